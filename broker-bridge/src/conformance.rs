@@ -1,0 +1,1 @@
+//! The broker contract as a test suite.

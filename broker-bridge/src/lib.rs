@@ -1,0 +1,31 @@
+//! What a room needs from a broker.
+//!
+//! A gateway node holds sockets; a *broker* carries publications between nodes. This crate owns the
+//! contract between the two and its implementations, and knows nothing about `WebSocket`, HTTP or
+//! sessions.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`broker`] | the [`Broker`] contract: what subscribe, publish and events promise about order, acknowledgement and loss |
+//! | [`publication`] | [`Publication`] and its parts, valid by construction |
+//! | [`room`] | [`RoomName`] |
+//! | [`memory`] | [`memory::MemoryBroker`]: one process, the embedded default |
+//! | [`redis`] | [`redis::RedisBroker`]: Redis pub/sub between any number of nodes |
+//! | [`metrics`] | what every broker measures |
+//! | [`conformance`] | the contract as one test suite; every broker runs it (feature `conformance`) |
+
+pub mod broker;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod memory;
+pub mod metrics;
+pub mod publication;
+pub mod redis;
+pub mod room;
+
+pub use broker::{
+    Broker, BrokerError, BrokerStatus, GapCause, PublishRequest, Receipt, ReceiptSink, Sink, Subscribing,
+    Ticket,
+};
+pub use publication::{Data, DataKind, EventName, InvalidEventName, Publication, Publisher, SessionId};
+pub use room::{InvalidRoomName, RoomName};

@@ -1,0 +1,1 @@
+//! One process, the embedded default.

@@ -1,0 +1,1 @@
+//! Redis pub/sub between any number of nodes.
