@@ -11,6 +11,7 @@
 //! | [`room`] | [`RoomName`] |
 //! | [`memory`] | [`memory::MemoryBroker`]: one process, the embedded default |
 //! | [`redis`] | [`redis::RedisBroker`]: Redis pub/sub between any number of nodes |
+//! | [`url`] | [`BrokerUrl`]: which broker, and where |
 //! | [`metrics`] | what every broker measures |
 //! | [`conformance`] | the contract as one test suite; every broker runs it (feature `conformance`) |
 
@@ -22,6 +23,7 @@ pub mod metrics;
 pub mod publication;
 pub mod redis;
 pub mod room;
+pub mod url;
 
 pub use broker::{
     Broker, BrokerError, BrokerStatus, GapCause, PublishRequest, Receipt, ReceiptSink, Sink, Subscribing,
@@ -29,3 +31,4 @@ pub use broker::{
 };
 pub use publication::{Data, DataKind, EventName, InvalidEventName, Publication, Publisher, SessionId};
 pub use room::{InvalidRoomName, RoomName};
+pub use url::{BrokerUrl, InvalidBrokerUrl};

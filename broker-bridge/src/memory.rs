@@ -1,1 +1,234 @@
 //! One process, the embedded default.
+//!
+//! Owns the table of who wants which room. Several [`MemoryBroker`]s on one [`MemoryBus`] behave as several
+//! nodes do on one Redis, except that nothing can be interrupted: it never tells a gap. It keeps no queue;
+//! a publication is dispatched by the thread that publishes it, before `publish` returns.
+//!
+//! # Locks
+//!
+//! Rooms are spread over stripes; a stripe has two locks. `order` is held by a publisher while it
+//! dispatches, and makes the order of a room the same for every node. `members` is held for the moment of
+//! a look-up or a change. Order of acquisition: `order`, then `members`; no sink is called under `members`.
+//! So a sink may subscribe and unsubscribe, and a caller may do so under a lock that its sink takes too.
+//! Only publishing from inside a sink, or under such a lock, is not allowed.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use futures_util::future::{self, BoxFuture};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{
+    Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing, metrics::BrokerMetrics,
+};
+
+/// What the brokers of one process share. Cloning shares the same bus.
+#[derive(Clone)]
+pub struct MemoryBus(Arc<Bus>);
+
+impl MemoryBus {
+    /// A bus without nodes.
+    pub fn new() -> Self {
+        Self(Arc::new(Bus {
+            stripes: std::iter::repeat_with(Stripe::default).take(STRIPES).collect(),
+            hasher: RandomState::new(),
+            next_node: AtomicU64::new(0),
+        }))
+    }
+}
+
+impl Default for MemoryBus {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryBus").finish_non_exhaustive()
+    }
+}
+
+/// One node's broker on a [`MemoryBus`]. Dropping it closes it.
+pub struct MemoryBroker {
+    bus: MemoryBus,
+    node: Member,
+    metrics: Option<Arc<BrokerMetrics>>,
+    status: watch::Sender<BrokerStatus>,
+    closed: AtomicBool,
+}
+
+impl MemoryBroker {
+    /// A node on `bus` that reports to `sink`.
+    pub fn new(bus: &MemoryBus, sink: Arc<dyn Sink>) -> Self {
+        let id = bus.0.next_node.fetch_add(1, Ordering::Relaxed);
+        Self {
+            bus: bus.clone(),
+            node: Member { id, sink, metrics: None },
+            metrics: None,
+            status: watch::Sender::new(BrokerStatus::Up),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// The same broker, measured. To be called before the first subscription.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Arc<BrokerMetrics>) -> Self {
+        metrics.up.set(1);
+        self.node.metrics = Some(Arc::clone(&metrics));
+        self.metrics = Some(metrics);
+        self
+    }
+
+    fn settle(&self, request: PublishRequest, outcome: Result<(), BrokerError>) {
+        if let Some(metrics) = &self.metrics {
+            metrics.published(&outcome);
+        }
+        request.receipt.settle(outcome);
+    }
+
+    fn publish_now(&self, request: PublishRequest) {
+        if self.closed.load(Ordering::Acquire) {
+            return self.settle(request, Err(BrokerError::Closed));
+        }
+        let PublishRequest { room, publication, .. } = &request;
+        let stripe = self.bus.0.stripe(room);
+        let order = stripe.order.lock();
+        let members = stripe.members.lock().get(room).cloned();
+        for member in members.iter().flat_map(|members| members.iter()) {
+            if let Some(metrics) = &member.metrics {
+                metrics.received(publication.data.bytes().len());
+            }
+            member.sink.publication(room, publication.clone());
+        }
+        drop(order);
+        self.settle(request, Ok(()));
+    }
+
+    fn close_now(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        for stripe in &self.bus.0.stripes {
+            stripe.members.lock().retain(|_, members| {
+                if members.iter().any(|member| member.id == self.node.id) {
+                    *members = without(members, self.node.id);
+                    self.topics_changed(-1);
+                }
+                !members.is_empty()
+            });
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.up.set(0);
+        }
+        self.status.send_replace(BrokerStatus::Closed);
+    }
+
+    fn topics_changed(&self, by: i64) {
+        if let Some(metrics) = &self.metrics {
+            metrics.topics.add(by);
+        }
+    }
+}
+
+impl Broker for MemoryBroker {
+    fn subscribe(&self, room: &RoomName) -> Subscribing {
+        let mut members = self.bus.0.stripe(room).members.lock();
+        // Looked at under the lock, so that it cannot slip in behind `close_now`.
+        if self.closed.load(Ordering::Acquire) {
+            return Box::pin(future::ready(Err(BrokerError::Closed)));
+        }
+        let members = members.entry(room.clone()).or_default();
+        if !members.iter().any(|member| member.id == self.node.id) {
+            *members = members.iter().chain([&self.node]).cloned().collect();
+            self.topics_changed(1);
+        }
+        Box::pin(future::ready(Ok(())))
+    }
+
+    fn unsubscribe(&self, room: &RoomName) {
+        let mut rooms = self.bus.0.stripe(room).members.lock();
+        let Some(members) = rooms.get_mut(room) else { return };
+        if !members.iter().any(|member| member.id == self.node.id) {
+            return;
+        }
+        *members = without(members, self.node.id);
+        if members.is_empty() {
+            rooms.remove(room);
+        }
+        self.topics_changed(-1);
+    }
+
+    fn try_publish(&self, request: PublishRequest) -> Result<(), PublishRequest> {
+        self.publish_now(request);
+        Ok(())
+    }
+
+    fn publish(&self, request: PublishRequest) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.publish_now(request) })
+    }
+
+    fn status(&self) -> watch::Receiver<BrokerStatus> {
+        self.status.subscribe()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.close_now() })
+    }
+}
+
+impl Drop for MemoryBroker {
+    fn drop(&mut self) {
+        self.close_now();
+    }
+}
+
+impl fmt::Debug for MemoryBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryBroker").field("node", &self.node.id).finish_non_exhaustive()
+    }
+}
+
+/// Enough that publishers on a few dozen cores seldom meet; each costs two small locks and an empty map.
+const STRIPES: usize = 64;
+
+struct Bus {
+    stripes: Box<[Stripe]>,
+    /// Keyed, here and in the maps: room names are chosen by clients.
+    hasher: RandomState,
+    next_node: AtomicU64,
+}
+
+#[derive(Default)]
+struct Stripe {
+    order: Mutex<()>,
+    /// Copied on change, so that dispatching needs no lock on it.
+    members: Mutex<HashMap<RoomName, Arc<[Member]>>>,
+}
+
+#[derive(Clone)]
+struct Member {
+    id: u64,
+    sink: Arc<dyn Sink>,
+    metrics: Option<Arc<BrokerMetrics>>,
+}
+
+impl Bus {
+    #[allow(clippy::cast_possible_truncation, reason = "the remainder is below STRIPES")]
+    fn stripe(&self, room: &RoomName) -> &Stripe {
+        let index = (self.hasher.hash_one(room) % STRIPES as u64) as usize;
+        self.stripes.get(index).expect("the index is below STRIPES, the length of the slice")
+    }
+}
+
+fn without(members: &[Member], id: u64) -> Arc<[Member]> {
+    members.iter().filter(|member| member.id != id).cloned().collect()
+}

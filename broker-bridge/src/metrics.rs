@@ -1,1 +1,183 @@
 //! What every broker measures.
+//!
+//! Owns the metric families and cached handles to each label value, so that counting on a hot path is one
+//! atomic add. Labels come from closed enums: no room, topic or address is ever a label.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus::{
+    Error, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::BrokerError;
+
+/// A broker's metrics. One set per node: registering twice in one registry is an error.
+#[derive(Debug)]
+pub struct BrokerMetrics {
+    pub(crate) up: IntGauge,
+    pub(crate) subscriber_connections: IntGauge,
+    pub(crate) publisher_connections: IntGauge,
+    pub(crate) interruptions: IntCounter,
+    pub(crate) resubscriptions: IntCounter,
+    pub(crate) canary_missed: IntCounter,
+    pub(crate) received: IntCounter,
+    pub(crate) received_bytes: IntCounter,
+    pub(crate) oversized: IntCounter,
+    pub(crate) topics: IntGauge,
+    pub(crate) publish_queue_bytes: IntGauge,
+    canary: Histogram,
+    acked: IntCounter,
+    refused: IntCounter,
+    unknown: IntCounter,
+    unavailable: IntCounter,
+    closed: IntCounter,
+}
+
+impl BrokerMetrics {
+    /// Makes the metrics and registers them.
+    pub fn register(registry: &Registry) -> Result<Arc<Self>, Error> {
+        let connections = register(
+            registry,
+            IntGaugeVec::new(
+                Opts::new("tidegate_broker_connections", "Connections to the broker that stand, by role."),
+                &["role"],
+            )?,
+        )?;
+        let publications = register(
+            registry,
+            IntCounterVec::new(
+                Opts::new(
+                    "tidegate_broker_publications_total",
+                    "Publications handed to the broker, by what became of them.",
+                ),
+                &["result"],
+            )?,
+        )?;
+        let canary = HistogramOpts::new(
+            "tidegate_broker_canary_seconds",
+            "Round trip of a message that a broker connection sent to itself.",
+        )
+        .buckets(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
+        Ok(Arc::new(Self {
+            up: gauge(registry, "up", "1 while everything between this node and its broker works, else 0.")?,
+            subscriber_connections: connections.with_label_values(&["subscriber"]),
+            publisher_connections: connections.with_label_values(&["publisher"]),
+            interruptions: counter(
+                registry,
+                "interruptions_total",
+                "Subscriber connections that were lost.",
+            )?,
+            resubscriptions: counter(
+                registry,
+                "resubscriptions_total",
+                "Topics that were subscribed again after a connection was lost.",
+            )?,
+            canary_missed: counter(
+                registry,
+                "canary_missed_total",
+                "Messages of a connection to itself that did not come back in time.",
+            )?,
+            received: counter(registry, "received_total", "Publications received from the broker.")?,
+            received_bytes: counter(
+                registry,
+                "received_bytes_total",
+                "Bytes of publications received from the broker, as they came (envelope included).",
+            )?,
+            oversized: counter(
+                registry,
+                "oversized_total",
+                "Publications that were skipped because they were larger than this node accepts.",
+            )?,
+            topics: gauge(registry, "topics", "Topics that this node wants to be subscribed to.")?,
+            publish_queue_bytes: gauge(
+                registry,
+                "publish_queue_bytes",
+                "Bytes of publications that wait to be sent or acknowledged.",
+            )?,
+            canary: register(registry, Histogram::with_opts(canary)?)?,
+            acked: publications.with_label_values(&["acked"]),
+            refused: publications.with_label_values(&["refused"]),
+            unknown: publications.with_label_values(&["unknown"]),
+            unavailable: publications.with_label_values(&["unavailable"]),
+            closed: publications.with_label_values(&["closed"]),
+        }))
+    }
+
+    pub(crate) fn canary_returned(&self, after: Duration) {
+        self.canary.observe(after.as_secs_f64());
+    }
+
+    /// Counts one settled publication. Each publication is counted once, so the sum over the label is what
+    /// was handed over.
+    pub(crate) fn published(&self, outcome: &Result<(), BrokerError>) {
+        match outcome {
+            Ok(()) => &self.acked,
+            Err(BrokerError::Refused(_)) => &self.refused,
+            Err(BrokerError::Unknown) => &self.unknown,
+            Err(BrokerError::Unavailable) => &self.unavailable,
+            Err(BrokerError::Closed) => &self.closed,
+        }
+        .inc();
+    }
+
+    pub(crate) fn received(&self, bytes: usize) {
+        self.received.inc();
+        self.received_bytes.inc_by(bytes as u64);
+    }
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, Error> {
+    register(registry, IntGauge::new(format!("tidegate_broker_{name}"), help)?)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, Error> {
+    register(registry, IntCounter::new(format!("tidegate_broker_{name}"), help)?)
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> Result<C, Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Encoder, TextEncoder};
+
+    use super::*;
+
+    #[test]
+    fn every_series_exists_from_the_start_and_counts_once() {
+        let registry = Registry::new();
+        let metrics = BrokerMetrics::register(&registry).unwrap();
+        assert!(BrokerMetrics::register(&registry).is_err(), "one set per registry");
+        for outcome in [
+            Ok(()),
+            Err(BrokerError::Refused("x".into())),
+            Err(BrokerError::Unknown),
+            Err(BrokerError::Unavailable),
+            Err(BrokerError::Closed),
+        ] {
+            metrics.published(&outcome);
+        }
+        metrics.received(7);
+        metrics.canary_returned(Duration::from_millis(3));
+
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        for result in ["acked", "refused", "unknown", "unavailable", "closed"] {
+            let line = format!("tidegate_broker_publications_total{{result=\"{result}\"}} 1");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        for line in [
+            "tidegate_broker_connections{role=\"publisher\"} 0",
+            "tidegate_broker_received_bytes_total 7",
+            "tidegate_broker_canary_seconds_count 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+}
