@@ -1,0 +1,183 @@
+//! Which web pages may connect.
+//!
+//! A browser tells with every cross-origin request, and with every `WebSocket` handshake, which page is
+//! behind it (`Origin`, RFC 6454 §7). This module owns how the allowed origins are written and how that
+//! header is compared with them. It does not decide what happens to a client that sends none.
+
+use std::{fmt, net::Ipv6Addr, str::FromStr};
+
+/// The origins that may connect.
+///
+/// An empty list means: only pages served under the same host and port as the gateway itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(Vec<OriginPattern>);
+
+impl Origins {
+    /// These origins and no others.
+    pub fn new(patterns: Vec<OriginPattern>) -> Self {
+        Self(patterns)
+    }
+
+    /// Whether a page of this origin may connect.
+    ///
+    /// `origin_header` is the value of `Origin`, `host_header` that of `Host` (or the authority of the
+    /// request). Scheme, host and port are compared, the first two without regard to ASCII case, an absent
+    /// port as the scheme's own. `null`, a list of several origins and anything malformed match only `*`.
+    ///
+    /// With an empty list the scheme cannot be compared, since a proxy may have ended TLS: host and port are.
+    pub fn allows(&self, origin_header: &str, host_header: &str) -> bool {
+        let Some(origin) = Parts::parse(origin_header) else {
+            return self.0.contains(&OriginPattern(Pattern::Any));
+        };
+        if self.0.is_empty() {
+            let (host, port) = split_port(host_header).unwrap_or_default();
+            return !host.is_empty()
+                && same_host(origin.host, host)
+                && origin.port == port.or_else(|| default_port(origin.scheme));
+        }
+        self.0.iter().any(|pattern| pattern.matches(&origin))
+    }
+}
+
+/// One entry of the list: `https://app.example`, `https://*.example`, `http://localhost:3000` or `*`.
+///
+/// `*.` stands for one or more labels: `https://*.example` is `https://a.example` and `https://a.b.example`
+/// and not `https://example`. Schemes other than `http` and `https` are those of applications that embed a
+/// browser (`capacitor://localhost`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginPattern(Pattern);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pattern {
+    Any,
+    Exactly { scheme: String, host: String, port: Option<u16> },
+    Below { scheme: String, domain: String, port: Option<u16> },
+}
+
+/// Why a text is not an [`OriginPattern`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an origin is written scheme://host or scheme://host:port, without a path, or it is *")]
+pub struct InvalidOriginPattern;
+
+impl OriginPattern {
+    fn matches(&self, origin: &Parts<'_>) -> bool {
+        match &self.0 {
+            Pattern::Any => true,
+            Pattern::Exactly { scheme, host, port } => {
+                origin.scheme.eq_ignore_ascii_case(scheme)
+                    && origin.port == *port
+                    && same_host(origin.host, host)
+            }
+            Pattern::Below { scheme, domain, port } => {
+                origin.scheme.eq_ignore_ascii_case(scheme)
+                    && origin.port == *port
+                    && is_below(origin.host, domain)
+            }
+        }
+    }
+}
+
+impl FromStr for OriginPattern {
+    type Err = InvalidOriginPattern;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "*" {
+            return Ok(Self(Pattern::Any));
+        }
+        let wildcard = text.replacen("://*.", "://", 1);
+        let parts = Parts::parse(&wildcard).ok_or(InvalidOriginPattern)?;
+        let (scheme, port) = (parts.scheme.to_ascii_lowercase(), parts.port);
+        let name = parts.host.to_ascii_lowercase();
+        if wildcard == text {
+            Ok(Self(Pattern::Exactly { scheme, host: name, port }))
+        } else if name.starts_with('[') {
+            Err(InvalidOriginPattern)
+        } else {
+            Ok(Self(Pattern::Below { scheme, domain: name, port }))
+        }
+    }
+}
+
+impl fmt::Display for OriginPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, below, host, port) = match &self.0 {
+            Pattern::Any => return f.write_str("*"),
+            Pattern::Exactly { scheme, host, port } => (scheme, "", host, port),
+            Pattern::Below { scheme, domain, port } => (scheme, "*.", domain, port),
+        };
+        write!(f, "{scheme}://{below}{host}")?;
+        match port {
+            Some(port) if Some(*port) != default_port(scheme) => write!(f, ":{port}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A serialised origin (RFC 6454 §6.2), taken apart. The port is the scheme's own if none is written.
+struct Parts<'a> {
+    scheme: &'a str,
+    host: &'a str,
+    port: Option<u16>,
+}
+
+impl<'a> Parts<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (scheme, authority) = text.split_once("://")?;
+        let valid_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+        let (host, port) = split_port(authority)?;
+        valid_scheme.then_some(Self { scheme, host, port: port.or_else(|| default_port(scheme)) })
+    }
+}
+
+/// Splits `host:port`, checking both. A host is a name of ASCII letters, digits, `-`, `_` and `.` (an
+/// international name comes as Punycode), an IPv4 address, or an IPv6 address in brackets.
+fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let host_end = match authority.strip_prefix('[') {
+        Some(rest) => rest.find(']')? + 2,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    let (host, port) = authority.split_at_checked(host_end)?;
+    let valid_host = match ipv6(host) {
+        Some(_) => true,
+        None => {
+            !host.is_empty()
+                && host.split('.').all(|label| !label.is_empty())
+                && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        }
+    };
+    if !valid_host {
+        return None;
+    }
+    let Some(port) = port.strip_prefix(':') else { return port.is_empty().then_some((host, None)) };
+    let valid_port = port.bytes().all(|b| b.is_ascii_digit());
+    valid_port.then(|| port.parse().ok()).flatten().map(|port| (host, Some(port)))
+}
+
+/// IPv6 addresses are compared as addresses, since one address can be written in several ways.
+fn same_host(a: &str, b: &str) -> bool {
+    match (ipv6(a), ipv6(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => a.eq_ignore_ascii_case(b),
+    }
+}
+
+fn is_below(host: &str, domain: &str) -> bool {
+    let Some(split) = host.len().checked_sub(domain.len()) else { return false };
+    match host.split_at_checked(split) {
+        Some((labels, end)) => labels.len() > 1 && labels.ends_with('.') && end.eq_ignore_ascii_case(domain),
+        None => false,
+    }
+}
+
+fn ipv6(host: &str) -> Option<Ipv6Addr> {
+    host.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
+}
+
+fn default_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        _ if scheme.eq_ignore_ascii_case("http") => Some(80),
+        _ if scheme.eq_ignore_ascii_case("https") => Some(443),
+        _ => None,
+    }
+}
