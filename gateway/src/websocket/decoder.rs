@@ -1,0 +1,354 @@
+//! A client's bytes, turned into events.
+
+use bytes::Bytes;
+
+use super::{
+    CloseFrame, ProtocolError,
+    frame::{ClientHeader, ControlKind, FrameKind, MAX_CONTROL_PAYLOAD, MessageKind},
+    utf8,
+};
+
+/// Decodes what one client sends, for any split of the stream into reads.
+///
+/// Between messages it is 16 bytes and owns no heap. An incomplete frame or message is kept in a box,
+/// which grows with the bytes that arrived and never by a length that was only announced.
+///
+/// After a close frame, or after an error, everything that follows is ignored (§5.5.1, §7.1.7).
+#[derive(Debug, Default)]
+pub struct Decoder {
+    partial: Option<Box<Partial>>,
+    ended: bool,
+}
+
+impl Decoder {
+    /// A decoder at the start of a connection.
+    pub const fn new() -> Self {
+        Self { partial: None, ended: false }
+    }
+
+    /// Works through `input`, which is unmasked in place.
+    ///
+    /// `max_message` is the largest message taken, in bytes. It is compared with the *announced* length
+    /// when a frame begins, together with the fragments before it.
+    pub fn feed<'a>(&'a mut self, input: &'a mut [u8], max_message: usize) -> Feed<'a> {
+        Feed { decoder: self, input, max_message }
+    }
+
+    /// Bytes on the heap: 0 between messages.
+    pub fn heap_bytes(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| {
+            size_of::<Partial>() + partial.message.as_ref().map_or(0, |message| message.bytes.capacity())
+        })
+    }
+}
+
+/// One input on its way through a [`Decoder`].
+///
+/// [`next`](Self::next) must be called until it returns `Ok(None)` or an error: what a dropped `Feed` has
+/// not yet looked at is lost to the decoder.
+#[must_use = "the input is decoded by `next`; dropping it unread loses a part of the stream"]
+#[derive(Debug)]
+pub struct Feed<'a> {
+    decoder: &'a mut Decoder,
+    /// What has not been looked at.
+    input: &'a mut [u8],
+    max_message: usize,
+}
+
+/// What a client sent. Frames of a fragmented message appear as the one message they make.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A text message; its bytes are verified UTF-8.
+    Text(Payload<'a>),
+    /// A binary message.
+    Binary(Payload<'a>),
+    /// A ping, to be answered by a [`pong`](super::pong) with the same payload.
+    Ping(&'a [u8]),
+    /// A pong, asked for or not.
+    Pong(&'a [u8]),
+    /// The client closes; `None` if it does not say why. Nothing comes after it.
+    Close(Option<CloseFrame<'a>>),
+}
+
+/// A message's bytes.
+#[derive(Debug)]
+pub enum Payload<'a> {
+    /// The message lay in one piece in the input.
+    Borrowed(&'a [u8]),
+    /// The message was put together.
+    Owned(Vec<u8>),
+}
+
+impl Payload<'_> {
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
+    /// The bytes to keep; copied only if they are borrowed.
+    pub fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+            Self::Owned(bytes) => Bytes::from(bytes),
+        }
+    }
+}
+
+impl Feed<'_> {
+    /// The next event; `None` when all input is used up. What is incomplete then is kept in the decoder.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an event borrows from the feed; an iterator's item cannot"
+    )]
+    pub fn next(&mut self) -> Result<Option<Event<'_>>, ProtocolError> {
+        loop {
+            match self.step() {
+                Ok(Step::Continue) => {}
+                Ok(Step::Drained) => return Ok(None),
+                Ok(Step::Message(MessageKind::Text, payload)) => return Ok(Some(Event::Text(payload))),
+                Ok(Step::Message(MessageKind::Binary, payload)) => return Ok(Some(Event::Binary(payload))),
+                Ok(Step::Control(kind, payload)) => {
+                    self.decoder.ended = kind == ControlKind::Close;
+                    return control_event(kind, payload).map(Some);
+                }
+                Ok(Step::KeptControl(kind)) => {
+                    self.decoder.ended = kind == ControlKind::Close;
+                    let partial = self.decoder.partial.as_ref().expect("it holds the payload just completed");
+                    return control_event(kind, partial.control.as_slice()).map(Some);
+                }
+                Err(error) => {
+                    *self.decoder = Decoder { partial: None, ended: true };
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+fn control_event(kind: ControlKind, payload: &[u8]) -> Result<Event<'_>, ProtocolError> {
+    Ok(match kind {
+        ControlKind::Ping => Event::Ping(payload),
+        ControlKind::Pong => Event::Pong(payload),
+        ControlKind::Close => Event::Close(CloseFrame::parse(payload)?),
+    })
+}
+
+/// What one step through the input came to.
+enum Step<'a> {
+    /// Something was taken in; there may be more.
+    Continue,
+    /// The input is used up.
+    Drained,
+    Message(MessageKind, Payload<'a>),
+    /// A control frame that lay in one piece in the input.
+    Control(ControlKind, &'a [u8]),
+    /// A control frame that came in pieces; its payload is in [`Partial::control`].
+    KeptControl(ControlKind),
+}
+
+impl<'a> Feed<'a> {
+    /// Takes one frame, or what is there of one.
+    fn step(&mut self) -> Result<Step<'a>, ProtocolError> {
+        // The event lent by the step before is gone: what it was made of can go too.
+        if self.decoder.ended || self.decoder.partial.as_ref().is_some_and(|partial| partial.is_done()) {
+            self.decoder.partial = None;
+        }
+        if self.decoder.ended {
+            self.input = &mut [];
+        }
+        if self.input.is_empty() {
+            return Ok(Step::Drained);
+        }
+        if let Some(partial) = &mut self.decoder.partial
+            && let Some(frame) = partial.frame.take()
+        {
+            let piece = take(&mut self.input, frame.length);
+            return partial.take_piece(frame, piece, self.max_message);
+        }
+
+        let Some(mut header) = self.header()? else { return Ok(Step::Drained) };
+        let payload = take(&mut self.input, header.length);
+        let whole = payload.len() == header.length;
+        match header {
+            ClientHeader { kind: FrameKind::Control(kind), .. } if whole => {
+                header.mask.apply(payload);
+                Ok(Step::Control(kind, payload))
+            }
+            ClientHeader { kind: FrameKind::First(kind), fin: true, .. } if whole => {
+                header.mask.apply(payload);
+                if kind == MessageKind::Text {
+                    utf8::verify(payload)?;
+                }
+                Ok(Step::Message(kind, Payload::Borrowed(payload)))
+            }
+            _ => {
+                let partial = self.decoder.partial.get_or_insert_default();
+                partial.begin(header.kind);
+                partial.take_piece(header, payload, self.max_message)
+            }
+        }
+    }
+
+    /// Takes the header at the start of the input, continuing one that was kept. `None`: it is not all
+    /// there, and what there was is kept.
+    fn header(&mut self) -> Result<Option<ClientHeader>, ProtocolError> {
+        let Some(partial) = &mut self.decoder.partial else {
+            // By far the most common: nothing is kept, and the header is in the input.
+            if let Some((header, size)) = ClientHeader::parse(self.input, None, self.max_message)? {
+                take(&mut self.input, size);
+                return Ok(Some(header));
+            }
+            let partial = self.decoder.partial.insert(Box::default());
+            partial.header.extend(take(&mut self.input, ClientHeader::MAX_BYTES));
+            return Ok(None);
+        };
+        let kept = partial.header.length;
+        partial.header.extend(self.input);
+        let open = partial.message.as_ref().map(|message| message.bytes.len());
+        if let Some((header, size)) = ClientHeader::parse(partial.header.as_slice(), open, self.max_message)?
+        {
+            partial.header.length = 0;
+            take(&mut self.input, size - kept);
+            Ok(Some(header))
+        } else {
+            // An incomplete header is shorter than the room for it, so all of the input is in there.
+            self.input = &mut [];
+            Ok(None)
+        }
+    }
+}
+
+/// Cuts off the first `count` bytes of `input`, or all if there are fewer.
+#[expect(clippy::mut_mut, reason = "the slice itself is moved forward")]
+fn take<'a>(input: &mut &'a mut [u8], count: usize) -> &'a mut [u8] {
+    let count = count.min(input.len());
+    input.split_off_mut(..count).unwrap_or_default()
+}
+
+/// What is known of frames and messages that are not complete.
+#[derive(Debug, Default)]
+struct Partial {
+    /// The start of a header.
+    header: Buffer<{ ClientHeader::MAX_BYTES }>,
+    /// The frame whose payload is arriving.
+    frame: Option<ClientHeader>,
+    /// The message whose frames are arriving. Control frames may come between them.
+    message: Option<Message>,
+    /// The payload of a control frame that arrives in pieces.
+    control: Buffer<MAX_CONTROL_PAYLOAD>,
+}
+
+impl Partial {
+    /// Whether nothing is waited for.
+    fn is_done(&self) -> bool {
+        self.header.length == 0 && self.frame.is_none() && self.message.is_none()
+    }
+
+    /// Prepares for the payload of a frame.
+    fn begin(&mut self, kind: FrameKind) {
+        match kind {
+            FrameKind::First(kind) => self.message = Some(Message { kind, bytes: Vec::new(), verified: 0 }),
+            FrameKind::Continuation => {}
+            FrameKind::Control(_) => self.control.length = 0,
+        }
+    }
+
+    /// Takes the next `piece` of the payload of `frame`, still masked.
+    fn take_piece<'a>(
+        &mut self,
+        mut frame: ClientHeader,
+        piece: &mut [u8],
+        max_message: usize,
+    ) -> Result<Step<'a>, ProtocolError> {
+        frame.mask.apply(piece);
+        let missing = frame.length - piece.len();
+        match frame.kind {
+            FrameKind::Control(kind) => {
+                self.control.extend(piece);
+                if missing == 0 {
+                    return Ok(Step::KeptControl(kind));
+                }
+            }
+            FrameKind::First(_) | FrameKind::Continuation => {
+                let message = self.message.as_mut().expect("begun by its first frame");
+                let final_size = frame.fin.then_some(message.bytes.len() + frame.length);
+                message.extend(piece, final_size.unwrap_or(max_message))?;
+                if missing == 0 && frame.fin {
+                    let message = self.message.take().expect("it was there a moment ago");
+                    return message.finish();
+                }
+            }
+        }
+        if missing != 0 {
+            self.frame = Some(ClientHeader { length: missing, ..frame });
+        }
+        Ok(Step::Continue)
+    }
+}
+
+/// A message of which not all has arrived.
+#[derive(Debug)]
+struct Message {
+    kind: MessageKind,
+    bytes: Vec<u8>,
+    /// How many of `bytes` are known to be UTF-8. Stays 0 in a binary message.
+    verified: usize,
+}
+
+impl Message {
+    /// The first allocation, unless the message is smaller: saves byte-wise senders the smallest steps.
+    const FIRST_CAPACITY: usize = 64;
+
+    /// Appends `piece`. The message will not have more than `ceiling` bytes in the end.
+    fn extend(&mut self, piece: &[u8], ceiling: usize) -> Result<(), ProtocolError> {
+        let needed = self.bytes.len() + piece.len();
+        if needed > self.bytes.capacity() {
+            // Doubling keeps byte-wise feeding linear; the ceiling keeps doubling within the limit.
+            let doubled = self.bytes.capacity().saturating_mul(2).max(Self::FIRST_CAPACITY);
+            let capacity = doubled.min(ceiling).max(needed);
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(piece);
+        if self.kind == MessageKind::Text {
+            self.verified = utf8::verify_more(&self.bytes, self.verified)?;
+        }
+        Ok(())
+    }
+
+    fn finish<'a>(self) -> Result<Step<'a>, ProtocolError> {
+        if self.kind == MessageKind::Text && self.verified != self.bytes.len() {
+            return Err(ProtocolError::InvalidUtf8);
+        }
+        Ok(Step::Message(self.kind, Payload::Owned(self.bytes)))
+    }
+}
+
+/// Up to `N` bytes in place.
+#[derive(Debug)]
+struct Buffer<const N: usize> {
+    bytes: [u8; N],
+    length: usize,
+}
+
+impl<const N: usize> Default for Buffer<N> {
+    fn default() -> Self {
+        Self { bytes: [0; N], length: 0 }
+    }
+}
+
+impl<const N: usize> Buffer<N> {
+    fn as_slice(&self) -> &[u8] {
+        self.bytes.split_at(self.length).0
+    }
+
+    /// Appends as much of `more` as there is room for.
+    fn extend(&mut self, more: &[u8]) {
+        for (place, &byte) in self.bytes.iter_mut().skip(self.length).zip(more) {
+            *place = byte;
+            self.length += 1;
+        }
+    }
+}

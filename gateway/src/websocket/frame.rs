@@ -1,0 +1,258 @@
+//! The layout of a frame (RFC 6455 §5.2), in both directions.
+//!
+//! Towards the client a frame is never masked and never fragmented, so its bytes depend on nothing but
+//! the message: one [`encode`] serves every socket. From the client this module reads headers and
+//! unmasks; what a sequence of frames means is for the [decoder](super::decoder).
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::ProtocolError;
+
+/// The longest payload of a control frame, in bytes (§5.5).
+pub const MAX_CONTROL_PAYLOAD: usize = 125;
+
+const FIN: u8 = 0x80;
+const RESERVED: u8 = 0x70;
+const OPCODE: u8 = 0x0f;
+const MASKED: u8 = 0x80;
+const LENGTH: u8 = 0x7f;
+/// In the seven bits of the length: the length follows in two bytes, or in eight.
+const LENGTH_16: u8 = 126;
+const LENGTH_64: u8 = 127;
+
+/// What a frame to be sent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Opcode {
+    /// A whole text message; its payload must be UTF-8.
+    Text = 1,
+    /// A whole binary message.
+    Binary = 2,
+    /// The closing handshake; see [`close_frame`](super::close_frame).
+    Close = 8,
+    /// A sign of life is asked for.
+    Ping = 9,
+    /// A sign of life.
+    Pong = 10,
+}
+
+impl Opcode {
+    const fn is_control(self) -> bool {
+        matches!(self, Self::Close | Self::Ping | Self::Pong)
+    }
+}
+
+/// One unmasked frame, header and payload contiguous, to be shared by any number of sockets.
+///
+/// A control frame's payload is cut to [`MAX_CONTROL_PAYLOAD`], so that the result is always a frame.
+pub fn encode(opcode: Opcode, payload: &[u8]) -> Bytes {
+    let payload = match payload.get(..MAX_CONTROL_PAYLOAD) {
+        Some(allowed) if opcode.is_control() => allowed,
+        _ => payload,
+    };
+    let header = header(opcode, payload.len());
+    let mut frame = BytesMut::with_capacity(header.as_slice().len() + payload.len());
+    frame.put_slice(header.as_slice());
+    frame.put_slice(payload);
+    frame.freeze()
+}
+
+/// A ping with `payload`, of which at most [`MAX_CONTROL_PAYLOAD`] bytes are sent.
+pub fn ping(payload: &[u8]) -> Bytes {
+    encode(Opcode::Ping, payload)
+}
+
+/// The answer to a ping: its payload, unchanged (§5.5.3).
+pub fn pong(payload: &[u8]) -> Bytes {
+    encode(Opcode::Pong, payload)
+}
+
+/// The header of an unmasked, unfragmented frame with a payload of `length` bytes, for payloads that are
+/// written from where they lie.
+///
+/// For a control frame `length` must be at most [`MAX_CONTROL_PAYLOAD`].
+pub fn header(opcode: Opcode, length: usize) -> Header {
+    debug_assert!(!opcode.is_control() || length <= MAX_CONTROL_PAYLOAD, "{opcode:?} of {length} bytes");
+    let mut header = Header { bytes: [0; Header::MAX_BYTES], length: 0 };
+    header.push(&[FIN | opcode as u8]);
+    // The arms take the shortest form that fits (§5.2).
+    match (u8::try_from(length), u16::try_from(length)) {
+        (Ok(short @ ..LENGTH_16), _) => header.push(&[short]),
+        (_, Ok(medium)) => {
+            header.push(&[LENGTH_16]);
+            header.push(&medium.to_be_bytes());
+        }
+        _ => {
+            header.push(&[LENGTH_64]);
+            header.push(&(length as u64).to_be_bytes());
+        }
+    }
+    header
+}
+
+/// The 2, 4 or 10 bytes before an unmasked payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    bytes: [u8; Self::MAX_BYTES],
+    length: u8,
+}
+
+impl Header {
+    /// The longest header, in bytes.
+    pub const MAX_BYTES: usize = 10;
+
+    /// The header as it is written on the wire.
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.split_at(usize::from(self.length)).0
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if let Some(place) = self.bytes.get_mut(usize::from(self.length)) {
+                *place = byte;
+                self.length += 1;
+            }
+        }
+    }
+}
+
+/// What a client's frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FrameKind {
+    /// The first or only frame of a message.
+    First(MessageKind),
+    /// A later frame of a fragmented message.
+    Continuation,
+    /// A control frame.
+    Control(ControlKind),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MessageKind {
+    Text,
+    Binary,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ControlKind {
+    Close,
+    Ping,
+    Pong,
+}
+
+/// The header of a frame from a client; valid in itself and at its place in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ClientHeader {
+    pub kind: FrameKind,
+    pub fin: bool,
+    /// Bytes of payload still to come.
+    pub length: usize,
+    pub mask: Mask,
+}
+
+impl ClientHeader {
+    /// The longest header of a masked frame, in bytes.
+    pub const MAX_BYTES: usize = 14;
+
+    /// Reads the header at the start of `bytes`, and says how many bytes it has. `None`: more are needed.
+    ///
+    /// `open` is the size so far of the message that a fragment has begun and none has ended.
+    ///
+    /// Every rule is checked with the byte that breaks it and in the order of the bytes, so that the
+    /// verdict does not depend on how the stream was split.
+    pub fn parse(
+        bytes: &[u8],
+        open: Option<usize>,
+        max_message: usize,
+    ) -> Result<Option<(Self, usize)>, ProtocolError> {
+        let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
+        let (kind, fin) = first_byte(first, open.is_some())?;
+
+        let Some((&second, rest)) = rest.split_first() else { return Ok(None) };
+        if second & MASKED == 0 {
+            return Err(ProtocolError::Unmasked);
+        }
+        let is_control = matches!(kind, FrameKind::Control(_));
+        if is_control && usize::from(second & LENGTH) > MAX_CONTROL_PAYLOAD {
+            return Err(ProtocolError::ControlTooLong);
+        }
+
+        let Some((length, rest)) = extended_length(second & LENGTH, rest)? else { return Ok(None) };
+        if !is_control && length.saturating_add(open.unwrap_or(0) as u64) > max_message as u64 {
+            return Err(ProtocolError::MessageTooBig { limit: max_message });
+        }
+        let length = usize::try_from(length).expect("at most the message limit, which is a usize");
+
+        let Some((&mask, rest)) = rest.split_first_chunk() else { return Ok(None) };
+        let size = bytes.len() - rest.len();
+        Ok(Some((Self { kind, fin, length, mask: Mask(mask) }, size)))
+    }
+}
+
+/// FIN, RSV and opcode.
+fn first_byte(byte: u8, message_open: bool) -> Result<(FrameKind, bool), ProtocolError> {
+    // An extension that is negotiated takes its bit here (RFC 7692 §6: RSV1 of a message's first frame).
+    if byte & RESERVED != 0 {
+        return Err(ProtocolError::ReservedBits);
+    }
+    let fin = byte & FIN != 0;
+    let kind = match byte & OPCODE {
+        0 => FrameKind::Continuation,
+        1 => FrameKind::First(MessageKind::Text),
+        2 => FrameKind::First(MessageKind::Binary),
+        8 => FrameKind::Control(ControlKind::Close),
+        9 => FrameKind::Control(ControlKind::Ping),
+        10 => FrameKind::Control(ControlKind::Pong),
+        reserved => return Err(ProtocolError::ReservedOpcode(reserved)),
+    };
+    match kind {
+        FrameKind::Control(_) if !fin => Err(ProtocolError::FragmentedControl),
+        FrameKind::Continuation if !message_open => Err(ProtocolError::UnexpectedContinuation),
+        FrameKind::First(_) if message_open => Err(ProtocolError::ExpectedContinuation),
+        _ => Ok((kind, fin)),
+    }
+}
+
+/// The payload length and what follows it. `None`: more bytes are needed.
+fn extended_length(short: u8, rest: &[u8]) -> Result<Option<(u64, &[u8])>, ProtocolError> {
+    let (length, shortest, rest) = match short {
+        LENGTH_16 => match rest.split_first_chunk() {
+            Some((bytes, rest)) => (u64::from(u16::from_be_bytes(*bytes)), u64::from(LENGTH_16), rest),
+            None => return Ok(None),
+        },
+        LENGTH_64 => match rest.split_first_chunk() {
+            Some((bytes, rest)) => (u64::from_be_bytes(*bytes), 1 << 16, rest),
+            None => return Ok(None),
+        },
+        short => (u64::from(short), 0, rest),
+    };
+    if length < shortest {
+        return Err(ProtocolError::LengthNotMinimal);
+    }
+    if length >> 63 != 0 {
+        return Err(ProtocolError::LengthTopBit);
+    }
+    Ok(Some((length, rest)))
+}
+
+/// A masking key (§5.3), turned so that its first byte is the next one to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mask(pub [u8; 4]);
+
+impl Mask {
+    /// Masks or unmasks `payload` and turns the key by as many bytes.
+    pub fn apply(&mut self, payload: &mut [u8]) {
+        let [a, b, c, d] = self.0;
+        let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+        // Whole words of eight bytes: the compiler turns this loop into vector instructions.
+        let (words, tail) = payload.as_chunks_mut();
+        for word in words {
+            *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+        }
+        // A word is a multiple of the key, so the tail begins with the key's first byte.
+        for (byte, key) in tail.iter_mut().zip([a, b, c, d, a, b, c]) {
+            *byte ^= key;
+        }
+        self.0.rotate_left(payload.len() % 4);
+    }
+}
