@@ -1,0 +1,335 @@
+//! How a publication is written into one Redis message.
+//!
+//! Owns the bytes. A topic carries two kinds of messages: *raw* ones, the payload as it is, which any
+//! program sends with a bare `PUBLISH`, and *envelopes*, which nodes send when there is more to say than the
+//! payload.
+//!
+//! # Layout of an envelope
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 3 | magic `F5 54 67`. `F5` never occurs in UTF-8, so no text is ever taken for an envelope |
+//! | 3 | 1 | version, `01` |
+//! | 4 | 2 | length `n` of all fields together, big endian |
+//! | 6 | `n` | fields, each: tag (1 byte), length (1 byte), value. Tags ascend strictly |
+//! | 6 + `n` | 4 | length of the data, big endian |
+//! | 10 + `n` | rest | the data, up to the very end of the message |
+//!
+//! | tag | field | value |
+//! |---|---|---|
+//! | 1 | kind, always present | 1 byte: 0 JSON, 1 text, 2 binary |
+//! | 2 | event | 1 to 64 bytes, an [`EventName`] |
+//! | 3 | publisher's user | up to 255 bytes of UTF-8; only together with 4 |
+//! | 4 | publisher's session | 16 bytes, big endian |
+//! | 5 | excluded session | 16 bytes, big endian |
+//!
+//! # Rolling deploys
+//!
+//! A field with an unknown tag is skipped, so a newer node may add fields that an older one can do without.
+//! A change that an older node must not ignore takes a new version, and then two deploys: first nodes learn
+//! to read it, then to write it, because what is not version 1 is raw to this reader.
+//!
+//! # Raw stays raw
+//!
+//! Bytes are an envelope only if every length, tag and value above is right to the last byte; anything else
+//! is delivered as raw bytes, text if it is UTF-8 and binary if not. A node leaves the envelope out
+//! when the raw bytes would be read back as the identical publication: no metadata, and either text, or
+//! binary that is not UTF-8 and does not begin with the first byte of the magic. JSON and UTF-8 declared
+//! binary need one.
+//!
+//! Whoever may publish to a topic may write envelopes too, and so say who published. Permission to
+//! `PUBLISH` is trust.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes};
+
+use crate::{Data, DataKind, EventName, Publication, Publisher, SessionId};
+
+/// The most that an envelope of this version adds to its data, in bytes.
+pub(super) const MAX_OVERHEAD: usize =
+    FIXED_BYTES + (2 + 1) + (2 + EventName::MAX_BYTES) + (2 + MAX_USER_BYTES) + 2 * (2 + 16);
+
+/// A publication as it goes to Redis: `header`, then `data`. The header of a raw message is empty.
+#[derive(Debug)]
+pub(super) struct Encoded<'a> {
+    /// What precedes the data.
+    pub(super) header: Vec<u8>,
+    /// The payload, not copied.
+    pub(super) data: &'a [u8],
+}
+
+/// Writes `publication`, raw where that says the same.
+pub(super) fn encode(publication: &Publication) -> Encoded<'_> {
+    let data: &[u8] = publication.data.bytes();
+    // A length that does not fit cannot come from Redis, whose strings end at 512 MiB.
+    let header = if is_said_raw(publication) { Vec::new() } else { header(publication) };
+    Encoded { header, data }
+}
+
+/// Reads one Redis message. Total: every sequence of bytes is a publication.
+pub(super) fn decode(message: Bytes) -> Publication {
+    open(&message).unwrap_or_else(|| Publication::new(Data::detect(message)))
+}
+
+const MAGIC: [u8; 3] = [0xF5, b'T', b'g'];
+const VERSION: u8 = 1;
+/// Magic, version and both lengths.
+const FIXED_BYTES: usize = 3 + 1 + 2 + 4;
+const MAX_USER_BYTES: usize = 255;
+
+const KIND: u8 = 1;
+const EVENT: u8 = 2;
+const USER: u8 = 3;
+const SESSION: u8 = 4;
+const EXCLUDE: u8 = 5;
+
+fn is_said_raw(publication: &Publication) -> bool {
+    let Publication { data, event: None, publisher: None, exclude: None } = publication else { return false };
+    match data.kind() {
+        DataKind::Json => false,
+        DataKind::Text => true,
+        DataKind::Binary => {
+            data.bytes().first() != MAGIC.first() && std::str::from_utf8(data.bytes()).is_err()
+        }
+    }
+}
+
+fn header(publication: &Publication) -> Vec<u8> {
+    let Publication { data, event, publisher, exclude } = publication;
+    let mut fields = Vec::with_capacity(MAX_OVERHEAD);
+    let kind = match data.kind() {
+        DataKind::Json => 0,
+        DataKind::Text => 1,
+        DataKind::Binary => 2,
+    };
+    put(&mut fields, KIND, &[kind]);
+    if let Some(event) = event {
+        put(&mut fields, EVENT, event.as_str().as_bytes());
+    }
+    if let Some(Publisher { user, session }) = publisher {
+        // An over-long user breaks the contract of `Publisher`. Nobody is better than somebody else.
+        if let Some(user) = user.as_ref().filter(|user| user.len() <= MAX_USER_BYTES) {
+            put(&mut fields, USER, user.as_bytes());
+        }
+        put(&mut fields, SESSION, &session.0.to_be_bytes());
+    }
+    if let Some(session) = exclude {
+        put(&mut fields, EXCLUDE, &session.0.to_be_bytes());
+    }
+
+    let mut header = Vec::with_capacity(FIXED_BYTES + fields.len());
+    header.put_slice(&MAGIC);
+    header.put_u8(VERSION);
+    header.put_u16(u16::try_from(fields.len()).expect("five fields of at most 257 bytes"));
+    header.put_slice(&fields);
+    header.put_u32(u32::try_from(data.bytes().len()).unwrap_or(u32::MAX));
+    header
+}
+
+fn put(fields: &mut Vec<u8>, tag: u8, value: &[u8]) {
+    fields.put_u8(tag);
+    fields.put_u8(u8::try_from(value.len()).expect("no field is longer than 255 bytes"));
+    fields.put_slice(value);
+}
+
+/// The publication in an envelope; `None` for anything that is not one to the last byte.
+fn open(message: &Bytes) -> Option<Publication> {
+    let rest = message.strip_prefix(&MAGIC)?.strip_prefix(&[VERSION])?;
+    let (length, rest) = rest.split_first_chunk::<2>()?;
+    let (mut fields, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+    let (length, data) = rest.split_first_chunk::<4>()?;
+    if u32::from_be_bytes(*length) as usize != data.len() {
+        return None;
+    }
+
+    let (mut kind, mut event, mut user, mut session, mut exclude) = (None, None, None, None, None);
+    let mut last_tag = 0;
+    while let Some((&tag, rest)) = fields.split_first() {
+        let (&length, rest) = rest.split_first()?;
+        let (value, rest) = rest.split_at_checked(usize::from(length))?;
+        if tag <= last_tag {
+            return None;
+        }
+        last_tag = tag;
+        fields = rest;
+        match tag {
+            KIND => kind = Some(read_kind(value)?),
+            EVENT => event = Some(EventName::new(std::str::from_utf8(value).ok()?).ok()?),
+            USER => user = Some(Arc::from(std::str::from_utf8(value).ok()?)),
+            SESSION => session = Some(read_session(value)?),
+            EXCLUDE => exclude = Some(read_session(value)?),
+            _ => {}
+        }
+    }
+    let publisher = match (user, session) {
+        (user, Some(session)) => Some(Publisher { user, session }),
+        (None, None) => None,
+        (Some(_), None) => return None,
+    };
+    let data = Data::declare(kind?, message.slice_ref(data))?;
+    Some(Publication { data, event, publisher, exclude })
+}
+
+fn read_kind(value: &[u8]) -> Option<DataKind> {
+    match value {
+        [0] => Some(DataKind::Json),
+        [1] => Some(DataKind::Text),
+        [2] => Some(DataKind::Binary),
+        _ => None,
+    }
+}
+
+fn read_session(value: &[u8]) -> Option<SessionId> {
+    Some(SessionId(u128::from_be_bytes(value.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, option, prelude::*};
+
+    use super::*;
+
+    fn written(publication: &Publication) -> Bytes {
+        let Encoded { header, data } = encode(publication);
+        [&header, data].concat().into()
+    }
+
+    fn data() -> impl Strategy<Value = Data> {
+        prop_oneof![
+            ".{0,40}".prop_map(|text| Data::declare(DataKind::Json, text.into()).unwrap()),
+            ".{0,40}".prop_map(Data::text),
+            ".{0,40}".prop_map(|text| Data::binary(text.into_bytes())),
+            vec(any::<u8>(), 0..200).prop_map(Data::binary),
+            // Payloads that look like what this module writes.
+            vec(any::<u8>(), 0..40).prop_map(|tail| Data::binary([&MAGIC[..], &[VERSION], &tail].concat())),
+            vec(any::<u8>(), 0..9).prop_map(|inner| {
+                let inner =
+                    Publication { exclude: Some(SessionId(1)), ..Publication::new(Data::binary(inner)) };
+                Data::binary(written(&inner))
+            }),
+        ]
+    }
+
+    fn publication() -> impl Strategy<Value = Publication> {
+        let user = option::of("\\PC{0,60}").prop_map(|user| user.map(Arc::from));
+        let publisher =
+            (user, any::<u128>()).prop_map(|(user, session)| Publisher { user, session: SessionId(session) });
+        let event = "\\PC{1,16}".prop_map(|event| EventName::new(&event).unwrap());
+        (data(), option::of(event), option::of(publisher), option::of(any::<u128>())).prop_map(
+            |(data, event, publisher, exclude)| Publication {
+                data,
+                event,
+                publisher,
+                exclude: exclude.map(SessionId),
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back_identical(publication in publication()) {
+            let bytes = written(&publication);
+            prop_assert!(bytes.len() <= publication.data.bytes().len() + MAX_OVERHEAD);
+            prop_assert_eq!(decode(bytes), publication);
+        }
+
+        #[test]
+        fn bytes_without_the_magic_stay_raw(bytes in vec(any::<u8>(), 0..100)) {
+            prop_assume!(!bytes.starts_with(&MAGIC));
+            let bytes = Bytes::from(bytes);
+            prop_assert_eq!(decode(bytes.clone()), Publication::new(Data::detect(bytes)));
+        }
+
+        #[test]
+        fn an_envelope_cut_short_or_grown_is_raw(publication in publication(), tail in vec(any::<u8>(), 1..9), cut: prop::sample::Index) {
+            let whole = header(&publication);
+            let whole = Bytes::from([&whole, &publication.data.bytes()[..]].concat());
+            let short = whole.slice(..cut.index(whole.len()));
+            prop_assert_eq!(decode(short.clone()), Publication::new(Data::detect(short)));
+            let grown = Bytes::from([&whole[..], &tail].concat());
+            prop_assert_eq!(decode(grown.clone()), Publication::new(Data::detect(grown)));
+        }
+
+        #[test]
+        fn a_damaged_envelope_never_panics_and_loses_no_byte(publication in publication(), at: prop::sample::Index, byte: u8) {
+            let mut bytes = [header(&publication), publication.data.bytes().to_vec()].concat();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let bytes = Bytes::from(bytes);
+            let decoded = decode(bytes.clone());
+            prop_assert!(bytes.ends_with(decoded.data.bytes()));
+        }
+
+        #[test]
+        fn fields_of_a_newer_node_are_skipped(publication in publication(), tag in 6u8.., value in vec(any::<u8>(), 0..255)) {
+            let mut bytes = header(&publication);
+            let length = usize::from(u16::from_be_bytes([bytes[4], bytes[5]]));
+            let field = [&[tag, u8::try_from(value.len()).unwrap()], &value[..]].concat();
+            let fields = u16::try_from(length + field.len()).unwrap().to_be_bytes();
+            bytes[4..6].copy_from_slice(&fields);
+            bytes.splice(6 + length..6 + length, field);
+            bytes.extend_from_slice(publication.data.bytes());
+            prop_assert_eq!(decode(bytes.into()), publication);
+        }
+    }
+
+    #[test]
+    fn the_layout_is_the_documented_one() {
+        let publication = Publication {
+            data: Data::binary(&b"hi"[..]),
+            event: Some(EventName::new("ping").unwrap()),
+            publisher: Some(Publisher { user: Some("al".into()), session: SessionId(1) }),
+            exclude: Some(SessionId(2)),
+        };
+        let mut expected = b"\xF5Tg\x01\x00\x31\x01\x01\x02\x02\x04ping\x03\x02al\x04\x10".to_vec();
+        expected.extend(1u128.to_be_bytes());
+        expected.extend(b"\x05\x10");
+        expected.extend(2u128.to_be_bytes());
+        expected.extend(b"\x00\x00\x00\x02hi");
+        assert_eq!(written(&publication), expected);
+    }
+
+    #[test]
+    fn the_envelope_is_left_out_only_where_nothing_is_lost() {
+        let bare = |kind, bytes: &'static [u8]| {
+            let data = Data::declare(kind, Bytes::from_static(bytes)).unwrap();
+            encode(&Publication::new(data)).header.is_empty()
+        };
+        assert!(bare(DataKind::Text, b""));
+        assert!(bare(DataKind::Text, b"{}"));
+        assert!(bare(DataKind::Binary, b"\x00\xff"));
+        assert!(!bare(DataKind::Binary, b""), "would be read as text");
+        assert!(!bare(DataKind::Binary, b"abc"), "would be read as text");
+        assert!(!bare(DataKind::Binary, b"\xF5\xff"), "begins like an envelope");
+        assert!(!bare(DataKind::Json, b"{}"), "would be read as text");
+    }
+
+    #[test]
+    fn inconsistent_fields_are_raw() {
+        let envelope = |fields: &[u8]| {
+            let length = u8::try_from(fields.len()).unwrap();
+            let bytes = [&[0xF5, b'T', b'g', 1, 0, length], fields, &[0, 0, 0, 1, b'x']].concat();
+            decode(bytes.clone().into()) == Publication::new(Data::binary(bytes))
+        };
+        assert!(!envelope(&[1, 1, 1]), "the smallest envelope");
+        assert!(envelope(&[]), "no kind");
+        assert!(envelope(&[1, 1, 9]), "unknown kind");
+        assert!(envelope(&[1, 1, 1, 1, 1, 1]), "a field twice");
+        assert!(envelope(&[2, 1, b'e', 1, 1, 1]), "descending tags");
+        assert!(envelope(&[1, 1, 1, 2, 0]), "an empty event");
+        assert!(envelope(&[1, 1, 1, 2, 1, b'\n']), "a control character in an event");
+        assert!(envelope(&[1, 1, 1, 3, 1, b'u']), "a user without a session");
+        assert!(envelope(&[1, 1, 1, 4, 1, 0]), "a short session");
+        assert!(envelope(&[1, 1, 1, 9]), "a field cut short");
+    }
+
+    #[test]
+    fn decoding_copies_nothing() {
+        let publication =
+            Publication { exclude: Some(SessionId(7)), ..Publication::new(Data::binary(vec![9; 100])) };
+        let bytes = written(&publication);
+        let decoded = decode(bytes.clone());
+        assert!(bytes.as_ptr_range().contains(&decoded.data.bytes().as_ptr()));
+    }
+}
