@@ -24,6 +24,10 @@ pub mod handshake;
 mod utf8;
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
