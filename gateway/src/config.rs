@@ -1,17 +1,48 @@
 //! The configuration of a node.
 //!
 //! [`Config`] is what the rest of the program sees: typed, checked and complete. A value in it cannot be
-//! wrong, so nobody checks it again.
+//! wrong, so nobody checks it again. [`Config::load`] makes it from [`Sources`]: defaults, then a TOML file,
+//! then the environment, then flags, or says everything that is wrong with them at once.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `table` | every key: its kind, default and documentation |
+//! | `kind` | what a key may be given, with its bounds |
+//! | [`value`] | sizes, times, secrets |
+//! | [`origin`] | which web pages may connect |
+//! | `layers`, `raw` | reading the layers and laying them over each other |
+//! | `reader` | from what was given to typed values |
+//! | [`document`] | the commented default file and the reference, made from the table |
+//!
+//! This module opens no port and connects to nothing. It reads the files that `*_file` keys name.
 
+pub mod document;
+mod error;
+mod kind;
+mod layers;
 pub mod origin;
+mod raw;
+mod reader;
+mod suggest;
+mod table;
+#[cfg(test)]
+mod tests;
 pub mod value;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZero, path::PathBuf, thread, time::Duration};
 
-use broker_bridge::BrokerUrl;
+use broker_bridge::{
+    BrokerUrl,
+    redis::{Endpoint, RedisUrl},
+};
 
-pub use self::origin::Origins;
-pub use self::value::{ByteSize, LogFilter, LogFormat, Secret};
+pub use self::{
+    error::{ConfigError, ConfigErrors, Source},
+    layers::Sources,
+    origin::Origins,
+    value::{ByteSize, LogFilter, LogFormat, Secret},
+};
+use self::{reader::Reader, table as key, value::format_time};
 use crate::auth::grant::Policy;
 
 /// The configuration of a node. Each field is a key of the reference in `docs/configuration.md`, which
@@ -149,4 +180,120 @@ pub struct Log {
     pub format: LogFormat,
     /// Which events are logged.
     pub filter: LogFilter,
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    ///
+    /// A layer's value replaces that of the layers below it, lists and the room policies as a whole. Only
+    /// the value that wins is checked; keys that do not exist are errors wherever they are.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
+        let mut from = Reader::new(sources);
+        let hs256_secret = from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE);
+        let broker_url = from.text_or_file(&key::BROKER_URL, &key::BROKER_URL_FILE);
+        let config = Self {
+            shards: from.read(&key::SHARDS).unwrap_or_else(available_shards),
+            origins: from.read(&key::ORIGINS),
+            demo: from.read(&key::DEMO).unwrap_or(hs256_secret.is_none()),
+            public: Public {
+                listen: from.read(&key::PUBLIC_LISTEN),
+                header_timeout: from.read(&key::PUBLIC_HEADER_TIMEOUT),
+                body_timeout: from.read(&key::PUBLIC_BODY_TIMEOUT),
+            },
+            ops: Ops { listen: from.read(&key::OPS_LISTEN) },
+            broker: Broker {
+                url: broker_url.unwrap_or(BrokerUrl::Memory),
+                prefix: from.read(&key::BROKER_PREFIX),
+                subscribers: from.read(&key::BROKER_SUBSCRIBERS),
+                publishers: from.read(&key::BROKER_PUBLISHERS),
+                publish_queue: from.read(&key::BROKER_PUBLISH_QUEUE),
+                max_publication: from.read(&key::BROKER_MAX_PUBLICATION),
+                connect_timeout: from.read(&key::BROKER_CONNECT_TIMEOUT),
+                subscribe_timeout: from.read(&key::BROKER_SUBSCRIBE_TIMEOUT),
+                publish_timeout: from.read(&key::BROKER_PUBLISH_TIMEOUT),
+                canary_interval: from.read(&key::BROKER_CANARY_INTERVAL),
+                canary_timeout: from.read(&key::BROKER_CANARY_TIMEOUT),
+                ca_file: from.read_optional(&key::BROKER_CA_FILE),
+            },
+            auth: Auth { hs256_secret, leeway: from.read(&key::AUTH_LEEWAY) },
+            limits: Limits {
+                connections: from.read(&key::LIMITS_CONNECTIONS),
+                message_size: from.read(&key::LIMITS_MESSAGE_SIZE),
+                outbound: from.read(&key::LIMITS_OUTBOUND),
+                rooms_per_session: from.read(&key::LIMITS_ROOMS_PER_SESSION),
+            },
+            heartbeat: Heartbeat {
+                interval: from.read(&key::HEARTBEAT_INTERVAL),
+                timeout: from.read(&key::HEARTBEAT_TIMEOUT),
+            },
+            sse: Sse { retry: from.read(&key::SSE_RETRY) },
+            drain: Drain {
+                pause: from.read(&key::DRAIN_PAUSE),
+                window: from.read(&key::DRAIN_WINDOW),
+                deadline: from.read(&key::DRAIN_DEADLINE),
+            },
+            log: Log { format: from.read(&key::LOG_FORMAT), filter: from.read(&key::LOG_FILTER) },
+            rooms: from.read_rooms(),
+        };
+        config.check_together(&mut from);
+        from.finish().map(|()| config)
+    }
+
+    /// What must hold between keys.
+    fn check_together(&self, from: &mut Reader) {
+        let Self { public, ops, broker, limits, heartbeat, drain, .. } = self;
+        from.require(!collide(public.listen, ops.listen), &key::OPS_LISTEN, &[&key::PUBLIC_LISTEN], || {
+            format!("expected another port than public.listen, {}", public.listen)
+        });
+        from.require(
+            broker.canary_timeout > broker.canary_interval,
+            &key::BROKER_CANARY_TIMEOUT,
+            &[&key::BROKER_CANARY_INTERVAL],
+            || format!("expected more than broker.canary_interval, {}", format_time(broker.canary_interval)),
+        );
+        from.require(
+            heartbeat.timeout > heartbeat.interval,
+            &key::HEARTBEAT_TIMEOUT,
+            &[&key::HEARTBEAT_INTERVAL],
+            || format!("expected more than heartbeat.interval, {}", format_time(heartbeat.interval)),
+        );
+        let closing = drain.pause + drain.window;
+        from.require(
+            drain.deadline >= closing,
+            &key::DRAIN_DEADLINE,
+            &[&key::DRAIN_PAUSE, &key::DRAIN_WINDOW],
+            || {
+                let closing = format_time(closing);
+                format!("expected at least drain.pause and drain.window together, {closing}")
+            },
+        );
+        let room_for_a_message = || format!("expected at least limits.message_size, {}", limits.message_size);
+        for (size, key) in [
+            (limits.outbound, &key::LIMITS_OUTBOUND),
+            (broker.publish_queue, &key::BROKER_PUBLISH_QUEUE),
+            (broker.max_publication, &key::BROKER_MAX_PUBLICATION),
+        ] {
+            from.require(size >= limits.message_size, key, &[&key::LIMITS_MESSAGE_SIZE], room_for_a_message);
+        }
+        from.require(
+            broker.ca_file.is_none() || is_tls(&broker.url),
+            &key::BROKER_CA_FILE,
+            &[&key::BROKER_URL, &key::BROKER_URL_FILE],
+            || "expected only with a broker that is reached by TLS, rediss://".to_owned(),
+        );
+    }
+}
+
+fn available_shards() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get).min(256)
+}
+
+/// Whether binding one address keeps the other from being bound.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && same_ip
+}
+
+fn is_tls(url: &BrokerUrl) -> bool {
+    matches!(url, BrokerUrl::Redis(RedisUrl { endpoint: Endpoint::Tls { .. }, .. }))
 }

@@ -181,3 +181,185 @@ fn default_port(scheme: &str) -> Option<u16> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn origins(patterns: &[&str]) -> Origins {
+        Origins::new(patterns.iter().map(|pattern| pattern.parse().unwrap()).collect())
+    }
+
+    #[track_caller]
+    fn check(patterns: &[&str], host: &str, allowed: &[&str], refused: &[&str]) {
+        let origins = origins(patterns);
+        for origin in allowed {
+            assert!(origins.allows(origin, host), "{patterns:?} must allow {origin:?} at {host:?}");
+        }
+        for origin in refused {
+            assert!(!origins.allows(origin, host), "{patterns:?} must refuse {origin:?} at {host:?}");
+        }
+    }
+
+    const MALFORMED: [&str; 22] = [
+        "",
+        "null",
+        "*",
+        "app.example",
+        "//app.example",
+        "https://",
+        "https:///",
+        "https://app.example/",
+        "https://app.example/path",
+        "https://app.example?x",
+        "https://app.example#x",
+        "https://user@app.example",
+        "https://app.example:",
+        "https://app.example:+443",
+        "https://app.example:65536",
+        "https://app.example https://evil.example",
+        "https://app.example\n",
+        " https://app.example",
+        "https://app..example",
+        "https://[::1",
+        "https://[app.example]",
+        "1https://app.example",
+    ];
+
+    #[test]
+    fn scheme_host_and_port_must_agree() {
+        check(
+            &["https://app.example", "http://localhost:3000", "capacitor://localhost"],
+            "gateway.example",
+            &[
+                "https://app.example",
+                "HTTPS://App.Example",
+                "https://app.example:443",
+                "http://localhost:3000",
+                "capacitor://localhost",
+            ],
+            &[
+                "http://app.example",
+                "https://app.example:8443",
+                "https://www.app.example",
+                "https://app.example.evil.example",
+                "https://app.example.",
+                "https://evilapp.example",
+                "http://localhost",
+                "http://localhost:30000",
+                "ionic://localhost",
+                "https://gateway.example",
+            ],
+        );
+        check(&["https://app.example", "https://*.app.example"], "app.example", &[], &MALFORMED);
+    }
+
+    #[test]
+    fn a_wildcard_is_every_subdomain() {
+        check(
+            &["https://*.example", "http://*.dev.example:8000"],
+            "gateway.example",
+            &[
+                "https://a.example",
+                "https://a.b.EXAMPLE",
+                "https://x.example:443",
+                "http://a.dev.example:8000",
+            ],
+            &[
+                "https://example",
+                "https://.example",
+                "https://aexample",
+                "https://a.example.evil",
+                "http://a.example",
+                "https://a.example:444",
+                "http://a.dev.example",
+            ],
+        );
+    }
+
+    #[test]
+    fn no_list_means_the_same_host() {
+        check(
+            &[],
+            "gateway.example",
+            &["https://gateway.example", "http://gateway.example", "https://GATEWAY.example:443"],
+            &["https://gateway.example:80", "https://other.example", "http://gateway.example:8080"],
+        );
+        check(
+            &[],
+            "localhost:8080",
+            &["http://localhost:8080"],
+            &["http://localhost", "http://127.0.0.1:8080", "http://localhost:80800"],
+        );
+        check(&[], "[::1]:8080", &["http://[::1]:8080", "http://[0:0::1]:8080"], &["http://[::2]:8080"]);
+        check(&[], "app.example", &[], &MALFORMED);
+        for host in ["", ":80", "app.example:x", "a b", "/"] {
+            check(&[], host, &[], &["https://app.example", "http://", "http://:80", ""]);
+        }
+    }
+
+    #[test]
+    fn a_star_is_everything() {
+        check(&["*"], "gateway.example", &["https://app.example", "null"], &[]);
+        check(&["https://app.example", "*"], "gateway.example", &MALFORMED, &[]);
+    }
+
+    #[test]
+    fn what_is_no_origin_is_refused() {
+        for wrong in MALFORMED.into_iter().filter(|text| *text != "*") {
+            assert_eq!(wrong.parse::<OriginPattern>(), Err(InvalidOriginPattern), "{wrong:?}");
+        }
+        for wrong in [
+            "https://*",
+            "https://*.",
+            "https://**.a",
+            "https://a.*",
+            "*://a",
+            "https://*.[::1]",
+            "https://é.example",
+        ] {
+            assert_eq!(wrong.parse::<OriginPattern>(), Err(InvalidOriginPattern), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_written_back_without_its_default_port() {
+        for (text, written) in [
+            ("HTTPS://App.Example:443", "https://app.example"),
+            ("http://*.Example:8000", "http://*.example:8000"),
+            ("http://[::1]:3000", "http://[::1]:3000"),
+            ("*", "*"),
+        ] {
+            assert_eq!(text.parse::<OriginPattern>().unwrap().to_string(), written);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_without_a_wildcard_allows_what_it_says(
+            scheme in "(https?|[a-z][a-z0-9+.-]{0,5})", host in "[a-zA-Z0-9_-]{1,8}(\\.[a-z0-9]{1,5}){0,2}",
+            port in proptest::option::of(any::<u16>()), other in "[a-z]{1,8}\\.example",
+        ) {
+            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            let origin = format!("{scheme}://{host}{port}");
+            prop_assert!(origins(&[&origin]).allows(&origin, &other));
+            let same_host = format!("{host}{port}");
+            prop_assert!(Origins::default().allows(&origin, &same_host));
+            let below = format!("{scheme}://*.{host}{port}");
+            prop_assert!(!origins(&[&below]).allows(&origin, &other));
+            let origin = format!("{scheme}://{other}.{host}{port}");
+            prop_assert!(origins(&[&below]).allows(&origin, &other));
+        }
+
+        #[test]
+        fn junk_never_panics(origin in any::<String>(), host in any::<String>(), pattern in "[a*:/.\\[\\]0-9é]{0,12}") {
+            let _: Result<_, _> = pattern.parse::<OriginPattern>();
+            for list in [origins(&[]), origins(&["https://*.example", "http://[::1]"])] {
+                list.allows(&origin, &host);
+                list.allows(&pattern, &pattern);
+            }
+        }
+    }
+}

@@ -157,15 +157,108 @@ impl FromStr for LogFilter {
     type Err = InvalidLogFilter;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match EnvFilter::try_new(text) {
-            Ok(_) if !text.trim().is_empty() => Ok(Self(Arc::from(text))),
-            _ => Err(InvalidLogFilter),
-        }
+        // The parser of tracing-subscriber 0.3.23 slices bytes where a character may be, and panics.
+        // Targets are module paths, so nothing is lost with the rest of Unicode.
+        let valid = text.is_ascii() && !text.trim().is_empty() && EnvFilter::try_new(text).is_ok();
+        if valid { Ok(Self(Arc::from(text))) } else { Err(InvalidLogFilter) }
     }
 }
 
 impl fmt::Display for LogFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes, written) in [
+            ("0", 0, "0B"),
+            ("512B", 512, "512B"),
+            ("1024", 1024, "1KiB"),
+            ("64KiB", 65_536, "64KiB"),
+            ("1536KiB", 1_572_864, "1536KiB"),
+            ("1024KiB", 1 << 20, "1MiB"),
+            ("2GiB", 2 << 30, "2GiB"),
+        ] {
+            let size: ByteSize = text.parse().unwrap();
+            assert_eq!((size.get(), size.to_string().as_str()), (bytes, written), "{text}");
+        }
+        for wrong in [
+            "", "B", "KiB", "64KB", "64kB", "64k", "64Ki", "64kib", "64 KiB", " 1", "-1", "+1", "1.5MiB",
+            "1_000",
+        ] {
+            assert_eq!(wrong.parse::<ByteSize>(), Err(InvalidByteSize), "{wrong}");
+        }
+        for too_much in ["18446744073709551616", "18446744073709551615KiB", "99999999999GiB"] {
+            assert_eq!(too_much.parse::<ByteSize>(), Err(InvalidByteSize), "{too_much}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        for (text, ms, written) in [
+            ("0s", 0, "0s"),
+            ("250ms", 250, "250ms"),
+            ("1000ms", 1_000, "1s"),
+            ("90s", 90_000, "90s"),
+            ("60s", 60_000, "1m"),
+            ("24h", 86_400_000, "24h"),
+        ] {
+            let time = parse_time(text).unwrap();
+            assert_eq!((time.as_millis(), format_time(time).as_str()), (ms, written), "{text}");
+        }
+        for wrong in
+            ["", "10", "s", "1 s", "1.5s", "-1s", "1S", "1sec", "1m30s", "1d", "1us", "99999999999999999999s"]
+        {
+            assert_eq!(parse_time(wrong), Err(InvalidTime), "{wrong}");
+        }
+        assert_eq!(parse_time("18446744073709551615h"), Err(InvalidTime), "overflow");
+    }
+
+    #[test]
+    fn log_filters() {
+        for text in
+            ["info", "off", "warn,tidegate=debug", "tidegate::auth=trace", "info,[connection{id=3}]=debug"]
+        {
+            let filter: LogFilter = text.parse().unwrap();
+            drop(filter.to_env_filter());
+            assert_eq!(filter.to_string(), text);
+        }
+        for wrong in ["", "  ", "tidegate=loud", "a=b=c", "info,[{", " Ａ="] {
+            assert!(wrong.parse::<LogFilter>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_secret_shows_nothing() {
+        let secret = Secret::new(&b"hunter2"[..]);
+        assert_eq!(format!("{secret} {secret:?} {secret:#?}"), "(hidden) Secret(hidden) Secret(hidden)");
+        assert_eq!(secret.expose(), b"hunter2");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_the_same(bytes in any::<usize>(), ms in any::<u64>()) {
+            let size = ByteSize::bytes(bytes);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+            let time = Duration::from_millis(ms);
+            prop_assert_eq!(parse_time(&format_time(time)), Ok(time));
+        }
+
+        #[test]
+        fn junk_never_panics(text in any::<String>(), number in "[0-9]{0,25}", unit in "[a-zA-Z]{0,4}") {
+            for text in [text, format!("{number}{unit}")] {
+                let _: Result<_, _> = text.parse::<ByteSize>();
+                let _: Result<_, _> = parse_time(&text);
+                let _: Result<_, _> = text.parse::<LogFilter>();
+            }
+        }
     }
 }

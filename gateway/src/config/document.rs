@@ -1,0 +1,73 @@
+//! What the table of keys looks like on paper.
+
+use std::fmt::Write;
+
+use super::table::{Fallback, ROOMS_GRANT, Row, TABLE};
+
+/// A configuration file that says what holds without one, every key explained.
+pub fn default_config() -> String {
+    let mut text = String::from(
+        "# The configuration of a Tidegate node. Every key is here, with its default.\n\
+         # A key that is commented out has none.\n\
+         #\n\
+         # The environment overrides this file (public.listen is TIDEGATE_PUBLIC__LISTEN) and flags override\n\
+         # both (--set public.listen=0.0.0.0:8080).\n",
+    );
+    let mut section = "";
+    for row in TABLE {
+        let (table, key) = row.name().rsplit_once('.').unwrap_or(("", row.name()));
+        text.push('\n');
+        if table != section {
+            section = table;
+            let comment =
+                if is_pattern(*row) { "# One table for each pattern, tried in this order:\n# " } else { "" };
+            let table = if is_pattern(*row) { r#"rooms."chat:*""# } else { table };
+            let _ = writeln!(text, "{comment}[{table}]");
+        }
+        for line in wrap(&format!("{} {}", row.doc(), row.more()), 100) {
+            let _ = writeln!(text, "# {line}");
+        }
+        for line in wrap(&format!("Value: {}.", row.describe()), 100) {
+            let _ = writeln!(text, "# {line}");
+        }
+        let _ = match row.default() {
+            _ if is_pattern(*row) => writeln!(text, r#"# {key} = ["subscribe", "publish"]"#),
+            Fallback::Is(default) => writeln!(text, "{key} = {default}"),
+            Fallback::Unset { example } => writeln!(text, "# {key} = {example}"),
+        };
+    }
+    text
+}
+
+/// The reference table of `docs/configuration.md`, in Markdown.
+pub fn reference() -> String {
+    let mut text = String::from("| key | value | default | what it does |\n|---|---|---|---|\n");
+    for row in TABLE {
+        let default = match row.default() {
+            Fallback::Is(default) => format!("`{default}`"),
+            Fallback::Unset { .. } => "not set".to_owned(),
+        };
+        let what = format!("{} {}", row.doc(), row.more());
+        let (name, value) = (row.name(), row.describe());
+        let _ = writeln!(text, "| `{name}` | {value} | {default} | {} |", what.trim_end());
+    }
+    text
+}
+
+fn is_pattern(row: &dyn Row) -> bool {
+    row.name() == ROOMS_GRANT.name
+}
+
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}

@@ -1,0 +1,300 @@
+//! What a key may be given: how each kind of value is described, read and refused.
+//!
+//! A kind is where a bound lives, so that the text which describes it and the check which enforces it
+//! cannot come apart.
+
+use std::{marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use super::{
+    ByteSize, LogFormat, Origins, Secret,
+    raw::Raw,
+    value::{format_time, parse_time},
+};
+use crate::auth::grant::{Operation, Operations};
+
+/// A kind of value.
+pub(super) trait Kind: Sync {
+    /// What it becomes.
+    type Value;
+
+    /// Completes the sentence "expected …".
+    fn describe(&self) -> String;
+
+    /// Reads a value. `Err` says what was expected, in a sentence.
+    fn read(&self, raw: &Raw) -> Result<Self::Value, String>;
+
+    /// Whether a value must never be shown.
+    fn is_secret(&self) -> bool {
+        false
+    }
+
+    /// The refusal that repeats the description.
+    fn refuse<T>(&self) -> Result<T, String> {
+        Err(format!("expected {}", self.describe()))
+    }
+}
+
+/// Where to listen.
+pub(super) struct Address;
+
+impl Kind for Address {
+    type Value = SocketAddr;
+
+    fn describe(&self) -> String {
+        "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<SocketAddr, String> {
+        raw.text().and_then(|text| text.parse().ok()).map_or_else(|| self.refuse(), Ok)
+    }
+}
+
+/// A length of time, both bounds included.
+pub(super) struct Time {
+    pub min: Duration,
+    pub max: Duration,
+}
+
+impl Kind for Time {
+    type Value = Duration;
+
+    fn describe(&self) -> String {
+        let (min, max) = (format_time(self.min), format_time(self.max));
+        format!("a time from {min} to {max}, written 250ms, 30s, 5m or 1h")
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Duration, String> {
+        let time = raw.text().and_then(|text| parse_time(text).ok());
+        time.filter(|time| (self.min..=self.max).contains(time)).map_or_else(|| self.refuse(), Ok)
+    }
+}
+
+/// A number of bytes, both bounds included.
+pub(super) struct Size {
+    pub min: ByteSize,
+    pub max: ByteSize,
+}
+
+impl Kind for Size {
+    type Value = ByteSize;
+
+    fn describe(&self) -> String {
+        format!("a size from {} to {}, written 512B, 64KiB, 1MiB or as bytes", self.min, self.max)
+    }
+
+    fn read(&self, raw: &Raw) -> Result<ByteSize, String> {
+        let size = raw.scalar().and_then(|text| text.parse().ok());
+        size.filter(|size| (self.min..=self.max).contains(size)).map_or_else(|| self.refuse(), Ok)
+    }
+}
+
+/// A whole number, both bounds included.
+pub(super) struct Count {
+    pub min: usize,
+    pub max: usize,
+}
+
+impl Kind for Count {
+    type Value = usize;
+
+    fn describe(&self) -> String {
+        format!("a whole number from {} to {}", self.min, self.max)
+    }
+
+    fn read(&self, raw: &Raw) -> Result<usize, String> {
+        let digits = raw.scalar().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        let count = digits.and_then(|digits| digits.parse().ok());
+        count.filter(|count| (self.min..=self.max).contains(count)).map_or_else(|| self.refuse(), Ok)
+    }
+}
+
+/// `true` or `false`.
+pub(super) struct Switch;
+
+impl Kind for Switch {
+    type Value = bool;
+
+    fn describe(&self) -> String {
+        "true or false".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<bool, String> {
+        raw.scalar().and_then(|text| text.parse().ok()).map_or_else(|| self.refuse(), Ok)
+    }
+}
+
+/// `auto`, which becomes `None`, or something else.
+pub(super) struct Auto<K>(pub K);
+
+impl<K: Kind> Kind for Auto<K> {
+    type Value = Option<K::Value>;
+
+    fn describe(&self) -> String {
+        format!("auto, or {}", self.0.describe())
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Self::Value, String> {
+        if raw.text() == Some("auto") {
+            return Ok(None);
+        }
+        self.0.read(raw).map(Some).or_else(|_| self.refuse())
+    }
+}
+
+/// Text that knows how to read itself, and to say why it cannot.
+pub(super) struct Parsed<T> {
+    describe: &'static str,
+    secret: bool,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T> Parsed<T> {
+    pub(super) const fn new(describe: &'static str) -> Self {
+        Self { describe, secret: false, value: PhantomData }
+    }
+
+    /// The text may hold a password.
+    pub(super) const fn secret(describe: &'static str) -> Self {
+        Self { describe, secret: true, value: PhantomData }
+    }
+}
+
+impl<T: FromStr<Err: std::fmt::Display>> Kind for Parsed<T> {
+    type Value = T;
+
+    fn describe(&self) -> String {
+        self.describe.to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<T, String> {
+        match raw.text() {
+            Some(text) => text.parse().map_err(|error: T::Err| error.to_string()),
+            None => self.refuse(),
+        }
+    }
+
+    fn is_secret(&self) -> bool {
+        self.secret
+    }
+}
+
+/// What comes before `room:` in a topic.
+pub(super) struct Prefix;
+
+impl Kind for Prefix {
+    type Value = String;
+
+    fn describe(&self) -> String {
+        "text of at most 64 bytes without white space, control characters, { and }".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<String, String> {
+        let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '{' | '}');
+        match raw.text() {
+            Some(text) if text.len() <= 64 && !text.contains(forbidden) => Ok(text.to_owned()),
+            _ => self.refuse(),
+        }
+    }
+}
+
+/// A file.
+pub(super) struct File {
+    /// Whether what it holds is a secret. Then the path is not shown either, since the likeliest mistake is
+    /// to give the secret in its place.
+    pub holds_secret: bool,
+}
+
+impl Kind for File {
+    type Value = PathBuf;
+
+    fn describe(&self) -> String {
+        "the path of a file".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<PathBuf, String> {
+        match raw.text() {
+            Some(text) if !text.is_empty() && !text.contains('\0') => Ok(text.into()),
+            _ => self.refuse(),
+        }
+    }
+
+    fn is_secret(&self) -> bool {
+        self.holds_secret
+    }
+}
+
+/// A shared key. RFC 7518 §3.2 wants at least as many bits as the hash has.
+pub(super) struct SharedKey;
+
+impl Kind for SharedKey {
+    type Value = Secret;
+
+    fn describe(&self) -> String {
+        "text of at least 32 bytes, for example what `openssl rand -base64 48` prints".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Secret, String> {
+        match raw.text() {
+            Some(text) if text.len() >= 32 => Ok(Secret::new(text.as_bytes())),
+            _ => self.refuse(),
+        }
+    }
+
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+/// Which web pages may connect.
+pub(super) struct OriginList;
+
+impl Kind for OriginList {
+    type Value = Origins;
+
+    fn describe(&self) -> String {
+        r#"a list of origins, such as ["https://app.example", "https://*.example"] or ["*"]"#.to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Origins, String> {
+        let Some(texts) = raw.texts() else { return self.refuse() };
+        let patterns = texts.iter().map(|text| text.parse()).collect::<Result<_, _>>();
+        patterns.map(Origins::new).or_else(|_| self.refuse())
+    }
+}
+
+/// What may be done in a room.
+pub(super) struct OperationList;
+
+impl Kind for OperationList {
+    type Value = Operations;
+
+    fn describe(&self) -> String {
+        let names: Vec<&str> = Operation::ALL.into_iter().map(Operation::as_str).collect();
+        format!("a list of operations: {}", names.join(", "))
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Operations, String> {
+        let Some(texts) = raw.texts() else { return self.refuse() };
+        let operations = texts.iter().map(|text| text.parse::<Operation>()).collect::<Result<_, _>>();
+        operations.or_else(|_| self.refuse())
+    }
+}
+
+/// How log lines are written.
+pub(super) struct Format;
+
+impl Kind for Format {
+    type Value = LogFormat;
+
+    fn describe(&self) -> String {
+        "text or json".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<LogFormat, String> {
+        match raw.text() {
+            Some("text") => Ok(LogFormat::Text),
+            Some("json") => Ok(LogFormat::Json),
+            _ => self.refuse(),
+        }
+    }
+}

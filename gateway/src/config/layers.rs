@@ -1,0 +1,243 @@
+//! The layers of a configuration, laid over each other: file, environment, flags.
+//!
+//! Owns how keys are written in each layer, which layer wins, and which keys do not exist. What a value
+//! means is not known here.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    error::{ConfigError, Source},
+    raw::{Entry, Raw},
+    suggest::suggest,
+    table::{ROOMS, ROOMS_GRANT, TABLE},
+};
+
+/// Where a configuration comes from. Nothing else is looked at, so a test can say all there is.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The configuration file: its path, for messages, and its text.
+    pub file: Option<(PathBuf, String)>,
+    /// Environment variables. Those that do not begin with `TIDEGATE_` are ignored.
+    pub env: BTreeMap<String, String>,
+    /// Keys and values from the command line. The last one of a key wins.
+    pub flags: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// The environment of this process. A value that is not UTF-8 is refused when it is loaded.
+    pub fn environment() -> BTreeMap<String, String> {
+        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect()
+    }
+}
+
+/// What the layers say, the strongest one for each key.
+#[derive(Default)]
+pub(super) struct Layers {
+    keys: BTreeMap<&'static str, Given>,
+    /// Room policies: pattern, and what it was given. One layer's alone: layers are not mixed.
+    pub rooms: Vec<(String, Given)>,
+    /// Keys that do not exist, files that cannot be understood.
+    pub errors: Vec<ConfigError>,
+    /// Whether the file could be understood. If not, what it meant to say is unknown.
+    pub file_is_sound: bool,
+}
+
+/// A value and where it was given.
+#[derive(Clone)]
+pub(super) struct Given {
+    pub raw: Raw,
+    pub source: Source,
+}
+
+impl Layers {
+    pub(super) fn of(sources: &Sources) -> Self {
+        let mut layers = Self { file_is_sound: true, ..Self::default() };
+        if let Some((path, text)) = &sources.file {
+            layers.file(path, text);
+        }
+        layers.environment(&sources.env);
+        layers.flags(&sources.flags);
+        layers
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Given> {
+        self.keys.get(name)
+    }
+
+    fn file(&mut self, path: &Path, text: &str) {
+        let at = |line| Source::File { path: path.to_owned(), line: Some(line) };
+        match Raw::document(text) {
+            Ok(entries) => self.table("", entries, &at),
+            Err(errors) => {
+                self.file_is_sound = false;
+                self.errors.extend(errors.into_iter().map(|error| ConfigError {
+                    key: String::new(),
+                    source: at(error.line),
+                    value: None,
+                    expected: format!("expected TOML: {}", error.message),
+                }));
+            }
+        }
+    }
+
+    /// Takes over a table of the file, `path` being its name followed by a dot.
+    fn table(&mut self, path: &str, entries: Vec<Entry>, at: &impl Fn(usize) -> Source) {
+        for Entry { key, line, raw } in entries {
+            let source = at(line);
+            // A quoted key with a dot in it is one key, and there is none such.
+            let name = if key.contains('.') { format!("{path}{key:?}") } else { format!("{path}{key}") };
+            let is_section = TABLE
+                .iter()
+                .any(|row| row.name().strip_prefix(&name).is_some_and(|rest| rest.starts_with('.')));
+            match raw {
+                Raw::Table(rooms) if name == ROOMS => self.set_rooms(rooms, at),
+                Raw::Table(entries) if is_section => self.table(&format!("{name}."), entries, at),
+                _ if is_section => self.errors.push(ConfigError {
+                    expected: format!("expected a table of keys, [{name}]"),
+                    key: name,
+                    source,
+                    value: None,
+                }),
+                raw => self.set(&name, raw, source, str::to_owned),
+            }
+        }
+    }
+
+    fn environment(&mut self, env: &BTreeMap<String, String>) {
+        let mut spelt: BTreeMap<String, &str> = BTreeMap::new();
+        for (variable, value) in env {
+            let Some(rest) = strip_prefix_ignoring_case(variable, PREFIX) else { continue };
+            if is_service_link(rest, value) {
+                continue;
+            }
+            let name = rest.to_ascii_lowercase().replace("__", ".");
+            let source = Source::Env(variable.clone());
+            let refuse = |expected: String| ConfigError {
+                key: name.clone(),
+                source: source.clone(),
+                value: None,
+                expected,
+            };
+            if let Some(other) = spelt.insert(name.clone(), variable) {
+                self.errors.push(refuse(format!("expected only one spelling, {other} is set too")));
+            } else if value.contains(char::REPLACEMENT_CHARACTER) {
+                self.errors.push(refuse("expected UTF-8".to_owned()));
+            } else if name == ROOMS {
+                self.inline_rooms(value, &source);
+            } else {
+                self.set(&name, Raw::Text(value.clone()), source, variable_of);
+            }
+        }
+    }
+
+    fn flags(&mut self, flags: &[(String, String)]) {
+        for (name, value) in flags {
+            if name == ROOMS {
+                self.inline_rooms(value, &Source::Flag);
+            } else if let Some(pattern) = granted_pattern(name) {
+                let raw = Raw::Table(vec![Entry {
+                    key: "grant".to_owned(),
+                    line: 1,
+                    raw: Raw::Text(value.clone()),
+                }]);
+                self.rooms.retain(|(known, given)| given.source == Source::Flag && known != pattern);
+                self.rooms.push((pattern.to_owned(), Given { raw, source: Source::Flag }));
+            } else {
+                self.set(name, Raw::Text(value.clone()), Source::Flag, str::to_owned);
+            }
+        }
+    }
+
+    /// Takes over one value, or the complaint that there is no such key. The value of an unknown key is not
+    /// shown: it may be a misspelt secret.
+    fn set(&mut self, name: &str, raw: Raw, source: Source, write: impl Fn(&str) -> String) {
+        match TABLE.iter().find(|row| row.name() == name && name != ROOMS_GRANT.name) {
+            Some(row) => {
+                self.keys.insert(row.name(), Given { raw, source });
+            }
+            None => self.errors.push(ConfigError {
+                key: name.to_owned(),
+                source,
+                value: None,
+                expected: match suggest(name, TABLE.iter().map(|row| row.name())).as_slice() {
+                    [] => "there is no such key; `tidegate default-config` lists them all".to_owned(),
+                    near => {
+                        let near: Vec<String> = near.iter().map(|name| write(name)).collect();
+                        format!("there is no such key; did you mean {}?", near.join(" or "))
+                    }
+                },
+            }),
+        }
+    }
+
+    /// Room policies from a single text: an inline TOML table.
+    fn inline_rooms(&mut self, text: &str, source: &Source) {
+        match Raw::value(text.trim()) {
+            Some(Raw::Table(rooms)) => self.set_rooms(rooms, &|_| source.clone()),
+            _ => self.errors.push(ConfigError {
+                key: ROOMS.to_owned(),
+                source: source.clone(),
+                value: Some(Raw::Text(text.to_owned()).show()),
+                expected:
+                    r#"expected an inline TOML table, such as { "chat:*" = { grant = ["subscribe"] } }"#
+                        .to_owned(),
+            }),
+        }
+    }
+
+    fn set_rooms(&mut self, rooms: Vec<Entry>, at: &impl Fn(usize) -> Source) {
+        let given = |entry: Entry| (entry.key, Given { raw: entry.raw, source: at(entry.line) });
+        self.rooms = rooms.into_iter().map(given).collect();
+    }
+}
+
+const PREFIX: &str = "TIDEGATE_";
+
+/// The variable that gives this key its value.
+pub(super) fn variable_of(key: &str) -> String {
+    if key == ROOMS_GRANT.name {
+        return format!("{PREFIX}ROOMS");
+    }
+    format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
+}
+
+/// The pattern in `rooms."<pattern>".grant`, with or without the quotes.
+fn granted_pattern(name: &str) -> Option<&str> {
+    let pattern = name.strip_prefix("rooms.")?.strip_suffix(".grant")?;
+    Some(pattern.strip_prefix('"').and_then(|pattern| pattern.strip_suffix('"')).unwrap_or(pattern))
+}
+
+fn strip_prefix_ignoring_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let (start, rest) = text.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+/// Whether Kubernetes made this variable for a Service whose name is, or begins with, `tidegate`:
+/// `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT=tcp://…`, `TIDEGATE_OPS_PORT_9090_TCP_ADDR`, … They land in every
+/// pod of the namespace and must not keep a node from starting.
+fn is_service_link(rest: &str, value: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port_link = |rest: &str| {
+        // 8080_TCP, 8080_TCP_ADDR, …
+        let mut parts = rest.split('_');
+        parts.next().is_some_and(is_number)
+            && parts.next().is_some_and(|protocol| matches!(protocol, "TCP" | "UDP" | "SCTP"))
+            && matches!(parts.next(), None | Some("ADDR" | "PORT" | "PROTO"))
+            && parts.next().is_none()
+    };
+    let after = |word: &str| match rest.strip_prefix(word) {
+        Some(end) => Some(end),
+        None => rest.split_once(&format!("_{word}")).map(|(_, end)| end),
+    };
+    after("SERVICE_HOST").is_some_and(str::is_empty)
+        || after("SERVICE_PORT")
+            .is_some_and(|end| (end.is_empty() || end.starts_with('_')) && is_number(value))
+        || after("PORT").is_some_and(|end| match end.strip_prefix('_') {
+            None => end.is_empty() && value.contains("://"),
+            Some(end) => is_port_link(end),
+        })
+}

@@ -1,0 +1,191 @@
+//! From what was given to typed values.
+//!
+//! Owns the list of errors: a value that cannot be read is noted and its default stands in, so that one
+//! pass finds everything. What stands in never leaves [`Reader::finish`].
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use super::{
+    Sources,
+    error::{ConfigError, ConfigErrors, Source},
+    kind::{self, Kind},
+    layers::{Given, Layers},
+    raw::Raw,
+    suggest::suggest,
+    table::{self, Fallback, Key, Row},
+};
+use crate::auth::grant::{Operations, Policy, PolicyPattern};
+
+/// Reads the keys of the table from the layers.
+pub(super) struct Reader {
+    layers: Layers,
+    errors: Vec<ConfigError>,
+    /// Keys that have an error already, on which no further check should rest.
+    failed: BTreeSet<&'static str>,
+}
+
+impl Reader {
+    pub(super) fn new(sources: &Sources) -> Self {
+        let mut layers = Layers::of(sources);
+        let errors = std::mem::take(&mut layers.errors);
+        Self { layers, errors, failed: BTreeSet::new() }
+    }
+
+    /// The value of a key that has a default.
+    pub(super) fn read<K: Kind>(&mut self, key: &Key<K>) -> K::Value {
+        self.read_optional(key).unwrap_or_else(|| {
+            let Fallback::Is(default) = key.default else { unreachable!("{} has no default", key.name) };
+            let default = Raw::value(default).expect("a default is TOML");
+            key.kind.read(&default).expect("a default is a valid value")
+        })
+    }
+
+    /// The value that was given to a key, if one was and it is valid.
+    pub(super) fn read_optional<K: Kind>(&mut self, key: &Key<K>) -> Option<K::Value> {
+        let Given { raw, source } = self.layers.get(key.name)?.clone();
+        match key.kind.read(&raw) {
+            Ok(value) => Some(value),
+            Err(expected) => {
+                let value = (!key.kind.is_secret()).then(|| raw.show());
+                self.fail(key.name, ConfigError { key: key.name.to_owned(), source, value, expected });
+                None
+            }
+        }
+    }
+
+    /// The value of a key that can also be given by naming a file that holds it. Of two layers that give it
+    /// the stronger one wins; one layer must not give it both ways.
+    pub(super) fn text_or_file<K: Kind>(
+        &mut self,
+        key: &Key<K>,
+        file_key: &Key<kind::File>,
+    ) -> Option<K::Value> {
+        let rank = |given: Option<&Given>| given.map(|given| given.source.rank());
+        let (direct, by_file) = (rank(self.layers.get(key.name)), rank(self.layers.get(file_key.name)));
+        if direct.is_some() && direct == by_file {
+            let expected = format!("expected either {} or {}, not both", key.name, file_key.name);
+            self.complain(file_key, expected);
+            return None;
+        }
+        if direct >= by_file {
+            return self.read_optional(key);
+        }
+        let path = self.read_optional(file_key)?;
+        let text = match read_text(&path) {
+            Ok(text) => text,
+            Err(error) => {
+                self.complain(file_key, format!("expected a file of text that can be read: {error}"));
+                return None;
+            }
+        };
+        let text = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
+        match key.kind.read(&Raw::Text(text.to_owned())) {
+            Ok(value) => Some(value),
+            Err(expected) => {
+                self.complain(file_key, format!("in that file, {expected}"));
+                None
+            }
+        }
+    }
+
+    /// The room policies, in the order in which they were written.
+    pub(super) fn read_rooms(&mut self) -> Vec<Policy> {
+        let mut policies = Vec::new();
+        for (pattern, Given { raw, source }) in std::mem::take(&mut self.layers.rooms) {
+            let name = format!("{}.{pattern:?}", table::ROOMS);
+            let error = |source: &Source, key: &str, value, expected| ConfigError {
+                key: key.to_owned(),
+                source: source.clone(),
+                value,
+                expected,
+            };
+            let parsed = pattern.parse::<PolicyPattern>();
+            if let Err(wrong) = &parsed {
+                self.errors.push(error(
+                    &source,
+                    &name,
+                    None,
+                    format!("expected a pattern of rooms: {wrong}"),
+                ));
+            }
+            let Raw::Table(entries) = raw else {
+                let expected = r#"expected a table, such as { grant = ["subscribe"] }"#.to_owned();
+                self.errors.push(error(&source, &name, Some(raw.show()), expected));
+                continue;
+            };
+            let mut operations = Operations::NONE;
+            for entry in entries {
+                let name = format!("{name}.{}", entry.key);
+                let source = source.at_line(entry.line);
+                if entry.key == "grant" {
+                    match table::ROOMS_GRANT.kind.read(&entry.raw) {
+                        Ok(granted) => operations = granted,
+                        Err(expected) => {
+                            self.errors.push(error(&source, &name, Some(entry.raw.show()), expected));
+                        }
+                    }
+                } else {
+                    let near = suggest(&entry.key, std::iter::once("grant"));
+                    let hint = if near.is_empty() { "the only one is grant" } else { "did you mean grant?" };
+                    self.errors.push(error(&source, &name, None, format!("there is no such key; {hint}")));
+                }
+            }
+            policies.extend(parsed.ok().map(|pattern| Policy { pattern, operations }));
+        }
+        policies
+    }
+
+    /// Notes an error at `key` unless `holds`. Says nothing if `key`, or one of the `others` that the
+    /// condition rests on, was not read well: that would be a consequence, not a mistake.
+    pub(super) fn require(
+        &mut self,
+        holds: bool,
+        key: &dyn Row,
+        others: &[&dyn Row],
+        expected: impl Fn() -> String,
+    ) {
+        let sound = |name| !self.failed.contains(name);
+        if !holds
+            && self.layers.file_is_sound
+            && sound(key.name())
+            && others.iter().all(|other| sound(other.name()))
+        {
+            self.complain(key, expected());
+        }
+    }
+
+    /// Whatever went wrong.
+    pub(super) fn finish(self) -> Result<(), ConfigErrors> {
+        ConfigErrors::check(self.errors)
+    }
+
+    fn complain(&mut self, key: &dyn Row, expected: String) {
+        let (value, source) = match (self.layers.get(key.name()), key.default()) {
+            (Some(given), _) => ((!key.is_secret()).then(|| given.raw.show()), given.source.clone()),
+            (None, Fallback::Is(default)) => (Some(default.to_owned()), Source::Default),
+            (None, Fallback::Unset { .. }) => (None, Source::Default),
+        };
+        self.fail(key.name(), ConfigError { key: key.name().to_owned(), source, value, expected });
+    }
+
+    fn fail(&mut self, name: &'static str, error: ConfigError) {
+        self.failed.insert(name);
+        self.errors.push(error);
+    }
+}
+
+/// A small file of UTF-8.
+fn read_text(path: &Path) -> io::Result<String> {
+    const MAX: u64 = 64 * 1024;
+    let mut text = String::new();
+    let read = File::open(path)?.take(MAX + 1).read_to_string(&mut text)?;
+    if read as u64 > MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 64 KiB"));
+    }
+    Ok(text)
+}

@@ -1,0 +1,364 @@
+//! Every key there is: the one source from which the parser, `tidegate default-config` and the reference
+//! in `docs/configuration.md` are made.
+//!
+//! A key stands here from the day it steers something.
+
+use std::time::Duration;
+
+use broker_bridge::BrokerUrl;
+
+use super::{
+    ByteSize, LogFilter,
+    kind::{
+        Address, Auto, Count, File, Format, Kind, OperationList, OriginList, Parsed, Prefix, SharedKey, Size,
+        Switch, Time,
+    },
+};
+
+/// One key.
+pub(super) struct Key<K> {
+    /// Its full name.
+    pub name: &'static str,
+    /// What it may be given.
+    pub kind: K,
+    /// What holds when nobody gives it anything.
+    pub default: Fallback,
+    /// What it does, in a line.
+    pub doc: &'static str,
+    /// What else there is to know; may be empty.
+    pub more: &'static str,
+}
+
+/// What holds for a key that is not given.
+#[derive(Clone, Copy)]
+pub(super) enum Fallback {
+    /// This value, written as in a TOML file.
+    Is(&'static str),
+    /// Nothing. The example shows what one could write.
+    Unset { example: &'static str },
+}
+
+/// A key, whatever its kind.
+pub(super) trait Row: Sync {
+    fn name(&self) -> &'static str;
+    fn describe(&self) -> String;
+    fn is_secret(&self) -> bool;
+    fn default(&self) -> Fallback;
+    fn doc(&self) -> &'static str;
+    fn more(&self) -> &'static str;
+}
+
+impl<K: Kind> Row for Key<K> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn describe(&self) -> String {
+        self.kind.describe()
+    }
+
+    fn is_secret(&self) -> bool {
+        self.kind.is_secret()
+    }
+
+    fn default(&self) -> Fallback {
+        self.default
+    }
+
+    fn doc(&self) -> &'static str {
+        self.doc
+    }
+
+    fn more(&self) -> &'static str {
+        self.more
+    }
+}
+
+use Fallback::{Is, Unset};
+
+/// Makes a static of each key and the table of them all.
+macro_rules! table {
+    ($($constant:ident: $kind:ty = $key:expr;)+) => {
+        $(pub(super) static $constant: Key<$kind> = $key;)+
+
+        /// Every key, in the order of the reference.
+        pub(super) static TABLE: &[&dyn Row] = &[$(&$constant),+];
+    };
+}
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// A time that must not be nothing.
+const fn some_time(max: Duration) -> Time {
+    Time { min: ms(10), max }
+}
+
+const fn size(min: usize, max: ByteSize) -> Size {
+    Size { min: ByteSize::bytes(min), max }
+}
+
+table! {
+    SHARDS: Auto<Count> = Key {
+        name: "shards",
+        kind: Auto(Count { min: 1, max: 256 }),
+        default: Is(r#""auto""#),
+        doc: "Threads that own sockets.",
+        more: "`auto` is one for each processor this process may use.",
+    };
+    ORIGINS: OriginList = Key {
+        name: "origins",
+        kind: OriginList,
+        default: Is("[]"),
+        doc: "Web pages that may connect; none listed: only pages of the gateway's own host and port.",
+        more: "Scheme, host and port of the `Origin` header are compared. `https://*.example` is every \
+               subdomain at any depth and not `https://example` itself. `*` is every page, also one without \
+               an origin of its own (`null`).",
+    };
+    DEMO: Auto<Switch> = Key {
+        name: "demo",
+        kind: Auto(Switch),
+        default: Is(r#""auto""#),
+        doc: "Whether the demo page is served.",
+        more: "`auto` is on as long as no key is configured under `auth`.",
+    };
+    PUBLIC_LISTEN: Address = Key {
+        name: "public.listen",
+        kind: Address,
+        default: Is(r#""127.0.0.1:8080""#),
+        doc: "Where clients connect.",
+        more: "Port 0 lets the system choose one.",
+    };
+    PUBLIC_HEADER_TIMEOUT: Time = Key {
+        name: "public.header_timeout",
+        kind: some_time(HOUR),
+        default: Is(r#""10s""#),
+        doc: "Time for the head of a request to arrive.",
+        more: "",
+    };
+    PUBLIC_BODY_TIMEOUT: Time = Key {
+        name: "public.body_timeout",
+        kind: some_time(HOUR),
+        default: Is(r#""10s""#),
+        doc: "Time for the body of a request to arrive.",
+        more: "",
+    };
+    OPS_LISTEN: Address = Key {
+        name: "ops.listen",
+        kind: Address,
+        default: Is(r#""127.0.0.1:9090""#),
+        doc: "Where metrics and probes are served. Not for clients.",
+        more: "",
+    };
+    BROKER_URL: Parsed<BrokerUrl> = Key {
+        name: "broker.url",
+        kind: Parsed::secret("memory:, or an address such as redis://user:password@host:6379/0"),
+        default: Is(r#""memory:""#),
+        doc: "What carries publications between nodes.",
+        more: "`memory:` serves one process. `redis://` and `rediss://` (TLS) name one Redis server.",
+    };
+    BROKER_URL_FILE: File = Key {
+        name: "broker.url_file",
+        kind: File { holds_secret: true },
+        default: Unset { example: r#""/run/secrets/broker-url""# },
+        doc: "A file that holds what would be `broker.url`.",
+        more: "For mounted secrets. A line break at its end is not part of the value.",
+    };
+    BROKER_PREFIX: Prefix = Key {
+        name: "broker.prefix",
+        kind: Prefix,
+        default: Is(r#""""#),
+        doc: "Comes before `room:` in the name of every topic.",
+        more: "Lets several gateways share one Redis.",
+    };
+    BROKER_SUBSCRIBERS: Count = Key {
+        name: "broker.subscribers",
+        kind: Count { min: 1, max: 64 },
+        default: Is("2"),
+        doc: "Connections that receive publications. Rooms are spread over them.",
+        more: "",
+    };
+    BROKER_PUBLISHERS: Count = Key {
+        name: "broker.publishers",
+        kind: Count { min: 1, max: 64 },
+        default: Is("2"),
+        doc: "Connections that send publications. Rooms are spread over them.",
+        more: "",
+    };
+    BROKER_PUBLISH_QUEUE: Size = Key {
+        name: "broker.publish_queue",
+        kind: size(1, ByteSize::mib(1024)),
+        default: Is(r#""16MiB""#),
+        doc: "Bytes of publications that may wait to be sent.",
+        more: "At least `limits.message_size`.",
+    };
+    BROKER_MAX_PUBLICATION: Size = Key {
+        name: "broker.max_publication",
+        kind: size(1, ByteSize::mib(512)),
+        default: Is(r#""16MiB""#),
+        doc: "The largest publication that is taken from the broker.",
+        more: "A larger one is a gap to the room's sessions. At least `limits.message_size`.",
+    };
+    BROKER_CONNECT_TIMEOUT: Time = Key {
+        name: "broker.connect_timeout",
+        kind: some_time(HOUR),
+        default: Is(r#""5s""#),
+        doc: "Time for a connection to the broker to be made.",
+        more: "",
+    };
+    BROKER_SUBSCRIBE_TIMEOUT: Time = Key {
+        name: "broker.subscribe_timeout",
+        kind: some_time(HOUR),
+        default: Is(r#""5s""#),
+        doc: "Time for the broker to acknowledge a subscription.",
+        more: "",
+    };
+    BROKER_PUBLISH_TIMEOUT: Time = Key {
+        name: "broker.publish_timeout",
+        kind: some_time(HOUR),
+        default: Is(r#""5s""#),
+        doc: "Time for the broker to acknowledge a publication.",
+        more: "",
+    };
+    BROKER_CANARY_INTERVAL: Time = Key {
+        name: "broker.canary_interval",
+        kind: some_time(HOUR),
+        default: Is(r#""2s""#),
+        doc: "Time between two messages that a receiving connection sends to itself.",
+        more: "They prove that it still receives, which an answered PING does not.",
+    };
+    BROKER_CANARY_TIMEOUT: Time = Key {
+        name: "broker.canary_timeout",
+        kind: some_time(HOUR),
+        default: Is(r#""6s""#),
+        doc: "A receiving connection that got none of its own messages for this long is made anew.",
+        more: "Longer than `broker.canary_interval`.",
+    };
+    BROKER_CA_FILE: File = Key {
+        name: "broker.ca_file",
+        kind: File { holds_secret: false },
+        default: Unset { example: r#""/etc/tidegate/redis-ca.pem""# },
+        doc: "Certificates (PEM) to trust when the broker is reached by TLS.",
+        more: "",
+    };
+    AUTH_HS256_SECRET: SharedKey = Key {
+        name: "auth.hs256_secret",
+        kind: SharedKey,
+        default: Unset { example: r#""at least 32 bytes, better from a file""# },
+        doc: "The key that signs and verifies tokens (JWT, HS256).",
+        more: "Taken as it is written, not decoded. RFC 7518 §3.2 asks for 32 bytes or more. With no key at \
+               all, the node makes one for its own lifetime.",
+    };
+    AUTH_HS256_SECRET_FILE: File = Key {
+        name: "auth.hs256_secret_file",
+        kind: File { holds_secret: true },
+        default: Unset { example: r#""/run/secrets/hs256""# },
+        doc: "A file that holds what would be `auth.hs256_secret`.",
+        more: "A line break at its end is not part of the key.",
+    };
+    AUTH_LEEWAY: Time = Key {
+        name: "auth.leeway",
+        kind: Time { min: Duration::ZERO, max: Duration::from_secs(300) },
+        default: Is(r#""5s""#),
+        doc: "How far the clocks of whoever makes tokens and of this node may be apart.",
+        more: "Whole seconds count.",
+    };
+    LIMITS_CONNECTIONS: Count = Key {
+        name: "limits.connections",
+        kind: Count { min: 1, max: 10_000_000 },
+        default: Is("100000"),
+        doc: "Open connections on this node. At the limit, new ones are answered 503.",
+        more: "",
+    };
+    LIMITS_MESSAGE_SIZE: Size = Key {
+        name: "limits.message_size",
+        kind: size(1, ByteSize::mib(16)),
+        default: Is(r#""64KiB""#),
+        doc: "The largest message that is taken from a client.",
+        more: "",
+    };
+    LIMITS_OUTBOUND: Size = Key {
+        name: "limits.outbound",
+        kind: size(1, ByteSize::mib(1024)),
+        default: Is(r#""1MiB""#),
+        doc: "Bytes that may wait for one session. A session that needs more is closed as slow.",
+        more: "At least `limits.message_size`.",
+    };
+    LIMITS_ROOMS_PER_SESSION: Count = Key {
+        name: "limits.rooms_per_session",
+        kind: Count { min: 1, max: 65_536 },
+        default: Is("128"),
+        doc: "Rooms that one session may be in.",
+        more: "",
+    };
+    HEARTBEAT_INTERVAL: Time = Key {
+        name: "heartbeat.interval",
+        kind: some_time(HOUR),
+        default: Is(r#""25s""#),
+        doc: "Time between two signs of life that the node sends on a quiet connection.",
+        more: "Shorter than the idle time-out of every proxy on the way.",
+    };
+    HEARTBEAT_TIMEOUT: Time = Key {
+        name: "heartbeat.timeout",
+        kind: some_time(HOUR),
+        default: Is(r#""60s""#),
+        doc: "A client from which no byte came for this long is closed.",
+        more: "Longer than `heartbeat.interval`.",
+    };
+    SSE_RETRY: Time = Key {
+        name: "sse.retry",
+        kind: some_time(HOUR),
+        default: Is(r#""3s""#),
+        doc: "How long an event stream's client is told to wait before it comes back, before jitter.",
+        more: "",
+    };
+    DRAIN_PAUSE: Time = Key {
+        name: "drain.pause",
+        kind: Time { min: Duration::ZERO, max: HOUR },
+        default: Is(r#""0s""#),
+        doc: "Time to be not ready, and still serve, before sessions are closed.",
+        more: "As long as load balancers take to notice.",
+    };
+    DRAIN_WINDOW: Time = Key {
+        name: "drain.window",
+        kind: Time { min: Duration::ZERO, max: HOUR },
+        default: Is(r#""10s""#),
+        doc: "Time over which the closing of sessions is spread.",
+        more: "",
+    };
+    DRAIN_DEADLINE: Time = Key {
+        name: "drain.deadline",
+        kind: some_time(Duration::from_secs(3 * 3_600)),
+        default: Is(r#""30s""#),
+        doc: "Time for the whole drain. Beyond it the node exits with status 1.",
+        more: "At least `drain.pause` and `drain.window` together.",
+    };
+    LOG_FORMAT: Format = Key {
+        name: "log.format",
+        kind: Format,
+        default: Is(r#""text""#),
+        doc: "How log lines are written: for people, or one JSON object each.",
+        more: "",
+    };
+    LOG_FILTER: Parsed<LogFilter> = Key {
+        name: "log.filter",
+        kind: Parsed::new("a level, or directives such as info,tidegate::auth=debug"),
+        default: Is(r#""info""#),
+        doc: "Which events are logged.",
+        more: "The directives of tracing-subscriber's `EnvFilter`.",
+    };
+    ROOMS_GRANT: OperationList = Key {
+        name: r#"rooms."<pattern>".grant"#,
+        kind: OperationList,
+        default: Is("[]"),
+        doc: "What everybody with a valid token may do in the rooms of this pattern.",
+        more: "A pattern is a room's name, with `*` at its end for anything that begins so, and `{sub}` for \
+               the subject of the token.",
+    };
+}
+
+/// The table that is keyed by patterns, and so cannot be looked up by name.
+pub(super) const ROOMS: &str = "rooms";
