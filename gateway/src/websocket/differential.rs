@@ -28,7 +28,7 @@ use super::{
 const LIMIT: usize = 2048;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1024))]
+    #![proptest_config(ProptestConfig::with_cases(4 * ProptestConfig::default().cases))]
 
     #[test]
     fn valid_streams_are_seen_alike((stream, _) in valid_stream(), sizes in piece_sizes()) {
