@@ -19,8 +19,11 @@ pub fn default_config() -> String {
         text.push('\n');
         if table != section {
             section = table;
-            let comment =
-                if is_pattern(*row) { "# One table for each pattern, tried in this order:\n# " } else { "" };
+            let comment = if is_pattern(*row) {
+                "# One table for each pattern. What one of them grants is granted:\n# "
+            } else {
+                ""
+            };
             let table = if is_pattern(*row) { r#"rooms."chat:*""# } else { table };
             let _ = writeln!(text, "{comment}[{table}]");
         }

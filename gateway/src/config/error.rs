@@ -69,9 +69,17 @@ impl ConfigErrors {
     }
 }
 
-impl From<ConfigError> for ConfigErrors {
-    fn from(error: ConfigError) -> Self {
-        Self(vec![error])
+/// From at least one error.
+impl From<Vec<ConfigError>> for ConfigErrors {
+    fn from(errors: Vec<ConfigError>) -> Self {
+        debug_assert!(!errors.is_empty(), "that would be a success");
+        Self(errors)
+    }
+}
+
+impl From<ConfigErrors> for Vec<ConfigError> {
+    fn from(errors: ConfigErrors) -> Self {
+        errors.0
     }
 }
 

@@ -120,7 +120,7 @@ impl Raw {
     }
 }
 
-/// The parser sorts a table by name; this is the order in which it was written, in which policies are tried.
+/// The parser sorts a table by name; this is the order in which it was written, in which complaints are easiest to follow.
 fn entries(table: &DeTable<'_>, lines: &Lines) -> Vec<Entry> {
     let mut written: Vec<_> = table.iter().collect();
     written.sort_by_key(|(key, _)| key.span().start);

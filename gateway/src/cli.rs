@@ -1,0 +1,330 @@
+//! The command line.
+//!
+//! Owns how the program is called and every command that is not the node itself. `serve` is only recognised
+//! here: [`main`] hands a checked configuration to whoever runs the node.
+//!
+//! Exit status: 0 done, 1 failed, 2 called or configured wrongly. Results go to standard output and nothing
+//! else does, so that `TOKEN=$(tidegate token …)` works; complaints go to standard error.
+
+mod healthcheck;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::LazyLock,
+    time::{Duration, SystemTime},
+};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::{
+    auth::{Grant, Subject, UnixSeconds, mint},
+    config::{Config, ConfigError, ConfigErrors, Source, Sources, document, value::parse_time},
+};
+
+/// Does what the command line of this process says. A node is run by `serve`; whatever keeps it from being
+/// started has been said on standard error by then.
+pub fn main(serve: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr());
+    match invoke(std::env::args_os(), Sources::environment(), &mut out, &mut err) {
+        Invocation::Serve(config) => {
+            drop(out);
+            serve(*config)
+        }
+        Invocation::Done(status) => status.into(),
+    }
+}
+
+/// The program's version, with the revision it was built from if the build was told (`BUILD_REVISION`).
+pub fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let version = env!("CARGO_PKG_VERSION");
+        revision().map_or_else(|| version.to_owned(), |revision| format!("{version} ({revision})"))
+    });
+    &VERSION
+}
+
+/// The revision that the program was built from, if the build was told.
+pub fn revision() -> Option<&'static str> {
+    option_env!("BUILD_REVISION").filter(|revision| !revision.is_empty())
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// To run a node.
+    Serve(Box<Config>),
+    /// Nothing any more.
+    Done(Status),
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It did what it was asked.
+    Success,
+    /// It could not.
+    Failure,
+    /// It was called or configured wrongly.
+    Misuse,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Success => Self::SUCCESS,
+            Status::Failure => Self::FAILURE,
+            Status::Misuse => Self::from(2),
+        }
+    }
+}
+
+/// Understands a command line, the program's name first, and does what it says unless that is to run a node.
+pub fn invoke(
+    args: impl IntoIterator<Item = OsString>,
+    env: BTreeMap<String, String>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Invocation {
+    let parsed = Cli::command().version(version()).try_get_matches_from(args);
+    let Cli { layers, command } = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(refusal) if refusal.use_stderr() => {
+            return Invocation::Done(say(err, &refusal.render(), Status::Misuse));
+        }
+        // Not refused: help or the version was asked for.
+        Err(asked) => return Invocation::Done(say(out, &asked.render(), Status::Success)),
+    };
+    let result = match command {
+        None => layers.load(env).map(|config| Invocation::Serve(Box::new(config))).map_err(Failure::from),
+        Some(Command::Serve(more)) => {
+            let config = layers.and(more).load(env);
+            config.map(|config| Invocation::Serve(Box::new(config))).map_err(Failure::from)
+        }
+        Some(Command::Token(token)) => token.run(layers, env, out),
+        Some(Command::CheckConfig(more)) => layers
+            .and(more)
+            .load(env)
+            .map(|_| Invocation::Done(say(out, &"configuration is valid\n", Status::Success)))
+            .map_err(Failure::from),
+        Some(Command::DefaultConfig) => {
+            Ok(Invocation::Done(say(out, &document::default_config(), Status::Success)))
+        }
+        Some(Command::Healthcheck(check)) => check.run(layers, env, out),
+    };
+    result
+        .unwrap_or_else(|failure| Invocation::Done(say(err, &format!("{}\n", failure.text), failure.status)))
+}
+
+/// A pub/sub gateway: a room is a URL, and a room is a Redis topic.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate")]
+struct Cli {
+    #[command(flatten)]
+    layers: Layers,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node (what happens without a command)
+    Serve(Layers),
+    /// Print a token, signed with the configured secret
+    Token(TokenArgs),
+    /// Say whether the configuration is valid, or everything that is wrong with it
+    CheckConfig(Layers),
+    /// Print a configuration file with every key, its default and its meaning
+    DefaultConfig,
+    /// Ask a running node whether it is ready
+    Healthcheck(HealthcheckArgs),
+}
+
+/// Where the configuration comes from. May stand before and after the command.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Configuration")]
+struct Layers {
+    /// A configuration file (TOML)
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Sets a key, overriding file and environment; may be repeated
+    // The text is taken apart later: clap would repeat it in its complaint, and it may hold a secret.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The same as --set public.listen=…
+    #[arg(long, value_name = "ADDRESS")]
+    public_listen: Option<String>,
+    /// The same as --set ops.listen=…
+    #[arg(long, value_name = "ADDRESS")]
+    ops_listen: Option<String>,
+    /// The same as --set broker.url=…
+    #[arg(long, value_name = "URL")]
+    broker_url: Option<String>,
+    /// The same as --set log.format=…
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl Layers {
+    /// Both together; where they disagree, `more` wins.
+    fn and(mut self, more: Self) -> Self {
+        self.set.extend(more.set);
+        Self {
+            config: more.config.or(self.config),
+            set: self.set,
+            public_listen: more.public_listen.or(self.public_listen),
+            ops_listen: more.ops_listen.or(self.ops_listen),
+            broker_url: more.broker_url.or(self.broker_url),
+            log_format: more.log_format.or(self.log_format),
+        }
+    }
+
+    fn load(self, env: BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
+        let mut errors = Vec::new();
+        let mut sources = Sources { env, ..Sources::default() };
+        for set in self.set {
+            match split_setting(&set) {
+                Some((key, value)) => sources.flags.push((key.to_owned(), value.to_owned())),
+                None => errors.push(ConfigError {
+                    key: "--set".to_owned(),
+                    source: Source::Flag,
+                    value: None,
+                    expected: "expected KEY=VALUE".to_owned(),
+                }),
+            }
+        }
+        let short = [
+            ("public.listen", self.public_listen),
+            ("ops.listen", self.ops_listen),
+            ("broker.url", self.broker_url),
+            ("log.format", self.log_format),
+        ];
+        let given = |(key, value): (&str, Option<String>)| value.map(|value| (key.to_owned(), value));
+        sources.flags.extend(short.into_iter().filter_map(given));
+        if let Some(path) = self.config {
+            match fs::read_to_string(&path) {
+                Ok(text) => sources.file = Some((path, text)),
+                // What a file would have said is unknown: judging the rest without it would mislead.
+                Err(error) => {
+                    let source = Source::File { path, line: None };
+                    let expected = format!("expected a file of text that can be read: {error}");
+                    errors.push(ConfigError { key: String::new(), source, value: None, expected });
+                    return Err(ConfigErrors::from(errors));
+                }
+            }
+        }
+        match Config::load(&sources) {
+            Ok(config) if errors.is_empty() => Ok(config),
+            Ok(_) => Err(ConfigErrors::from(errors)),
+            Err(more) => Err(ConfigErrors::from([errors, more.into()].concat())),
+        }
+    }
+}
+
+/// Splits `key=value` at the first `=` that is not within quotes: a room's name may hold one.
+fn split_setting(text: &str) -> Option<(&str, &str)> {
+    let mut quoted = false;
+    let at = text.find(|c| {
+        quoted ^= c == '"';
+        c == '=' && !quoted
+    })?;
+    let (key, value) = text.split_at_checked(at)?;
+    Some((key, value.strip_prefix('=')?))
+}
+
+#[derive(Debug, Args)]
+struct TokenArgs {
+    /// Whom the token is for
+    #[arg(long, value_name = "NAME")]
+    sub: Subject,
+    /// What it allows, such as 'chat:*=subscribe,publish'; may be repeated
+    #[arg(long, value_name = "PATTERN=OPERATIONS")]
+    room: Vec<Grant>,
+    /// How long it is good for, such as 30s, 5m or 24h
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
+    ttl: Duration,
+    #[command(flatten)]
+    layers: Layers,
+}
+
+impl TokenArgs {
+    fn run(
+        self,
+        layers: Layers,
+        env: BTreeMap<String, String>,
+        out: &mut dyn Write,
+    ) -> Result<Invocation, Failure> {
+        const NO_SECRET: &str = "auth.hs256_secret is not set, so there is nothing to sign a token with: set \
+                                 it in a file (--config), as TIDEGATE_AUTH__HS256_SECRET, or name a file that \
+                                 holds it with auth.hs256_secret_file";
+        let config = layers.and(self.layers).load(env)?;
+        let secret = config.auth.hs256_secret.ok_or_else(|| Failure::misuse(NO_SECRET))?;
+        let now = UnixSeconds::from(SystemTime::now());
+        let token = mint::mint(secret.expose(), &self.sub, &self.room, self.ttl, now);
+        let token = token.map_err(|error| Failure::misuse(&error))?;
+        Ok(Invocation::Done(say(out, &format!("{}\n", token.expose()), Status::Success)))
+    }
+}
+
+#[derive(Debug, Args)]
+struct HealthcheckArgs {
+    /// What to ask; by default /readyz at the configured ops.listen
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    #[command(flatten)]
+    layers: Layers,
+}
+
+impl HealthcheckArgs {
+    fn run(
+        self,
+        layers: Layers,
+        env: BTreeMap<String, String>,
+        out: &mut dyn Write,
+    ) -> Result<Invocation, Failure> {
+        let url = match self.url {
+            Some(url) => url,
+            None => healthcheck::readiness_url(layers.and(self.layers).load(env)?.ops.listen),
+        };
+        match healthcheck::get(&url) {
+            Ok(status) if status.is_success() => {
+                Ok(Invocation::Done(say(out, &format!("{url}: {status}\n"), Status::Success)))
+            }
+            Ok(status) => Err(Failure { text: format!("{url}: {status}"), status: Status::Failure }),
+            Err(error @ healthcheck::Error::Url) => Err(Failure::misuse(&error)),
+            Err(error) => Err(Failure { text: format!("{url}: {error}"), status: Status::Failure }),
+        }
+    }
+}
+
+/// What a command says when it did not succeed.
+struct Failure {
+    text: String,
+    status: Status,
+}
+
+impl Failure {
+    fn misuse(text: &(impl ToString + ?Sized)) -> Self {
+        Self { text: text.to_string(), status: Status::Misuse }
+    }
+}
+
+impl From<ConfigErrors> for Failure {
+    fn from(errors: ConfigErrors) -> Self {
+        Self::misuse(&errors)
+    }
+}
+
+/// Writes and returns the status, or a failure if nobody could have read it: a pipe that was closed early.
+fn say(stream: &mut dyn Write, text: &dyn std::fmt::Display, status: Status) -> Status {
+    match write!(stream, "{text}").and_then(|()| stream.flush()) {
+        Err(_) if status == Status::Success => Status::Failure,
+        Ok(()) | Err(_) => status,
+    }
+}

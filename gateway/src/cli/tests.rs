@@ -1,0 +1,278 @@
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    thread,
+};
+
+use super::*;
+
+const SECRET: &str = "correct horse battery staple, and more";
+
+/// What a command line leads to: the status (`None`: a node would run), standard output, standard error.
+fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<Status>, String, String) {
+    let (invocation, out, err) = invoke_with(args, env);
+    let status = match invocation {
+        Invocation::Serve(_) => None,
+        Invocation::Done(status) => Some(status),
+    };
+    (status, out, err)
+}
+
+fn invoke_with(args: &[&str], env: &[(&str, &str)]) -> (Invocation, String, String) {
+    let args = std::iter::once("tidegate").chain(args.iter().copied()).map(OsString::from);
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let invocation = invoke(args, env, &mut out, &mut err);
+    (invocation, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+fn config(args: &[&str]) -> Config {
+    match invoke_with(args, &[]) {
+        (Invocation::Serve(config), out, err) if out.is_empty() && err.is_empty() => *config,
+        other => panic!("{args:?}: {other:?}"),
+    }
+}
+
+#[test]
+fn clap_finds_no_contradiction() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn a_node_is_the_default() {
+    assert_eq!(config(&[]).public.listen.port(), 8080);
+    assert_eq!(config(&["serve"]).public.listen.port(), 8080);
+}
+
+#[test]
+fn flags_stand_before_and_after_the_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tidegate.toml");
+    fs::write(&path, "shards = 3\nsse.retry = '7s'").unwrap();
+    let path = path.to_str().unwrap();
+    let config = config(&[
+        "--set",
+        "shards=2",
+        "--public-listen",
+        "127.0.0.1:1",
+        "serve",
+        "--config",
+        path,
+        "--set",
+        r#"rooms."a=b".grant=subscribe"#,
+        "--public-listen",
+        "127.0.0.1:2",
+        "--ops-listen=127.0.0.1:3",
+        "--broker-url=redis://redis.example",
+        "--log-format=json",
+    ]);
+    assert_eq!((config.shards, config.sse.retry), (2, Duration::from_secs(7)));
+    assert_eq!((config.public.listen.port(), config.ops.listen.port()), (2, 3));
+    assert_eq!(config.broker.url.to_string(), "redis://redis.example:6379");
+    assert_eq!(config.rooms.first().map(|policy| policy.pattern.to_string()).as_deref(), Some("a=b"));
+}
+
+#[test]
+fn a_wrong_configuration_is_said_and_not_served() {
+    for command in [&[][..], &["serve"], &["check-config"], &["token", "--sub", "a"], &["healthcheck"]] {
+        let args: Vec<&str> =
+            command.iter().chain(&["--set", "shards=0", "--set=hunter2"]).copied().collect();
+        let (status, out, err) = run(&args, &[("TIDEGATE_SHARD", "1")]);
+        assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{command:?}");
+        assert_eq!(
+            err.lines().collect::<Vec<_>>(),
+            [
+                "--set (command line): expected KEY=VALUE",
+                "shard (environment TIDEGATE_SHARD): there is no such key; did you mean TIDEGATE_SHARDS?",
+                "shards = \"0\" (command line): expected auto, or a whole number from 1 to 256",
+            ],
+        );
+    }
+    let (status, _, err) = run(&["check-config", "--config", "/nonexistent.toml"], &[]);
+    assert_eq!(status, Some(Status::Misuse));
+    assert!(err.starts_with("/nonexistent.toml: expected a file of text that can be read: No such"), "{err}");
+}
+
+#[test]
+fn a_valid_configuration_is_said_to_be() {
+    let said = (Some(Status::Success), "configuration is valid\n".to_owned(), String::new());
+    assert_eq!(run(&["check-config"], &[]), said);
+    assert_eq!(run(&["check-config", "--set", "shards=2"], &[("TIDEGATE_SHARDS", "0")]), said);
+}
+
+#[test]
+fn the_default_configuration_is_a_valid_file() {
+    let (status, out, err) = run(&["default-config"], &[]);
+    assert_eq!((status, err.as_str()), (Some(Status::Success), ""));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tidegate.toml");
+    fs::write(&path, out).unwrap();
+    assert_eq!(run(&["check-config", "--config", path.to_str().unwrap()], &[]).0, Some(Status::Success));
+}
+
+#[test]
+fn a_token_is_all_that_is_printed() {
+    use crate::auth::{AuthConfig, Authenticator, Operation, Token};
+
+    let args =
+        ["token", "--sub", "alice", "--room", "chat:*=subscribe,publish", "--room=a=b=history", "--ttl=5m"];
+    let (status, out, err) = run(&args, &[("TIDEGATE_AUTH__HS256_SECRET", SECRET)]);
+    assert_eq!((status, err.as_str()), (Some(Status::Success), ""));
+    let authenticator = Authenticator::new(AuthConfig {
+        hs256_secret: SECRET.as_bytes(),
+        leeway: Duration::ZERO,
+        policies: Vec::new(),
+    });
+    let now = UnixSeconds::from(SystemTime::now());
+    let token = Token::new(out.strip_suffix('\n').unwrap()).unwrap();
+    let identity = authenticator.verify(&token, now).unwrap();
+    assert_eq!(identity.subject().as_str(), "alice");
+    assert!(identity.may(Operation::Publish, &"chat:1".parse().unwrap()));
+    assert!(identity.may(Operation::History, &"a=b".parse().unwrap()));
+    assert!(!identity.may(Operation::History, &"chat:1".parse().unwrap()));
+    assert!((298..=300).contains(&identity.remaining(now).as_secs()));
+}
+
+#[test]
+fn a_token_that_cannot_be_made_says_why() {
+    let secret = [("TIDEGATE_AUTH__HS256_SECRET", SECRET)];
+    for (args, env, reason) in [
+        (&["token", "--sub", "alice"][..], &[][..], "TIDEGATE_AUTH__HS256_SECRET"),
+        (&["token"], &secret, "--sub"),
+        (&["token", "--sub", ""], &secret, "1 to 255 bytes"),
+        (&["token", "--sub", "a", "--room", "chat:*"], &secret, "PATTERN=OPERATION"),
+        (&["token", "--sub", "a", "--room", "chat:*=fly"], &secret, "subscribe, publish"),
+        (&["token", "--sub", "a", "--ttl", "10"], &secret, "such as 30s"),
+        (&["token", "--sub", "a", "--ttl", "0s"], &secret, "at least a second"),
+    ] {
+        let (status, out, err) = run(args, env);
+        assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{args:?}");
+        assert!(err.contains(reason), "{args:?}: {err}");
+        assert!(!err.contains(SECRET), "{err}");
+    }
+}
+
+#[test]
+fn help_and_version_are_results_and_misuse_is_not() {
+    let (status, out, err) = run(&["--version"], &[]);
+    assert_eq!((status, err.as_str()), (Some(Status::Success), ""));
+    assert_eq!(out, format!("tidegate {}\n", version()));
+    let (status, out, _) = run(&["--help"], &[]);
+    assert_eq!(status, Some(Status::Success));
+    for command in ["serve", "token", "check-config", "default-config", "healthcheck"] {
+        assert!(out.contains(command), "{out}");
+    }
+    for wrong in [&["fly"][..], &["--fly"], &["serve", "x"], &["default-config", "--set", "a=b"]] {
+        let (status, out, err) = run(wrong, &[]);
+        assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{wrong:?}");
+        assert!(!err.is_empty());
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_a_failure_and_no_panic() {
+    struct Closed;
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let args = ["tidegate", "default-config"].map(OsString::from);
+    let invocation = invoke(args, BTreeMap::new(), &mut Closed, &mut Closed);
+    assert!(matches!(invocation, Invocation::Done(Status::Failure)), "{invocation:?}");
+}
+
+#[test]
+fn a_setting_is_split_where_no_quotes_are() {
+    for (text, split) in [
+        ("a=b", Some(("a", "b"))),
+        ("a=", Some(("a", ""))),
+        ("a=b=c", Some(("a", "b=c"))),
+        (r#"rooms."a=b".grant=c"#, Some((r#"rooms."a=b".grant"#, "c"))),
+        (r#"rooms={ "a" = {} }"#, Some(("rooms", r#"{ "a" = {} }"#))),
+        ("=", Some(("", ""))),
+        ("", None),
+        ("a", None),
+        (r#""a=b"#, None),
+    ] {
+        assert_eq!(split_setting(text), split, "{text}");
+    }
+}
+
+/// Answers one request with `answer` and returns what was asked.
+fn answer_once(listener: TcpListener, answer: &'static [u8]) -> thread::JoinHandle<Vec<String>> {
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+        let asked = lines.take_while(|line| !line.is_empty()).collect();
+        stream.write_all(answer).unwrap();
+        asked
+    })
+}
+
+#[test]
+fn a_healthcheck_asks_the_configured_node() {
+    for (answer, status) in [
+        (&b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..], Status::Success),
+        (b"HTTP/1.1 204 \r\n\r\n", Status::Success),
+        (b"HTTP/1.0 200 OK\n", Status::Success),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Status::Failure),
+        (b"HTTP/1.1 302 Found\r\nlocation: /\r\n\r\n", Status::Failure),
+        (b"HTTP/1.1 2000 OK\r\n", Status::Failure),
+        (b"HTTP/2 200\r\n", Status::Failure),
+        (b"-ERR unknown command\r\n", Status::Failure),
+        (&[b'x'; 2_000], Status::Failure),
+        (b"", Status::Failure),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = answer_once(listener, answer);
+        let (got, out, err) = run(&["healthcheck"], &[("TIDEGATE_OPS__LISTEN", &address.to_string())]);
+        assert_eq!(got, Some(status), "{out}{err}");
+        assert!(format!("{out}{err}").starts_with(&format!("http://{address}/readyz: ")), "{out}{err}");
+        let asked = server.join().unwrap();
+        let host = format!("Host: {address}");
+        assert_eq!(asked, ["GET /readyz HTTP/1.1", &host, "Connection: close"]);
+    }
+}
+
+#[test]
+fn a_healthcheck_of_nobody_fails() {
+    // Bound and dropped: nobody listens there now.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{address}/livez?x");
+    assert_eq!(run(&["healthcheck", "--url", &url], &[]).0, Some(Status::Failure));
+    for wrong in
+        ["", "/readyz", "127.0.0.1:9090", "https://127.0.0.1/", "http://u:p@127.0.0.1/", "http://a b/"]
+    {
+        let (status, _, err) = run(&["healthcheck", "--url", wrong], &[]);
+        assert_eq!(status, Some(Status::Misuse), "{wrong}: {err}");
+    }
+}
+
+#[test]
+fn a_healthcheck_does_not_wait_for_ever() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    // Accepted by the kernel, answered by nobody.
+    let error = healthcheck::get_within(&url, Duration::from_millis(50)).unwrap_err();
+    assert!(
+        matches!(&error, healthcheck::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn an_unspecified_address_is_asked_at_the_loopback() {
+    for (listen, url) in [
+        ("127.0.0.1:9090", "http://127.0.0.1:9090/readyz"),
+        ("0.0.0.0:9090", "http://127.0.0.1:9090/readyz"),
+        ("[::]:9090", "http://[::1]:9090/readyz"),
+        ("10.0.0.1:80", "http://10.0.0.1:80/readyz"),
+    ] {
+        assert_eq!(healthcheck::readiness_url(listen.parse().unwrap()), url);
+    }
+}

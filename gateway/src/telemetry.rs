@@ -1,0 +1,139 @@
+//! Logs.
+//!
+//! Owns how an event becomes a line on standard error. What is worth an event, and at which level, is for
+//! each module to decide, within these habits:
+//!
+//! - the field for an error is `error`;
+//! - what belongs to a connection or a session happens in a span that carries its id, at the level of error,
+//!   so that no filter takes the ids off the lines that are left;
+//! - no payload, no token and no secret is ever a field or part of a message.
+//!
+//! A line of JSON holds `timestamp` (RFC 3339, UTC), `level`, `target`, `message`, the event's own fields
+//! beside them, and `spans`: the fields of each span around it, outermost first.
+
+use std::io::{self, IsTerminal};
+
+use tracing::{Dispatch, dispatcher::SetGlobalDefaultError};
+use tracing_subscriber::{
+    Layer, Registry,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+};
+
+use crate::config::{Log, LogFormat};
+
+/// Logs to standard error from now on, in the whole process. `Err` if logs go somewhere already: then they
+/// still do.
+///
+/// A line is written by the thread that has something to say, which waits as long as standard error does.
+pub fn init(log: &Log) -> Result<(), SetGlobalDefaultError> {
+    // Colour is for people who look at it; `NO_COLOR` is heeded by the layer itself.
+    tracing::dispatcher::set_global_default(dispatch(log, io::stderr, io::stderr().is_terminal()))
+}
+
+/// What [`init`] installs, writing to `writer`.
+pub fn dispatch<W>(log: &Log, writer: W, is_terminal: bool) -> Dispatch
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = fmt::layer().with_writer(writer).with_target(true);
+    let lines = if is_terminal { lines } else { lines.with_ansi(false) };
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => {
+            lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed()
+        }
+    };
+    Dispatch::new(tracing_subscriber::registry().with(lines.with_filter(log.filter.to_env_filter())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::Value;
+    use tracing::{dispatcher::with_default, error, error_span, info, info_span};
+
+    use super::*;
+
+    /// The lines that `events` leave behind.
+    fn lines(format: LogFormat, filter: &str, events: impl FnOnce()) -> Vec<String> {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let log = Log { format, filter: filter.parse().unwrap() };
+        let writer = Arc::clone(&written);
+        let writer = move || Shared(Arc::clone(&writer));
+        with_default(&dispatch(&log, writer, false), events);
+        let written = written.lock().unwrap();
+        std::str::from_utf8(&written).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn trouble() {
+        let _connection = error_span!("connection", connection = 7).entered();
+        let _session = error_span!("session", session = "0af3").entered();
+        error!(error = %io::Error::other("it broke\non two lines"), attempt = 2, "cannot publish");
+    }
+
+    #[test]
+    fn a_line_of_json_holds_the_ids_and_the_error() {
+        let lines = lines(LogFormat::Json, "info", trouble);
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["level"], "ERROR");
+        assert_eq!(line["target"], module_path!());
+        assert_eq!(line["message"], "cannot publish");
+        assert_eq!(line["error"], "it broke\non two lines");
+        assert_eq!(line["attempt"], 2);
+        assert_eq!(line["spans"][0]["connection"], 7);
+        assert_eq!(line["spans"][1]["session"], "0af3");
+        assert!(line["timestamp"].as_str().unwrap().ends_with('Z'), "{line}");
+    }
+
+    #[test]
+    fn a_line_of_text_holds_the_same() {
+        let line = lines(LogFormat::Text, "info", trouble).join("\n");
+        for part in
+            ["ERROR", "connection=7", "session=\"0af3\"", module_path!(), "cannot publish", "attempt=2"]
+        {
+            assert!(line.contains(part), "{part} is missing: {line}");
+        }
+        assert!(line.split(' ').next().unwrap().ends_with('Z'), "the time is UTC: {line}");
+        assert!(!line.contains('\u{1b}'), "no colour outside a terminal: {line}");
+    }
+
+    #[test]
+    fn the_filter_decides_and_spans_keep_their_ids() {
+        let events = || {
+            info!(target: "tidegate::auth", "one");
+            info!(target: "tidegate::hub", "two");
+            let _span = info_span!("quiet", id = 1).entered();
+            let _span = error_span!("loud", id = 2).entered();
+            error!(target: "tidegate::hub", "three");
+        };
+        let logged = |filter| -> Vec<Value> {
+            lines(LogFormat::Json, filter, events)
+                .iter()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect()
+        };
+        let messages = |lines: &[Value]| lines.iter().map(|line| line["message"].clone()).collect::<Vec<_>>();
+        assert_eq!(messages(&logged("info")), ["one", "two", "three"]);
+        assert_eq!(messages(&logged("warn,tidegate::auth=info")), ["one", "three"]);
+        assert_eq!(messages(&logged("off")), <[Value; 0]>::default());
+        let lines = logged("warn");
+        assert_eq!(lines[0]["spans"].as_array().map(Vec::len), Some(1), "{lines:?}");
+        assert_eq!(lines[0]["spans"][0]["id"], 2);
+    }
+}
