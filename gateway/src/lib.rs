@@ -1,1 +1,35 @@
-//! The gateway.
+//! Tidegate: a horizontally scaled pub/sub WebSocket gateway.
+//!
+//! A room is a URL, and a room is a Redis topic. Backends publish to topics; any number of nodes hold the
+//! clients' sockets and fan each message out. `docs/architecture.md` follows one message through the node.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`node`] | a node: everything below, started, drained and stopped |
+//! | [`serve`] | from a configuration to a process that serves until it is told to stop |
+//! | [`cli`], [`config`], [`telemetry`] | the command line, the configuration, logs |
+//! | [`server`] | listeners, routes, refusals |
+//! | [`auth`] | from a token to an identity and what it may do |
+//! | [`shard`] | threads that own sockets |
+//! | [`websocket`] | the RFC 6455 codec |
+//! | [`protocol`] | wire protocols |
+//! | [`session`] | what one client may do and is told |
+//! | [`hub`] | the rooms of this node |
+//! | [`metrics`] | what is measured |
+//!
+//! What carries publications between nodes is the package [`broker_bridge`]; apart from configuration and
+//! wiring ([`node`]) nothing here knows that it is Redis.
+
+pub mod auth;
+pub mod cli;
+pub mod config;
+pub mod hub;
+pub mod metrics;
+pub mod node;
+pub mod protocol;
+pub mod serve;
+pub mod server;
+pub mod session;
+pub mod shard;
+pub mod telemetry;
+pub mod websocket;

@@ -1,0 +1,316 @@
+//! From a token to an identity.
+//!
+//! Owns the verification of JWTs (RFC 7519, with the advice of RFC 8725). Does not look for tokens in
+//! requests ([`credential`](super::credential)), does not count or log failures.
+//!
+//! The order is: header, signature, claims, time. Nothing in the claims is looked at before the signature
+//! has proved who wrote them, and of the header only `alg` and `crit` are read. The algorithm is pinned to
+//! HS256; keys or places of keys that a header brings along (`jwk`, `jku`, `x5u`, `kid`) steer nothing.
+//!
+//! | claim | meaning |
+//! |---|---|
+//! | `sub` | required; see [`Subject`] |
+//! | `exp` | required; the token is void from this second on |
+//! | `nbf` | the token is void before this second |
+//! | `iat` | must be a time, has no effect |
+//! | `rooms` | a map from [`RoomPattern`]s, each once, to lists of [`Operation`]s; `{sub}` has no meaning here, for who writes the token knows the subject |
+//! | `aud` | must be absent: a node has no name yet to find in it |
+//! | others | ignored |
+//!
+//! A claim of a wrong type, an unknown operation and a pattern that is none make the whole token void: a
+//! mistake of the issuer shows at the first attempt, and not as a permission that is silently missing.
+
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, DecodingKey, crypto};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::{
+    AuthFailure, Identity, Subject, Token, UnixSeconds,
+    grant::{Grant, Operation, Operations, Policy, RoomPattern},
+};
+
+/// What an [`Authenticator`] works with.
+pub struct AuthConfig<'a> {
+    /// The secret that tokens are signed with, at least [`Authenticator::MIN_SECRET_BYTES`].
+    pub hs256_secret: &'a [u8],
+    /// How far the clock of whoever signs may be from this node's. Whole seconds count.
+    pub leeway: Duration,
+    /// What everybody with a valid token may do besides.
+    pub policies: Vec<Policy>,
+}
+
+/// Turns tokens into identities. Shared by all threads of a node.
+pub struct Authenticator {
+    key: DecodingKey,
+    leeway: Duration,
+    policies: Arc<[Policy]>,
+    shared_grants: SharedGrants,
+}
+
+impl Authenticator {
+    /// A shorter secret than the hash itself can be guessed more easily than the hash (RFC 7518 §3.2).
+    pub const MIN_SECRET_BYTES: usize = 32;
+
+    /// The most room patterns that a token may hold.
+    pub const MAX_GRANTS: usize = 256;
+
+    /// An authenticator for one secret.
+    ///
+    /// # Panics
+    ///
+    /// If the secret is shorter than [`Self::MIN_SECRET_BYTES`], which reading the configuration rules out.
+    pub fn new(config: AuthConfig<'_>) -> Self {
+        assert!(
+            config.hs256_secret.len() >= Self::MIN_SECRET_BYTES,
+            "the configuration refuses weak secrets"
+        );
+        Self {
+            key: DecodingKey::from_secret(config.hs256_secret),
+            leeway: config.leeway,
+            policies: config.policies.into(),
+            shared_grants: SharedGrants::default(),
+        }
+    }
+
+    /// Who holds this token, and what that entitles to, at the time `now`.
+    pub fn verify(&self, token: &Token, now: UnixSeconds) -> Result<Identity, AuthFailure> {
+        let claims = self.genuine(token.expose())?;
+        let claims = Claims::parse(&claims)?;
+        // The leeway is on the bearer's side at both ends, also of a session that begins within it.
+        let expires_at = claims.expires_at.plus(self.leeway);
+        if now >= expires_at {
+            return Err(AuthFailure::Expired);
+        }
+        if claims.not_before.is_some_and(|not_before| now.plus(self.leeway) < not_before) {
+            return Err(AuthFailure::NotYetValid);
+        }
+        Ok(Identity {
+            subject: claims.subject,
+            expires_at,
+            grants: self.shared_grants.share(claims.grants),
+            policies: Arc::clone(&self.policies),
+        })
+    }
+
+    /// The claims of a token that was signed with this node's secret, as JSON.
+    fn genuine(&self, token: &str) -> Result<Vec<u8>, AuthFailure> {
+        let (signed, signature) = token.rsplit_once('.').ok_or(AuthFailure::Malformed)?;
+        let (header, payload) = signed.split_once('.').ok_or(AuthFailure::Malformed)?;
+        check_header(&decode(header)?)?;
+        match crypto::verify(signature, signed.as_bytes(), &self.key, Algorithm::HS256) {
+            Ok(true) => decode(payload),
+            Ok(false) => Err(AuthFailure::BadSignature),
+            // The key fits the algorithm, so what failed is the decoding of the signature.
+            Err(_) => Err(AuthFailure::Malformed),
+        }
+    }
+}
+
+impl fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authenticator")
+            .field("leeway", &self.leeway)
+            .field("policies", &self.policies)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Strict about padding and trailing bits, so that no two texts are the same token.
+fn decode(part: &str) -> Result<Vec<u8>, AuthFailure> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| AuthFailure::Malformed)
+}
+
+/// Reads one JSON object. serde would take an array for a struct as well.
+fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
+    let is_object = json.trim_ascii_start().first() == Some(&b'{');
+    is_object.then(|| serde_json::from_slice(json).ok()).flatten()
+}
+
+/// A field that is there, even if it is `null`: `Option` alone would take `null` for absent.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+fn check_header(json: &[u8]) -> Result<(), AuthFailure> {
+    /// The two fields that are read, each at most once.
+    #[derive(Deserialize)]
+    struct Header<'a> {
+        #[serde(borrow)]
+        alg: Cow<'a, str>,
+        #[serde(default, deserialize_with = "present")]
+        crit: Option<IgnoredAny>,
+    }
+
+    let header: Header<'_> = read_object(json).ok_or(AuthFailure::Malformed)?;
+    if header.alg != "HS256" {
+        return Err(AuthFailure::WrongAlgorithm);
+    }
+    if header.crit.is_some() {
+        return Err(AuthFailure::CriticalHeader);
+    }
+    Ok(())
+}
+
+/// The claims that mean something here, checked.
+struct Claims {
+    subject: Subject,
+    expires_at: UnixSeconds,
+    not_before: Option<UnixSeconds>,
+    grants: Vec<Grant>,
+}
+
+impl Claims {
+    fn parse(json: &[u8]) -> Result<Self, AuthFailure> {
+        /// Each claim at most once and as it stands, so that each can fail under its own name.
+        #[derive(Deserialize)]
+        struct Raw<'a> {
+            #[serde(borrow, default, deserialize_with = "present")]
+            sub: Option<&'a RawValue>,
+            #[serde(borrow, default, deserialize_with = "present")]
+            exp: Option<&'a RawValue>,
+            #[serde(borrow, default, deserialize_with = "present")]
+            nbf: Option<&'a RawValue>,
+            #[serde(borrow, default, deserialize_with = "present")]
+            iat: Option<&'a RawValue>,
+            #[serde(borrow, default, deserialize_with = "present")]
+            aud: Option<&'a RawValue>,
+            #[serde(borrow, default, deserialize_with = "present")]
+            rooms: Option<&'a RawValue>,
+        }
+
+        let raw: Raw<'_> = read_object(json).ok_or(AuthFailure::InvalidPayload)?;
+        let subject = raw
+            .sub
+            .and_then(|sub| serde_json::from_str::<Cow<'_, str>>(sub.get()).ok())
+            .and_then(|sub| Subject::new(&sub).ok())
+            .ok_or(AuthFailure::InvalidSubject)?;
+        let expires_at = numeric_date(raw.exp.ok_or(AuthFailure::InvalidTime)?, f64::floor)?;
+        let not_before = raw.nbf.map(|nbf| numeric_date(nbf, f64::ceil)).transpose()?;
+        raw.iat.map(|iat| numeric_date(iat, f64::floor)).transpose()?;
+        if raw.aud.is_some() {
+            return Err(AuthFailure::ForeignAudience);
+        }
+        let grants = raw.rooms.map(parse_rooms).transpose()?.unwrap_or_default();
+        Ok(Self { subject, expires_at, not_before, grants })
+    }
+}
+
+/// RFC 7519 §2 allows fractions; they are rounded so that the token is never valid for longer.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "the value is a whole number between 0 and UnixSeconds::MAX, far below 2^53"
+)]
+fn numeric_date(raw: &RawValue, round: fn(f64) -> f64) -> Result<UnixSeconds, AuthFailure> {
+    match serde_json::from_str::<f64>(raw.get()).map(round) {
+        Ok(seconds) if (0.0..=UnixSeconds::MAX.0 as f64).contains(&seconds) => {
+            Ok(UnixSeconds(seconds as u64))
+        }
+        _ => Err(AuthFailure::InvalidTime),
+    }
+}
+
+fn parse_rooms(raw: &RawValue) -> Result<Vec<Grant>, AuthFailure> {
+    let Entries(entries) = serde_json::from_str(raw.get()).map_err(|_| AuthFailure::InvalidRooms)?;
+    if entries.len() > Authenticator::MAX_GRANTS {
+        return Err(AuthFailure::TooManyGrants);
+    }
+    let mut patterns = HashSet::with_capacity(entries.len());
+    let mut grants = Vec::with_capacity(entries.len());
+    for (pattern, operations) in &entries {
+        if !patterns.insert(pattern) {
+            return Err(AuthFailure::InvalidRooms);
+        }
+        let pattern: RoomPattern = pattern.parse().map_err(|_| AuthFailure::InvalidPattern)?;
+        let operations = operations
+            .iter()
+            .map(|operation| operation.parse::<Operation>())
+            .collect::<Result<Operations, _>>()
+            .map_err(|_| AuthFailure::UnknownOperation)?;
+        grants.push(Grant { pattern, operations });
+    }
+    Ok(grants)
+}
+
+/// A JSON object's entries as they stand; a map would hide a key that is there twice. Bounded by the length
+/// of a token.
+struct Entries<'a>(Vec<(Cow<'a, str>, Vec<Cow<'a, str>>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor;
+
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = Entries<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from room patterns to lists of operations")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+/// Grants that several sessions have in common, kept once: of a node's many sessions most have the same few
+/// grants, and only the subject differs.
+#[derive(Default)]
+struct SharedGrants(Mutex<HashSet<Arc<[Grant]>>>);
+
+impl SharedGrants {
+    /// Sets of grants that are remembered.
+    const CAPACITY: usize = 1024;
+
+    fn share(&self, mut grants: Vec<Grant>) -> Arc<[Grant]> {
+        // One order for equal sets, and nothing that grants nothing.
+        grants.retain(|grant| !grant.operations.is_empty());
+        grants.sort_unstable_by(|one, other| one.pattern.cmp(&other.pattern));
+        // A panic while the lock is held cannot leave the set half changed.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = known.get(grants.as_slice()) {
+            return Arc::clone(shared);
+        }
+        if known.len() >= Self::CAPACITY {
+            known.retain(|grants| Arc::strong_count(grants) > 1);
+            // Where every token has grants of its own there is nothing to share. Forgetting all but at
+            // once keeps the scan above rare; whoever holds grants keeps them.
+            if known.len() > Self::CAPACITY / 2 {
+                known.clear();
+            }
+        }
+        let grants: Arc<[Grant]> = grants.into();
+        known.insert(Arc::clone(&grants));
+        grants
+    }
+}
+
+#[cfg(test)]
+impl Authenticator {
+    /// How many sets of grants are remembered.
+    pub(super) fn remembered_grants(&self) -> usize {
+        self.shared_grants.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    pub(super) const REMEMBERED_GRANTS: usize = SharedGrants::CAPACITY;
+}

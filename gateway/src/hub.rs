@@ -1,0 +1,235 @@
+//! The rooms of this node: which shards have members, and the node's interest in each room's topic.
+//!
+//! The hub knows neither sockets nor payloads. [`FanOut`] is the broker's sink: it finds the room and
+//! posts to the inboxes of the shards that have members there. [`Hub`] is what shards call when sessions
+//! come and go.
+//!
+//! # Locks
+//!
+//! Rooms lie in stripes, each behind its own mutex. A stripe is held for a map operation, and while the
+//! broker registers or gives up interest (which never blocks): so the broker hears of a room's last leave
+//! and next join in the order in which they happened. Nothing is posted to a shard under a stripe.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::BuildHasher,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use broker_bridge::{Broker, GapCause, Publication, RoomName, Sink, Subscribing};
+use parking_lot::Mutex;
+
+use crate::{metrics::Metrics, shard::Inbox};
+
+mod broadcast;
+
+pub use broadcast::Broadcast;
+
+/// How long the node stays interested in a room after its last session left, so that a reload of a page
+/// does not cost an UNSUBSCRIBE and a SUBSCRIBE.
+const LINGER: Duration = Duration::from_secs(1);
+const STRIPES: usize = 64;
+
+/// What shards call when sessions come and go.
+pub struct Hub {
+    fan_out: Arc<FanOut>,
+    broker: Arc<dyn Broker>,
+    /// Rooms without a session, oldest first. At most one entry per room.
+    lingering: Mutex<VecDeque<(Instant, RoomName)>>,
+}
+
+impl Hub {
+    /// A hub whose fan-out is already the broker's sink.
+    pub fn new(fan_out: Arc<FanOut>, broker: Arc<dyn Broker>) -> Self {
+        Self { fan_out, broker, lingering: Mutex::default() }
+    }
+
+    /// A session of `shard` is a member of `room` from now on. Resolves when the broker has acknowledged
+    /// the node's interest; every [`join`](Self::join) needs one [`leave`](Self::leave), also when the
+    /// future is dropped or fails.
+    pub fn join(&self, room: &RoomName, shard: usize) -> Subscribing {
+        let mut rooms = self.fan_out.stripe(room.as_str()).lock();
+        let entry = rooms.entry(room.clone()).or_insert_with(|| {
+            self.fan_out.metrics.rooms.inc();
+            Room::new(self.fan_out.inboxes.len())
+        });
+        entry.enter(shard);
+        self.broker.subscribe(room)
+    }
+
+    /// A session of `shard` has left `room`.
+    pub fn leave(&self, room: &RoomName, shard: usize) {
+        let mut rooms = self.fan_out.stripe(room.as_str()).lock();
+        let Some(entry) = rooms.get_mut(room) else {
+            debug_assert!(false, "left a room that nobody had joined");
+            return;
+        };
+        entry.exit(shard);
+        if entry.is_empty() && !entry.lingering {
+            entry.lingering = true;
+            drop(rooms);
+            self.lingering.lock().push_back((Instant::now(), room.clone()));
+        }
+    }
+
+    /// Gives up interest in rooms that have been without a session for a moment. Runs until cancelled.
+    pub async fn run(&self) {
+        let mut ticks = tokio::time::interval(LINGER / 4);
+        loop {
+            ticks.tick().await;
+            self.forget_rooms(Instant::now());
+        }
+    }
+
+    fn forget_rooms(&self, now: Instant) {
+        loop {
+            let room = {
+                let mut lingering = self.lingering.lock();
+                match lingering.front() {
+                    Some((left, _)) if now.duration_since(*left) >= LINGER => lingering.pop_front(),
+                    _ => None,
+                }
+            };
+            let Some((_, room)) = room else { return };
+            let mut rooms = self.fan_out.stripe(room.as_str()).lock();
+            let Some(entry) = rooms.get_mut(&room) else { continue };
+            entry.lingering = false;
+            if entry.is_empty() {
+                rooms.remove(&room);
+                self.fan_out.metrics.rooms.dec();
+                // Under the stripe: a join that comes next must reach the broker after this.
+                self.broker.unsubscribe(&room);
+            }
+        }
+    }
+}
+
+/// The broker's sink: finds the room's shards and posts to them. Never waits.
+pub struct FanOut {
+    stripes: Box<[Stripe]>,
+    hasher: foldhash::fast::RandomState,
+    inboxes: Box<[Arc<Inbox>]>,
+    metrics: Arc<Metrics>,
+}
+
+type Stripe = Mutex<HashMap<RoomName, Room, foldhash::fast::RandomState>>;
+
+impl FanOut {
+    /// A fan-out to these shards.
+    pub fn new(inboxes: Box<[Arc<Inbox>]>, metrics: Arc<Metrics>) -> Self {
+        let hasher = foldhash::fast::RandomState::default();
+        let stripes = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
+        Self { stripes, hasher, inboxes, metrics }
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "reduced modulo the number of stripes")]
+    fn stripe(&self, room: &str) -> &Stripe {
+        // The map inside uses the low and the high bits of the same hash; these are from the middle.
+        let hash = self.hasher.hash_one(room) >> 24;
+        &self.stripes[usize::try_from(hash % STRIPES as u64).expect("below the number of stripes")]
+    }
+
+    /// The shards with members in `room`.
+    fn shards_of(&self, room: &RoomName) -> ShardSet {
+        self.stripe(room.as_str()).lock().get(room).map_or_else(ShardSet::default, Room::shards)
+    }
+
+    fn inboxes(&self, shards: ShardSet) -> impl Iterator<Item = &Arc<Inbox>> {
+        self.inboxes
+            .iter()
+            .enumerate()
+            .filter(move |(shard, _)| shards.contains(*shard))
+            .map(|(_, inbox)| inbox)
+    }
+}
+
+impl Sink for FanOut {
+    fn publication(&self, room: &RoomName, publication: Publication) {
+        let shards = self.shards_of(room);
+        let count = shards.len();
+        if count == 0 {
+            return; // Lingering interest: nobody is here to hear it.
+        }
+        self.metrics.publications.inc();
+        let broadcast = Arc::new(Broadcast::new(room.clone(), publication, count));
+        for inbox in self.inboxes(shards) {
+            if !inbox.post_broadcast(&broadcast) {
+                self.metrics.inbox_overflows.inc();
+                self.metrics.gap(GapCause::Overflow);
+                broadcast.written();
+            }
+        }
+    }
+
+    fn gap(&self, room: &RoomName, cause: GapCause) {
+        let shards = self.shards_of(room);
+        if shards.len() > 0 {
+            self.metrics.gap(cause);
+        }
+        for inbox in self.inboxes(shards) {
+            inbox.post_gap(room, cause);
+        }
+    }
+}
+
+/// Who is in a room on this node: the number of sessions, shard by shard.
+struct Room {
+    members: Box<[u32]>,
+    /// Whether the room has an entry in [`Hub::lingering`].
+    lingering: bool,
+}
+
+impl Room {
+    fn new(shards: usize) -> Self {
+        Self { members: vec![0; shards].into_boxed_slice(), lingering: false }
+    }
+
+    fn enter(&mut self, shard: usize) {
+        if let Some(count) = self.members.get_mut(shard) {
+            *count += 1;
+        }
+    }
+
+    fn exit(&mut self, shard: usize) {
+        if let Some(count) = self.members.get_mut(shard) {
+            debug_assert!(*count > 0, "more sessions left than came");
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.members.iter().all(|&count| count == 0)
+    }
+
+    fn shards(&self) -> ShardSet {
+        let mut shards = ShardSet::default();
+        for (shard, _) in self.members.iter().enumerate().filter(|(_, count)| **count > 0) {
+            shards.insert(shard);
+        }
+        shards
+    }
+}
+
+/// A set of shards, copied out of a stripe so that posting needs no lock.
+#[derive(Clone, Copy, Default)]
+struct ShardSet([u64; Self::WORDS]);
+
+impl ShardSet {
+    /// Room for the 256 shards that the configuration allows.
+    const WORDS: usize = 4;
+
+    fn insert(&mut self, shard: usize) {
+        if let Some(word) = self.0.get_mut(shard / 64) {
+            *word |= 1 << (shard % 64);
+        }
+    }
+
+    fn contains(&self, shard: usize) -> bool {
+        self.0.get(shard / 64).is_some_and(|word| word & (1 << (shard % 64)) != 0)
+    }
+
+    fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+}

@@ -1,0 +1,328 @@
+//! Everything a node measures, under one registry.
+//!
+//! Label values come from closed enums only: no user, room or address ever becomes a label. Hot paths
+//! do not touch these handles: a shard counts in plain cells ([`crate::shard`]) and adds its tallies here
+//! once per turn of its loop.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, process_collector::ProcessCollector,
+};
+
+use crate::{
+    auth::AuthFailure,
+    protocol::ProtocolName,
+    server::{HandshakeResult, Refusal},
+    session::CloseReason,
+};
+
+/// The handles of all metrics of a node.
+pub struct Metrics {
+    registry: Registry,
+    /// Sockets held on the public listener, whatever they carry.
+    pub sockets: IntGauge,
+    /// Sessions by protocol.
+    connections: IntGaugeVec,
+    connections_opened: IntCounterVec,
+    connections_closed: IntCounterVec,
+    handshakes: IntCounterVec,
+    handshake_seconds: HistogramVec,
+    /// Bytes read from sockets, as they are on the wire.
+    pub network_bytes_in: IntCounter,
+    /// Bytes written to sockets, as they are on the wire.
+    pub network_bytes_out: IntCounter,
+    /// Payload bytes that clients sent.
+    pub payload_bytes_in: IntCounter,
+    /// Payload bytes that were queued for clients.
+    pub payload_bytes_out: IntCounter,
+    /// Messages that clients sent.
+    pub messages_in: IntCounter,
+    /// Messages that were queued for clients.
+    pub messages_out: IntCounter,
+    /// Publications that arrived for rooms with a session on this node.
+    pub publications: IntCounter,
+    /// Publications times the sessions each was queued for.
+    pub deliveries: IntCounter,
+    /// From the broker's receipt of a publication to the last write of its fan-out.
+    pub fanout_seconds: Histogram,
+    /// Bytes waiting in the sessions' outbound queues.
+    pub outbound_bytes: IntGauge,
+    /// Sessions closed because their outbound queue was full.
+    pub slow_consumers: IntCounter,
+    refusals: IntCounterVec,
+    auth_failures: IntCounterVec,
+    gaps: IntCounterVec,
+    /// Rooms that the hub knows.
+    pub rooms: IntGauge,
+    /// Sessions times the rooms each is in.
+    pub subscriptions: IntGauge,
+    /// How late a shard's regular tick came.
+    pub shard_lag_seconds: Histogram,
+    /// Publications that did not fit into a shard's inbox.
+    pub inbox_overflows: IntCounter,
+    /// 1 while the node is leaving.
+    pub draining: IntGauge,
+}
+
+impl Metrics {
+    /// Registers every metric of the node with `registry`.
+    #[expect(clippy::too_many_lines, reason = "one list, read from top to bottom")]
+    pub fn register(registry: Registry) -> Result<Self, prometheus::Error> {
+        let network = int_counters(
+            &registry,
+            "tidegate_network_bytes_total",
+            "Bytes on the public listener's sockets as TCP carries them: HTTP heads, WebSocket frame headers and (with TLS) records included, TCP and IP headers not.",
+            &["direction"],
+        )?;
+        let payload = int_counters(
+            &registry,
+            "tidegate_payload_bytes_total",
+            "Payload bytes of messages, without any framing.",
+            &["direction"],
+        )?;
+        let messages = int_counters(
+            &registry,
+            "tidegate_messages_total",
+            "Messages that clients sent (in) and that were queued for clients (out).",
+            &["direction"],
+        )?;
+        let build_info = int_gauges(
+            &registry,
+            "tidegate_build_info",
+            "Always 1; the labels tell which build this is.",
+            &["version"],
+        )?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+
+        let metrics = Self {
+            sockets: int_gauge(&registry, "tidegate_sockets", "Open sockets of the public listener.")?,
+            connections: int_gauges(
+                &registry,
+                "tidegate_connections",
+                "Sessions open now, by protocol.",
+                &["protocol"],
+            )?,
+            connections_opened: int_counters(
+                &registry,
+                "tidegate_connections_opened_total",
+                "Sessions opened, by protocol.",
+                &["protocol"],
+            )?,
+            connections_closed: int_counters(
+                &registry,
+                "tidegate_connections_closed_total",
+                "Sessions ended, by protocol and reason.",
+                &["protocol", "reason"],
+            )?,
+            handshakes: int_counters(
+                &registry,
+                "tidegate_handshakes_total",
+                "Requests for a session, by protocol and result.",
+                &["protocol", "result"],
+            )?,
+            handshake_seconds: histograms(
+                &registry,
+                "tidegate_handshake_seconds",
+                "Time from a request's head to a session whose subscriptions stand.",
+                &["protocol"],
+                prometheus::exponential_buckets(0.000_25, 4.0, 9)?,
+            )?,
+            network_bytes_in: network.with_label_values(&["in"]),
+            network_bytes_out: network.with_label_values(&["out"]),
+            payload_bytes_in: payload.with_label_values(&["in"]),
+            payload_bytes_out: payload.with_label_values(&["out"]),
+            messages_in: messages.with_label_values(&["in"]),
+            messages_out: messages.with_label_values(&["out"]),
+            publications: int_counter(
+                &registry,
+                "tidegate_publications_total",
+                "Publications received from the broker for rooms with a session on this node.",
+            )?,
+            deliveries: int_counter(
+                &registry,
+                "tidegate_deliveries_total",
+                "Publications times the sessions each was queued for.",
+            )?,
+            fanout_seconds: histogram(
+                &registry,
+                "tidegate_fanout_seconds",
+                "Time from the receipt of a publication to the last write of its fan-out handed to the kernel.",
+                prometheus::exponential_buckets(0.000_05, 2.5, 12)?,
+            )?,
+            outbound_bytes: int_gauge(
+                &registry,
+                "tidegate_outbound_bytes",
+                "Bytes waiting in the sessions' outbound queues.",
+            )?,
+            slow_consumers: int_counter(
+                &registry,
+                "tidegate_slow_consumers_total",
+                "Sessions closed because their outbound queue was full.",
+            )?,
+            refusals: int_counters(
+                &registry,
+                "tidegate_refusals_total",
+                "Requests refused before a session existed, by reason.",
+                &["reason"],
+            )?,
+            auth_failures: int_counters(
+                &registry,
+                "tidegate_auth_failures_total",
+                "Tokens refused, by reason.",
+                &["reason"],
+            )?,
+            gaps: int_counters(
+                &registry,
+                "tidegate_gaps_total",
+                "Gaps told to rooms of this node, by cause: publications may be missing there.",
+                &["cause"],
+            )?,
+            rooms: int_gauge(
+                &registry,
+                "tidegate_rooms",
+                "Rooms that have a session on this node, or had one a moment ago.",
+            )?,
+            subscriptions: int_gauge(
+                &registry,
+                "tidegate_subscriptions",
+                "Sessions times the rooms each is in.",
+            )?,
+            shard_lag_seconds: histogram(
+                &registry,
+                "tidegate_shard_lag_seconds",
+                "How late the regular tick of a shard's loop came: time spent in one turn of other work.",
+                prometheus::exponential_buckets(0.000_5, 3.0, 9)?,
+            )?,
+            inbox_overflows: int_counter(
+                &registry,
+                "tidegate_inbox_overflows_total",
+                "Publications dropped inside the node because a shard's inbox was full; each is told as a gap.",
+            )?,
+            draining: int_gauge(&registry, "tidegate_draining", "1 while the node is leaving.")?,
+            registry,
+        };
+        metrics.touch_labels();
+        Ok(metrics)
+    }
+
+    /// Makes every labelled series exist from the start, so that a rate over a first event is not lost.
+    fn touch_labels(&self) {
+        for protocol in ProtocolName::ALL {
+            self.connections.with_label_values(&[protocol.as_str()]);
+            self.connections_opened.with_label_values(&[protocol.as_str()]);
+            for result in HandshakeResult::ALL {
+                self.handshakes.with_label_values(&[protocol.as_str(), result.as_str()]);
+            }
+        }
+        for refusal in Refusal::ALL {
+            self.refusals.with_label_values(&[refusal.as_str()]);
+        }
+        for failure in AuthFailure::ALL {
+            self.auth_failures.with_label_values(&[failure.as_str()]);
+        }
+        for cause in ["interrupted", "oversized", "overflow"] {
+            self.gaps.with_label_values(&[cause]);
+        }
+    }
+
+    /// Counts a session that begins.
+    pub fn connection_opened(&self, protocol: ProtocolName) {
+        self.connections.with_label_values(&[protocol.as_str()]).inc();
+        self.connections_opened.with_label_values(&[protocol.as_str()]).inc();
+    }
+
+    /// Counts a session that is gone.
+    pub fn connection_closed(&self, protocol: ProtocolName, reason: CloseReason) {
+        self.connections.with_label_values(&[protocol.as_str()]).dec();
+        self.connections_closed.with_label_values(&[protocol.as_str(), reason.as_str()]).inc();
+    }
+
+    /// Counts an answered request for a session.
+    pub fn handshake(&self, protocol: ProtocolName, result: HandshakeResult, seconds: f64) {
+        self.handshakes.with_label_values(&[protocol.as_str(), result.as_str()]).inc();
+        self.handshake_seconds.with_label_values(&[protocol.as_str()]).observe(seconds);
+    }
+
+    /// Counts a refused request.
+    pub fn refused(&self, refusal: Refusal) {
+        self.refusals.with_label_values(&[refusal.as_str()]).inc();
+    }
+
+    /// Counts a refused token.
+    pub fn auth_failed(&self, failure: AuthFailure) {
+        self.auth_failures.with_label_values(&[failure.as_str()]).inc();
+    }
+
+    /// Counts a gap told to a room.
+    pub fn gap(&self, cause: broker_bridge::GapCause) {
+        self.gaps.with_label_values(&[cause.as_str()]).inc();
+    }
+
+    /// Everything, in the Prometheus text format (version 0.0.4).
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Where other parts of the process may register theirs.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+fn int_counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    let counter = IntCounter::new(name, help)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn int_counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(counters.clone()))?;
+    Ok(counters)
+}
+
+fn int_gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn int_gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, prometheus::Error> {
+    let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(gauges.clone()))?;
+    Ok(gauges)
+}
+
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: Vec<f64>,
+) -> Result<Histogram, prometheus::Error> {
+    let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?;
+    registry.register(Box::new(histogram.clone()))?;
+    Ok(histogram)
+}
+
+fn histograms(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+    buckets: Vec<f64>,
+) -> Result<HistogramVec, prometheus::Error> {
+    let histograms = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
+    registry.register(Box::new(histograms.clone()))?;
+    Ok(histograms)
+}

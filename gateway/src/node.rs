@@ -1,0 +1,250 @@
+//! A node: assembled, running, leaving.
+//!
+//! The only place that knows all parts. Sockets live on the shards' threads; everything else (broker,
+//! listeners, ops) runs on the runtime that calls [`Node::start`].
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use broker_bridge::{
+    Broker, BrokerUrl,
+    memory::{MemoryBroker, MemoryBus},
+    metrics::BrokerMetrics,
+};
+use prometheus::Registry;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    auth::{AuthConfig, Authenticator},
+    config::Config,
+    hub::{FanOut, Hub},
+    metrics::Metrics,
+    server::{self, Gate},
+    shard::{Context, Event, Inbox, SessionIds, Settings, Shard},
+};
+
+/// What an inbox may hold in publications, in bytes. At a rate that a shard cannot keep up with, this is
+/// the memory it may cost before publications are dropped and told as gaps.
+const INBOX: usize = 64 * 1024 * 1024;
+/// How often a leaving node looks whether its shards have left.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A running node.
+pub struct Node {
+    public: SocketAddr,
+    ops: SocketAddr,
+    config: Config,
+    gate: Arc<Gate>,
+    shards: Arc<[Shard]>,
+    broker: Arc<dyn Broker>,
+    /// Stops the acceptor.
+    accepting: CancellationToken,
+    /// Stops everything else that is not a shard.
+    running: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener's address cannot be used.
+    #[error("cannot listen on {address} ({key}): {error}")]
+    Listen {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        error: io::Error,
+    },
+    /// A shard's thread or runtime could not be made.
+    #[error("cannot start a shard: {0}")]
+    Shard(io::Error),
+    /// The operating system gave no random numbers.
+    #[error("no random numbers: {0}")]
+    Random(getrandom::Error),
+    /// Two metrics have one name.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// Everybody was told and everything was sent.
+    Complete,
+    /// The deadline came first; so many sockets were cut.
+    Cut(usize),
+}
+
+impl Node {
+    /// Starts a node whose tokens are signed with `secret`; both listeners accept when it returns. Must be
+    /// called within a tokio runtime.
+    pub fn start(config: Config, secret: &[u8]) -> Result<Self, StartError> {
+        let public = bind("public.listen", config.public.listen)?;
+        let ops = bind("ops.listen", config.ops.listen)?;
+        let address =
+            |listener: &tokio::net::TcpListener, fallback| listener.local_addr().unwrap_or(fallback);
+        let public_address = address(&public, config.public.listen);
+        let ops_address = address(&ops, config.ops.listen);
+
+        let metrics = Arc::new(Metrics::register(Registry::new())?);
+        let inboxes: Box<[_]> = (0..config.shards).map(|_| Arc::new(Inbox::new(INBOX))).collect();
+        let fan_out = Arc::new(FanOut::new(inboxes.clone(), Arc::clone(&metrics)));
+        let broker = start_broker(&config, &fan_out, &metrics)?;
+        let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
+        let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
+        let context = Arc::new(Context {
+            hub: Arc::clone(&hub),
+            broker: Arc::clone(&broker),
+            metrics: Arc::clone(&metrics),
+            ids: Arc::clone(&ids),
+            settings: settings(&config),
+        });
+
+        // A shard serves the routes, and the routes count what the shards hold: the counters come first.
+        let vitals: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
+        let gate = Arc::new(Gate {
+            authenticator: Authenticator::new(AuthConfig {
+                hs256_secret: secret,
+                leeway: config.auth.leeway,
+                policies: config.rooms.clone(),
+            }),
+            origins: config.origins.clone(),
+            broker: Arc::clone(&broker),
+            metrics,
+            ids,
+            shards: vitals.clone(),
+            max_connections: config.limits.connections,
+            message_size: config.limits.message_size.get(),
+            rooms_per_session: config.limits.rooms_per_session,
+            body_timeout: config.public.body_timeout,
+            retry_millis: u32::try_from(config.sse.retry.as_millis()).unwrap_or(u32::MAX),
+            demo: config.demo,
+            draining: false.into(),
+        });
+        let shards = inboxes
+            .iter()
+            .zip(vitals)
+            .enumerate()
+            .map(|(index, (inbox, vitals))| {
+                let routes = server::public_routes(Arc::clone(&gate));
+                Shard::start(index, Arc::clone(inbox), vitals, Arc::clone(&context), routes)
+            })
+            .collect::<io::Result<Arc<[Shard]>>>()
+            .map_err(StartError::Shard)?;
+
+        let (accepting, running, tasks) =
+            (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(server::acceptor::run(
+            public,
+            Arc::clone(&shards),
+            config.limits.connections,
+            accepting.clone(),
+        ));
+        tasks.spawn(running.clone().run_until_cancelled_owned(async move { hub.run().await }));
+        let ops_routes = server::ops::routes(Arc::clone(&gate));
+        let ops_end = running.clone().cancelled_owned();
+        tasks.spawn(async move {
+            if let Err(error) = axum::serve(ops, ops_routes).with_graceful_shutdown(ops_end).await {
+                tracing::error!(%error, "the ops listener ended");
+            }
+        });
+        tracing::info!(listener = "public", address = %public_address, "listening");
+        tracing::info!(listener = "ops", address = %ops_address, "listening");
+        Ok(Self {
+            public: public_address,
+            ops: ops_address,
+            config,
+            gate,
+            shards,
+            broker,
+            accepting,
+            running,
+            tasks,
+        })
+    }
+
+    /// Where clients reach it.
+    pub fn public_address(&self) -> SocketAddr {
+        self.public
+    }
+
+    /// Where metrics and probes are.
+    pub fn ops_address(&self) -> SocketAddr {
+        self.ops
+    }
+
+    /// Leaves without hurting anybody: not ready at once, then (after `drain.pause`) sessions are closed
+    /// evenly over `drain.window`, then the broker sends what it has left.
+    pub async fn drain(self) -> Departure {
+        let drain = &self.config.drain;
+        let deadline = Instant::now() + drain.deadline;
+        self.gate.draining.store(true, Ordering::Relaxed);
+        self.gate.metrics.draining.set(1);
+        tracing::info!(sockets = self.gate.connections(), window = ?drain.window, "draining");
+        tokio::time::sleep(drain.pause).await;
+        self.accepting.cancel();
+        for shard in self.shards.iter() {
+            shard.inbox().post(Event::Drain(drain.window));
+        }
+        let departure = if timeout_at(deadline, self.shards_have_left()).await.is_ok() {
+            Departure::Complete
+        } else {
+            let sockets = self.gate.connections();
+            tracing::warn!(sockets, "drain.deadline has passed; cutting what is left");
+            for shard in self.shards.iter() {
+                shard.inbox().post(Event::Stop);
+            }
+            self.shards_have_left().await;
+            Departure::Cut(sockets)
+        };
+        self.broker.close().await;
+        self.running.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        tracing::info!(?departure, "drained");
+        departure
+    }
+
+    async fn shards_have_left(&self) {
+        let mut looks = tokio::time::interval(LOOK);
+        while !self.shards.iter().all(Shard::is_finished) {
+            looks.tick().await;
+        }
+    }
+}
+
+fn bind(key: &'static str, address: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {
+    server::acceptor::bind(address).map_err(|error| StartError::Listen { key, address, error })
+}
+
+fn start_broker(
+    config: &Config,
+    fan_out: &Arc<FanOut>,
+    metrics: &Metrics,
+) -> Result<Arc<dyn Broker>, StartError> {
+    let sink = Arc::clone(fan_out);
+    let measured = BrokerMetrics::register(metrics.registry())?;
+    let broker = &config.broker;
+    Ok(match &broker.url {
+        BrokerUrl::Memory => Arc::new(MemoryBroker::new(&MemoryBus::new(), sink).with_metrics(measured)),
+        BrokerUrl::Redis(_) => unreachable!(),
+    })
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        message_size: config.limits.message_size.get(),
+        outbound: config.limits.outbound.get(),
+        header_timeout: config.public.header_timeout,
+        subscribe_timeout: config.broker.subscribe_timeout,
+        heartbeat_interval: config.heartbeat.interval,
+        heartbeat_timeout: config.heartbeat.timeout,
+    }
+}

@@ -1,0 +1,120 @@
+//! From a configuration to a process that serves until it is told to stop.
+//!
+//! Owns the process's own matters: logs, the runtime, signals, the exit code, and what a first start
+//! without a key prints.
+
+use std::{
+    io::{self, Write as _},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    auth::{Grant, Subject, mint},
+    config::Config,
+    node::{Departure, Node},
+    telemetry,
+};
+
+/// Threads for everything that is not a client's socket: broker, listeners, ops.
+const RUNTIME_THREADS: usize = 2;
+/// How long the token lasts that a first start prints.
+const DEMO_TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+const DEMO_GRANT: &str = "demo:*=subscribe,publish";
+const DEMO_SUBJECT: &str = "demo";
+
+/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+///
+/// The exit code is 0 after a whole drain, 1 if the node could not start or the drain was cut short.
+pub fn run(config: Config) -> ExitCode {
+    if let Err(error) = telemetry::init(&config.log) {
+        // Somebody has installed a subscriber before us: there is a log, if not ours.
+        tracing::warn!(%error, "logging was set up already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("runtime")
+        .enable_all()
+        .build();
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
+    match outcome {
+        Ok(Departure::Complete) => ExitCode::SUCCESS,
+        Ok(Departure::Cut(_)) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!(%error, "cannot serve");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<Departure> {
+    // Handlers first: as PID 1 a process has no default reaction to SIGTERM.
+    let mut stop = Stop::install()?;
+    let configured = config.auth.hs256_secret.clone();
+    let demo = config.demo;
+    let node = if let Some(secret) = configured {
+        Node::start(config, secret.expose())?
+    } else {
+        let secret = mint::generate_secret()?;
+        let node = Node::start(config, &secret)?;
+        greet(node.public_address(), &secret, demo)?;
+        node
+    };
+    let signal = stop.wait().await;
+    tracing::info!(signal, "told to stop; a second signal ends at once");
+    tokio::select! {
+        departure = node.drain() => Ok(departure),
+        signal = stop.wait() => {
+            tracing::warn!(signal, "told to stop at once");
+            Ok(Departure::Cut(0))
+        }
+    }
+}
+
+/// Tells a first user what to do next. The secret lives as long as the process, and so does the token.
+fn greet(public: SocketAddr, secret: &[u8], demo: bool) -> anyhow::Result<()> {
+    let subject = Subject::new(DEMO_SUBJECT)?;
+    let grants: [Grant; 1] = [DEMO_GRANT.parse()?];
+    let token = mint::mint(secret, &subject, &grants, DEMO_TOKEN_TTL, SystemTime::now().into())?;
+    let token = token.expose();
+    let host = reachable(public);
+    let mut out = io::stdout().lock();
+    writeln!(out, "No key is configured (auth.hs256_secret), so this run has one of its own.")?;
+    writeln!(out, "A token for {DEMO_GRANT}, valid for a day or until this node ends:\n\n  {token}\n")?;
+    if demo {
+        writeln!(out, "Open the demo page, twice:\n\n  http://{host}/#token={token}\n")?;
+    }
+    Ok(out.flush()?)
+}
+
+/// The address as a browser on this machine can reach it.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        std::net::IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        std::net::IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// The signals that end a process in order.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn install() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

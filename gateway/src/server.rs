@@ -1,0 +1,48 @@
+//! Listeners and routes: what a request may become, and how it is refused.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`gate`] | [`Gate`]: what every public route asks: may this request come in? |
+//! | [`rooms`] | `/rooms/{room}` and `/rooms`: a room is a URL |
+//! | [`demo`] | the demo page |
+//! | [`ops`] | the second listener: metrics and probes |
+//! | [`acceptor`] | sockets, handed to the emptiest shard |
+//! | [`problem`] | [`Problem`] and [`Refusal`]: answers that say no (RFC 9457) |
+//!
+//! Routes are ordinary axum handlers; what becomes of an admitted request is the shard's
+//! ([`crate::shard::admission`]).
+
+use std::sync::Arc;
+
+use axum::{Router, extract::Request, routing::any};
+
+pub mod acceptor;
+mod cors;
+pub mod demo;
+pub mod gate;
+pub mod ops;
+pub mod problem;
+mod publish;
+mod query;
+pub mod rooms;
+
+pub use gate::Gate;
+pub use problem::{HandshakeResult, Problem, Refusal};
+
+/// All routes of the public listener.
+pub fn public_routes(gate: Arc<Gate>) -> Router {
+    let mut routes =
+        Router::new().route("/rooms/{room}", any(rooms::one_room)).route("/rooms", any(rooms::several_rooms));
+    if gate.demo {
+        routes = routes.merge(demo::routes());
+    }
+    routes.fallback(not_found).with_state(gate)
+}
+
+async fn not_found(
+    gate: axum::extract::State<Arc<Gate>>,
+    request: Request,
+) -> http::Response<axum::body::Body> {
+    let detail = format!("nothing is at {}; a room is at /rooms/{{room}}", request.uri().path());
+    gate.refuse(&request.into_parts().0, Problem::new(Refusal::NotFound, detail))
+}

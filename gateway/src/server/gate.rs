@@ -1,0 +1,146 @@
+//! What every public route asks before it serves: may this request come in?
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use axum::body::Body;
+use broker_bridge::{Broker, RoomName};
+use http::{Response, header, request::Parts};
+
+use super::{Problem, Refusal, cors};
+use crate::{
+    auth::{AuthFailure, Authenticator, Identity, Operation, credential},
+    config::Origins,
+    metrics::Metrics,
+    protocol::ProtocolName,
+    shard::{Peer, SessionIds, Vitals},
+};
+
+/// What the public routes know: keys, limits, and whether the node takes anyone at all.
+pub struct Gate {
+    /// Verifies tokens.
+    pub authenticator: Authenticator,
+    /// Web pages that may connect.
+    pub origins: Origins,
+    /// Where publications go.
+    pub broker: Arc<dyn Broker>,
+    /// Counts what is refused.
+    pub metrics: Arc<Metrics>,
+    /// Names publishers that have no session.
+    pub ids: Arc<SessionIds>,
+    /// What each shard holds.
+    pub shards: Vec<Arc<Vitals>>,
+    /// `limits.connections`
+    pub max_connections: usize,
+    /// `limits.message_size`, in bytes.
+    pub message_size: usize,
+    /// `limits.rooms_per_session`
+    pub rooms_per_session: usize,
+    /// `public.body_timeout`
+    pub body_timeout: Duration,
+    /// `sse.retry`, in milliseconds.
+    pub retry_millis: u32,
+    /// Whether the demo page is served.
+    pub demo: bool,
+    /// Set once the node is leaving.
+    pub draining: AtomicBool,
+}
+
+impl Gate {
+    /// Sockets open on the public listener, or on their way to a shard.
+    pub fn connections(&self) -> usize {
+        self.shards.iter().map(|vitals| vitals.load()).sum()
+    }
+
+    /// Whether the node is leaving.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Refuses when the node is leaving or full. The request's own socket is among those counted.
+    pub fn check_capacity(&self) -> Result<(), Problem> {
+        if self.is_draining() {
+            return Err(Refusal::Draining.into());
+        }
+        if self.connections() > self.max_connections {
+            return Err(Refusal::Connections.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses pages of foreign origins. A request without `Origin` does not come from a page.
+    pub fn check_origin(&self, request: &Parts) -> Result<(), Problem> {
+        if cors::origin(request).is_none() || cors::allowed_origin(&self.origins, request).is_some() {
+            Ok(())
+        } else {
+            Err(Refusal::Origin.into())
+        }
+    }
+
+    /// Whose request it is. The client hears one answer whatever was wrong with its token.
+    pub fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
+        let verified = credential::find(&request.headers, request.uri.query())
+            .and_then(|token| self.authenticator.verify(&token, SystemTime::now().into()));
+        verified.map(Arc::new).map_err(|failure| self.unauthorized(failure))
+    }
+
+    /// Refuses unless the identity may do this in all of the rooms.
+    pub fn check_grant(
+        &self,
+        identity: &Identity,
+        operation: Operation,
+        rooms: &[RoomName],
+    ) -> Result<(), Problem> {
+        match rooms.iter().find(|room| !identity.may(operation, room)) {
+            None => Ok(()),
+            Some(room) => {
+                let detail = format!("the token does not grant `{}` in room {room}", operation.as_str());
+                Err(Problem::new(Refusal::Forbidden, detail))
+            }
+        }
+    }
+
+    /// Counts and answers a refused request.
+    pub fn refuse(&self, request: &Parts, problem: Problem) -> Response<Body> {
+        let (refusal, status) = (problem.refusal(), problem.status());
+        self.metrics.refused(refusal);
+        tracing::debug!(
+            request = %self.ids.next(),
+            peer = request.extensions.get::<Peer>().map(|peer| tracing::field::display(peer.0)),
+            method = %request.method,
+            path = request.uri.path(),
+            status = status.as_u16(),
+            reason = refusal.as_str(),
+            "request refused"
+        );
+        cors::expose(&self.origins, request, problem.into_response())
+    }
+
+    /// Counts and answers a refused request for a session.
+    pub fn refuse_session(
+        &self,
+        request: &Parts,
+        protocol: ProtocolName,
+        began: Instant,
+        problem: Problem,
+    ) -> Response<Body> {
+        self.metrics.handshake(protocol, problem.refusal().into(), began.elapsed().as_secs_f64());
+        self.refuse(request, problem)
+    }
+
+    fn unauthorized(&self, failure: AuthFailure) -> Problem {
+        self.metrics.auth_failed(failure);
+        tracing::debug!(error = %failure, "a token was refused");
+        Refusal::Unauthorized.into()
+    }
+}
+
+/// The text of a header, if it is there and visible ASCII.
+pub(super) fn header_text<'a>(request: &'a Parts, name: &header::HeaderName) -> Option<&'a str> {
+    request.headers.get(name)?.to_str().ok()
+}

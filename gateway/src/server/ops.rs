@@ -1,0 +1,110 @@
+//! The second listener: metrics and probes. Never to be reached by clients.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Body, extract::State, routing::get};
+use broker_bridge::BrokerStatus;
+use http::{HeaderValue, Response, StatusCode, header};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{Gate, Problem, Refusal};
+
+/// A shard that has not ticked for this long is stuck.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// What the probes look at.
+pub struct Ops {
+    gate: Arc<Gate>,
+    broker: watch::Receiver<BrokerStatus>,
+    beats: Mutex<Vec<Beat>>,
+}
+
+/// The last progress seen of a shard.
+struct Beat {
+    count: u64,
+    seen: Instant,
+}
+
+/// All routes of the ops listener.
+pub fn routes(gate: Arc<Gate>) -> Router {
+    let now = Instant::now();
+    let beats = gate.shards.iter().map(|_| Beat { count: 0, seen: now }).collect();
+    let ops = Ops { broker: gate.broker.status(), beats: Mutex::new(beats), gate };
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .fallback(|| async {
+            Problem::new(Refusal::NotFound, "expected /metrics, /livez or /readyz").into_response()
+        })
+        .with_state(Arc::new(ops))
+}
+
+async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
+    ops.gate.metrics.sockets.set(i64::try_from(ops.gate.connections()).unwrap_or(i64::MAX));
+    match ops.gate.metrics.render() {
+        Ok(text) => {
+            let mut response = Response::new(Body::from(text));
+            let value = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, value);
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "the metrics could not be rendered");
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be rendered\n")
+        }
+    }
+}
+
+/// Alive as long as every shard's loop turns. Never asks the broker: an outage there must not make an
+/// orchestrator kill every node.
+async fn livez(State(ops): State<Arc<Ops>>) -> Response<Body> {
+    let now = Instant::now();
+    let mut beats = ops.beats.lock();
+    let mut stuck = Vec::new();
+    for (shard, (vitals, beat)) in ops.gate.shards.iter().zip(beats.iter_mut()).enumerate() {
+        let count = vitals.beats.load(Ordering::Relaxed);
+        if count != beat.count {
+            *beat = Beat { count, seen: now };
+        } else if now.duration_since(beat.seen) > STUCK && !ops.gate.is_draining() {
+            stuck.push(shard);
+        }
+    }
+    if stuck.is_empty() {
+        plain(StatusCode::OK, "alive\n")
+    } else {
+        plain(StatusCode::SERVICE_UNAVAILABLE, format!("shards without progress: {stuck:?}\n"))
+    }
+}
+
+/// Ready to take new sessions. A broker that was there once and is away now does not take the node out:
+/// every other node would go with it.
+async fn readyz(State(ops): State<Arc<Ops>>) -> Response<Body> {
+    let gate = &ops.gate;
+    if gate.is_draining() {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
+    }
+    if gate.connections() >= gate.max_connections {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "full: limits.connections is reached\n");
+    }
+    match &*ops.broker.borrow() {
+        BrokerStatus::Up => plain(StatusCode::OK, "ready\n"),
+        BrokerStatus::Interrupted(why) => plain(StatusCode::OK, format!("degraded: {why}\n")),
+        BrokerStatus::Connecting(why) => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for the broker: {why}\n"))
+        }
+        BrokerStatus::Closed => plain(StatusCode::SERVICE_UNAVAILABLE, "the broker is closed\n"),
+    }
+}
+
+fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    let value = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, value);
+    response
+}

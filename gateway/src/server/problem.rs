@@ -1,0 +1,266 @@
+//! Answers that say no: problem details for HTTP APIs (RFC 9457).
+
+use std::borrow::Cow;
+
+use axum::body::Body;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+
+use crate::auth;
+
+/// Why a request is refused before it becomes a session. The label of `tidegate_refusals_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not HTTP/1.1.
+    MalformedHttp,
+    /// No whole request head in time.
+    HeaderTimeout,
+    /// No such path.
+    NotFound,
+    /// A method that the path does not have.
+    Method,
+    /// The room's name breaks the rules.
+    RoomName,
+    /// More rooms than `limits.rooms_per_session`.
+    TooManyRooms,
+    /// A query parameter or header that cannot be understood.
+    BadRequest,
+    /// A WebSocket handshake that breaks RFC 6455.
+    Handshake,
+    /// Nothing that the client accepts can be given.
+    NotAcceptable,
+    /// The page's origin is not allowed.
+    Origin,
+    /// No valid token.
+    Unauthorized,
+    /// A valid token that does not grant this.
+    Forbidden,
+    /// A body over `limits.message_size`.
+    BodyTooLarge,
+    /// No whole body in time.
+    BodyTimeout,
+    /// A body that is not what its type says.
+    Body,
+    /// A type or encoding that is not taken.
+    MediaType,
+    /// `limits.connections` is reached.
+    Connections,
+    /// The node is leaving.
+    Draining,
+    /// The broker cannot be reached.
+    Broker,
+    /// The broker refuses.
+    BrokerRefused,
+    /// The broker may or may not have taken the publication.
+    BrokerUnknown,
+}
+
+impl Refusal {
+    /// Every reason.
+    pub const ALL: [Self; 21] = [
+        Self::MalformedHttp,
+        Self::HeaderTimeout,
+        Self::NotFound,
+        Self::Method,
+        Self::RoomName,
+        Self::TooManyRooms,
+        Self::BadRequest,
+        Self::Handshake,
+        Self::NotAcceptable,
+        Self::Origin,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::BodyTooLarge,
+        Self::BodyTimeout,
+        Self::Body,
+        Self::MediaType,
+        Self::Connections,
+        Self::Draining,
+        Self::Broker,
+        Self::BrokerRefused,
+        Self::BrokerUnknown,
+    ];
+
+    /// The metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MalformedHttp => "malformed_http",
+            Self::HeaderTimeout => "header_timeout",
+            Self::NotFound => "not_found",
+            Self::Method => "method",
+            Self::RoomName => "room_name",
+            Self::TooManyRooms => "too_many_rooms",
+            Self::BadRequest => "bad_request",
+            Self::Handshake => "handshake",
+            Self::NotAcceptable => "not_acceptable",
+            Self::Origin => "origin",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTimeout => "body_timeout",
+            Self::Body => "body",
+            Self::MediaType => "media_type",
+            Self::Connections => "connections",
+            Self::Draining => "draining",
+            Self::Broker => "broker",
+            Self::BrokerRefused => "broker_refused",
+            Self::BrokerUnknown => "broker_unknown",
+        }
+    }
+
+    /// The answer's status.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::MalformedHttp
+            | Self::RoomName
+            | Self::TooManyRooms
+            | Self::BadRequest
+            | Self::Handshake
+            | Self::Body => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Origin | Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::HeaderTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BrokerRefused => StatusCode::BAD_GATEWAY,
+            Self::Connections | Self::Draining | Self::Broker => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BrokerUnknown => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// After how many seconds the same request may succeed, where that is known.
+    fn retry_after(self) -> Option<u32> {
+        match self {
+            Self::Connections | Self::Broker => Some(5),
+            // Another node takes the next attempt.
+            Self::Draining => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// How a request for a session ended. The label of `tidegate_handshakes_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeResult {
+    /// It became a session.
+    Ok,
+    /// It broke the rules.
+    BadRequest,
+    /// No valid token.
+    Unauthorized,
+    /// Not granted, or from a foreign origin.
+    Forbidden,
+    /// The node could not take it now.
+    Unavailable,
+}
+
+impl HandshakeResult {
+    /// Every result.
+    pub const ALL: [Self; 5] =
+        [Self::Ok, Self::BadRequest, Self::Unauthorized, Self::Forbidden, Self::Unavailable];
+
+    /// The metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+impl From<Refusal> for HandshakeResult {
+    fn from(refusal: Refusal) -> Self {
+        match refusal.status() {
+            StatusCode::UNAUTHORIZED => Self::Unauthorized,
+            StatusCode::FORBIDDEN => Self::Forbidden,
+            status if status.is_server_error() => Self::Unavailable,
+            _ => Self::BadRequest,
+        }
+    }
+}
+
+/// An answer that says no.
+#[derive(Debug)]
+pub struct Problem {
+    refusal: Refusal,
+    status: StatusCode,
+    detail: Cow<'static, str>,
+    /// Boxed, so that a `Result` with a problem in it stays small.
+    headers: Box<HeaderMap>,
+}
+
+impl Problem {
+    /// A refusal, and what was wrong and what was expected. The detail must hold no secret.
+    pub fn new(refusal: Refusal, detail: impl Into<Cow<'static, str>>) -> Self {
+        let mut headers = Box::new(HeaderMap::new());
+        if let Some(seconds) = refusal.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if refusal == Refusal::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(auth::CHALLENGE));
+        }
+        Self { refusal, status: refusal.status(), detail: detail.into(), headers }
+    }
+
+    /// With another status than the refusal's usual one.
+    #[must_use]
+    pub fn with_status(mut self, status: StatusCode) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// With more headers.
+    #[must_use]
+    pub fn with_headers(mut self, headers: HeaderMap) -> Self {
+        self.headers.extend(headers);
+        self
+    }
+
+    /// Why.
+    pub fn refusal(&self) -> Refusal {
+        self.refusal
+    }
+
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The answer: `application/problem+json` with `title`, `status` and `detail`.
+    pub fn into_response(self) -> Response<Body> {
+        let body = serde_json::json!({
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        let mut response = Response::new(Body::from(body.to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        *headers = *self.headers;
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let detail = match refusal {
+            Refusal::Connections => "this node holds as many connections as it may",
+            Refusal::Draining => "this node is leaving; come back and reach another one",
+            Refusal::Broker => "the broker cannot be reached; nothing was published or subscribed",
+            Refusal::BrokerRefused => "the broker refused",
+            Refusal::BrokerUnknown => "the publication may or may not have been delivered",
+            Refusal::Unauthorized => "a valid token is needed",
+            Refusal::Forbidden => "the token does not grant this",
+            Refusal::Origin => "pages of this origin may not connect",
+            _ => "the request cannot be served",
+        };
+        Self::new(refusal, detail)
+    }
+}

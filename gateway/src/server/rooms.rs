@@ -1,0 +1,219 @@
+//! `/rooms/{room}` and `/rooms?room=…`: a room is a URL.
+//!
+//! | request | what it is |
+//! |---|---|
+//! | `GET /rooms/{room}` with a WebSocket handshake | plain frames in both directions |
+//! | `GET /rooms/{room}` accepting `text/event-stream` | an event stream |
+//! | `POST /rooms/{room}` | publish the body |
+//! | `GET /rooms?room=a&room=b` | one event stream over several rooms |
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+};
+use broker_bridge::RoomName;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use percent_encoding::percent_decode_str;
+
+use super::{Gate, Problem, Refusal, cors, publish, query::Query};
+use crate::{
+    auth::{Operation, credential},
+    protocol::ProtocolName,
+    shard::{Admission, admission::Door},
+    websocket::handshake,
+};
+
+const ONE_ROOM_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, OPTIONS");
+const SEVERAL_ROOMS_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
+/// Handles `/rooms/{room}`.
+pub async fn one_room(State(gate): State<Arc<Gate>>, request: Request) -> Response<Body> {
+    let began = Instant::now();
+    let (parts, body) = request.into_parts();
+    let room = match room_of_path(parts.uri.path()) {
+        Ok(room) => room,
+        Err(problem) => return gate.refuse(&parts, problem),
+    };
+    if handshake::is_upgrade(&parts.headers) {
+        return session(&gate, &parts, ProtocolName::Plain, began, || web_socket(&gate, &parts, room));
+    }
+    match parts.method {
+        Method::GET | Method::HEAD => session(&gate, &parts, ProtocolName::EventStream, began, || {
+            event_stream(&gate, &parts, vec![room])
+        }),
+        Method::POST => match publish::publish(&gate, &parts, body, room).await {
+            Ok(response) => cors::expose(&gate.origins, &parts, response),
+            Err(problem) => gate.refuse(&parts, problem),
+        },
+        Method::OPTIONS => cors::options(&gate.origins, &parts, ONE_ROOM_METHODS),
+        _ => gate.refuse(&parts, wrong_method(&parts, ONE_ROOM_METHODS)),
+    }
+}
+
+/// Handles `/rooms`.
+pub async fn several_rooms(State(gate): State<Arc<Gate>>, request: Request) -> Response<Body> {
+    let began = Instant::now();
+    let (parts, _) = request.into_parts();
+    match parts.method {
+        Method::GET | Method::HEAD => session(&gate, &parts, ProtocolName::EventStream, began, || {
+            let rooms = rooms_of_query(&gate, Query::new(parts.uri.query()))?;
+            event_stream(&gate, &parts, rooms)
+        }),
+        Method::OPTIONS => cors::options(&gate.origins, &parts, SEVERAL_ROOMS_METHODS),
+        _ => gate.refuse(&parts, wrong_method(&parts, SEVERAL_ROOMS_METHODS)),
+    }
+}
+
+fn session(
+    gate: &Gate,
+    parts: &Parts,
+    protocol: ProtocolName,
+    began: Instant,
+    admit: impl FnOnce() -> Result<Response<Body>, Problem>,
+) -> Response<Body> {
+    match gate.check_capacity().and_then(|()| admit()) {
+        Ok(response) => cors::expose(&gate.origins, parts, response),
+        Err(problem) => gate.refuse_session(parts, protocol, began, problem),
+    }
+}
+
+fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Body>, Problem> {
+    let handshake = handshake::accept(&parts.method, parts.version, &parts.headers).map_err(|error| {
+        Problem::new(Refusal::Handshake, error.to_string())
+            .with_status(error.status())
+            .with_headers(error.headers())
+    })?;
+    let query = Query::new(parts.uri.query());
+    let echo = query.choice("echo", ["true", "false"])? == "true";
+    let close_on_gap = query.choice("gap", ["ignore", "close"])? == "close";
+    gate.check_origin(parts)?;
+    let identity = gate.authenticate(parts)?;
+    let rooms = Arc::from([room]);
+    gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
+
+    // A client that offers subprotocols expects one of them back, and never its token.
+    let protocol =
+        credential::offered_subprotocols(&parts.headers).any(|name| name == credential::PLAIN_SUBPROTOCOL);
+    let protocol = protocol.then(|| HeaderValue::from_static(credential::PLAIN_SUBPROTOCOL));
+    let mut response = handshake.response(protocol).map(|()| Body::empty());
+    response.extensions_mut().insert(Admission { identity, rooms, door: Door::Plain { echo, close_on_gap } });
+    Ok(response)
+}
+
+fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Response<Body>, Problem> {
+    if !accepts_event_stream(&parts.headers) {
+        let detail = "expected a WebSocket handshake, or `Accept: text/event-stream`";
+        return Err(Problem::new(Refusal::NotAcceptable, detail));
+    }
+    gate.check_origin(parts)?;
+    let identity = gate.authenticate(parts)?;
+    gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
+
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // nginx holds a response back unless it is told not to.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    if parts.method == Method::GET {
+        let door = Door::EventStream { retry_millis: gate.retry_millis };
+        response.extensions_mut().insert(Admission { identity, rooms: rooms.into(), door });
+    }
+    Ok(response)
+}
+
+/// The room of `/rooms/{room}`, percent-decoded (RFC 3986 §2.1).
+fn room_of_path(path: &str) -> Result<RoomName, Problem> {
+    let encoded = path.strip_prefix("/rooms/").unwrap_or_default();
+    let mut rest = encoded.split('%');
+    rest.next();
+    if rest.any(|escape| !escape.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)))
+    {
+        let detail = format!("expected two hexadecimal digits after each % in {encoded:?}");
+        return Err(Problem::new(Refusal::RoomName, detail));
+    }
+    let decoded: Vec<u8> = percent_decode_str(encoded).collect();
+    RoomName::try_from(decoded.as_slice()).map_err(|error| Problem::new(Refusal::RoomName, error.to_string()))
+}
+
+/// The rooms of `/rooms?room=…`, without duplicates.
+fn rooms_of_query(gate: &Gate, query: Query<'_>) -> Result<Vec<RoomName>, Problem> {
+    let mut rooms = Vec::new();
+    for name in query.all("room") {
+        let room =
+            RoomName::new(&name).map_err(|error| Problem::new(Refusal::RoomName, error.to_string()))?;
+        if rooms.contains(&room) {
+            continue;
+        }
+        if rooms.len() == gate.rooms_per_session {
+            let detail = format!("a session may be in at most {} rooms", gate.rooms_per_session);
+            return Err(Problem::new(Refusal::TooManyRooms, detail));
+        }
+        rooms.push(room);
+    }
+    if rooms.is_empty() {
+        return Err(Problem::new(Refusal::BadRequest, "expected at least one query parameter `room`"));
+    }
+    Ok(rooms)
+}
+
+/// Whether an event stream is among what the client accepts (RFC 9110 §12.5.1). Weights do not matter:
+/// there is nothing else to choose from, and nobody refuses with `q=0` what they just asked for.
+fn accepts_event_stream(headers: &HeaderMap) -> bool {
+    let mut lists = headers.get_all(header::ACCEPT).iter().peekable();
+    if lists.peek().is_none() {
+        return true;
+    }
+    lists.filter_map(|list| list.to_str().ok()).flat_map(|list| list.split(',')).any(|range| {
+        let range = range.split(';').next().unwrap_or_default().trim();
+        ["text/event-stream", "text/*", "*/*"].iter().any(|accepted| range.eq_ignore_ascii_case(accepted))
+    })
+}
+
+fn wrong_method(parts: &Parts, methods: HeaderValue) -> Problem {
+    let detail = format!(
+        "{} is not served here, expected one of {}",
+        parts.method,
+        methods.to_str().unwrap_or_default()
+    );
+    let headers = HeaderMap::from_iter([(header::ALLOW, methods)]);
+    Problem::new(Refusal::Method, detail).with_status(StatusCode::METHOD_NOT_ALLOWED).with_headers(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rooms_in_paths() {
+        let room =
+            |path| room_of_path(path).map(|room| room.to_string()).map_err(|problem| problem.refusal());
+        assert_eq!(room("/rooms/lobby"), Ok("lobby".into()));
+        assert_eq!(room("/rooms/chat:%C3%A9t%c3%a9"), Ok("chat:été".into()));
+        assert_eq!(room("/rooms/a%2Fb+c"), Ok("a/b+c".into()));
+        for path in
+            ["/rooms/", "/rooms/a%", "/rooms/a%2", "/rooms/a%zz", "/rooms/%ff", "/rooms/a%20b", "/rooms/%7Ba"]
+        {
+            assert_eq!(room(path), Err(Refusal::RoomName), "{path}");
+        }
+    }
+
+    #[test]
+    fn accept_headers() {
+        let accepts = |value: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.extend(value.map(|value| (header::ACCEPT, HeaderValue::from_static(value))));
+            accepts_event_stream(&headers)
+        };
+        for value in
+            [None, Some("text/event-stream"), Some("*/*"), Some("text/html, TEXT/Event-Stream;q=0.5")]
+        {
+            assert!(accepts(value), "{value:?}");
+        }
+        for value in ["application/json", "text/html", ""] {
+            assert!(!accepts(Some(value)), "{value}");
+        }
+    }
+}

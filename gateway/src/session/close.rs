@@ -1,0 +1,88 @@
+//! Every way a session can end, by name.
+
+use crate::websocket::CloseCode;
+
+/// Why a session ended. One value per cause; the label of the metric and the word in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client said goodbye.
+    Client,
+    /// The connection was lost without a goodbye.
+    Lost,
+    /// The client broke RFC 6455.
+    ProtocolError,
+    /// Text that is not UTF-8.
+    InvalidText,
+    /// A message over `limits.message_size`.
+    MessageTooBig,
+    /// The token's time is over.
+    TokenExpired,
+    /// The client published without a grant to.
+    Forbidden,
+    /// The outbound queue was full.
+    SlowConsumer,
+    /// A publication of this session could not be delivered, and its protocol has no error reply.
+    PublishFailed,
+    /// Publications may have been missed, and the client asked to be closed then.
+    Gap,
+    /// No byte from the client for `heartbeat.timeout`.
+    HeartbeatTimeout,
+    /// The node is leaving.
+    Drain,
+    /// A defect in the node.
+    Internal,
+}
+
+impl CloseReason {
+    /// The metric's label and the log's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Lost => "lost",
+            Self::ProtocolError => "protocol_error",
+            Self::InvalidText => "invalid_text",
+            Self::MessageTooBig => "message_too_big",
+            Self::TokenExpired => "token_expired",
+            Self::Forbidden => "forbidden",
+            Self::SlowConsumer => "slow_consumer",
+            Self::PublishFailed => "publish_failed",
+            Self::Gap => "gap",
+            Self::HeartbeatTimeout => "heartbeat_timeout",
+            Self::Drain => "drain",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whether the same client may expect to be served when it comes back as it is.
+    pub fn come_back(self) -> bool {
+        matches!(
+            self,
+            Self::SlowConsumer
+                | Self::PublishFailed
+                | Self::Gap
+                | Self::HeartbeatTimeout
+                | Self::Drain
+                | Self::Internal
+        )
+    }
+
+    /// The close code (RFC 6455 §7.4 and the IANA registry) and text of a plain WebSocket. `None` where
+    /// nobody is there to read one.
+    pub fn plain_close(self) -> Option<(CloseCode, &'static str)> {
+        Some(match self {
+            Self::Lost => return None,
+            Self::Client => (CloseCode::NORMAL, ""),
+            Self::ProtocolError => (CloseCode::PROTOCOL_ERROR, "protocol error"),
+            Self::InvalidText => (CloseCode::INVALID_PAYLOAD, "text must be UTF-8"),
+            Self::MessageTooBig => (CloseCode::MESSAGE_TOO_BIG, "message too big"),
+            Self::TokenExpired => (CloseCode::POLICY_VIOLATION, "token expired"),
+            Self::Forbidden => (CloseCode::POLICY_VIOLATION, "no grant to publish in this room"),
+            Self::SlowConsumer => (CloseCode::TRY_AGAIN_LATER, "too slow: outbound queue full"),
+            Self::PublishFailed => (CloseCode::TRY_AGAIN_LATER, "publication not delivered"),
+            Self::Gap => (CloseCode::SERVICE_RESTART, "messages may have been missed"),
+            Self::HeartbeatTimeout => (CloseCode::GOING_AWAY, "no answer to pings"),
+            Self::Drain => (CloseCode::SERVICE_RESTART, "node is leaving, come back"),
+            Self::Internal => (CloseCode::INTERNAL_ERROR, "internal error"),
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! Shards: one thread per core, each the sole owner of its sockets.
+//!
+//! A socket is handed to the shard with the fewest, is born there as HTTP, upgrades, lives and dies: no
+//! migration, no lock, `Rc` in place of `Arc`. A shard never parses a payload and knows no wire protocol;
+//! sessions ([`crate::session`]) say what has to happen, shards make it happen.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`inbox`] | what the rest of the process tells a shard |
+//! | [`worker`] | the shard's loop and tables |
+//! | [`connection`] | one connection: its session, its queue and its socket |
+//! | [`admission`] | from a request to a connection whose subscriptions stand |
+//! | [`body`] | a connection carried by an HTTP response |
+//! | [`outbound`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
+//!
+//! # A turn
+//!
+//! A shard takes its whole inbox, queues what it says for every member concerned, and only then writes:
+//! each socket once, with one system call for all that waits. The writes are cut into slices with a look
+//! at readiness in between, so that a room of 20,000 members does not keep pings and other rooms waiting.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use axum::Router;
+use broker_bridge::{Broker, SessionId};
+
+use crate::{hub::Hub, metrics::Metrics};
+
+pub mod admission;
+mod body;
+mod connection;
+pub mod inbox;
+mod outbound;
+mod rooms;
+mod stream;
+mod tally;
+mod timers;
+mod worker;
+
+pub use admission::{Admission, Peer};
+pub use inbox::{Accepted, Event, Inbox};
+pub use stream::Meter;
+
+/// What all shards of a node share.
+pub struct Context {
+    /// Rooms and interest.
+    pub hub: Arc<Hub>,
+    /// Where publications go.
+    pub broker: Arc<dyn Broker>,
+    /// Where the shards' tallies go.
+    pub metrics: Arc<Metrics>,
+    /// Names for new sessions.
+    pub ids: Arc<SessionIds>,
+    /// Bounds and times from the configuration.
+    pub settings: Settings,
+}
+
+/// What a shard needs to know of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The largest message of a client, in bytes.
+    pub message_size: usize,
+    /// Bytes queued per session.
+    pub outbound: usize,
+    /// Time for the head of a request.
+    pub header_timeout: Duration,
+    /// Time for the broker to acknowledge a new session's subscriptions.
+    pub subscribe_timeout: Duration,
+    /// Time between two pings.
+    pub heartbeat_interval: Duration,
+    /// A client that sent no byte for this long is closed.
+    pub heartbeat_timeout: Duration,
+}
+
+/// Makes names for sessions: unique across nodes, not secret.
+#[derive(Debug)]
+pub struct SessionIds {
+    node: u64,
+    next: AtomicU64,
+}
+
+impl SessionIds {
+    /// Names that begin with a number of this process's own.
+    pub fn new(node: u64) -> Self {
+        Self { node, next: AtomicU64::new(0) }
+    }
+
+    /// A name that nobody has had.
+    pub fn next(&self) -> SessionId {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        SessionId(u128::from(self.node) << 64 | u128::from(number))
+    }
+}
+
+/// A running shard, seen from outside.
+pub struct Shard {
+    inbox: Arc<Inbox>,
+    vitals: Arc<Vitals>,
+    thread: JoinHandle<()>,
+}
+
+/// What a shard shows of itself while it runs.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    /// Its sockets and their bytes.
+    pub meter: Arc<Meter>,
+    /// Sockets on their way to it.
+    pub arriving: AtomicUsize,
+    /// How often its loop has ticked.
+    pub beats: AtomicU64,
+}
+
+impl Vitals {
+    /// Sockets that it holds or is about to.
+    pub fn load(&self) -> usize {
+        self.meter.sockets.load(Ordering::Relaxed) + self.arriving.load(Ordering::Relaxed)
+    }
+}
+
+impl Shard {
+    /// Starts the thread of a shard that serves `router` to whom it accepts.
+    pub fn start(
+        index: usize,
+        inbox: Arc<Inbox>,
+        vitals: Arc<Vitals>,
+        context: Arc<Context>,
+        router: Router,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn({
+            let (inbox, vitals) = (Arc::clone(&inbox), Arc::clone(&vitals));
+            move || worker::run(&runtime, index, inbox, vitals, context, router)
+        })?;
+        Ok(Self { inbox, vitals, thread })
+    }
+
+    /// Where to tell it something.
+    pub fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    /// How it is.
+    pub fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
+
+    /// Hands a socket over.
+    pub fn accept(&self, accepted: Accepted) {
+        self.vitals.arriving.fetch_add(1, Ordering::Relaxed);
+        self.inbox.post(Event::Accepted(accepted));
+    }
+
+    /// Whether its thread has come to its end.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}

@@ -1,0 +1,244 @@
+//! From an accepted socket to a connection whose subscriptions stand.
+//!
+//! Routes ([`crate::server`]) are ordinary axum handlers that know nothing of shards: they check a
+//! request, answer it, and leave an [`Admission`] in the response if it is to become a session. Here the
+//! session is made, its rooms are joined, and only when the broker has acknowledged them does the answer
+//! go out: whatever is published after the client has read it, the client receives.
+
+use std::{
+    cell::OnceCell,
+    convert::Infallible,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::SystemTime,
+};
+
+use axum::body::Body as RouterBody;
+use broker_bridge::RoomName;
+use futures_util::future::try_join_all;
+use http::{Request, Response, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpStream, task::AbortHandle, time::Instant};
+use tower::ServiceExt as _;
+
+use super::{
+    Accepted,
+    body::ShardBody,
+    connection::{Lease, Start},
+    stream::Stream,
+    worker::Worker,
+};
+use crate::{
+    auth::Identity,
+    protocol::{Protocol, event_stream::EventStream, plain::Plain},
+    server::{HandshakeResult, Problem, Refusal},
+    session::Session,
+};
+
+/// What a route has decided: this request becomes a session. Travels in the extensions of the response.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// Whose session it is.
+    pub identity: Arc<Identity>,
+    /// What it listens to from the start, without duplicates.
+    pub rooms: Arc<[RoomName]>,
+    /// How it talks.
+    pub door: Door,
+}
+
+/// Which door a session came in by, with what the client asked for there.
+#[derive(Clone, Copy, Debug)]
+pub enum Door {
+    /// A WebSocket on a room's URL.
+    Plain {
+        /// Whether it hears itself.
+        echo: bool,
+        /// Whether it is closed at a gap.
+        close_on_gap: bool,
+    },
+    /// An event stream.
+    EventStream {
+        /// The shortest time after which the client should come back, in milliseconds.
+        retry_millis: u32,
+    },
+}
+
+/// The other end of the socket a request came by.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Set once the HTTP connection's own task exists; a session in a response needs it to end by force.
+type OwnTask = Rc<OnceCell<AbortHandle>>;
+
+impl Worker {
+    /// Serves HTTP on a socket that has been handed over.
+    pub fn accept(self: &Rc<Self>, accepted: Accepted) {
+        let Accepted { socket, peer } = accepted;
+        let socket = TcpStream::from_std(socket);
+        self.vitals.arriving.fetch_sub(1, Ordering::Relaxed);
+        let stream = match socket {
+            Ok(socket) => Stream::new(socket, Arc::clone(&self.vitals.meter)),
+            Err(error) => {
+                tracing::warn!(%error, "a socket could not be registered");
+                return;
+            }
+        };
+        let own_task = OwnTask::default();
+        let task = self.tasks.spawn_local(serve_http(Rc::clone(self), stream, peer, Rc::clone(&own_task)));
+        own_task.set(task.abort_handle()).expect("set once, here");
+    }
+
+    async fn respond(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        own_task: OwnTask,
+    ) -> Response<ShardBody> {
+        let began = Instant::now();
+        let upgrade = hyper::upgrade::on(&mut request);
+        request.extensions_mut().insert(Peer(peer));
+        let answer = self.router.clone().oneshot(request.map(RouterBody::new)).await;
+        let mut response = answer.unwrap_or_else(|never: Infallible| match never {});
+        match response.extensions_mut().remove::<Admission>() {
+            None => response.map(ShardBody::Router),
+            Some(admission) => self.admit(admission, response, upgrade, own_task, began).await,
+        }
+    }
+
+    async fn admit(
+        self: Rc<Self>,
+        admission: Admission,
+        mut response: Response<RouterBody>,
+        upgrade: OnUpgrade,
+        own_task: OwnTask,
+        began: Instant,
+    ) -> Response<ShardBody> {
+        let metrics = &self.context.metrics;
+        let lease = self.open_session(&admission);
+        let protocol = lease.connection.name();
+        let refused = match self.join_all(&lease, &admission.rooms).await {
+            Err(refusal) => Some(refusal),
+            Ok(()) if !lease.connection.open() => Some(Refusal::Draining),
+            Ok(()) => None,
+        };
+        let seconds = began.elapsed().as_secs_f64();
+        if let Some(refusal) = refused {
+            metrics.refused(refusal);
+            metrics.handshake(protocol, HandshakeResult::Unavailable, seconds);
+            return Problem::from(refusal).into_response().map(ShardBody::Router);
+        }
+        metrics.connection_opened(protocol);
+        metrics.handshake(protocol, HandshakeResult::Ok, seconds);
+        tracing::debug!(
+            session = %lease.connection.id(),
+            protocol = protocol.as_str(),
+            rooms = admission.rooms.len(),
+            "session opened"
+        );
+        match admission.door {
+            Door::Plain { .. } => {
+                let tasks = self.tasks.clone();
+                self.tasks.spawn_local(async move {
+                    if let Ok(upgraded) = upgrade.await
+                        && let Ok(parts) = upgraded.downcast::<TokioIo<Stream>>()
+                    {
+                        let stream = parts.io.into_inner();
+                        lease.connection.attach_socket(&lease.worker, stream, &parts.read_buf);
+                        // A task of its own: this one holds the remains of the handshake.
+                        tasks.spawn_local(lease.serve_socket());
+                    }
+                });
+                response.map(ShardBody::Router)
+            }
+            Door::EventStream { .. } => {
+                if let Some(task) = own_task.get() {
+                    lease.connection.attach_response(task.clone());
+                }
+                // The router has measured the empty body that stood here.
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                response.map(|_| ShardBody::Session(lease))
+            }
+        }
+    }
+
+    /// Makes the session and its connection, so that publications have a place to wait from the first
+    /// subscription on.
+    fn open_session(self: &Rc<Self>, admission: &Admission) -> Lease {
+        let settings = &self.context.settings;
+        let identity = Arc::clone(&admission.identity);
+        let (protocol, preamble) = match admission.door {
+            Door::Plain { echo, close_on_gap } => {
+                let room = admission.rooms.first().cloned().expect("a plain session has the room of its URL");
+                (Protocol::Plain(Plain { room, echo, close_on_gap }), None)
+            }
+            Door::EventStream { retry_millis } => {
+                let stream = EventStream { several_rooms: admission.rooms.len() > 1, retry_millis };
+                let preamble = stream.preamble(self.spread());
+                (Protocol::EventStream(stream), Some(preamble))
+            }
+        };
+        let now = self.now();
+        let first_ping = now.after(settings.heartbeat_interval.mul_f32(0.5 + self.spread() / 2.0));
+        let expires = now.after(identity.remaining(SystemTime::now().into()));
+        let session = Session::new(self.context.ids.next(), identity, protocol);
+        let lease = self.open(Start { session, now, expires, first_ping });
+        if let Some(preamble) = preamble {
+            lease.connection.queue_preamble(self, preamble);
+        }
+        lease
+    }
+
+    async fn join_all(&self, lease: &Lease, rooms: &[RoomName]) -> Result<(), Refusal> {
+        let mut subscribing = Vec::with_capacity(rooms.len());
+        for room in rooms {
+            if self.join(room, &lease.connection) {
+                subscribing.push(self.context.hub.join(room, self.index));
+            }
+        }
+        let all = tokio::time::timeout(self.context.settings.subscribe_timeout, try_join_all(subscribing));
+        match all.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the broker did not grant a subscription");
+                Err(Refusal::Broker)
+            }
+            Err(_) => Err(Refusal::Broker),
+        }
+    }
+}
+
+async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_task: OwnTask) {
+    let leaving = worker.leaving.clone();
+    let service = service_fn(|request| {
+        let response = Rc::clone(&worker).respond(request, peer, Rc::clone(&own_task));
+        async { Ok::<_, Infallible>(response.await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(worker.context.settings.header_timeout)
+        // Bounds a request's head, and what a slow reader of a response holds here in place of its queue.
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = leaving.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        if error.is_parse() {
+            worker.context.metrics.refused(Refusal::MalformedHttp);
+        } else if error.is_timeout() {
+            worker.context.metrics.refused(Refusal::HeaderTimeout);
+        }
+        tracing::debug!(%error, "an HTTP connection ended early");
+    }
+}
+
+/// The largest head of a request, in bytes.
+const MAX_HEAD: usize = 32 * 1024;

@@ -1,0 +1,53 @@
+//! A connection carried by the body of an HTTP response.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum::body::Body as RouterBody;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::connection::Lease;
+
+/// The body of a response of the public listener.
+///
+/// Not `Send`: it may lean on a connection of this shard.
+pub enum ShardBody {
+    /// An ordinary answer.
+    Router(RouterBody),
+    /// What a session is told, until it ends.
+    Session(Lease),
+}
+
+impl Body for ShardBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Router(body) => Pin::new(body).poll_frame(cx),
+            Self::Session(lease) => {
+                lease.connection.poll_response(&lease.worker, cx).map(|frame| frame.map(Frame::data).map(Ok))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Router(body) => body.is_end_stream(),
+            Self::Session(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Router(body) => body.size_hint(),
+            Self::Session(_) => SizeHint::default(),
+        }
+    }
+}

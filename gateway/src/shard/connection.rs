@@ -1,0 +1,620 @@
+//! One connection of a shard: a session, its outbound queue and what carries it.
+//!
+//! A connection is written from its shard's turn and read from its own task; both run on one thread, so
+//! cells are enough. It begins to close in one place ([`Connection::begin_close`]) and is gone in one
+//! place ([`Worker::forget`], through its [`Lease`]).
+//!
+//! # Idle cost
+//!
+//! Most connections do nothing most of the time and their memory is what a node is made of. The task of
+//! an idle WebSocket is one [`Lease`]; it holds no buffer (the shard lends one for a read), no timer (the
+//! shard's [`Timers`](super::timers::Timers) hold its key) and no frames.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::poll_fn,
+    io::{self, IoSlice},
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use broker_bridge::{
+    BrokerError, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, SessionId, Ticket,
+};
+use bytes::Bytes;
+use slotmap::{Key as _, new_key_type};
+use smallvec::SmallVec;
+use tokio::task::AbortHandle;
+
+use super::{
+    outbound::{Full, Outbound},
+    rooms::Membership,
+    stream::Stream,
+    tally::Tally,
+    timers::Tick,
+    worker::Worker,
+};
+use crate::{
+    hub::Broadcast,
+    protocol::{Message, ProtocolName, WireFormat},
+    session::{CloseReason, Effect, Session},
+    websocket::{self, Decoder, Event, ProtocolError},
+};
+
+new_key_type! {
+    /// Names a connection within its shard; never reused while anything may still refer to it.
+    pub struct ConnectionKey;
+}
+
+/// How long a peer may take to read the last words and to close its side.
+const LINGER: Duration = Duration::from_secs(5);
+/// Reads in a row before others get their turn.
+const READS_PER_TURN: usize = 4;
+/// Publications of one session that the broker has not acknowledged. Beyond it the session is not read
+/// any further, so that one busy client cannot fill the queue of all.
+const MAX_IN_FLIGHT: u32 = 64;
+
+/// One connection.
+pub struct Connection {
+    key: ConnectionKey,
+    id: SessionId,
+    format: WireFormat,
+    name: ProtocolName,
+    session: RefCell<Session>,
+    pub(super) memberships: RefCell<SmallVec<[Membership; 1]>>,
+    outbound: RefCell<Outbound>,
+    carrier: RefCell<Carrier>,
+    decoder: RefCell<Decoder>,
+    phase: Cell<Phase>,
+    /// Whether it was ever open.
+    opened: Cell<bool>,
+    /// The task that reads or writes for this connection.
+    waker: RefCell<Option<Waker>>,
+    /// In the shard's list of connections to write this turn.
+    pub(super) dirty: Cell<bool>,
+    /// The socket was full; its task waits until it can be written.
+    wants_write: Cell<bool>,
+    /// The outbound queue was full at the last delivery; closed as slow at the end of the turn.
+    overflowed: Cell<bool>,
+    /// Nothing the client sends is understood any more.
+    deaf: Cell<bool>,
+    in_flight: Cell<u32>,
+    /// Publications that did not fit into the broker's queue, in order. While there are any, the session
+    /// is not read.
+    blocked: RefCell<VecDeque<PublishRequest>>,
+    /// When the last byte came.
+    heard: Cell<Tick>,
+    next_ping: Cell<Tick>,
+    expires: Tick,
+    close_by: Cell<Tick>,
+}
+
+/// What carries a connection.
+enum Carrier {
+    /// The upgrade or the response is on its way.
+    Coming,
+    /// A WebSocket.
+    Socket { stream: Stream, shut: bool },
+    /// The body of an HTTP response; the handle ends the HTTP connection around it.
+    Response(AbortHandle),
+    /// Nothing any more.
+    Gone,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its subscriptions are being made; publications queue up already.
+    Admitting,
+    /// Everything works.
+    Open,
+    /// The last words are on their way.
+    Closing(CloseReason),
+}
+
+/// What a new connection starts with.
+pub struct Start {
+    pub session: Session,
+    pub now: Tick,
+    /// When its token is over.
+    pub expires: Tick,
+    /// When it is first pinged.
+    pub first_ping: Tick,
+}
+
+impl Connection {
+    /// A connection that is not carried by anything yet.
+    pub fn new(key: ConnectionKey, start: Start) -> Self {
+        let Start { session, now, expires, first_ping } = start;
+        Self {
+            key,
+            id: session.id(),
+            format: session.protocol().format(),
+            name: session.protocol().name(),
+            session: RefCell::new(session),
+            memberships: RefCell::default(),
+            outbound: RefCell::default(),
+            carrier: RefCell::new(Carrier::Coming),
+            decoder: RefCell::new(Decoder::new()),
+            phase: Cell::new(Phase::Admitting),
+            opened: Cell::new(false),
+            waker: RefCell::default(),
+            dirty: Cell::new(false),
+            wants_write: Cell::new(false),
+            overflowed: Cell::new(false),
+            deaf: Cell::new(false),
+            in_flight: Cell::new(0),
+            blocked: RefCell::default(),
+            heard: Cell::new(now),
+            next_ping: Cell::new(first_ping),
+            expires,
+            close_by: Cell::new(Tick::default()),
+        }
+    }
+
+    pub fn key(&self) -> ConnectionKey {
+        self.key
+    }
+
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub fn name(&self) -> ProtocolName {
+        self.name
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Its subscriptions stand. Returns false if it has begun to close in the meantime.
+    pub fn open(&self) -> bool {
+        let admitting = self.phase.get() == Phase::Admitting;
+        if admitting {
+            self.phase.set(Phase::Open);
+            self.opened.set(true);
+        }
+        admitting
+    }
+
+    pub fn was_open(&self) -> bool {
+        self.opened.get()
+    }
+
+    // ---- what the shard's turn does ----
+
+    /// Queues a broadcast. The caller writes at the end of its turn.
+    pub fn deliver(&self, worker: &Worker, broadcast: &Broadcast) {
+        if matches!(self.phase.get(), Phase::Closing(_)) || broadcast.exclude() == Some(self.id) {
+            return;
+        }
+        if self.queue(worker, broadcast.frame(self.format).clone()) {
+            Tally::add(&worker.tally.deliveries, 1);
+            Tally::add(&worker.tally.payload_out, broadcast.payload_len());
+        }
+    }
+
+    /// Tells the session of a gap.
+    pub fn gap(&self, worker: &Worker, room: &RoomName, cause: GapCause) {
+        let mut effects = worker.take_effects();
+        self.session.borrow().gap(room, cause, &mut effects);
+        self.run(worker, &mut effects);
+        worker.give_effects(effects);
+    }
+
+    /// The broker has taken one of the session's publications, or has not.
+    pub fn settled(&self, worker: &Worker, outcome: &Result<(), BrokerError>) {
+        let was_full = self.in_flight.get() >= MAX_IN_FLIGHT;
+        self.in_flight.set(self.in_flight.get().saturating_sub(1));
+        if let Err(error) = outcome {
+            tracing::debug!(session = %self.id, %error, "a publication was not delivered");
+        }
+        let mut effects = worker.take_effects();
+        self.session.borrow_mut().settled(outcome, &mut effects);
+        self.run(worker, &mut effects);
+        worker.give_effects(effects);
+        if was_full {
+            self.wake();
+        }
+    }
+
+    /// Does what is due and says when to come back.
+    pub fn on_timer(&self, worker: &Worker, now: Tick) -> Option<Tick> {
+        match self.phase.get() {
+            Phase::Closing(_) => {
+                if now < self.close_by.get() {
+                    return Some(self.close_by.get());
+                }
+                self.cut();
+                None
+            }
+            Phase::Admitting | Phase::Open if now >= self.expires => {
+                self.begin_close(worker, CloseReason::TokenExpired);
+                Some(self.close_by.get())
+            }
+            Phase::Admitting => Some(now.after(worker.context.settings.heartbeat_interval).min(self.expires)),
+            Phase::Open => {
+                let mut silent_by = Tick(u32::MAX);
+                // Only a WebSocket's client answers; for the others the kernel's time-outs watch.
+                if self.is_socket() {
+                    silent_by = self.heard.get().after(worker.context.settings.heartbeat_timeout);
+                    if now >= silent_by {
+                        self.begin_close(worker, CloseReason::HeartbeatTimeout);
+                        return Some(self.close_by.get());
+                    }
+                }
+                if now >= self.next_ping.get() {
+                    self.outbound.borrow_mut().release();
+                    self.next_ping.set(now.after(worker.context.settings.heartbeat_interval));
+                    let ping = self.session.borrow().protocol().heartbeat();
+                    self.queue(worker, ping);
+                    worker.touch(self.key);
+                }
+                Some(self.next_ping.get().min(self.expires).min(silent_by))
+            }
+        }
+    }
+
+    /// Writes what waits, with one system call if the socket takes it, and closes a connection that was
+    /// too slow. Returns what is left to the task if the socket does not take everything.
+    pub fn flush(&self, worker: &Worker) {
+        if self.overflowed.take() {
+            Tally::add(&worker.tally.slow_consumers, 1);
+            self.begin_close(worker, CloseReason::SlowConsumer);
+        }
+        let lost = match &*self.carrier.borrow() {
+            Carrier::Coming | Carrier::Gone => false,
+            Carrier::Response(_) => {
+                self.wake();
+                false
+            }
+            Carrier::Socket { stream, .. } => {
+                let before = self.outbound.borrow().len();
+                let outcome = self.write(stream);
+                worker.count_outbound(before, self.outbound.borrow().len());
+                outcome.is_err()
+            }
+        };
+        if lost {
+            self.lost(worker);
+        } else {
+            self.shut_if_done();
+        }
+    }
+
+    /// Starts to end the connection: it leaves its rooms, hears its last words, and is cut off if it does
+    /// not close its side in time. The first reason counts.
+    pub fn begin_close(&self, worker: &Worker, reason: CloseReason) {
+        if matches!(self.phase.get(), Phase::Closing(_)) {
+            return;
+        }
+        self.phase.set(Phase::Closing(reason));
+        worker.leave_rooms(self);
+        self.blocked.take();
+        let before = self.outbound.borrow().len();
+        {
+            let mut outbound = self.outbound.borrow_mut();
+            if reason == CloseReason::SlowConsumer {
+                outbound.clear();
+            }
+            if let Some(words) = self.session.borrow().protocol().farewell(reason, worker.spread()) {
+                outbound.push_last(words);
+            }
+        }
+        worker.count_outbound(before, self.outbound.borrow().len());
+        let by = worker.now().after(LINGER);
+        self.close_by.set(by);
+        worker.set_timer(by, self.key);
+        worker.touch(self.key);
+        self.wake();
+    }
+
+    // ---- what its own task does ----
+
+    /// Carries the connection over this socket from now on. `read_ahead` came with the handshake.
+    pub fn attach_socket(&self, worker: &Worker, stream: Stream, read_ahead: &Bytes) {
+        self.carrier.replace(Carrier::Socket { stream, shut: false });
+        if !read_ahead.is_empty() {
+            let mut bytes = read_ahead.to_vec();
+            self.consume(worker, &mut bytes);
+        }
+        self.flush(worker);
+    }
+
+    /// Queues what comes before the first publication.
+    pub fn queue_preamble(&self, worker: &Worker, preamble: Bytes) {
+        self.queue(worker, preamble);
+    }
+
+    /// Carries the connection in a response from now on.
+    pub fn attach_response(&self, http: AbortHandle) {
+        self.carrier.replace(Carrier::Response(http));
+    }
+
+    /// Takes the next bytes for a response; `None` ends it.
+    pub fn poll_response(&self, worker: &Worker, cx: &Context<'_>) -> Poll<Option<Bytes>> {
+        self.set_waker(cx);
+        let frame = self.outbound.borrow_mut().pop();
+        match (frame, self.phase.get()) {
+            (Some(frame), _) => {
+                worker.count_outbound(frame.len(), 0);
+                Poll::Ready(Some(frame))
+            }
+            (None, Phase::Closing(_)) => Poll::Ready(None),
+            (None, _) => Poll::Pending,
+        }
+    }
+
+    /// Reads and writes as the socket allows; ready when the connection is over.
+    fn poll_socket(&self, worker: &Worker, cx: &mut Context<'_>) -> Poll<()> {
+        self.set_waker(cx);
+        for _ in 0..READS_PER_TURN {
+            if self.wants_write.get() {
+                let ready = match &*self.carrier.borrow() {
+                    Carrier::Socket { stream, .. } => stream.poll_write_ready(cx).is_ready(),
+                    _ => return Poll::Ready(()),
+                };
+                if ready {
+                    self.wants_write.set(false);
+                    self.flush(worker);
+                    continue;
+                }
+            }
+            if self.must_pause() {
+                return Poll::Pending; // woken when publications are settled
+            }
+            let outcome = match &*self.carrier.borrow() {
+                Carrier::Socket { stream, .. } => match stream.poll_read_ready(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(error)) => Err(error),
+                    Poll::Ready(Ok(())) => self.read(worker, stream),
+                },
+                _ => return Poll::Ready(()),
+            };
+            match outcome {
+                Ok(0) => {
+                    self.lost(worker);
+                    return Poll::Ready(());
+                }
+                Ok(_) => {
+                    if !self.outbound.borrow().is_empty() && !self.wants_write.get() {
+                        self.flush(worker);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    self.lost(worker);
+                    return Poll::Ready(());
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn read(&self, worker: &Worker, stream: &Stream) -> io::Result<usize> {
+        let mut buffer = worker.scratch.borrow_mut();
+        let read = stream.try_read(&mut buffer)?;
+        self.heard.set(worker.now());
+        if let Some(bytes) = buffer.get_mut(..read) {
+            self.consume(worker, bytes);
+        }
+        Ok(read)
+    }
+
+    fn consume(&self, worker: &Worker, bytes: &mut [u8]) {
+        let mut decoder = self.decoder.borrow_mut();
+        let mut feed = decoder.feed(bytes, worker.context.settings.message_size);
+        while !self.deaf.get() {
+            match feed.next() {
+                Ok(Some(event)) => self.receive(worker, event),
+                Ok(None) => return,
+                Err(error) => {
+                    self.deaf.set(true);
+                    tracing::debug!(session = %self.id, %error, "the client broke the protocol");
+                    self.begin_close(worker, broken_by(error));
+                }
+            }
+        }
+    }
+
+    fn receive(&self, worker: &Worker, event: Event<'_>) {
+        if let Phase::Closing(_) = self.phase.get() {
+            // Its goodbye ends the wait; anything else came too late.
+            self.deaf.set(matches!(event, Event::Close(_)));
+            return;
+        }
+        let message = match event {
+            Event::Text(payload) => Message::Text(payload.into_bytes()),
+            Event::Binary(payload) => Message::Binary(payload.into_bytes()),
+            Event::Ping(payload) => {
+                self.queue(worker, websocket::pong(payload));
+                return;
+            }
+            Event::Pong(_) => return,
+            Event::Close(_) => {
+                self.deaf.set(true);
+                self.begin_close(worker, CloseReason::Client);
+                return;
+            }
+        };
+        let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
+        Tally::add(&worker.tally.messages_in, 1);
+        Tally::add(&worker.tally.payload_in, bytes.len());
+        let mut effects = worker.take_effects();
+        let mut commands = worker.commands.take();
+        self.session.borrow_mut().receive(message, &mut commands, &mut effects);
+        worker.commands.replace(commands);
+        self.run(worker, &mut effects);
+        worker.give_effects(effects);
+    }
+
+    fn must_pause(&self) -> bool {
+        !matches!(self.phase.get(), Phase::Closing(_))
+            && (self.in_flight.get() >= MAX_IN_FLIGHT || !self.blocked.borrow().is_empty())
+    }
+
+    // ---- what both do ----
+
+    fn run(&self, worker: &Worker, effects: &mut Vec<Effect>) {
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Publish(room, publication) => self.publish(worker, room, publication),
+                Effect::Send(bytes) => {
+                    self.queue(worker, bytes);
+                    worker.touch(self.key);
+                }
+                Effect::Close(reason) => self.begin_close(worker, reason),
+            }
+        }
+    }
+
+    fn publish(&self, worker: &Worker, room: RoomName, publication: Publication) {
+        if matches!(self.phase.get(), Phase::Closing(_)) {
+            return;
+        }
+        let ticket = Ticket { owner: self.key.data().as_ffi(), request: 0 };
+        let inbox: std::sync::Arc<dyn ReceiptSink> = worker.inbox.clone();
+        let request = PublishRequest { room, publication, receipt: Receipt::new(inbox, ticket) };
+        self.in_flight.set(self.in_flight.get() + 1);
+        let mut blocked = self.blocked.borrow_mut();
+        if !blocked.is_empty() {
+            blocked.push_back(request);
+        } else if let Err(request) = worker.context.broker.try_publish(request) {
+            blocked.push_back(request);
+            drop(blocked);
+            worker.publish_blocked(self.key);
+        }
+    }
+
+    /// The next publication that waits for room in the broker's queue.
+    pub fn next_blocked(&self) -> Option<PublishRequest> {
+        self.blocked.borrow_mut().pop_front()
+    }
+
+    /// No publication waits any more: the session may be read again.
+    pub fn unblocked(&self) {
+        self.wake();
+    }
+
+    /// Queues bytes if the bound allows; marks the connection as too slow if not.
+    fn queue(&self, worker: &Worker, frame: Bytes) -> bool {
+        let before = self.outbound.borrow().len();
+        let pushed = self.outbound.borrow_mut().push(frame, worker.context.settings.outbound);
+        if pushed == Err(Full) {
+            self.overflowed.set(true);
+            worker.touch(self.key);
+            return false;
+        }
+        worker.count_outbound(before, self.outbound.borrow().len());
+        true
+    }
+
+    fn write(&self, stream: &Stream) -> io::Result<()> {
+        let mut outbound = self.outbound.borrow_mut();
+        while !outbound.is_empty() && !self.wants_write.get() {
+            let mut slices = [IoSlice::new(&[]); Outbound::BATCH];
+            let used = outbound.gather(&mut slices);
+            match stream.try_write(slices.get(..used).unwrap_or_default()) {
+                Ok(written) => outbound.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wants_write.set(true);
+                    self.wake();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Once the last words are out, tells the peer that nothing more will come. Then its own end of the
+    /// stream, or the deadline, ends the connection: closing at once could destroy the last words, since
+    /// a close with unread input resets the connection (RFC 9293 §3.10.4).
+    fn shut_if_done(&self) {
+        if !matches!(self.phase.get(), Phase::Closing(_)) || !self.outbound.borrow().is_empty() {
+            return;
+        }
+        if let Carrier::Socket { stream, shut } = &mut *self.carrier.borrow_mut()
+            && !*shut
+        {
+            *shut = true;
+            stream.shutdown_write();
+        }
+    }
+
+    fn lost(&self, worker: &Worker) {
+        self.begin_close(worker, CloseReason::Lost);
+        self.cut();
+    }
+
+    /// Lets go of what carries the connection: it has come to its own end.
+    pub fn detach(&self) {
+        self.carrier.replace(Carrier::Gone);
+    }
+
+    /// Ends what carries the connection, whatever is still queued.
+    fn cut(&self) {
+        match self.carrier.replace(Carrier::Gone) {
+            Carrier::Response(http) => http.abort(),
+            Carrier::Coming | Carrier::Socket { .. } | Carrier::Gone => {}
+        }
+        self.wake();
+    }
+
+    /// Bytes still queued when the connection went; to be taken off the level.
+    pub fn discard_outbound(&self) -> usize {
+        let mut outbound = self.outbound.borrow_mut();
+        let left = outbound.len();
+        outbound.discard();
+        left
+    }
+
+    fn is_socket(&self) -> bool {
+        matches!(&*self.carrier.borrow(), Carrier::Socket { .. })
+    }
+
+    fn set_waker(&self, cx: &Context<'_>) {
+        match &mut *self.waker.borrow_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+fn broken_by(error: ProtocolError) -> CloseReason {
+    match error.close_code() {
+        websocket::CloseCode::INVALID_PAYLOAD => CloseReason::InvalidText,
+        websocket::CloseCode::MESSAGE_TOO_BIG => CloseReason::MessageTooBig,
+        _ => CloseReason::ProtocolError,
+    }
+}
+
+/// Whoever holds the lease keeps the connection in its shard's tables; dropped, in whatever way, the
+/// connection is gone from them.
+pub struct Lease {
+    pub worker: Rc<Worker>,
+    pub connection: Rc<Connection>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.worker.forget(&self.connection);
+    }
+}
+
+impl Lease {
+    /// Carries the connection over its socket until it is over.
+    pub fn serve_socket(self) -> impl Future<Output = ()> {
+        poll_fn(move |cx| self.connection.poll_socket(&self.worker, cx))
+    }
+}

@@ -1,0 +1,214 @@
+//! What the rest of the process has to say to a shard.
+//!
+//! Many threads post, one shard takes everything there is in one go, and is woken only when the inbox
+//! turns from empty to not empty.
+//!
+//! Bound: broadcasts may hold [`Inbox::capacity`] payload bytes (plus a fixed share for each). What does
+//! not fit is dropped and told as a gap in its place, since blocking the broker's reader would hurt
+//! every room of the node. All other events are bounded by what causes them: an accepted socket by the
+//! connection limit, a settled publication by the sessions' publications in flight, a gap by the rooms.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use broker_bridge::{BrokerError, GapCause, ReceiptSink, RoomName, Ticket};
+use parking_lot::Mutex;
+
+use crate::hub::Broadcast;
+
+/// One thing for a shard to do.
+#[derive(Debug)]
+pub enum Event {
+    /// A socket for this shard to keep.
+    Accepted(Accepted),
+    /// A publication for a room with members on this shard.
+    Broadcast(Arc<Broadcast>),
+    /// Publications of the room may be missing just here.
+    Gap(RoomName, GapCause),
+    /// A publication of one of this shard's sessions was taken by the broker, or was not.
+    Settled(Ticket, Result<(), BrokerError>),
+    /// Close all sessions, evenly over this time, and end.
+    Drain(Duration),
+    /// Drop everything and end.
+    Stop,
+}
+
+/// A socket as the acceptor hands it over.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket, already non-blocking.
+    pub socket: std::net::TcpStream,
+    /// The other end.
+    pub peer: SocketAddr,
+}
+
+/// The queue in front of a shard.
+pub struct Inbox {
+    state: Mutex<State>,
+    capacity: usize,
+}
+
+#[derive(Default)]
+struct State {
+    events: Vec<Event>,
+    /// What the broadcasts among them count against the capacity.
+    bytes: usize,
+    /// Rooms whose overflow has been told since the shard last looked.
+    overflowed: HashSet<RoomName>,
+    waker: Option<Waker>,
+}
+
+/// What a broadcast counts beyond its payload: its own size and its encoded head, roughly.
+const BROADCAST_OVERHEAD: usize = 256;
+
+impl Inbox {
+    /// An inbox whose broadcasts may hold this many bytes.
+    pub fn new(capacity: usize) -> Self {
+        Self { state: Mutex::default(), capacity }
+    }
+
+    /// The bound in bytes.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Posts an event that always fits.
+    pub fn post(&self, event: Event) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.push(event)
+        };
+        wake(waker);
+    }
+
+    /// Posts a broadcast, or a gap in its place if the inbox is full. Returns whether it fitted.
+    pub fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool {
+        let size = broadcast.payload_len() + BROADCAST_OVERHEAD;
+        let (fits, waker) = {
+            let mut state = self.state.lock();
+            if state.bytes == 0 || state.bytes + size <= self.capacity {
+                state.bytes += size;
+                (true, state.push(Event::Broadcast(Arc::clone(broadcast))))
+            } else if state.overflowed.insert(broadcast.room().clone()) {
+                (false, state.push(Event::Gap(broadcast.room().clone(), GapCause::Overflow)))
+            } else {
+                (false, None)
+            }
+        };
+        wake(waker);
+        fits
+    }
+
+    /// Posts a gap.
+    pub fn post_gap(&self, room: &RoomName, cause: GapCause) {
+        self.post(Event::Gap(room.clone(), cause));
+    }
+
+    /// Takes all events, in the order in which they were posted. `into` must be empty and gives its
+    /// memory in exchange.
+    pub fn take(&self, into: &mut Vec<Event>) {
+        debug_assert!(into.is_empty());
+        let mut state = self.state.lock();
+        std::mem::swap(&mut state.events, into);
+        state.bytes = 0;
+        if !state.overflowed.is_empty() {
+            state.overflowed = HashSet::new();
+        }
+    }
+
+    /// Ready as soon as there is something to take. Only the shard polls this.
+    pub fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if !state.events.is_empty() {
+            return Poll::Ready(());
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => state.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl State {
+    /// Returns whom to wake: only who waits for the first event.
+    fn push(&mut self, event: Event) -> Option<Waker> {
+        self.events.push(event);
+        if self.events.len() == 1 { self.waker.take() } else { None }
+    }
+}
+
+/// Outside the lock: the shard's first act is to take it.
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+impl ReceiptSink for Inbox {
+    fn settle(&self, ticket: Ticket, outcome: Result<(), BrokerError>) {
+        self.post(Event::Settled(ticket, outcome));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use broker_bridge::{Data, Publication};
+    use futures_util::task::noop_waker;
+
+    use super::*;
+
+    fn broadcast(room: &str, len: usize) -> Arc<Broadcast> {
+        let publication = Publication::new(Data::binary(vec![0; len]));
+        Arc::new(Broadcast::new(RoomName::new(room).unwrap(), publication, 1))
+    }
+
+    fn take(inbox: &Inbox) -> Vec<String> {
+        let mut events = Vec::new();
+        inbox.take(&mut events);
+        let name = |event: &Event| match event {
+            Event::Broadcast(broadcast) => broadcast.room().to_string(),
+            Event::Gap(room, cause) => format!("{room}:{}", cause.as_str()),
+            other => format!("{other:?}"),
+        };
+        events.iter().map(name).collect()
+    }
+
+    #[test]
+    fn overflow_is_one_gap_per_room_in_place_and_everything_after_fits_again() {
+        let inbox = Inbox::new(2 * (100 + BROADCAST_OVERHEAD));
+        let fits: Vec<bool> = ["a", "a", "a", "b", "a", "b"]
+            .iter()
+            .map(|room| inbox.post_broadcast(&broadcast(room, 100)))
+            .collect();
+        assert_eq!(fits, [true, true, false, false, false, false]);
+        assert_eq!(take(&inbox), ["a", "a", "a:overflow", "b:overflow"]);
+        assert!(inbox.post_broadcast(&broadcast("a", 100)));
+        assert_eq!(take(&inbox), ["a"]);
+    }
+
+    #[test]
+    fn a_single_broadcast_fits_whatever_its_size() {
+        let inbox = Inbox::new(10);
+        assert!(inbox.post_broadcast(&broadcast("a", 1000)));
+        assert!(!inbox.post_broadcast(&broadcast("a", 0)));
+        assert_eq!(take(&inbox), ["a", "a:overflow"]);
+    }
+
+    #[test]
+    fn ready_only_with_something_to_take() {
+        let inbox = Inbox::new(10);
+        let waker = noop_waker();
+        let cx = Context::from_waker(&waker);
+        assert!(inbox.poll_ready(&cx).is_pending());
+        inbox.post(Event::Stop);
+        assert!(inbox.poll_ready(&cx).is_ready());
+        assert_eq!(take(&inbox), ["Stop"]);
+        assert!(inbox.poll_ready(&cx).is_pending());
+    }
+}

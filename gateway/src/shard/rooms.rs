@@ -1,0 +1,71 @@
+//! The rooms of one shard and their members.
+
+use std::{collections::HashMap, rc::Rc};
+
+use broker_bridge::RoomName;
+use smallvec::SmallVec;
+
+use super::connection::Connection;
+
+/// Who is in which room on this shard.
+///
+/// A connection keeps, for each of its rooms, its place among the members, so that leaving costs the
+/// same in a room of two and of 20,000.
+#[derive(Default)]
+pub struct Rooms {
+    rooms: HashMap<RoomName, Members, foldhash::fast::RandomState>,
+}
+
+type Members = SmallVec<[Rc<Connection>; 2]>;
+
+/// A connection's place in a room.
+#[derive(Debug)]
+pub struct Membership {
+    room: RoomName,
+    place: usize,
+}
+
+impl Rooms {
+    /// Makes `connection` a member of `room`. Returns false if it is one already.
+    pub fn join(&mut self, room: &RoomName, connection: &Rc<Connection>) -> bool {
+        let mut memberships = connection.memberships.borrow_mut();
+        if memberships.iter().any(|membership| membership.room == *room) {
+            return false;
+        }
+        let members = self.rooms.entry(room.clone()).or_default();
+        memberships.push(Membership { room: room.clone(), place: members.len() });
+        members.push(Rc::clone(connection));
+        true
+    }
+
+    /// Ends all memberships of `connection` and returns their rooms.
+    pub fn leave_all(&mut self, connection: &Connection) -> SmallVec<[RoomName; 1]> {
+        let memberships = connection.memberships.take();
+        memberships
+            .into_iter()
+            .map(|Membership { room, place }| {
+                self.remove(&room, place);
+                room
+            })
+            .collect()
+    }
+
+    /// The members of `room`.
+    pub fn members(&self, room: &RoomName) -> &[Rc<Connection>] {
+        self.rooms.get(room).map_or(&[], |members| members.as_slice())
+    }
+
+    fn remove(&mut self, room: &RoomName, place: usize) {
+        let Some(members) = self.rooms.get_mut(room) else { return };
+        members.swap_remove(place);
+        if let Some(moved) = members.get(place) {
+            let mut memberships = moved.memberships.borrow_mut();
+            if let Some(membership) = memberships.iter_mut().find(|membership| membership.room == *room) {
+                membership.place = place;
+            }
+        }
+        if members.is_empty() {
+            self.rooms.remove(room);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What a shard counts between two turns.
+//!
+//! Plain cells on the hot path; one addition per counter and turn to the handles that all shards share.
+
+use std::cell::Cell;
+
+use prometheus::IntCounter;
+
+use super::Meter;
+use crate::metrics::Metrics;
+
+/// Counts since the last [`Tally::settle`].
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub messages_in: Cell<u64>,
+    pub payload_in: Cell<u64>,
+    pub deliveries: Cell<u64>,
+    pub payload_out: Cell<u64>,
+    pub slow_consumers: Cell<u64>,
+    pub subscriptions: Cell<i64>,
+    pub outbound_bytes: Cell<i64>,
+}
+
+impl Tally {
+    /// Adds to a count.
+    pub fn add(cell: &Cell<u64>, count: usize) {
+        cell.set(cell.get() + count as u64);
+    }
+
+    /// Adds to or subtracts from a level.
+    pub fn shift(cell: &Cell<i64>, by: i64) {
+        cell.set(cell.get() + by);
+    }
+
+    /// Moves everything counted into the node's metrics.
+    pub fn settle(&self, meter: &Meter, metrics: &Metrics) {
+        let (read, written) = meter.take();
+        add(&metrics.network_bytes_in, read);
+        add(&metrics.network_bytes_out, written);
+        add(&metrics.messages_in, self.messages_in.take());
+        add(&metrics.payload_bytes_in, self.payload_in.take());
+        let deliveries = self.deliveries.take();
+        add(&metrics.deliveries, deliveries);
+        add(&metrics.messages_out, deliveries);
+        add(&metrics.payload_bytes_out, self.payload_out.take());
+        add(&metrics.slow_consumers, self.slow_consumers.take());
+        metrics.subscriptions.add(self.subscriptions.take());
+        metrics.outbound_bytes.add(self.outbound_bytes.take());
+    }
+}
+
+fn add(counter: &IntCounter, count: u64) {
+    if count > 0 {
+        counter.inc_by(count);
+    }
+}

@@ -1,0 +1,372 @@
+//! The loop and the tables of one shard.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    rc::{Rc, Weak},
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::Duration,
+};
+
+use axum::Router;
+use slotmap::{KeyData, SlotMap};
+use tokio::{
+    task::LocalSet,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Context, Event, Inbox, Vitals,
+    connection::{Connection, ConnectionKey, Lease, Phase, Start},
+    rooms::Rooms,
+    tally::Tally,
+    timers::{Clock, Tick, Timers},
+};
+use crate::{
+    hub::Broadcast,
+    protocol::Command,
+    session::{CloseReason, Effect},
+};
+
+/// Sockets written before others get a look at readiness.
+const SLICE: usize = 256;
+/// What one read may bring. One buffer serves all connections of the shard.
+const SCRATCH: usize = 64 * 1024;
+
+/// One shard, seen from inside.
+pub struct Worker {
+    this: Weak<Worker>,
+    pub index: usize,
+    pub context: Arc<Context>,
+    pub inbox: Arc<Inbox>,
+    pub vitals: Arc<Vitals>,
+    pub router: Router,
+    /// The tasks of this shard: HTTP connections, upgrades, sockets, blocked publishers.
+    pub tasks: TaskTracker,
+    /// Cancelled when the shard begins to leave: HTTP connections without a session end by themselves.
+    pub leaving: CancellationToken,
+    pub tally: Tally,
+    pub scratch: RefCell<Box<[u8]>>,
+    pub commands: RefCell<Vec<Command>>,
+    effects: RefCell<Vec<Effect>>,
+    connections: RefCell<SlotMap<ConnectionKey, Rc<Connection>>>,
+    rooms: RefCell<Rooms>,
+    /// Connections to write before the turn ends.
+    dirty: RefCell<Vec<Rc<Connection>>>,
+    timers: RefCell<Timers<ConnectionKey>>,
+    clock: Clock,
+    now: Cell<Tick>,
+    departure: RefCell<Option<Departure>>,
+    random: Cell<u64>,
+}
+
+/// A drain under way.
+struct Departure {
+    began: Instant,
+    window: Duration,
+    /// Who was there when it began, in no particular order.
+    keys: Vec<ConnectionKey>,
+    closed: usize,
+}
+
+/// Runs a shard on the calling thread until it has left.
+pub fn run(
+    runtime: &tokio::runtime::Runtime,
+    index: usize,
+    inbox: Arc<Inbox>,
+    vitals: Arc<Vitals>,
+    context: Arc<Context>,
+    router: Router,
+) {
+    let clock = Clock::new();
+    let worker = Rc::new_cyclic(|this| Worker {
+        this: Weak::clone(this),
+        index,
+        context,
+        inbox,
+        vitals,
+        router,
+        tasks: TaskTracker::new(),
+        leaving: CancellationToken::new(),
+        tally: Tally::default(),
+        scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
+        commands: RefCell::default(),
+        effects: RefCell::default(),
+        connections: RefCell::default(),
+        rooms: RefCell::default(),
+        dirty: RefCell::default(),
+        timers: RefCell::default(),
+        now: Cell::new(clock.now()),
+        clock,
+        departure: RefCell::default(),
+        random: Cell::new(getrandom::u64().unwrap_or(1) | 1),
+    });
+    let tasks = LocalSet::new();
+    tasks.block_on(runtime, Rc::clone(&worker).turn_until_left());
+    // Sockets that are still open at this point die with their tasks.
+    drop(tasks);
+    worker.settle_tally();
+}
+
+impl Worker {
+    async fn turn_until_left(self: Rc<Self>) {
+        let mut ticks = tokio::time::interval(Clock::STEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut events = Vec::new();
+        loop {
+            let tick = poll_fn(|cx| {
+                if let Poll::Ready(at) = ticks.poll_tick(cx) {
+                    return Poll::Ready(Some(at));
+                }
+                self.inbox.poll_ready(cx).map(|()| None)
+            })
+            .await;
+            self.now.set(self.clock.now());
+            if let Some(due) = tick {
+                self.tick(due);
+            }
+            self.inbox.take(&mut events);
+            let mut broadcasts = Vec::new();
+            for event in events.drain(..) {
+                match event {
+                    Event::Broadcast(broadcast) => {
+                        self.deliver(&broadcast);
+                        broadcasts.push(broadcast);
+                    }
+                    Event::Gap(room, cause) => {
+                        // A copy, since who asked for it is closed at a gap and leaves the room.
+                        let members = self.rooms.borrow().members(&room).to_vec();
+                        for member in members {
+                            member.gap(&self, &room, cause);
+                        }
+                    }
+                    Event::Settled(ticket, outcome) => {
+                        let key = ConnectionKey::from(KeyData::from_ffi(ticket.owner));
+                        if let Some(connection) = self.connection(key) {
+                            connection.settled(&self, &outcome);
+                        }
+                    }
+                    Event::Accepted(accepted) => self.accept(accepted),
+                    Event::Drain(window) => self.depart(window),
+                    Event::Stop => return,
+                }
+            }
+            self.write_dirty().await;
+            self.finish(&broadcasts);
+            self.settle_tally();
+            if self.has_left() {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&self, broadcast: &Broadcast) {
+        for member in self.rooms.borrow().members(broadcast.room()) {
+            member.deliver(self, broadcast);
+            self.touch_connection(member);
+        }
+    }
+
+    /// Writes every connection that something was queued for, slice by slice.
+    async fn write_dirty(&self) {
+        let mut dirty = self.dirty.take();
+        let mut written = 0;
+        // What is touched while we write is written before the turn ends, too.
+        while !dirty.is_empty() {
+            for connection in dirty.drain(..) {
+                connection.dirty.set(false);
+                connection.flush(self);
+                written += 1;
+                if written % SLICE == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            dirty = self.dirty.replace(dirty);
+        }
+        self.dirty.replace(dirty);
+    }
+
+    fn finish(&self, broadcasts: &[Arc<Broadcast>]) {
+        for age in broadcasts.iter().filter_map(|broadcast| broadcast.written()) {
+            self.context.metrics.fanout_seconds.observe(age.as_secs_f64());
+        }
+    }
+
+    fn tick(&self, due: Instant) {
+        self.vitals.beats.fetch_add(1, Ordering::Relaxed);
+        self.context.metrics.shard_lag_seconds.observe(due.elapsed().as_secs_f64());
+        let now = self.now.get();
+        while let Some(keys) = self.timers.borrow_mut().take_due(now) {
+            for key in keys {
+                if let Some(connection) = self.connection(key)
+                    && let Some(next) = connection.on_timer(self, now)
+                {
+                    self.set_timer(Tick(next.0.max(now.0 + 1)), key);
+                }
+            }
+        }
+        self.close_share();
+    }
+
+    // ---- leaving ----
+
+    fn depart(&self, window: Duration) {
+        self.leaving.cancel();
+        let mut departure = self.departure.borrow_mut();
+        if departure.is_none() {
+            let keys = self.connections.borrow().keys().collect();
+            *departure = Some(Departure { began: Instant::now(), window, keys, closed: 0 });
+        }
+    }
+
+    /// Closes as many sessions as the time since the drain began has room for.
+    fn close_share(&self) {
+        let share = {
+            let mut departure = self.departure.borrow_mut();
+            let Some(departure) = departure.as_mut() else { return };
+            let until = departure.share();
+            let from = std::mem::replace(&mut departure.closed, until);
+            departure.keys.get(from..until).unwrap_or_default().to_vec()
+        };
+        for key in share {
+            if let Some(connection) = self.connection(key) {
+                connection.begin_close(self, CloseReason::Drain);
+            }
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        self.departure.borrow().as_ref().is_some_and(|departure| departure.closed == departure.keys.len())
+            && self.vitals.load() == 0
+    }
+
+    // ---- connections ----
+
+    /// Makes a connection, carried by nothing yet.
+    pub fn open(self: &Rc<Self>, start: Start) -> Lease {
+        let first = start.first_ping.min(start.expires);
+        let mut connections = self.connections.borrow_mut();
+        let key = connections.insert_with_key(|key| Rc::new(Connection::new(key, start)));
+        self.set_timer(first, key);
+        let connection = Rc::clone(connections.get(key).expect("inserted above"));
+        Lease { worker: Rc::clone(self), connection }
+    }
+
+    /// The connection is over: nothing of it stays. Called by its lease only.
+    pub fn forget(&self, connection: &Connection) {
+        let phase = connection.phase();
+        connection.begin_close(self, CloseReason::Lost);
+        connection.detach();
+        self.count_outbound(connection.discard_outbound(), 0);
+        self.connections.borrow_mut().remove(connection.key());
+        let reason = match phase {
+            Phase::Closing(reason) => reason,
+            Phase::Admitting | Phase::Open => CloseReason::Lost,
+        };
+        if connection.was_open() {
+            self.context.metrics.connection_closed(connection.name(), reason);
+            tracing::debug!(session = %connection.id(), reason = reason.as_str(), "session ended");
+        }
+    }
+
+    pub fn connection(&self, key: ConnectionKey) -> Option<Rc<Connection>> {
+        self.connections.borrow().get(key).cloned()
+    }
+
+    /// Has the connection written before the turn ends.
+    pub fn touch(&self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.borrow().get(key) {
+            self.touch_connection(connection);
+        }
+    }
+
+    fn touch_connection(&self, connection: &Rc<Connection>) {
+        if !connection.dirty.replace(true) {
+            self.dirty.borrow_mut().push(Rc::clone(connection));
+        }
+    }
+
+    /// Hands over, in order, what did not fit into the broker's queue at once.
+    pub fn publish_blocked(&self, key: ConnectionKey) {
+        let (Some(worker), Some(connection)) = (self.this.upgrade(), self.connection(key)) else { return };
+        self.tasks.spawn_local(async move {
+            while let Some(request) = connection.next_blocked() {
+                worker.context.broker.publish(request).await;
+            }
+            connection.unblocked();
+        });
+    }
+
+    // ---- rooms ----
+
+    /// Makes the connection a member on this shard. Returns false if it is one already.
+    pub fn join(&self, room: &broker_bridge::RoomName, connection: &Rc<Connection>) -> bool {
+        let joined = self.rooms.borrow_mut().join(room, connection);
+        if joined {
+            Tally::shift(&self.tally.subscriptions, 1);
+        }
+        joined
+    }
+
+    /// Ends all memberships of the connection, here and in the hub.
+    pub fn leave_rooms(&self, connection: &Connection) {
+        for room in self.rooms.borrow_mut().leave_all(connection) {
+            Tally::shift(&self.tally.subscriptions, -1);
+            self.context.hub.leave(&room, self.index);
+        }
+    }
+
+    // ---- small things ----
+
+    /// The shard's time at the beginning of the turn.
+    pub fn now(&self) -> Tick {
+        self.now.get()
+    }
+
+    pub fn set_timer(&self, at: Tick, key: ConnectionKey) {
+        self.timers.borrow_mut().set(at, key);
+    }
+
+    /// The outbound queue of a connection went from one length to another.
+    #[expect(clippy::cast_possible_wrap, reason = "bounded by limits.outbound and a frame")]
+    pub fn count_outbound(&self, before: usize, after: usize) {
+        Tally::shift(&self.tally.outbound_bytes, after as i64 - before as i64);
+    }
+
+    pub fn take_effects(&self) -> Vec<Effect> {
+        self.effects.take()
+    }
+
+    pub fn give_effects(&self, effects: Vec<Effect>) {
+        self.effects.replace(effects);
+    }
+
+    /// A random number in `0..1`, good enough to spread clients over time (xorshift64).
+    #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32's mantissa")]
+    pub fn spread(&self) -> f32 {
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        (x >> 40) as f32 / (1_u64 << 24) as f32
+    }
+
+    fn settle_tally(&self) {
+        self.tally.settle(&self.vitals.meter, &self.context.metrics);
+    }
+}
+
+impl Departure {
+    /// How many of the sessions may be closed by now.
+    fn share(&self) -> usize {
+        let elapsed = self.began.elapsed();
+        if elapsed >= self.window {
+            return self.keys.len();
+        }
+        let share = self.keys.len() as u128 * elapsed.as_nanos() / self.window.as_nanos().max(1);
+        usize::try_from(share).unwrap_or(self.keys.len())
+    }
+}
