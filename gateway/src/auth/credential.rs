@@ -11,7 +11,7 @@
 //!    subprotocols and no headers. The Kubernetes API server established the idea (with the token in base64url
 //!    once more, since it may hold any bytes there; a JWT is made of characters that the header allows).
 //!
-//! A browser closes a socket whose server picked none of the subprotocols it offered (WHATWG WebSockets), and
+//! A browser closes a socket whose server picked none of the subprotocols it offered (the WHATWG standard), and
 //! the token must not be sent back. So a client offers [`PLAIN_SUBPROTOCOL`] as well, and the server picks
 //! from [`offered_subprotocols`], which leaves tokens out.
 //!

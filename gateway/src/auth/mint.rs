@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     AuthFailure, Authenticator, Subject, Token, UnixSeconds,
-    grant::{Grant, Operations},
+    grant::{Grant, Operation, Operations},
 };
 
 /// Why a token cannot be made.
@@ -61,7 +61,7 @@ pub fn mint(
         exp: expires_at.0,
         rooms: rooms
             .into_iter()
-            .map(|(pattern, operations)| (pattern, operations.iter().map(|one| one.as_str()).collect()))
+            .map(|(pattern, operations)| (pattern, operations.iter().map(Operation::as_str).collect()))
             .collect(),
     };
     let token =
