@@ -46,7 +46,8 @@ pub async fn run(
         };
         match accepted {
             Ok((socket, peer)) => {
-                let Some(shard) = shards.iter().min_by_key(|shard| shard.vitals().load()) else { return };
+                let running = shards.iter().filter(|shard| !shard.is_finished());
+                let Some(shard) = running.min_by_key(|shard| shard.vitals().load()) else { return };
                 let open: usize = shards.iter().map(|shard| shard.vitals().load()).sum();
                 if open >= max_connections.saturating_add(COURTESY) {
                     continue; // dropped, and thereby closed

@@ -34,6 +34,8 @@ use crate::{
 const SLICE: usize = 256;
 /// What one read may bring. One buffer serves all connections of the shard.
 const SCRATCH: usize = 64 * 1024;
+/// Places for events that are kept between turns; a burst that needed more gives its memory back.
+const KEPT_EVENTS: usize = 4096;
 
 /// One shard, seen from inside.
 pub struct Worker {
@@ -59,6 +61,7 @@ pub struct Worker {
     clock: Clock,
     now: Cell<Tick>,
     departure: RefCell<Option<Departure>>,
+    stopped: Cell<bool>,
     random: Cell<u64>,
 }
 
@@ -101,6 +104,7 @@ pub fn run(
         now: Cell::new(clock.now()),
         clock,
         departure: RefCell::default(),
+        stopped: Cell::new(false),
         random: Cell::new(getrandom::u64().unwrap_or(1) | 1),
     });
     let tasks = LocalSet::new();
@@ -114,7 +118,7 @@ impl Worker {
     async fn turn_until_left(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(Clock::STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut events = Vec::new();
+        let (mut events, mut broadcasts) = (Vec::new(), Vec::new());
         loop {
             let tick = poll_fn(|cx| {
                 if let Poll::Ready(at) = ticks.poll_tick(cx) {
@@ -128,38 +132,56 @@ impl Worker {
                 self.tick(due);
             }
             self.inbox.take(&mut events);
-            let mut broadcasts = Vec::new();
+            let mut queued = 0;
             for event in events.drain(..) {
-                match event {
-                    Event::Broadcast(broadcast) => {
-                        self.deliver(&broadcast);
-                        broadcasts.push(broadcast);
-                    }
-                    Event::Gap(room, cause) => {
-                        // A copy, since who asked for it is closed at a gap and leaves the room.
-                        let members = self.rooms.borrow().members(&room).to_vec();
-                        for member in members {
-                            member.gap(&self, &room, cause);
-                        }
-                    }
-                    Event::Settled(ticket, outcome) => {
-                        let key = ConnectionKey::from(KeyData::from_ffi(ticket.owner));
-                        if let Some(connection) = self.connection(key) {
-                            connection.settled(&self, &outcome);
-                        }
-                    }
-                    Event::Accepted(accepted) => self.accept(accepted),
-                    Event::Drain(window) => self.depart(window),
-                    Event::Stop => return,
+                queued += self.handle(event, &mut broadcasts);
+                if self.stopped.get() {
+                    return;
+                }
+                // No session may look slow only because much arrived at once: write before its queue is full.
+                if queued > self.context.settings.outbound / 2 {
+                    self.write(&mut broadcasts).await;
+                    tokio::task::yield_now().await;
+                    queued = 0;
                 }
             }
-            self.write_dirty().await;
-            self.finish(&broadcasts);
+            self.write(&mut broadcasts).await;
+            if events.capacity() > KEPT_EVENTS {
+                events = Vec::new();
+            }
             self.settle_tally();
             if self.has_left() {
                 return;
             }
         }
+    }
+
+    /// Does what an event asks for, except writing. Returns the bytes it queued for a member at most.
+    fn handle(self: &Rc<Self>, event: Event, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
+        match event {
+            Event::Broadcast(broadcast) => {
+                self.deliver(&broadcast);
+                let bytes = broadcast.payload_len();
+                broadcasts.push(broadcast);
+                return bytes;
+            }
+            Event::Gap(room, cause) => {
+                // A copy, since who asked for it is closed at a gap and leaves the room.
+                let members = self.rooms.borrow().members(&room).to_vec();
+                for member in members {
+                    member.gap(self, &room, cause);
+                }
+            }
+            Event::Settled(ticket, outcome) => {
+                if let Some(connection) = self.connection(KeyData::from_ffi(ticket.owner).into()) {
+                    connection.settled(self, &outcome);
+                }
+            }
+            Event::Accepted(accepted) => self.accept(accepted),
+            Event::Drain(window) => self.depart(window),
+            Event::Stop => self.stopped.set(true),
+        }
+        0
     }
 
     fn deliver(&self, broadcast: &Broadcast) {
@@ -170,7 +192,7 @@ impl Worker {
     }
 
     /// Writes every connection that something was queued for, slice by slice.
-    async fn write_dirty(&self) {
+    async fn write(&self, broadcasts: &mut Vec<Arc<Broadcast>>) {
         let mut dirty = self.dirty.take();
         let mut written = 0;
         // What is touched while we write is written before the turn ends, too.
@@ -186,10 +208,7 @@ impl Worker {
             dirty = self.dirty.replace(dirty);
         }
         self.dirty.replace(dirty);
-    }
-
-    fn finish(&self, broadcasts: &[Arc<Broadcast>]) {
-        for age in broadcasts.iter().filter_map(|broadcast| broadcast.written()) {
+        for age in broadcasts.drain(..).filter_map(|broadcast| broadcast.written()) {
             self.context.metrics.fanout_seconds.observe(age.as_secs_f64());
         }
     }
