@@ -1,7 +1,386 @@
 //! Redis pub/sub between any number of nodes.
+//!
+//! A room is a topic, `<prefix>room:<room>`. Anything may publish there with a bare `PUBLISH`; nodes add an
+//! envelope when there is metadata. One Redis server (standalone), over TCP, TLS or a unix socket.
+//!
+//! Owns the connections and their tasks:
+//!
+//! | connections | used for | bound |
+//! |---|---|---|
+//! | [`subscribers`](RedisConfig::subscribers) pub/sub connections, own reader | receiving; a room belongs to one of them by hash | no queue: the sink is called in line |
+//! | [`publishers`](RedisConfig::publishers) multiplexed connections | `PUBLISH` in pipelines; a room belongs to one of them by hash | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes) each |
+//! | a small pool | requests with an answer; at present each pub/sub connection's message to itself | [`POOL`] connections |
+//!
+//! An absent Redis is not an error: the status is [`BrokerStatus::Connecting`] with what was tried, and the tasks
+//! go on trying with jittered delays of up to two seconds.
+//!
+//! # The ACL user
+//!
+//! The least that a node needs, with the default prefix:
+//!
+//! ```text
+//! ACL SETUSER tidegate on >secret resetchannels &room:* &tidegate:canary:*
+//!     -@all +subscribe +unsubscribe +publish +ping +unwatch
+//! ```
+//!
+//! A prefix stands before both channel patterns; `+select` is needed for a database other than 0. `unwatch` and
+//! `ping` are how the pool checks a connection before it lends it.
 
+mod backoff;
+mod connection;
 mod envelope;
+mod keys;
+mod publisher;
 mod resp;
+mod status;
+mod subscriber;
 mod url;
 
-pub use url::{Endpoint, RedisUrl, Secret};
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::{sync::watch, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::url::{Endpoint, RedisUrl, Secret};
+use self::{
+    connection::Connector,
+    keys::Topics,
+    publisher::{Publisher, Queue},
+    status::Board,
+    subscriber::{Subscriber, Wanted},
+};
+use crate::{
+    Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing, metrics::BrokerMetrics,
+};
+
+/// What a [`RedisBroker`] is told.
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    /// Where Redis is.
+    pub url: RedisUrl,
+    /// What every name in Redis begins with; at most 256 bytes.
+    pub prefix: String,
+    /// How many pub/sub connections; at least one.
+    pub subscribers: usize,
+    /// How many connections for publications; at least one.
+    pub publishers: usize,
+    /// How many bytes may wait before each of them; 256 are added to each publication's own.
+    pub publish_queue_bytes: usize,
+    /// The largest payload, in bytes. A larger one is refused on its way out, and a gap on its way in.
+    pub max_publication: usize,
+    /// How long connecting may take, with TLS and greeting.
+    pub connect_timeout: Duration,
+    /// How long a publication may wait for a connection, and then for its answer.
+    pub publish_timeout: Duration,
+    /// How often each pub/sub connection proves that it delivers.
+    pub canary_interval: Duration,
+    /// How long the proof may take before the connection is given up.
+    pub canary_timeout: Duration,
+    /// Certificates to trust instead of the system's, in PEM.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl RedisConfig {
+    /// The defaults for a server at `url`.
+    pub fn new(url: RedisUrl) -> Self {
+        Self {
+            url,
+            prefix: String::new(),
+            subscribers: 2,
+            publishers: 2,
+            publish_queue_bytes: 8 * 1024 * 1024,
+            max_publication: 4 * 1024 * 1024,
+            connect_timeout: Duration::from_secs(5),
+            publish_timeout: Duration::from_secs(5),
+            canary_interval: Duration::from_secs(5),
+            canary_timeout: Duration::from_secs(5),
+            ca_file: None,
+        }
+    }
+}
+
+/// `redis://127.0.0.1:6379` and the defaults of [`RedisConfig::new`].
+impl Default for RedisConfig {
+    fn default() -> Self {
+        let endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 6379 };
+        Self::new(RedisUrl { endpoint, user: None, password: None, database: 0 })
+    }
+}
+
+/// Why a [`RedisBroker`] cannot even start. A server that does not answer is no reason.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisStartError {
+    /// The CA file cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The CA file holds something that is not a certificate.
+    #[error("bad certificate in the CA file: {0}")]
+    BadCa(String),
+    /// No certificate to trust: an empty CA file, or a system without any.
+    #[error("no trusted certificate was found; name a CA file")]
+    NoRoots,
+    /// No certificate can be valid for this host.
+    #[error("not a host name that a certificate can be for: {0}")]
+    ServerName(String),
+    /// TLS cannot be set up.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The pool cannot be set up.
+    #[error("the connection pool: {0}")]
+    Pool(String),
+    /// The prefix is too long.
+    #[error("the prefix has at most {max} bytes", max = Topics::MAX_PREFIX)]
+    Prefix,
+}
+
+/// One node's broker on Redis. Dropping it ends its tasks at once; [`close`](Broker::close) lets them finish.
+pub struct RedisBroker {
+    wanted: Vec<Arc<Wanted>>,
+    queues: Vec<Queue>,
+    /// Keyed: room names are chosen by clients, who must not be able to aim at one connection.
+    hasher: RandomState,
+    max_publication: usize,
+    flush_limit: Duration,
+    board: Arc<Board>,
+    metrics: Arc<BrokerMetrics>,
+    tracker: TaskTracker,
+    closing: CancellationToken,
+    abort: CancellationToken,
+}
+
+/// The most connections in the pool.
+pub const POOL: usize = 4;
+
+impl RedisBroker {
+    /// Starts the tasks on the ambient tokio runtime and returns at once.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    #[allow(clippy::needless_pass_by_value, reason = "handed over for the broker's lifetime")]
+    pub fn start(
+        config: RedisConfig,
+        sink: Arc<dyn Sink>,
+        metrics: Arc<BrokerMetrics>,
+    ) -> Result<Self, RedisStartError> {
+        if config.prefix.len() > Topics::MAX_PREFIX {
+            return Err(RedisStartError::Prefix);
+        }
+        let ca_pem = config.ca_file.as_ref().map(connection::read_ca).transpose()?;
+        let pool = pool(&config, ca_pem.clone())?;
+        let connector =
+            Arc::new(Connector::new(config.url.clone(), ca_pem.as_deref(), config.connect_timeout)?);
+        let topics = Topics::new(&config.prefix);
+        let node = random_id();
+        let (subscribers, publishers) = (config.subscribers.max(1), config.publishers.max(1));
+        let starting = format!("{}: connecting", config.url);
+        let mut broker = Self {
+            wanted: Vec::with_capacity(subscribers),
+            queues: Vec::with_capacity(publishers),
+            hasher: RandomState::new(),
+            max_publication: config.max_publication,
+            flush_limit: config.publish_timeout,
+            board: Arc::new(Board::new(subscribers + publishers, &starting, Arc::clone(&metrics))),
+            metrics,
+            tracker: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            abort: CancellationToken::new(),
+        };
+        for index in 0..subscribers {
+            let wanted = Arc::new(Wanted::new(Arc::clone(&broker.metrics)));
+            broker.wanted.push(Arc::clone(&wanted));
+            let subscriber = Subscriber {
+                part: index,
+                connector: Arc::clone(&connector),
+                topics: topics.clone(),
+                canary_topic: topics.canary(node, index),
+                canary_interval: config.canary_interval,
+                canary_timeout: config.canary_timeout,
+                max_publication: config.max_publication,
+                wanted,
+                sink: Arc::clone(&sink),
+                metrics: Arc::clone(&broker.metrics),
+                board: Arc::clone(&broker.board),
+                pool: pool.clone(),
+                tracker: broker.tracker.clone(),
+                closing: broker.closing.clone(),
+            };
+            broker.tracker.spawn(subscriber.run());
+        }
+        for index in 0..publishers {
+            let (queue, far_end) =
+                Queue::new(config.publish_queue_bytes, config.publish_timeout, Arc::clone(&broker.metrics));
+            broker.queues.push(queue);
+            let publisher = Publisher {
+                part: subscribers + index,
+                connector: Arc::clone(&connector),
+                topics: topics.clone(),
+                time_limit: config.publish_timeout,
+                metrics: Arc::clone(&broker.metrics),
+                board: Arc::clone(&broker.board),
+                closing: broker.closing.clone(),
+                abort: broker.abort.clone(),
+            };
+            broker.tracker.spawn(publisher.run(far_end));
+        }
+        Ok(broker)
+    }
+
+    fn wanted(&self, room: &RoomName) -> &Arc<Wanted> {
+        pick(&self.wanted, self.hasher.hash_one(room))
+    }
+
+    fn queue(&self, room: &RoomName) -> &Queue {
+        pick(&self.queues, self.hasher.hash_one(room))
+    }
+
+    /// Settles at once what no connection would be given.
+    fn refuse(&self, request: PublishRequest) -> Option<PublishRequest> {
+        let bytes = request.publication.data.bytes().len();
+        let outcome = if self.closing.is_cancelled() {
+            Err(BrokerError::Closed)
+        } else if bytes > self.max_publication {
+            let text = format!("{bytes} bytes are more than the {} that are allowed", self.max_publication);
+            Err(BrokerError::Refused(text.into()))
+        } else {
+            return Some(request);
+        };
+        self.metrics.published(&outcome);
+        request.receipt.settle(outcome);
+        None
+    }
+}
+
+impl Broker for RedisBroker {
+    fn subscribe(&self, room: &RoomName) -> Subscribing {
+        self.wanted(room).subscribe(room)
+    }
+
+    fn unsubscribe(&self, room: &RoomName) {
+        self.wanted(room).unsubscribe(room);
+    }
+
+    fn try_publish(&self, request: PublishRequest) -> Result<(), PublishRequest> {
+        match self.refuse(request) {
+            Some(request) => self.queue(&request.room).try_publish(request),
+            None => Ok(()),
+        }
+    }
+
+    fn publish(&self, request: PublishRequest) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Some(request) = self.refuse(request) {
+                self.queue(&request.room).publish(request).await;
+            }
+        })
+    }
+
+    fn status(&self) -> watch::Receiver<BrokerStatus> {
+        self.board.watch()
+    }
+
+    /// Takes at most [`RedisConfig::publish_timeout`].
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.end();
+            if timeout(self.flush_limit, self.tracker.wait()).await.is_err() {
+                tracing::warn!("closing the broker with publications that could not be sent");
+                self.abort.cancel();
+                self.tracker.wait().await;
+            }
+            self.board.close();
+        })
+    }
+}
+
+impl RedisBroker {
+    /// Takes nothing more, and tells the tasks to finish.
+    fn end(&self) {
+        self.closing.cancel();
+        self.wanted.iter().for_each(|wanted| wanted.close());
+        self.queues.iter().for_each(Queue::close);
+        self.tracker.close();
+    }
+}
+
+impl Drop for RedisBroker {
+    fn drop(&mut self) {
+        self.end();
+        self.abort.cancel();
+        self.board.close();
+    }
+}
+
+impl fmt::Debug for RedisBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisBroker").field("status", &*self.board.watch().borrow()).finish_non_exhaustive()
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the remainder is below the length of a slice")]
+fn pick<T>(all: &[T], hash: u64) -> &T {
+    all.get((hash % all.len() as u64) as usize).expect("the remainder is below the length, which is not zero")
+}
+
+fn random_id() -> u128 {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    u128::from_be_bytes(bytes)
+}
+
+/// The pool connects by itself, with the library's own greeting, TLS and time-outs.
+fn pool(config: &RedisConfig, ca_pem: Option<Vec<u8>>) -> Result<deadpool_redis::Pool, RedisStartError> {
+    use ::redis::{
+        AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
+        RedisConnectionInfo, TlsCertificates,
+    };
+
+    let failed = |error: ::redis::RedisError| RedisStartError::Pool(error.to_string());
+    let (address, tls) = match config.url.endpoint.clone() {
+        Endpoint::Tcp { host, port } => (ConnectionAddr::Tcp(host, port), false),
+        Endpoint::Tls { host, port } => {
+            (ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }, true)
+        }
+        Endpoint::Unix(path) => (ConnectionAddr::Unix(path), false),
+    };
+    let mut settings = RedisConnectionInfo::default()
+        .set_db(config.url.database.into())
+        .set_protocol(ProtocolVersion::RESP3)
+        .set_skip_set_lib_name();
+    if let Some(user) = &config.url.user {
+        settings = settings.set_username(user).set_password("");
+    }
+    if let Some(password) = &config.url.password {
+        settings = settings.set_password(password.reveal());
+    }
+    let mut info = address.into_connection_info().map_err(failed)?.set_redis_settings(settings);
+    if tls {
+        let certificates = TlsCertificates { client_tls: None, root_cert: ca_pem };
+        info = Client::build_with_tls(info, certificates).map_err(failed)?.get_connection_info().clone();
+    }
+    let timeouts = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(config.connect_timeout))
+        .set_response_timeout(Some(config.canary_timeout));
+    let manager = deadpool_redis::Manager::new_with_config(info, timeouts).map_err(failed)?;
+    deadpool_redis::Pool::builder(manager)
+        .max_size(POOL)
+        .runtime(deadpool_redis::Runtime::Tokio1)
+        .wait_timeout(Some(config.canary_timeout))
+        .create_timeout(Some(config.connect_timeout))
+        .recycle_timeout(Some(config.canary_timeout))
+        .build()
+        .map_err(|error| RedisStartError::Pool(error.to_string()))
+}

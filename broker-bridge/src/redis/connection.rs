@@ -1,0 +1,299 @@
+//! Opens a connection to Redis: TCP, TLS or a unix socket, and the greeting.
+//!
+//! Owns everything up to the point where the server has said who it is. What a connection is used for,
+//! and when to try again, is its user's. No error shows a password, not even one that the server repeats.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::{BufMut, BytesMut};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    Endpoint, RedisStartError, RedisUrl,
+    resp::{Frame, Reader, Value},
+};
+
+/// What a connection is for. Redis shows it in `CLIENT LIST` as `tidegate-<role>`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Role {
+    Subscriber,
+    Publisher,
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("the server said: {0}")]
+    Refused(String),
+    #[error("the server is a replica, which would keep publications to itself")]
+    Replica,
+    #[error("the server closed the connection during the greeting")]
+    Closed,
+    #[error("the server does not speak RESP3: Redis 6 or later is needed")]
+    NoResp3,
+}
+
+/// A connection after the greeting.
+pub(super) type Connection = Box<dyn Duplex>;
+
+/// What bytes go through, whatever carries them.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Opens connections to one server.
+pub(super) struct Connector {
+    url: RedisUrl,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    time_limit: Duration,
+}
+
+impl Connector {
+    /// Prepares the certificates. Reads files, and connects to nothing.
+    pub(super) fn new(
+        url: RedisUrl,
+        ca_pem: Option<&[u8]>,
+        time_limit: Duration,
+    ) -> Result<Self, RedisStartError> {
+        let tls = match &url.endpoint {
+            Endpoint::Tls { host, .. } => {
+                let name = ServerName::try_from(host.clone())
+                    .map_err(|_| RedisStartError::ServerName(host.clone()))?;
+                Some((TlsConnector::from(Arc::new(client_config(ca_pem)?)), name))
+            }
+            Endpoint::Tcp { .. } | Endpoint::Unix(_) => None,
+        };
+        Ok(Self { url, tls, time_limit })
+    }
+
+    /// Where this connects to, for people.
+    pub(super) fn url(&self) -> &RedisUrl {
+        &self.url
+    }
+
+    /// Connects and greets, within the time limit.
+    pub(super) async fn open(&self, role: Role) -> Result<Connection, ConnectError> {
+        timeout(self.time_limit, async {
+            let mut connection = self.connect().await?;
+            self.greet(&mut connection, role).await?;
+            Ok(connection)
+        })
+        .await
+        .unwrap_or(Err(ConnectError::TimedOut(self.time_limit)))
+    }
+
+    async fn connect(&self) -> io::Result<Connection> {
+        let (host, port) = match &self.url.endpoint {
+            Endpoint::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
+            Endpoint::Tcp { host, port } | Endpoint::Tls { host, port } => (host, *port),
+        };
+        let stream = TcpStream::connect((host.as_str(), port)).await?;
+        tune(&stream)?;
+        match &self.tls {
+            None => Ok(Box::new(stream)),
+            Some((tls, name)) => Ok(Box::new(tls.connect(name.clone(), stream).await?)),
+        }
+    }
+
+    /// `HELLO 3` with user and name, then `SELECT` (<https://redis.io/docs/latest/commands/hello/>).
+    async fn greet(&self, connection: &mut Connection, role: Role) -> Result<(), ConnectError> {
+        let name: &[u8] = match role {
+            Role::Subscriber => b"tidegate-subscriber",
+            Role::Publisher => b"tidegate-publisher",
+        };
+        let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
+        if self.url.user.is_some() || self.url.password.is_some() {
+            let user = self.url.user.as_deref().unwrap_or("default");
+            hello.extend([&b"AUTH"[..], user.as_bytes(), self.password().as_bytes()]);
+        }
+        hello.extend([&b"SETNAME"[..], name]);
+
+        // Nothing but the greeting's replies arrives before the first command, so this reader can go.
+        let mut reader = Reader::new(0);
+        let mut out = BytesMut::new();
+        write_command(&mut out, &hello);
+        let greeting = self.exchange(connection, &mut reader, &mut out).await?;
+        if role_of(&greeting).is_some_and(|role| role != b"master") {
+            return Err(ConnectError::Replica);
+        }
+        if self.url.database != 0 {
+            write_command(&mut out, &[b"SELECT", self.url.database.to_string().as_bytes()]);
+            self.exchange(connection, &mut reader, &mut out).await?;
+        }
+        if reader.is_empty() { Ok(()) } else { Err(ConnectError::NoResp3) }
+    }
+
+    async fn exchange(
+        &self,
+        connection: &mut Connection,
+        reader: &mut Reader,
+        out: &mut BytesMut,
+    ) -> Result<Value, ConnectError> {
+        connection.write_all_buf(out).await?;
+        connection.flush().await?;
+        loop {
+            match reader.next().map_err(|_| ConnectError::NoResp3)? {
+                Some(Frame::Reply(value)) => return Ok(value),
+                Some(Frame::Error(text)) => return Err(self.refused(text)),
+                Some(_) => return Err(ConnectError::NoResp3),
+                None => {}
+            }
+            if reader.fill(connection).await? == 0 {
+                return Err(ConnectError::Closed);
+            }
+        }
+    }
+
+    /// A server that does not know `HELLO` repeats its arguments, and one of them is the password.
+    fn refused(&self, text: String) -> ConnectError {
+        if text.contains("unknown command") || text.starts_with("NOPROTO") {
+            return ConnectError::NoResp3;
+        }
+        let password = self.password();
+        if !password.is_empty() && text.contains(password) {
+            let code = text.split_whitespace().next().filter(|code| !code.contains(password));
+            return ConnectError::Refused(code.unwrap_or("no").to_owned());
+        }
+        ConnectError::Refused(text)
+    }
+
+    fn password(&self) -> &str {
+        self.url.password.as_ref().map_or("", super::Secret::reveal)
+    }
+}
+
+/// Appends one command.
+pub(super) fn write_command(out: &mut BytesMut, parts: &[&[u8]]) {
+    write_header(out, parts.len());
+    for part in parts {
+        write_part(out, part);
+    }
+}
+
+/// Appends the start of a command of so many parts, its name included.
+pub(super) fn write_header(out: &mut BytesMut, parts: usize) {
+    out.put_slice(format!("*{parts}\r\n").as_bytes());
+}
+
+/// Appends one part of a command.
+pub(super) fn write_part(out: &mut BytesMut, part: &[u8]) {
+    out.put_slice(format!("${}\r\n", part.len()).as_bytes());
+    out.put_slice(part);
+    out.put_slice(b"\r\n");
+}
+
+/// How long data that was sent may stay unacknowledged before the kernel gives the connection up.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(15))
+        .with_interval(Duration::from_secs(5))
+        .with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+/// The `role` that a greeting tells. Proxies may leave it out.
+fn role_of(greeting: &Value) -> Option<&[u8]> {
+    let Value::List(pairs) = greeting else { return None };
+    pairs.chunks_exact(2).find_map(|pair| match pair {
+        [Value::Text(key), Value::Text(role)] if key == b"role" => Some(&role[..]),
+        _ => None,
+    })
+}
+
+fn client_config(ca_pem: Option<&[u8]>) -> Result<ClientConfig, RedisStartError> {
+    let mut roots = RootCertStore::empty();
+    match ca_pem {
+        Some(pem) => {
+            for certificate in CertificateDer::pem_slice_iter(pem) {
+                let certificate = certificate.map_err(|error| RedisStartError::BadCa(error.to_string()))?;
+                roots.add(certificate).map_err(|error| RedisStartError::BadCa(error.to_string()))?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if roots.is_empty() {
+        return Err(RedisStartError::NoRoots);
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| RedisStartError::Tls(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+/// Reads a CA file.
+pub(super) fn read_ca(path: &PathBuf) -> Result<Vec<u8>, RedisStartError> {
+    std::fs::read(path).map_err(|error| RedisStartError::CaFile { path: path.clone(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connector(url: &str) -> Connector {
+        Connector::new(url.parse().unwrap(), None, Duration::from_secs(1)).unwrap()
+    }
+
+    #[test]
+    fn a_password_that_the_server_repeats_is_not_shown() {
+        let connector = connector("redis://u:hunter2@localhost");
+        for text in [
+            "ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `u`, `hunter2`, ",
+            "ERR bad option hunter2",
+            "hunter2",
+        ] {
+            let shown = connector.refused(text.to_owned()).to_string();
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        let shown = connector.refused("WRONGPASS invalid username-password pair".to_owned()).to_string();
+        assert!(shown.contains("WRONGPASS invalid"), "{shown}");
+    }
+
+    #[test]
+    fn the_role_is_found_in_a_greeting() {
+        let text = |text: &str| Value::Text(text.as_bytes().to_vec());
+        let greeting = Value::List(vec![
+            text("proto"),
+            text("3"),
+            text("role"),
+            text("replica"),
+            text("modules"),
+            Value::List(vec![]),
+        ]);
+        assert_eq!(role_of(&greeting), Some(&b"replica"[..]));
+        assert_eq!(role_of(&Value::List(vec![text("role")])), None);
+        assert_eq!(role_of(&Value::Null), None);
+    }
+
+    #[test]
+    fn commands_are_arrays_of_bulk_strings() {
+        let mut out = BytesMut::new();
+        write_command(&mut out, &[b"PING", b"a\r\nb"]);
+        assert_eq!(&out[..], b"*2\r\n$4\r\nPING\r\n$4\r\na\r\nb\r\n");
+    }
+}

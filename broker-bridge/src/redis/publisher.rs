@@ -1,0 +1,433 @@
+//! One connection for publications, the queue before it and the task that owns both.
+//!
+//! Owns the order of a room on the way out and the fate of each publication. A queue is bounded in bytes; each
+//! request is charged its payload and [`REQUEST_BYTES`] for itself, so that the bound holds for their number
+//! too, and is charged until it is settled: what is in flight counts.
+//!
+//! The task drains the queue into pipelines of `PUBLISH` and keeps a few of them in flight on one multiplexed
+//! connection. A pool would take turns on many connections and lose the order of a room; a round trip
+//! per publication would lose the speed.
+//!
+//! # Never twice
+//!
+//! What was handed to a connection is never handed to another. If the connection is lost before the answer,
+//! the publication is settled as [`BrokerError::Unknown`]. What still waits in the queue goes to the next
+//! connection, or is settled as [`BrokerError::Unavailable`] when its time is over. The connection reconnects
+//! nothing by itself: when it is lost it is dropped, and its queue inside the client library with it.
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use redis::{
+    AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, RedisWrite, ToRedisArgs, Value,
+    aio::MultiplexedConnection,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    backoff::Backoff,
+    connection::{ConnectError, Connector, Role},
+    envelope::{self, Encoded},
+    keys::{Topics, write_parts},
+    status::Board,
+};
+use crate::{BrokerError, PublishRequest, metrics::BrokerMetrics};
+
+/// What a queued request is charged beside its payload, in bytes.
+const REQUEST_BYTES: usize = 256;
+/// The most publications in one pipeline.
+const PIPELINE: usize = 128;
+/// A pipeline is closed when its payloads reach this many bytes: the library copies them twice.
+const PIPELINE_BYTES: usize = 256 * 1024;
+/// The most pipelines in flight.
+const IN_FLIGHT: usize = 4;
+
+/// The way into one queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    sender: mpsc::Sender<Outgoing>,
+    space: Arc<Semaphore>,
+    capacity: usize,
+    time_limit: Duration,
+    metrics: Arc<BrokerMetrics>,
+}
+
+impl Queue {
+    /// A queue of `capacity` bytes, and its far end.
+    pub(super) fn new(
+        capacity: usize,
+        time_limit: Duration,
+        metrics: Arc<BrokerMetrics>,
+    ) -> (Self, mpsc::Receiver<Outgoing>) {
+        // A semaphore counts at most `u32::MAX` at once.
+        let capacity = capacity.clamp(REQUEST_BYTES, (u32::MAX >> 3) as usize);
+        // The semaphore bounds the number: this channel is never full.
+        let (sender, receiver) = mpsc::channel(capacity / REQUEST_BYTES);
+        (Self { sender, space: Arc::new(Semaphore::new(capacity)), capacity, time_limit, metrics }, receiver)
+    }
+
+    /// See [`Broker::try_publish`](crate::Broker::try_publish).
+    #[allow(clippy::result_large_err, reason = "the contract gives the request back")]
+    pub(super) fn try_publish(&self, request: PublishRequest) -> Result<(), PublishRequest> {
+        match Arc::clone(&self.space).try_acquire_many_owned(self.charge(&request)) {
+            Ok(space) => {
+                self.enqueue(self.outgoing(request), space);
+                Ok(())
+            }
+            Err(TryAcquireError::NoPermits) => Err(request),
+            Err(TryAcquireError::Closed) => {
+                drop(self.outgoing(request));
+                Ok(())
+            }
+        }
+    }
+
+    /// See [`Broker::publish`](crate::Broker::publish).
+    pub(super) async fn publish(&self, request: PublishRequest) {
+        let charge = self.charge(&request);
+        // Made first, so that a dropped future settles it.
+        let outgoing = self.outgoing(request);
+        if let Ok(space) = Arc::clone(&self.space).acquire_many_owned(charge).await {
+            self.enqueue(outgoing, space);
+        }
+    }
+
+    /// Nothing is taken any more; who waits for space is settled.
+    pub(super) fn close(&self) {
+        self.space.close();
+    }
+
+    /// A publication larger than the whole queue has to have it alone.
+    fn charge(&self, request: &PublishRequest) -> u32 {
+        let bytes = request.publication.data.bytes().len().saturating_add(REQUEST_BYTES).min(self.capacity);
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+
+    fn outgoing(&self, request: PublishRequest) -> Outgoing {
+        Outgoing {
+            request: Some(request),
+            until: Instant::now() + self.time_limit,
+            space: None,
+            sent: false,
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    fn enqueue(&self, mut outgoing: Outgoing, space: OwnedSemaphorePermit) {
+        self.metrics.publish_queue_bytes.add(bytes_of(&space));
+        outgoing.space = Some(space);
+        // A closed channel drops it, which settles it as closed.
+        let _ = self.sender.try_send(outgoing);
+    }
+}
+
+/// A request in the queue or in flight. Dropped unsettled, it settles as [`BrokerError::Unknown`] if it has been
+/// handed to a connection, and as [`BrokerError::Closed`] if not.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// Taken when it is settled.
+    request: Option<PublishRequest>,
+    until: Instant,
+    space: Option<OwnedSemaphorePermit>,
+    sent: bool,
+    metrics: Arc<BrokerMetrics>,
+}
+
+impl Outgoing {
+    fn settle(mut self, outcome: Result<(), BrokerError>) {
+        self.settle_once(outcome);
+    }
+
+    fn settle_once(&mut self, outcome: Result<(), BrokerError>) {
+        if let Some(request) = self.request.take() {
+            self.metrics.published(&outcome);
+            request.receipt.settle(outcome);
+        }
+    }
+
+    fn payload_bytes(&self) -> usize {
+        self.request.as_ref().map_or(0, |request| request.publication.data.bytes().len())
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if let Some(space) = &self.space {
+            self.metrics.publish_queue_bytes.sub(bytes_of(space));
+        }
+        self.settle_once(Err(if self.sent { BrokerError::Unknown } else { BrokerError::Closed }));
+    }
+}
+
+fn bytes_of(space: &OwnedSemaphorePermit) -> i64 {
+    i64::try_from(space.num_permits()).unwrap_or(i64::MAX)
+}
+
+/// The owner of one connection for publications.
+pub(super) struct Publisher {
+    /// Its part on the status board.
+    pub(super) part: usize,
+    pub(super) connector: Arc<Connector>,
+    pub(super) topics: Topics,
+    /// How long a publication may wait for a connection, and then for its answer.
+    pub(super) time_limit: Duration,
+    pub(super) metrics: Arc<BrokerMetrics>,
+    pub(super) board: Arc<Board>,
+    /// The node closes the broker: send what is queued, then end.
+    pub(super) closing: CancellationToken,
+    /// End now.
+    pub(super) abort: CancellationToken,
+}
+
+impl Publisher {
+    /// Sends what arrives from `queue` until the node closes the broker.
+    pub(super) async fn run(self, queue: mpsc::Receiver<Outgoing>) {
+        let abort = self.abort.clone();
+        let mut task = Task { on: self, queue, waiting: VecDeque::new() };
+        // What is left is settled by being dropped.
+        abort.run_until_cancelled(task.run()).await;
+    }
+}
+
+struct Task {
+    on: Publisher,
+    queue: mpsc::Receiver<Outgoing>,
+    /// Taken out of the queue and not sent.
+    waiting: VecDeque<Outgoing>,
+}
+
+/// A connection and what drives it. Dropping it ends it, with whatever it has not sent.
+struct Link {
+    connection: MultiplexedConnection,
+    driver: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// Why a connection that stood does not stand any more.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("the connection was lost")]
+    Disconnected,
+    #[error("{0}")]
+    Failed(#[from] RedisError),
+    #[error("the server said: {0}")]
+    NotNow(Arc<str>),
+}
+
+impl Task {
+    async fn run(&mut self) {
+        let mut backoff = Backoff::new();
+        while let Some(link) = self.connect(&mut backoff).await {
+            let since = Instant::now();
+            self.on.board.up(self.on.part);
+            self.on.metrics.publisher_connections.inc();
+            let end = self.serve(link).await;
+            self.on.metrics.publisher_connections.dec();
+            let Err(lost) = end else { break };
+            self.on.board.down(self.on.part, format!("{}: {lost}", self.on.connector.url()));
+            backoff.stood(since.elapsed());
+        }
+    }
+
+    /// Tries until it works, and settles what has waited too long; `None` when the node closes the broker and
+    /// nothing is left to send.
+    async fn connect(&mut self, backoff: &mut Backoff) -> Option<Link> {
+        loop {
+            let attempt = attempt(Arc::clone(&self.on.connector), backoff.next(), self.on.time_limit);
+            tokio::pin!(attempt);
+            let result = loop {
+                self.take();
+                self.expire();
+                if self.is_done() {
+                    return None;
+                }
+                let next = self.waiting.front().map(|outgoing| outgoing.until);
+                tokio::select! {
+                    result = &mut attempt => break result,
+                    () = self.on.closing.cancelled(), if !self.queue.is_closed() => self.queue.close(),
+                    () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+                    Some(outgoing) = self.queue.recv(), if next.is_none() => self.waiting.push_back(outgoing),
+                }
+            };
+            match result {
+                Ok(link) => return Some(link),
+                Err(error) => {
+                    self.on.board.down(self.on.part, format!("{}: {error}", self.on.connector.url()));
+                }
+            }
+        }
+    }
+
+    /// Serves one connection until it is lost, or until the node closes the broker and nothing is left to send.
+    async fn serve(&mut self, link: Link) -> Result<(), Lost> {
+        let Link { connection, mut driver } = link;
+        let mut flights = FuturesUnordered::new();
+        let mut not_now = None;
+        let lost = loop {
+            while flights.len() < IN_FLIGHT && not_now.is_none() {
+                let batch = self.batch();
+                if batch.is_empty() {
+                    break;
+                }
+                flights.push(self.launch(&connection, batch));
+            }
+            if flights.is_empty() {
+                if let Some(text) = not_now {
+                    return Err(Lost::NotNow(text));
+                }
+                if self.is_done() {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                // Answers first: a connection that has just been lost may have brought some.
+                biased;
+                Some((batch, result)) = flights.next() => match result {
+                    Ok(replies) => not_now = settle(batch, replies).or(not_now),
+                    // The batch is dropped, and so settled as unknown.
+                    Err(error) => break Lost::Failed(error),
+                },
+                () = &mut driver => break Lost::Disconnected,
+                () = self.on.closing.cancelled(), if !self.queue.is_closed() => self.queue.close(),
+                Some(outgoing) = self.queue.recv(), if flights.len() < IN_FLIGHT && not_now.is_none() => {
+                    self.waiting.push_back(outgoing);
+                }
+            }
+        };
+        // Without its driver the connection answers at once: with what it had, or that it is closed.
+        drop(driver);
+        while let Some((batch, result)) = flights.next().await {
+            if let Ok(replies) = result {
+                settle(batch, replies);
+            }
+        }
+        Err(lost)
+    }
+
+    /// Whether the node closes the broker and nothing is left to send.
+    fn is_done(&self) -> bool {
+        self.waiting.is_empty() && self.queue.is_closed() && self.queue.is_empty()
+    }
+
+    /// Takes what the queue holds, up to a pipeline.
+    fn take(&mut self) {
+        while self.waiting.len() < PIPELINE
+            && let Ok(outgoing) = self.queue.try_recv()
+        {
+            self.waiting.push_back(outgoing);
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while self.waiting.front().is_some_and(|outgoing| outgoing.until <= now)
+            && let Some(outgoing) = self.waiting.pop_front()
+        {
+            outgoing.settle(Err(BrokerError::Unavailable));
+            self.take();
+        }
+    }
+
+    fn batch(&mut self) -> Vec<Outgoing> {
+        self.take();
+        let mut bytes = 0;
+        let mut batch = Vec::new();
+        while batch.len() < PIPELINE
+            && bytes < PIPELINE_BYTES
+            && let Some(mut outgoing) = self.waiting.pop_front()
+        {
+            bytes += outgoing.payload_bytes();
+            outgoing.sent = true;
+            batch.push(outgoing);
+        }
+        batch
+    }
+
+    /// Hands a pipeline to the connection; when this returns it has its place in the order.
+    fn launch(
+        &self,
+        connection: &MultiplexedConnection,
+        batch: Vec<Outgoing>,
+    ) -> impl Future<Output = (Vec<Outgoing>, Result<Vec<Value>, RedisError>)> + use<> {
+        let mut pipeline = redis::Pipeline::with_capacity(batch.len());
+        for request in batch.iter().filter_map(|outgoing| outgoing.request.as_ref()) {
+            pipeline
+                .cmd("PUBLISH")
+                .arg(self.on.topics.argument(&request.room))
+                .arg(envelope::encode(&request.publication));
+        }
+        let count = batch.len();
+        let mut connection = connection.clone();
+        // The first poll puts the pipeline into the connection's queue, which is longer than `IN_FLIGHT`; without
+        // `unconstrained` tokio's budget could put the first poll off, and a later pipeline before this one.
+        let mut reply = Box::pin(tokio::task::unconstrained(async move {
+            connection.send_packed_commands(&pipeline, 0, count).await
+        }));
+        let mut early = reply.as_mut().now_or_never();
+        async move {
+            let result = match early.take() {
+                Some(result) => result,
+                None => reply.await,
+            };
+            (batch, result)
+        }
+    }
+}
+
+/// Waits, connects and hands the connection to the client library, which greets nobody again.
+async fn attempt(
+    connector: Arc<Connector>,
+    delay: Duration,
+    time_limit: Duration,
+) -> Result<Link, ConnectError> {
+    sleep(delay).await;
+    let stream = connector.open(Role::Publisher).await?;
+    let greeted = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
+    let config = AsyncConnectionConfig::new()
+        .set_response_timeout(Some(time_limit))
+        .set_pipeline_buffer_size(2 * IN_FLIGHT);
+    let (connection, driver) = MultiplexedConnection::new_with_config(&greeted, stream, config)
+        .await
+        .map_err(|error| ConnectError::Refused(error.to_string()))?;
+    Ok(Link { connection, driver: Box::pin(driver) })
+}
+
+/// Settles each publication by its own answer. What the server said if it is of no use at the moment.
+fn settle(batch: Vec<Outgoing>, replies: Vec<Value>) -> Option<Arc<str>> {
+    let mut not_now = None;
+    let mut replies = replies.into_iter();
+    for outgoing in batch {
+        let outcome = match replies.next() {
+            Some(Value::ServerError(error)) => {
+                let text: Arc<str> = match error.details() {
+                    Some(details) => format!("{} {details}", error.code()).into(),
+                    None => error.code().into(),
+                };
+                if is_not_now(error.code()) {
+                    not_now = Some(Arc::clone(&text));
+                }
+                Err(BrokerError::Refused(text))
+            }
+            Some(_) => Ok(()),
+            // The library promises one answer per command; without one the fate is unknown.
+            None => Err(BrokerError::Unknown),
+        };
+        outgoing.settle(outcome);
+    }
+    not_now
+}
+
+/// Errors after which another connection may do better: this server is no master, or not yet or no longer one
+/// that serves us.
+fn is_not_now(code: &str) -> bool {
+    matches!(code, "READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "CLUSTERDOWN")
+}
+
+impl ToRedisArgs for Encoded<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        write_parts(out, [&self.header, self.data]);
+    }
+}

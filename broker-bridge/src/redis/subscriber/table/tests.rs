@@ -1,0 +1,289 @@
+//! The table against a model of a server: whatever happens in whatever order, the wish comes true, and each
+//! loss is owed exactly once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+/// A server that reads commands and answers them when it is told to.
+#[derive(Default)]
+struct Server {
+    subscribed: BTreeSet<Vec<u8>>,
+    forbidden: BTreeSet<Vec<u8>>,
+    answers: VecDeque<Reply>,
+    largest_batch: usize,
+}
+
+#[derive(Debug)]
+enum Reply {
+    Subscribed(Vec<u8>),
+    Unsubscribed(Vec<u8>),
+    Error,
+    Pong,
+}
+
+impl Server {
+    fn take(&mut self, out: &mut BytesMut) {
+        let taken = out.split();
+        let mut parts =
+            taken[..].split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        while let Some(header) = parts.next().filter(|line| !line.is_empty()) {
+            let count: usize = std::str::from_utf8(&header[1..]).unwrap().parse().unwrap();
+            let mut part = || {
+                parts.next();
+                parts.next().unwrap().to_vec()
+            };
+            let name = part();
+            let arguments = (1..count).map(|_| part()).collect::<Vec<_>>();
+            self.largest_batch = self.largest_batch.max(arguments.len());
+            match &name[..] {
+                b"PING" => self.answers.push_back(Reply::Pong),
+                b"SUBSCRIBE" if arguments.iter().any(|topic| self.forbidden.contains(topic)) => {
+                    self.answers.push_back(Reply::Error);
+                }
+                b"SUBSCRIBE" => {
+                    for topic in arguments {
+                        self.subscribed.insert(topic.clone());
+                        self.answers.push_back(Reply::Subscribed(topic));
+                    }
+                }
+                b"UNSUBSCRIBE" => {
+                    for topic in arguments {
+                        self.subscribed.remove(&topic);
+                        self.answers.push_back(Reply::Unsubscribed(topic));
+                    }
+                }
+                other => panic!("unknown command {other:?}"),
+            }
+        }
+    }
+}
+
+/// The table, a server and what has been told about each room.
+struct World {
+    table: Table,
+    server: Server,
+    out: BytesMut,
+    gaps: BTreeMap<RoomName, usize>,
+    refusals: Vec<RoomName>,
+}
+
+const CANARY: &[u8] = b"canary";
+
+fn room(index: usize) -> RoomName {
+    RoomName::new(&format!("r{index}")).unwrap()
+}
+
+fn topic(index: usize) -> Arc<[u8]> {
+    format!("room:r{index}").into_bytes().into()
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            table: Table::new(&CANARY.into()),
+            server: Server::default(),
+            out: BytesMut::new(),
+            gaps: BTreeMap::new(),
+            refusals: Vec::new(),
+        }
+    }
+
+    fn exchange(&mut self) {
+        self.table.write(&mut self.out);
+        self.server.take(&mut self.out);
+    }
+
+    /// Feeds up to `most` answers; whether there was one.
+    fn answer(&mut self, most: usize) -> bool {
+        for done in 0..most {
+            let Some(reply) = self.server.answers.pop_front() else { return done > 0 };
+            match reply {
+                Reply::Pong => self.table.replied().unwrap(),
+                Reply::Unsubscribed(topic) => self.table.unsubscribed(&topic).unwrap(),
+                Reply::Subscribed(topic) => {
+                    let acknowledged = self.table.subscribed(&topic).unwrap();
+                    if let (Purpose::Room(room), true) = (acknowledged.purpose, acknowledged.after_loss) {
+                        *self.gaps.entry(room.clone()).or_default() += 1;
+                    }
+                }
+                Reply::Error => {
+                    if let Answer::Refused(Purpose::Room(room)) = self.table.refused().unwrap() {
+                        self.refusals.push(room);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn settle(&mut self) {
+        self.exchange();
+        while self.answer(usize::MAX) {
+            self.exchange();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.server.subscribed.clear();
+        self.server.answers.clear();
+        self.out.clear();
+        self.table.lost();
+    }
+
+    fn expect(&self, rooms: impl IntoIterator<Item = usize>) {
+        let expected = rooms
+            .into_iter()
+            .map(|index| topic(index).to_vec())
+            .chain([CANARY.to_vec()])
+            .collect::<BTreeSet<_>>();
+        assert_eq!(self.server.subscribed, expected);
+        for topic in &expected {
+            assert!(self.table.wanted(topic).is_some(), "{topic:?} is looked up");
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Want(usize),
+    Unwant(usize),
+    Exchange,
+    Answer(usize),
+    Ping,
+    Lose,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0usize..6).prop_map(Step::Want),
+        3 => (0usize..6).prop_map(Step::Unwant),
+        4 => Just(Step::Exchange),
+        4 => (1usize..4).prop_map(Step::Answer),
+        1 => Just(Step::Ping),
+        1 => Just(Step::Lose),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_last_wish_comes_true(steps in vec(step(), 0..120)) {
+        let mut world = World::new();
+        let mut wanted = BTreeSet::new();
+        for step in steps {
+            match step {
+                Step::Want(index) => {
+                    let stands = world.table.want(&topic(index), room(index));
+                    prop_assert!(!stands || world.server.subscribed.contains(&*topic(index)), "stands, but does not");
+                    wanted.insert(index);
+                }
+                Step::Unwant(index) => {
+                    world.table.unwant(&topic(index));
+                    wanted.remove(&index);
+                }
+                Step::Exchange => world.exchange(),
+                Step::Answer(most) => drop(world.answer(most)),
+                Step::Ping => world.table.ping(&mut world.out),
+                Step::Lose => world.lose(),
+            }
+        }
+        world.settle();
+        world.expect(wanted.iter().copied());
+        prop_assert!(world.table.is_complete());
+        prop_assert_eq!(world.table.topics.len(), wanted.len() + 1, "nothing is kept that is not wanted");
+        prop_assert_eq!(world.table.in_flight_topics, 0);
+    }
+
+    #[test]
+    fn one_gap_for_each_room_that_stood_however_often_it_fails(answered in vec(0usize..8, 0..5)) {
+        let mut world = World::new();
+        for index in 0..5 {
+            world.table.want(&topic(index), room(index));
+        }
+        world.settle();
+        prop_assert!(world.gaps.is_empty(), "a new room has no gap");
+        world.table.unwant(&topic(0));
+        world.lose();
+        world.table.want(&topic(5), room(5));
+        for most in &answered {
+            world.exchange();
+            world.answer(*most);
+            let told = world.gaps.values().sum::<usize>();
+            // What was acknowledged again stood again, and this loss is another one.
+            world.gaps.clear();
+            prop_assert!(told <= 5);
+            world.lose();
+        }
+        world.settle();
+        for index in 1..5 {
+            prop_assert_eq!(world.gaps.get(&room(index)), Some(&1), "room {}", index);
+        }
+        prop_assert_eq!(world.gaps.get(&room(0)), None, "given up before the loss");
+        if answered.is_empty() {
+            prop_assert_eq!(world.gaps.get(&room(5)), None, "new since the loss");
+        }
+        prop_assert!(world.table.is_complete());
+    }
+
+    #[test]
+    fn a_forbidden_topic_does_not_disturb_the_others(forbidden in 0usize..20, window in 1usize..20) {
+        let mut world = World::new();
+        world.server.forbidden.insert(topic(forbidden).to_vec());
+        for index in 0..window.max(forbidden + 1) {
+            world.table.want(&topic(index), room(index));
+        }
+        world.settle();
+        world.expect((0..window.max(forbidden + 1)).filter(|index| *index != forbidden));
+        prop_assert_eq!(world.refusals, [room(forbidden)]);
+    }
+}
+
+#[test]
+fn batches_and_the_window_are_bounded() {
+    let mut world = World::new();
+    for index in 0..20_000 {
+        world.table.want(&topic(index), room(index));
+    }
+    world.exchange();
+    assert_eq!(world.server.answers.len(), WINDOW);
+    assert_eq!(world.server.largest_batch, BATCH);
+    world.settle();
+    assert_eq!(world.server.subscribed.len(), 20_001);
+    for index in 0..20_000 {
+        world.table.unwant(&topic(index));
+    }
+    world.settle();
+    world.expect([]);
+}
+
+#[test]
+fn what_stood_and_is_refused_is_tried_again_and_then_has_its_gap() {
+    let mut world = World::new();
+    world.table.want(&topic(1), room(1));
+    world.settle();
+    world.lose();
+    world.server.forbidden.insert(topic(1).to_vec());
+    world.settle();
+    assert!(!world.table.is_complete());
+    assert_eq!(world.refusals, [], "it is not forgotten");
+    world.server.forbidden.clear();
+    world.settle();
+    assert!(!world.table.is_complete(), "not before it is told to");
+    world.table.retry_refused();
+    world.settle();
+    assert!(world.table.is_complete());
+    assert_eq!(world.gaps, BTreeMap::from([(room(1), 1)]));
+}
+
+#[test]
+fn answers_that_fit_no_command_end_the_connection() {
+    let mut world = World::new();
+    assert_eq!(world.table.subscribed(CANARY), Err(OutOfStep));
+    assert_eq!(world.table.replied(), Err(OutOfStep));
+    assert_eq!(world.table.refused(), Err(OutOfStep));
+    world.exchange();
+    assert_eq!(world.table.subscribed(b"other"), Err(OutOfStep));
+    assert_eq!(world.table.unsubscribed(CANARY), Err(OutOfStep));
+}

@@ -1,0 +1,169 @@
+//! Which rooms the node wants on one connection.
+//!
+//! Owns the wish and who waits for it. Callers change it under a short lock and wake the connection's owner,
+//! which is the only one to say that a wish has come true.
+
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    sync::Arc,
+};
+
+use futures_util::future;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use crate::{BrokerError, RoomName, Subscribing, metrics::BrokerMetrics};
+
+/// The rooms that are wanted on one connection.
+#[derive(Debug)]
+pub(in crate::redis) struct Wanted {
+    state: Mutex<State>,
+    wake: Notify,
+    metrics: Arc<BrokerMetrics>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rooms: HashMap<RoomName, Want>,
+    /// Rooms whose wish changed since the owner looked. A set, so that flapping cannot make it long.
+    changed: HashSet<RoomName>,
+    /// Counts the losses. A room stands if it was acknowledged since the last one.
+    epoch: u64,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Want {
+    /// The epoch of its acknowledgement.
+    acknowledged: Option<u64>,
+    waiters: Vec<Waiter>,
+}
+
+type Waiter = oneshot::Sender<Result<(), BrokerError>>;
+
+impl Wanted {
+    pub(in crate::redis) fn new(metrics: Arc<BrokerMetrics>) -> Self {
+        Self { state: Mutex::default(), wake: Notify::new(), metrics }
+    }
+
+    /// See [`Broker::subscribe`](crate::Broker::subscribe).
+    pub(in crate::redis) fn subscribe(&self, room: &RoomName) -> Subscribing {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if state.closed {
+            return Box::pin(future::ready(Err(BrokerError::Closed)));
+        }
+        let want = match state.rooms.entry(room.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                state.changed.insert(room.clone());
+                self.metrics.topics.inc();
+                self.wake.notify_one();
+                entry.insert(Want::default())
+            }
+        };
+        if want.acknowledged == Some(state.epoch) {
+            return Box::pin(future::ready(Ok(())));
+        }
+        // Waiters that gave up are swept whenever the list would grow, so that asking again and again
+        // while the broker is away cannot make it long.
+        if want.waiters.len() == want.waiters.capacity() {
+            want.waiters.retain(|waiter| !waiter.is_closed());
+        }
+        let (waiter, answer) = oneshot::channel();
+        want.waiters.push(waiter);
+        Box::pin(async move { answer.await.unwrap_or(Err(BrokerError::Closed)) })
+    }
+
+    /// See [`Broker::unsubscribe`](crate::Broker::unsubscribe).
+    pub(in crate::redis) fn unsubscribe(&self, room: &RoomName) {
+        let given_up = {
+            let mut state = self.state.lock();
+            let Some(want) = state.rooms.remove(room) else { return };
+            state.changed.insert(room.clone());
+            self.metrics.topics.dec();
+            self.wake.notify_one();
+            want.waiters
+        };
+        let reason = "the room was given up before its subscription was acknowledged";
+        settle(given_up, &Err(BrokerError::Refused(reason.into())));
+    }
+
+    /// Resolves when there may be changes to take. Cancel safe.
+    pub(super) async fn changed(&self) {
+        self.wake.notified().await;
+    }
+
+    /// The rooms whose wish changed, and what it is now.
+    pub(super) fn take_changes(&self) -> Vec<(RoomName, bool)> {
+        let mut state = self.state.lock();
+        let changed = std::mem::take(&mut state.changed);
+        changed
+            .into_iter()
+            .map(|room| {
+                let wanted = state.rooms.contains_key(&room);
+                (room, wanted)
+            })
+            .collect()
+    }
+
+    /// The server delivers this room.
+    pub(super) fn acknowledged(&self, room: &RoomName) {
+        let waiters = {
+            let mut state = self.state.lock();
+            let epoch = state.epoch;
+            let Some(want) = state.rooms.get_mut(room) else { return };
+            want.acknowledged = Some(epoch);
+            std::mem::take(&mut want.waiters)
+        };
+        settle(waiters, &Ok(()));
+    }
+
+    /// The server will not deliver this room, which was never acknowledged: it is not wanted any more.
+    pub(super) fn refused(&self, room: &RoomName, error: &BrokerError) {
+        let removed = self.state.lock().rooms.remove(room);
+        if let Some(want) = removed {
+            self.metrics.topics.dec();
+            settle(want.waiters, &Err(error.clone()));
+        }
+    }
+
+    /// The server will not deliver this room for the moment, though it once did. The wish stays.
+    pub(super) fn refused_again(&self, room: &RoomName, error: &BrokerError) {
+        let waiters = self
+            .state
+            .lock()
+            .rooms
+            .get_mut(room)
+            .map(|want| std::mem::take(&mut want.waiters))
+            .unwrap_or_default();
+        settle(waiters, &Err(error.clone()));
+    }
+
+    /// The connection is lost: nothing is acknowledged any more.
+    pub(super) fn interrupted(&self) {
+        self.state.lock().epoch += 1;
+    }
+
+    /// The end: whoever waits hears of it, and nothing can be wanted after.
+    pub(in crate::redis) fn close(&self) {
+        let rooms = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.changed.clear();
+            std::mem::take(&mut state.rooms)
+        };
+        self.metrics.topics.sub(i64::try_from(rooms.len()).unwrap_or(i64::MAX));
+        for want in rooms.into_values() {
+            settle(want.waiters, &Err(BrokerError::Closed));
+        }
+    }
+}
+
+/// Outside the lock: a waiter's task may run on this very thread's next step.
+fn settle(waiters: Vec<Waiter>, outcome: &Result<(), BrokerError>) {
+    for waiter in waiters {
+        // A waiter that is gone does not want to know.
+        let _ = waiter.send(outcome.clone());
+    }
+}
