@@ -233,3 +233,137 @@ impl ShardSet {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use broker_bridge::{
+        Data, PublishRequest, Receipt,
+        memory::{MemoryBroker, MemoryBus},
+    };
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::shard::Event;
+
+    struct Bench {
+        hub: Hub,
+        inboxes: Box<[Arc<Inbox>]>,
+        broker: Arc<dyn Broker>,
+    }
+
+    impl Bench {
+        fn new(shards: usize) -> Self {
+            let metrics = Arc::new(Metrics::register(Registry::new()).unwrap());
+            let inboxes: Box<[_]> = (0..shards).map(|_| Arc::new(Inbox::new(1 << 20))).collect();
+            let fan_out = Arc::new(FanOut::new(inboxes.clone(), metrics));
+            let sink = Arc::clone(&fan_out);
+            let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), sink));
+            Self { hub: Hub::new(fan_out, Arc::clone(&broker)), inboxes, broker }
+        }
+
+        async fn join(&self, name: &str, shard: usize) {
+            self.hub.join(&room(name), shard).await.unwrap();
+        }
+
+        fn publish(&self, name: &str, text: &str) {
+            let request = PublishRequest {
+                room: room(name),
+                publication: Publication::new(Data::text(text)),
+                receipt: Receipt::ignored(),
+            };
+            self.broker.try_publish(request).unwrap();
+        }
+
+        /// What each shard has been posted, by room.
+        fn posted(&self) -> Vec<Vec<String>> {
+            let names = |inbox: &Arc<Inbox>| {
+                let mut events = Vec::new();
+                inbox.take(&mut events);
+                let name = |event: &Event| match event {
+                    Event::Broadcast(broadcast) => broadcast.room().to_string(),
+                    other => format!("{other:?}"),
+                };
+                events.iter().map(name).collect()
+            };
+            self.inboxes.iter().map(names).collect()
+        }
+
+        fn rooms(&self) -> i64 {
+            self.hub.fan_out.metrics.rooms.get()
+        }
+    }
+
+    fn room(name: &str) -> RoomName {
+        RoomName::new(name).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_shards_with_members_are_posted_to() {
+        let bench = Bench::new(70);
+        bench.join("a", 0).await;
+        bench.join("a", 69).await;
+        bench.join("b", 69).await;
+        for name in ["a", "b", "c"] {
+            bench.publish(name, "hi");
+        }
+        let posted = bench.posted();
+        assert_eq!((&posted[0], &posted[69]), (&vec!["a".to_owned()], &vec!["a".to_owned(), "b".to_owned()]));
+        assert!(posted[1..69].iter().all(Vec::is_empty));
+
+        bench.hub.leave(&room("a"), 0);
+        bench.publish("a", "again");
+        assert_eq!(bench.posted()[0], Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn interest_outlives_the_last_session_for_a_moment() {
+        let bench = Bench::new(1);
+        bench.join("a", 0).await;
+        bench.hub.leave(&room("a"), 0);
+        let left = Instant::now();
+        bench.hub.forget_rooms(left + LINGER / 2);
+        assert_eq!(bench.rooms(), 1);
+
+        // Who comes back in time finds the interest alive.
+        bench.join("a", 0).await;
+        bench.hub.forget_rooms(left + LINGER * 2);
+        assert_eq!(bench.rooms(), 1);
+        bench.publish("a", "hi");
+        assert_eq!(bench.posted(), [["a"]]);
+
+        bench.hub.leave(&room("a"), 0);
+        bench.hub.forget_rooms(Instant::now() + LINGER);
+        assert_eq!((bench.rooms(), bench.hub.lingering.lock().len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_flapping_room_waits_in_line_once() {
+        let bench = Bench::new(1);
+        for _ in 0..1000 {
+            bench.join("a", 0).await;
+            bench.hub.leave(&room("a"), 0);
+        }
+        assert_eq!(bench.hub.lingering.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_broadcast_is_encoded_once_and_shared() {
+        use crate::protocol::WireFormat;
+        let bench = Bench::new(2);
+        bench.join("a", 0).await;
+        bench.join("a", 1).await;
+        bench.publish("a", "hi");
+        let frames: Vec<_> = bench
+            .inboxes
+            .iter()
+            .map(|inbox| {
+                let mut events = Vec::new();
+                inbox.take(&mut events);
+                let Some(Event::Broadcast(broadcast)) = events.pop() else { panic!("one broadcast") };
+                broadcast.frame(WireFormat::PlainFrame).clone()
+            })
+            .collect();
+        assert_eq!(frames[0], &b"\x81\x02hi"[..]);
+        assert_eq!(frames[0].as_ptr(), frames[1].as_ptr(), "both shards write the same bytes");
+    }
+}

@@ -15,6 +15,8 @@ use crate::{
 };
 
 mod close;
+#[cfg(test)]
+mod transcripts;
 
 pub use close::CloseReason;
 

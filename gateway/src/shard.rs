@@ -23,9 +23,8 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -104,7 +103,6 @@ impl SessionIds {
 pub struct Shard {
     inbox: Arc<Inbox>,
     vitals: Arc<Vitals>,
-    thread: JoinHandle<()>,
 }
 
 /// What a shard shows of itself while it runs.
@@ -116,6 +114,17 @@ pub struct Vitals {
     pub arriving: AtomicUsize,
     /// How often its loop has ticked.
     pub beats: AtomicU64,
+    /// Its thread has come to its end, in whatever way.
+    pub ended: AtomicBool,
+}
+
+/// Says that the thread that holds it has come to its end, also by a panic.
+struct Ending(Arc<Vitals>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+    }
 }
 
 impl Vitals {
@@ -135,11 +144,15 @@ impl Shard {
         router: Router,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn({
+        std::thread::Builder::new().name(format!("shard-{index}")).spawn({
             let (inbox, vitals) = (Arc::clone(&inbox), Arc::clone(&vitals));
-            move || worker::run(&runtime, index, inbox, vitals, context, router)
+            let ending = Ending(Arc::clone(&vitals));
+            move || {
+                let _ending = ending;
+                worker::run(&runtime, index, inbox, vitals, context, router);
+            }
         })?;
-        Ok(Self { inbox, vitals, thread })
+        Ok(Self { inbox, vitals })
     }
 
     /// Where to tell it something.
@@ -160,6 +173,6 @@ impl Shard {
 
     /// Whether its thread has come to its end.
     pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+        self.vitals.ended.load(Ordering::Acquire)
     }
 }

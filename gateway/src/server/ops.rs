@@ -68,16 +68,17 @@ async fn livez(State(ops): State<Arc<Ops>>) -> Response<Body> {
     let mut stuck = Vec::new();
     for (shard, (vitals, beat)) in ops.gate.shards.iter().zip(beats.iter_mut()).enumerate() {
         let count = vitals.beats.load(Ordering::Relaxed);
-        if count != beat.count {
+        let ended = vitals.ended.load(Ordering::Acquire);
+        if count != beat.count && !ended {
             *beat = Beat { count, seen: now };
-        } else if now.duration_since(beat.seen) > STUCK && !ops.gate.is_draining() {
+        } else if (ended || now.duration_since(beat.seen) > STUCK) && !ops.gate.is_draining() {
             stuck.push(shard);
         }
     }
     if stuck.is_empty() {
         plain(StatusCode::OK, "alive\n")
     } else {
-        plain(StatusCode::SERVICE_UNAVAILABLE, format!("shards without progress: {stuck:?}\n"))
+        plain(StatusCode::SERVICE_UNAVAILABLE, format!("shards that make no progress: {stuck:?}\n"))
     }
 }
 

@@ -217,7 +217,9 @@ impl Worker {
         self.vitals.beats.fetch_add(1, Ordering::Relaxed);
         self.context.metrics.shard_lag_seconds.observe(due.elapsed().as_secs_f64());
         let now = self.now.get();
-        while let Some(keys) = self.timers.borrow_mut().take_due(now) {
+        loop {
+            // The borrow ends here: what is due sets new timers.
+            let Some(keys) = self.timers.borrow_mut().take_due(now) else { break };
             for key in keys {
                 if let Some(connection) = self.connection(key)
                     && let Some(next) = connection.on_timer(self, now)
@@ -245,7 +247,7 @@ impl Worker {
         let share = {
             let mut departure = self.departure.borrow_mut();
             let Some(departure) = departure.as_mut() else { return };
-            let until = departure.share();
+            let until = departure.share(departure.began.elapsed());
             let from = std::mem::replace(&mut departure.closed, until);
             departure.keys.get(from..until).unwrap_or_default().to_vec()
         };
@@ -379,13 +381,39 @@ impl Worker {
 }
 
 impl Departure {
-    /// How many of the sessions may be closed by now.
-    fn share(&self) -> usize {
-        let elapsed = self.began.elapsed();
+    /// How many of the sessions may be closed once this much time has passed.
+    fn share(&self, elapsed: Duration) -> usize {
         if elapsed >= self.window {
             return self.keys.len();
         }
         let share = self.keys.len() as u128 * elapsed.as_nanos() / self.window.as_nanos().max(1);
         usize::try_from(share).unwrap_or(self.keys.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_closes_its_even_share_and_no_more() {
+        let window = Duration::from_secs(10);
+        let keys = vec![ConnectionKey::default(); 10_000];
+        let departure = Departure { began: Instant::now(), window, keys, closed: 0 };
+        let closed: Vec<usize> =
+            (0..=100).map(|tenth| departure.share(Duration::from_millis(tenth * 100))).collect();
+        assert_eq!(closed, (0..=100).map(|tenth| tenth * 100).collect::<Vec<_>>());
+        assert_eq!(departure.share(Duration::MAX), 10_000);
+    }
+
+    #[test]
+    fn without_a_window_everybody_leaves_at_once() {
+        let departure = Departure {
+            began: Instant::now(),
+            window: Duration::ZERO,
+            keys: vec![ConnectionKey::default(); 3],
+            closed: 0,
+        };
+        assert_eq!(departure.share(Duration::ZERO), 3);
     }
 }
