@@ -232,3 +232,68 @@ impl Bus {
 fn without(members: &[Member], id: u64) -> Arc<[Member]> {
     members.iter().filter(|member| member.id != id).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{Backend, Receipts, Recorder};
+
+    struct Bus(MemoryBus);
+
+    impl Backend for Bus {
+        fn node(&self, sink: Arc<dyn Sink>) -> BoxFuture<'_, Box<dyn Broker>> {
+            Box::pin(async move { Box::new(MemoryBroker::new(&self.0, sink)) as Box<dyn Broker> })
+        }
+    }
+
+    crate::broker_conformance!(Bus(MemoryBus::new()));
+
+    /// A sink that changes its subscriptions while it is told something, as a hub may.
+    struct Fickle {
+        broker: Mutex<Option<Arc<MemoryBroker>>>,
+        heard: Recorder,
+    }
+
+    impl Sink for Fickle {
+        fn publication(&self, room: &RoomName, publication: crate::Publication) {
+            self.heard.publication(room, publication);
+            if let Some(broker) = &*self.broker.lock() {
+                broker.unsubscribe(room);
+                drop(broker.subscribe(room));
+            }
+        }
+
+        fn gap(&self, _: &RoomName, _: crate::GapCause) {}
+    }
+
+    #[tokio::test]
+    async fn a_sink_may_change_its_subscriptions() {
+        let sink = Arc::new(Fickle { broker: Mutex::default(), heard: Recorder::default() });
+        let broker = Arc::new(MemoryBroker::new(&MemoryBus::new(), Arc::clone(&sink) as _));
+        *sink.broker.lock() = Some(Arc::clone(&broker));
+        let room = RoomName::new("r").unwrap();
+        broker.subscribe(&room).await.unwrap();
+        let receipts = Arc::new(Receipts::default());
+        for text in ["1", "2"] {
+            broker.publish(receipts.request(&room, crate::Publication::new(crate::Data::text(text)))).await;
+        }
+        assert_eq!(sink.heard.of(&room).len(), 2);
+        sink.broker.lock().take();
+    }
+
+    #[tokio::test]
+    async fn measured_brokers_count() {
+        let metrics = BrokerMetrics::register(&prometheus::Registry::new()).unwrap();
+        let broker = MemoryBroker::new(&MemoryBus::new(), Arc::new(Recorder::default()))
+            .with_metrics(Arc::clone(&metrics));
+        let room = RoomName::new("r").unwrap();
+        broker.subscribe(&room).await.unwrap();
+        broker.subscribe(&room).await.unwrap();
+        assert_eq!((metrics.up.get(), metrics.topics.get()), (1, 1));
+        let receipts = Arc::new(Receipts::default());
+        broker.publish(receipts.request(&room, crate::Publication::new(crate::Data::text("12345")))).await;
+        assert_eq!((metrics.received.get(), metrics.received_bytes.get()), (1, 5));
+        broker.close().await;
+        assert_eq!((metrics.up.get(), metrics.topics.get()), (0, 0));
+    }
+}
