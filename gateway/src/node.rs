@@ -14,6 +14,7 @@ use broker_bridge::{
     Broker, BrokerUrl,
     memory::{MemoryBroker, MemoryBus},
     metrics::BrokerMetrics,
+    redis::{RedisBroker, RedisConfig, RedisStartError},
 };
 use prometheus::Registry;
 use tokio::time::{Instant, timeout_at};
@@ -71,6 +72,9 @@ pub enum StartError {
     /// Two metrics have one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// The Redis broker cannot work as configured on this machine.
+    #[error("broker: {0}")]
+    Broker(#[from] RedisStartError),
 }
 
 /// How a drain ended.
@@ -234,7 +238,22 @@ fn start_broker(
     let broker = &config.broker;
     Ok(match &broker.url {
         BrokerUrl::Memory => Arc::new(MemoryBroker::new(&MemoryBus::new(), sink).with_metrics(measured)),
-        BrokerUrl::Redis(_) => unreachable!(),
+        BrokerUrl::Redis(url) => {
+            let redis = RedisConfig {
+                prefix: broker.prefix.clone(),
+                subscribers: broker.subscribers,
+                publishers: broker.publishers,
+                publish_queue_bytes: broker.publish_queue.get(),
+                max_publication: broker.max_publication.get(),
+                connect_timeout: broker.connect_timeout,
+                publish_timeout: broker.publish_timeout,
+                canary_interval: broker.canary_interval,
+                canary_timeout: broker.canary_timeout,
+                ca_file: broker.ca_file.clone(),
+                ..RedisConfig::new(url.clone())
+            };
+            Arc::new(RedisBroker::start(redis, sink, measured)?)
+        }
     })
 }
 
