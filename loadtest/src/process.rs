@@ -1,0 +1,219 @@
+//! What the kernel says about a process, and what this process asks of the kernel for itself.
+//!
+//! Owns the reading of `/proc` and the pinning and descriptor limit of the tester. It never changes another
+//! process: whoever starts the server pins it.
+
+use std::{fs, iter::Sum, ops::Add, time::Duration};
+
+use anyhow::{Context, bail};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{CpuSet, sched_setaffinity},
+};
+use serde::{Deserialize, Serialize};
+
+/// CPU time a process has used, all threads, in seconds. Exact to one clock tick (10 ms on most kernels).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cpu {
+    pub user: f64,
+    pub system: f64,
+}
+
+impl Cpu {
+    /// User and system together.
+    pub fn total(self) -> f64 {
+        self.user + self.system
+    }
+
+    /// What was used since `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { user: self.user - earlier.user, system: self.system - earlier.system }
+    }
+
+    /// Both parts times `factor`.
+    pub fn scaled(self, factor: f64) -> Self {
+        Self { user: self.user * factor, system: self.system * factor }
+    }
+
+    /// Of the process `pid`, threads that have ended included.
+    pub fn of(pid: u32) -> anyhow::Result<Self> {
+        Self::read(&pid.to_string())
+    }
+
+    /// Of this process.
+    pub fn of_self() -> anyhow::Result<Self> {
+        Self::read("self")
+    }
+
+    fn read(pid: &str) -> anyhow::Result<Self> {
+        let path = format!("/proc/{pid}/stat");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let (user, system) = parse_stat(&text).with_context(|| format!("cannot understand {path}"))?;
+        // Ticks in f64: exact up to 2^53 of them.
+        #[expect(clippy::cast_precision_loss, reason = "a process does not live for 2^53 ticks")]
+        let seconds = |ticks: u64| ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+        Ok(Self { user: seconds(user), system: seconds(system) })
+    }
+}
+
+/// Memory of a process in bytes, as `smaps_rollup` states it. Sockets' kernel memory is not part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Resident: every mapped page that is in memory.
+    pub rss: u64,
+    /// Proportional: shared pages divided by their sharers.
+    pub pss: u64,
+    /// Unique: pages that nobody else maps.
+    pub uss: u64,
+}
+
+impl Memory {
+    /// Of the process `pid`. Needs the same user, or root.
+    pub fn of(pid: u32) -> anyhow::Result<Self> {
+        let path = format!("/proc/{pid}/smaps_rollup");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        parse_smaps_rollup(&text).with_context(|| format!("cannot understand {path}"))
+    }
+}
+
+impl Add for Cpu {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { user: self.user + other.user, system: self.system + other.system }
+    }
+}
+
+impl Sum for Cpu {
+    fn sum<I: Iterator<Item = Self>>(each: I) -> Self {
+        each.fold(Self::default(), Add::add)
+    }
+}
+
+impl Add for Memory {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { rss: self.rss + other.rss, pss: self.pss + other.pss, uss: self.uss + other.uss }
+    }
+}
+
+impl Sum for Memory {
+    fn sum<I: Iterator<Item = Self>>(each: I) -> Self {
+        each.fold(Self::default(), Add::add)
+    }
+}
+
+/// The processes that make up the server under test.
+#[derive(Clone, Debug, Default)]
+pub struct Server(Vec<u32>);
+
+impl Server {
+    /// The processes `pids`; none if the server is not to be measured.
+    pub fn new(pids: Vec<u32>) -> Self {
+        Self(pids)
+    }
+
+    /// Their CPU time together, or `None` if there are none.
+    pub fn cpu(&self) -> anyhow::Result<Option<Cpu>> {
+        let all = self.0.iter().map(|&pid| Cpu::of(pid)).sum::<anyhow::Result<Cpu>>()?;
+        Ok((!self.0.is_empty()).then_some(all))
+    }
+
+    /// Their memory together.
+    pub fn memory(&self) -> anyhow::Result<Memory> {
+        self.0.iter().map(|&pid| Memory::of(pid)).sum()
+    }
+}
+
+/// Pins this process to `cpu`, and with it every process it starts from now on.
+pub fn pin_to(cpu: usize) -> anyhow::Result<()> {
+    if cpu >= CpuSet::MAX_CPU {
+        bail!("there is no CPU {cpu}");
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).with_context(|| format!("cannot run on CPU {cpu}"))
+}
+
+/// Raises this process's descriptor limit as far as it may go and makes sure that `needed` sockets fit.
+pub fn allow_descriptors(needed: usize) -> anyhow::Result<()> {
+    /// Standard streams, epoll, the publisher, `/proc` files, and some to spare.
+    const OTHERS: u64 = 32;
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = needed as u64 + OTHERS;
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return Ok(());
+    }
+    if limit.maximum.is_some_and(|maximum| maximum < wanted) {
+        bail!(
+            "{needed} connections do not fit: this process may open {} descriptors (`ulimit -Hn`)",
+            limit.maximum.unwrap_or_default()
+        );
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })
+        .context("cannot raise the descriptor limit")
+}
+
+/// A number that differs from run to run, to tell one run's messages from another's.
+pub fn run_id() -> u32 {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    clock.subsec_nanos() ^ std::process::id().rotate_left(16)
+}
+
+/// User and system ticks (fields 14 and 15 of `proc(5)`). The command name before them may hold anything,
+/// spaces and parentheses included, so counting starts after the last `)`.
+fn parse_stat(text: &str) -> Option<(u64, u64)> {
+    let (_, after_name) = text.rsplit_once(')')?;
+    let mut fields = after_name.split_ascii_whitespace().skip(11);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+fn parse_smaps_rollup(text: &str) -> Option<Memory> {
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        Some(line.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()? * 1024)
+    };
+    Some(Memory {
+        rss: field("Rss")?,
+        pss: field("Pss")?,
+        uss: field("Private_Clean")? + field("Private_Dirty")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_with_a_hostile_name() {
+        let text = "42 (a) R 7 (b c) S 1 42 42 0 -1 4194560 9 0 0 0 1234 567 3 4 20 0 8 0 100 1 1 1";
+        assert_eq!(parse_stat(text), Some((1234, 567)));
+        assert_eq!(parse_stat("42 (name) S 1 2"), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn smaps_rollup_fields() {
+        let text = "55a6-7ffd ---p 00000000 00:00 0 [rollup]\nRss:  2000 kB\nPss:  1500 kB\nPss_Dirty: 9 kB\n\
+                    Shared_Clean: 500 kB\nPrivate_Clean:  300 kB\nPrivate_Dirty: 1200 kB\n";
+        let expected = Memory { rss: 2000 * 1024, pss: 1500 * 1024, uss: 1500 * 1024 };
+        assert_eq!(parse_smaps_rollup(text), Some(expected));
+        assert_eq!(parse_smaps_rollup("Rss: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn this_process_can_be_read() {
+        let server = Server::new(vec![std::process::id()]);
+        let before = server.cpu().unwrap().unwrap();
+        while server.cpu().unwrap().unwrap().since(before).total() == 0.0 {}
+        let memory = server.memory().unwrap();
+        assert!(memory.rss >= memory.pss && memory.pss >= memory.uss && memory.uss > 0, "{memory:?}");
+    }
+
+    #[test]
+    fn more_descriptors_than_allowed_is_an_error_in_words() {
+        let error = allow_descriptors(usize::MAX / 2).unwrap_err().to_string();
+        assert!(error.contains("ulimit -Hn"), "{error}");
+    }
+}

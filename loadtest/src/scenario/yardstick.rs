@@ -1,0 +1,212 @@
+//! The physical limit on this machine: a bare loop of `send(2)`.
+//!
+//! A process of its own accepts as many sockets as a room has members, waits for a batch on a control
+//! connection and writes it to every socket: one system call per message and socket when messages come one
+//! at a time, one per batch and socket when they come together. No protocol, no table, no queue. The tester
+//! drains it with the same code, from the same addresses, at the same closed-loop pace as a gateway.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use super::fanout::describe_room;
+use crate::{
+    cli::{Yardstick, YardstickServer},
+    ledger::Counts,
+    process::{self, Server},
+    publisher::Publisher,
+    report::{self, RoomReport, Verdict},
+    room::{Room, Round},
+    stop::Stop,
+    swarm::Entrance,
+    websocket::MAX_FRAME,
+};
+
+/// The most bytes one batch may have: 1,024 of the largest messages would be a gigabyte.
+const MAX_BATCH: usize = 64 * MAX_FRAME;
+
+/// Runs the scenario and prints its report, or obeys a [`Lockstep`] on standard input.
+pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
+    if args.lockstep {
+        // The deadline and the first signal are the other side's to notice.
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+    }
+    let stop = super::begin(&args.common)?;
+    let server = Running::start(args)?;
+    let entrance = Entrance { address: server.members, upgrade: None, source_addresses: args.room.addresses };
+    let measured = Server::new(vec![server.child.id()]);
+    let connect = || Publisher::yardstick(server.control);
+    let mut room = Room::open(&entrance, args.room.members, connect, measured, args.room.load(), &stop)?;
+    if args.lockstep {
+        obey(&mut room, &stop)?;
+        room.close()?;
+        return Ok(Verdict::AsExpected);
+    }
+    let mut report = RoomReport::new(
+        format!("yardstick, a bare loop of send(2): {}", describe_room(&args.room)),
+        &args.room,
+    );
+    let warmup = args.room.warmup();
+    if warmup > 0 {
+        room.round(warmup, &stop)?;
+    }
+    for _ in 0..args.room.rounds {
+        if stop.is_set() {
+            break;
+        }
+        report.rounds.push(room.round(args.room.messages, &stop)?);
+    }
+    report.counts = room.close()?;
+    report.conclude();
+    report::print(&report)?;
+    report::save(&report, args.common.json.as_deref())?;
+    Ok(report.verdict(Some(0)))
+}
+
+/// The loop itself, as the process that is measured.
+pub fn serve(args: &YardstickServer) -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Ctrl-C goes to the whole process group; the tester still has its last round to finish.
+    let _ignored = Stop::install(Duration::MAX)?;
+    if let Some(cpu) = args.cpu {
+        process::pin_to(cpu)?;
+    }
+    process::allow_descriptors(args.members)?;
+    let members = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let control = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{} {}", members.local_addr()?, control.local_addr()?)?;
+    stdout.flush()?;
+    let sockets = (0..args.members)
+        .map(|_| {
+            let (socket, _) = members.accept()?;
+            socket.set_nodelay(true)?;
+            Ok(socket)
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    let (mut control, _) = control.accept()?;
+    let (mut header, mut batch) = ([0; 8], Vec::new());
+    while read_or_end(&mut control, &mut header)? {
+        let [c0, c1, c2, c3, l0, l1, l2, l3] = header;
+        let count = usize::try_from(u32::from_be_bytes([c0, c1, c2, c3]))?;
+        let length = usize::try_from(u32::from_be_bytes([l0, l1, l2, l3]))?;
+        let bytes = count.checked_mul(length).filter(|&bytes| bytes <= MAX_BATCH);
+        batch.resize(bytes.context("a batch beyond the bound")?, 0);
+        control.read_exact(&mut batch)?;
+        for mut socket in &sockets {
+            socket.write_all(&batch)?;
+        }
+    }
+    Ok(())
+}
+
+/// A yardstick in a process of its own, run a round at a time from here.
+///
+/// Two swarms of 10,000 do not fit under a common descriptor limit, and with a process each, neither leg's
+/// CPU time holds a trace of the other.
+#[derive(Debug)]
+pub struct Lockstep {
+    child: Child,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Lockstep {
+    /// Starts a yardstick with the same room as `args` and waits for nothing: its members open meanwhile.
+    pub fn start(args: &Yardstick) -> anyhow::Result<Self> {
+        let room = &args.room;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("yardstick").arg("--lockstep");
+        for (flag, value) in [
+            ("--members", room.members.to_string()),
+            ("--size", room.size.to_string()),
+            ("--burst", room.burst.to_string()),
+            ("--patience", room.patience.to_string()),
+            ("--addresses", room.addresses.to_string()),
+            ("--time-limit", args.common.time_limit.to_string()),
+        ] {
+            command.arg(flag).arg(value);
+        }
+        for (flag, cpu) in [("--server-cpu", args.server_cpu), ("--client-cpu", args.common.client_cpu)] {
+            if let Some(cpu) = cpu {
+                command.arg(flag).arg(cpu.to_string());
+            }
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let answers = BufReader::new(child.stdout.take().context("standard output is piped")?);
+        Ok(Self { child, answers })
+    }
+
+    /// Runs one round and waits for its end: the round, and the counts since the start.
+    pub fn round(&mut self, messages: u64) -> anyhow::Result<(Round, Counts)> {
+        let orders = self.child.stdin.as_mut().context("standard input is piped")?;
+        writeln!(orders, "{messages}").context("the yardstick has ended")?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the yardstick has ended");
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Lockstep {
+    fn drop(&mut self) {
+        // The end of its input ends it; waiting leaves no zombie.
+        drop(self.child.stdin.take());
+        let _: io::Result<_> = self.child.wait();
+    }
+}
+
+fn obey(room: &mut Room, stop: &Stop) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    for order in io::stdin().lock().lines() {
+        let round = room.round(order?.trim().parse()?, stop)?;
+        serde_json::to_writer(&mut stdout, &(round, room.counts()))?;
+        writeln!(stdout)?;
+        stdout.flush()?;
+    }
+    Ok(())
+}
+
+/// Fills `buffer`; `false` if the stream ended before its first byte.
+fn read_or_end(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<bool> {
+    match stream.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A yardstick server, killed when this is dropped.
+struct Running {
+    child: Child,
+    members: SocketAddr,
+    control: SocketAddr,
+}
+
+impl Running {
+    fn start(args: &Yardstick) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("yardstick-server").arg("--members").arg(args.room.members.to_string());
+        if let Some(cpu) = args.server_cpu {
+            command.arg("--cpu").arg(cpu.to_string());
+        }
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().context("standard output is piped")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        let (members, control) = line.trim().split_once(' ').context("the yardstick server did not start")?;
+        Ok(Self { child, members: members.parse()?, control: control.parse()? })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _: io::Result<()> = self.child.kill();
+        let _: io::Result<_> = self.child.wait();
+    }
+}

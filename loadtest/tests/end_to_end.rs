@@ -1,0 +1,235 @@
+//! The tester as a process against a broadcasting server that can be told to misbehave.
+//!
+//! What the server does wrong is known exactly, and the report must say exactly that.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test panics where it fails")]
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Command, Output},
+    sync::mpsc,
+    thread,
+};
+
+use serde_json::Value;
+
+/// What the server does with message number `n` (from 0) for member number `m` (from 0, in order of
+/// arrival): the numbers of the messages it sends in its place.
+type Misbehaviour = fn(member: usize, message: usize) -> Vec<usize>;
+
+fn faithful(_: usize, message: usize) -> Vec<usize> {
+    vec![message]
+}
+
+/// Serves `members` members and, after them, one publisher. Ends when the publisher does.
+fn server(members: usize, misbehave: Misbehaviour) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut sockets: Vec<TcpStream> = (0..members).map(|_| upgrade(&listener)).collect();
+        // The room opens to messages when every member has answered a ping.
+        for socket in &mut sockets {
+            socket.write_all(&[0x89, 1, b'?']).unwrap();
+        }
+        let mut publisher = upgrade(&listener);
+        for socket in &mut sockets {
+            assert_eq!(read_frame(socket), Some((0xA, b"?".to_vec())));
+        }
+        let mut frames: Vec<Vec<u8>> = Vec::new();
+        while let Some((0x1, payload)) = read_frame(&mut publisher) {
+            let mut frame = vec![0x81, 126];
+            frame.extend_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
+            frame.extend_from_slice(&payload);
+            frames.push(frame);
+            for (member, socket) in sockets.iter_mut().enumerate() {
+                for message in misbehave(member, frames.len() - 1) {
+                    // In two pieces, so that a frame does not always arrive whole.
+                    let (front, back) = frames[message].split_at(3 + member % 200);
+                    let _gone = socket.write_all(front).and_then(|()| socket.write_all(back));
+                }
+            }
+        }
+    });
+    address
+}
+
+fn upgrade(listener: &TcpListener) -> TcpStream {
+    let (mut socket, _) = listener.accept().unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte).unwrap();
+        head.extend_from_slice(&byte);
+    }
+    assert!(String::from_utf8(head).unwrap().contains("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="));
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                  Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    socket.write_all(answer.as_bytes()).unwrap();
+    socket
+}
+
+/// A masked frame of up to 64 KiB: opcode and payload. `None` at the end of the stream.
+fn read_frame(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let mut header = [0; 2];
+    socket.read_exact(&mut header).ok()?;
+    assert_eq!(header[1] & 0x80, 0x80, "a client masks");
+    let mut length = usize::from(header[1] & 0x7F);
+    if length == 126 {
+        let mut long = [0; 2];
+        socket.read_exact(&mut long).ok()?;
+        length = usize::from(u16::from_be_bytes(long));
+    }
+    let (mut mask, mut payload) = ([0; 4], vec![0; length]);
+    socket.read_exact(&mut mask).ok()?;
+    socket.read_exact(&mut payload).ok()?;
+    payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+    Some((header[0] & 0xF, payload))
+}
+
+fn tester(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tidegate-loadtest")).args(arguments).output().unwrap()
+}
+
+/// Runs `fanout` over ten members and 30 messages and reads its report.
+fn fanout(address: SocketAddr, name: &str, more: &[&str]) -> (Output, Value) {
+    let url = format!("ws://{address}/rooms/x?token=hush");
+    let json = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.json"));
+    let json = json.to_str().unwrap();
+    let output = tester(
+        &[
+            &[
+                "fanout",
+                "--url",
+                &url,
+                "--members",
+                "10",
+                "--messages",
+                "10",
+                "--rounds",
+                "2",
+                "--warmup",
+                "10",
+            ],
+            &["--patience", "1", "--json", json][..],
+            more,
+        ]
+        .concat(),
+    );
+    let report = std::fs::read(json).unwrap_or_else(|error| panic!("no report ({error}): {output:?}"));
+    (output, serde_json::from_slice(&report).unwrap())
+}
+
+fn count(report: &Value, name: &str) -> u64 {
+    report["counts"][name].as_u64().unwrap()
+}
+
+#[test]
+fn a_faithful_server_loses_nothing() {
+    let pid = std::process::id().to_string();
+    let address = server(10, faithful);
+    let (output, report) =
+        fanout(address, "faithful", &["--expect-lost", "0", "--server-pid", &pid, "--burst", "4"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for (name, expected) in [
+        ("expected", 300),
+        ("delivered", 300),
+        ("missing", 0),
+        ("duplicated", 0),
+        ("out_of_order", 0),
+        ("foreign", 0),
+    ] {
+        assert_eq!(count(&report, name), expected, "{name}: {report}");
+    }
+    assert_eq!(report["rounds"].as_array().unwrap().len(), 2);
+    assert!(report["median"]["server_cpu"].is_number(), "{report}");
+    assert!(report["rounds"][0]["latency"]["p50"].as_f64().unwrap() > 0.0, "{report}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("delivered 300 of 300"), "{text}");
+    assert!(!text.contains("hush") && !report.to_string().contains("hush"), "a token was printed");
+}
+
+#[test]
+fn every_fault_is_counted_exactly() {
+    // Of 30 messages: member 0 never gets number 5, member 1 gets 7 twice, members 2 and 3 get 8 and 9 in
+    // the wrong order.
+    let address = server(10, |member, message| match (member, message) {
+        (0, 5) | (2 | 3, 8) => vec![],
+        (1, 7) => vec![7, 7],
+        (2 | 3, 9) => vec![9, 8],
+        _ => vec![message],
+    });
+    let (output, report) = fanout(address, "faulty", &["--expect-lost", "0", "--burst", "10"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    for (name, expected) in [
+        ("expected", 300),
+        ("delivered", 299),
+        ("missing", 1),
+        ("duplicated", 1),
+        ("out_of_order", 2),
+        ("foreign", 0),
+    ] {
+        assert_eq!(count(&report, name), expected, "{name}: {report}");
+    }
+}
+
+#[test]
+fn a_refused_upgrade_is_told_and_nothing_is_measured() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ended, end) = mpsc::sync_channel(1);
+    thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.write_all(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n").unwrap();
+        end.recv().unwrap();
+    });
+    let output = tester(&["fanout", "--url", &format!("ws://{address}/rooms/x"), "--members", "1"]);
+    ended.send(()).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        words.contains("member 1 of 1 does not stand: the upgrade was refused with status 429"),
+        "{words}"
+    );
+}
+
+#[test]
+fn the_limit_and_a_server_in_one_run() {
+    let pid = std::process::id().to_string();
+    let url = format!("ws://{}/rooms/x", server(20, faithful));
+    let output = tester(&[
+        "compare-limit",
+        "--url",
+        &url,
+        "--members",
+        "20",
+        "--messages",
+        "200",
+        "--rounds",
+        "3",
+        "--server-pid",
+        &pid,
+        "--expect-lost",
+        "0",
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        text.matches("delivered 12400 of 12400, missing 0, duplicated 0, out of order 0").count(),
+        2,
+        "{text}"
+    );
+    assert!(text.contains("× the bare loop"), "{text}");
+}
+
+#[test]
+fn idle_connections_have_a_slope() {
+    let pid = std::process::id().to_string();
+    let url = format!("ws://{}/rooms/x", server(30, faithful));
+    let output =
+        tester(&["idle", "--url", &url, "--connections", "10,30", "--server-pid", &pid, "--window", "0"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("per connection, slope from 10 to 30: RSS"), "{text}");
+}
