@@ -386,8 +386,9 @@ impl Departure {
         if elapsed >= self.window {
             return self.keys.len();
         }
-        let share = self.keys.len() as u128 * elapsed.as_nanos() / self.window.as_nanos().max(1);
-        usize::try_from(share).unwrap_or(self.keys.len())
+        // The first leaves at once, the others follow at even distances.
+        let share = 1 + self.keys.len() as u128 * elapsed.as_nanos() / self.window.as_nanos();
+        usize::try_from(share).unwrap_or(usize::MAX).min(self.keys.len())
     }
 }
 
@@ -401,9 +402,17 @@ mod tests {
         let keys = vec![ConnectionKey::default(); 10_000];
         let departure = Departure { began: Instant::now(), window, keys, closed: 0 };
         let closed: Vec<usize> =
-            (0..=100).map(|tenth| departure.share(Duration::from_millis(tenth * 100))).collect();
-        assert_eq!(closed, (0..=100).map(|tenth| tenth * 100).collect::<Vec<_>>());
+            (0..100).map(|tenth| departure.share(Duration::from_millis(tenth * 100))).collect();
+        assert_eq!(closed, (0..100).map(|tenth| tenth * 100 + 1).collect::<Vec<_>>());
+        assert_eq!(departure.share(window), 10_000);
         assert_eq!(departure.share(Duration::MAX), 10_000);
+    }
+
+    #[test]
+    fn nobody_waits_for_the_window_alone() {
+        let keys = vec![ConnectionKey::default()];
+        let departure = Departure { began: Instant::now(), window: Duration::from_secs(10), keys, closed: 0 };
+        assert_eq!(departure.share(Duration::ZERO), 1);
     }
 
     #[test]

@@ -1,0 +1,62 @@
+//! From a client's bytes to effects: every message that the codec lets through becomes exactly one
+//! publication, byte for byte, in the room of the session and in order.
+//!
+//! An input is the stream of a client. The last bit of its first byte is the option `echo`.
+#![no_main]
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use broker_bridge::{DataKind, RoomName, SessionId};
+use libfuzzer_sys::fuzz_target;
+use tidegate::{
+    auth::{AuthConfig, Authenticator, Grant, Identity, Subject, UnixSeconds, mint},
+    protocol::{Message, Protocol, plain::Plain},
+    session::{Effect, Session},
+    websocket::{Decoder, Event},
+};
+
+const MAX_MESSAGE: usize = 1024;
+
+static IDENTITY: LazyLock<Arc<Identity>> = LazyLock::new(|| {
+    let secret = [7; 32];
+    let now = UnixSeconds(1_000_000);
+    let subject = Subject::new("alice").expect("a subject");
+    let grants: [Grant; 1] = ["room=subscribe,publish".parse().expect("a grant")];
+    let token = mint::mint(&secret, &subject, &grants, Duration::from_secs(60), now).expect("a token");
+    let config = AuthConfig { hs256_secret: &secret, leeway: Duration::ZERO, policies: Vec::new() };
+    Arc::new(Authenticator::new(config).verify(&token, now).expect("a valid token"))
+});
+
+fuzz_target!(|input: &[u8]| {
+    let Some((options, stream)) = input.split_first() else { return };
+    let echo = options & 1 == 1;
+    let room = RoomName::new("room").expect("a room's name");
+    let plain = Plain { room: room.clone(), echo, close_on_gap: false };
+    let mut session = Session::new(SessionId(7), Arc::clone(&IDENTITY), Protocol::Plain(plain));
+
+    let (mut commands, mut effects) = (Vec::new(), Vec::new());
+    let mut stream = stream.to_vec();
+    let mut decoder = Decoder::new();
+    let mut feed = decoder.feed(&mut stream, MAX_MESSAGE);
+    while let Ok(Some(event)) = feed.next() {
+        let (kind, bytes) = match event {
+            Event::Text(payload) => (DataKind::Text, payload.into_bytes()),
+            Event::Binary(payload) => (DataKind::Binary, payload.into_bytes()),
+            Event::Ping(_) | Event::Pong(_) | Event::Close(_) => continue,
+        };
+        let message = match kind {
+            DataKind::Text => Message::Text(bytes.clone()),
+            _ => Message::Binary(bytes.clone()),
+        };
+        session.receive(message, &mut commands, &mut effects);
+        assert!(commands.is_empty(), "every command has been judged");
+        let [Effect::Publish(to, publication)] = effects.as_slice() else { panic!("{effects:?}") };
+        assert_eq!(*to, room);
+        assert_eq!((publication.data.kind(), publication.data.bytes()), (kind, &bytes));
+        assert_eq!(publication.exclude, (!echo).then_some(SessionId(7)));
+        effects.clear();
+    }
+});
