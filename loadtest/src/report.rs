@@ -17,6 +17,9 @@ use crate::{cli::RoomArgs, ledger::Counts, process::Memory, room::Round};
 /// Above this part of a core the tester may be what limits the rate.
 const BUSY: f64 = 0.9;
 
+/// So may it be when it works this many times as much as the server, on however little of a shared core.
+const BUSIER: f64 = 1.25;
+
 /// Whether stated expectations were met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -137,9 +140,7 @@ impl RoomReport {
             })
         });
         let count = |test: fn(&Round) -> bool| self.rounds.iter().filter(|round| test(round)).count();
-        let bottleneck = count(|round| {
-            round.tester_share > BUSY || round.server_share.is_some_and(|share| round.tester_share > share)
-        });
+        let bottleneck = count(limited_by_tester);
         let stalls: u32 = self.rounds.iter().map(|round| round.stalls).sum();
         if bottleneck > 0 {
             self.warnings.push(format!(
@@ -394,6 +395,11 @@ pub fn save(report: &impl Serialize, path: Option<&Path>) -> anyhow::Result<()> 
     let mut json = serde_json::to_vec_pretty(report)?;
     json.push(b'\n');
     fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn limited_by_tester(round: &Round) -> bool {
+    let busier = round.server_share.is_some_and(|server| round.tester_share > BUSIER * server);
+    round.tester_share > BUSY || busier
 }
 
 fn percent(share: f64) -> String {
