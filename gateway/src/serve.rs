@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -23,6 +24,8 @@ use crate::{
 const RUNTIME_THREADS: usize = 2;
 /// How long the token lasts that a first start prints.
 const DEMO_TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// Files beside the clients' sockets: listeners, broker connections, one epoll instance per runtime.
+const OTHER_DESCRIPTORS: u64 = 256;
 const DEMO_GRANT: &str = "demo:*=subscribe,publish";
 const DEMO_SUBJECT: &str = "demo";
 
@@ -34,6 +37,7 @@ pub fn run(config: Config) -> ExitCode {
         // Somebody has installed a subscriber before us: there is a log, if not ours.
         tracing::warn!(%error, "logging was set up already");
     }
+    raise_descriptor_limit(config.limits.connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .thread_name("runtime")
@@ -71,6 +75,23 @@ async fn serve(config: Config) -> anyhow::Result<Departure> {
             tracing::warn!(signal, "told to stop at once");
             Ok(Departure::Cut(0))
         }
+    }
+}
+
+/// Takes as many file descriptors as the process may have, and says so if they are too few.
+fn raise_descriptor_limit(connections: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+    let Some(most) = getrlimit(Resource::Nofile).current else { return };
+    if most < connections as u64 + OTHER_DESCRIPTORS {
+        tracing::warn!(
+            open_files = most,
+            limits.connections = connections,
+            "the limit of open files (ulimit -n) is below limits.connections"
+        );
     }
 }
 

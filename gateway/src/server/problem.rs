@@ -1,6 +1,6 @@
 //! Answers that say no: problem details for HTTP APIs (RFC 9457).
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::RangeInclusive};
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -130,12 +130,13 @@ impl Refusal {
         }
     }
 
-    /// After how many seconds the same request may succeed, where that is known.
-    fn retry_after(self) -> Option<u32> {
+    /// The least and the most seconds after which the same request may succeed, where that is known. A
+    /// range, because all who are refused together must not come back together.
+    fn retry_after(self) -> Option<RangeInclusive<u32>> {
         match self {
-            Self::Connections | Self::Broker => Some(5),
+            Self::Connections | Self::Broker => Some(2..=8),
             // Another node takes the next attempt.
-            Self::Draining => Some(1),
+            Self::Draining => Some(1..=3),
             _ => None,
         }
     }
@@ -199,7 +200,9 @@ impl Problem {
     pub fn new(refusal: Refusal, detail: impl Into<Cow<'static, str>>) -> Self {
         let mut headers = Box::new(HeaderMap::new());
         if let Some(seconds) = refusal.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            let (least, most) = seconds.into_inner();
+            let spread = getrandom::u32().unwrap_or(0) % (most - least + 1);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(least + spread));
         }
         if refusal == Refusal::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(auth::CHALLENGE));

@@ -33,6 +33,8 @@ pub async fn publish(
     let event = event_name(parts)?;
     let media_type = MediaType::of(parts)?;
     let data = media_type.read(body_bytes(gate, body).await?)?;
+    gate.metrics.messages_in.inc();
+    gate.metrics.payload_bytes_in.inc_by(data.bytes().len() as u64);
 
     let publisher = Publisher { user: Some(identity.subject().shared()), session: gate.ids.next() };
     let publication = Publication { data, event, publisher: Some(publisher), exclude: None };

@@ -316,6 +316,9 @@ impl Connection {
 
     /// Carries the connection over this socket from now on. `read_ahead` came with the handshake.
     pub fn attach_socket(&self, worker: &Worker, stream: Stream, read_ahead: &Bytes) {
+        if matches!(&*self.carrier.borrow(), Carrier::Gone) {
+            return; // cut while the upgrade was under way
+        }
         self.carrier.replace(Carrier::Socket { stream, shut: false });
         if !read_ahead.is_empty() {
             let mut bytes = read_ahead.to_vec();
