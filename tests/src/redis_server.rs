@@ -1,0 +1,271 @@
+//! A `redis-server` of one's own.
+//!
+//! Every server lives in its own directory with a unix socket, a TCP port and, if asked for, a TLS port with
+//! certificates made for it. It keeps its addresses over restarts, can be killed and frozen, and ends with the
+//! value that owns it. If the test panics its log is shown.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    process::{Child, Command},
+};
+
+use crate::eventually::eventually;
+
+/// A running server, or one that was killed and can be restarted.
+#[derive(Debug)]
+pub struct RedisServer {
+    child: Option<Child>,
+    directory: TempDir,
+    port: u16,
+    tls_port: Option<u16>,
+    settings: Vec<String>,
+}
+
+/// What a server is to be like.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    settings: Vec<String>,
+    tls: bool,
+}
+
+impl Builder {
+    /// Adds a line to the configuration file, as `client-output-buffer-limit pubsub 1mb 0 0` or
+    /// `user alice on >secret …`.
+    #[must_use]
+    pub fn setting(mut self, line: &str) -> Self {
+        self.settings.push(line.to_owned());
+        self
+    }
+
+    /// Listens for TLS too, with a certificate for `localhost` and 127.0.0.1.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Starts the server and waits until it answers.
+    pub async fn start(self) -> Result<RedisServer> {
+        let mut server = self.absent()?;
+        server.restart().await?;
+        Ok(server)
+    }
+
+    /// Chooses addresses and starts nothing yet.
+    pub fn absent(self) -> Result<RedisServer> {
+        let directory = tempfile::Builder::new().prefix("redis-").tempdir()?;
+        if self.tls {
+            write_certificates(directory.path())?;
+        }
+        let tls_port = if self.tls { Some(free_port()?) } else { None };
+        Ok(RedisServer { child: None, directory, port: free_port()?, tls_port, settings: self.settings })
+    }
+}
+
+impl RedisServer {
+    /// What a server is to be like.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A server like any other.
+    pub async fn start() -> Result<Self> {
+        Self::builder().start().await
+    }
+
+    /// Its TCP address as a URL.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Its TLS address as a URL.
+    pub fn tls_url(&self) -> Result<String> {
+        Ok(format!("rediss://localhost:{}", self.tls_port.context("this server has no TLS")?))
+    }
+
+    /// Its unix socket as a URL.
+    pub fn unix_url(&self) -> String {
+        format!("redis+unix://{}", self.socket().display())
+    }
+
+    /// Its TCP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.file("redis.sock")
+    }
+
+    /// The certificate that has signed its own.
+    pub fn ca_file(&self) -> PathBuf {
+        self.file("ca.pem")
+    }
+
+    /// Ends it at once, as `kill -9`.
+    pub async fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Starts it again, empty, at the same addresses, and waits until it answers.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill().await?;
+        tokio::fs::write(self.file("redis.conf"), self.configuration()).await?;
+        let log = std::fs::File::options().create(true).append(true).open(self.file("redis.log"))?;
+        let child = Command::new("redis-server")
+            .arg(self.file("redis.conf"))
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .context("redis-server cannot be started; is it installed?")?;
+        self.child = Some(child);
+        let socket = self.socket();
+        let child = self.child.as_mut().context("just started")?;
+        let answered = eventually("redis-server answers", async || {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Ok(Err(status));
+            }
+            ping(&socket).await.map(Ok).map_err(|error| format!("{error:#}"))
+        });
+        match answered.await? {
+            Ok(()) => Ok(()),
+            Err(status) => bail!("redis-server ended with {status}:\n{}", self.log()),
+        }
+    }
+
+    /// Freezes it: connections stay open, nothing is answered.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Runs `redis-cli` with `arguments`, and `input` as the last one if it is not empty. What it said.
+    pub async fn cli(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+        let mut command = Command::new("redis-cli");
+        command.arg("-e").arg("-s").arg(self.socket());
+        if !input.is_empty() {
+            command.arg("-x");
+        }
+        let mut child = command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("redis-cli cannot be started; is it installed?")?;
+        let mut stdin = child.stdin.take().context("stdin is piped")?;
+        stdin.write_all(input).await?;
+        drop(stdin);
+        let output = child.wait_with_output().await?;
+        ensure!(output.status.success(), "redis-cli {arguments:?}: {output:?}");
+        Ok(output.stdout)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.file("redis.log")).unwrap_or_else(|error| format!("no log: {error}"))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let id = self.child.as_ref().and_then(Child::id).context("redis-server is not running")?;
+        let pid = Pid::from_raw(i32::try_from(id)?).context("a process id is not zero")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    fn configuration(&self) -> String {
+        let mut lines = vec![
+            format!("port {}", self.port),
+            "bind 127.0.0.1".to_owned(),
+            format!("unixsocket {}", self.socket().display()),
+            format!("dir {}", self.directory.path().display()),
+            "save \"\"".to_owned(),
+            "appendonly no".to_owned(),
+        ];
+        if let Some(port) = self.tls_port {
+            lines.push(format!("tls-port {port}"));
+            lines.extend(
+                ["tls-auth-clients no", "tls-cert-file server.pem", "tls-key-file server.key"]
+                    .map(str::to_owned),
+            );
+            lines.push("tls-ca-cert-file ca.pem".to_owned());
+        }
+        lines.extend(self.settings.iter().cloned());
+        lines.join("\n") + "\n"
+    }
+}
+
+impl Drop for RedisServer {
+    #[allow(clippy::print_stderr, reason = "the log of a failed test belongs beside its panic")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- redis-server at port {} ---\n{}", self.port, self.log());
+        }
+    }
+}
+
+/// `PING` on the socket; an error reply other than LOADING is an answer too.
+async fn ping(socket: &Path) -> Result<()> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(b"PING\r\n").await?;
+    let mut answer = [0; 64];
+    let length = stream.read(&mut answer).await?;
+    let answer = String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned();
+    ensure!(!answer.is_empty() && !answer.starts_with("-LOADING"), "it said {answer:?}");
+    Ok(())
+}
+
+/// A port that nothing listens on, from below the range that the system draws from for outgoing
+/// connections. From inside that range, a client that tries again and again while the server is down would
+/// one day be given this very port, connect to itself, and keep the server from coming back.
+fn free_port() -> Result<u16> {
+    const PORTS: std::ops::Range<u16> = 10_000..32_000;
+    let mut random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+    for _ in 0..1000 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let port = PORTS.start + u16::try_from((random >> 33) % u64::from(PORTS.end - PORTS.start))?;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port in {PORTS:?}")
+}
+
+fn write_certificates(directory: &Path) -> Result<()> {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+    let mut ca = CertificateParams::new(Vec::new())?;
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let certificate = CertificateParams::new(names)?.signed_by(&key, &ca)?;
+    std::fs::write(directory.join("ca.pem"), ca.pem())?;
+    std::fs::write(directory.join("server.pem"), certificate.pem())?;
+    std::fs::write(directory.join("server.key"), key.serialize_pem())?;
+    Ok(())
+}

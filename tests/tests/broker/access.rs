@@ -1,0 +1,138 @@
+//! TLS, users and permissions, and that no secret is shown.
+
+use anyhow::{Result, ensure};
+use broker_bridge::{Broker, BrokerError, BrokerStatus, redis::RedisConfig};
+use tidegate_tests::{eventually::eventually, redis_server::RedisServer};
+
+use crate::stage::{Node, brief, config, has, room, rooms};
+
+/// The permissions that the documentation of `broker_bridge::redis` names.
+const DOCUMENTED: &str = "user tidegate on >s3cret! resetchannels &room:* &tidegate:canary:* \
+                          -@all +subscribe +unsubscribe +publish +ping +unwatch";
+
+#[tokio::test]
+async fn tls_and_the_documented_permissions_are_enough() -> Result<()> {
+    let redis = RedisServer::builder().tls().setting(DOCUMENTED).start().await?;
+    let url = redis.tls_url()?.replace("rediss://", "rediss://tidegate:s3cret%21@");
+    let node = Node::up_with(RedisConfig { ca_file: Some(redis.ca_file()), ..config(&url)? }).await?;
+    let rooms = rooms(700);
+    node.subscribe_all(&rooms).await?;
+    for room in &rooms {
+        node.publish(room, "over TLS").await;
+    }
+    for room in &rooms {
+        node.heard.wait(room, "its publication", has("over TLS")).await;
+        node.broker.unsubscribe(room);
+    }
+    eventually("canaries come back", async || match node.sample("tidegate_broker_canary_seconds_count") {
+        Ok(count) if count >= 3 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await?;
+    eventually("the server was told", async || {
+        let channels =
+            redis.cli(&["PUBSUB", "CHANNELS", "room:*"], b"").await.map_err(|error| error.to_string())?;
+        if channels.trim_ascii().is_empty() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&channels).into_owned())
+        }
+    })
+    .await?;
+    ensure!(node.broker.status().borrow().is_up());
+    // The server counts what it denied, too.
+    let denied = String::from_utf8(redis.cli(&["ACL", "LOG"], b"").await?)?;
+    ensure!(denied.trim().is_empty(), "{denied}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_certificate_that_nobody_trusts_is_refused() -> Result<()> {
+    let redis = RedisServer::builder().tls().start().await?;
+    let other = RedisServer::builder().tls().absent()?;
+    let node = Node::start(RedisConfig { ca_file: Some(other.ca_file()), ..config(&redis.tls_url()?)? })?;
+    let refused = |status: &BrokerStatus| matches!(status, BrokerStatus::Connecting(why) if why.contains("certificate"));
+    node.until("refused", refused).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_ca_file_that_is_none_is_an_error_at_the_start() -> Result<()> {
+    let redis = RedisServer::builder().tls().absent()?;
+    for file in ["does-not-exist", "/dev/null"] {
+        let config = RedisConfig { ca_file: Some(file.into()), ..config(&redis.tls_url()?)? };
+        ensure!(Node::start(config).is_err(), "{file}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_and_not_shown() -> Result<()> {
+    let redis = RedisServer::builder().setting(DOCUMENTED).start().await?;
+    let url = redis.url().replace("redis://", "redis://tidegate:hunter2secret@");
+    let node = Node::start(config(&url)?)?;
+    let status = node.until(
+        "refused",
+        |status| matches!(status, BrokerStatus::Connecting(why) if why.contains("WRONGPASS")),
+    );
+    let status = format!("{:?}", status.await?);
+    ensure!(status.contains("tidegate:***@127.0.0.1") && !status.contains("hunter2"), "{status}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_room_without_permission_is_refused_and_disturbs_no_other() -> Result<()> {
+    let limited = DOCUMENTED.replace("&room:*", "&room:room:*");
+    let redis = RedisServer::builder().setting(&limited).start().await?;
+    let url = redis.url().replace("redis://", "redis://tidegate:s3cret%21@");
+    let node = Node::up_with(RedisConfig { subscribers: 1, publishers: 1, ..config(&url)? }).await?;
+    let (allowed, forbidden) = (rooms(40), room("forbidden"));
+    // All at once, so that they share a batch.
+    let mut waiting = allowed.iter().map(|room| node.broker.subscribe(room)).collect::<Vec<_>>();
+    waiting.insert(20, node.broker.subscribe(&forbidden));
+    let outcomes = futures_util::future::join_all(waiting).await;
+    for (index, outcome) in outcomes.iter().enumerate() {
+        match outcome {
+            Err(BrokerError::Refused(why)) if index == 20 => ensure!(why.contains("NOPERM"), "{why}"),
+            Ok(()) if index != 20 => {}
+            other => anyhow::bail!("{index}: {other:?}"),
+        }
+    }
+    ensure!(node.sample("tidegate_broker_topics")? == 40);
+
+    for room in &allowed {
+        node.publish(room, "fine").await;
+    }
+    node.publish(&forbidden, "not so").await;
+    let settled = node.receipts.wait(41).await;
+    let refused =
+        settled.values().filter(|outcomes| matches!(&outcomes[..], [Err(BrokerError::Refused(_))])).count();
+    let fine = settled.values().filter(|outcomes| matches!(&outcomes[..], [Ok(())])).count();
+    ensure!((fine, refused) == (40, 1), "{settled:?}");
+    for room in &allowed {
+        let heard = node.heard.wait(room, "its publication", has("fine")).await;
+        ensure!(brief(&heard) == ["fine"], "no connection was lost: {heard:?}");
+    }
+    ensure!(node.broker.status().borrow().is_up());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_room_that_lost_its_permission_gets_its_gap_when_it_has_it_again() -> Result<()> {
+    let redis = RedisServer::builder().setting(DOCUMENTED).start().await?;
+    let url = redis.url().replace("redis://", "redis://tidegate:s3cret%21@");
+    let node = Node::up(&url).await?;
+    let room = room("revoked");
+    node.subscribe(&room).await?;
+    // The server ends the connections of a user that may not hear what it is subscribed to (ACL SETUSER).
+    redis.cli(&["ACL", "SETUSER", "tidegate", "resetchannels", "&tidegate:canary:*"], b"").await?;
+    let refused =
+        |status: &BrokerStatus| matches!(status, BrokerStatus::Interrupted(why) if why.contains("NOPERM"));
+    node.until("told of the refusal", refused).await?;
+    redis.cli(&["ACL", "SETUSER", "tidegate", "&room:*"], b"").await?;
+    node.until_up().await?;
+    node.publish(&room, "again").await;
+    let heard = node.heard.wait(&room, "a publication", has("again")).await;
+    ensure!(brief(&heard) == ["[interrupted]", "again"], "{heard:?}");
+    Ok(())
+}

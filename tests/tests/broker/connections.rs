@@ -1,0 +1,311 @@
+//! Pub/sub connections that are lost, wedged, blackholed, or not there yet: what each room is told, with
+//! exact counts.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use broker_bridge::{
+    Broker, BrokerStatus, GapCause, Publication, RoomName, Sink, conformance::Recorder, redis::RedisConfig,
+};
+use tidegate_tests::{
+    eventually::eventually,
+    fault_proxy::{Direction, FaultProxy, Flow, Target, Which},
+    redis_server::RedisServer,
+};
+
+use crate::stage::{Node, brief, config, has, room, rooms};
+
+const SUBSCRIBERS: Which = Which::Saying("tidegate-subscriber");
+const OTHERS: Which = Which::NotSaying("tidegate-subscriber");
+
+/// Publishes three texts in every room and expects that each room has heard one gap and then these.
+async fn expect_one_gap_then_order(node: &Node, speaker: &Node, rooms: &[RoomName]) -> Result<()> {
+    for text in ["1", "2", "3"] {
+        for room in rooms {
+            speaker.publish(room, text).await;
+        }
+    }
+    for room in rooms {
+        let heard = node.heard.wait(room, "the last publication", has("3")).await;
+        ensure!(brief(&heard) == ["[interrupted]", "1", "2", "3"], "{room}: {:?}", brief(&heard));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_redis_that_was_killed_is_one_gap_for_each_of_200_rooms() -> Result<()> {
+    let mut redis = RedisServer::start().await?;
+    let (node, speaker) = (Node::up(&redis.url()).await?, Node::up(&redis.unix_url()).await?);
+    let rooms = rooms(200);
+    node.subscribe_all(&rooms).await?;
+    ensure!(node.sample("tidegate_broker_topics")? == 200);
+
+    redis.kill().await?;
+    let why = node.until_interrupted().await?;
+    ensure!(why.contains("redis://127.0.0.1"), "{why}");
+    ensure!(node.sample("tidegate_broker_up")? == 0);
+    // Wanted while the server is away: acknowledged later, and without a gap.
+    let new = room("new");
+    let waiting = node.broker.subscribe(&new);
+    redis.restart().await?;
+    node.until_up().await?;
+    waiting.await?;
+
+    for room in &rooms {
+        ensure!(brief(&node.heard.of(room)) == ["[interrupted]"], "before it is up again, every gap is told");
+    }
+    speaker.until_up().await?;
+    expect_one_gap_then_order(&node, &speaker, &rooms).await?;
+    ensure!(node.heard.of(&new).is_empty());
+    ensure!(node.sample("tidegate_broker_resubscriptions_total")? == 200);
+    ensure!(node.sample("tidegate_broker_interruptions_total")? == 2, "two connections, each lost once");
+    ensure!(node.sample("tidegate_broker_connections{role=\"subscriber\"}")? == 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_come_back_with_one_gap() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
+    let (node, speaker) = (Node::up(&proxy.redis_url()).await?, Node::up(&redis.url()).await?);
+    let rooms = rooms(50);
+    node.subscribe_all(&rooms).await?;
+    proxy.cut(&SUBSCRIBERS);
+    for room in &rooms {
+        node.heard.wait(room, "its gap", has("[interrupted]")).await;
+    }
+    node.until_up().await?;
+    expect_one_gap_then_order(&node, &speaker, &rooms).await
+}
+
+#[tokio::test]
+async fn failing_again_and_again_before_it_stands_is_still_one_gap() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
+    let (node, speaker) = (Node::up(&proxy.redis_url()).await?, Node::up(&redis.url()).await?);
+    let rooms = rooms(50);
+    node.subscribe_all(&rooms).await?;
+    let before = proxy.accepted();
+    proxy.refuse(true);
+    proxy.cut(&SUBSCRIBERS);
+    eventually("six vain attempts", async || match proxy.accepted() - before {
+        attempts if attempts >= 6 => Ok(()),
+        attempts => Err(attempts),
+    })
+    .await?;
+    proxy.refuse(false);
+    node.until_up().await?;
+    expect_one_gap_then_order(&node, &speaker, &rooms).await
+}
+
+#[tokio::test]
+async fn client_kill_is_an_interruption_like_any_other() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let node = Node::up_with(RedisConfig { subscribers: 1, ..config(&redis.url())? }).await?;
+    let rooms = rooms(20);
+    node.subscribe_all(&rooms).await?;
+    redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"], b"").await?;
+    for room in &rooms {
+        node.heard.wait(room, "its gap", has("[interrupted]")).await;
+    }
+    node.until_up().await?;
+    ensure!(node.sample("tidegate_broker_interruptions_total")? == 1);
+    expect_one_gap_then_order(&node, &node, &rooms).await
+}
+
+#[tokio::test]
+async fn a_blackholed_connection_is_noticed_by_its_silence() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
+    let config = RedisConfig { canary_timeout: Duration::from_millis(300), ..config(&proxy.redis_url())? };
+    let config = RedisConfig { connect_timeout: Duration::from_millis(300), ..config };
+    let (node, speaker) = (Node::up_with(config).await?, Node::up(&redis.url()).await?);
+    let rooms = rooms(20);
+    node.subscribe_all(&rooms).await?;
+
+    proxy.set(SUBSCRIBERS, Direction::ToClient, Flow::Blackhole);
+    let why = node.until_interrupted().await?;
+    ensure!(why.contains("no answer within"), "{why}");
+    ensure!(node.sample("tidegate_broker_canary_missed_total")? >= 1);
+    // Publishing goes another way, and that works.
+    node.publish(&rooms[0], "still published").await;
+    ensure!(node.receipts.wait(1).await.values().all(|outcomes| outcomes == &[Ok(())]));
+
+    proxy.resume();
+    node.until_up().await?;
+    expect_one_gap_then_order(&node, &speaker, &rooms).await
+}
+
+/// What a failover can leave behind: the pub/sub connections stay with a server that answers `PING` and to
+/// which nobody publishes any more.
+#[tokio::test]
+async fn a_connection_that_answers_but_delivers_nothing_is_noticed_by_the_canary() -> Result<()> {
+    let (old, new) = (RedisServer::start().await?, RedisServer::start().await?);
+    let proxy = FaultProxy::to(Target::Unix(old.socket())).await?;
+    let config = RedisConfig { canary_timeout: Duration::from_millis(500), ..config(&proxy.redis_url())? };
+    let node = Node::up_with(config).await?;
+    let speaker = Node::up(&new.url()).await?;
+    let rooms = rooms(20);
+    node.subscribe_all(&rooms).await?;
+    eventually("a canary has come back", async || {
+        match node.sample("tidegate_broker_canary_seconds_count") {
+            Ok(count) if count >= 2 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
+
+    proxy.retarget(Target::Unix(new.socket()));
+    proxy.cut(&OTHERS);
+    for room in &rooms {
+        node.heard.wait(room, "its gap", has("[interrupted]")).await;
+    }
+    node.until_up().await?;
+    ensure!(node.sample("tidegate_broker_canary_missed_total")? == 2, "one for each connection");
+    expect_one_gap_then_order(&node, &speaker, &rooms).await
+}
+
+#[tokio::test]
+async fn a_frozen_redis_is_noticed_and_recovered_from() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let config = RedisConfig {
+        canary_timeout: Duration::from_millis(300),
+        connect_timeout: Duration::from_millis(300),
+        publish_timeout: Duration::from_millis(300),
+        ..config(&redis.url())?
+    };
+    let node = Node::up_with(config).await?;
+    let rooms = rooms(20);
+    node.subscribe_all(&rooms).await?;
+    redis.freeze()?;
+    // Each connection notices by itself; one that had no canary out when it thaws would have lost nothing.
+    eventually("both connections are given up", async || {
+        match node.sample("tidegate_broker_interruptions_total") {
+            Ok(2) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
+    redis.thaw()?;
+    node.until_up().await?;
+    // What was frozen with it may still be delivered to connections that nobody reads any more.
+    for room in &rooms {
+        let heard = node.heard.wait(room, "its gap", has("[interrupted]")).await;
+        ensure!(brief(&heard) == ["[interrupted]"], "{room}: {heard:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_redis_that_is_absent_at_the_start_is_waited_for() -> Result<()> {
+    let mut redis = RedisServer::builder().absent()?;
+    let node = Node::start(config(&redis.url())?)?;
+    let status = node.until("told why", |status| match status {
+        BrokerStatus::Connecting(why) => why.contains("refused") && why.contains("redis://127.0.0.1"),
+        _ => false,
+    });
+    status.await?;
+    let room = room("early");
+    let waiting = node.broker.subscribe(&room);
+    redis.restart().await?;
+    node.until_up().await?;
+    waiting.await?;
+    node.publish(&room, "hello").await;
+    let heard = node.heard.wait(&room, "the first publication", has("hello")).await;
+    ensure!(brief(&heard) == ["hello"], "a first subscription has no gap: {heard:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_replica_is_not_taken_for_a_master() -> Result<()> {
+    let master = RedisServer::start().await?;
+    let replica =
+        RedisServer::builder().setting(&format!("replicaof 127.0.0.1 {}", master.port())).start().await?;
+    let node = Node::start(config(&replica.url())?)?;
+    let refused =
+        |status: &BrokerStatus| matches!(status, BrokerStatus::Connecting(why) if why.contains("replica"));
+    node.until("refused", refused).await?;
+    replica.cli(&["REPLICAOF", "NO", "ONE"], b"").await?;
+    node.until_up().await
+}
+
+/// A sink that stands still until it is let go.
+struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+    heard: Arc<Recorder>,
+}
+
+impl Gate {
+    fn open(&self) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.opened.notify_all();
+    }
+}
+
+impl Sink for Gate {
+    fn publication(&self, room: &RoomName, publication: Publication) {
+        // A sink must not block; this one tells the runtime before it does.
+        tokio::task::block_in_place(|| {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(self.opened.wait_while(open, |open| !*open));
+        });
+        self.heard.publication(room, publication);
+    }
+
+    fn gap(&self, room: &RoomName, cause: GapCause) {
+        self.heard.gap(room, cause);
+    }
+}
+
+/// A node that cannot keep up holds nothing back in memory: it reads no further, the backlog is the server's, and
+/// when the server's own limit ends the connection that is a gap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_backlog_is_the_servers_and_its_limit_is_a_gap() -> Result<()> {
+    let redis = RedisServer::builder().setting("client-output-buffer-limit pubsub 1mb 0 0").start().await?;
+    let heard = Arc::new(Recorder::default());
+    let gate = Arc::new(Gate { open: Mutex::new(false), opened: Condvar::new(), heard: Arc::clone(&heard) });
+    let config = RedisConfig { subscribers: 1, ..config(&redis.unix_url())? };
+    let node = Node::start_with(config, Arc::clone(&gate) as _, heard)?;
+    node.until_up().await?;
+    let room = room("flood");
+    node.subscribe(&room).await?;
+
+    let mut speaker = connection(&redis).await?;
+    let mut sent = 0;
+    // Until the server has nobody left to send to.
+    loop {
+        let payload = format!("{sent} {}", "x".repeat(16 * 1024));
+        let receivers: i64 = redis::cmd("PUBLISH").arg("room:room").arg("").query_async(&mut speaker).await?;
+        ensure!(receivers == 0, "nobody wants another room");
+        let receivers: i64 =
+            redis::cmd("PUBLISH").arg("room:flood").arg(payload).query_async(&mut speaker).await?;
+        if receivers == 0 {
+            break;
+        }
+        sent += 1;
+        ensure!(sent < 10_000, "the server never reached its limit");
+    }
+    let read_before = node.sample("tidegate_broker_received_total")?;
+    ensure!(read_before == 1, "one publication is being told, and no other has been read: {read_before}");
+    gate.open();
+    let heard = node.heard.wait(&room, "its gap", has("[interrupted]")).await;
+    let heard = brief(&heard);
+    let before = heard.iter().take_while(|text| *text != "[interrupted]");
+    for (number, text) in before.enumerate() {
+        ensure!(text.starts_with(&format!("{number} ")), "in order up to the gap");
+    }
+    node.until_up().await?;
+    node.publish(&room, "after").await;
+    let heard = brief(&node.heard.wait(&room, "what is newer", has("after")).await);
+    ensure!(heard.iter().filter(|text| *text == "[interrupted]").count() == 1);
+    ensure!(heard.last().context("something")? == "after");
+    Ok(())
+}
+
+async fn connection(server: &RedisServer) -> Result<redis::aio::MultiplexedConnection> {
+    Ok(redis::Client::open(server.url())?.get_multiplexed_async_connection().await?)
+}
