@@ -215,7 +215,10 @@ impl CompareReport {
             (Some(allowed), Some(ratio)) if ratio > allowed => Verdict::Unexpected(format!(
                 "the server costs {ratio:.3} × the limit, at most {allowed} is expected"
             )),
-            _ => self.server.verdict(expect_lost),
+            _ => match self.limit.verdict(expect_lost.map(|_| 0)) {
+                Verdict::Unexpected(words) => Verdict::Unexpected(format!("the yardstick failed: {words}")),
+                Verdict::AsExpected => self.server.verdict(expect_lost),
+            },
         }
     }
 }
@@ -472,6 +475,12 @@ mod tests {
         assert!((low - 1.0).abs() < 1e-9 && (high - 7.0 / 6.0).abs() < 1e-9);
         assert_eq!(compared.verdict(Some(0), Some(1.11)), Verdict::AsExpected);
         assert!(matches!(compared.verdict(Some(0), Some(1.05)), Verdict::Unexpected(_)));
+        let server = report(vec![round(6.0); 3], Counts::default());
+        let broken = CompareReport::new(report(vec![], Counts::default()), server);
+        assert!(
+            matches!(broken.verdict(Some(0), None), Verdict::Unexpected(_)),
+            "no yardstick, no comparison"
+        );
     }
 
     #[test]
@@ -492,11 +501,12 @@ mod tests {
     #[test]
     fn warnings_name_what_spoils_a_number() {
         let slow = Round { tester_share: 0.95, ..round(6.0) };
+        let starved = Round { tester_share: 0.4, server_share: Some(0.3), ..round(6.0) };
         let cut = Round { complete: false, stalls: 2, ..round(6.0) };
-        let report = report(vec![slow, cut], Counts::default());
+        let report = report(vec![slow, starved, cut], Counts::default());
         assert_eq!(report.warnings.len(), 3, "{:?}", report.warnings);
         let text = report.to_string();
-        for words in ["bottleneck in 1 rounds", "2 batches", "1 of 3 rounds", "(incomplete)"] {
+        for words in ["bottleneck in 2 rounds", "2 batches", "2 of 3 rounds", "(incomplete)"] {
             assert!(text.contains(words), "{words}: {text}");
         }
     }

@@ -43,7 +43,7 @@ const EVENTS_PER_TURN: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct Entrance {
     pub address: SocketAddr,
-    /// The upgrade request; `None` if frames flow from the first byte (the yardstick).
+    /// The upgrade request; `None` if the server speaks first, and in frames (the yardstick).
     pub upgrade: Option<Vec<u8>>,
     /// Over how many addresses (127.0.0.2 and up) members are spread; 0 leaves the choice to the kernel.
     pub source_addresses: u8,
@@ -91,6 +91,9 @@ struct Member {
 enum Phase {
     Connecting,
     Upgrading,
+    /// Until the server's first word. A connect alone proves nothing: with a full backlog the client's
+    /// side of a connection stands and the server's does not.
+    Awaiting,
     Open,
 }
 
@@ -243,7 +246,7 @@ impl Member {
         if let Some(error) = socket.take_error().map_err(Lost::Io)? {
             return Err(Lost::Io(error));
         }
-        self.phase = Phase::Open;
+        self.phase = Phase::Awaiting;
         if let Some(request) = upgrade {
             // A fresh socket's buffer takes a request of a few hundred bytes whole.
             socket.write_all(request).map_err(Lost::Io)?;
@@ -264,6 +267,9 @@ impl Member {
         };
         let at = Instant::now();
         let mut bytes = scratch.get(..held + received).unwrap_or_default();
+        if self.phase == Phase::Awaiting && received > 0 {
+            self.phase = Phase::Open;
+        }
         if self.phase == Phase::Upgrading {
             let Some(length) = websocket::read_upgrade(bytes).map_err(Lost::Wire)? else {
                 self.leftover.keep(bytes);

@@ -31,6 +31,9 @@ use crate::{
 /// The most bytes one batch may have: 1,024 of the largest messages would be a gigabyte.
 const MAX_BATCH: usize = 64 * MAX_FRAME;
 
+/// An empty pong: tells a member that its connection has been accepted, and means nothing else.
+const WELCOME: [u8; 2] = [0x8A, 0];
+
 /// Runs the scenario and prints its report, or obeys a [`Lockstep`] on standard input.
 pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
     if args.lockstep {
@@ -85,8 +88,9 @@ pub fn serve(args: &YardstickServer) -> anyhow::Result<()> {
     stdout.flush()?;
     let sockets = (0..args.members)
         .map(|_| {
-            let (socket, _) = members.accept()?;
+            let (mut socket, _) = members.accept()?;
             socket.set_nodelay(true)?;
+            socket.write_all(&WELCOME)?;
             Ok(socket)
         })
         .collect::<io::Result<Vec<_>>>()?;
