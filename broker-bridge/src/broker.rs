@@ -35,6 +35,10 @@ pub trait Broker: Send + Sync + 'static {
     /// cheap and waits for the same acknowledgement.
     ///
     /// The request is registered when this returns; dropping the future does not take it back.
+    ///
+    /// After [`BrokerError::Refused`] the room is not wanted any more, unless it was acknowledged earlier: then
+    /// the broker goes on trying, its status says so, and the sink hears of the gap when it succeeds. A room that
+    /// is given up while somebody waits for its acknowledgement is such a refusal for whoever waits.
     fn subscribe(&self, room: &RoomName) -> Subscribing;
 
     /// Stops wanting the room's publications. A few may still arrive.
@@ -63,7 +67,8 @@ pub trait Broker: Send + Sync + 'static {
 /// it with a time-out of your own.
 pub type Subscribing = BoxFuture<'static, Result<(), BrokerError>>;
 
-/// Who hears what arrives for this node. Called from the broker's reading tasks: must not block.
+/// Who hears what arrives for this node. Called from the broker's reading tasks: must not block, for there is no
+/// queue before it. It may subscribe and unsubscribe; it must not publish.
 pub trait Sink: Send + Sync + 'static {
     /// A publication of a subscribed room. Calls for one room come from one task at a time, in order.
     fn publication(&self, room: &RoomName, publication: Publication);

@@ -240,8 +240,112 @@ impl Canary {
 const FAILURES: u32 = 2;
 
 async fn publish(pool: &deadpool_redis::Pool, topic: &[u8], round: u64) -> Result<(), String> {
-    let mut connection = pool.get().await.map_err(|error| error.to_string())?;
+    let mut connection = pool.get().await.map_err(|error| match error {
+        deadpool_redis::PoolError::Backend(error) => describe(&error),
+        other => other.to_string(),
+    })?;
     let mut command = redis::cmd("PUBLISH");
     command.arg(topic).arg(round);
-    command.query_async::<i64>(&mut connection).await.map(drop).map_err(|error| error.to_string())
+    command.query_async::<i64>(&mut connection).await.map(drop).map_err(|error| describe(&error))
+}
+
+/// What the server said is cut to its code: an answer to a greeting may repeat the password.
+fn describe(error: &redis::RedisError) -> String {
+    match (error.kind(), error.code()) {
+        (redis::ErrorKind::AuthenticationFailed, _) => "the greeting was refused".to_owned(),
+        (_, Some(code)) => format!("the server said {code}"),
+        (_, None) => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(3);
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    /// A canary whose pool leads nowhere: what became of a publication is what the test says.
+    fn canary() -> Canary {
+        let manager = deadpool_redis::Manager::new("redis+unix:///nowhere").unwrap();
+        let pool = deadpool_redis::Pool::builder(manager).build().unwrap();
+        Canary::new(pool, b"topic"[..].into(), INTERVAL, LIMIT, TaskTracker::new())
+    }
+
+    fn progress(bytes: u64, publications: u64) -> Progress {
+        Progress { bytes, publications }
+    }
+
+    /// A round that is under way, with the pool's own answer out of the way.
+    fn under_way() -> Canary {
+        let mut canary = canary();
+        canary.subscribed();
+        canary.start(Progress::default());
+        canary.publishing = None;
+        canary
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_that_comes_back_rests_for_the_interval() {
+        let mut canary = under_way();
+        assert!(matches!(canary.mind(Event::Published(Ok(())), progress(1, 0)), Ok(Verdict::Fine)));
+        canary.ponged();
+        tokio::time::advance(Duration::from_millis(40)).await;
+        assert_eq!(canary.heard(b"9"), None, "of another round");
+        assert_eq!(canary.heard(b"1"), Some(Duration::from_millis(40)));
+        assert_eq!(canary.heard(b"1"), None, "once");
+        let start = Instant::now();
+        assert!(matches!(canary.event().await, Event::Timer));
+        assert_eq!(start.elapsed(), INTERVAL);
+        assert!(matches!(canary.mind(Event::Timer, progress(1, 0)), Ok(Verdict::Start)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_a_dead_path() {
+        let mut canary = under_way();
+        assert_eq!(canary.mind(Event::Timer, progress(0, 0)).unwrap_err(), Wedged::Silent(LIMIT));
+        let mut canary = under_way();
+        assert!(canary.mind(Event::Timer, progress(1, 0)).is_ok(), "behind a backlog the answer is late");
+        assert_eq!(canary.mind(Event::Timer, progress(1, 0)).unwrap_err(), Wedged::Silent(LIMIT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_accepted_publication_that_does_not_come_back_is_a_wedge() {
+        let mut canary = under_way();
+        canary.ponged();
+        assert!(canary.mind(Event::Timer, progress(9, 0)).is_ok(), "nobody has accepted it yet");
+        assert!(canary.mind(Event::Published(Ok(())), progress(9, 0)).is_ok());
+        assert!(canary.mind(Event::Timer, progress(99, 5)).is_ok(), "others are delivered");
+        assert_eq!(canary.mind(Event::Timer, progress(999, 5)).unwrap_err(), Wedged::Missed(LIMIT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failing_to_publish_is_not_the_connections_fault() {
+        let mut canary = under_way();
+        canary.ponged();
+        let failed = || Event::Published(Err("no".to_owned()));
+        assert!(matches!(canary.mind(failed(), progress(1, 0)), Ok(Verdict::Fine)));
+        assert!(matches!(canary.mind(Event::Timer, progress(1, 0)), Ok(Verdict::Start)));
+        canary.start(progress(1, 0));
+        canary.publishing = None;
+        canary.ponged();
+        assert!(
+            matches!(canary.mind(failed(), progress(2, 0)), Ok(Verdict::CannotPublish(_))),
+            "twice in a row"
+        );
+        canary.start(progress(2, 0));
+        assert!(matches!(canary.mind(Event::Published(Ok(())), progress(2, 0)), Ok(Verdict::CanPublish)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_round_that_can_publish_comes_at_once() {
+        let mut canary = canary();
+        canary.start(Progress::default());
+        canary.subscribed();
+        canary.ponged();
+        let start = Instant::now();
+        assert!(matches!(canary.event().await, Event::Timer));
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert!(matches!(canary.mind(Event::Timer, progress(1, 0)), Ok(Verdict::Start)));
+    }
 }
