@@ -1,0 +1,22 @@
+// Launches Debian's Chromium for a script.
+
+import { chromium } from "playwright-core";
+
+/** A fresh headless browser with a profile of its own, and no traffic but the page's. */
+export function launch() {
+  return chromium.launch({
+    executablePath: process.env.TIDEGATE_CHROMIUM ?? "/usr/bin/chromium",
+    args: [
+      "--no-sandbox",
+      "--disable-gpu",
+      "--disable-quic",
+      "--disable-dev-shm-usage",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+      // A page that a script made up has no address, and such a page may not reach loopback addresses.
+      "--disable-features=LocalNetworkAccessChecks",
+    ],
+  });
+}

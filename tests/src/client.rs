@@ -1,0 +1,135 @@
+//! Clients of every kind behind one handle.
+//!
+//! A [`Client`] listens from the moment it is made, writes a [`Journal`], and
+//! sends what it is told. The kinds differ in who does the work: a library in this process, a socket read
+//! by hand, or a script under Node.js, Python or Chromium.
+
+mod event_stream;
+mod script;
+mod tungstenite;
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::{sync::mpsc, task::JoinSet};
+
+pub use self::event_stream::Parser as EventStreamParser;
+pub(crate) use self::script::Script;
+use crate::journal::{End, Journal, Message, Payload, Reader};
+
+/// Commands that may wait for a client: enough for any burst of a scenario.
+const COMMANDS: usize = 4096;
+
+/// A client of some kind. Dropping it drops its connection.
+#[derive(Debug)]
+pub struct Client {
+    reader: Reader,
+    commands: Option<mpsc::Sender<Payload>>,
+    tasks: JoinSet<()>,
+}
+
+impl Client {
+    /// A plain WebSocket by `tokio-tungstenite`. `headers` are added to the handshake.
+    pub async fn websocket(url: &str, headers: &[(&str, &str)]) -> Result<Self> {
+        tungstenite::connect(url, headers)?.opened().await
+    }
+
+    /// An event stream, read from a socket.
+    pub async fn events(url: &str) -> Result<Self> {
+        event_stream::connect(url)?.opened().await
+    }
+
+    /// A plain WebSocket by the `ws` of Node.js.
+    pub async fn node_websocket(url: &str) -> Result<Self> {
+        script::node(&["ws.mjs", url])?.opened().await
+    }
+
+    /// An event stream by the `eventsource` of Node.js, which hears the events `message` and `names`.
+    pub async fn node_events(url: &str, names: &[&str]) -> Result<Self> {
+        script::node(&[&["eventsource.mjs", url], names].concat())?.opened().await
+    }
+
+    /// A plain WebSocket by the `websockets` of Python.
+    pub async fn python_websocket(url: &str) -> Result<Self> {
+        script::python(&["websockets_client.py", url])?.opened().await
+    }
+
+    /// A browser's own `WebSocket`, in a page of `origin`.
+    pub async fn browser_websocket(url: &str, origin: &str) -> Result<Self> {
+        script::node(&["browser.mjs", "websocket", url, origin])?.opened().await
+    }
+
+    /// A browser's own `EventSource`, in a page of `origin`.
+    pub async fn browser_events(url: &str, origin: &str) -> Result<Self> {
+        script::node(&["browser.mjs", "eventsource", url, origin])?.opened().await
+    }
+
+    /// Sends a message. Fails if the client is gone.
+    pub async fn send(&self, payload: Payload) -> Result<()> {
+        let commands = self.commands.as_ref().context("the client has been told to leave")?;
+        commands.send(payload).await.context("the client is gone")
+    }
+
+    /// Says goodbye in the way of its kind, and waits for the end. Clients that end without hearing of it
+    /// are gone when this returns all the same.
+    pub async fn leave(mut self) -> Result<Journal> {
+        self.commands = None;
+        while self.tasks.join_next().await.is_some() {}
+        Ok(self.reader.now())
+    }
+
+    fn start<F>(name: &str, work: impl FnOnce(Writer, mpsc::Receiver<Payload>) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (journal, reader) = Reader::new(name);
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(work(Writer(journal), inbox));
+        Self { reader, commands: Some(commands), tasks }
+    }
+
+    /// Waits until the connection is open.
+    async fn opened(self) -> Result<Self> {
+        let tried = |journal: &Journal| journal.opened > 0 || journal.end.is_some();
+        let journal = self.reader.until("open connection", tried).await?;
+        ensure!(journal.opened > 0, "not connected: {:?}", journal.end);
+        Ok(self)
+    }
+}
+
+/// A client is read like its journal.
+impl std::ops::Deref for Client {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
+    }
+}
+
+/// The writing end of a client's journal.
+struct Writer(tokio::sync::watch::Sender<Journal>);
+
+impl Writer {
+    fn opened(&self) {
+        self.0.send_modify(|journal| journal.opened += 1);
+    }
+
+    fn interrupted(&self) {
+        self.0.send_modify(|journal| journal.interrupted += 1);
+    }
+
+    fn message(&self, message: Message) {
+        self.0.send_modify(|journal| journal.messages.push(message));
+    }
+
+    fn ended(&self, end: End) {
+        self.0.send_if_modified(|journal| {
+            let first = journal.end.is_none();
+            journal.end.get_or_insert(end);
+            first
+        });
+    }
+
+    fn modify(&self, change: impl FnOnce(&mut Journal)) {
+        self.0.send_modify(change);
+    }
+}

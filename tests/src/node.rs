@@ -1,0 +1,410 @@
+//! A node as a process.
+//!
+//! Owns starting `tidegate`, learning its addresses from its log, keeping all it wrote, its signals and its
+//! end. Does not know what a node answers.
+
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    process::{Child, Command},
+    sync::watch,
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    PATIENCE,
+    http::{Request, Response},
+    samples::Samples,
+    token::SECRET,
+};
+
+/// How many lines of a node's output a failed test shows.
+const TAIL: usize = 40;
+
+/// A node that has not been started.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
+    pid_one: bool,
+}
+
+impl Builder {
+    /// A node with a key, on ports of the system's choice, that leaves at once when told to.
+    pub fn new() -> Self {
+        Self::unconfigured()
+            .set("auth.hs256_secret", SECRET)
+            .set("drain.pause", "0s")
+            .set("drain.window", "100ms")
+            .set("drain.deadline", "10s")
+    }
+
+    /// A node on ports of the system's choice, and otherwise as it comes.
+    pub fn unconfigured() -> Self {
+        Self { settings: Vec::new(), environment: Vec::new(), pid_one: false }
+            .set("public.listen", "127.0.0.1:0")
+            .set("ops.listen", "127.0.0.1:0")
+            .set("log.format", "json")
+    }
+
+    /// Sets a configuration key. The last value counts.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.retain(|(own, _)| own != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets an environment variable. A node inherits none but `PATH`.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs as the first process of a PID namespace, as in a container without an init.
+    #[must_use]
+    pub fn as_pid_one(mut self) -> Self {
+        self.pid_one = true;
+        self
+    }
+
+    /// Starts the node and waits until it is ready.
+    pub async fn start(&self) -> Result<Node> {
+        let node = self.launch().await?;
+        node.until_ready().await?;
+        Ok(node)
+    }
+
+    /// Starts the node and waits until both listeners are open, ready or not.
+    pub async fn launch(&self) -> Result<Node> {
+        let mut node = self.spawn()?;
+        let mut output = node.output.clone();
+        let listening =
+            output.wait_for(|output| output.address("public").is_some() && output.address("ops").is_some());
+        let found = match timeout(PATIENCE, listening).await {
+            Ok(Ok(output)) => output.address("public").zip(output.address("ops")),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let Some(addresses) = found else {
+            bail!("the node did not open its listeners; it wrote:\n{}", node.output());
+        };
+        (node.public, node.ops) = addresses;
+        node.pid = node.find_pid().await?;
+        Ok(node)
+    }
+
+    /// Starts a node that is expected to end by itself, and returns how it ended and all it wrote.
+    pub async fn run_to_the_end(&self) -> Result<(ExitStatus, String)> {
+        let mut node = self.spawn()?;
+        let status = node.exited().await?;
+        Ok((status, node.output()))
+    }
+
+    fn spawn(&self) -> Result<Node> {
+        let directory = tempfile::tempdir()?;
+        let mut command = self.command(binary()?);
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        for (key, value) in &self.settings {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+        let (writer, output) = watch::channel(Output::default());
+        let mut readers = JoinSet::new();
+        readers.spawn(keep(child.stdout.take().context("stdout is piped")?, writer.clone()));
+        readers.spawn(keep(child.stderr.take().context("stderr is piped")?, writer));
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        Ok(Node {
+            child,
+            pid: None,
+            wrapped: self.pid_one,
+            public: unknown,
+            ops: unknown,
+            output,
+            readers,
+            _directory: directory,
+        })
+    }
+
+    fn command(&self, binary: PathBuf) -> Command {
+        if !self.pid_one {
+            return Command::new(binary);
+        }
+        let mut command = Command::new("unshare");
+        if !geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        command.args(["--fork", "--pid", "--mount-proc", "--kill-child"]).arg(binary);
+        command
+    }
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A running node. Killed when dropped.
+#[derive(Debug)]
+pub struct Node {
+    child: Child,
+    /// The node's own process: not that of a wrapper.
+    pid: Option<Pid>,
+    wrapped: bool,
+    /// Where clients connect.
+    pub public: SocketAddr,
+    /// Where probes and metrics are.
+    pub ops: SocketAddr,
+    output: watch::Receiver<Output>,
+    readers: JoinSet<()>,
+    _directory: TempDir,
+}
+
+impl Node {
+    /// The URL of a room's WebSocket. `query` may be empty.
+    pub fn ws(&self, room: &str, token: &str, query: &str) -> String {
+        format!("ws://{}{}", self.public, target(room, token, query))
+    }
+
+    /// The URL of a room's event stream, or of its `POST`.
+    pub fn url(&self, room: &str, token: &str, query: &str) -> String {
+        format!("http://{}{}", self.public, target(room, token, query))
+    }
+
+    /// Publishes a body by `POST` and expects it to be accepted.
+    pub async fn post(&self, room: &str, token: &str, content_type: &str, body: &[u8]) -> Result<()> {
+        let request = Request::post(&format!("/rooms/{room}"), content_type, body).bearer(token);
+        let response = request.send(self.public).await?;
+        ensure!(response.status == 202, "accepted, not {} {}", response.status, response.text());
+        Ok(())
+    }
+
+    /// Asks the operators' side.
+    pub async fn ask_ops(&self, path: &str) -> Result<Response> {
+        Request::get(path).send(self.ops).await
+    }
+
+    /// What `/metrics` says now.
+    pub async fn samples(&self) -> Result<Samples> {
+        let response = self.ask_ops("/metrics").await?;
+        ensure!(response.status == 200, "metrics, not {}", response.status);
+        Ok(Samples::parse(&response.text()))
+    }
+
+    /// Waits until the metrics are as wanted.
+    pub async fn until_samples(&self, what: &str, state: impl Fn(&Samples) -> bool) -> Result<Samples> {
+        let poll = async {
+            loop {
+                let samples = self.samples().await?;
+                if state(&samples) {
+                    return Ok(samples);
+                }
+                pause().await;
+            }
+        };
+        match timeout(PATIENCE, poll).await {
+            Ok(samples) => samples,
+            Err(_) => bail!("no {what} within {PATIENCE:?}: {:?}", self.samples().await?),
+        }
+    }
+
+    /// Waits until the node says that it is ready.
+    pub async fn until_ready(&self) -> Result<()> {
+        self.until_probe("/readyz", 200).await.map(drop)
+    }
+
+    /// Waits until a probe answers with this status.
+    pub async fn until_probe(&self, path: &str, status: u16) -> Result<Response> {
+        let mut last = String::from("no answer");
+        let poll = async {
+            loop {
+                match self.ask_ops(path).await {
+                    Ok(response) if response.status == status => return response,
+                    Ok(response) => last = format!("{} {}", response.status, response.text()),
+                    Err(error) => last = format!("{error:#}"),
+                }
+                pause().await;
+            }
+        };
+        match timeout(PATIENCE, poll).await {
+            Ok(response) => Ok(response),
+            Err(_) => bail!("{path} is not {status} within {PATIENCE:?}, it is: {last}"),
+        }
+    }
+
+    /// Everything the node has written so far, standard output and standard error together.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&self.output.borrow().bytes).into_owned()
+    }
+
+    /// Waits until the node has written this.
+    pub async fn until_written(&self, text: &str) -> Result<()> {
+        let mut output = self.output.clone();
+        let written = output.wait_for(|output| String::from_utf8_lossy(&output.bytes).contains(text));
+        match timeout(PATIENCE, written).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => bail!("the node has not written {text:?}"),
+        }
+    }
+
+    /// Sends SIGTERM to the node itself.
+    pub fn terminate(&self) -> Result<()> {
+        let pid = self.pid.context("the node has been launched")?;
+        kill_process(pid, Signal::TERM).context("SIGTERM")
+    }
+
+    /// Ends the node without warning.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.child.kill().await.context("SIGKILL")
+    }
+
+    /// Waits for the node's end. All it wrote has been kept by then.
+    pub async fn exited(&mut self) -> Result<ExitStatus> {
+        let Ok(status) = timeout(PATIENCE, self.child.wait()).await else {
+            bail!("the node has not ended within {PATIENCE:?}");
+        };
+        while self.readers.join_next().await.is_some() {}
+        Ok(status?)
+    }
+
+    /// Resident memory, in bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(self.proc("status")?)?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Ok(kib.context("VmRSS")?.trim().parse::<u64>()? * 1024)
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(self.proc("fd")?)?.count())
+    }
+
+    /// Waits until no more than `count` file descriptors are open.
+    pub async fn until_descriptors(&self, count: usize) -> Result<()> {
+        let poll = async {
+            while self.descriptors()? > count {
+                pause().await;
+            }
+            Ok(())
+        };
+        match timeout(PATIENCE, poll).await {
+            Ok(done) => done,
+            Err(_) => bail!("{} descriptors are open, {count} were expected", self.descriptors()?),
+        }
+    }
+
+    fn proc(&self, file: &str) -> Result<PathBuf> {
+        let pid = self.pid.context("the node has been launched")?;
+        Ok(Path::new("/proc").join(pid.as_raw_nonzero().to_string()).join(file))
+    }
+
+    /// The process that is the node: the child, or the wrapper's child.
+    async fn find_pid(&self) -> Result<Option<Pid>> {
+        let own = self.child.id().context("the node is running")?;
+        let number = if self.wrapped {
+            let children = tokio::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).await?;
+            children.split_whitespace().next().context("the wrapper has a child")?.parse()?
+        } else {
+            i32::try_from(own)?
+        };
+        Ok(Pid::from_raw(number))
+    }
+}
+
+/// The test runner shows this only when the test has failed.
+impl Drop for Node {
+    #[expect(clippy::print_stderr, reason = "the test runner captures it and shows it for failed tests")]
+    fn drop(&mut self) {
+        let output = self.output();
+        let lines: Vec<_> = output.lines().collect();
+        let tail = lines.get(lines.len().saturating_sub(TAIL)..).unwrap_or_default();
+        eprintln!("--- the last lines of the node on {}:\n{}", self.public, tail.join("\n"));
+    }
+}
+
+/// What a node has written.
+#[derive(Debug, Default)]
+struct Output {
+    bytes: Vec<u8>,
+    listening: Vec<(String, SocketAddr)>,
+}
+
+impl Output {
+    fn address(&self, listener: &str) -> Option<SocketAddr> {
+        self.listening.iter().find(|(name, _)| name == listener).map(|(_, address)| *address)
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        if let Some(found) = listening(line) {
+            self.listening.push(found);
+        }
+        self.bytes.extend_from_slice(line);
+    }
+}
+
+/// The listener and its address, if the line is the one that tells them.
+fn listening(line: &[u8]) -> Option<(String, SocketAddr)> {
+    let line: Value = serde_json::from_slice(line).ok()?;
+    let field = |name: &str| line.get(name).or_else(|| line.get("fields")?.get(name))?.as_str();
+    (field("message")? == "listening").then_some(())?;
+    Some((field("listener")?.to_owned(), field("address")?.parse().ok()?))
+}
+
+async fn keep(mut stream: impl AsyncRead + Unpin, output: watch::Sender<Output>) {
+    let mut pending = Vec::new();
+    while matches!(stream.read_buf(&mut pending).await, Ok(count) if count > 0) {
+        if let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') {
+            let rest = pending.split_off(end + 1);
+            let lines = std::mem::replace(&mut pending, rest);
+            output.send_modify(|output| {
+                for line in lines.split_inclusive(|&byte| byte == b'\n') {
+                    output.line(line);
+                }
+            });
+        }
+    }
+    output.send_modify(|output| output.line(&pending));
+}
+
+/// `TIDEGATE_BIN`, or the one beside the running test.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TIDEGATE_BIN").filter(|path| path != &OsString::new()) {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    let profile = test.parent().and_then(Path::parent).context("a test lies in target/<profile>/deps")?;
+    let path = profile.join("tidegate");
+    ensure!(path.exists(), "{} is missing: run tests/run, or build it with `cargo build`", path.display());
+    Ok(path)
+}
+
+fn target(room: &str, token: &str, query: &str) -> String {
+    let query = if query.is_empty() { String::new() } else { format!("&{query}") };
+    format!("/rooms/{room}?token={token}{query}")
+}
+
+/// Between two looks at something that cannot be waited for.
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(20)).await;
+}

@@ -1,0 +1,171 @@
+//! A WebSocket by hand: frames that no client library would send, and reads that stop.
+//!
+//! Writes whatever it is told and reads frames as they come. It answers no ping, joins no fragments and
+//! checks nothing.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use crate::{
+    PATIENCE,
+    http::{Incoming, Request},
+};
+
+/// A frame as it is written: every bit is the test's choice.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// FIN, RSV1–3 and the opcode.
+    pub first: u8,
+    /// Whether the payload is masked, as RFC 6455 §5.1 demands of clients.
+    pub masked: bool,
+    /// The length that the header claims, if not the payload's own.
+    pub claimed: Option<u64>,
+    /// The payload, unmasked.
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// A whole text message, as it should be.
+    pub fn text(payload: impl Into<Vec<u8>>) -> Self {
+        Self { first: 0x81, masked: true, claimed: None, payload: payload.into() }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+        // RFC 6455 §5.2: a length of 126 or 127 announces two or eight bytes with the real one.
+        let length = self.claimed.unwrap_or(self.payload.len() as u64);
+        let (short, extended) = match (u8::try_from(length), u16::try_from(length)) {
+            (Ok(short @ ..=125), _) => (short, Vec::new()),
+            (_, Ok(medium)) => (126, medium.to_be_bytes().to_vec()),
+            _ => (127, length.to_be_bytes().to_vec()),
+        };
+        let mut out = vec![self.first, short | if self.masked { 0x80 } else { 0 }];
+        out.extend(extended);
+        if self.masked {
+            out.extend(MASK);
+            out.extend(self.payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        } else {
+            out.extend(&self.payload);
+        }
+        out
+    }
+}
+
+/// A frame as it was read: the first byte and the payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// FIN, RSV1–3 and the opcode.
+    pub first: u8,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+impl Received {
+    /// The code of a close frame.
+    pub fn close_code(&self) -> Option<u16> {
+        match (self.first, self.payload.as_slice()) {
+            (0x88, [high, low, ..]) => Some(u16::from_be_bytes([*high, *low])),
+            _ => None,
+        }
+    }
+}
+
+/// An upgraded connection.
+#[derive(Debug)]
+pub struct RawSocket {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    /// Bytes written, from the first of the handshake.
+    pub sent: usize,
+    /// Bytes read, from the first of the answer to the handshake.
+    pub received: usize,
+}
+
+impl RawSocket {
+    /// Connects and upgrades.
+    pub async fn connect(address: SocketAddr, target: &str) -> Result<Self> {
+        Self::upgrade(TcpStream::connect(address).await?, address, target).await
+    }
+
+    /// Connects and upgrades with as small a receive buffer as the system gives.
+    pub async fn connect_narrow(address: SocketAddr, target: &str) -> Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(1024)?;
+        Self::upgrade(socket.connect(address).await?, address, target).await
+    }
+
+    async fn upgrade(mut stream: TcpStream, address: SocketAddr, target: &str) -> Result<Self> {
+        let request = Request::upgrade(target).bytes(address);
+        stream.write_all(&request).await?;
+        let incoming = timeout(PATIENCE, Incoming::read(stream)).await.context("the handshake")??;
+        ensure!(incoming.status == 101, "upgraded, not {}", incoming.status);
+        let head = incoming.head_length;
+        let (stream, buffer) = incoming.into_stream();
+        Ok(Self { stream, sent: request.len(), received: head + buffer.len(), buffer })
+    }
+
+    /// Writes one frame.
+    pub async fn send(&mut self, frame: &Frame) -> Result<()> {
+        self.send_bytes(&frame.bytes()).await
+    }
+
+    /// Writes any bytes.
+    pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.sent += bytes.len();
+        Ok(())
+    }
+
+    /// The next frame, `None` at the end of the connection.
+    pub async fn receive(&mut self) -> Result<Option<Received>> {
+        timeout(PATIENCE, self.frame()).await.context("the next frame")?
+    }
+
+    /// Reads on until a close frame and returns its code, or `None` if the connection ends without one.
+    pub async fn close_code(&mut self) -> Result<Option<u16>> {
+        while let Some(frame) = self.receive().await? {
+            if frame.first & 0x0f == 0x8 {
+                return Ok(frame.close_code());
+            }
+        }
+        Ok(None)
+    }
+
+    async fn frame(&mut self) -> Result<Option<Received>> {
+        loop {
+            if let Some((frame, length)) = parse(&self.buffer) {
+                self.buffer.drain(..length);
+                return Ok(Some(frame));
+            }
+            match self.stream.read_buf(&mut self.buffer).await {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.received += count,
+                // The server may close while bytes of ours are still under way: the kernel then resets.
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The first frame of `bytes` and how many bytes it takes, if it is complete. A server's frame has no mask.
+fn parse(bytes: &[u8]) -> Option<(Received, usize)> {
+    let (&first, rest) = bytes.split_first()?;
+    let (&length, rest) = rest.split_first()?;
+    let (length, rest) = match length {
+        126 => {
+            rest.split_first_chunk::<2>().map(|(raw, rest)| (u64::from(u16::from_be_bytes(*raw)), rest))?
+        }
+        127 => rest.split_first_chunk::<8>().map(|(raw, rest)| (u64::from_be_bytes(*raw), rest))?,
+        short => (u64::from(short), rest),
+    };
+    let payload = rest.get(..usize::try_from(length).ok()?)?;
+    let taken = bytes.len() - rest.len() + payload.len();
+    Some((Received { first, payload: payload.to_vec() }, taken))
+}

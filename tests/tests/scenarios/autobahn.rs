@@ -1,0 +1,68 @@
+//! The Autobahn cases: a plain room that echoes, held against the protocol's conformance suite.
+
+use std::{collections::BTreeMap, io::Write as _, process::Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tidegate_tests::{file, node::Builder, token::anywhere};
+use tokio::process::Command;
+
+/// Sections: framing, pings, reserved bits, opcodes, fragments, UTF-8, closing, limits, miscellaneous. 12 and
+/// 13 are compression, which is not offered.
+const SECTIONS: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
+const CASES: usize = 301;
+
+/// Cases in which the suite only looks on: what a server does there is left open by RFC 6455.
+const INFORMATIONAL: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
+
+/// Cases that may end as NON-STRICT, which the suite calls acceptable. In each, good messages are followed at
+/// once by a frame that breaks the protocol. The strict outcome is that their echoes come first. Here an echo
+/// comes back through the broker like everybody's message, and a connection that broke the protocol is failed
+/// without waiting for it (RFC 6455 §7.1.7): the messages have been published, their sender is not told.
+const MAY_MISS_ITS_ECHO: [&str; 10] =
+    ["3.2", "3.3", "3.4", "4.1.3", "4.1.4", "4.1.5", "4.2.3", "4.2.4", "4.2.5", "5.15"];
+
+#[tokio::test]
+async fn the_suite_finds_nothing() -> Result<()> {
+    let node =
+        Builder::new().set("limits.message_size", "16MiB").set("limits.outbound", "64MiB").start().await?;
+    let directory = tempfile::tempdir()?;
+    let suite = Command::new(file(".venv/bin/kosoku"))
+        .args(["-m", "fuzzingclient", &node.ws("autobahn", &anywhere("autobahn"), "")])
+        .args(SECTIONS.iter().flat_map(|section| ["-i", section]))
+        .arg("-o")
+        .arg(directory.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("start kosoku (run tests/run once)")?;
+    let said = String::from_utf8_lossy(&suite.stderr).into_owned();
+    let report = std::fs::read(directory.path().join("index.json")).with_context(|| said.clone())?;
+    let report: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_slice(&report)?;
+    let cases = report.into_values().next().context("one server was looked at")?;
+
+    let mut table: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+    let mut failed = Vec::new();
+    for (case, result) in &cases {
+        let verdict = |key: &str| result.get(key).and_then(Value::as_str).unwrap_or("absent").to_owned();
+        let (behavior, close) = (verdict("behavior"), verdict("behaviorClose"));
+        let expected = if INFORMATIONAL.contains(&case.as_str()) { "INFORMATIONAL" } else { "OK" };
+        let excused = behavior == "NON-STRICT" && MAY_MISS_ITS_ECHO.contains(&case.as_str());
+        if (behavior != expected && !excused) || (close != "OK" && close != expected) {
+            failed.push(format!("{case}: {behavior}, close {close}"));
+        }
+        let section = case.split('.').next().unwrap_or_default();
+        *table.entry(format!("section {section:>2}")).or_default().entry(behavior).or_default() += 1;
+    }
+    // Past the test runner, which keeps to itself what passing tests print: this table is wanted every time.
+    let mut stdout = std::io::stdout().lock();
+    for (section, counts) in &table {
+        writeln!(stdout, "autobahn {section}: {counts:?}")?;
+    }
+    ensure!(failed.is_empty(), "{} of {} cases: {failed:#?}", failed.len(), cases.len());
+    ensure!(cases.len() == CASES, "{CASES} cases were expected, {} were run: {said}", cases.len());
+    Ok(())
+}

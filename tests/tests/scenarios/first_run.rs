@@ -1,0 +1,142 @@
+//! The first five minutes of somebody who has just built the program.
+
+use anyhow::{Context as _, Result, ensure};
+use tidegate_tests::{
+    client::Client,
+    http::Request,
+    journal::Payload,
+    node::{Builder, Node},
+    pages::Pages,
+    token::anywhere,
+};
+
+use crate::stage::{alone, payloads};
+
+/// The address that a node prints for a person to open.
+fn printed_url(node: &Node) -> Result<String> {
+    let output = node.output();
+    let start = output.find("http://127.0.0.1:").with_context(|| format!("a URL in:\n{output}"))?;
+    let url = output[start..].split_whitespace().next().context("a URL ends")?;
+    Ok(url.to_owned())
+}
+
+#[tokio::test]
+async fn a_node_without_a_key_prints_a_token_that_works() -> Result<()> {
+    let node = Builder::unconfigured().start().await?;
+    node.until_written("#token=").await?;
+    let url = printed_url(&node)?;
+    let (page, token) = url.split_once("#token=").context("a token in the URL's fragment")?;
+    ensure!(page == format!("http://{}/", node.public), "{page}");
+
+    let client = Client::websocket(&node.ws("demo:lobby", token, ""), &[]).await?;
+    client.send(Payload::text("hello")).await?;
+    ensure!(payloads(&client.heard(1).await?) == [Payload::text("hello")]);
+    // The token is for the demo's rooms, and the key is not another node's.
+    let elsewhere = Request::upgrade("/rooms/lobby").bearer(token).send(node.public).await?;
+    ensure!(elsewhere.status == 403, "{elsewhere:?}");
+    let other = Builder::unconfigured().start().await?;
+    let foreign = Request::upgrade("/rooms/demo:lobby").bearer(token).send(other.public).await?;
+    ensure!(foreign.status == 401, "{foreign:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_demo_page_is_strict_and_only_there_without_a_key() -> Result<()> {
+    let open = Builder::unconfigured().start().await?;
+    for (path, kind) in [("/", "text/html"), ("/demo.js", "text/javascript"), ("/demo.css", "text/css")] {
+        let response = Request::get(path).send(open.public).await?;
+        ensure!(response.status == 200, "{path}: {response:?}");
+        ensure!(response.header("Content-Type").is_some_and(|value| value.starts_with(kind)), "{path}");
+        ensure!(!response.body.is_empty(), "{path}");
+        let policy = response.header("Content-Security-Policy").context("a policy")?;
+        ensure!(policy.contains("default-src 'none'"), "{policy}");
+        ensure!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+        ensure!(response.header("X-Content-Type-Options") == Some("nosniff"), "{path}");
+    }
+    let html = Request::get("/").send(open.public).await?.text();
+    for attribute in ["src=\"http", "href=\"http", "src=\"//", "href=\"//"] {
+        ensure!(!html.contains(attribute), "nothing comes from elsewhere");
+    }
+
+    let closed = alone().await?;
+    let asked_for = Builder::new().set("demo", "true").start().await?;
+    ensure!(Request::get("/").send(closed.public).await?.status == 404);
+    ensure!(Request::get("/").send(asked_for.public).await?.status == 200);
+    Ok(())
+}
+
+const OPEN: &str = "#state[data-state=open]";
+const NOT_OPEN: &str = "#state:not([data-state=open])";
+
+#[tokio::test]
+async fn two_people_talk_on_the_demo_page() -> Result<()> {
+    let node = Builder::unconfigured().start().await?;
+    node.until_written("#token=").await?;
+    let url = printed_url(&node)?;
+    let mut pages = Pages::launch()?;
+    for page in ["alice", "bob"] {
+        ensure!(pages.open(page, &url).await? == 200);
+        pages.see(page, OPEN, "connected").await?;
+        pages.fill(page, "#nickname", page).await?;
+    }
+    say(&mut pages, "alice", "hello <b>bob</b> 🦀").await?;
+    for page in ["alice", "bob"] {
+        pages.see(page, &said_by("alice"), "hello <b>bob</b> 🦀").await?;
+    }
+    say(&mut pages, "bob", "hello alice").await?;
+    for page in ["alice", "bob"] {
+        pages.see(page, &said_by("bob"), "hello alice").await?;
+        ensure!(pages.count(page, "#messages li[data-kind=chat]", "").await? == 2, "each message once");
+    }
+
+    // Another room: what is said there is not heard here, but seen to be there.
+    pages.click("alice", "#room-list button[data-room=\"demo:tide\"]").await?;
+    pages.see("alice", OPEN, "connected").await?;
+    say(&mut pages, "alice", "high tide").await?;
+    pages.see("bob", "#room-list button[data-room=\"demo:tide\"] .unread", "1").await?;
+    ensure!(pages.count("bob", "#messages li", "high tide").await? == 0);
+    pages.click("bob", "#room-list button[data-room=\"demo:tide\"]").await?;
+    pages.see("bob", &said_by("alice"), "high tide").await?;
+
+    // A backend that knows nothing of the page is heard as it is.
+    let (_, token) = url.split_once("#token=").context("a token")?;
+    node.post("demo:tide", token, "text/plain", b"from a terminal").await?;
+    pages.see("bob", "#messages li[data-kind=raw] .text", "from a terminal").await?;
+    for page in ["alice", "bob"] {
+        let complaints = pages.complaints(page).await?;
+        ensure!(complaints.is_empty(), "{page}: {complaints:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn pages_come_back_when_the_node_does() -> Result<()> {
+    let mut node = Builder::new().set("demo", "true").start().await?;
+    let address = node.public.to_string();
+    let mut pages = Pages::launch()?;
+    for page in ["alice", "bob"] {
+        pages.open(page, &format!("http://{address}/#token={}", anywhere(page))).await?;
+        pages.see(page, OPEN, "connected").await?;
+        pages.fill(page, "#nickname", page).await?;
+    }
+    node.kill().await?;
+    for page in ["alice", "bob"] {
+        pages.see(page, NOT_OPEN, "").await?;
+    }
+    let _again = Builder::new().set("demo", "true").set("public.listen", &address).start().await?;
+    for page in ["alice", "bob"] {
+        pages.see(page, OPEN, "connected").await?;
+    }
+    say(&mut pages, "bob", "still there?").await?;
+    pages.see("alice", &said_by("bob"), "still there?").await?;
+    Ok(())
+}
+
+async fn say(pages: &mut Pages, page: &str, text: &str) -> Result<()> {
+    pages.fill(page, "#composer input", text).await?;
+    pages.press(page, "#composer input", "Enter").await
+}
+
+fn said_by(name: &str) -> String {
+    format!("#messages li[data-kind=chat][data-from=\"{name}\"] .text")
+}
