@@ -103,9 +103,15 @@ impl Node {
         let broker = start_broker(&config, &fan_out, &metrics)?;
         let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
+        let authenticator = Arc::new(Authenticator::new(AuthConfig {
+            hs256_secret: secret,
+            leeway: config.auth.leeway,
+            policies: config.rooms.clone(),
+        }));
         let context = Arc::new(Context {
             hub: Arc::clone(&hub),
             broker: Arc::clone(&broker),
+            authenticator: Arc::clone(&authenticator),
             metrics: Arc::clone(&metrics),
             ids: Arc::clone(&ids),
             settings: settings(&config),
@@ -114,11 +120,7 @@ impl Node {
         // A shard serves the routes, and the routes count what the shards hold: the counters come first.
         let vitals: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
         let gate = Arc::new(Gate {
-            authenticator: Authenticator::new(AuthConfig {
-                hs256_secret: secret,
-                leeway: config.auth.leeway,
-                policies: config.rooms.clone(),
-            }),
+            authenticator,
             origins: config.origins.clone(),
             broker: Arc::clone(&broker),
             metrics,
@@ -261,6 +263,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         message_size: config.limits.message_size.get(),
         outbound: config.limits.outbound.get(),
+        rooms_per_session: config.limits.rooms_per_session,
         header_timeout: config.public.header_timeout,
         subscribe_timeout: config.broker.subscribe_timeout,
         heartbeat_interval: config.heartbeat.interval,

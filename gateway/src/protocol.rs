@@ -7,11 +7,12 @@
 //!   are encoded once per node and shared ([`WireFormat::encode`]);
 //! - everything else is said to one session and encoded by its [`Protocol`].
 
-use broker_bridge::{Data, EventName, GapCause, Publication, RoomName};
+use broker_bridge::{Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
 use crate::{session::CloseReason, websocket};
 
+pub mod centrifuge;
 pub mod event_stream;
 pub mod plain;
 
@@ -22,6 +23,8 @@ pub enum Protocol {
     Plain(plain::Plain),
     /// Server-sent events: one or several rooms, nothing from the client.
     EventStream(event_stream::EventStream),
+    /// Centrifuge JSON: many rooms over one WebSocket, with requests and replies.
+    Centrifuge(centrifuge::Centrifuge),
 }
 
 /// The name of a protocol: the metric's label and the log's word.
@@ -31,17 +34,20 @@ pub enum ProtocolName {
     Plain,
     /// [`Protocol::EventStream`]
     EventStream,
+    /// [`Protocol::Centrifuge`]
+    Centrifuge,
 }
 
 impl ProtocolName {
     /// Every protocol.
-    pub const ALL: [Self; 2] = [Self::Plain, Self::EventStream];
+    pub const ALL: [Self; 3] = [Self::Plain, Self::EventStream, Self::Centrifuge];
 
     /// The metric's label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::EventStream => "sse",
+            Self::Centrifuge => "centrifuge",
         }
     }
 }
@@ -55,11 +61,53 @@ pub enum Message {
     Binary(Bytes),
 }
 
+/// Which of a client's requests something belongs to. Protocols without requests use 0.
+pub type RequestId = u32;
+
 /// What a client wants, parsed and named, not yet permitted.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
+    /// Begin the session, with a token unless the connection itself brought one.
+    Connect {
+        /// The request.
+        request: RequestId,
+        /// The token.
+        token: Option<String>,
+    },
+    /// Go on with a newer token.
+    Refresh {
+        /// The request.
+        request: RequestId,
+        /// The token.
+        token: String,
+    },
+    /// Hear what is published in a room.
+    Subscribe {
+        /// The request.
+        request: RequestId,
+        /// The room.
+        room: RoomName,
+    },
+    /// Hear it no more.
+    Unsubscribe {
+        /// The request.
+        request: RequestId,
+        /// The room.
+        room: RoomName,
+    },
+    /// Answer something that needs no permission and changes nothing.
+    Answer {
+        /// The request.
+        request: RequestId,
+        /// The answer.
+        reply: Reply,
+    },
+    /// The client broke its protocol.
+    Break(CloseReason),
     /// Publish into a room.
     Publish {
+        /// The request.
+        request: RequestId,
         /// The room.
         room: RoomName,
         /// The event's name, if the client gave one.
@@ -69,6 +117,70 @@ pub enum Command {
         /// Whether the publishing session itself should be left out.
         echo: bool,
     },
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The session has begun.
+    Connected {
+        /// Its name.
+        session: SessionId,
+        /// Seconds after which it should come with a new token.
+        ttl: u64,
+    },
+    /// The session goes on for so many seconds.
+    Refreshed {
+        /// Its name.
+        session: SessionId,
+        /// Seconds after which it should come with a newer token.
+        ttl: u64,
+    },
+    /// The subscription stands.
+    Subscribed,
+    /// The subscription has ended.
+    Unsubscribed,
+    /// The broker has taken the publication.
+    Published,
+    /// Still here.
+    Pong,
+    /// It could not be done; the connection lives.
+    Failed(ReplyError),
+}
+
+/// Why a request could not be done. The client hears it; the connection lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// No token where one is needed.
+    #[error("unauthorized")]
+    Unauthorized,
+    /// The token has expired: come with a new one.
+    #[error("token expired")]
+    TokenExpired,
+    /// The token does not grant this.
+    #[error("permission denied")]
+    Forbidden,
+    /// The session is in the room already.
+    #[error("already subscribed")]
+    AlreadySubscribed,
+    /// As many rooms as a session may have.
+    #[error("limit exceeded")]
+    LimitExceeded,
+    /// Understood, but wrong.
+    #[error("bad request")]
+    BadRequest,
+    /// No such method.
+    #[error("method not found")]
+    UnknownMethod,
+    /// Not offered by this node.
+    #[error("not available")]
+    NotAvailable,
+    /// The broker could not be reached; the same request may succeed later.
+    #[error("the broker cannot be reached")]
+    Unavailable,
+    /// It may or may not have been done.
+    #[error("internal server error")]
+    Internal,
 }
 
 /// How publications are written for all sessions of one kind.
@@ -81,11 +193,13 @@ pub enum WireFormat {
     Event,
     /// An event of an event stream that carries several rooms.
     RoomEvent,
+    /// A WebSocket frame with a Centrifuge JSON push.
+    CentrifugePush,
 }
 
 impl WireFormat {
     /// How many there are.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 
     /// The bytes every member with this format is sent.
     pub fn encode(self, room: &RoomName, publication: &Publication) -> Bytes {
@@ -93,6 +207,7 @@ impl WireFormat {
             Self::PlainFrame => plain::encode(publication),
             Self::Event => event_stream::encode(None, publication),
             Self::RoomEvent => event_stream::encode(Some(room), publication),
+            Self::CentrifugePush => centrifuge::encode(room, publication),
         }
     }
 }
@@ -103,6 +218,7 @@ impl Protocol {
         match self {
             Self::Plain(_) => ProtocolName::Plain,
             Self::EventStream(_) => ProtocolName::EventStream,
+            Self::Centrifuge(_) => ProtocolName::Centrifuge,
         }
     }
 
@@ -111,6 +227,7 @@ impl Protocol {
         match self {
             Self::Plain(_) => WireFormat::PlainFrame,
             Self::EventStream(stream) => stream.format(),
+            Self::Centrifuge(_) => WireFormat::CentrifugePush,
         }
     }
 
@@ -120,6 +237,24 @@ impl Protocol {
             Self::Plain(plain) => commands.push(plain.decode(message)),
             // The transport of an event stream has no way for a client to send.
             Self::EventStream(_) => {}
+            Self::Centrifuge(_) => centrifuge::decode(&message, commands),
+        }
+    }
+
+    /// Answers a request.
+    pub fn reply(&self, request: RequestId, reply: &Reply) -> Notice {
+        match self {
+            Self::Plain(_) => plain::reply(reply),
+            Self::EventStream(_) => Notice::Silent,
+            Self::Centrifuge(centrifuge) => Notice::Send(centrifuge.reply(request, reply)),
+        }
+    }
+
+    /// Tells the client that it is in a room no longer, because its new token does not grant it.
+    pub fn expelled(&self, room: &RoomName) -> Notice {
+        match self {
+            Self::Plain(_) | Self::EventStream(_) => Notice::Close(CloseReason::Forbidden),
+            Self::Centrifuge(_) => Notice::Send(centrifuge::expelled(room)),
         }
     }
 
@@ -128,6 +263,7 @@ impl Protocol {
         match self {
             Self::Plain(plain) => plain.gap(),
             Self::EventStream(_) => Notice::Send(event_stream::gap(room, cause)),
+            Self::Centrifuge(_) => Notice::Leave(centrifuge::resubscribe(room)),
         }
     }
 
@@ -136,6 +272,7 @@ impl Protocol {
         match self {
             Self::Plain(_) => plain::PING,
             Self::EventStream(_) => event_stream::KEEP_ALIVE,
+            Self::Centrifuge(_) => centrifuge::PING,
         }
     }
 
@@ -145,6 +282,7 @@ impl Protocol {
         match self {
             Self::Plain(_) => reason.plain_close().map(|(code, text)| websocket::close_frame(code, text)),
             Self::EventStream(stream) => stream.farewell(reason, spread),
+            Self::Centrifuge(_) => centrifuge::farewell(reason),
         }
     }
 }
@@ -156,6 +294,8 @@ pub enum Notice {
     Silent,
     /// These bytes.
     Send(Bytes),
+    /// These bytes, and the session is no longer in the room that they are about.
+    Leave(Bytes),
     /// The client asked to be closed in this case.
     Close(CloseReason),
 }

@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`gate`] | [`Gate`]: what every public route asks: may this request come in? |
+//! | [`centrifuge`] | `/connection/websocket`: the Centrifuge protocol |
 //! | [`rooms`] | `/rooms/{room}` and `/rooms`: a room is a URL |
 //! | [`demo`] | the demo page |
 //! | [`ops`] | the second listener: metrics and probes |
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use axum::{Router, extract::Request, routing::any};
 
 pub mod acceptor;
+pub mod centrifuge;
 mod cors;
 pub mod demo;
 pub mod gate;
@@ -31,8 +33,10 @@ pub use problem::{HandshakeResult, Problem, Refusal};
 
 /// All routes of the public listener.
 pub fn public_routes(gate: Arc<Gate>) -> Router {
-    let mut routes =
-        Router::new().route("/rooms/{room}", any(rooms::one_room)).route("/rooms", any(rooms::several_rooms));
+    let mut routes = Router::new()
+        .route("/rooms/{room}", any(rooms::one_room))
+        .route("/rooms", any(rooms::several_rooms))
+        .route("/connection/websocket", any(centrifuge::connection));
     if gate.demo {
         routes = routes.merge(demo::routes());
     }

@@ -1,17 +1,17 @@
 //! A session: one client, whatever carries it.
 //!
 //! A state machine without IO. It turns what the client says into [`Effect`]s after checking them
-//! against the identity's grants, and news into what this client is told. Who runs the effects (the
-//! shard) needs to know nothing of protocols or grants.
+//! against the identity's grants and the session's limits, and news into what this client is told. Who
+//! runs the effects (the shard) needs to know nothing of protocols or grants.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use broker_bridge::{BrokerError, GapCause, Publication, Publisher, RoomName, SessionId};
 use bytes::Bytes;
 
 use crate::{
-    auth::{Identity, Operation},
-    protocol::{Command, Message, Notice, Protocol},
+    auth::{AuthFailure, Authenticator, Identity, Operation, Token, UnixSeconds},
+    protocol::{Command, Message, Notice, Protocol, Reply, ReplyError, RequestId},
 };
 
 mod close;
@@ -24,35 +24,67 @@ pub use close::CloseReason;
 #[derive(Debug)]
 pub struct Session {
     id: SessionId,
-    identity: Arc<Identity>,
+    /// Whose it is; nobody's until a protocol that carries its own token has shown it.
+    identity: Option<Arc<Identity>>,
+    /// Whether the client has begun the session; from the start where the door itself was the beginning.
+    begun: bool,
     protocol: Protocol,
+    /// The rooms that the client has asked for within the session.
+    subscriptions: Vec<Subscription>,
+}
+
+/// A room that the client has asked for.
+#[derive(Debug)]
+struct Subscription {
+    room: RoomName,
+    /// The request that asked for it.
+    request: RequestId,
+}
+
+/// What a session looks at besides itself.
+pub struct Surroundings<'a> {
+    /// Verifies tokens that come within a session.
+    pub authenticator: &'a Authenticator,
+    /// What time it is.
+    pub now: UnixSeconds,
+    /// `limits.rooms_per_session`
+    pub rooms_per_session: usize,
 }
 
 /// What has to happen because of what a client said or is told.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Hand this to the broker; the outcome comes back through [`Session::settled`].
-    Publish(RoomName, Publication),
+    Publish(RequestId, RoomName, Publication),
+    /// Make the session a member; the outcome comes back through [`Session::joined`].
+    Join(RequestId, RoomName),
+    /// End its membership.
+    Leave(RoomName),
     /// Queue these bytes for the client.
     Send(Bytes),
+    /// The identity is good until then.
+    Expires(UnixSeconds),
+    /// A token was refused; to be counted.
+    Refused(AuthFailure),
     /// End the session.
     Close(CloseReason),
 }
 
 impl Session {
-    /// A session that has been admitted.
+    /// A session that has been admitted as `identity`.
     pub fn new(id: SessionId, identity: Arc<Identity>, protocol: Protocol) -> Self {
-        Self { id, identity, protocol }
+        Self { id, identity: Some(identity), begun: true, protocol, subscriptions: Vec::new() }
+    }
+
+    /// A session that the client has yet to begin, by a protocol of its own; perhaps with an identity that
+    /// its connection brought.
+    pub fn to_begin(id: SessionId, identity: Option<Arc<Identity>>, protocol: Protocol) -> Self {
+        Self { id, identity, begun: false, protocol, subscriptions: Vec::new() }
     }
 
     /// Its name across all nodes.
     pub fn id(&self) -> SessionId {
         self.id
-    }
-
-    /// Whose it is.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
     }
 
     /// Its wire protocol.
@@ -61,41 +93,229 @@ impl Session {
     }
 
     /// The client sent `message`.
-    pub fn receive(&mut self, message: Message, commands: &mut Vec<Command>, effects: &mut Vec<Effect>) {
+    pub fn receive(
+        &mut self,
+        message: Message,
+        around: &Surroundings<'_>,
+        commands: &mut Vec<Command>,
+        effects: &mut Vec<Effect>,
+    ) {
         self.protocol.decode(message, commands);
         for command in commands.drain(..) {
-            effects.push(self.permit(command));
+            self.obey(command, around, effects);
         }
+    }
+
+    /// The broker has acknowledged a [`Effect::Join`], or has not. Returns whether the session still wants
+    /// the room by that request: if so, and it was acknowledged, it is a member from now on.
+    pub fn joined(
+        &mut self,
+        request: RequestId,
+        room: &RoomName,
+        acknowledged: bool,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let Some(place) = self.place_of(room, request) else { return false };
+        if acknowledged {
+            self.answer(request, &Reply::Subscribed, effects);
+        } else {
+            self.subscriptions.swap_remove(place);
+            self.answer(request, &Reply::Failed(ReplyError::Unavailable), effects);
+        }
+        acknowledged
     }
 
     /// A publication of this session was taken by the broker, or was not.
-    pub fn settled(&mut self, outcome: &Result<(), BrokerError>, effects: &mut Vec<Effect>) {
-        match (&self.protocol, outcome) {
-            (_, Ok(())) | (Protocol::EventStream(_), Err(_)) => {}
-            // A plain frame has no place for an error, and silence would be a lie.
-            (Protocol::Plain(_), Err(_)) => effects.push(Effect::Close(CloseReason::PublishFailed)),
-        }
+    pub fn settled(&self, request: RequestId, outcome: &Result<(), BrokerError>, effects: &mut Vec<Effect>) {
+        let reply = match outcome {
+            Ok(()) => Reply::Published,
+            Err(BrokerError::Unavailable) => Reply::Failed(ReplyError::Unavailable),
+            Err(_) => Reply::Failed(ReplyError::Internal),
+        };
+        self.answer(request, &reply, effects);
     }
 
     /// Publications of `room` may be missing.
-    pub fn gap(&self, room: &RoomName, cause: GapCause, effects: &mut Vec<Effect>) {
-        match self.protocol.gap(room, cause) {
-            Notice::Silent => {}
+    pub fn gap(&mut self, room: &RoomName, cause: GapCause, effects: &mut Vec<Effect>) {
+        let notice = self.protocol.gap(room, cause);
+        self.tell(notice, room, effects);
+    }
+
+    /// The identity, or the time to show one, is over.
+    pub fn expired(&self) -> CloseReason {
+        if self.begun { CloseReason::TokenExpired } else { CloseReason::Stale }
+    }
+
+    fn obey(&mut self, command: Command, around: &Surroundings<'_>, effects: &mut Vec<Effect>) {
+        let first = matches!(command, Command::Connect { .. });
+        if let Command::Break(reason) = command {
+            return effects.push(Effect::Close(reason));
+        }
+        if first == self.begun {
+            // Something before the beginning, or a second beginning.
+            return effects.push(Effect::Close(CloseReason::BadRequest));
+        }
+        match command {
+            Command::Connect { request, token } => self.connect(request, token, around, effects),
+            Command::Refresh { request, token } => self.refresh(request, &token, around, effects),
+            Command::Subscribe { request, room } => self.subscribe(request, room, around, effects),
+            Command::Unsubscribe { request, room } => self.unsubscribe(request, &room, effects),
+            Command::Answer { request, reply } => self.answer(request, &reply, effects),
+            Command::Publish { request, room, event, data, echo } => {
+                let Some(identity) = self.granted(Operation::Publish, &room) else {
+                    return self.answer(request, &Reply::Failed(ReplyError::Forbidden), effects);
+                };
+                let user = Some(identity.subject().shared());
+                let publisher = Some(Publisher { user, session: self.id });
+                let exclude = (!echo).then_some(self.id);
+                effects.push(Effect::Publish(request, room, Publication { data, event, publisher, exclude }));
+            }
+            Command::Break(_) => {}
+        }
+    }
+
+    fn connect(
+        &mut self,
+        request: RequestId,
+        token: Option<String>,
+        around: &Surroundings<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(token) = token {
+            let Some(identity) = self.verify(request, &token, around, effects) else { return };
+            self.identity = Some(identity);
+        }
+        let Some(identity) = &self.identity else {
+            effects.push(Effect::Refused(AuthFailure::Missing));
+            return self.answer(request, &Reply::Failed(ReplyError::Unauthorized), effects);
+        };
+        effects.push(Effect::Expires(identity.expires_at()));
+        let ttl = announced(identity.remaining(around.now));
+        self.begun = true;
+        self.answer(request, &Reply::Connected { session: self.id, ttl }, effects);
+    }
+
+    fn refresh(
+        &mut self,
+        request: RequestId,
+        token: &str,
+        around: &Surroundings<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(identity) = self.verify(request, token, around, effects) else { return };
+        if self.identity.as_ref().is_none_or(|own| own.subject() != identity.subject()) {
+            // A session stays its user's.
+            return effects.push(Effect::Close(CloseReason::InvalidToken));
+        }
+        effects.push(Effect::Expires(identity.expires_at()));
+        let ttl = announced(identity.remaining(around.now));
+        self.identity = Some(identity);
+        self.answer(request, &Reply::Refreshed { session: self.id, ttl }, effects);
+        self.expel(effects);
+    }
+
+    /// Ends the subscriptions that the identity does not grant.
+    fn expel(&mut self, effects: &mut Vec<Effect>) {
+        let lost: Vec<_> = self
+            .subscriptions
+            .extract_if(.., |subscription| {
+                !self.identity.as_ref().is_some_and(|own| own.may(Operation::Subscribe, &subscription.room))
+            })
+            .collect();
+        for Subscription { room, .. } in lost {
+            effects.push(Effect::Leave(room.clone()));
+            let notice = self.protocol.expelled(&room);
+            self.tell(notice, &room, effects);
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        request: RequestId,
+        room: RoomName,
+        around: &Surroundings<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let refusal = if self.subscriptions.iter().any(|subscription| subscription.room == room) {
+            Some(ReplyError::AlreadySubscribed)
+        } else if self.granted(Operation::Subscribe, &room).is_none() {
+            Some(ReplyError::Forbidden)
+        } else if self.subscriptions.len() >= around.rooms_per_session {
+            Some(ReplyError::LimitExceeded)
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            return self.answer(request, &Reply::Failed(error), effects);
+        }
+        self.subscriptions.push(Subscription { room: room.clone(), request });
+        effects.push(Effect::Join(request, room));
+    }
+
+    /// Answered also where there was nothing to end: the client is where it wants to be.
+    fn unsubscribe(&mut self, request: RequestId, room: &RoomName, effects: &mut Vec<Effect>) {
+        self.subscriptions.retain(|subscription| subscription.room != *room);
+        effects.push(Effect::Leave(room.clone()));
+        self.answer(request, &Reply::Unsubscribed, effects);
+    }
+
+    fn verify(
+        &self,
+        request: RequestId,
+        token: &str,
+        around: &Surroundings<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Arc<Identity>> {
+        let verified = Token::new(token).and_then(|token| around.authenticator.verify(&token, around.now));
+        match verified {
+            Ok(identity) => return Some(Arc::new(identity)),
+            Err(failure) => {
+                effects.push(Effect::Refused(failure));
+                if failure == AuthFailure::Expired {
+                    self.answer(request, &Reply::Failed(ReplyError::TokenExpired), effects);
+                } else {
+                    effects.push(Effect::Close(CloseReason::InvalidToken));
+                }
+            }
+        }
+        None
+    }
+
+    fn granted(&self, operation: Operation, room: &RoomName) -> Option<&Identity> {
+        self.identity.as_deref().filter(|identity| identity.may(operation, room))
+    }
+
+    fn place_of(&self, room: &RoomName, request: RequestId) -> Option<usize> {
+        self.subscriptions
+            .iter()
+            .position(|subscription| subscription.request == request && subscription.room == *room)
+    }
+
+    fn answer(&self, request: RequestId, reply: &Reply, effects: &mut Vec<Effect>) {
+        match self.protocol.reply(request, reply) {
+            Notice::Silent | Notice::Leave(_) => {}
             Notice::Send(bytes) => effects.push(Effect::Send(bytes)),
             Notice::Close(reason) => effects.push(Effect::Close(reason)),
         }
     }
 
-    fn permit(&self, command: Command) -> Effect {
-        match command {
-            Command::Publish { room, event, data, echo } => {
-                if !self.identity.may(Operation::Publish, &room) {
-                    return Effect::Close(CloseReason::Forbidden);
-                }
-                let publisher = Publisher { user: Some(self.identity.subject().shared()), session: self.id };
-                let exclude = (!echo).then_some(self.id);
-                Effect::Publish(room, Publication { data, event, publisher: Some(publisher), exclude })
+    fn tell(&mut self, notice: Notice, room: &RoomName, effects: &mut Vec<Effect>) {
+        match notice {
+            Notice::Silent => {}
+            Notice::Send(bytes) => effects.push(Effect::Send(bytes)),
+            Notice::Close(reason) => effects.push(Effect::Close(reason)),
+            Notice::Leave(bytes) => {
+                self.subscriptions.retain(|subscription| subscription.room != *room);
+                effects.push(Effect::Leave(room.clone()));
+                effects.push(Effect::Send(bytes));
             }
         }
     }
+}
+
+/// Seconds after which a client is told to come with a new token, so that it does so before its present one
+/// is over: a fifth of the time earlier, half a minute at most.
+fn announced(remaining: Duration) -> u64 {
+    let margin = (remaining / 5).min(Duration::from_secs(30));
+    remaining.saturating_sub(margin).as_secs().max(1)
 }

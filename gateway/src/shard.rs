@@ -31,7 +31,7 @@ use std::{
 use axum::Router;
 use broker_bridge::{Broker, SessionId};
 
-use crate::{hub::Hub, metrics::Metrics};
+use crate::{auth::Authenticator, hub::Hub, metrics::Metrics};
 
 pub mod admission;
 mod body;
@@ -54,6 +54,8 @@ pub struct Context {
     pub hub: Arc<Hub>,
     /// Where publications go.
     pub broker: Arc<dyn Broker>,
+    /// Verifies tokens that come within a session.
+    pub authenticator: Arc<Authenticator>,
     /// Where the shards' tallies go.
     pub metrics: Arc<Metrics>,
     /// Names for new sessions.
@@ -69,6 +71,8 @@ pub struct Settings {
     pub message_size: usize,
     /// Bytes queued per session.
     pub outbound: usize,
+    /// Rooms that one session may ask for.
+    pub rooms_per_session: usize,
     /// Time for the head of a request.
     pub header_timeout: Duration,
     /// Time for the broker to acknowledge a new session's subscriptions.

@@ -14,20 +14,24 @@ use libfuzzer_sys::fuzz_target;
 use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Subject, UnixSeconds, mint},
     protocol::{Message, Protocol, plain::Plain},
-    session::{Effect, Session},
+    session::{Effect, Session, Surroundings},
     websocket::{Decoder, Event},
 };
 
 const MAX_MESSAGE: usize = 1024;
 
+const SECRET: [u8; 32] = [7; 32];
+const NOW: UnixSeconds = UnixSeconds(1_000_000);
+
+static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
+    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+});
+
 static IDENTITY: LazyLock<Arc<Identity>> = LazyLock::new(|| {
-    let secret = [7; 32];
-    let now = UnixSeconds(1_000_000);
     let subject = Subject::new("alice").expect("a subject");
     let grants: [Grant; 1] = ["room=subscribe,publish".parse().expect("a grant")];
-    let token = mint::mint(&secret, &subject, &grants, Duration::from_secs(60), now).expect("a token");
-    let config = AuthConfig { hs256_secret: &secret, leeway: Duration::ZERO, policies: Vec::new() };
-    Arc::new(Authenticator::new(config).verify(&token, now).expect("a valid token"))
+    let token = mint::mint(&SECRET, &subject, &grants, Duration::from_secs(60), NOW).expect("a token");
+    Arc::new(AUTHENTICATOR.verify(&token, NOW).expect("a valid token"))
 });
 
 fuzz_target!(|input: &[u8]| {
@@ -51,9 +55,10 @@ fuzz_target!(|input: &[u8]| {
             DataKind::Text => Message::Text(bytes.clone()),
             _ => Message::Binary(bytes.clone()),
         };
-        session.receive(message, &mut commands, &mut effects);
+        let around = Surroundings { authenticator: &AUTHENTICATOR, now: NOW, rooms_per_session: 1 };
+        session.receive(message, &around, &mut commands, &mut effects);
         assert!(commands.is_empty(), "every command has been judged");
-        let [Effect::Publish(to, publication)] = effects.as_slice() else { panic!("{effects:?}") };
+        let [Effect::Publish(0, to, publication)] = effects.as_slice() else { panic!("{effects:?}") };
         assert_eq!(*to, room);
         assert_eq!((publication.data.kind(), publication.data.bytes()), (kind, &bytes));
         assert_eq!(publication.exclude, (!echo).then_some(SessionId(7)));

@@ -6,7 +6,7 @@
 use broker_bridge::{Data, DataKind, Publication, RoomName};
 use bytes::Bytes;
 
-use super::{Command, Message, Notice};
+use super::{Command, Message, Notice, Reply, ReplyError};
 use crate::{
     session::CloseReason,
     websocket::{self, Opcode},
@@ -33,11 +33,20 @@ impl Plain {
             Message::Binary(bytes) => (DataKind::Binary, bytes),
         };
         let data = Data::declare(kind, bytes).expect("a text message has been verified by the codec");
-        Command::Publish { room: self.room.clone(), event: None, data, echo: self.echo }
+        Command::Publish { request: 0, room: self.room.clone(), event: None, data, echo: self.echo }
     }
 
     pub(super) fn gap(&self) -> Notice {
         if self.close_on_gap { Notice::Close(CloseReason::Gap) } else { Notice::Silent }
+    }
+}
+
+/// A plain frame has no place for an answer, and silence about a failure would be a lie.
+pub(super) fn reply(reply: &Reply) -> Notice {
+    match reply {
+        Reply::Failed(ReplyError::Forbidden) => Notice::Close(CloseReason::Forbidden),
+        Reply::Failed(_) => Notice::Close(CloseReason::PublishFailed),
+        _ => Notice::Silent,
     }
 }
 
@@ -65,8 +74,13 @@ mod tests {
             (Message::Binary(Bytes::from_static(b"hi")), Data::binary(&b"hi"[..])),
             (Message::Text(Bytes::new()), Data::text("")),
         ] {
-            let expected =
-                Command::Publish { room: RoomName::new("lobby").unwrap(), event: None, data, echo: true };
+            let expected = Command::Publish {
+                request: 0,
+                room: RoomName::new("lobby").unwrap(),
+                event: None,
+                data,
+                echo: true,
+            };
             assert_eq!(plain(false).decode(message), expected);
         }
     }

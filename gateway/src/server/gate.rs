@@ -24,7 +24,7 @@ use crate::{
 /// What the public routes know: keys, limits, and whether the node takes anyone at all.
 pub struct Gate {
     /// Verifies tokens.
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     /// Web pages that may connect.
     pub origins: Origins,
     /// Where publications go.

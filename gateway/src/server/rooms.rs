@@ -66,7 +66,7 @@ pub async fn several_rooms(State(gate): State<Arc<Gate>>, request: Request) -> R
     }
 }
 
-fn session(
+pub(super) fn session(
     gate: &Gate,
     parts: &Parts,
     protocol: ProtocolName,
@@ -98,7 +98,11 @@ fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Bod
         credential::offered_subprotocols(&parts.headers).any(|name| name == credential::PLAIN_SUBPROTOCOL);
     let protocol = protocol.then(|| HeaderValue::from_static(credential::PLAIN_SUBPROTOCOL));
     let mut response = handshake.response(protocol).map(|()| Body::empty());
-    response.extensions_mut().insert(Admission { identity, rooms, door: Door::Plain { echo, close_on_gap } });
+    response.extensions_mut().insert(Admission {
+        identity: Some(identity),
+        rooms,
+        door: Door::Plain { echo, close_on_gap },
+    });
     Ok(response)
 }
 
@@ -119,7 +123,7 @@ fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Resp
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     if parts.method == Method::GET {
         let door = Door::EventStream { retry_millis: gate.retry_millis };
-        response.extensions_mut().insert(Admission { identity, rooms: rooms.into(), door });
+        response.extensions_mut().insert(Admission { identity: Some(identity), rooms: rooms.into(), door });
     }
     Ok(response)
 }

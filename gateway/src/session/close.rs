@@ -19,6 +19,14 @@ pub enum CloseReason {
     TokenExpired,
     /// The client published without a grant to.
     Forbidden,
+    /// A token that is not valid, sent within the session.
+    InvalidToken,
+    /// The client said something that its protocol does not allow, or not now.
+    BadRequest,
+    /// The client asked for something that this node does not offer, where its protocol has no reply.
+    NotAvailable,
+    /// The client did not say who it is in time.
+    Stale,
     /// The outbound queue was full.
     SlowConsumer,
     /// A publication of this session could not be delivered, and its protocol has no error reply.
@@ -44,6 +52,10 @@ impl CloseReason {
             Self::MessageTooBig => "message_too_big",
             Self::TokenExpired => "token_expired",
             Self::Forbidden => "forbidden",
+            Self::InvalidToken => "invalid_token",
+            Self::BadRequest => "bad_request",
+            Self::NotAvailable => "not_available",
+            Self::Stale => "stale",
             Self::SlowConsumer => "slow_consumer",
             Self::PublishFailed => "publish_failed",
             Self::Gap => "gap",
@@ -77,6 +89,10 @@ impl CloseReason {
             Self::MessageTooBig => (CloseCode::MESSAGE_TOO_BIG, "message too big"),
             Self::TokenExpired => (CloseCode::POLICY_VIOLATION, "token expired"),
             Self::Forbidden => (CloseCode::POLICY_VIOLATION, "no grant to publish in this room"),
+            Self::InvalidToken => (CloseCode::POLICY_VIOLATION, "invalid token"),
+            Self::BadRequest => (CloseCode::POLICY_VIOLATION, "bad request"),
+            Self::NotAvailable => (CloseCode::POLICY_VIOLATION, "not available"),
+            Self::Stale => (CloseCode::POLICY_VIOLATION, "no token in time"),
             Self::SlowConsumer => (CloseCode::TRY_AGAIN_LATER, "too slow: outbound queue full"),
             Self::PublishFailed => (CloseCode::TRY_AGAIN_LATER, "publication not delivered"),
             Self::Gap => (CloseCode::SERVICE_RESTART, "messages may have been missed"),

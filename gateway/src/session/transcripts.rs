@@ -20,10 +20,10 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 use broker_bridge::{BrokerError, Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use super::{CloseReason, Effect, Session};
+use super::{CloseReason, Effect, Session, Surroundings};
 use crate::{
-    auth::{AuthConfig, Authenticator, Grant, Identity, Subject, UnixSeconds, mint},
-    protocol::{Message, Protocol, event_stream::EventStream, plain::Plain},
+    auth::{AuthConfig, Authenticator, Grant, Identity, Subject, Token, UnixSeconds, mint},
+    protocol::{Message, Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
 };
 
 #[test]
@@ -39,6 +39,34 @@ fn plain_without_echo_closed_at_a_gap() {
 #[test]
 fn plain_without_a_grant_to_publish() {
     check(include_str!("transcripts/plain_listener.txt"));
+}
+
+#[test]
+fn centrifuge() {
+    check(include_str!("transcripts/centrifuge.txt"));
+}
+
+#[test]
+fn centrifuge_access() {
+    check(include_str!("transcripts/centrifuge_access.txt"));
+}
+
+#[test]
+fn centrifuge_junk() {
+    for (junk, end) in [
+        ("client text {}", None), // a pong, which anybody may send at any time
+        ("client text nonsense", Some("close 3501 bad request")),
+        ("client text []", Some("close 3501 bad request")),
+        ("client text {\"id\":\"one\",\"connect\":{}}", Some("close 3501 bad request")),
+        ("client text {\"id\":-1,\"connect\":{}}", Some("close 3501 bad request")),
+        ("client text {\"id\":1,\"connect\":{\"token\":7}}", Some("close 3501 bad request")),
+        ("client text {\"connect\":{}}", Some("close 3501 bad request")),
+        ("client text {\"id\":1,\"subscribe\":{\"channel\":\"lobby\"}}", Some("close 3501 bad request")),
+        ("client binary {}", Some("close 3501 bad request")),
+    ] {
+        let mut session = open("session centrifuge");
+        assert_eq!(play(&mut session, junk).first().map(String::as_str), end, "{junk}");
+    }
 }
 
 #[test]
@@ -64,7 +92,7 @@ fn check(transcript: &str) {
         std::iter::once(first).chain(lines.clone()).fold(String::new(), |all, line| all + line + "\n");
     for step in lines.filter_map(|line| line.strip_prefix("> ")) {
         writeln!(played, "> {step}").expect("a string takes everything");
-        for said in play(&mut session, step) {
+        for said in play(&mut session, &with_tokens(step)) {
             writeln!(played, "{said}").expect("a string takes everything");
         }
     }
@@ -86,6 +114,10 @@ fn open(line: &str) -> Session {
             several_rooms: options.contains(&"several_rooms"),
             retry_millis: 1000,
         }),
+        "centrifuge" => {
+            let protocol = Protocol::Centrifuge(Centrifuge { ping_seconds: 25 });
+            return Session::to_begin(SESSION, None, protocol);
+        }
         other => panic!("no door {other}"),
     };
     let operations = if options.contains(&"publish") { "subscribe,publish" } else { "subscribe" };
@@ -100,7 +132,9 @@ fn play(session: &mut Session, step: &str) -> Vec<String> {
             let (kind, payload) = rest.split_once(' ').unwrap_or((rest, ""));
             let payload = unescape(payload);
             let message = if kind == "text" { Message::Text(payload) } else { Message::Binary(payload) };
-            session.receive(message, &mut Vec::new(), &mut effects);
+            let authenticator = authenticator();
+            let around = Surroundings { authenticator: &authenticator, now: NOW, rooms_per_session: 2 };
+            session.receive(message, &around, &mut Vec::new(), &mut effects);
         }
         "room" => {
             let (name, rest) = rest.split_once(' ').expect("a room and a payload");
@@ -121,13 +155,25 @@ fn play(session: &mut Session, step: &str) -> Vec<String> {
             session.gap(&room(name), cause.expect("a cause"), &mut effects);
         }
         "settled" => {
-            let outcome = match rest {
+            let (request, outcome) = rest.split_once(' ').unwrap_or(("0", rest));
+            let outcome = match outcome {
                 "ok" => Ok(()),
                 "unavailable" => Err(BrokerError::Unavailable),
                 "unknown" => Err(BrokerError::Unknown),
                 other => panic!("no outcome {other}"),
             };
-            session.settled(&outcome, &mut effects);
+            session.settled(request.parse().expect("a request"), &outcome, &mut effects);
+        }
+        "joined" | "refused" => {
+            let (request, name) = rest.split_once(' ').expect("a request and a room");
+            let request = request.parse().expect("a request");
+            let member = session.joined(request, &room(name), what == "joined", &mut effects);
+            let member = if member { "member" } else { "no member" };
+            return effects
+                .into_iter()
+                .map(|effect| said(session, effect))
+                .chain([member.to_owned()])
+                .collect();
         }
         "heartbeat" => effects.push(Effect::Send(session.protocol().heartbeat())),
         "farewell" => {
@@ -136,28 +182,38 @@ fn play(session: &mut Session, step: &str) -> Vec<String> {
                 "slow_consumer" => CloseReason::SlowConsumer,
                 "token_expired" => CloseReason::TokenExpired,
                 "lost" => CloseReason::Lost,
+                "bad_request" => CloseReason::BadRequest,
+                "invalid_token" => CloseReason::InvalidToken,
                 other => panic!("no reason {other}"),
             };
             effects.extend(session.protocol().farewell(reason, 0.5).map(Effect::Send));
         }
         other => panic!("no step {other}"),
     }
-    effects.into_iter().map(said).collect()
+    effects.into_iter().map(|effect| said(session, effect)).collect()
 }
 
-fn said(effect: Effect) -> String {
+fn said(session: &Session, effect: Effect) -> String {
     match effect {
         Effect::Send(bytes) => format!("send {}", bytes.escape_ascii()),
         Effect::Close(reason) => {
-            let (code, text) = reason.plain_close().expect("somebody is there to read it");
-            format!("close {code} {text}")
+            let words = session.protocol().farewell(reason, 0.5).expect("somebody is there to read it");
+            let (code, text) =
+                words.get(2..).and_then(|payload| payload.split_at_checked(2)).expect("a close frame");
+            let code = u16::from_be_bytes([code[0], code[1]]);
+            format!("close {code} {}", text.escape_ascii())
         }
-        Effect::Publish(room, publication) => {
+        Effect::Join(request, room) => format!("join {room} for {request}"),
+        Effect::Leave(room) => format!("leave {room}"),
+        Effect::Expires(at) => format!("expires in {} s", at.since(NOW).as_secs()),
+        Effect::Refused(failure) => format!("refused {}", failure.as_str()),
+        Effect::Publish(request, room, publication) => {
             let kind = if publication.data.as_text().is_some() { "text" } else { "binary" };
             let publisher = publication.publisher.expect("a session says who it is");
             assert_eq!((publisher.user.as_deref(), publisher.session), (Some("alice"), SESSION));
             let exclude = if publication.exclude == Some(SESSION) { " (not to itself)" } else { "" };
-            format!("publish {room} {kind} {}{exclude}", publication.data.bytes().escape_ascii())
+            let request = if request == 0 { String::new() } else { format!(" for {request}") };
+            format!("publish {room} {kind} {}{exclude}{request}", publication.data.bytes().escape_ascii())
         }
     }
 }
@@ -166,14 +222,37 @@ fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a room's name")
 }
 
-fn identity(grant: &str) -> Identity {
-    let secret = [7; 32];
-    let now = UnixSeconds(1_000_000);
-    let subject = Subject::new("alice").expect("a subject");
-    let grants: [Grant; 1] = [grant.parse().expect("a grant")];
-    let token = mint::mint(&secret, &subject, &grants, Duration::from_secs(60), now).expect("a token");
-    let config = AuthConfig { hs256_secret: &secret, leeway: Duration::ZERO, policies: Vec::new() };
-    Authenticator::new(config).verify(&token, now).expect("a valid token")
+const NOW: UnixSeconds = UnixSeconds(1_000_000);
+const SECRET: [u8; 32] = [7; 32];
+
+fn identity(grants: &str) -> Identity {
+    authenticator().verify(&token("alice", grants, 60), NOW).expect("a valid token")
+}
+
+fn authenticator() -> Authenticator {
+    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+}
+
+/// A token with these grants (separated by `;`), minted so long ago that so many seconds are left.
+fn token(subject: &str, grants: &str, seconds: u64) -> Token {
+    let minted = UnixSeconds(NOW.0 - 60 + seconds);
+    let subject = Subject::new(subject).expect("a subject");
+    let grants: Vec<Grant> = grants.split(';').map(|grant| grant.parse().expect("a grant")).collect();
+    mint::mint(&SECRET, &subject, &grants, Duration::from_secs(60), minted).expect("a token")
+}
+
+/// Puts tokens in the place of `<token SUBJECT GRANTS SECONDS>`.
+fn with_tokens(step: &str) -> String {
+    let mut parts = step.split("<token ");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (words, rest) = part.split_once('>').expect("a token's end");
+        let words: Vec<&str> = words.split(' ').collect();
+        let seconds = words[2].parse().expect("seconds");
+        text.push_str(token(words[0], words[1], seconds).expose());
+        text.push_str(rest);
+    }
+    text
 }
 
 /// Undoes `escape_ascii`, as far as transcripts use it.

@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use axum::body::Body as RouterBody;
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     auth::Identity,
-    protocol::{Protocol, event_stream::EventStream, plain::Plain},
+    protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
     server::{HandshakeResult, Problem, Refusal},
     session::Session,
 };
@@ -40,8 +40,8 @@ use crate::{
 /// What a route has decided: this request becomes a session. Travels in the extensions of the response.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    /// Whose session it is.
-    pub identity: Arc<Identity>,
+    /// Whose session it is; where the protocol carries its own token, it may turn out later.
+    pub identity: Option<Arc<Identity>>,
     /// What it listens to from the start, without duplicates.
     pub rooms: Arc<[RoomName]>,
     /// How it talks.
@@ -58,6 +58,8 @@ pub enum Door {
         /// Whether it is closed at a gap.
         close_on_gap: bool,
     },
+    /// A WebSocket for the Centrifuge protocol.
+    Centrifuge,
     /// An event stream.
     EventStream {
         /// The shortest time after which the client should come back, in milliseconds.
@@ -138,7 +140,7 @@ impl Worker {
             "session opened"
         );
         match admission.door {
-            Door::Plain { .. } => {
+            Door::Plain { .. } | Door::Centrifuge => {
                 let tasks = self.tasks.clone();
                 self.tasks.spawn_local(async move {
                     if let Ok(upgraded) = upgrade.await
@@ -167,7 +169,7 @@ impl Worker {
     /// subscription on.
     fn open_session(self: &Rc<Self>, admission: &Admission) -> Lease {
         let settings = &self.context.settings;
-        let identity = Arc::clone(&admission.identity);
+        let identity = admission.identity.clone();
         let (protocol, preamble) = match admission.door {
             Door::Plain { echo, close_on_gap } => {
                 let room = admission.rooms.first().cloned().expect("a plain session has the room of its URL");
@@ -178,11 +180,23 @@ impl Worker {
                 let preamble = stream.preamble(self.spread());
                 (Protocol::EventStream(stream), Some(preamble))
             }
+            Door::Centrifuge => {
+                let ping_seconds = settings.heartbeat_interval.as_secs().max(1);
+                (Protocol::Centrifuge(Centrifuge { ping_seconds }), None)
+            }
         };
         let now = self.now();
         let first_ping = now.after(settings.heartbeat_interval.mul_f32(0.5 + self.spread() / 2.0));
-        let expires = now.after(identity.remaining(SystemTime::now().into()));
-        let session = Session::new(self.context.ids.next(), identity, protocol);
+        let id = self.context.ids.next();
+        let (session, good_for) = match (admission.door, identity) {
+            (Door::Centrifuge, identity) => (Session::to_begin(id, identity, protocol), TIME_TO_BEGIN),
+            (_, identity) => {
+                let identity = identity.expect("this door lets nobody in without an identity");
+                let remaining = identity.remaining(SystemTime::now().into());
+                (Session::new(id, identity, protocol), remaining)
+            }
+        };
+        let expires = now.after(good_for);
         let lease = self.open(Start { session, now, expires, first_ping });
         if let Some(preamble) = preamble {
             lease.connection.queue_preamble(self, preamble);
@@ -240,5 +254,7 @@ async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_ta
     }
 }
 
+/// How long a client may take to begin a session whose protocol has a beginning of its own.
+const TIME_TO_BEGIN: Duration = Duration::from_secs(15);
 /// The largest head of a request, in bytes.
 const MAX_HEAD: usize = 32 * 1024;

@@ -17,7 +17,7 @@ use std::{
     io::{self, IoSlice},
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use broker_bridge::{
@@ -38,8 +38,8 @@ use super::{
 };
 use crate::{
     hub::Broadcast,
-    protocol::{Message, ProtocolName, WireFormat},
-    session::{CloseReason, Effect, Session},
+    protocol::{Message, ProtocolName, RequestId, WireFormat},
+    session::{CloseReason, Effect, Session, Surroundings},
     websocket::{self, Decoder, Event, ProtocolError},
 };
 
@@ -87,7 +87,9 @@ pub struct Connection {
     /// When the last byte came.
     heard: Cell<Tick>,
     next_ping: Cell<Tick>,
-    expires: Tick,
+    expires: Cell<Tick>,
+    /// The tick of its entry among the shard's timers.
+    due: Cell<Tick>,
     close_by: Cell<Tick>,
 }
 
@@ -149,7 +151,8 @@ impl Connection {
             blocked: RefCell::default(),
             heard: Cell::new(now),
             next_ping: Cell::new(first_ping),
-            expires,
+            expires: Cell::new(expires),
+            due: Cell::new(Tick::default()),
             close_by: Cell::new(Tick::default()),
         }
     }
@@ -164,6 +167,14 @@ impl Connection {
 
     pub fn name(&self) -> ProtocolName {
         self.name
+    }
+
+    pub fn due(&self) -> Tick {
+        self.due.get()
+    }
+
+    pub fn set_due(&self, at: Tick) {
+        self.due.set(at);
     }
 
     pub fn phase(&self) -> Phase {
@@ -200,25 +211,39 @@ impl Connection {
     /// Tells the session of a gap.
     pub fn gap(&self, worker: &Worker, room: &RoomName, cause: GapCause) {
         let mut effects = worker.take_effects();
-        self.session.borrow().gap(room, cause, &mut effects);
+        self.session.borrow_mut().gap(room, cause, &mut effects);
         self.run(worker, &mut effects);
         worker.give_effects(effects);
     }
 
     /// The broker has taken one of the session's publications, or has not.
-    pub fn settled(&self, worker: &Worker, outcome: &Result<(), BrokerError>) {
+    pub fn settled(&self, worker: &Worker, request: u64, outcome: &Result<(), BrokerError>) {
         let was_full = self.in_flight.get() >= MAX_IN_FLIGHT;
         self.in_flight.set(self.in_flight.get().saturating_sub(1));
         if let Err(error) = outcome {
             tracing::debug!(session = %self.id, %error, "a publication was not delivered");
         }
         let mut effects = worker.take_effects();
-        self.session.borrow_mut().settled(outcome, &mut effects);
+        let request = RequestId::try_from(request).expect("a ticket holds the id of a request");
+        self.session.borrow().settled(request, outcome, &mut effects);
         self.run(worker, &mut effects);
         worker.give_effects(effects);
         if was_full {
             self.wake();
         }
+    }
+
+    /// The broker has acknowledged a room that the session asked for, or has not. Returns whether the session
+    /// is to be a member now.
+    pub fn joined(&self, worker: &Worker, request: RequestId, room: &RoomName, acknowledged: bool) -> bool {
+        if matches!(self.phase.get(), Phase::Closing(_)) {
+            return false;
+        }
+        let mut effects = worker.take_effects();
+        let member = self.session.borrow_mut().joined(request, room, acknowledged, &mut effects);
+        self.run(worker, &mut effects);
+        worker.give_effects(effects);
+        member
     }
 
     /// Does what is due and says when to come back.
@@ -231,11 +256,14 @@ impl Connection {
                 self.cut();
                 None
             }
-            Phase::Admitting | Phase::Open if now >= self.expires => {
-                self.begin_close(worker, CloseReason::TokenExpired);
+            Phase::Admitting | Phase::Open if now >= self.expires.get() => {
+                let reason = self.session.borrow().expired();
+                self.begin_close(worker, reason);
                 Some(self.close_by.get())
             }
-            Phase::Admitting => Some(now.after(worker.context.settings.heartbeat_interval).min(self.expires)),
+            Phase::Admitting => {
+                Some(now.after(worker.context.settings.heartbeat_interval).min(self.expires.get()))
+            }
             Phase::Open => {
                 let mut silent_by = Tick(u32::MAX);
                 // Only a WebSocket's client answers; for the others the kernel's time-outs watch.
@@ -253,7 +281,7 @@ impl Connection {
                     self.queue(worker, ping);
                     worker.touch(self.key);
                 }
-                Some(self.next_ping.get().min(self.expires).min(silent_by))
+                Some(self.next_ping.get().min(self.expires.get()).min(silent_by))
             }
         }
     }
@@ -307,7 +335,7 @@ impl Connection {
         worker.count_outbound(before, self.outbound.borrow().len());
         let by = worker.now().after(LINGER);
         self.close_by.set(by);
-        worker.set_timer(by, self.key);
+        worker.set_timer(by, self);
         worker.touch(self.key);
         self.wake();
     }
@@ -449,7 +477,12 @@ impl Connection {
         Tally::add(&worker.tally.payload_in, bytes.len());
         let mut effects = worker.take_effects();
         let mut commands = worker.commands.take();
-        self.session.borrow_mut().receive(message, &mut commands, &mut effects);
+        let around = Surroundings {
+            authenticator: &worker.context.authenticator,
+            now: SystemTime::now().into(),
+            rooms_per_session: worker.context.settings.rooms_per_session,
+        };
+        self.session.borrow_mut().receive(message, &around, &mut commands, &mut effects);
         worker.commands.replace(commands);
         self.run(worker, &mut effects);
         worker.give_effects(effects);
@@ -465,7 +498,19 @@ impl Connection {
     fn run(&self, worker: &Worker, effects: &mut Vec<Effect>) {
         for effect in effects.drain(..) {
             match effect {
-                Effect::Publish(room, publication) => self.publish(worker, room, publication),
+                Effect::Publish(request, room, publication) => {
+                    self.publish(worker, request, room, publication);
+                }
+                Effect::Join(request, room) => worker.join_later(self.key, request, room),
+                Effect::Leave(room) => worker.leave(&room, self),
+                Effect::Refused(failure) => worker.context.metrics.auth_failed(failure),
+                Effect::Expires(at) => {
+                    let expires = worker.now().after(at.since(SystemTime::now().into()));
+                    self.expires.set(expires);
+                    if expires < self.due.get() {
+                        worker.set_timer(expires, self);
+                    }
+                }
                 Effect::Send(bytes) => {
                     self.queue(worker, bytes);
                     worker.touch(self.key);
@@ -475,11 +520,11 @@ impl Connection {
         }
     }
 
-    fn publish(&self, worker: &Worker, room: RoomName, publication: Publication) {
+    fn publish(&self, worker: &Worker, request: RequestId, room: RoomName, publication: Publication) {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
         }
-        let ticket = Ticket { owner: self.key.data().as_ffi(), request: 0 };
+        let ticket = Ticket { owner: self.key.data().as_ffi(), request: request.into() };
         let inbox: std::sync::Arc<dyn ReceiptSink> = worker.inbox.clone();
         let request = PublishRequest { room, publication, receipt: Receipt::new(inbox, ticket) };
         self.in_flight.set(self.in_flight.get() + 1);

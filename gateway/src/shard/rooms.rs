@@ -50,6 +50,18 @@ impl Rooms {
             .collect()
     }
 
+    /// Ends one membership of `connection`. Returns whether there was one.
+    pub fn leave(&mut self, room: &RoomName, connection: &Connection) -> bool {
+        let mut memberships = connection.memberships.borrow_mut();
+        let Some(index) = memberships.iter().position(|membership| membership.room == *room) else {
+            return false;
+        };
+        let Membership { place, .. } = memberships.swap_remove(index);
+        drop(memberships);
+        self.remove(room, place);
+        true
+    }
+
     /// The members of `room`.
     pub fn members(&self, room: &RoomName) -> &[Rc<Connection>] {
         self.rooms.get(room).map_or(&[], |members| members.as_slice())

@@ -39,8 +39,8 @@ impl Clock {
     }
 }
 
-/// Keys by the tick they are due at. Nothing is ever taken out early: a key that is no longer of
-/// interest is skipped by its owner when it comes up. Each connection keeps one entry.
+/// Keys by the tick they are due at. Nothing is ever taken out early: an entry that is no longer of
+/// interest is skipped by its owner when it comes up.
 #[derive(Debug)]
 pub struct Timers<K> {
     due: BTreeMap<Tick, Vec<K>>,
@@ -58,10 +58,10 @@ impl<K> Timers<K> {
         self.due.entry(at).or_default().push(key);
     }
 
-    /// Everything due at or before `now`, tick by tick.
-    pub fn take_due(&mut self, now: Tick) -> Option<Vec<K>> {
+    /// Everything due at or before `now`, tick by tick, with the tick it was set for.
+    pub fn take_due(&mut self, now: Tick) -> Option<(Tick, Vec<K>)> {
         let entry = self.due.first_entry()?;
-        (*entry.key() <= now).then(|| entry.remove())
+        (*entry.key() <= now).then(|| entry.remove_entry())
     }
 }
 
@@ -76,8 +76,8 @@ mod tests {
         timers.set(Tick(3), 'a');
         timers.set(Tick(5), 'c');
         assert_eq!(timers.take_due(Tick(2)), None);
-        assert_eq!(timers.take_due(Tick(5)), Some(vec!['a']));
-        assert_eq!(timers.take_due(Tick(5)), Some(vec!['b', 'c']));
+        assert_eq!(timers.take_due(Tick(5)), Some((Tick(3), vec!['a'])));
+        assert_eq!(timers.take_due(Tick(5)), Some((Tick(5), vec!['b', 'c'])));
         assert_eq!(timers.take_due(Tick(9)), None);
     }
 

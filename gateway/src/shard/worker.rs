@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::Router;
+use broker_bridge::RoomName;
 use slotmap::{KeyData, SlotMap};
 use tokio::{
     task::LocalSet,
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{
     hub::Broadcast,
-    protocol::Command,
+    protocol::{Command, RequestId},
     session::{CloseReason, Effect},
 };
 
@@ -174,7 +175,7 @@ impl Worker {
             }
             Event::Settled(ticket, outcome) => {
                 if let Some(connection) = self.connection(KeyData::from_ffi(ticket.owner).into()) {
-                    connection.settled(self, &outcome);
+                    connection.settled(self, ticket.request, &outcome);
                 }
             }
             Event::Accepted(accepted) => self.accept(accepted),
@@ -219,12 +220,14 @@ impl Worker {
         let now = self.now.get();
         loop {
             // The borrow ends here: what is due sets new timers.
-            let Some(keys) = self.timers.borrow_mut().take_due(now) else { break };
+            let Some((at, keys)) = self.timers.borrow_mut().take_due(now) else { break };
             for key in keys {
+                // An entry counts only if none was set for the connection since.
                 if let Some(connection) = self.connection(key)
+                    && connection.due() == at
                     && let Some(next) = connection.on_timer(self, now)
                 {
-                    self.set_timer(Tick(next.0.max(now.0 + 1)), key);
+                    self.set_timer(Tick(next.0.max(now.0 + 1)), &connection);
                 }
             }
         }
@@ -270,8 +273,8 @@ impl Worker {
         let first = start.first_ping.min(start.expires);
         let mut connections = self.connections.borrow_mut();
         let key = connections.insert_with_key(|key| Rc::new(Connection::new(key, start)));
-        self.set_timer(first, key);
         let connection = Rc::clone(connections.get(key).expect("inserted above"));
+        self.set_timer(first, &connection);
         Lease { worker: Rc::clone(self), connection }
     }
 
@@ -323,12 +326,44 @@ impl Worker {
     // ---- rooms ----
 
     /// Makes the connection a member on this shard. Returns false if it is one already.
-    pub fn join(&self, room: &broker_bridge::RoomName, connection: &Rc<Connection>) -> bool {
+    pub fn join(&self, room: &RoomName, connection: &Rc<Connection>) -> bool {
         let joined = self.rooms.borrow_mut().join(room, connection);
         if joined {
             Tally::shift(&self.tally.subscriptions, 1);
         }
         joined
+    }
+
+    /// Ends one membership of the connection, here and in the hub, if there is one.
+    pub fn leave(&self, room: &RoomName, connection: &Connection) {
+        if self.rooms.borrow_mut().leave(room, connection) {
+            Tally::shift(&self.tally.subscriptions, -1);
+            self.context.hub.leave(room, self.index);
+        }
+    }
+
+    /// Joins a room that a session has asked for. The session becomes a member in the same moment in which
+    /// it is told so: it misses nothing that is published after that, and hears nothing before.
+    pub fn join_later(&self, key: ConnectionKey, request: RequestId, room: RoomName) {
+        let Some(worker) = self.this.upgrade() else { return };
+        let acknowledged = self.context.hub.join(&room, self.index);
+        self.tasks.spawn_local(async move {
+            let time = worker.context.settings.subscribe_timeout;
+            let acknowledged = tokio::time::timeout(time, acknowledged).await;
+            let acknowledged = matches!(acknowledged, Ok(Ok(())));
+            let connection = worker.connection(key);
+            let member = connection
+                .as_ref()
+                .is_some_and(|connection| connection.joined(&worker, request, &room, acknowledged));
+            match connection {
+                Some(connection) if member && worker.join(&room, &connection) => connection.flush(&worker),
+                Some(connection) => {
+                    worker.context.hub.leave(&room, worker.index);
+                    connection.flush(&worker);
+                }
+                None => worker.context.hub.leave(&room, worker.index),
+            }
+        });
     }
 
     /// Ends all memberships of the connection, here and in the hub.
@@ -346,8 +381,10 @@ impl Worker {
         self.now.get()
     }
 
-    pub fn set_timer(&self, at: Tick, key: ConnectionKey) {
-        self.timers.borrow_mut().set(at, key);
+    /// Looks after the connection at `at`, in place of whatever was set before.
+    pub fn set_timer(&self, at: Tick, connection: &Connection) {
+        connection.set_due(at);
+        self.timers.borrow_mut().set(at, connection.key());
     }
 
     /// The outbound queue of a connection went from one length to another.

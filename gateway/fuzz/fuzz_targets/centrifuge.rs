@@ -1,0 +1,86 @@
+//! Whatever a client of the Centrifuge protocol says: no panic, no more rooms than the session may have,
+//! nothing without a grant, and every frame that goes out is one line of JSON.
+//!
+//! An input is the frames of a client, one after the other, each ended by a zero byte. The text `TOKEN` in it
+//! becomes a valid token.
+#![no_main]
+
+use std::{collections::HashSet, sync::LazyLock, time::Duration};
+
+use broker_bridge::{BrokerError, GapCause, RoomName, SessionId};
+use libfuzzer_sys::fuzz_target;
+use tidegate::{
+    auth::{AuthConfig, Authenticator, Grant, Subject, UnixSeconds, mint},
+    protocol::{Message, Protocol, centrifuge::Centrifuge},
+    session::{Effect, Session, Surroundings},
+};
+
+const SECRET: [u8; 32] = [7; 32];
+const NOW: UnixSeconds = UnixSeconds(1_000_000);
+const ROOMS: usize = 3;
+
+static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
+    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+});
+
+static TOKEN: LazyLock<String> = LazyLock::new(|| {
+    let subject = Subject::new("alice").expect("a subject");
+    let grants: [Grant; 1] = ["a*=subscribe,publish".parse().expect("a grant")];
+    let token = mint::mint(&SECRET, &subject, &grants, Duration::from_secs(60), NOW).expect("a token");
+    token.expose().to_owned()
+});
+
+fuzz_target!(|input: &[u8]| {
+    let Ok(input) = std::str::from_utf8(input) else { return };
+    let protocol = Protocol::Centrifuge(Centrifuge { ping_seconds: 25 });
+    let mut session = Session::to_begin(SessionId(7), None, protocol);
+    let around = Surroundings { authenticator: &AUTHENTICATOR, now: NOW, rooms_per_session: ROOMS };
+    let (mut commands, mut effects) = (Vec::new(), Vec::new());
+    let mut rooms: HashSet<RoomName> = HashSet::new();
+    for (n, frame) in input.split('\0').enumerate() {
+        let text = frame.replace("TOKEN", &TOKEN);
+        session.receive(Message::Text(text.into()), &around, &mut commands, &mut effects);
+        assert!(commands.is_empty(), "every command has been judged");
+        // What is asked of the broker succeeds, fails, or is interrupted, in turn.
+        let mut pending = std::mem::take(&mut effects);
+        while !pending.is_empty() {
+            for effect in pending.drain(..) {
+                match effect {
+                    Effect::Join(request, room) => {
+                        assert!(room.as_str().starts_with('a'), "{room} was not granted");
+                        let acknowledged = n % 3 != 1;
+                        if session.joined(request, &room, acknowledged, &mut effects) {
+                            rooms.insert(room.clone());
+                        }
+                        if n % 3 == 2 {
+                            session.gap(&room, GapCause::Interrupted, &mut effects);
+                        }
+                    }
+                    Effect::Leave(room) => drop(rooms.remove(&room)),
+                    Effect::Publish(request, room, _) => {
+                        assert!(room.as_str().starts_with('a'), "{room} was not granted");
+                        let outcome = if n % 2 == 0 { Ok(()) } else { Err(BrokerError::Unavailable) };
+                        session.settled(request, &outcome, &mut effects);
+                    }
+                    Effect::Send(bytes) => assert_is_one_object(&bytes),
+                    Effect::Close(_) => return,
+                    Effect::Expires(_) | Effect::Refused(_) => {}
+                }
+            }
+            std::mem::swap(&mut pending, &mut effects);
+        }
+        assert!(rooms.len() <= ROOMS, "{rooms:?}");
+    }
+});
+
+fn assert_is_one_object(frame: &[u8]) {
+    let header = match frame {
+        [0x81, 126, ..] => 4,
+        [0x81, 127, ..] => 10,
+        [0x81, ..] => 2,
+        other => panic!("a text frame, not {other:x?}"),
+    };
+    let text = std::str::from_utf8(&frame[header..]).expect("a text is UTF-8");
+    assert!(!text.contains('\n'), "a line break would end the message: {text}");
+    assert!(text.starts_with('{') && text.ends_with('}'), "{text}");
+}

@@ -1,0 +1,286 @@
+//! The Centrifuge protocol, JSON: many rooms over one WebSocket, with requests and replies. A room is a
+//! channel. Source: <https://centrifugal.dev/docs/transports/client_protocol>.
+//!
+//! A text frame holds one or several JSON objects, one per line. A client's object is a command,
+//! `{"id":1,"subscribe":{"channel":"lobby"}}`; it is answered by a reply with the same id, or the client is
+//! told by a push without one. `{}` is a ping from the server and a pong from the client.
+//!
+//! Publications that are JSON go out as they are; other text goes out as a JSON string, and binary data as a
+//! string in base64 with the tag `"encoding":"base64"`. An event's name is the tag `"event"`.
+//!
+//! Not served yet, and answered with error 108: presence, history, RPC, refresh of single subscriptions.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use broker_bridge::{Data, DataKind, Publication, RoomName};
+use bytes::Bytes;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{json, value::RawValue};
+
+use super::{Command, Message, Reply, ReplyError, RequestId};
+use crate::{
+    session::CloseReason,
+    websocket::{self, CloseCode, Opcode},
+};
+
+/// The server's ping, shared by all sessions; the client answers with the same.
+pub(super) const PING: Bytes = Bytes::from_static(b"\x81\x02{}");
+
+/// "unsubscribed by the server": the client stays out.
+const UNSUBSCRIBED_BY_SERVER: u16 = 2000;
+/// "insufficient state": the client subscribes again by itself.
+const INSUFFICIENT_STATE: u16 = 2500;
+
+/// The state of one Centrifuge session.
+#[derive(Debug)]
+pub struct Centrifuge {
+    /// How often the server pings, in seconds: the client gives the connection up when it hears none.
+    pub ping_seconds: u64,
+}
+
+/// Reads the commands of one frame.
+pub(super) fn decode(message: &Message, commands: &mut Vec<Command>) {
+    let Message::Text(text) = message else {
+        commands.push(Command::Break(CloseReason::BadRequest));
+        return;
+    };
+    for line in text.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+        match serde_json::from_slice::<WireCommand<'_>>(line) {
+            Ok(command) => commands.extend(command.named()),
+            Err(error) => {
+                tracing::debug!(%error, "not a Centrifuge command");
+                commands.push(Command::Break(CloseReason::BadRequest));
+                return;
+            }
+        }
+    }
+}
+
+/// A command as it is on the wire: an id and one method.
+#[derive(Deserialize)]
+struct WireCommand<'a> {
+    #[serde(default)]
+    id: RequestId,
+    connect: Option<Connect>,
+    refresh: Option<Refresh>,
+    subscribe: Option<Channel>,
+    unsubscribe: Option<Channel>,
+    #[serde(borrow)]
+    publish: Option<Publish<'a>>,
+    ping: Option<IgnoredAny>,
+    send: Option<IgnoredAny>,
+    presence: Option<IgnoredAny>,
+    presence_stats: Option<IgnoredAny>,
+    history: Option<IgnoredAny>,
+    rpc: Option<IgnoredAny>,
+    sub_refresh: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Connect {
+    #[serde(default)]
+    token: String,
+}
+
+#[derive(Deserialize)]
+struct Refresh {
+    token: String,
+}
+
+#[derive(Deserialize)]
+struct Channel {
+    channel: String,
+}
+
+#[derive(Deserialize)]
+struct Publish<'a> {
+    channel: String,
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
+impl WireCommand<'_> {
+    /// What the client means; `None` for a pong.
+    fn named(self) -> Option<Command> {
+        let request = self.id;
+        let fail = |error| Command::Answer { request, reply: Reply::Failed(error) };
+        let with_room = |name: &str, command: &dyn Fn(RoomName) -> Command| {
+            RoomName::new(name).map_or_else(|_| fail(ReplyError::BadRequest), command)
+        };
+        let unserved = [self.presence, self.presence_stats, self.history, self.rpc, self.sub_refresh];
+        let command = if self.send.is_some() {
+            // The one method that has no reply.
+            return Some(Command::Break(CloseReason::NotAvailable));
+        } else if let Some(Connect { token }) = self.connect {
+            Command::Connect { request, token: (!token.is_empty()).then_some(token) }
+        } else if let Some(Refresh { token }) = self.refresh {
+            Command::Refresh { request, token }
+        } else if let Some(Channel { channel }) = self.subscribe {
+            with_room(&channel, &|room| Command::Subscribe { request, room })
+        } else if let Some(Channel { channel }) = self.unsubscribe {
+            with_room(&channel, &|room| Command::Unsubscribe { request, room })
+        } else if let Some(Publish { channel, data }) = self.publish {
+            let bytes = Bytes::copy_from_slice(data.get().as_bytes());
+            let data = Data::declare(DataKind::Json, bytes).expect("JSON is UTF-8");
+            with_room(&channel, &|room| Command::Publish {
+                request,
+                room,
+                event: None,
+                data: data.clone(),
+                echo: true,
+            })
+        } else if self.ping.is_some() {
+            Command::Answer { request, reply: Reply::Pong }
+        } else if unserved.iter().any(Option::is_some) {
+            fail(ReplyError::NotAvailable)
+        } else if request == 0 {
+            return None; // `{}`
+        } else {
+            fail(ReplyError::UnknownMethod)
+        };
+        // Whoever gives no id could never learn the outcome.
+        Some(if request == 0 { Command::Break(CloseReason::BadRequest) } else { command })
+    }
+}
+
+impl Centrifuge {
+    pub(super) fn reply(&self, id: RequestId, reply: &Reply) -> Bytes {
+        let body = match reply {
+            Reply::Connected { session, ttl } => json!({ "id": id, "connect": {
+                "client": session.to_string(),
+                "version": concat!("tidegate ", env!("CARGO_PKG_VERSION")),
+                "ping": self.ping_seconds,
+                "pong": true,
+                "expires": true,
+                "ttl": ttl,
+            }}),
+            Reply::Refreshed { session, ttl } => json!({ "id": id, "refresh": {
+                "client": session.to_string(),
+                "version": concat!("tidegate ", env!("CARGO_PKG_VERSION")),
+                "expires": true,
+                "ttl": ttl,
+            }}),
+            Reply::Subscribed => json!({ "id": id, "subscribe": {} }),
+            Reply::Unsubscribed => json!({ "id": id, "unsubscribe": {} }),
+            Reply::Published => json!({ "id": id, "publish": {} }),
+            Reply::Pong => json!({ "id": id, "ping": {} }),
+            Reply::Failed(error) => {
+                let temporary = *error == ReplyError::Unavailable;
+                let (code, message) = (code(*error), error.to_string());
+                json!({ "id": id, "error": { "code": code, "message": message, "temporary": temporary } })
+            }
+        };
+        frame(&body)
+    }
+}
+
+/// The push that every member of the room is sent.
+pub(super) fn encode(room: &RoomName, publication: &Publication) -> Bytes {
+    let mut out = String::with_capacity(publication.data.bytes().len() + 96);
+    out.push_str("{\"push\":{\"channel\":");
+    push_json(&mut out, room.as_str());
+    out.push_str(",\"pub\":{\"data\":");
+    let binary = push_data(&mut out, &publication.data);
+    if let Some(publisher) = &publication.publisher {
+        out.push_str(",\"info\":{\"client\":");
+        push_json(&mut out, &publisher.session.to_string());
+        if let Some(user) = &publisher.user {
+            out.push_str(",\"user\":");
+            push_json(&mut out, user);
+        }
+        out.push('}');
+    }
+    let event = publication.event.as_ref().map(|event| ("event", event.as_str()));
+    let encoding = binary.then_some(("encoding", "base64"));
+    let mut opening = ",\"tags\":{";
+    for (name, value) in event.into_iter().chain(encoding) {
+        out.push_str(std::mem::replace(&mut opening, ","));
+        push_json(&mut out, name);
+        out.push(':');
+        push_json(&mut out, value);
+    }
+    if opening == "," {
+        out.push('}');
+    }
+    out.push_str("}}}");
+    websocket::encode(Opcode::Text, out.as_bytes())
+}
+
+/// Appends the data as JSON. Returns whether it is binary data in base64.
+fn push_data(out: &mut String, data: &Data) -> bool {
+    let Some(text) = data.as_text() else {
+        push_json(out, &BASE64.encode(data.bytes()));
+        return true;
+    };
+    let is_json = data.kind() == DataKind::Json || serde_json::from_str::<IgnoredAny>(text).is_ok();
+    if is_json {
+        // A line break ends a message in this protocol; within JSON it can only be white space.
+        out.extend(text.chars().map(|c| if c == '\n' || c == '\r' { ' ' } else { c }));
+    } else {
+        push_json(out, text);
+    }
+    false
+}
+
+fn push_json(out: &mut String, text: &str) {
+    out.push_str(&serde_json::to_string(text).expect("text is JSON"));
+}
+
+/// The room's topic was interrupted: the client subscribes again by itself.
+pub(super) fn resubscribe(room: &RoomName) -> Bytes {
+    unsubscribe(room, INSUFFICIENT_STATE, "insufficient state")
+}
+
+/// The client's new token does not grant the room.
+pub(super) fn expelled(room: &RoomName) -> Bytes {
+    unsubscribe(room, UNSUBSCRIBED_BY_SERVER, "permission denied")
+}
+
+fn unsubscribe(room: &RoomName, code: u16, reason: &str) -> Bytes {
+    let push = json!({ "channel": room.as_str(), "unsubscribe": { "code": code, "reason": reason } });
+    frame(&json!({ "push": push }))
+}
+
+/// The close frame: codes 3500–3999 tell the client to stay away, 3000–3499 to come back.
+pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
+    let (code, text) = match reason {
+        CloseReason::Drain => (3001, "shutdown"),
+        CloseReason::Internal => (3004, "internal server error"),
+        CloseReason::TokenExpired => (3005, "connection expired"),
+        CloseReason::SlowConsumer => (3008, "slow"),
+        CloseReason::Gap => (3010, "insufficient state"),
+        CloseReason::HeartbeatTimeout => (3012, "no pong"),
+        CloseReason::InvalidToken => (3500, "invalid token"),
+        CloseReason::BadRequest => (3501, "bad request"),
+        CloseReason::Stale => (3502, "stale"),
+        CloseReason::Forbidden => (3507, "permission denied"),
+        CloseReason::NotAvailable => (3508, "not available"),
+        CloseReason::Client
+        | CloseReason::Lost
+        | CloseReason::ProtocolError
+        | CloseReason::InvalidText
+        | CloseReason::MessageTooBig
+        | CloseReason::PublishFailed => {
+            return reason.plain_close().map(|(code, text)| websocket::close_frame(code, text));
+        }
+    };
+    CloseCode::new(code).map(|code| websocket::close_frame(code, text))
+}
+
+/// The protocol's numbers for errors.
+fn code(error: ReplyError) -> u16 {
+    match error {
+        ReplyError::Unavailable | ReplyError::Internal => 100,
+        ReplyError::Unauthorized => 101,
+        ReplyError::Forbidden => 103,
+        ReplyError::UnknownMethod => 104,
+        ReplyError::AlreadySubscribed => 105,
+        ReplyError::LimitExceeded => 106,
+        ReplyError::BadRequest => 107,
+        ReplyError::NotAvailable => 108,
+        ReplyError::TokenExpired => 109,
+    }
+}
+
+fn frame(body: &serde_json::Value) -> Bytes {
+    websocket::encode(Opcode::Text, body.to_string().as_bytes())
+}
