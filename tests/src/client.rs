@@ -52,6 +52,16 @@ impl Client {
         script::python(&["websockets_client.py", url])?.opened().await
     }
 
+    /// The Centrifuge SDK for JavaScript in a room, with a token and perhaps a next one for a refresh.
+    pub async fn node_centrifuge(url: &str, room: &str, tokens: &[&str]) -> Result<Self> {
+        script::node(&[&["centrifuge.mjs", url, room], tokens].concat())?.opened().await
+    }
+
+    /// The Centrifuge SDK for Python, likewise.
+    pub async fn python_centrifuge(url: &str, room: &str, tokens: &[&str]) -> Result<Self> {
+        script::python(&[&["centrifuge_client.py", url, room], tokens].concat())?.opened().await
+    }
+
     /// A browser's own `WebSocket`, in a page of `origin`.
     pub async fn browser_websocket(url: &str, origin: &str) -> Result<Self> {
         script::node(&["browser.mjs", "websocket", url, origin])?.opened().await

@@ -5,6 +5,7 @@
 mod access;
 mod autobahn;
 mod bad_input;
+mod centrifuge;
 mod doors;
 mod faults;
 mod first_run;

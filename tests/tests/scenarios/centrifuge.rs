@@ -1,0 +1,225 @@
+//! The Centrifuge protocol by its SDKs, as they are published, and by hand where it is broken.
+
+use anyhow::{Context as _, Result, ensure};
+use tidegate_tests::{
+    client::Client,
+    fault_proxy::{FaultProxy, Target},
+    journal::Payload,
+    node::{Builder, Node},
+    raw::{Frame, RawSocket},
+    token::{Token, anywhere},
+};
+
+use crate::stage::{Stage, alone, payloads};
+
+const PATH: &str = "/connection/websocket";
+
+fn url(node: &Node) -> String {
+    format!("ws://{}{PATH}", node.public)
+}
+
+/// Both SDKs in the lobby, one at each address.
+async fn sdks(script: &str, python: &str, tokens: &[&str]) -> Result<[Client; 2]> {
+    let script = Client::node_centrifuge(script, "lobby", tokens).await?;
+    Ok([script, Client::python_centrifuge(python, "lobby", tokens).await?])
+}
+
+fn text(json: &str) -> Payload {
+    Payload::text(json)
+}
+
+#[tokio::test]
+async fn sdks_meet_everybody_else_in_one_room() -> Result<()> {
+    let stage = Stage::set().await?;
+    let token = anywhere("alice");
+    let script = Client::node_centrifuge(&url(&stage.a), "lobby", &[&token]).await?;
+    let python = Client::python_centrifuge(&url(&stage.b), "lobby", &[&token]).await?;
+    let plain = Client::websocket(&stage.b.ws("lobby", &token, ""), &[]).await?;
+    let stream = Client::events(&stage.a.url("lobby", &token, "")).await?;
+
+    script.send(text(r#"{"from":"js","n":[1,2.5,null]}"#)).await?;
+    plain.heard(1).await?;
+    python.send(text(r#"{"from":"py"}"#)).await?;
+    plain.heard(2).await?;
+    stage.publish("lobby", b"{\"from\":\"redis\"}").await?;
+    plain.heard(3).await?;
+    // What is no JSON reaches the SDKs as a JSON string.
+    plain.send(text("plain text")).await?;
+
+    let said = [r#"{"from":"js","n":[1,2.5,null]}"#, r#"{"from":"py"}"#, r#"{"from":"redis"}"#];
+    let mut expected: Vec<_> = said.into_iter().map(text).collect();
+    expected.push(text("plain text"));
+    // The bytes are the publisher's own: Python's JSON has a blank after a colon.
+    expected[1] = text(r#"{"from": "py"}"#);
+    ensure!(payloads(&plain.heard(4).await?) == expected);
+    ensure!(payloads(&stream.heard(4).await?) == expected);
+    expected[1] = text(said[1]);
+    expected[3] = text("\"plain text\"");
+    ensure!(payloads(&script.heard(4).await?) == expected);
+    ensure!(payloads(&python.heard(4).await?) == expected);
+    Ok(())
+}
+
+/// Everything that many publishers on both nodes say arrives at every SDK in one order.
+#[tokio::test]
+async fn one_order_for_sdks_on_both_nodes() -> Result<()> {
+    const EACH: usize = 100;
+    let stage = Stage::set().await?;
+    let token = anywhere("alice");
+    let clients = [
+        Client::node_centrifuge(&url(&stage.a), "lobby", &[&token]).await?,
+        Client::node_centrifuge(&url(&stage.b), "lobby", &[&token]).await?,
+        Client::python_centrifuge(&url(&stage.a), "lobby", &[&token]).await?,
+        Client::python_centrifuge(&url(&stage.b), "lobby", &[&token]).await?,
+    ];
+    for n in 0..EACH {
+        for (who, client) in clients.iter().enumerate() {
+            client.send(text(&format!("[{who},{n}]"))).await?;
+        }
+    }
+    let first = payloads(&clients[0].heard(4 * EACH).await?);
+    for client in &clients[1..] {
+        ensure!(payloads(&client.heard(4 * EACH).await?) == first);
+    }
+    for who in 0..clients.len() {
+        let own: Vec<_> = first
+            .iter()
+            .filter(|payload| payload.bytes().starts_with(format!("[{who},").as_bytes()))
+            .cloned()
+            .collect();
+        let sent: Vec<_> = (0..EACH).map(|n| text(&format!("[{who},{n}]"))).collect();
+        ensure!(own == sent, "{who} said {sent:?}, heard was {own:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn sdks_are_refused_what_is_not_granted() -> Result<()> {
+    let node = alone().await?;
+    let listener = Token::new("bob").room("lobby", &["subscribe"]).sign();
+    let sdks = [
+        Client::node_centrifuge(&url(&node), "lobby", &[&listener]).await?,
+        Client::python_centrifuge(&url(&node), "lobby", &[&listener]).await?,
+    ];
+    for sdk in &sdks {
+        sdk.send(text("1")).await?;
+        let heard = sdk.heard(1).await?;
+        ensure!(heard[0].event == "error" && heard[0].payload == text("103"), "{heard:?}");
+    }
+    // A room without a grant, and a token that is nobody's: the connection or the subscription ends by a code.
+    for (room, token, code) in [("other", listener.as_str(), 103), ("lobby", "not.a.token", 3500)] {
+        let refusal =
+            Client::node_centrifuge(&url(&node), room, &[token]).await.err().context("it must not open")?;
+        ensure!(format!("{refusal:?}").contains(&format!("code: {code}")), "{refusal:?}");
+    }
+    node.until_samples("a refused token", |samples| {
+        samples.sum("tidegate_auth_failures_total", &["reason=\"malformed\""]) == 1
+    })
+    .await?;
+    Ok(())
+}
+
+/// The SDKs come with a new token before the old one is over, and the session goes on.
+#[tokio::test]
+async fn sdks_refresh_an_expiring_token() -> Result<()> {
+    let node = Builder::new().set("auth.leeway", "0s").start().await?;
+    let short = || Token::new("alice").room("*", &["subscribe", "publish"]).expires_in(4).sign();
+    let long = anywhere("alice");
+    let sdks = sdks(&url(&node), &url(&node), &[&short(), &long]).await?;
+    // A plain socket with the short token shows when its time is over.
+    let plain = Client::websocket(&node.ws("lobby", &short(), ""), &[]).await?;
+    let end = plain.ended().await?;
+    ensure!(end.code() == Some(1008), "{end:?}");
+    for sdk in &sdks {
+        let journal = sdk.until("refresh", |journal| journal.events("refresh") > 0).await?;
+        ensure!((journal.opened, journal.interrupted, journal.end) == (1, 0, None), "the session goes on");
+    }
+    node.post("lobby", &long, "application/json", b"\"still here\"").await?;
+    for sdk in &sdks {
+        sdk.hears(&text("\"still here\"")).await?;
+    }
+    Ok(())
+}
+
+/// Their node is killed without a word; they come back by themselves and land on the other.
+#[tokio::test]
+async fn sdks_come_back_on_another_node_after_theirs_was_killed() -> Result<()> {
+    let mut stage = Stage::set().await?;
+    let token = anywhere("alice");
+    let door = FaultProxy::to(Target::Tcp(stage.a.public)).await?;
+    let address = format!("ws://{}{PATH}", door.address());
+    let sdks = sdks(&address, &address, &[&token]).await?;
+    door.retarget(Target::Tcp(stage.b.public));
+    stage.a.kill().await?;
+    for sdk in &sdks {
+        sdk.until("second subscription", |journal| journal.opened == 2).await?;
+    }
+    stage.publish("lobby", b"\"welcome back\"").await?;
+    for sdk in &sdks {
+        let journal = sdk.hears(&text("\"welcome back\"")).await?;
+        ensure!(journal.end.is_none());
+    }
+    Ok(())
+}
+
+/// An interruption of the topic is "unsubscribed, 2500", on which the SDKs subscribe again by themselves.
+#[tokio::test]
+async fn sdks_subscribe_again_after_an_interruption() -> Result<()> {
+    let mut stage = Stage::set().await?;
+    let token = anywhere("alice");
+    let sdks = sdks(&url(&stage.a), &url(&stage.b), &[&token]).await?;
+    stage.redis.kill().await?;
+    stage.redis.restart().await?;
+    for sdk in &sdks {
+        sdk.until("interruption and subscription", |journal| (journal.interrupted, journal.opened) == (1, 2))
+            .await?;
+    }
+    stage.publish("lobby", b"\"after\"").await?;
+    for sdk in &sdks {
+        let journal = sdk.hears(&text("\"after\"")).await?;
+        ensure!(journal.payloads() == [text("\"after\"")] && journal.end.is_none());
+    }
+    Ok(())
+}
+
+/// A node that leaves says "shutdown" (3001), and the SDKs come back.
+#[tokio::test]
+async fn sdks_come_back_from_a_drain() -> Result<()> {
+    let mut stage = Stage::set_with(|node| node.set("drain.window", "200ms")).await?;
+    let token = anywhere("alice");
+    let door = FaultProxy::to(Target::Tcp(stage.a.public)).await?;
+    let address = format!("ws://{}{PATH}", door.address());
+    let sdks = sdks(&address, &address, &[&token]).await?;
+    door.retarget(Target::Tcp(stage.b.public));
+    stage.a.terminate()?;
+    ensure!(stage.a.exited().await?.code() == Some(0));
+    for sdk in &sdks {
+        let journal = sdk.until("second subscription", |journal| journal.opened == 2).await?;
+        ensure!(journal.end.is_none());
+    }
+    Ok(())
+}
+
+/// What no SDK sends: each with the close code that says why.
+#[tokio::test]
+async fn a_client_that_breaks_the_protocol_is_closed_with_a_code() -> Result<()> {
+    let node = alone().await?;
+    let connect = format!(r#"{{"id":1,"connect":{{"token":"{}"}}}}"#, anywhere("alice"));
+    for (sent, code) in [
+        ("nonsense", 3501),
+        (r#"{"id":1,"subscribe":{"channel":"lobby"}}"#, 3501),
+        (r#"{"id":"1","connect":{}}"#, 3501),
+        (r#"{"id":1,"connect":{"token":"no.valid.token"}}"#, 3500),
+    ] {
+        let mut socket = RawSocket::connect(node.public, PATH).await?;
+        socket.send(&Frame::text(sent)).await?;
+        ensure!(socket.close_code().await? == Some(code), "{sent}");
+    }
+    for (sent, code) in [(connect.as_str(), 3501), (r#"{"send":{"data":1}}"#, 3508), ("{\"id\":2", 3501)] {
+        let mut socket = RawSocket::connect(node.public, PATH).await?;
+        socket.send(&Frame::text(connect.as_str())).await?;
+        socket.send(&Frame::text(sent)).await?;
+        ensure!(socket.close_code().await? == Some(code), "{sent}");
+    }
+    Ok(())
+}
