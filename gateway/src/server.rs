@@ -27,6 +27,7 @@ pub mod problem;
 mod publish;
 mod query;
 pub mod rooms;
+mod upgrade;
 
 pub use gate::Gate;
 pub use problem::{HandshakeResult, Problem, Refusal};

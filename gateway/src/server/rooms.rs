@@ -17,7 +17,7 @@ use broker_bridge::RoomName;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use percent_encoding::percent_decode_str;
 
-use super::{Gate, Problem, Refusal, cors, publish, query::Query};
+use super::{Gate, Problem, Refusal, cors, publish, query::Query, upgrade};
 use crate::{
     auth::{Operation, credential},
     protocol::ProtocolName,
@@ -80,11 +80,7 @@ pub(super) fn session(
 }
 
 fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Body>, Problem> {
-    let handshake = handshake::accept(&parts.method, parts.version, &parts.headers).map_err(|error| {
-        Problem::new(Refusal::Handshake, error.to_string())
-            .with_status(error.status())
-            .with_headers(error.headers())
-    })?;
+    let handshake = upgrade::accept(parts)?;
     let query = Query::new(parts.uri.query());
     let echo = query.choice("echo", ["true", "false"])? == "true";
     let close_on_gap = query.choice("gap", ["ignore", "close"])? == "close";
@@ -93,11 +89,7 @@ fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Bod
     let rooms = Arc::from([room]);
     gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
 
-    // A client that offers subprotocols expects one of them back, and never its token.
-    let protocol =
-        credential::offered_subprotocols(&parts.headers).any(|name| name == credential::PLAIN_SUBPROTOCOL);
-    let protocol = protocol.then(|| HeaderValue::from_static(credential::PLAIN_SUBPROTOCOL));
-    let mut response = handshake.response(protocol).map(|()| Body::empty());
+    let mut response = upgrade::response(&handshake, parts, credential::PLAIN_SUBPROTOCOL);
     response.extensions_mut().insert(Admission {
         identity: Some(identity),
         rooms,
