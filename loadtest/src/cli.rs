@@ -129,7 +129,7 @@ pub struct RoomArgs {
     /// Measured rounds
     #[arg(long, default_value_t = 5)]
     pub rounds: u32,
-    /// Messages of an unmeasured round before the first [default: a tenth of a round]
+    /// Messages of an unmeasured round before the first [default: a tenth of a round, at most 100]
     #[arg(long)]
     pub warmup: Option<u64>,
     /// Seconds without progress after which a batch is given up
@@ -161,7 +161,7 @@ impl RoomArgs {
 
     /// Messages of the unmeasured round.
     pub fn warmup(&self) -> u64 {
-        self.warmup.unwrap_or(self.messages / 10)
+        self.warmup.unwrap_or((self.messages / 10).min(100))
     }
 }
 
