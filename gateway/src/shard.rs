@@ -11,7 +11,7 @@
 //! | [`connection`] | one connection: its session, its queue and its socket |
 //! | [`admission`] | from a request to a connection whose subscriptions stand |
 //! | [`body`] | a connection carried by an HTTP response |
-//! | [`outbound`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
+//! | [`batch`], [`outbound`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
 //!
 //! # A turn
 //!
@@ -34,6 +34,7 @@ use broker_bridge::{Broker, SessionId};
 use crate::{auth::Authenticator, hub::Hub, metrics::Metrics};
 
 pub mod admission;
+mod batch;
 mod body;
 mod connection;
 pub mod inbox;

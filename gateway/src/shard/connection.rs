@@ -29,6 +29,7 @@ use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
 use super::{
+    batch::Batch,
     outbound::{Full, Outbound},
     rooms::Membership,
     stream::Stream,
@@ -37,7 +38,6 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    hub::Broadcast,
     protocol::{Message, ProtocolName, RequestId, WireFormat},
     session::{CloseReason, Effect, Session, Surroundings},
     websocket::{self, Decoder, Event, ProtocolError},
@@ -197,14 +197,14 @@ impl Connection {
 
     // ---- what the shard's turn does ----
 
-    /// Queues a broadcast. The caller writes at the end of its turn.
-    pub fn deliver(&self, worker: &Worker, broadcast: &Broadcast) {
-        if matches!(self.phase.get(), Phase::Closing(_)) || broadcast.exclude() == Some(self.id) {
+    /// Queues a batch, unless it is this session's own echo. The caller writes at the end of its turn.
+    pub fn deliver(&self, worker: &Worker, exclude: Option<SessionId>, batch: &Batch) {
+        if matches!(self.phase.get(), Phase::Closing(_)) || exclude == Some(self.id) {
             return;
         }
-        if self.queue(worker, broadcast.frame(self.format).clone()) {
-            Tally::add(&worker.tally.deliveries, 1);
-            Tally::add(&worker.tally.payload_out, broadcast.payload_len());
+        if self.queue(worker, batch.frame(self.format).clone()) {
+            Tally::add(&worker.tally.deliveries, batch.len());
+            Tally::add(&worker.tally.payload_out, batch.payload_len());
         }
     }
 
@@ -564,9 +564,14 @@ impl Connection {
     fn write(&self, stream: &Stream) -> io::Result<()> {
         let mut outbound = self.outbound.borrow_mut();
         while !outbound.is_empty() && !self.wants_write.get() {
-            let mut slices = [IoSlice::new(&[]); Outbound::BATCH];
-            let used = outbound.gather(&mut slices);
-            match stream.try_write(slices.get(..used).unwrap_or_default()) {
+            let written = if let Some(frame) = outbound.only() {
+                stream.try_write(&[IoSlice::new(frame)])
+            } else {
+                let mut slices = [IoSlice::new(&[]); Outbound::BATCH];
+                let used = outbound.gather(&mut slices);
+                stream.try_write(slices.get(..used).unwrap_or_default())
+            };
+            match written {
                 Ok(written) => outbound.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wants_write.set(true);

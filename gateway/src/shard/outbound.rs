@@ -63,6 +63,11 @@ impl Outbound {
         self.frames.is_empty()
     }
 
+    /// The frame, if there is just one.
+    pub fn only(&self) -> Option<&Bytes> {
+        if self.frames.len() == 1 { self.frames.front() } else { None }
+    }
+
     /// Points `slices` at the first frames and returns how many it used.
     pub fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>; Self::BATCH]) -> usize {
         let mut used = 0;

@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Context, Event, Inbox, Vitals,
+    batch::Batch,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
     rooms::Rooms,
     tally::Tally,
@@ -62,7 +63,6 @@ pub struct Worker {
     clock: Clock,
     now: Cell<Tick>,
     departure: RefCell<Option<Departure>>,
-    stopped: Cell<bool>,
     random: Cell<u64>,
 }
 
@@ -105,7 +105,6 @@ pub fn run(
         now: Cell::new(clock.now()),
         clock,
         departure: RefCell::default(),
-        stopped: Cell::new(false),
         random: Cell::new(getrandom::u64().unwrap_or(1) | 1),
     });
     let tasks = LocalSet::new();
@@ -119,7 +118,7 @@ impl Worker {
     async fn turn_until_left(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(Clock::STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut events, mut broadcasts) = (Vec::new(), Vec::new());
+        let (mut events, mut broadcasts, mut batch) = (Vec::new(), Vec::new(), Batch::default());
         loop {
             let tick = poll_fn(|cx| {
                 if let Poll::Ready(at) = ticks.poll_tick(cx) {
@@ -135,9 +134,15 @@ impl Worker {
             self.inbox.take(&mut events);
             let mut queued = 0;
             for event in events.drain(..) {
-                queued += self.handle(event, &mut broadcasts);
-                if self.stopped.get() {
-                    return;
+                // What came before it in this room, or before anything else, goes first.
+                let joins = matches!(&event, Event::Broadcast(broadcast) if batch.takes(broadcast));
+                if !joins {
+                    queued += self.deliver(&mut batch, &mut broadcasts);
+                }
+                match event {
+                    Event::Broadcast(broadcast) => batch.push(broadcast),
+                    Event::Stop => return,
+                    event => self.handle(event),
                 }
                 // No session may look slow only because much arrived at once: write before its queue is full.
                 if queued > self.context.settings.outbound / 2 {
@@ -146,6 +151,7 @@ impl Worker {
                     queued = 0;
                 }
             }
+            self.deliver(&mut batch, &mut broadcasts);
             self.write(&mut broadcasts).await;
             if events.capacity() > KEPT_EVENTS {
                 events = Vec::new();
@@ -157,15 +163,9 @@ impl Worker {
         }
     }
 
-    /// Does what an event asks for, except writing. Returns the bytes it queued for a member at most.
-    fn handle(self: &Rc<Self>, event: Event, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
+    /// Does what an event asks for that is not about delivering.
+    fn handle(self: &Rc<Self>, event: Event) {
         match event {
-            Event::Broadcast(broadcast) => {
-                self.deliver(&broadcast);
-                let bytes = broadcast.payload_len();
-                broadcasts.push(broadcast);
-                return bytes;
-            }
             Event::Gap(room, cause) => {
                 // A copy, since who asked for it is closed at a gap and leaves the room.
                 let members = self.rooms.borrow().members(&room).to_vec();
@@ -180,16 +180,20 @@ impl Worker {
             }
             Event::Accepted(accepted) => self.accept(accepted),
             Event::Drain(window) => self.depart(window),
-            Event::Stop => self.stopped.set(true),
+            Event::Broadcast(_) | Event::Stop => {}
         }
-        0
     }
 
-    fn deliver(&self, broadcast: &Broadcast) {
-        for member in self.rooms.borrow().members(broadcast.room()) {
-            member.deliver(self, broadcast);
+    /// Queues a batch for every member. Returns the bytes it queued for a member at most.
+    fn deliver(&self, batch: &mut Batch, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
+        let Some(first) = batch.first() else { return 0 };
+        for member in self.rooms.borrow().members(first.room()) {
+            member.deliver(self, first.exclude(), batch);
             self.touch_connection(member);
         }
+        let bytes = batch.payload_len();
+        batch.finish(broadcasts);
+        bytes
     }
 
     /// Writes every connection that something was queued for, slice by slice.

@@ -1,0 +1,120 @@
+//! Publications of one room that arrived together.
+//!
+//! A member is handed them as one piece: what a delivery costs besides the system call is then paid once
+//! for all of them.
+
+use std::{cell::OnceCell, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{hub::Broadcast, protocol::WireFormat};
+
+/// The most payload that is put together. Beyond it copying costs more than it saves.
+const MAX_BYTES: usize = 64 * 1024;
+
+/// Broadcasts of one room, in order, for all of its members alike.
+#[derive(Debug, Default)]
+pub struct Batch {
+    broadcasts: Vec<Arc<Broadcast>>,
+    payload: usize,
+    frames: [OnceCell<Bytes>; WireFormat::COUNT],
+}
+
+impl Batch {
+    /// Whether `broadcast` may join the others: the same room, everybody's, and not too much in all.
+    pub fn takes(&self, broadcast: &Broadcast) -> bool {
+        self.broadcasts.last().is_none_or(|last| {
+            last.room() == broadcast.room()
+                && last.exclude().is_none()
+                && broadcast.exclude().is_none()
+                && self.payload + broadcast.payload_len() <= MAX_BYTES
+        })
+    }
+
+    /// Adds a broadcast that it [takes](Self::takes).
+    pub fn push(&mut self, broadcast: Arc<Broadcast>) {
+        debug_assert!(self.takes(&broadcast));
+        self.payload += broadcast.payload_len();
+        self.broadcasts.push(broadcast);
+    }
+
+    /// The first of them, if there is any: it names the room and who is left out.
+    pub fn first(&self) -> Option<&Broadcast> {
+        self.broadcasts.first().map(Arc::as_ref)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.broadcasts.len()
+    }
+
+    /// Their payload in bytes.
+    pub fn payload_len(&self) -> usize {
+        self.payload
+    }
+
+    /// What members with this format are sent: all of them, put together at most once.
+    #[expect(clippy::indexing_slicing, reason = "the array has one place per format")]
+    pub fn frame(&self, format: WireFormat) -> &Bytes {
+        self.frames[format as usize].get_or_init(|| match self.broadcasts.as_slice() {
+            [one] => one.frame(format).clone(),
+            many => {
+                let length = many.iter().map(|broadcast| broadcast.frame(format).len()).sum();
+                let mut all = BytesMut::with_capacity(length);
+                for broadcast in many {
+                    all.extend_from_slice(broadcast.frame(format));
+                }
+                all.freeze()
+            }
+        })
+    }
+
+    /// Empties the batch into `delivered`.
+    pub fn finish(&mut self, delivered: &mut Vec<Arc<Broadcast>>) {
+        delivered.append(&mut self.broadcasts);
+        self.payload = 0;
+        self.frames = Default::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use broker_bridge::{Data, Publication, RoomName, SessionId};
+
+    use super::*;
+
+    fn broadcast(room: &str, text: &str, exclude: Option<SessionId>) -> Arc<Broadcast> {
+        let publication = Publication { exclude, ..Publication::new(Data::text(text)) };
+        Arc::new(Broadcast::new(RoomName::new(room).unwrap(), publication, 1))
+    }
+
+    #[test]
+    fn only_what_all_members_get_alike_is_put_together() {
+        let mut batch = Batch::default();
+        batch.push(broadcast("a", "one", None));
+        assert!(batch.takes(&broadcast("a", "two", None)));
+        assert!(!batch.takes(&broadcast("b", "two", None)), "another room");
+        assert!(!batch.takes(&broadcast("a", "two", Some(SessionId(1)))), "not for everybody");
+        assert!(!batch.takes(&broadcast("a", &"x".repeat(MAX_BYTES), None)), "too much");
+
+        let mut alone = Batch::default();
+        alone.push(broadcast("a", "one", Some(SessionId(1))));
+        assert!(!alone.takes(&broadcast("a", "two", None)));
+    }
+
+    #[test]
+    fn frames_follow_each_other() {
+        let mut batch = Batch::default();
+        batch.push(broadcast("a", "one", None));
+        batch.push(broadcast("a", "two", None));
+        assert_eq!(batch.frame(WireFormat::PlainFrame), &b"\x81\x03one\x81\x03two"[..]);
+        assert_eq!(batch.frame(WireFormat::Event), &b"data: one\n\ndata: two\n\n"[..]);
+        assert_eq!((batch.len(), batch.payload_len()), (2, 6));
+
+        let mut delivered = Vec::new();
+        batch.finish(&mut delivered);
+        assert_eq!((delivered.len(), batch.len(), batch.payload_len()), (2, 0, 0));
+        batch.push(broadcast("b", "three", None));
+        assert_eq!(batch.frame(WireFormat::PlainFrame), &b"\x81\x05three"[..]);
+    }
+}
