@@ -93,7 +93,7 @@ async fn hung_up(hangup: &mut Option<Signal>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Takes as many file descriptors as the process may have, and says so if they are too few.

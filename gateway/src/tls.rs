@@ -143,15 +143,15 @@ impl Tls {
             looks.tick().await;
             let own = Arc::clone(&self);
             let last = seen.take();
-            let look = tokio::task::spawn_blocking(move || own.look(last));
+            let look = tokio::task::spawn_blocking(move || own.look(last.as_ref()));
             seen = look.await.unwrap_or_default();
         }
     }
 
     /// One look; returns what it found. A file that is not there is in the middle of being replaced.
-    fn look(&self, last: Option<Pair>) -> Option<Pair> {
+    fn look(&self, last: Option<&Pair>) -> Option<Pair> {
         let found = Pair::read(&self.files).ok();
-        if let (Some(pair), true) = (&found, found == last) {
+        if let (Some(pair), true) = (&found, found.as_ref() == last) {
             let mut tried = self.tried.lock();
             if *tried != *pair {
                 self.take(pair);

@@ -1,5 +1,12 @@
 //! A node with TLS, reached by real clients over loopback.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::similar_names,
+    reason = "a test fails by a panic, in its helpers, too"
+)]
+
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
