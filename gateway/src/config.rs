@@ -51,6 +51,8 @@ use crate::auth::grant::Policy;
 pub struct Config {
     /// What clients reach.
     pub public: Public,
+    /// The public listener's certificate; without one it is plain.
+    pub tls: Option<Tls>,
     /// What operators reach.
     pub ops: Ops,
     /// Threads that own sockets. `auto` is resolved already.
@@ -86,6 +88,15 @@ pub struct Public {
     pub header_timeout: Duration,
     /// Time for the body of a request.
     pub body_timeout: Duration,
+}
+
+/// `tls.*`: the public listener's certificate.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The file of the certificate chain (PEM).
+    pub cert: PathBuf,
+    /// The file of its private key (PEM).
+    pub key: PathBuf,
 }
 
 /// `ops.*`: what operators reach.
@@ -191,7 +202,16 @@ impl Config {
         let mut from = Reader::new(sources);
         let hs256_secret = from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE);
         let broker_url = from.text_or_file(&key::BROKER_URL, &key::BROKER_URL_FILE);
+        let (cert, key) = (from.read_optional(&key::TLS_CERT), from.read_optional(&key::TLS_KEY));
+        for (has, lacks, has_key, lacks_key) in
+            [(&cert, &key, &key::TLS_CERT, &key::TLS_KEY), (&key, &cert, &key::TLS_KEY, &key::TLS_CERT)]
+        {
+            from.require(has.is_none() || lacks.is_some(), has_key, &[lacks_key], || {
+                format!("expected {} to be given, too", lacks_key.name)
+            });
+        }
         let config = Self {
+            tls: cert.zip(key).map(|(cert, key)| Tls { cert, key }),
             shards: from.read(&key::SHARDS).unwrap_or_else(available_shards),
             origins: from.read(&key::ORIGINS),
             demo: from.read(&key::DEMO).unwrap_or(hs256_secret.is_none()),

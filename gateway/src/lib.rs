@@ -15,6 +15,7 @@
 //! | [`protocol`] | wire protocols |
 //! | [`session`] | what one client may do and is told |
 //! | [`hub`] | the rooms of this node |
+//! | [`tls`] | the public listener's certificate |
 //! | [`metrics`] | what is measured |
 //!
 //! What carries publications between nodes is the package [`broker_bridge`]; apart from configuration and
@@ -32,4 +33,5 @@ pub mod server;
 pub mod session;
 pub mod shard;
 pub mod telemetry;
+pub mod tls;
 pub mod websocket;

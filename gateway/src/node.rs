@@ -27,6 +27,7 @@ use crate::{
     metrics::Metrics,
     server::{self, Gate},
     shard::{Context, Event, Inbox, SessionIds, Settings, Shard},
+    tls::{Tls, TlsError},
 };
 
 /// What an inbox may hold in publications, in bytes. At a rate that a shard cannot keep up with, this is
@@ -43,6 +44,7 @@ pub struct Node {
     gate: Arc<Gate>,
     shards: Arc<[Shard]>,
     broker: Arc<dyn Broker>,
+    tls: Option<Arc<Tls>>,
     /// Stops the acceptor.
     accepting: CancellationToken,
     /// Stops everything else that is not a shard.
@@ -75,6 +77,9 @@ pub enum StartError {
     /// The Redis broker cannot work as configured on this machine.
     #[error("broker: {0}")]
     Broker(#[from] RedisStartError),
+    /// The certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// How a drain ended.
@@ -90,6 +95,10 @@ impl Node {
     /// Starts a node whose tokens are signed with `secret`; both listeners accept when it returns. Must be
     /// called within a tokio runtime.
     pub fn start(config: Config, secret: &[u8]) -> Result<Self, StartError> {
+        let metrics = Arc::new(Metrics::register(Registry::new())?);
+        // Before any port opens: nobody is to reach a node that cannot serve him.
+        let tls = config.tls.clone().map(|files| Tls::load(files, metrics.registry())).transpose()?;
+        let tls = tls.map(Arc::new);
         let public = bind("public.listen", config.public.listen)?;
         let ops = bind("ops.listen", config.ops.listen)?;
         let address =
@@ -97,7 +106,6 @@ impl Node {
         let public_address = address(&public, config.public.listen);
         let ops_address = address(&ops, config.ops.listen);
 
-        let metrics = Arc::new(Metrics::register(Registry::new())?);
         let inboxes: Box<[_]> = (0..config.shards).map(|_| Arc::new(Inbox::new(INBOX))).collect();
         let fan_out = Arc::new(FanOut::new(inboxes.clone(), Arc::clone(&metrics)));
         let broker = start_broker(&config, &fan_out, &metrics)?;
@@ -113,6 +121,7 @@ impl Node {
             broker: Arc::clone(&broker),
             authenticator: Arc::clone(&authenticator),
             metrics: Arc::clone(&metrics),
+            tls: tls.clone(),
             ids: Arc::clone(&ids),
             settings: settings(&config),
         });
@@ -154,6 +163,9 @@ impl Node {
             accepting.clone(),
         ));
         tasks.spawn(running.clone().run_until_cancelled_owned(async move { hub.run().await }));
+        if let Some(tls) = &tls {
+            tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(tls).watch()));
+        }
         let ops_routes = server::ops::routes(Arc::clone(&gate));
         let ops_end = running.clone().cancelled_owned();
         tasks.spawn(async move {
@@ -170,6 +182,7 @@ impl Node {
             gate,
             shards,
             broker,
+            tls,
             accepting,
             running,
             tasks,
@@ -184,6 +197,17 @@ impl Node {
     /// Where metrics and probes are.
     pub fn ops_address(&self) -> SocketAddr {
         self.ops
+    }
+
+    /// Reads the certificate and its key again, for new connections. What is not sound is refused, with a
+    /// line in the log.
+    pub async fn reload(&self) {
+        if let Some(tls) = self.tls.clone() {
+            let reload = tokio::task::spawn_blocking(move || tls.reload());
+            if let Err(error) = reload.await {
+                tracing::error!(%error, "the certificate was not replaced");
+            }
+        }
     }
 
     /// Leaves without hurting anybody: not ready at once, then (after `drain.pause`) sessions are closed

@@ -59,15 +59,23 @@ async fn serve(config: Config) -> anyhow::Result<Departure> {
     let mut stop = Stop::install()?;
     let configured = config.auth.hs256_secret.clone();
     let demo = config.demo;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    // Installed before the port opens; without anything to reload, SIGHUP keeps its usual meaning.
+    let mut hangup = config.tls.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
     let node = if let Some(secret) = configured {
         Node::start(config, secret.expose())?
     } else {
         let secret = mint::generate_secret()?;
         let node = Node::start(config, &secret)?;
-        greet(node.public_address(), &secret, demo)?;
+        greet(scheme, node.public_address(), &secret, demo)?;
         node
     };
-    let signal = stop.wait().await;
+    let signal = loop {
+        tokio::select! {
+            signal = stop.wait() => break signal,
+            () = hung_up(&mut hangup) => node.reload().await,
+        }
+    };
     tracing::info!(signal, "told to stop; a second signal ends at once");
     tokio::select! {
         departure = node.drain() => Ok(departure),
@@ -76,6 +84,16 @@ async fn serve(config: Config) -> anyhow::Result<Departure> {
             Ok(Departure::Cut(0))
         }
     }
+}
+
+/// Waits for SIGHUP; forever if nobody listens to it.
+async fn hung_up(hangup: &mut Option<Signal>) {
+    if let Some(hangup) = hangup
+        && hangup.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Takes as many file descriptors as the process may have, and says so if they are too few.
@@ -96,7 +114,7 @@ fn raise_descriptor_limit(connections: usize) {
 }
 
 /// Tells a first user what to do next. The secret lives as long as the process, and so does the token.
-fn greet(public: SocketAddr, secret: &[u8], demo: bool) -> anyhow::Result<()> {
+fn greet(scheme: &str, public: SocketAddr, secret: &[u8], demo: bool) -> anyhow::Result<()> {
     let subject = Subject::new(DEMO_SUBJECT)?;
     let grants: [Grant; 1] = [DEMO_GRANT.parse()?];
     let token = mint::mint(secret, &subject, &grants, DEMO_TOKEN_TTL, SystemTime::now().into())?;
@@ -106,7 +124,7 @@ fn greet(public: SocketAddr, secret: &[u8], demo: bool) -> anyhow::Result<()> {
     writeln!(out, "No key is configured (auth.hs256_secret), so this run has one of its own.")?;
     writeln!(out, "A token for {DEMO_GRANT}, valid for a day or until this node ends:\n\n  {token}\n")?;
     if demo {
-        writeln!(out, "Open the demo page, twice:\n\n  http://{host}/#token={token}\n")?;
+        writeln!(out, "Open the demo page, twice:\n\n  {scheme}://{host}/#token={token}\n")?;
     }
     Ok(out.flush()?)
 }

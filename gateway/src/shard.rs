@@ -31,7 +31,7 @@ use std::{
 use axum::Router;
 use broker_bridge::{Broker, SessionId};
 
-use crate::{auth::Authenticator, hub::Hub, metrics::Metrics};
+use crate::{auth::Authenticator, hub::Hub, metrics::Metrics, tls::Tls};
 
 pub mod admission;
 mod batch;
@@ -59,6 +59,8 @@ pub struct Context {
     pub authenticator: Arc<Authenticator>,
     /// Where the shards' tallies go.
     pub metrics: Arc<Metrics>,
+    /// TLS for new sockets; without it they are plain.
+    pub tls: Option<Arc<Tls>>,
     /// Names for new sessions.
     pub ids: Arc<SessionIds>,
     /// Bounds and times from the configuration.

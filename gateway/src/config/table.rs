@@ -146,6 +146,20 @@ table! {
         doc: "Time for the body of a request to arrive.",
         more: "",
     };
+    TLS_CERT: File = Key {
+        name: "tls.cert",
+        kind: File { holds_secret: false },
+        default: Unset { example: r#""/etc/tidegate/tls.crt""# },
+        doc: "The certificate chain (PEM), the node's own first; with it `public.listen` speaks TLS only.",
+        more: "Together with `tls.key`. Both are read again when they change, and on SIGHUP.",
+    };
+    TLS_KEY: File = Key {
+        name: "tls.key",
+        kind: File { holds_secret: true },
+        default: Unset { example: r#""/etc/tidegate/tls.key""# },
+        doc: "The private key (PEM) of that certificate.",
+        more: "Together with `tls.cert`.",
+    };
     OPS_LISTEN: Address = Key {
         name: "ops.listen",
         kind: Address,

@@ -156,7 +156,7 @@ fn what_is_wrong_is_said_all_at_once() {
         "[public]\n",
         "listen = 'localhost'\n",
         "header_timeout = 10\n",
-        "[tls]\n",
+        "[quic]\n",
         "cert = 'x'\n",
         "[rooms.'a b']\n",
         "grant = ['subscribe', 'fly']\n",
@@ -171,7 +171,7 @@ fn what_is_wrong_is_said_all_at_once() {
         complaints(&sources),
         [
             "sards (tidegate.toml:2): there is no such key; did you mean shards?",
-            "tls (tidegate.toml:6): there is no such key; `tidegate default-config` lists them all",
+            "quic (tidegate.toml:6): there is no such key; `tidegate default-config` lists them all",
             "ops_listen (environment TIDEGATE_OPS_LISTEN): there is no such key; did you mean \
              TIDEGATE_OPS__LISTEN?",
             "shards = 0 (tidegate.toml:1): expected auto, or a whole number from 1 to 256",
@@ -388,6 +388,21 @@ fn no_secret_is_ever_shown() {
     }
     let errors = Config::load(&file("[auth]\nhs256_secret = 'hunter2\n")).unwrap_err();
     assert!(!format!("{errors}{errors:?}").contains("hunter2"), "{errors}");
+}
+
+#[test]
+fn a_certificate_and_its_key_come_together() {
+    let config = load(&flags(&[("tls.cert", "a.crt"), ("tls.key", "a.key")]));
+    let tls = config.tls.expect("both are given");
+    assert_eq!((tls.cert, tls.key), ("a.crt".into(), "a.key".into()));
+    assert_eq!(
+        complaints(&flags(&[("tls.cert", "a.crt")])),
+        [r#"tls.cert = "a.crt" (command line): expected tls.key to be given, too"#]
+    );
+    assert_eq!(
+        complaints(&flags(&[("tls.key", "a.key")])),
+        ["tls.key (command line): expected tls.cert to be given, too"]
+    );
 }
 
 /// Says how to bring the document up to date, and does it when asked to.

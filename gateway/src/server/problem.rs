@@ -12,6 +12,8 @@ use crate::auth;
 pub enum Refusal {
     /// Not HTTP/1.1.
     MalformedHttp,
+    /// No TLS handshake, or not in time. There is nobody to be answered.
+    Tls,
     /// No whole request head in time.
     HeaderTimeout,
     /// No such path.
@@ -56,8 +58,9 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::MalformedHttp,
+        Self::Tls,
         Self::HeaderTimeout,
         Self::NotFound,
         Self::Method,
@@ -84,6 +87,7 @@ impl Refusal {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MalformedHttp => "malformed_http",
+            Self::Tls => "tls",
             Self::HeaderTimeout => "header_timeout",
             Self::NotFound => "not_found",
             Self::Method => "method",
@@ -111,6 +115,7 @@ impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
             Self::MalformedHttp
+            | Self::Tls
             | Self::RoomName
             | Self::TooManyRooms
             | Self::BadRequest

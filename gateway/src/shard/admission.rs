@@ -8,6 +8,7 @@
 use std::{
     cell::OnceCell,
     convert::Infallible,
+    future::poll_fn,
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
@@ -86,6 +87,16 @@ impl Worker {
                 tracing::warn!(%error, "a socket could not be registered");
                 return;
             }
+        };
+        let stream = match &self.context.tls {
+            None => stream,
+            Some(tls) => match stream.with_tls(tls.current()) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a TLS connection could not be made");
+                    return;
+                }
+            },
         };
         let own_task = OwnTask::default();
         let task = self.tasks.spawn_local(serve_http(Rc::clone(self), stream, peer, Rc::clone(&own_task)));
@@ -225,6 +236,9 @@ impl Worker {
 
 async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_task: OwnTask) {
     let leaving = worker.leaving.clone();
+    if worker.context.tls.is_some() && !shake_hands(&worker, &stream, peer).await {
+        return;
+    }
     let service = service_fn(|request| {
         let response = Rc::clone(&worker).respond(request, peer, Rc::clone(&own_task));
         async { Ok::<_, Infallible>(response.await) }
@@ -252,6 +266,31 @@ async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_ta
         }
         tracing::debug!(%error, "an HTTP connection ended early");
     }
+}
+
+/// Whether TLS stands on the socket; it has as long for it as a head has.
+async fn shake_hands(worker: &Worker, stream: &Stream, peer: SocketAddr) -> bool {
+    let time = worker.context.settings.header_timeout;
+    let handshake = tokio::time::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
+    let ended = tokio::select! {
+        ended = handshake => ended,
+        () = worker.leaving.cancelled() => return false,
+    };
+    match ended {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => {
+            // Who connects and says nothing is a probe, as on a plain port.
+            if stream.is_heard() {
+                worker.context.metrics.refused(Refusal::Tls);
+            }
+            tracing::debug!(%error, %peer, "a TLS handshake failed");
+        }
+        Err(_) => {
+            worker.context.metrics.refused(Refusal::Tls);
+            tracing::debug!(%peer, "a TLS handshake took too long");
+        }
+    }
+    false
 }
 
 /// How long a client may take to begin a session whose protocol has a beginning of its own.

@@ -411,7 +411,7 @@ impl Connection {
                     return Poll::Ready(());
                 }
                 Ok(_) => {
-                    if !self.outbound.borrow().is_empty() && !self.wants_write.get() {
+                    if self.has_output() && !self.wants_write.get() {
                         self.flush(worker);
                     }
                 }
@@ -563,15 +563,18 @@ impl Connection {
 
     fn write(&self, stream: &Stream) -> io::Result<()> {
         let mut outbound = self.outbound.borrow_mut();
-        while !outbound.is_empty() && !self.wants_write.get() {
-            let written = if let Some(frame) = outbound.only() {
+        // With TLS, records of what has left the queue may still wait for the socket.
+        while (!outbound.is_empty() || stream.has_unsent()) && !self.wants_write.get() {
+            let outcome = if outbound.is_empty() {
+                stream.try_flush().map(|()| 0)
+            } else if let Some(frame) = outbound.only() {
                 stream.try_write(&[IoSlice::new(frame)])
             } else {
                 let mut slices = [IoSlice::new(&[]); Outbound::BATCH];
                 let used = outbound.gather(&mut slices);
                 stream.try_write(slices.get(..used).unwrap_or_default())
             };
-            match written {
+            match outcome {
                 Ok(written) => outbound.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wants_write.set(true);
@@ -588,7 +591,7 @@ impl Connection {
     /// stream, or the deadline, ends the connection: closing at once could destroy the last words, since
     /// a close with unread input resets the connection (RFC 9293 §3.10.4).
     fn shut_if_done(&self) {
-        if !matches!(self.phase.get(), Phase::Closing(_)) || !self.outbound.borrow().is_empty() {
+        if !matches!(self.phase.get(), Phase::Closing(_)) || self.has_output() {
             return;
         }
         if let Carrier::Socket { stream, shut } = &mut *self.carrier.borrow_mut()
@@ -596,7 +599,17 @@ impl Connection {
         {
             *shut = true;
             stream.shutdown_write();
+            if stream.has_unsent() {
+                self.wants_write.set(true);
+                self.wake();
+            }
         }
+    }
+
+    /// Whether anything waits for the socket.
+    fn has_output(&self) -> bool {
+        !self.outbound.borrow().is_empty()
+            || matches!(&*self.carrier.borrow(), Carrier::Socket { stream, .. } if stream.has_unsent())
     }
 
     fn lost(&self, worker: &Worker) {

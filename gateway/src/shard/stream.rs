@@ -1,6 +1,9 @@
-//! A client's socket, counted.
+//! A client's socket, counted, plain or with TLS on it.
+
+mod tls;
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     sync::{
@@ -10,10 +13,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+
+use tls::{Handshake, Tls, Wire};
 
 /// What all sockets of one shard have carried, and how many there are. Written by the shard alone, read
 /// by the acceptor and the metrics.
@@ -46,96 +52,187 @@ impl Meter {
 /// [`AsyncWrite`], a WebSocket by readiness.
 #[derive(Debug)]
 pub struct Stream {
-    socket: TcpStream,
+    socket: Socket,
+    /// Boxed, so that plain sockets do not pay for it.
+    tls: Option<Box<RefCell<Tls>>>,
+}
+
+/// The TCP socket, whose bytes are counted.
+#[derive(Debug)]
+struct Socket {
+    tcp: TcpStream,
     meter: Arc<Meter>,
+}
+
+impl Wire for Socket {
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.tcp.try_read(buffer)?;
+        self.meter.read(bytes);
+        Ok(bytes)
+    }
+
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let bytes = match slices {
+            [one] => self.tcp.try_write(one)?,
+            many => self.tcp.try_write_vectored(many)?,
+        };
+        self.meter.written(bytes);
+        Ok(bytes)
+    }
+
+    fn shut(&self) {
+        // A peer that is gone already has nothing to be told.
+        drop(socket2::SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Write));
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.meter.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Stream {
     /// Takes a socket into the account of `meter`.
     pub fn new(socket: TcpStream, meter: Arc<Meter>) -> Self {
         meter.sockets.fetch_add(1, Ordering::Relaxed);
-        Self { socket, meter }
+        Self { socket: Socket { tcp: socket, meter }, tls: None }
+    }
+
+    /// Puts TLS on a socket from which nothing has been read. To be followed by [`Stream::handshake`].
+    pub fn with_tls(mut self, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
+        self.tls = Some(Box::new(RefCell::new(Tls::new(config)?)));
+        Ok(self)
+    }
+
+    /// Waits until the TLS handshake is over; a plain socket has none.
+    pub fn poll_handshake(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(tls) = &self.tls else { return Poll::Ready(Ok(())) };
+        loop {
+            match tls.borrow_mut().handshake(&self.socket)? {
+                Handshake::Done => return Poll::Ready(Ok(())),
+                Handshake::WantsRead => ready!(self.socket.tcp.poll_read_ready(cx))?,
+                Handshake::WantsWrite => ready!(self.socket.tcp.poll_write_ready(cx))?,
+            }
+        }
+    }
+
+    /// Whether the peer has said anything in its handshake.
+    pub fn is_heard(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().heard())
     }
 
     /// Ready when a read may succeed.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_read_ready(cx)
+        // What is decrypted already announces itself by no readiness of the socket.
+        if self.tls.as_ref().is_some_and(|tls| tls.borrow_mut().is_readable()) {
+            return Poll::Ready(Ok(()));
+        }
+        self.socket.tcp.poll_read_ready(cx)
     }
 
     /// Ready when a write may succeed.
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_write_ready(cx)
+        self.socket.tcp.poll_write_ready(cx)
     }
 
     /// Reads what is there; 0 is the end of the stream.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.socket.try_read(buffer)?;
-        self.meter.read(bytes);
-        Ok(bytes)
+        match &self.tls {
+            None => self.socket.try_read(buffer),
+            Some(tls) => tls.borrow_mut().try_read(&self.socket, buffer),
+        }
     }
 
-    /// Writes what the kernel takes, in one system call.
+    /// Writes what is taken: by the kernel, in one system call, or by TLS, which may keep some of it
+    /// ([`Stream::has_unsent`]).
     pub fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let bytes = match slices {
-            [one] => self.socket.try_write(one)?,
-            many => self.socket.try_write_vectored(many)?,
-        };
-        self.meter.written(bytes);
-        Ok(bytes)
+        match &self.tls {
+            None => self.socket.try_write(slices),
+            Some(tls) => tls.borrow_mut().try_write(&self.socket, slices),
+        }
     }
 
-    /// Tells the peer that nothing more will come, and keeps reading.
+    /// Whether bytes that a write has taken still wait for the kernel.
+    pub fn has_unsent(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().has_unsent())
+    }
+
+    /// Hands the kernel what waits for it.
+    pub fn try_flush(&self) -> io::Result<()> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.borrow_mut().flush(&self.socket))
+    }
+
+    /// Tells the peer that nothing more will come, and keeps reading. With TLS the goodbye itself may
+    /// have to wait ([`Stream::has_unsent`]).
     pub fn shutdown_write(&self) {
-        // A peer that is gone already has nothing to be told.
-        drop(socket2::SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write));
+        match &self.tls {
+            None => self.socket.shut(),
+            // Unsent, or lost with the socket, which the next read tells.
+            Some(tls) => drop(tls.borrow_mut().close(&self.socket)),
+        }
     }
-}
 
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.meter.sockets.fetch_sub(1, Ordering::Relaxed);
+    fn poll_write_with(
+        &self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match write() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.poll_write_ready(cx))?;
+                }
+                outcome => return Poll::Ready(outcome),
+            }
+        }
     }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
-        self.meter.read(buffer.filled().len() - before);
-        Poll::Ready(Ok(()))
+        loop {
+            match self.try_read(buffer.initialize_unfilled()) {
+                Ok(bytes) => {
+                    buffer.advance(bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.socket.tcp.poll_read_ready(cx))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, bytes))?;
-        self.meter.written(written);
-        Poll::Ready(Ok(written))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, || self.try_write(&[IoSlice::new(bytes)]))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, slices))?;
-        self.meter.written(written);
-        Poll::Ready(Ok(written))
+        self.poll_write_with(cx, || self.try_write(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_with(cx, || self.try_flush().map(|()| 0)).map_ok(drop)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shutdown_write();
+        self.poll_flush(cx)
     }
 }

@@ -1,0 +1,236 @@
+//! The public listener's certificate: loaded, checked, and replaced while the node runs.
+//!
+//! Owns what a new TLS connection is made with ([`Tls::current`]). A replacement that is not sound is
+//! refused and the old one goes on; open connections keep what they began with. Touches no socket: that
+//! is [`crate::shard`]'s.
+//!
+//! Files are looked at instead of watched: a mounted Kubernetes secret changes by the swap of a link two
+//! directories up, which is easy to miss with inotify and impossible to miss by reading.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use rustls::{
+    CertificateError, RootCertStore, ServerConfig,
+    client::verify_server_cert_signed_by_trust_anchor,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
+    server::{NoServerSessionStorage, ParsedCertificate, ProducesTickets},
+};
+
+use crate::config;
+
+/// How often the files are looked at. A change is taken when two looks in a row have found the same, so
+/// that a certificate whose key is still to be written is not taken for a broken pair.
+pub const LOOK: Duration = Duration::from_secs(2);
+
+/// What new TLS connections are made with.
+pub struct Tls {
+    files: config::Tls,
+    current: RwLock<Arc<ServerConfig>>,
+    /// What the files held when they were last tried, whether that was sound or not. Held while one is
+    /// tried, so that attempts come one after another.
+    tried: Mutex<Pair>,
+    /// Kept over reloads: who comes back with a ticket is not asked for the expensive handshake.
+    tickets: Arc<dyn ProducesTickets>,
+    reloaded: IntCounterVec,
+    expiry: IntGauge,
+}
+
+/// Why a certificate and its key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{key} ({path}): expected a file that can be read: {error}")]
+    Read {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        error: io::Error,
+    },
+    /// There is no certificate in the file, or something that only looks like one.
+    #[error("tls.cert ({path}): expected at least one certificate in PEM (BEGIN CERTIFICATE)")]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no private key in the file.
+    #[error("tls.key ({path}): expected one unencrypted private key in PEM (BEGIN PRIVATE KEY)")]
+    Key {
+        /// The file.
+        path: PathBuf,
+    },
+    /// They are not a pair.
+    #[error("tls.key ({key}): expected the private key of the first certificate in {cert}: {error}")]
+    Pair {
+        /// The key's file.
+        key: PathBuf,
+        /// The certificate's file.
+        cert: PathBuf,
+        /// What is wrong with them.
+        error: rustls::Error,
+    },
+    /// No tickets can be made.
+    #[error("cannot set up TLS: {0}")]
+    Setup(#[from] rustls::Error),
+    /// Two metrics have one name.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// What the two files hold.
+#[derive(Clone, PartialEq, Eq)]
+struct Pair {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Tls {
+    /// Reads and checks the files.
+    pub fn load(files: config::Tls, registry: &Registry) -> Result<Self, TlsError> {
+        let tickets = aws_lc_rs::Ticketer::new()?;
+        let pair = Pair::read(&files)?;
+        let (config, expires) = pair.config(&files, &tickets)?;
+        let reloaded = IntCounterVec::new(
+            Opts::new("tidegate_tls_reloads_total", "Attempts to replace the certificate, by result."),
+            &["result"],
+        )?;
+        for result in ["ok", "failed"] {
+            reloaded.with_label_values(&[result]);
+        }
+        let expiry = IntGauge::new(
+            "tidegate_tls_certificate_expiry_seconds",
+            "When the certificate in use ends, in Unix time; 0 if it does not say so in a way that is understood.",
+        )?;
+        expiry.set(expires);
+        registry.register(Box::new(reloaded.clone()))?;
+        registry.register(Box::new(expiry.clone()))?;
+        let current = RwLock::new(Arc::new(config));
+        Ok(Self { files, current, tried: Mutex::new(pair), tickets, reloaded, expiry })
+    }
+
+    /// What the next connection is to be made with.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current.read())
+    }
+
+    /// Reads the files now and takes what they hold if it is sound. Blocks on the file system.
+    pub fn reload(&self) {
+        let mut tried = self.tried.lock();
+        match Pair::read(&self.files) {
+            Ok(pair) => {
+                self.take(&pair);
+                *tried = pair;
+            }
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    /// Takes changes of the files until dropped.
+    pub async fn watch(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut seen = None;
+        loop {
+            looks.tick().await;
+            let own = Arc::clone(&self);
+            let last = seen.take();
+            let look = tokio::task::spawn_blocking(move || own.look(last.as_ref()));
+            seen = look.await.unwrap_or_default();
+        }
+    }
+
+    /// One look; returns what it found. A file that is not there is in the middle of being replaced.
+    fn look(&self, last: Option<&Pair>) -> Option<Pair> {
+        let found = Pair::read(&self.files).ok();
+        if let (Some(pair), true) = (&found, found.as_ref() == last) {
+            let mut tried = self.tried.lock();
+            if *tried != *pair {
+                self.take(pair);
+                tried.clone_from(pair);
+            }
+        }
+        found
+    }
+
+    fn take(&self, pair: &Pair) {
+        match pair.config(&self.files, &self.tickets) {
+            Ok((config, expires)) => {
+                *self.current.write() = Arc::new(config);
+                self.expiry.set(expires);
+                self.reloaded.with_label_values(&["ok"]).inc();
+                tracing::info!(expires, "new connections get the certificate that was read now");
+            }
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    fn refuse(&self, error: &TlsError) {
+        self.reloaded.with_label_values(&["failed"]).inc();
+        tracing::error!(%error, "the certificate was not replaced; the old one goes on");
+    }
+}
+
+impl Pair {
+    fn read(files: &config::Tls) -> Result<Self, TlsError> {
+        let read = |key, path: &Path| {
+            std::fs::read(path).map_err(|error| TlsError::Read { key, path: path.to_owned(), error })
+        };
+        Ok(Self { cert: read("tls.cert", &files.cert)?, key: read("tls.key", &files.key)? })
+    }
+
+    /// What connections are made with, and when the certificate ends.
+    fn config(
+        &self,
+        files: &config::Tls,
+        tickets: &Arc<dyn ProducesTickets>,
+    ) -> Result<(ServerConfig, i64), TlsError> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.cert).collect();
+        let chain = chain.unwrap_or_default();
+        let Some(own) = chain.first() else {
+            return Err(TlsError::Certificate { path: files.cert.clone() });
+        };
+        let expires = expires(own);
+        let key = PrivateKeyDer::from_pem_slice(&self.key)
+            .map_err(|_| TlsError::Key { path: files.key.clone() })?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(|error| TlsError::Pair { key: files.key.clone(), cert: files.cert.clone(), error })?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.ticketer = Arc::clone(tickets);
+        // Tickets carry the whole state; a cache would be one lock for all shards.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok((config, expires))
+    }
+}
+
+/// When a certificate ends, in Unix time, or 0. Found by asking whether it is valid at the end of time:
+/// the refusal says since when it is not, and no other parser of certificates is needed.
+fn expires(certificate: &CertificateDer<'_>) -> i64 {
+    let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
+    let verdict = ParsedCertificate::try_from(certificate).and_then(|certificate| {
+        verify_server_cert_signed_by_trust_anchor(
+            &certificate,
+            &RootCertStore::empty(),
+            &[],
+            end_of_time,
+            aws_lc_rs::default_provider().signature_verification_algorithms.all,
+        )
+    });
+    match verdict {
+        Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            i64::try_from(not_after.as_secs()).unwrap_or_default()
+        }
+        _ => 0,
+    }
+}

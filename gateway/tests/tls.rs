@@ -1,0 +1,290 @@
+//! A node with TLS, reached by real clients over loopback.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::similar_names,
+    reason = "a test fails by a panic, in its helpers, too"
+)]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, ServerName},
+};
+use tempfile::TempDir;
+use tidegate::{
+    auth::{Grant, Subject, mint},
+    config::{Config, Sources},
+    node::Node,
+};
+use tungstenite::{Bytes, Message, WebSocket, protocol::WebSocketConfig};
+
+const SECRET: &[u8] = b"correct horse battery staple, and more";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+struct Stage {
+    runtime: tokio::runtime::Runtime,
+    node: Option<Node>,
+    files: TempDir,
+    trusted: CertificateDer<'static>,
+    token: String,
+}
+
+/// Puts a new pair into place; returns the certificate.
+fn put_pair(directory: &Path) -> CertificateDer<'static> {
+    let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(directory.join("tls.crt"), pair.cert.pem()).unwrap();
+    std::fs::write(directory.join("tls.key"), pair.signing_key.serialize_pem()).unwrap();
+    pair.cert.der().clone()
+}
+
+fn config(files: &Path, more: &[(&str, &str)]) -> Config {
+    let (cert, key) = (files.join("tls.crt"), files.join("tls.key"));
+    let mut flags = vec![
+        ("public.listen", "127.0.0.1:0"),
+        ("ops.listen", "127.0.0.1:0"),
+        ("shards", "1"),
+        ("drain.window", "0s"),
+        ("limits.message_size", "16MiB"),
+        ("limits.outbound", "20MiB"),
+        ("tls.cert", cert.to_str().unwrap()),
+        ("tls.key", key.to_str().unwrap()),
+    ];
+    flags.extend(more);
+    let flags = flags.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    Config::load(&Sources { flags, ..Sources::default() }).unwrap()
+}
+
+impl Stage {
+    fn new(more: &[(&str, &str)]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let trusted = put_pair(files.path());
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let node = runtime.block_on(async { Node::start(config(files.path(), more), SECRET) }).unwrap();
+        let grants: [Grant; 1] = ["*=subscribe,publish".parse().unwrap()];
+        let subject = Subject::new("alice").unwrap();
+        let now = SystemTime::now().into();
+        let token = mint::mint(SECRET, &subject, &grants, Duration::from_secs(600), now).unwrap();
+        Self { runtime, node: Some(node), files, trusted, token: token.expose().to_owned() }
+    }
+
+    fn tcp(&self) -> TcpStream {
+        let tcp = TcpStream::connect(self.node.as_ref().unwrap().public_address()).unwrap();
+        tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+        tcp.set_write_timeout(Some(PATIENCE)).unwrap();
+        tcp
+    }
+
+    /// A connection whose handshake is over.
+    fn tls(&self, trusted: &CertificateDer<'static>) -> std::io::Result<Tls> {
+        let mut roots = RootCertStore::empty();
+        roots.add(trusted.clone()).unwrap();
+        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut tls = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), self.tcp());
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock)?;
+        }
+        Ok(tls)
+    }
+
+    fn websocket(&self, room: &str) -> WebSocket<Tls> {
+        let url = format!("wss://localhost/rooms/{room}?token={}&echo=true", self.token);
+        let large = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+        let tls = self.tls(&self.trusted).unwrap();
+        tungstenite::client::client_with_config(url, tls, Some(large)).unwrap().0
+    }
+
+    fn metrics(&self) -> String {
+        let mut ops = TcpStream::connect(self.node.as_ref().unwrap().ops_address()).unwrap();
+        ops.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        ops.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn until_measured(&self, sample: &str) {
+        let by = Instant::now() + PATIENCE;
+        while !self.metrics().lines().any(|line| line == sample) {
+            assert!(Instant::now() < by, "no {sample}:\n{}", self.metrics());
+            std::thread::yield_now();
+        }
+    }
+
+    fn reload(&self) {
+        self.runtime.block_on(self.node.as_ref().unwrap().reload());
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            self.runtime.block_on(node.drain());
+        }
+    }
+}
+
+fn echo(socket: &mut WebSocket<Tls>, payload: Bytes) {
+    socket.send(Message::Binary(payload.clone())).unwrap();
+    assert!(socket.read().unwrap() == Message::Binary(payload), "it comes back as it was sent");
+}
+
+#[test]
+fn websockets_carry_messages_of_every_size() {
+    let stage = Stage::new(&[]);
+    let mut socket = stage.websocket("a");
+    assert_eq!(socket.get_ref().conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+    for size in [0, 1, 125, 16 * 1024, 16 * 1024 + 1, 70_000, 16 * 1024 * 1024] {
+        let payload: Vec<u8> = (0..size).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        echo(&mut socket, payload.into());
+    }
+    // Many frames in few records, answered in order.
+    for number in 0..2_000_u32 {
+        socket.write(Message::Binary(number.to_be_bytes().to_vec().into())).unwrap();
+    }
+    socket.flush().unwrap();
+    for number in 0..2_000_u32 {
+        assert_eq!(socket.read().unwrap(), Message::Binary(number.to_be_bytes().to_vec().into()));
+    }
+    socket.close(None).unwrap();
+    let end = loop {
+        if let Err(end) = socket.read() {
+            break end;
+        }
+    };
+    assert!(matches!(end, tungstenite::Error::ConnectionClosed), "a close with close_notify, not {end}");
+}
+
+#[test]
+fn an_event_stream_hears_a_post() {
+    let stage = Stage::new(&[]);
+    let mut listener = stage.tls(&stage.trusted).unwrap();
+    let token = &stage.token;
+    let head = format!(
+        "GET /rooms/a?token={token} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
+    );
+    listener.write_all(head.as_bytes()).unwrap();
+    let mut heard = Vec::new();
+    let mut until = |text: &str| {
+        let mut buffer = [0; 1024];
+        while !String::from_utf8_lossy(&heard).contains(text) {
+            let read = listener.read(&mut buffer).unwrap();
+            assert!(read > 0, "the stream goes on");
+            heard.extend_from_slice(&buffer[..read]);
+        }
+    };
+    until("200 OK");
+    let mut publisher = stage.tls(&stage.trusted).unwrap();
+    let post = format!(
+        "POST /rooms/a HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+         Content-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+    );
+    publisher.write_all(post.as_bytes()).unwrap();
+    let mut status = [0; 12];
+    publisher.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 202");
+    until("data: hello");
+}
+
+#[test]
+fn a_client_that_does_not_read_is_closed_as_slow() {
+    let stage = Stage::new(&[("limits.message_size", "64KiB"), ("limits.outbound", "256KiB")]);
+    let _stalled = stage.websocket("a");
+    let mut busy = stage.websocket("a");
+    let by = Instant::now() + PATIENCE;
+    while !stage.metrics().contains("\ntidegate_slow_consumers_total 1\n") {
+        assert!(Instant::now() < by, "{}", stage.metrics());
+        for _ in 0..16 {
+            echo(&mut busy, vec![7; 60_000].into());
+        }
+    }
+    echo(&mut busy, vec![7; 60_000].into());
+}
+
+#[test]
+fn a_changed_certificate_is_for_new_connections() {
+    let stage = Stage::new(&[]);
+    let mut old = stage.websocket("a");
+    let second = put_pair(stage.files.path());
+    stage.reload();
+    stage.tls(&second).unwrap();
+    stage.tls(&stage.trusted).unwrap_err();
+    echo(&mut old, Bytes::from_static(b"still here"));
+
+    // By the files alone.
+    let third = put_pair(stage.files.path());
+    stage.until_measured(r#"tidegate_tls_reloads_total{result="ok"} 2"#);
+    stage.tls(&third).unwrap();
+
+    // A broken pair.
+    std::fs::write(stage.files.path().join("tls.key"), "no key").unwrap();
+    stage.reload();
+    stage.until_measured(r#"tidegate_tls_reloads_total{result="failed"} 1"#);
+    stage.tls(&third).unwrap();
+    echo(&mut old, Bytes::from_static(b"still here, too"));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    let expiry = stage
+        .metrics()
+        .lines()
+        .find_map(|line| line.strip_prefix("tidegate_tls_certificate_expiry_seconds ")?.parse::<f64>().ok());
+    assert!(expiry.is_some_and(|expiry| expiry > now), "{expiry:?}");
+}
+
+#[test]
+fn what_is_not_tls_is_refused() {
+    let stage = Stage::new(&[("public.header_timeout", "300ms")]);
+    let mut plain = stage.tcp();
+    plain.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    plain.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.first(), Some(&21), "a TLS alert (RFC 8446 §5.1): {answer:?}");
+    stage.until_measured(r#"tidegate_refusals_total{reason="tls"} 1"#);
+
+    let mut cut = stage.tcp();
+    cut.write_all(&[22, 3, 1, 2]).unwrap();
+    drop(cut);
+    stage.until_measured(r#"tidegate_refusals_total{reason="tls"} 2"#);
+
+    let mut slow = stage.tcp();
+    slow.write_all(&[22, 3, 1]).unwrap();
+    assert_eq!(slow.read(&mut [0; 16]).unwrap_or_default(), 0, "it is closed");
+    stage.until_measured(r#"tidegate_refusals_total{reason="tls"} 3"#);
+}
+
+#[test]
+fn a_node_does_not_start_with_a_wrong_pair() {
+    let files = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let complaint = || {
+        let started = runtime.block_on(async { Node::start(config(files.path(), &[]), SECRET) });
+        started.err().expect("it does not start").to_string()
+    };
+    assert!(complaint().starts_with("tls.cert ("), "{}", complaint());
+    put_pair(files.path());
+    let cert = std::fs::read(files.path().join("tls.crt")).unwrap();
+    put_pair(files.path());
+    std::fs::write(files.path().join("tls.crt"), cert).unwrap();
+    assert!(complaint().contains("expected the private key of the first certificate"), "{}", complaint());
+    std::fs::write(files.path().join("tls.crt"), "nothing").unwrap();
+    assert!(complaint().contains("expected at least one certificate"), "{}", complaint());
+    put_pair(files.path());
+    std::fs::write(files.path().join("tls.key"), "nothing").unwrap();
+    assert!(complaint().contains("expected one unencrypted private key"), "{}", complaint());
+}
