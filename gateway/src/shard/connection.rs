@@ -1,6 +1,6 @@
 //! One connection of a shard: a session, its outbound queue and what carries it.
 //!
-//! A connection is written from its shard's turn and read from its own task; both run on one thread, so
+//! A connection is written from its shard's turn and read from its own task ([`carried`]); both run on one thread, so
 //! cells are enough. It begins to close in one place ([`Connection::begin_close`]) and is gone in one
 //! place ([`Worker::forget`], through its [`Lease`]).
 //!
@@ -10,13 +10,15 @@
 //! an idle WebSocket is one [`Lease`]; it holds no buffer (the shard lends one for a read), no timer (the
 //! shard's [`Timers`](super::timers::Timers) hold its key) and no frames.
 
+mod carried;
+
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     future::poll_fn,
     io::{self, IoSlice},
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::{Duration, SystemTime},
 };
 
@@ -38,9 +40,9 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    protocol::{Message, ProtocolName, RequestId, WireFormat},
-    session::{CloseReason, Effect, Session, Surroundings},
-    websocket::{self, Decoder, Event, ProtocolError},
+    protocol::{ProtocolName, RequestId, WireFormat},
+    session::{CloseReason, Effect, Session},
+    websocket::Decoder,
 };
 
 new_key_type! {
@@ -50,8 +52,6 @@ new_key_type! {
 
 /// How long a peer may take to read the last words and to close its side.
 const LINGER: Duration = Duration::from_secs(5);
-/// Reads in a row before others get their turn.
-const READS_PER_TURN: usize = 4;
 /// Publications of one session that the broker has not acknowledged. Beyond it the session is not read
 /// any further, so that one busy client cannot fill the queue of all.
 const MAX_IN_FLIGHT: u32 = 64;
@@ -340,159 +340,6 @@ impl Connection {
         self.wake();
     }
 
-    // ---- what its own task does ----
-
-    /// Carries the connection over this socket from now on. `read_ahead` came with the handshake.
-    pub fn attach_socket(&self, worker: &Worker, stream: Stream, read_ahead: &Bytes) {
-        if matches!(&*self.carrier.borrow(), Carrier::Gone) {
-            return; // cut while the upgrade was under way
-        }
-        self.carrier.replace(Carrier::Socket { stream, shut: false });
-        if !read_ahead.is_empty() {
-            let mut bytes = read_ahead.to_vec();
-            self.consume(worker, &mut bytes);
-        }
-        self.flush(worker);
-    }
-
-    /// Queues what comes before the first publication.
-    pub fn queue_preamble(&self, worker: &Worker, preamble: Bytes) {
-        self.queue(worker, preamble);
-    }
-
-    /// Carries the connection in a response from now on.
-    pub fn attach_response(&self, http: AbortHandle) {
-        self.carrier.replace(Carrier::Response(http));
-    }
-
-    /// Takes the next bytes for a response; `None` ends it.
-    pub fn poll_response(&self, worker: &Worker, cx: &Context<'_>) -> Poll<Option<Bytes>> {
-        self.set_waker(cx);
-        let frame = self.outbound.borrow_mut().pop();
-        match (frame, self.phase.get()) {
-            (Some(frame), _) => {
-                worker.count_outbound(frame.len(), 0);
-                Poll::Ready(Some(frame))
-            }
-            (None, Phase::Closing(_)) => Poll::Ready(None),
-            (None, _) => Poll::Pending,
-        }
-    }
-
-    /// Reads and writes as the socket allows; ready when the connection is over.
-    fn poll_socket(&self, worker: &Worker, cx: &mut Context<'_>) -> Poll<()> {
-        self.set_waker(cx);
-        for _ in 0..READS_PER_TURN {
-            if self.wants_write.get() {
-                let ready = match &*self.carrier.borrow() {
-                    Carrier::Socket { stream, .. } => stream.poll_write_ready(cx).is_ready(),
-                    _ => return Poll::Ready(()),
-                };
-                if ready {
-                    self.wants_write.set(false);
-                    self.flush(worker);
-                    continue;
-                }
-            }
-            if self.must_pause() {
-                return Poll::Pending; // woken when publications are settled
-            }
-            let outcome = match &*self.carrier.borrow() {
-                Carrier::Socket { stream, .. } => match stream.poll_read_ready(cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Err(error)) => Err(error),
-                    Poll::Ready(Ok(())) => self.read(worker, stream),
-                },
-                _ => return Poll::Ready(()),
-            };
-            match outcome {
-                Ok(0) => {
-                    self.lost(worker);
-                    return Poll::Ready(());
-                }
-                Ok(_) => {
-                    if self.has_output() && !self.wants_write.get() {
-                        self.flush(worker);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => {
-                    self.lost(worker);
-                    return Poll::Ready(());
-                }
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    fn read(&self, worker: &Worker, stream: &Stream) -> io::Result<usize> {
-        let mut buffer = worker.scratch.borrow_mut();
-        let read = stream.try_read(&mut buffer)?;
-        self.heard.set(worker.now());
-        if let Some(bytes) = buffer.get_mut(..read) {
-            self.consume(worker, bytes);
-        }
-        Ok(read)
-    }
-
-    fn consume(&self, worker: &Worker, bytes: &mut [u8]) {
-        let mut decoder = self.decoder.borrow_mut();
-        let mut feed = decoder.feed(bytes, worker.context.settings.message_size);
-        while !self.deaf.get() {
-            match feed.next() {
-                Ok(Some(event)) => self.receive(worker, event),
-                Ok(None) => return,
-                Err(error) => {
-                    self.deaf.set(true);
-                    tracing::debug!(session = %self.id, %error, "the client broke the protocol");
-                    self.begin_close(worker, broken_by(error));
-                }
-            }
-        }
-    }
-
-    fn receive(&self, worker: &Worker, event: Event<'_>) {
-        if let Phase::Closing(_) = self.phase.get() {
-            // Its goodbye ends the wait; anything else came too late.
-            self.deaf.set(matches!(event, Event::Close(_)));
-            return;
-        }
-        let message = match event {
-            Event::Text(payload) => Message::Text(payload.into_bytes()),
-            Event::Binary(payload) => Message::Binary(payload.into_bytes()),
-            Event::Ping(payload) => {
-                self.queue(worker, websocket::pong(payload));
-                return;
-            }
-            Event::Pong(_) => return,
-            Event::Close(_) => {
-                self.deaf.set(true);
-                self.begin_close(worker, CloseReason::Client);
-                return;
-            }
-        };
-        let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
-        Tally::add(&worker.tally.messages_in, 1);
-        Tally::add(&worker.tally.payload_in, bytes.len());
-        let mut effects = worker.take_effects();
-        let mut commands = worker.commands.take();
-        let around = Surroundings {
-            authenticator: &worker.context.authenticator,
-            now: SystemTime::now().into(),
-            rooms_per_session: worker.context.settings.rooms_per_session,
-        };
-        self.session.borrow_mut().receive(message, &around, &mut commands, &mut effects);
-        worker.commands.replace(commands);
-        self.run(worker, &mut effects);
-        worker.give_effects(effects);
-    }
-
-    fn must_pause(&self) -> bool {
-        !matches!(self.phase.get(), Phase::Closing(_))
-            && (self.in_flight.get() >= MAX_IN_FLIGHT || !self.blocked.borrow().is_empty())
-    }
-
     // ---- what both do ----
 
     fn run(&self, worker: &Worker, effects: &mut Vec<Effect>) {
@@ -654,14 +501,6 @@ impl Connection {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
-    }
-}
-
-fn broken_by(error: ProtocolError) -> CloseReason {
-    match error.close_code() {
-        websocket::CloseCode::INVALID_PAYLOAD => CloseReason::InvalidText,
-        websocket::CloseCode::MESSAGE_TOO_BIG => CloseReason::MessageTooBig,
-        _ => CloseReason::ProtocolError,
     }
 }
 

@@ -99,7 +99,7 @@ impl Stream {
         Self { socket: Socket { tcp: socket, meter }, tls: None }
     }
 
-    /// Puts TLS on a socket from which nothing has been read. To be followed by [`Stream::handshake`].
+    /// Puts TLS on a socket from which nothing has been read. To be followed by [`Stream::poll_handshake`].
     pub fn with_tls(mut self, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         self.tls = Some(Box::new(RefCell::new(Tls::new(config)?)));
         Ok(self)

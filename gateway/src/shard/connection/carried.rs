@@ -1,0 +1,182 @@
+//! What a connection's own task does: what carries it is attached, read, and waited for.
+
+use std::{
+    io,
+    task::{Context, Poll},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use tokio::task::AbortHandle;
+
+use super::{Carrier, Connection, MAX_IN_FLIGHT, Phase};
+use crate::{
+    protocol::Message,
+    session::{CloseReason, Surroundings},
+    shard::{stream::Stream, tally::Tally, worker::Worker},
+    websocket::{self, Event, ProtocolError},
+};
+
+/// Reads in a row before others get their turn.
+const READS_PER_TURN: usize = 4;
+
+impl Connection {
+    /// Carries the connection over this socket from now on. `read_ahead` came with the handshake.
+    pub fn attach_socket(&self, worker: &Worker, stream: Stream, read_ahead: &Bytes) {
+        if matches!(&*self.carrier.borrow(), Carrier::Gone) {
+            return; // cut while the upgrade was under way
+        }
+        self.carrier.replace(Carrier::Socket { stream, shut: false });
+        if !read_ahead.is_empty() {
+            let mut bytes = read_ahead.to_vec();
+            self.consume(worker, &mut bytes);
+        }
+        self.flush(worker);
+    }
+
+    /// Queues what comes before the first publication.
+    pub fn queue_preamble(&self, worker: &Worker, preamble: Bytes) {
+        self.queue(worker, preamble);
+    }
+
+    /// Carries the connection in a response from now on.
+    pub fn attach_response(&self, http: AbortHandle) {
+        self.carrier.replace(Carrier::Response(http));
+    }
+
+    /// Takes the next bytes for a response; `None` ends it.
+    pub fn poll_response(&self, worker: &Worker, cx: &Context<'_>) -> Poll<Option<Bytes>> {
+        self.set_waker(cx);
+        let frame = self.outbound.borrow_mut().pop();
+        match (frame, self.phase.get()) {
+            (Some(frame), _) => {
+                worker.count_outbound(frame.len(), 0);
+                Poll::Ready(Some(frame))
+            }
+            (None, Phase::Closing(_)) => Poll::Ready(None),
+            (None, _) => Poll::Pending,
+        }
+    }
+
+    /// Reads and writes as the socket allows; ready when the connection is over.
+    pub(super) fn poll_socket(&self, worker: &Worker, cx: &mut Context<'_>) -> Poll<()> {
+        self.set_waker(cx);
+        for _ in 0..READS_PER_TURN {
+            if self.wants_write.get() {
+                let ready = match &*self.carrier.borrow() {
+                    Carrier::Socket { stream, .. } => stream.poll_write_ready(cx).is_ready(),
+                    _ => return Poll::Ready(()),
+                };
+                if ready {
+                    self.wants_write.set(false);
+                    self.flush(worker);
+                    continue;
+                }
+            }
+            if self.must_pause() {
+                return Poll::Pending; // woken when publications are settled
+            }
+            let outcome = match &*self.carrier.borrow() {
+                Carrier::Socket { stream, .. } => match stream.poll_read_ready(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(error)) => Err(error),
+                    Poll::Ready(Ok(())) => self.read(worker, stream),
+                },
+                _ => return Poll::Ready(()),
+            };
+            match outcome {
+                Ok(0) => {
+                    self.lost(worker);
+                    return Poll::Ready(());
+                }
+                Ok(_) => {
+                    if self.has_output() && !self.wants_write.get() {
+                        self.flush(worker);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    self.lost(worker);
+                    return Poll::Ready(());
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn read(&self, worker: &Worker, stream: &Stream) -> io::Result<usize> {
+        let mut buffer = worker.scratch.borrow_mut();
+        let read = stream.try_read(&mut buffer)?;
+        self.heard.set(worker.now());
+        if let Some(bytes) = buffer.get_mut(..read) {
+            self.consume(worker, bytes);
+        }
+        Ok(read)
+    }
+
+    fn consume(&self, worker: &Worker, bytes: &mut [u8]) {
+        let mut decoder = self.decoder.borrow_mut();
+        let mut feed = decoder.feed(bytes, worker.context.settings.message_size);
+        while !self.deaf.get() {
+            match feed.next() {
+                Ok(Some(event)) => self.receive(worker, event),
+                Ok(None) => return,
+                Err(error) => {
+                    self.deaf.set(true);
+                    tracing::debug!(session = %self.id, %error, "the client broke the protocol");
+                    self.begin_close(worker, broken_by(error));
+                }
+            }
+        }
+    }
+
+    fn receive(&self, worker: &Worker, event: Event<'_>) {
+        if let Phase::Closing(_) = self.phase.get() {
+            // Its goodbye ends the wait; anything else came too late.
+            self.deaf.set(matches!(event, Event::Close(_)));
+            return;
+        }
+        let message = match event {
+            Event::Text(payload) => Message::Text(payload.into_bytes()),
+            Event::Binary(payload) => Message::Binary(payload.into_bytes()),
+            Event::Ping(payload) => {
+                self.queue(worker, websocket::pong(payload));
+                return;
+            }
+            Event::Pong(_) => return,
+            Event::Close(_) => {
+                self.deaf.set(true);
+                self.begin_close(worker, CloseReason::Client);
+                return;
+            }
+        };
+        let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
+        Tally::add(&worker.tally.messages_in, 1);
+        Tally::add(&worker.tally.payload_in, bytes.len());
+        let mut effects = worker.take_effects();
+        let mut commands = worker.commands.take();
+        let around = Surroundings {
+            authenticator: &worker.context.authenticator,
+            now: SystemTime::now().into(),
+            rooms_per_session: worker.context.settings.rooms_per_session,
+        };
+        self.session.borrow_mut().receive(message, &around, &mut commands, &mut effects);
+        worker.commands.replace(commands);
+        self.run(worker, &mut effects);
+        worker.give_effects(effects);
+    }
+
+    fn must_pause(&self) -> bool {
+        !matches!(self.phase.get(), Phase::Closing(_))
+            && (self.in_flight.get() >= MAX_IN_FLIGHT || !self.blocked.borrow().is_empty())
+    }
+}
+
+fn broken_by(error: ProtocolError) -> CloseReason {
+    match error.close_code() {
+        websocket::CloseCode::INVALID_PAYLOAD => CloseReason::InvalidText,
+        websocket::CloseCode::MESSAGE_TOO_BIG => CloseReason::MessageTooBig,
+        _ => CloseReason::ProtocolError,
+    }
+}
