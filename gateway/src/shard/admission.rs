@@ -295,5 +295,5 @@ async fn shake_hands(worker: &Worker, stream: &Stream, peer: SocketAddr) -> bool
 
 /// How long a client may take to begin a session whose protocol has a beginning of its own.
 const TIME_TO_BEGIN: Duration = Duration::from_secs(15);
-/// The largest head of a request, in bytes.
+/// At this many bytes without a whole head, a request is refused; the last read may bring as many again.
 const MAX_HEAD: usize = 32 * 1024;
