@@ -45,7 +45,7 @@ mod tally;
 mod timers;
 mod worker;
 
-pub use admission::{Admission, Peer};
+pub use admission::{Admission, Peer, RequestName};
 pub use inbox::{Accepted, Event, Inbox};
 pub use stream::Meter;
 

@@ -44,14 +44,11 @@ pub(super) fn decode(message: &Message, commands: &mut Vec<Command>) {
         return;
     };
     for line in text.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
-        match serde_json::from_slice::<WireCommand<'_>>(line) {
-            Ok(command) => commands.extend(command.named()),
-            Err(error) => {
-                tracing::debug!(%error, "not a Centrifuge command");
-                commands.push(Command::Break(CloseReason::BadRequest));
-                return;
-            }
-        }
+        let Ok(command) = serde_json::from_slice::<WireCommand<'_>>(line) else {
+            commands.push(Command::Break(CloseReason::BadRequest));
+            return;
+        };
+        commands.extend(command.named());
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
 };
 
 use axum::body::Body;
-use broker_bridge::{Broker, RoomName};
+use broker_bridge::{Broker, RoomName, SessionId};
 use http::{Response, header, request::Parts};
+use tracing::field::DisplayValue;
 
 use super::{Problem, Refusal, cors};
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     config::Origins,
     metrics::Metrics,
     protocol::ProtocolName,
-    shard::{Peer, SessionIds, Vitals},
+    shard::{Peer, RequestName, SessionIds, Vitals},
 };
 
 /// What the public routes know: keys, limits, and whether the node takes anyone at all.
@@ -86,7 +87,7 @@ impl Gate {
     pub fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
         let verified = credential::find(&request.headers, request.uri.query())
             .and_then(|token| self.authenticator.verify(&token, SystemTime::now().into()));
-        verified.map(Arc::new).map_err(|failure| self.unauthorized(failure))
+        verified.map(Arc::new).map_err(|failure| self.unauthorized(request, failure))
     }
 
     /// Refuses unless the identity may do this in all of the rooms.
@@ -110,7 +111,7 @@ impl Gate {
         let (refusal, status) = (problem.refusal(), problem.status());
         self.metrics.refused(refusal);
         tracing::debug!(
-            request = %self.ids.next(),
+            request = request_name(request),
             peer = request.extensions.get::<Peer>().map(|peer| tracing::field::display(peer.0)),
             method = %request.method,
             path = request.uri.path(),
@@ -133,11 +134,16 @@ impl Gate {
         self.refuse(request, problem)
     }
 
-    fn unauthorized(&self, failure: AuthFailure) -> Problem {
+    fn unauthorized(&self, request: &Parts, failure: AuthFailure) -> Problem {
         self.metrics.auth_failed(failure);
-        tracing::debug!(error = %failure, "a token was refused");
+        tracing::debug!(request = request_name(request), error = %failure, "a token was refused");
         Refusal::Unauthorized.into()
     }
+}
+
+/// What the log calls the request.
+pub(super) fn request_name(request: &Parts) -> Option<DisplayValue<SessionId>> {
+    request.extensions.get::<RequestName>().map(|name| tracing::field::display(name.0))
 }
 
 /// The text of a header, if it is there and visible ASCII.

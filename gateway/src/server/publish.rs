@@ -14,7 +14,11 @@ use parking_lot::Mutex;
 use serde::de::IgnoredAny;
 use tokio::sync::oneshot;
 
-use super::{Gate, Problem, Refusal, gate::header_text, query::Query};
+use super::{
+    Gate, Problem, Refusal,
+    gate::{header_text, request_name},
+    query::Query,
+};
 use crate::auth::Operation;
 
 const X_EVENT: HeaderName = HeaderName::from_static("x-event");
@@ -49,7 +53,7 @@ pub async fn publish(
             Ok(response)
         }
         Err(error) => {
-            tracing::debug!(%error, "a publication was not delivered");
+            tracing::debug!(request = request_name(parts), %error, "a publication was not delivered");
             Err(match error {
                 BrokerError::Unavailable | BrokerError::Closed => Refusal::Broker,
                 BrokerError::Refused(_) => Refusal::BrokerRefused,

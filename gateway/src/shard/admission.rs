@@ -16,7 +16,7 @@ use std::{
 };
 
 use axum::body::Body as RouterBody;
-use broker_bridge::RoomName;
+use broker_bridge::{RoomName, SessionId};
 use futures_util::future::try_join_all;
 use http::{Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
@@ -72,6 +72,10 @@ pub enum Door {
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
+/// Names a request in the log; in the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestName(pub SessionId);
+
 /// Set once the HTTP connection's own task exists; a session in a response needs it to end by force.
 type OwnTask = Rc<OnceCell<AbortHandle>>;
 
@@ -112,6 +116,7 @@ impl Worker {
         let began = Instant::now();
         let upgrade = hyper::upgrade::on(&mut request);
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(RequestName(self.context.ids.next()));
         let answer = self.router.clone().oneshot(request.map(RouterBody::new)).await;
         let mut response = answer.unwrap_or_else(|never: Infallible| match never {});
         match response.extensions_mut().remove::<Admission>() {
@@ -226,7 +231,8 @@ impl Worker {
         match all.await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the broker did not grant a subscription");
+                let session = lease.connection.id();
+                tracing::warn!(%session, %error, "the broker did not grant a subscription");
                 Err(Refusal::Broker)
             }
             Err(_) => Err(Refusal::Broker),

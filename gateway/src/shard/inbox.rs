@@ -3,7 +3,7 @@
 //! Many threads post, one shard takes everything there is in one go, and is woken only when the inbox
 //! turns from empty to not empty.
 //!
-//! Bound: broadcasts may hold [`Inbox::capacity`] payload bytes (plus a fixed share for each). What does
+//! Bound: broadcasts may hold a fixed number of payload bytes (plus a fixed share for each). What does
 //! not fit is dropped and told as a gap in its place, since blocking the broker's reader would hurt
 //! every room of the node. All other events are bounded by what causes them: an accepted socket by the
 //! connection limit, a settled publication by the sessions' publications in flight, a gap by the rooms.
@@ -70,11 +70,6 @@ impl Inbox {
     /// An inbox whose broadcasts may hold this many bytes.
     pub fn new(capacity: usize) -> Self {
         Self { state: Mutex::default(), capacity }
-    }
-
-    /// The bound in bytes.
-    pub fn capacity(&self) -> usize {
-        self.capacity
     }
 
     /// Posts an event that always fits.
