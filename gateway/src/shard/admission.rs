@@ -136,10 +136,15 @@ impl Worker {
         let metrics = &self.context.metrics;
         let lease = self.open_session(&admission);
         let protocol = lease.connection.name();
-        let refused = match self.join_all(&lease, &admission.rooms).await {
-            Err(refusal) => Some(refusal),
-            Ok(()) if !lease.connection.open() => Some(Refusal::Draining),
-            Ok(()) => None,
+        // Who passed the gate just before it closed is refused here: the drain would not know of him.
+        let refused = if self.leaving.is_cancelled() {
+            Some(Refusal::Draining)
+        } else {
+            match self.join_all(&lease, &admission.rooms).await {
+                Err(refusal) => Some(refusal),
+                Ok(()) if !lease.connection.open() => Some(Refusal::Draining),
+                Ok(()) => None,
+            }
         };
         let seconds = began.elapsed().as_secs_f64();
         if let Some(refusal) = refused {
