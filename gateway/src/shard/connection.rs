@@ -51,7 +51,7 @@ new_key_type! {
 }
 
 /// How long a peer may take to read the last words and to close its side.
-const LINGER: Duration = Duration::from_secs(5);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// Publications of one session that the broker has not acknowledged. Beyond it the session is not read
 /// any further, so that one busy client cannot fill the queue of all.
 const MAX_IN_FLIGHT: u32 = 64;
