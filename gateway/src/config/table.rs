@@ -391,16 +391,16 @@ table! {
         kind: Time { min: Duration::ZERO, max: HOUR },
         default: Is(r#""0s""#),
         reload: Live,
-        doc: "Time to be not ready, and still serve, before sessions are closed.",
-        more: "As long as load balancers take to notice.",
+        doc: "Time to be not ready and to refuse new sessions, before the open ones are closed.",
+        more: "As long as load balancers take to notice. Open sessions and `POST` are served meanwhile.",
     };
     DRAIN_WINDOW: Time = Key {
         name: "drain.window",
         kind: Time { min: Duration::ZERO, max: HOUR },
         default: Is(r#""10s""#),
         reload: Live,
-        doc: "Time over which the closing of sessions is spread.",
-        more: "",
+        doc: "Time over which the closing of sessions is spread evenly.",
+        more: "Never faster; a node that is too busy takes longer.",
     };
     DRAIN_DEADLINE: Time = Key {
         name: "drain.deadline",
@@ -408,7 +408,8 @@ table! {
         default: Is(r#""30s""#),
         reload: Live,
         doc: "Time for the whole drain. Beyond it the node exits with status 1.",
-        more: "At least `drain.pause` and `drain.window` together.",
+        more: "At least `drain.pause` and `drain.window` together. A few seconds more let the last ones end in \
+               order: a client has five to answer its close.",
     };
     LOG_FORMAT: Format = Key {
         name: "log.format",

@@ -47,17 +47,6 @@ async fn two_hundred_sessions_are_sent_on_one_by_one() -> Result<()> {
     let draining = a.until_probe("/readyz", 503).await?;
     ensure!(draining.text().contains("draining"), "{draining:?}");
     ensure!(a.ask_ops("/livez").await?.status == 200);
-    // Not ready, still serving those who are there, closed to everybody else.
-    for request in [
-        Request::upgrade("/rooms/lobby").bearer(&token),
-        Request::get("/rooms/lobby").header("Accept", "text/event-stream").bearer(&token),
-        Request::post("/rooms/lobby", "text/plain", *b"x").bearer(&token),
-    ] {
-        // Once the pause is over the listener itself is gone.
-        if let Ok(response) = request.send(a.public).await {
-            ensure!(response.status == 503 && response.header("Retry-After").is_some(), "{response:?}");
-        }
-    }
     b.post("lobby", &token, "text/plain", b"one last word").await?;
     let last = Payload::text("one last word");
     ensure!(payloads(&elsewhere.heard(1).await?) == std::slice::from_ref(&last));
@@ -149,20 +138,36 @@ async fn a_deadline_that_passes_is_told() -> Result<()> {
     let mut silent = try_join_all((0..3).map(|_| RawSocket::connect(node.public, &target))).await?;
     node.terminate()?;
     ensure!(node.exited().await?.code() == Some(1));
-    ensure!(node.output().contains("drain.deadline"), "what was left is told");
+    let output = node.output();
+    let told = output.lines().find(|line| line.contains("drain.deadline has passed"));
+    ensure!(told.is_some_and(|line| line.contains("\"sockets\":3")), "what was left is told: {told:?}");
     for socket in &mut silent {
         ensure!(socket.close_code().await? == Some(1012), "whoever listens has been told all the same");
     }
     Ok(())
 }
 
-/// A node, somebody on it, and a pause that only a second signal ends.
+/// During the pause load balancers may still send: sessions are refused, everything else is served.
 #[tokio::test]
-async fn a_second_signal_ends_the_pause_too() -> Result<()> {
+async fn the_pause_refuses_new_sessions_and_ends_by_a_second_signal() -> Result<()> {
     let mut node = Builder::new().set("drain.pause", "1h").set("drain.deadline", "2h").start().await?;
-    let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
+    let token = anywhere("alice");
+    let client = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
     node.terminate()?;
     node.until_probe("/readyz", 503).await?;
+    // Not ready, still serving those who are there, closed to new sessions.
+    for (request, status) in [
+        (Request::upgrade("/rooms/lobby"), 503),
+        (Request::get("/rooms/lobby").header("Accept", "text/event-stream"), 503),
+        (Request::upgrade("/connection/websocket"), 503),
+        (Request::post("/rooms/elsewhere", "text/plain", *b"x"), 202),
+    ] {
+        let response = request.bearer(&token).send(node.public).await?;
+        let retry_after = response.header("Retry-After").is_some();
+        ensure!(response.status == status && retry_after == (status == 503), "{response:?}");
+    }
+    client.send(Payload::text("served")).await?;
+    client.hears(&Payload::text("served")).await?;
     ensure!(client.now().end.is_none(), "the pause closes nobody");
     node.signal(Signal::INT)?;
     ensure!(node.exited().await?.code() == Some(1));
@@ -340,4 +345,21 @@ async fn begin_upload(node: &Node) -> Result<TcpStream> {
     ensure!(asked == *b"HTTP/1.1 100 Continue\r\n\r\n", "{}", String::from_utf8_lossy(&asked));
     stream.write_all(b"hel").await?;
     Ok(stream)
+}
+
+/// Who waits for a subscription that the broker does not acknowledge is not let in any more, and is told.
+#[tokio::test]
+async fn who_is_still_coming_in_is_refused() -> Result<()> {
+    let mut stage = Stage::set_with(|node| node.set("broker.subscribe_timeout", "2s")).await?;
+    stage.redis.freeze()?;
+    let request = Request::get("/rooms/lobby").header("Accept", "text/event-stream");
+    let request = request.bearer(&anywhere("alice"));
+    let address = stage.a.public;
+    let coming = tokio::spawn(async move { request.send(address).await });
+    stage.a.until_samples("a room", |samples| samples.sum("tidegate_rooms", &[]) == 1).await?;
+    stage.a.terminate()?;
+    let response = coming.await??;
+    ensure!(response.status == 503 && response.header("Retry-After").is_some(), "{response:?}");
+    ensure!(stage.a.exited().await?.code() == Some(0));
+    stage.redis.thaw()
 }
