@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -20,7 +21,7 @@ use super::{
 const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where a configuration comes from. Nothing else is looked at, so a test can say all there is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The configuration file: its path, for messages, and its text.
     pub file: Option<(PathBuf, String)>,
@@ -59,6 +60,14 @@ impl Sources {
             again.read_file(path.clone()).map_err(|error| ConfigErrors::from(vec![error]))?;
         }
         Ok(again)
+    }
+}
+
+/// Any of it may hold a secret.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.as_ref().map(|(path, _)| path);
+        f.debug_struct("Sources").field("file", &file).finish_non_exhaustive()
     }
 }
 

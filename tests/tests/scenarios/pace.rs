@@ -4,11 +4,15 @@
 //! is the n-th to be closed has not been closed before the n-th share of the window.
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tidegate_tests::{
     PATIENCE,
     http::{Incoming, Request},
@@ -17,10 +21,12 @@ use tidegate_tests::{
     token::anywhere,
 };
 use tokio::{
-    net::{TcpSocket, TcpStream},
+    io::copy_bidirectional,
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinSet,
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 
 /// A session of one of the protocols.
 enum Member {
@@ -71,18 +77,18 @@ async fn connect(number: usize, node: SocketAddr) -> Result<TcpStream> {
     Ok(socket.connect(node).await?)
 }
 
-async fn start(window: Duration) -> Result<Node> {
+fn node(window: Duration) -> Builder {
     let window = format!("{}ms", window.as_millis());
-    Builder::new().set("shards", "2").set("drain.window", &window).set("drain.deadline", "1m").start().await
+    Builder::new().set("shards", "2").set("drain.window", &window).set("drain.deadline", "1m")
 }
 
-/// Has so many sessions leave and returns when each was closed, counted from the signal.
-async fn leave(sessions: usize, window: Duration) -> Result<Vec<Duration>> {
-    let mut node = start(window).await?;
+/// Has so many sessions leave that come in by `door`, and returns when each was closed, counted from the
+/// signal.
+async fn leave(mut node: Node, door: SocketAddr, sessions: usize) -> Result<Vec<Duration>> {
     let token = anywhere("alice");
     let mut members = Vec::new();
     for number in 0..sessions + sessions / 2 {
-        members.push(Member::join(number, node.public, &token).await?);
+        members.push(Member::join(number, door, &token).await?);
     }
     // Sockets go to the shards by turns. Half of one shard's leave now, so that the shards are unequal.
     let mut number = 0;
@@ -123,7 +129,52 @@ fn ensure_even(times: &[Duration], window: Duration) -> Result<()> {
 #[tokio::test]
 async fn five_hundred_sessions_of_all_protocols_leave_at_an_even_pace() -> Result<()> {
     let window = Duration::from_secs(3);
-    ensure_even(&leave(500, window).await?, window)
+    let node = node(window).start().await?;
+    let door = node.public;
+    ensure_even(&leave(node, door, 500).await?, window)
+}
+
+#[tokio::test]
+async fn with_tls_the_pace_is_the_same() -> Result<()> {
+    let window = Duration::from_secs(2);
+    let directory = tempfile::tempdir()?;
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()])?;
+    let (cert_path, key_path) = (directory.path().join("cert"), directory.path().join("key"));
+    fs::write(&cert_path, cert.pem())?;
+    fs::write(&key_path, signing_key.serialize_pem())?;
+    let node = node(window)
+        .set("tls.cert", cert_path.to_str().context("UTF-8")?)
+        .set("tls.key", key_path.to_str().context("UTF-8")?);
+    let node = node.start().await?;
+    let mut roots = RootCertStore::empty();
+    roots.add(cert.der().clone())?;
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (door, _tunnel) = tunnel(node.public, TlsConnector::from(Arc::new(config))).await?;
+    ensure_even(&leave(node, door, 300).await?, window)
+}
+
+/// A door for clients without TLS to a node with it.
+async fn tunnel(node: SocketAddr, connector: TlsConnector) -> Result<(SocketAddr, JoinSet<Result<()>>)> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let door = listener.local_addr()?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut client, _) = listener.accept().await?;
+            let connector = connector.clone();
+            connections.spawn(async move {
+                let stream = TcpStream::connect(node).await?;
+                let mut stream = connector.connect("localhost".try_into()?, stream).await?;
+                copy_bidirectional(&mut client, &mut stream).await?;
+                anyhow::Ok(())
+            });
+        }
+    });
+    Ok((door, tasks))
 }
 
 /// `cargo test -p tidegate-tests --test scenarios ten_thousand -- --ignored --nocapture` prints the rate.
@@ -131,7 +182,9 @@ async fn five_hundred_sessions_of_all_protocols_leave_at_an_even_pace() -> Resul
 #[ignore = "takes a minute, 15,000 descriptors and a machine of its own"]
 async fn ten_thousand_sessions_leave_at_an_even_pace() -> Result<()> {
     let window = Duration::from_secs(20);
-    let times = leave(10_000, window).await?;
+    let node = node(window).start().await?;
+    let door = node.public;
+    let times = leave(node, door, 10_000).await?;
     let last = times.last().context("there were sessions")?;
     println!("{} sessions, drain.window {window:?}, the last closed after {last:.1?}", times.len());
     println!("second  closed");

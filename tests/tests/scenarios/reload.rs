@@ -15,6 +15,7 @@ use tidegate_tests::{
     http::Request,
     journal::Payload,
     node::{Builder, Node},
+    raw::{Frame, RawSocket},
     token::{SECRET, Token, anywhere},
 };
 
@@ -75,6 +76,16 @@ async fn until_reloads(node: &Node, result: &str, count: u64) -> Result<()> {
     })
     .await?;
     Ok(())
+}
+
+/// Waits for a line of the log that has all of this.
+async fn until_line(node: &Node, parts: &[&str]) -> Result<()> {
+    eventually(&format!("a line with {parts:?}"), async || {
+        let output = node.output();
+        let found = output.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+        found.then_some(()).ok_or(output)
+    })
+    .await
 }
 
 async fn until_posted(node: &Node, token: &str, status: u16) -> Result<()> {
@@ -187,7 +198,7 @@ async fn a_broken_configuration_is_refused_as_a_whole() -> Result<()> {
     node.hang_up()?;
     until_reloads(&node, "refused", 1).await?;
     for key in ["limits.connections", "drain.windw", "heartbeat.timeout", "auth.hs256_secret_file"] {
-        ensure!(node.output().lines().any(|line| line.contains("refused") && line.contains(key)), "{key}");
+        until_line(&node, &["is refused", key]).await?;
     }
     ensure!(node.samples().await?.sum(SUCCESSFUL, &[]) == 0);
     let stream = Client::events(&node.url("lobby", &token, "")).await?;
@@ -213,13 +224,8 @@ async fn what_needs_a_restart_is_named_and_the_rest_counts() -> Result<()> {
     files.write("shards = 3\nbroker.prefix = 'x:'\nsse.retry = '9s'\nlog.filter = 'debug'\n")?;
     node.hang_up()?;
     until_reloads(&node, "applied", 1).await?;
-    let output = node.output();
-    let warning = output.lines().find(|line| line.contains("takes effect after a restart"));
-    let warning = warning.context("a warning")?;
-    ensure!(warning.contains("\"shards, broker.prefix\"") && warning.contains("WARN"), "{warning}");
-    let taken =
-        output.lines().find(|line| line.contains("the new configuration counts")).context("a line")?;
-    ensure!(taken.contains("\"sse.retry, log.filter\""), "{taken}");
+    until_line(&node, &["WARN", "takes effect after a restart", "\"shards, broker.prefix\""]).await?;
+    until_line(&node, &["the new configuration counts", "\"sse.retry, log.filter\""]).await?;
     // The log's filter counts as well.
     ensure!(Request::get("/nowhere").send(node.public).await?.status == 404);
     node.until_written("request refused").await?;
@@ -296,5 +302,43 @@ async fn an_age_that_is_set_later_counts_for_who_is_there() -> Result<()> {
         samples.sum("tidegate_connections_closed_total", &["reason=\"max_age\""]) == 1
     })
     .await?;
+    Ok(())
+}
+
+/// A Centrifuge client has been told how often it is pinged, and gives up on a node that does it less often.
+#[tokio::test]
+async fn a_longer_heartbeat_breaks_no_promise() -> Result<()> {
+    let files = Files::new("heartbeat.interval = '1s'\n")?;
+    let node = files.node().start().await?;
+    let mut socket = RawSocket::connect(node.public, "/connection/websocket").await?;
+    let connect = format!(r#"{{"id":1,"connect":{{"token":"{}"}}}}"#, anywhere("alice"));
+    socket.send(&Frame::text(connect)).await?;
+    let reply = socket.receive().await?.context("a reply")?;
+    ensure!(String::from_utf8_lossy(&reply.payload).contains(r#""ping":1"#), "{reply:?}");
+    files.write("heartbeat.interval = '30m'\nheartbeat.timeout = '1h'\n")?;
+    node.hang_up()?;
+    until_reloads(&node, "applied", 1).await?;
+    // The first may have been on its way already.
+    for _ in 0..3 {
+        let ping = socket.receive().await?.context("a ping")?;
+        ensure!(ping.payload == b"{}", "{ping:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_drain_goes_by_the_newest_times() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("tidegate.toml");
+    fs::write(&path, "drain.pause = '1h'\ndrain.deadline = '2h'\n")?;
+    let mut node =
+        Builder::unconfigured().config_file(&path).set("auth.hs256_secret", SECRET).start().await?;
+    replace(&path, "drain.window = '100ms'\n")?;
+    node.hang_up()?;
+    until_reloads(&node, "applied", 1).await?;
+    let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
+    node.terminate()?;
+    ensure!(client.ended().await?.code() == Some(1012));
+    ensure!(node.exited().await?.code() == Some(0));
     Ok(())
 }
