@@ -229,7 +229,7 @@ async fn a_client_that_reads_nothing_is_left_behind() -> Result<()> {
     let reading = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
     let mut sent = 0;
     while node.samples().await?.sum("tidegate_outbound_bytes", &[]) == 0 {
-        node.post("lobby", &token, "text/plain", &[b'x'; 60_000]).await?;
+        node.post("lobby", &token, "text/plain", &vec![b'x'; 60_000]).await?;
         sent += 1;
     }
     reading.heard(sent).await?;
@@ -354,11 +354,11 @@ async fn who_is_still_coming_in_is_refused() -> Result<()> {
     stage.redis.freeze()?;
     let request = Request::get("/rooms/lobby").header("Accept", "text/event-stream");
     let request = request.bearer(&anywhere("alice"));
-    let address = stage.a.public;
-    let coming = tokio::spawn(async move { request.send(address).await });
-    stage.a.until_samples("a room", |samples| samples.sum("tidegate_rooms", &[]) == 1).await?;
-    stage.a.terminate()?;
-    let response = coming.await??;
+    let terminate = async {
+        stage.a.until_samples("a room", |samples| samples.sum("tidegate_rooms", &[]) == 1).await?;
+        stage.a.terminate()
+    };
+    let (response, ()) = tokio::try_join!(request.send(stage.a.public), terminate)?;
     ensure!(response.status == 503 && response.header("Retry-After").is_some(), "{response:?}");
     ensure!(stage.a.exited().await?.code() == Some(0));
     stage.redis.thaw()

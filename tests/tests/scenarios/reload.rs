@@ -45,7 +45,7 @@ impl Files {
     /// Replaces the configuration by a rename. The secret is always in its file.
     fn write(&self, config: &str) -> Result<()> {
         let secret = self.path("secret");
-        let text = format!("{config}\n[auth]\nhs256_secret_file = {secret:?}\n");
+        let text = format!("{config}\n[auth]\nhs256_secret_file = '{}'\n", secret.display());
         replace(&self.path("tidegate.toml"), &text)
     }
 
