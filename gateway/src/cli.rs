@@ -13,7 +13,6 @@ mod tests;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
@@ -25,17 +24,17 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     auth::{Grant, Subject, UnixSeconds, mint},
-    config::{Config, ConfigError, ConfigErrors, Source, Sources, document, value::parse_time},
+    config::{Config, ConfigError, ConfigErrors, Loaded, Source, Sources, document, value::parse_time},
 };
 
 /// Does what the command line of this process says. A node is run by `serve`; whatever keeps it from being
 /// started has been said on standard error by then.
-pub fn main(serve: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+pub fn main(serve: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr());
     match invoke(std::env::args_os(), Sources::environment(), &mut out, &mut err) {
-        Invocation::Serve(config) => {
+        Invocation::Serve(loaded) => {
             drop(out);
-            serve(*config)
+            serve(*loaded)
         }
         Invocation::Done(status) => status.into(),
     }
@@ -59,7 +58,7 @@ pub fn revision() -> Option<&'static str> {
 #[derive(Debug)]
 pub enum Invocation {
     /// To run a node.
-    Serve(Box<Config>),
+    Serve(Box<Loaded>),
     /// Nothing any more.
     Done(Status),
 }
@@ -102,11 +101,8 @@ pub fn invoke(
         Err(asked) => return Invocation::Done(say(out, &asked.render(), Status::Success)),
     };
     let result = match command {
-        None => layers.load(env).map(|config| Invocation::Serve(Box::new(config))).map_err(Failure::from),
-        Some(Command::Serve(more)) => {
-            let config = layers.and(more).load(env);
-            config.map(|config| Invocation::Serve(Box::new(config))).map_err(Failure::from)
-        }
+        None => layers.load_to_serve(env),
+        Some(Command::Serve(more)) => layers.and(more).load_to_serve(env),
         Some(Command::Token(token)) => token.run(layers, env, out),
         Some(Command::CheckConfig(more)) => layers
             .and(more)
@@ -185,7 +181,16 @@ impl Layers {
         }
     }
 
+    fn load_to_serve(self, env: BTreeMap<String, String>) -> Result<Invocation, Failure> {
+        let (config, sources) = self.load_with_sources(env)?;
+        Ok(Invocation::Serve(Box::new(Loaded { config, sources })))
+    }
+
     fn load(self, env: BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
+        self.load_with_sources(env).map(|(config, _)| config)
+    }
+
+    fn load_with_sources(self, env: BTreeMap<String, String>) -> Result<(Config, Sources), ConfigErrors> {
         let mut errors = Vec::new();
         let mut sources = Sources { env, ..Sources::default() };
         for set in self.set {
@@ -207,20 +212,13 @@ impl Layers {
         ];
         let given = |(key, value): (&str, Option<String>)| value.map(|value| (key.to_owned(), value));
         sources.flags.extend(short.into_iter().filter_map(given));
-        if let Some(path) = self.config {
-            match fs::read_to_string(&path) {
-                Ok(text) => sources.file = Some((path, text)),
-                // What a file would have said is unknown: judging the rest without it would mislead.
-                Err(error) => {
-                    let source = Source::File { path, line: None };
-                    let expected = format!("expected a file of text that can be read: {error}");
-                    errors.push(ConfigError { key: String::new(), source, value: None, expected });
-                    return Err(ConfigErrors::from(errors));
-                }
-            }
+        // What a file would have said is unknown: judging the rest without it would mislead.
+        if let Some(error) = self.config.and_then(|path| sources.read_file(path).err()) {
+            errors.push(error);
+            return Err(ConfigErrors::from(errors));
         }
         match Config::load(&sources) {
-            Ok(config) if errors.is_empty() => Ok(config),
+            Ok(config) if errors.is_empty() => Ok((config, sources)),
             Ok(_) => Err(ConfigErrors::from(errors)),
             Err(more) => Err(ConfigErrors::from([errors, more.into()].concat())),
         }

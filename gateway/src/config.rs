@@ -12,6 +12,7 @@
 //! | [`origin`] | which web pages may connect |
 //! | `layers`, `raw` | reading the layers and laying them over each other |
 //! | `reader` | from what was given to typed values |
+//! | [`Snapshot`] | what each key came to: what a new configuration changes |
 //! | [`document`] | the commented default file and the reference, made from the table |
 //!
 //! This module opens no port and connects to nothing. It reads the files that `*_file` keys name.
@@ -23,6 +24,7 @@ mod layers;
 pub mod origin;
 mod raw;
 mod reader;
+mod snapshot;
 mod suggest;
 mod table;
 #[cfg(test)]
@@ -40,6 +42,7 @@ pub use self::{
     error::{ConfigError, ConfigErrors, Source},
     layers::Sources,
     origin::Origins,
+    snapshot::{Changes, Snapshot},
     value::{ByteSize, LogFilter, LogFormat, Secret},
 };
 use self::{reader::Reader, table as key, value::format_time};
@@ -77,6 +80,17 @@ pub struct Config {
     pub drain: Drain,
     /// What is logged, and how.
     pub log: Log,
+    /// What each key came to.
+    pub snapshot: Snapshot,
+}
+
+/// A configuration and where it came from, so that it can be read again.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Where it came from.
+    pub sources: Sources,
 }
 
 /// `public.*`: what clients reach.
@@ -88,6 +102,8 @@ pub struct Public {
     pub header_timeout: Duration,
     /// Time for the body of a request.
     pub body_timeout: Duration,
+    /// The age at which a session is told to come back, before jitter.
+    pub max_session_age: Option<Duration>,
 }
 
 /// `tls.*`: the public listener's certificate.
@@ -158,7 +174,7 @@ pub struct Limits {
 }
 
 /// `heartbeat.*`: how a dead peer is noticed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Time between two pings.
     pub interval: Duration,
@@ -210,7 +226,7 @@ impl Config {
                 format!("expected {} to be given, too", lacks_key.name)
             });
         }
-        let config = Self {
+        let mut config = Self {
             tls: cert.zip(key).map(|(cert, key)| Tls { cert, key }),
             shards: from.read(&key::SHARDS).unwrap_or_else(available_shards),
             origins: from.read(&key::ORIGINS),
@@ -219,6 +235,7 @@ impl Config {
                 listen: from.read(&key::PUBLIC_LISTEN),
                 header_timeout: from.read(&key::PUBLIC_HEADER_TIMEOUT),
                 body_timeout: from.read(&key::PUBLIC_BODY_TIMEOUT),
+                max_session_age: from.read_optional(&key::PUBLIC_MAX_SESSION_AGE),
             },
             ops: Ops { listen: from.read(&key::OPS_LISTEN) },
             broker: Broker {
@@ -254,9 +271,11 @@ impl Config {
             },
             log: Log { format: from.read(&key::LOG_FORMAT), filter: from.read(&key::LOG_FILTER) },
             rooms: from.read_rooms(),
+            snapshot: Snapshot::default(),
         };
         config.check_together(&mut from);
-        from.finish().map(|()| config)
+        config.snapshot = from.finish()?;
+        Ok(config)
     }
 
     /// What must hold between keys.

@@ -9,6 +9,8 @@
 //! | [`serve`] | from a configuration to a process that serves until it is told to stop |
 //! | [`cli`], [`config`], [`telemetry`] | the command line, the configuration, logs |
 //! | [`settings`] | what may change while the node runs |
+//! | [`reload`] | when the configuration is read again, and whether it is taken |
+//! | [`drain`] | the pace at which a leaving node closes its sessions |
 //! | [`server`] | listeners, routes, refusals |
 //! | [`auth`] | from a token to an identity and what it may do |
 //! | [`shard`] | threads that own sockets |
@@ -25,10 +27,12 @@
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod drain;
 pub mod hub;
 pub mod metrics;
 pub mod node;
 pub mod protocol;
+pub mod reload;
 pub mod serve;
 pub mod server;
 pub mod session;

@@ -10,7 +10,7 @@ use prometheus::{
 };
 
 use crate::{
-    auth::AuthFailure,
+    auth::{AuthFailure, UnixSeconds},
     protocol::ProtocolName,
     server::{HandshakeResult, Refusal},
     session::CloseReason,
@@ -62,6 +62,31 @@ pub struct Metrics {
     pub inbox_overflows: IntCounter,
     /// 1 while the node is leaving.
     pub draining: IntGauge,
+    config_reloads: IntCounterVec,
+    config_reload_successful: IntGauge,
+    config_reload_success_timestamp: IntGauge,
+}
+
+/// What became of an attempt to take a new configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadResult {
+    /// Something counts that did not before.
+    Applied,
+    /// There was nothing new that may change while the node runs.
+    Unchanged,
+    /// It was not sound; the old one goes on.
+    Refused,
+}
+
+impl ReloadResult {
+    /// The metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 impl Metrics {
@@ -200,6 +225,22 @@ impl Metrics {
                 "Publications dropped inside the node because a shard's inbox was full; each is told as a gap.",
             )?,
             draining: int_gauge(&registry, "tidegate_draining", "1 while the node is leaving.")?,
+            config_reloads: int_counters(
+                &registry,
+                "tidegate_config_reloads_total",
+                "Attempts to take a new configuration, by result.",
+                &["result"],
+            )?,
+            config_reload_successful: int_gauge(
+                &registry,
+                "tidegate_config_last_reload_successful",
+                "1 if the configuration that was read last is sound, 0 if it was refused.",
+            )?,
+            config_reload_success_timestamp: int_gauge(
+                &registry,
+                "tidegate_config_last_reload_success_timestamp_seconds",
+                "When a sound configuration was last read, in Unix time.",
+            )?,
             registry,
         };
         metrics.touch_labels();
@@ -220,6 +261,9 @@ impl Metrics {
         }
         for failure in AuthFailure::ALL {
             self.auth_failures.with_label_values(&[failure.as_str()]);
+        }
+        for result in [ReloadResult::Applied, ReloadResult::Unchanged, ReloadResult::Refused] {
+            self.config_reloads.with_label_values(&[result.as_str()]);
         }
         for cause in ["interrupted", "oversized", "overflow"] {
             self.gaps.with_label_values(&[cause]);
@@ -257,6 +301,20 @@ impl Metrics {
     /// Counts a gap told to a room.
     pub fn gap(&self, cause: broker_bridge::GapCause) {
         self.gaps.with_label_values(&[cause.as_str()]).inc();
+    }
+
+    /// Counts an attempt to take a new configuration, at `now`.
+    pub fn config_reloaded(&self, result: ReloadResult, now: UnixSeconds) {
+        self.config_reloads.with_label_values(&[result.as_str()]).inc();
+        self.config_read(result != ReloadResult::Refused, now);
+    }
+
+    /// Notes whether the configuration that was read last is sound.
+    pub fn config_read(&self, sound: bool, now: UnixSeconds) {
+        self.config_reload_successful.set(i64::from(sound));
+        if sound {
+            self.config_reload_success_timestamp.set(i64::try_from(now.0).unwrap_or(i64::MAX));
+        }
     }
 
     /// Everything, in the Prometheus text format (version 0.0.4).

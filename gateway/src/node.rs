@@ -7,7 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use broker_bridge::{
@@ -16,12 +16,14 @@ use broker_bridge::{
     metrics::BrokerMetrics,
     redis::{RedisBroker, RedisConfig, RedisStartError},
 };
+use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::Config,
+    config::{Changes, Config, Secret, Snapshot},
+    drain::Pace,
     hub::{FanOut, Hub},
     metrics::Metrics,
     server::{self, Gate},
@@ -40,7 +42,10 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Node {
     public: SocketAddr,
     ops: SocketAddr,
-    config: Config,
+    /// What it runs with, key by key.
+    configured: Mutex<Snapshot>,
+    /// What verifies tokens as long as no key is configured.
+    own_secret: Option<Secret>,
     gate: Arc<Gate>,
     shards: Arc<[Shard]>,
     broker: Arc<dyn Broker>,
@@ -82,6 +87,14 @@ pub enum StartError {
     Tls(#[from] TlsError),
 }
 
+/// Why a sound configuration cannot be taken by a running node.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// Tokens would be verified by a key that nobody knows.
+    #[error("auth.hs256_secret: expected a key, since the node was started with one")]
+    NoKey,
+}
+
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Departure {
@@ -112,6 +125,8 @@ impl Node {
         let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
         let settings = Arc::new(LiveSettings::new(Settings::new(&config, secret)));
+        metrics.config_read(true, SystemTime::now().into());
+        let own_secret = config.auth.hs256_secret.is_none().then(|| Secret::new(secret));
         let context = Arc::new(Context {
             hub: Arc::clone(&hub),
             broker: Arc::clone(&broker),
@@ -162,7 +177,8 @@ impl Node {
         Ok(Self {
             public: public_address,
             ops: ops_address,
-            config,
+            configured: Mutex::new(config.snapshot),
+            own_secret,
             gate,
             shards,
             broker,
@@ -183,9 +199,28 @@ impl Node {
         self.ops
     }
 
+    /// What it measures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.gate.metrics
+    }
+
+    /// Takes over from `config` what may change while the node runs, all of it in one moment, and says what
+    /// is different. Open connections stay.
+    pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
+        let secret = config.auth.hs256_secret.as_ref().or(self.own_secret.as_ref());
+        let secret = secret.ok_or(ReloadError::NoKey)?;
+        // Held to the end: of two reloads at once, the later one counts as a whole.
+        let mut configured = self.configured.lock();
+        let changes = configured.take_over(&config.snapshot);
+        if !changes.live.is_empty() {
+            self.gate.settings.replace(Settings::new(config, secret.expose()));
+        }
+        Ok(changes)
+    }
+
     /// Reads the certificate and its key again, for new connections. What is not sound is refused, with a
     /// line in the log.
-    pub async fn reload(&self) {
+    pub async fn reload_certificate(&self) {
         if let Some(tls) = self.tls.clone() {
             let reload = tokio::task::spawn_blocking(move || tls.reload());
             if let Err(error) = reload.await {
@@ -197,15 +232,16 @@ impl Node {
     /// Leaves without hurting anybody: not ready at once, then (after `drain.pause`) sessions are closed
     /// evenly over `drain.window`, then the broker sends what it has left.
     pub async fn drain(self) -> Departure {
-        let drain = &self.config.drain;
+        let drain = self.gate.settings().drain.clone();
         let deadline = Instant::now() + drain.deadline;
         self.gate.draining.store(true, Ordering::Relaxed);
         self.gate.metrics.draining.set(1);
         tracing::info!(sockets = self.gate.connections(), window = ?drain.window, "draining");
         tokio::time::sleep(drain.pause).await;
         self.accepting.cancel();
+        let pace = Arc::new(Pace::new(std::time::Instant::now(), drain.window));
         for shard in self.shards.iter() {
-            shard.inbox().post(Event::Drain(drain.window));
+            shard.inbox().post(Event::Drain(Arc::clone(&pace)));
         }
         let departure = if timeout_at(deadline, self.shards_have_left()).await.is_ok() {
             Departure::Complete

@@ -7,6 +7,8 @@
 //!   are encoded once per node and shared ([`WireFormat::encode`]);
 //! - everything else is said to one session and encoded by its [`Protocol`].
 
+use std::time::Duration;
+
 use broker_bridge::{Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
@@ -273,6 +275,14 @@ impl Protocol {
             Self::Plain(_) => plain::PING,
             Self::EventStream(_) => event_stream::KEEP_ALIVE,
             Self::Centrifuge(_) => centrifuge::PING,
+        }
+    }
+
+    /// The longest time between two heartbeats that the client has been told to expect, if it has.
+    pub fn promised_heartbeat(&self) -> Option<Duration> {
+        match self {
+            Self::Plain(_) | Self::EventStream(_) => None,
+            Self::Centrifuge(centrifuge) => Some(Duration::from_secs(centrifuge.ping_seconds)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! From a configuration to a process that serves until it is told to stop.
 //!
 //! Owns the process's own matters: logs, the runtime, signals, the exit code, and what a first start
-//! without a key prints.
+//! without a key prints. A new configuration while it runs is [`crate::reload`]'s.
 
 use std::{
     io::{self, Write as _},
@@ -15,8 +15,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     auth::{Grant, Subject, mint},
-    config::Config,
+    config::Loaded,
     node::{Departure, Node},
+    reload::Reloader,
     telemetry,
 };
 
@@ -32,18 +33,24 @@ const DEMO_SUBJECT: &str = "demo";
 /// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
 ///
 /// The exit code is 0 after a whole drain, 1 if the node could not start or the drain was cut short.
-pub fn run(config: Config) -> ExitCode {
-    if let Err(error) = telemetry::init(&config.log) {
+pub fn run(loaded: Loaded) -> ExitCode {
+    let log = telemetry::init(&loaded.config.log);
+    if let Err(error) = &log {
         // Somebody has installed a subscriber before us: there is a log, if not ours.
         tracing::warn!(%error, "logging was set up already");
     }
-    raise_descriptor_limit(config.limits.connections);
+    raise_descriptor_limit(loaded.config.limits.connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .thread_name("runtime")
         .enable_all()
         .build();
-    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let outcome = runtime.block_on(serve(loaded, log.ok()));
+        // A file that is being read may keep its thread for as long as it likes; everything else has ended.
+        runtime.shutdown_background();
+        outcome
+    });
     match outcome {
         Ok(Departure::Complete) => ExitCode::SUCCESS,
         Ok(Departure::Cut(_)) => ExitCode::FAILURE,
@@ -54,15 +61,15 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<Departure> {
-    // Handlers first: as PID 1 a process has no default reaction to SIGTERM.
+async fn serve(loaded: Loaded, log: Option<telemetry::Filter>) -> anyhow::Result<Departure> {
+    // Handlers first: as PID 1 a process has no default reaction to SIGTERM, and SIGHUP would end any other.
     let mut stop = Stop::install()?;
-    let configured = config.auth.hs256_secret.clone();
+    let mut hangup = signal(SignalKind::hangup())?;
+    let Loaded { config, sources } = loaded;
     let demo = config.demo;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    // Installed before the port opens; without anything to reload, SIGHUP keeps its usual meaning.
-    let mut hangup = config.tls.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
-    let node = if let Some(secret) = configured {
+    let reloader = Reloader::new(sources, config.clone(), log);
+    let node = if let Some(secret) = config.auth.hs256_secret.clone() {
         Node::start(config, secret.expose())?
     } else {
         let secret = mint::generate_secret()?;
@@ -70,11 +77,9 @@ async fn serve(config: Config) -> anyhow::Result<Departure> {
         greet(scheme, node.public_address(), &secret, demo)?;
         node
     };
-    let signal = loop {
-        tokio::select! {
-            signal = stop.wait() => break signal,
-            () = hung_up(&mut hangup) => node.reload().await,
-        }
+    let signal = tokio::select! {
+        signal = stop.wait() => signal,
+        never = reloader.run(&node, &mut hangup) => match never {},
     };
     tracing::info!(signal, "told to stop; a second signal ends at once");
     tokio::select! {
@@ -84,16 +89,6 @@ async fn serve(config: Config) -> anyhow::Result<Departure> {
             Ok(Departure::Cut(0))
         }
     }
-}
-
-/// Waits for SIGHUP; forever if nobody listens to it.
-async fn hung_up(hangup: &mut Option<Signal>) {
-    if let Some(hangup) = hangup
-        && hangup.recv().await.is_some()
-    {
-        return;
-    }
-    std::future::pending::<()>().await;
 }
 
 /// Takes as many file descriptors as the process may have, and says so if they are too few.

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     auth::{AuthConfig, Authenticator},
-    config::{Config, Heartbeat, Limits, Origins},
+    config::{Config, Drain, Heartbeat, Limits, Origins},
 };
 
 /// One consistent set of what may change.
@@ -23,6 +23,10 @@ pub struct Settings {
     pub limits: Limits,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
+    /// The age at which a session is told to come back, before jitter.
+    pub max_session_age: Option<Duration>,
+    /// How the node leaves.
+    pub drain: Drain,
     /// Time for the head of a request.
     pub header_timeout: Duration,
     /// Time for the body of a request.
@@ -45,6 +49,8 @@ impl Settings {
             origins: config.origins.clone(),
             limits: config.limits.clone(),
             heartbeat: config.heartbeat.clone(),
+            max_session_age: config.public.max_session_age,
+            drain: config.drain.clone(),
             header_timeout: config.public.header_timeout,
             body_timeout: config.public.body_timeout,
             subscribe_timeout: config.broker.subscribe_timeout,
@@ -72,11 +78,9 @@ impl LiveSettings {
         self.0.store(Arc::new(settings));
     }
 
-    /// Takes over the settings that count now, if they are others than `held`.
-    pub fn refresh(&self, held: &mut Arc<Settings>) {
+    /// Takes over the settings that count now, if they are others than `held`, which it then returns.
+    pub fn refresh(&self, held: &mut Arc<Settings>) -> Option<Arc<Settings>> {
         let current = self.0.load();
-        if !Arc::ptr_eq(&current, held) {
-            *held = Arc::clone(&current);
-        }
+        (!Arc::ptr_eq(&current, held)).then(|| std::mem::replace(held, Arc::clone(&current)))
     }
 }

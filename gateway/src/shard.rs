@@ -11,6 +11,7 @@
 //! | [`connection`] | one connection: its session, its queue and its socket |
 //! | [`admission`] | from a request to a connection whose subscriptions stand |
 //! | [`body`] | a connection carried by an HTTP response |
+//! | [`age`] | when a session is sent on to another node |
 //! | [`batch`], [`outbound`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
 //!
 //! # A turn
@@ -33,6 +34,7 @@ use broker_bridge::{Broker, SessionId};
 use crate::{hub::Hub, metrics::Metrics, settings::LiveSettings, tls::Tls};
 
 pub mod admission;
+mod age;
 mod batch;
 mod body;
 mod connection;

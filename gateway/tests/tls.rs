@@ -129,7 +129,7 @@ impl Stage {
     }
 
     fn reload(&self) {
-        self.runtime.block_on(self.node.as_ref().unwrap().reload());
+        self.runtime.block_on(self.node.as_ref().unwrap().reload_certificate());
     }
 }
 

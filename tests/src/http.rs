@@ -108,7 +108,12 @@ impl Request {
 
     /// Sends it over a connection of its own and returns as soon as the head of the answer is there.
     pub async fn open(&self, address: SocketAddr) -> Result<Incoming> {
-        let mut stream = TcpStream::connect(address).await.context("connect")?;
+        self.open_over(TcpStream::connect(address).await.context("connect")?).await
+    }
+
+    /// The same over a connection that has been made already.
+    pub async fn open_over(&self, mut stream: TcpStream) -> Result<Incoming> {
+        let address = stream.peer_addr()?;
         stream.write_all(&self.bytes(address)).await.context("send the request")?;
         Incoming::read(stream).await
     }

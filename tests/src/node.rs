@@ -38,6 +38,7 @@ const TAIL: usize = 40;
 pub struct Builder {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    config_file: Option<PathBuf>,
     pid_one: bool,
 }
 
@@ -53,7 +54,7 @@ impl Builder {
 
     /// A node on ports of the system's choice, and otherwise as it comes.
     pub fn unconfigured() -> Self {
-        Self { settings: Vec::new(), environment: Vec::new(), pid_one: false }
+        Self { settings: Vec::new(), environment: Vec::new(), config_file: None, pid_one: false }
             .set("public.listen", "127.0.0.1:0")
             .set("ops.listen", "127.0.0.1:0")
             .set("log.format", "json")
@@ -71,6 +72,13 @@ impl Builder {
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Reads this configuration file. What is set by [`Builder::set`] wins over it.
+    #[must_use]
+    pub fn config_file(mut self, path: &Path) -> Self {
+        self.config_file = Some(path.to_owned());
         self
     }
 
@@ -125,6 +133,9 @@ impl Builder {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        if let Some(path) = &self.config_file {
+            command.arg("--config").arg(path);
+        }
         for (key, value) in &self.settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
@@ -270,8 +281,18 @@ impl Node {
 
     /// Sends SIGTERM to the node itself.
     pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Sends SIGHUP: the configuration is to be read again.
+    pub fn hang_up(&self) -> Result<()> {
+        self.signal(Signal::HUP)
+    }
+
+    /// Sends a signal to the node itself.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self.pid.context("the node has been launched")?;
-        kill_process(pid, Signal::TERM).context("SIGTERM")
+        kill_process(pid, signal).with_context(|| format!("{signal:?}"))
     }
 
     /// Ends the node without warning.

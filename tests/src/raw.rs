@@ -93,6 +93,12 @@ impl RawSocket {
         Self::upgrade(TcpStream::connect(address).await?, address, target).await
     }
 
+    /// Upgrades a connection that has been made already.
+    pub async fn over(stream: TcpStream, target: &str) -> Result<Self> {
+        let address = stream.peer_addr()?;
+        Self::upgrade(stream, address, target).await
+    }
+
     /// Connects and upgrades with as small a receive buffer as the system gives.
     pub async fn connect_narrow(address: SocketAddr, target: &str) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;

@@ -1,4 +1,5 @@
 use std::{
+    fs,
     io::{BufRead, BufReader},
     net::TcpListener,
     thread,
@@ -28,7 +29,7 @@ fn invoke_with(args: &[&str], env: &[(&str, &str)]) -> (Invocation, String, Stri
 
 fn config(args: &[&str]) -> Config {
     match invoke_with(args, &[]) {
-        (Invocation::Serve(config), out, err) if out.is_empty() && err.is_empty() => *config,
+        (Invocation::Serve(loaded), out, err) if out.is_empty() && err.is_empty() => loaded.config,
         other => panic!("{args:?}: {other:?}"),
     }
 }

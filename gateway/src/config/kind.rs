@@ -3,7 +3,7 @@
 //! A kind is where a bound lives, so that the text which describes it and the check which enforces it
 //! cannot come apart.
 
-use std::{marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
     ByteSize, LogFormat, Origins, Secret,
@@ -14,8 +14,8 @@ use crate::auth::grant::{Operation, Operations};
 
 /// A kind of value.
 pub(super) trait Kind: Sync {
-    /// What it becomes.
-    type Value;
+    /// What it becomes. How it prints tells values apart, unless they are secret.
+    type Value: fmt::Debug;
 
     /// Completes the sentence "expected …".
     fn describe(&self) -> String;
@@ -159,7 +159,7 @@ impl<T> Parsed<T> {
     }
 }
 
-impl<T: FromStr<Err: std::fmt::Display>> Kind for Parsed<T> {
+impl<T: FromStr<Err: fmt::Display> + fmt::Debug> Kind for Parsed<T> {
     type Value = T;
 
     fn describe(&self) -> String {

@@ -23,6 +23,8 @@ pub(super) struct Key<K> {
     pub kind: K,
     /// What holds when nobody gives it anything.
     pub default: Fallback,
+    /// When a changed value counts.
+    pub reload: Reload,
     /// What it does, in a line.
     pub doc: &'static str,
     /// What else there is to know; may be empty.
@@ -38,12 +40,22 @@ pub(super) enum Fallback {
     Unset { example: &'static str },
 }
 
+/// When a value counts that was changed while the node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reload {
+    /// As soon as the configuration has been read again.
+    Live,
+    /// When the node is started again: the value has been built into something that cannot be exchanged.
+    Restart,
+}
+
 /// A key, whatever its kind.
 pub(super) trait Row: Sync {
     fn name(&self) -> &'static str;
     fn describe(&self) -> String;
     fn is_secret(&self) -> bool;
     fn default(&self) -> Fallback;
+    fn reload(&self) -> Reload;
     fn doc(&self) -> &'static str;
     fn more(&self) -> &'static str;
 }
@@ -65,6 +77,10 @@ impl<K: Kind> Row for Key<K> {
         self.default
     }
 
+    fn reload(&self) -> Reload {
+        self.reload
+    }
+
     fn doc(&self) -> &'static str {
         self.doc
     }
@@ -75,6 +91,7 @@ impl<K: Kind> Row for Key<K> {
 }
 
 use Fallback::{Is, Unset};
+use Reload::{Live, Restart};
 
 /// Makes a static of each key and the table of them all.
 macro_rules! table {
@@ -106,6 +123,7 @@ table! {
         name: "shards",
         kind: Auto(Count { min: 1, max: 256 }),
         default: Is(r#""auto""#),
+        reload: Restart,
         doc: "Threads that own sockets.",
         more: "`auto` is one for each processor this process may use.",
     };
@@ -113,6 +131,7 @@ table! {
         name: "origins",
         kind: OriginList,
         default: Is("[]"),
+        reload: Live,
         doc: "Web pages that may connect; none listed: only pages of the gateway's own host and port.",
         more: "Scheme, host and port of the `Origin` header are compared. `https://*.example` is every \
                subdomain at any depth and not `https://example` itself. `*` is every page, also one without \
@@ -122,6 +141,7 @@ table! {
         name: "demo",
         kind: Auto(Switch),
         default: Is(r#""auto""#),
+        reload: Restart,
         doc: "Whether the demo page is served.",
         more: "`auto` is on as long as no key is configured under `auth`.",
     };
@@ -129,6 +149,7 @@ table! {
         name: "public.listen",
         kind: Address,
         default: Is(r#""127.0.0.1:8080""#),
+        reload: Restart,
         doc: "Where clients connect.",
         more: "Port 0 lets the system choose one.",
     };
@@ -136,6 +157,7 @@ table! {
         name: "public.header_timeout",
         kind: some_time(HOUR),
         default: Is(r#""10s""#),
+        reload: Live,
         doc: "Time for the head of a request to arrive.",
         more: "",
     };
@@ -143,13 +165,23 @@ table! {
         name: "public.body_timeout",
         kind: some_time(HOUR),
         default: Is(r#""10s""#),
+        reload: Live,
         doc: "Time for the body of a request to arrive.",
         more: "",
+    };
+    PUBLIC_MAX_SESSION_AGE: Time = Key {
+        name: "public.max_session_age",
+        kind: Time { min: ms(10), max: Duration::from_secs(7 * 24 * 3_600) },
+        default: Unset { example: r#""30m""# },
+        reload: Live,
+        doc: "A session is told to come back when it is this old, so that nodes that were added get their share.",
+        more: "Each session ends at a random time between 80 % and 100 % of it. Not set: sessions may last.",
     };
     TLS_CERT: File = Key {
         name: "tls.cert",
         kind: File { holds_secret: false },
         default: Unset { example: r#""/etc/tidegate/tls.crt""# },
+        reload: Restart,
         doc: "The certificate chain (PEM), the node's own first; with it `public.listen` speaks TLS only.",
         more: "Together with `tls.key`. Both are read again when they change, and on SIGHUP.",
     };
@@ -157,6 +189,7 @@ table! {
         name: "tls.key",
         kind: File { holds_secret: true },
         default: Unset { example: r#""/etc/tidegate/tls.key""# },
+        reload: Restart,
         doc: "The private key (PEM) of that certificate.",
         more: "Together with `tls.cert`.",
     };
@@ -164,6 +197,7 @@ table! {
         name: "ops.listen",
         kind: Address,
         default: Is(r#""127.0.0.1:9090""#),
+        reload: Restart,
         doc: "Where metrics and probes are served. Not for clients.",
         more: "",
     };
@@ -171,6 +205,7 @@ table! {
         name: "broker.url",
         kind: Parsed::secret("memory:, or an address such as redis://user:password@host:6379/0"),
         default: Is(r#""memory:""#),
+        reload: Restart,
         doc: "What carries publications between nodes.",
         more: "`memory:` serves one process. `redis://` and `rediss://` (TLS) name one Redis server.",
     };
@@ -178,6 +213,7 @@ table! {
         name: "broker.url_file",
         kind: File { holds_secret: true },
         default: Unset { example: r#""/run/secrets/broker-url""# },
+        reload: Restart,
         doc: "A file that holds what would be `broker.url`.",
         more: "For mounted secrets. A line break at its end is not part of the value.",
     };
@@ -185,6 +221,7 @@ table! {
         name: "broker.prefix",
         kind: Prefix,
         default: Is(r#""""#),
+        reload: Restart,
         doc: "Comes before `room:` in the name of every topic.",
         more: "Lets several gateways share one Redis.",
     };
@@ -192,6 +229,7 @@ table! {
         name: "broker.subscribers",
         kind: Count { min: 1, max: 64 },
         default: Is("2"),
+        reload: Restart,
         doc: "Connections that receive publications. Rooms are spread over them.",
         more: "",
     };
@@ -199,6 +237,7 @@ table! {
         name: "broker.publishers",
         kind: Count { min: 1, max: 64 },
         default: Is("2"),
+        reload: Restart,
         doc: "Connections that send publications. Rooms are spread over them.",
         more: "",
     };
@@ -206,6 +245,7 @@ table! {
         name: "broker.publish_queue",
         kind: size(1, ByteSize::mib(1024)),
         default: Is(r#""16MiB""#),
+        reload: Restart,
         doc: "Bytes of publications that may wait to be sent.",
         more: "At least `limits.message_size`.",
     };
@@ -213,6 +253,7 @@ table! {
         name: "broker.max_publication",
         kind: size(1, ByteSize::mib(512)),
         default: Is(r#""16MiB""#),
+        reload: Restart,
         doc: "The largest publication that is taken from the broker.",
         more: "A larger one is a gap to the room's sessions. At least `limits.message_size`.",
     };
@@ -220,6 +261,7 @@ table! {
         name: "broker.connect_timeout",
         kind: some_time(HOUR),
         default: Is(r#""5s""#),
+        reload: Restart,
         doc: "Time for a connection to the broker to be made.",
         more: "",
     };
@@ -227,6 +269,7 @@ table! {
         name: "broker.subscribe_timeout",
         kind: some_time(HOUR),
         default: Is(r#""5s""#),
+        reload: Live,
         doc: "Time for the broker to acknowledge a subscription.",
         more: "",
     };
@@ -234,6 +277,7 @@ table! {
         name: "broker.publish_timeout",
         kind: some_time(HOUR),
         default: Is(r#""5s""#),
+        reload: Restart,
         doc: "Time for the broker to acknowledge a publication.",
         more: "",
     };
@@ -241,6 +285,7 @@ table! {
         name: "broker.canary_interval",
         kind: some_time(HOUR),
         default: Is(r#""2s""#),
+        reload: Restart,
         doc: "Time between two messages that a receiving connection sends to itself.",
         more: "They prove that it still receives, which an answered PING does not.",
     };
@@ -248,6 +293,7 @@ table! {
         name: "broker.canary_timeout",
         kind: some_time(HOUR),
         default: Is(r#""6s""#),
+        reload: Restart,
         doc: "A receiving connection that got none of its own messages for this long is made anew.",
         more: "Longer than `broker.canary_interval`.",
     };
@@ -255,6 +301,7 @@ table! {
         name: "broker.ca_file",
         kind: File { holds_secret: false },
         default: Unset { example: r#""/etc/tidegate/redis-ca.pem""# },
+        reload: Restart,
         doc: "Certificates (PEM) to trust when the broker is reached by TLS.",
         more: "",
     };
@@ -262,6 +309,7 @@ table! {
         name: "auth.hs256_secret",
         kind: SharedKey,
         default: Unset { example: r#""at least 32 bytes, better from a file""# },
+        reload: Live,
         doc: "The key that signs and verifies tokens (JWT, HS256).",
         more: "Taken as it is written, not decoded. RFC 7518 §3.2 asks for 32 bytes or more. With no key at \
                all, the node makes one for its own lifetime.",
@@ -270,6 +318,7 @@ table! {
         name: "auth.hs256_secret_file",
         kind: File { holds_secret: true },
         default: Unset { example: r#""/run/secrets/hs256""# },
+        reload: Live,
         doc: "A file that holds what would be `auth.hs256_secret`.",
         more: "A line break at its end is not part of the key.",
     };
@@ -277,6 +326,7 @@ table! {
         name: "auth.leeway",
         kind: Time { min: Duration::ZERO, max: Duration::from_secs(300) },
         default: Is(r#""5s""#),
+        reload: Live,
         doc: "How far the clocks of whoever makes tokens and of this node may be apart.",
         more: "Whole seconds count.",
     };
@@ -284,6 +334,7 @@ table! {
         name: "limits.connections",
         kind: Count { min: 1, max: 10_000_000 },
         default: Is("100000"),
+        reload: Live,
         doc: "Open connections on this node. At the limit, new ones are answered 503.",
         more: "",
     };
@@ -291,6 +342,7 @@ table! {
         name: "limits.message_size",
         kind: size(1, ByteSize::mib(16)),
         default: Is(r#""64KiB""#),
+        reload: Live,
         doc: "The largest message that is taken from a client.",
         more: "",
     };
@@ -298,6 +350,7 @@ table! {
         name: "limits.outbound",
         kind: size(1, ByteSize::mib(1024)),
         default: Is(r#""1MiB""#),
+        reload: Live,
         doc: "Bytes that may wait for one session. A session that needs more is closed as slow.",
         more: "At least `limits.message_size`.",
     };
@@ -305,6 +358,7 @@ table! {
         name: "limits.rooms_per_session",
         kind: Count { min: 1, max: 65_536 },
         default: Is("128"),
+        reload: Live,
         doc: "Rooms that one session may be in.",
         more: "",
     };
@@ -312,6 +366,7 @@ table! {
         name: "heartbeat.interval",
         kind: some_time(HOUR),
         default: Is(r#""25s""#),
+        reload: Live,
         doc: "Time between two signs of life that the node sends on a quiet connection.",
         more: "Shorter than the idle time-out of every proxy on the way.",
     };
@@ -319,6 +374,7 @@ table! {
         name: "heartbeat.timeout",
         kind: some_time(HOUR),
         default: Is(r#""60s""#),
+        reload: Live,
         doc: "A client from which no byte came for this long is closed.",
         more: "Longer than `heartbeat.interval`.",
     };
@@ -326,6 +382,7 @@ table! {
         name: "sse.retry",
         kind: some_time(HOUR),
         default: Is(r#""3s""#),
+        reload: Live,
         doc: "How long an event stream's client is told to wait before it comes back, before jitter.",
         more: "",
     };
@@ -333,27 +390,32 @@ table! {
         name: "drain.pause",
         kind: Time { min: Duration::ZERO, max: HOUR },
         default: Is(r#""0s""#),
-        doc: "Time to be not ready, and still serve, before sessions are closed.",
-        more: "As long as load balancers take to notice.",
+        reload: Live,
+        doc: "Time to be not ready and to refuse new sessions, before the open ones are closed.",
+        more: "As long as load balancers take to notice. Open sessions and `POST` are served meanwhile.",
     };
     DRAIN_WINDOW: Time = Key {
         name: "drain.window",
         kind: Time { min: Duration::ZERO, max: HOUR },
         default: Is(r#""10s""#),
-        doc: "Time over which the closing of sessions is spread.",
-        more: "",
+        reload: Live,
+        doc: "Time over which the closing of sessions is spread evenly.",
+        more: "Never faster; a node that is too busy takes longer.",
     };
     DRAIN_DEADLINE: Time = Key {
         name: "drain.deadline",
         kind: some_time(Duration::from_secs(3 * 3_600)),
         default: Is(r#""30s""#),
+        reload: Live,
         doc: "Time for the whole drain. Beyond it the node exits with status 1.",
-        more: "At least `drain.pause` and `drain.window` together.",
+        more: "At least `drain.pause` and `drain.window` together. A few seconds more let the last ones end in \
+               order: a client has five to answer its close.",
     };
     LOG_FORMAT: Format = Key {
         name: "log.format",
         kind: Format,
         default: Is(r#""text""#),
+        reload: Restart,
         doc: "How log lines are written: for people, or one JSON object each.",
         more: "",
     };
@@ -361,6 +423,7 @@ table! {
         name: "log.filter",
         kind: Parsed::new("a level, or directives such as info,tidegate::auth=debug"),
         default: Is(r#""info""#),
+        reload: Live,
         doc: "Which events are logged.",
         more: "The directives of tracing-subscriber's `EnvFilter`.",
     };
@@ -368,6 +431,7 @@ table! {
         name: r#"rooms."<pattern>".grant"#,
         kind: OperationList,
         default: Is("[]"),
+        reload: Live,
         doc: "What everybody with a valid token may do in the rooms of this pattern.",
         more: "A pattern is a room's name, with `*` at its end for anything that begins so, and `{sub}` for \
                the subject of the token.",

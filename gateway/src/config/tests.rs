@@ -64,6 +64,7 @@ fn the_defaults_are_what_the_reference_promises() {
 fn the_default_file_says_the_defaults() {
     let text = document::default_config();
     assert_eq!(said(&load(&file(&text))), said(&load(&Sources::default())));
+    assert_eq!(load(&file(&text)).snapshot, load(&Sources::default()).snapshot);
     // A key that is commented out becomes valid by taking the comment away.
     let uncommented: Vec<&str> = text
         .lines()

@@ -241,6 +241,7 @@ fn unsubscribe(room: &RoomName, code: u16, reason: &str) -> Bytes {
 pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
     let (code, text) = match reason {
         CloseReason::Drain => (3001, "shutdown"),
+        CloseReason::MaxAge => (3011, "force reconnect"),
         CloseReason::Internal => (3004, "internal server error"),
         CloseReason::TokenExpired => (3005, "connection expired"),
         CloseReason::SlowConsumer => (3008, "slow"),

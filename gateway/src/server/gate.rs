@@ -56,11 +56,16 @@ impl Gate {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Refuses when the node is leaving or full. The request's own socket is among those counted.
+    /// Refuses a session when the node is leaving or full.
     pub fn check_capacity(&self) -> Result<(), Problem> {
         if self.is_draining() {
             return Err(Refusal::Draining.into());
         }
+        self.check_connections()
+    }
+
+    /// Refuses when the node is full. The request's own socket is among those counted.
+    pub fn check_connections(&self) -> Result<(), Problem> {
         if self.connections() > self.settings().limits.connections {
             return Err(Refusal::Connections.into());
         }

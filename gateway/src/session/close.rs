@@ -37,6 +37,8 @@ pub enum CloseReason {
     HeartbeatTimeout,
     /// The node is leaving.
     Drain,
+    /// The session has reached `public.max_session_age`.
+    MaxAge,
     /// A defect in the node.
     Internal,
 }
@@ -61,6 +63,7 @@ impl CloseReason {
             Self::Gap => "gap",
             Self::HeartbeatTimeout => "heartbeat_timeout",
             Self::Drain => "drain",
+            Self::MaxAge => "max_age",
             Self::Internal => "internal",
         }
     }
@@ -74,6 +77,7 @@ impl CloseReason {
                 | Self::Gap
                 | Self::HeartbeatTimeout
                 | Self::Drain
+                | Self::MaxAge
                 | Self::Internal
         )
     }
@@ -98,6 +102,7 @@ impl CloseReason {
             Self::Gap => (CloseCode::SERVICE_RESTART, "messages may have been missed"),
             Self::HeartbeatTimeout => (CloseCode::GOING_AWAY, "no answer to pings"),
             Self::Drain => (CloseCode::SERVICE_RESTART, "node is leaving, come back"),
+            Self::MaxAge => (CloseCode::SERVICE_RESTART, "time to change the node, come back"),
             Self::Internal => (CloseCode::INTERNAL_ERROR, "internal error"),
         })
     }

@@ -6,7 +6,7 @@
 //! go out: whatever is published after the client has read it, the client receives.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     convert::Infallible,
     future::poll_fn,
     net::SocketAddr,
@@ -27,7 +27,7 @@ use tower::ServiceExt as _;
 use super::{
     Accepted,
     body::ShardBody,
-    connection::{Lease, Start},
+    connection::{LINGER, Lease, Start},
     stream::Stream,
     worker::Worker,
 };
@@ -76,8 +76,14 @@ pub struct Peer(pub SocketAddr);
 #[derive(Clone, Copy, Debug)]
 pub struct RequestName(pub SessionId);
 
-/// Set once the HTTP connection's own task exists; a session in a response needs it to end by force.
-type OwnTask = Rc<OnceCell<AbortHandle>>;
+/// An HTTP connection, as those who serve its requests see it.
+#[derive(Default)]
+struct HttpConnection {
+    /// Set once its own task exists; a session in a response needs it to end by force.
+    task: OnceCell<AbortHandle>,
+    /// A request is being served, or a response carries a session.
+    busy: Cell<bool>,
+}
 
 impl Worker {
     /// Serves HTTP on a socket that has been handed over.
@@ -102,27 +108,30 @@ impl Worker {
                 }
             },
         };
-        let own_task = OwnTask::default();
-        let task = self.tasks.spawn_local(serve_http(Rc::clone(self), stream, peer, Rc::clone(&own_task)));
-        own_task.set(task.abort_handle()).expect("set once, here");
+        let http = Rc::<HttpConnection>::default();
+        let task = self.tasks.spawn_local(serve_http(Rc::clone(self), stream, peer, Rc::clone(&http)));
+        http.task.set(task.abort_handle()).expect("set once, here");
     }
 
     async fn respond(
         self: Rc<Self>,
         mut request: Request<Incoming>,
         peer: SocketAddr,
-        own_task: OwnTask,
+        http: Rc<HttpConnection>,
     ) -> Response<ShardBody> {
+        http.busy.set(true);
         let began = Instant::now();
         let upgrade = hyper::upgrade::on(&mut request);
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(RequestName(self.context.ids.next()));
         let answer = self.router.clone().oneshot(request.map(RouterBody::new)).await;
         let mut response = answer.unwrap_or_else(|never: Infallible| match never {});
-        match response.extensions_mut().remove::<Admission>() {
+        let response = match response.extensions_mut().remove::<Admission>() {
             None => response.map(ShardBody::Router),
-            Some(admission) => self.admit(admission, response, upgrade, own_task, began).await,
-        }
+            Some(admission) => self.admit(admission, response, upgrade, &http, began).await,
+        };
+        http.busy.set(matches!(response.body(), ShardBody::Session(_)));
+        response
     }
 
     async fn admit(
@@ -130,16 +139,21 @@ impl Worker {
         admission: Admission,
         mut response: Response<RouterBody>,
         upgrade: OnUpgrade,
-        own_task: OwnTask,
+        http: &HttpConnection,
         began: Instant,
     ) -> Response<ShardBody> {
         let metrics = &self.context.metrics;
         let lease = self.open_session(&admission);
         let protocol = lease.connection.name();
-        let refused = match self.join_all(&lease, &admission.rooms).await {
-            Err(refusal) => Some(refusal),
-            Ok(()) if !lease.connection.open() => Some(Refusal::Draining),
-            Ok(()) => None,
+        // Who passed the gate just before it closed is refused here: the drain would not know of him.
+        let refused = if self.leaving.is_cancelled() {
+            Some(Refusal::Draining)
+        } else {
+            match self.join_all(&lease, &admission.rooms).await {
+                Err(refusal) => Some(refusal),
+                Ok(()) if !lease.connection.open() => Some(Refusal::Draining),
+                Ok(()) => None,
+            }
         };
         let seconds = began.elapsed().as_secs_f64();
         if let Some(refusal) = refused {
@@ -171,7 +185,7 @@ impl Worker {
                 response.map(ShardBody::Router)
             }
             Door::EventStream { .. } => {
-                if let Some(task) = own_task.get() {
+                if let Some(task) = http.task.get() {
                     lease.connection.attach_response(task.clone());
                 }
                 // The router has measured the empty body that stood here.
@@ -241,13 +255,13 @@ impl Worker {
     }
 }
 
-async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_task: OwnTask) {
+async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, http: Rc<HttpConnection>) {
     let leaving = worker.leaving.clone();
     if worker.context.tls.is_some() && !shake_hands(&worker, &stream, peer).await {
         return;
     }
     let service = service_fn(|request| {
-        let response = Rc::clone(&worker).respond(request, peer, Rc::clone(&own_task));
+        let response = Rc::clone(&worker).respond(request, peer, Rc::clone(&http));
         async { Ok::<_, Infallible>(response.await) }
     });
     let connection = http1::Builder::new()
@@ -262,7 +276,10 @@ async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_ta
         ended = connection.as_mut() => ended,
         () = leaving.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = http.lingered() => return,
+            }
         }
     };
     if let Err(error) = ended {
@@ -272,6 +289,18 @@ async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_ta
             worker.context.metrics.refused(Refusal::HeaderTimeout);
         }
         tracing::debug!(%error, "an HTTP connection ended early");
+    }
+}
+
+impl HttpConnection {
+    /// Waits until whoever has sent half a request, or takes his answer slowly, had time enough to end.
+    async fn lingered(&self) {
+        loop {
+            tokio::time::sleep(LINGER).await;
+            if !self.busy.get() {
+                return;
+            }
+        }
     }
 }
 

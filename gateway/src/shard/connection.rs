@@ -51,7 +51,7 @@ new_key_type! {
 }
 
 /// How long a peer may take to read the last words and to close its side.
-const LINGER: Duration = Duration::from_secs(5);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// Publications of one session that the broker has not acknowledged. Beyond it the session is not read
 /// any further, so that one busy client cannot fill the queue of all.
 const MAX_IN_FLIGHT: u32 = 64;
@@ -84,6 +84,7 @@ pub struct Connection {
     /// Publications that did not fit into the broker's queue, in order. While there are any, the session
     /// is not read.
     blocked: RefCell<VecDeque<PublishRequest>>,
+    born: Tick,
     /// When the last byte came.
     heard: Cell<Tick>,
     next_ping: Cell<Tick>,
@@ -149,6 +150,7 @@ impl Connection {
             deaf: Cell::new(false),
             in_flight: Cell::new(0),
             blocked: RefCell::default(),
+            born: now,
             heard: Cell::new(now),
             next_ping: Cell::new(first_ping),
             expires: Cell::new(expires),
@@ -261,7 +263,11 @@ impl Connection {
                 self.begin_close(worker, reason);
                 Some(self.close_by.get())
             }
-            Phase::Admitting => Some(now.after(worker.settings().heartbeat.interval).min(self.expires.get())),
+            Phase::Admitting => Some(now.after(self.heartbeat_interval(worker)).min(self.expires.get())),
+            Phase::Open if now >= self.ages(worker) => {
+                self.begin_close(worker, CloseReason::MaxAge);
+                Some(self.close_by.get())
+            }
             Phase::Open => {
                 let mut silent_by = Tick(u32::MAX);
                 // Only a WebSocket's client answers; for the others the kernel's time-outs watch.
@@ -274,14 +280,41 @@ impl Connection {
                 }
                 if now >= self.next_ping.get() {
                     self.outbound.borrow_mut().release();
-                    self.next_ping.set(now.after(worker.settings().heartbeat.interval));
+                    self.next_ping.set(now.after(self.heartbeat_interval(worker)));
                     let ping = self.session.borrow().protocol().heartbeat();
                     self.queue(worker, ping);
                     worker.touch(self.key);
                 }
-                Some(self.next_ping.get().min(self.expires.get()).min(silent_by))
+                Some(self.next_ping.get().min(self.expires.get()).min(silent_by).min(self.ages(worker)))
             }
         }
+    }
+
+    /// Begins to ask anew whether the peer is there: it has not been asked in time for another
+    /// `heartbeat.timeout`, and must not be closed for that.
+    pub fn begin_heartbeat(&self, worker: &Worker) {
+        if matches!(self.phase.get(), Phase::Closing(_)) {
+            return;
+        }
+        let now = worker.now();
+        self.heard.set(now);
+        self.next_ping.set(now.after(self.heartbeat_interval(worker).mul_f32(worker.spread())));
+        let first = self.next_ping.get().min(self.expires.get()).min(self.ages(worker));
+        worker.set_timer(Tick(first.0.max(now.0 + 1)), self);
+    }
+
+    fn heartbeat_interval(&self, worker: &Worker) -> Duration {
+        let interval = worker.settings().heartbeat.interval;
+        self.session
+            .borrow()
+            .protocol()
+            .promised_heartbeat()
+            .map_or(interval, |promised| interval.min(promised))
+    }
+
+    /// When the session is old enough to be sent on.
+    fn ages(&self, worker: &Worker) -> Tick {
+        worker.end_of_age(self.id, self.born)
     }
 
     /// Writes what waits, with one system call if the socket takes it, and closes a connection that was

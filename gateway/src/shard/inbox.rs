@@ -13,13 +13,12 @@ use std::{
     net::SocketAddr,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use broker_bridge::{BrokerError, GapCause, ReceiptSink, RoomName, Ticket};
 use parking_lot::Mutex;
 
-use crate::hub::Broadcast;
+use crate::{drain::Pace, hub::Broadcast};
 
 /// One thing for a shard to do.
 #[derive(Debug)]
@@ -32,8 +31,8 @@ pub enum Event {
     Gap(RoomName, GapCause),
     /// A publication of one of this shard's sessions was taken by the broker, or was not.
     Settled(Ticket, Result<(), BrokerError>),
-    /// Close all sessions, evenly over this time, and end.
-    Drain(Duration),
+    /// Close all sessions at this pace, and end.
+    Drain(Arc<Pace>),
     /// Drop everything and end.
     Stop,
 }
