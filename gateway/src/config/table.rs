@@ -299,7 +299,7 @@ table! {
         kind: size(1, ByteSize::mib(1024)),
         default: Is(r#""1MiB""#),
         doc: "Bytes that may wait for one session. A session that needs more is closed as slow.",
-        more: "At least `limits.message_size`.",
+        more: "A frame counts 64 bytes beside its own. At least `limits.message_size`.",
     };
     LIMITS_ROOMS_PER_SESSION: Count = Key {
         name: "limits.rooms_per_session",

@@ -155,14 +155,14 @@ impl Connection {
         Tally::add(&worker.tally.messages_in, 1);
         Tally::add(&worker.tally.payload_in, bytes.len());
         let mut effects = worker.take_effects();
-        let mut commands = worker.commands.take();
+        let mut commands = worker.take_commands();
         let around = Surroundings {
             authenticator: &worker.context.authenticator,
             now: SystemTime::now().into(),
             rooms_per_session: worker.context.settings.rooms_per_session,
         };
         self.session.borrow_mut().receive(message, &around, &mut commands, &mut effects);
-        worker.commands.replace(commands);
+        worker.give_commands(commands);
         self.run(worker, &mut effects);
         worker.give_effects(effects);
     }
