@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     PATIENCE,
+    eventually::eventually,
     http::{Request, Response},
     samples::Samples,
     token::SECRET,
@@ -163,6 +164,23 @@ impl Default for Builder {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// What a node holds for its clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// Open file descriptors, those that have nothing to do with clients among them.
+    pub descriptors: usize,
+    /// Clients' sockets.
+    pub sockets: u64,
+    /// Sessions.
+    pub connections: u64,
+    /// Sessions in rooms.
+    pub subscriptions: u64,
+    /// Rooms that the node is interested in.
+    pub rooms: u64,
+    /// Bytes that wait for clients.
+    pub outbound_bytes: u64,
 }
 
 /// A running node. Killed when dropped.
@@ -312,6 +330,42 @@ impl Node {
             Ok(done) => done,
             Err(_) => bail!("{} descriptors are open, {count} were expected", self.descriptors()?),
         }
+    }
+
+    /// What it holds for its clients now.
+    pub async fn levels(&self) -> Result<Levels> {
+        let samples = self.samples().await?;
+        let level = |name| samples.sum(name, &[]);
+        Ok(Levels {
+            descriptors: self.descriptors()?,
+            sockets: level("tidegate_sockets"),
+            connections: level("tidegate_connections"),
+            subscriptions: level("tidegate_subscriptions"),
+            rooms: level("tidegate_rooms"),
+            outbound_bytes: level("tidegate_outbound_bytes"),
+        })
+    }
+
+    /// Waits until it holds what it held then, and no more.
+    pub async fn until_levels(&self, before: &Levels) -> Result<()> {
+        eventually("nothing stays behind", async || {
+            let levels = self.levels().await.map_err(|error| format!("{error:#}"))?;
+            // The scrape has a descriptor of its own, which may outlive it by a moment.
+            let same = Levels { descriptors: before.descriptors, ..levels.clone() };
+            if same == *before && levels.descriptors <= before.descriptors {
+                Ok(())
+            } else {
+                Err(format!("{levels:?}, it was {before:?}"))
+            }
+        })
+        .await
+    }
+
+    /// Fails if anything in the node has panicked.
+    pub fn ensure_sound(&self) -> Result<()> {
+        let output = self.output();
+        ensure!(!output.contains("panicked"), "the node panicked:\n{output}");
+        Ok(())
     }
 
     fn proc(&self, file: &str) -> Result<PathBuf> {
