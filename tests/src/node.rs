@@ -346,6 +346,17 @@ impl Node {
         })
     }
 
+    /// What it holds once so many sessions, in a room each, are all there is.
+    pub async fn levels_of(&self, sessions: u64) -> Result<Levels> {
+        self.until_samples(&format!("{sessions} sessions and nothing else"), |samples| {
+            ["tidegate_sockets", "tidegate_connections", "tidegate_subscriptions"]
+                .iter()
+                .all(|name| samples.sum(name, &[]) == sessions)
+        })
+        .await?;
+        self.levels().await
+    }
+
     /// Waits until it holds what it held then, and no more.
     pub async fn until_levels(&self, before: &Levels) -> Result<()> {
         eventually("nothing stays behind", async || {

@@ -34,7 +34,7 @@ async fn no_request_hides_within_another() -> Result<()> {
     let token = anywhere("alice");
     let secret = Client::websocket(&node.ws("secret", &token, ""), &[]).await?;
     let witness = Witness::of(&node).await?;
-    let before = node.levels().await?;
+    let before = node.levels_of(2).await?;
     // Chunked bodies and lengths of them, each of which one of two readers would believe.
     let rows: &[Row] = &[
         (
