@@ -16,6 +16,7 @@
 //! | [`proxy`] | a real reverse proxy before a node |
 //! | [`raw`] | a WebSocket by hand: frames no client library would send, reads that stop |
 //! | [`pages`] | pages in Chromium, used as a person uses them |
+//! | [`tls`] | certificates, and connections that trust them |
 //! | [`token`] | tokens, good and bad |
 //! | [`samples`] | what `/metrics` says |
 //! | [`witness`] | a healthy client that counts beside those that misbehave |
@@ -31,6 +32,7 @@ pub mod proxy;
 pub mod raw;
 pub mod redis_server;
 pub mod samples;
+pub mod tls;
 pub mod token;
 pub mod witness;
 

@@ -20,3 +20,4 @@ mod slow;
 mod smuggling;
 mod spine;
 mod stage;
+mod tls;
