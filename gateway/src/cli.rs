@@ -25,6 +25,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::{
     auth::{Grant, Subject, UnixSeconds, mint},
     config::{Config, ConfigError, ConfigErrors, Loaded, Source, Sources, document, value::parse_time},
+    tls,
 };
 
 /// Does what the command line of this process says. A node is run by `serve`; whatever keeps it from being
@@ -107,8 +108,9 @@ pub fn invoke(
         Some(Command::CheckConfig(more)) => layers
             .and(more)
             .load(env)
-            .map(|_| Invocation::Done(say(out, &"configuration is valid\n", Status::Success)))
-            .map_err(Failure::from),
+            .map_err(Failure::from)
+            .and_then(|config| check_files(&config))
+            .map(|()| Invocation::Done(say(out, &"configuration is valid\n", Status::Success))),
         Some(Command::DefaultConfig) => {
             Ok(Invocation::Done(say(out, &document::default_config(), Status::Success)))
         }
@@ -116,6 +118,11 @@ pub fn invoke(
     };
     result
         .unwrap_or_else(|failure| Invocation::Done(say(err, &format!("{}\n", failure.text), failure.status)))
+}
+
+/// Checks what a node would read when it starts, besides the configuration.
+fn check_files(config: &Config) -> Result<(), Failure> {
+    config.tls.as_ref().map_or(Ok(()), tls::check).map_err(|error| Failure::misuse(&error))
 }
 
 /// A pub/sub gateway: a room is a URL, and a room is a Redis topic.

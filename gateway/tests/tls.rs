@@ -16,15 +16,17 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, StreamOwned,
+    SupportedProtocolVersion,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, ServerName},
+    version::{TLS12, TLS13},
 };
 use tempfile::TempDir;
 use tidegate::{
     auth::{Grant, Subject, mint},
     config::{Config, Sources},
-    node::Node,
+    node::{Departure, Node},
 };
 use tungstenite::{Bytes, Message, WebSocket, protocol::WebSocketConfig};
 
@@ -66,6 +68,23 @@ fn config(files: &Path, more: &[(&str, &str)]) -> Config {
     Config::load(&Sources { flags, ..Sources::default() }).unwrap()
 }
 
+/// What a client of these versions and protocols connects with; tickets are kept within it.
+fn client(
+    trusted: &CertificateDer<'static>,
+    versions: &[&'static SupportedProtocolVersion],
+    protocols: &[&[u8]],
+) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted.clone()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    Arc::new(config)
+}
+
 impl Stage {
     fn new(more: &[(&str, &str)]) -> Self {
         let files = tempfile::tempdir().unwrap();
@@ -89,16 +108,12 @@ impl Stage {
 
     /// A connection whose handshake is over.
     fn tls(&self, trusted: &CertificateDer<'static>) -> std::io::Result<Tls> {
-        let mut roots = RootCertStore::empty();
-        roots.add(trusted.clone()).unwrap();
-        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        self.tls_with(&client(trusted, rustls::ALL_VERSIONS, &[b"h2", b"http/1.1"]))
+    }
+
+    fn tls_with(&self, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
         let name = ServerName::try_from("localhost").unwrap();
-        let mut tls = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), self.tcp());
+        let mut tls = StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), self.tcp());
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
@@ -106,9 +121,12 @@ impl Stage {
     }
 
     fn websocket(&self, room: &str) -> WebSocket<Tls> {
+        self.websocket_over(self.tls(&self.trusted).unwrap(), room)
+    }
+
+    fn websocket_over(&self, tls: Tls, room: &str) -> WebSocket<Tls> {
         let url = format!("wss://localhost/rooms/{room}?token={}&echo=true", self.token);
         let large = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let tls = self.tls(&self.trusted).unwrap();
         tungstenite::client::client_with_config(url, tls, Some(large)).unwrap().0
     }
 
@@ -245,6 +263,71 @@ fn a_changed_certificate_is_for_new_connections() {
         .lines()
         .find_map(|line| line.strip_prefix("tidegate_tls_certificate_expiry_seconds ")?.parse::<f64>().ok());
     assert!(expiry.is_some_and(|expiry| expiry > now), "{expiry:?}");
+}
+
+/// Who comes back with a ticket is spared the expensive handshake, also after the certificate has changed.
+#[test]
+fn sessions_are_resumed() {
+    let stage = Stage::new(&[]);
+    for (version, name) in [(&TLS13, ProtocolVersion::TLSv1_3), (&TLS12, ProtocolVersion::TLSv1_2)] {
+        let trusted = put_pair(stage.files.path());
+        stage.reload();
+        let config = client(&trusted, &[version], &[]);
+        for (round, expected) in
+            [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed].into_iter().enumerate()
+        {
+            if round == 2 {
+                put_pair(stage.files.path());
+                stage.reload();
+            }
+            // Tickets of TLS 1.3 come with the first bytes after the handshake.
+            let mut socket = stage.websocket_over(stage.tls_with(&config).unwrap(), "a");
+            echo(&mut socket, Bytes::from_static(b"hello"));
+            let tls = &socket.get_ref().conn;
+            assert_eq!(
+                (tls.protocol_version(), tls.handshake_kind()),
+                (Some(name), Some(expected)),
+                "{round}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_client_of_tls_1_2_alone_is_served() {
+    let stage = Stage::new(&[]);
+    let config = client(&stage.trusted, &[&TLS12], &[b"http/1.1"]);
+    let mut socket = stage.websocket_over(stage.tls_with(&config).unwrap(), "a");
+    for size in [1, 16 * 1024 + 1, 300_000] {
+        echo(&mut socket, vec![7; size].into());
+    }
+    assert_eq!(socket.get_ref().conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+}
+
+#[test]
+fn a_client_that_speaks_only_h2_is_told_so() {
+    let stage = Stage::new(&[]);
+    let refused = stage.tls_with(&client(&stage.trusted, rustls::ALL_VERSIONS, &[b"h2"])).unwrap_err();
+    assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
+    stage.until_measured(r#"tidegate_refusals_total{reason="tls"} 1"#);
+    // Who names no protocol at all speaks HTTP/1.1.
+    let config = client(&stage.trusted, rustls::ALL_VERSIONS, &[]);
+    echo(&mut stage.websocket_over(stage.tls_with(&config).unwrap(), "a"), Bytes::from_static(b"hello"));
+}
+
+/// A handshake under way does not hold up a node that leaves.
+#[test]
+fn a_drain_does_not_wait_for_handshakes() {
+    let mut stage = Stage::new(&[("public.header_timeout", "1h"), ("drain.deadline", "20s")]);
+    let mut silent = stage.tcp();
+    let mut begun = stage.tcp();
+    begun.write_all(&[22, 3, 1, 2]).unwrap();
+    stage.until_measured("tidegate_sockets 2");
+    let node = stage.node.take().unwrap();
+    assert_eq!(stage.runtime.block_on(node.drain()), Departure::Complete);
+    for socket in [&mut silent, &mut begun] {
+        assert_eq!(socket.read(&mut [0; 16]).unwrap_or_default(), 0, "it is closed");
+    }
 }
 
 #[test]

@@ -119,7 +119,7 @@ impl Request {
     }
 
     /// What is written.
-    pub(crate) fn bytes(&self, address: SocketAddr) -> Vec<u8> {
+    pub fn bytes(&self, address: SocketAddr) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nHost: {address}\r\n", self.method, self.target);
         for (name, value) in &self.headers {
             write!(head, "{name}: {value}\r\n").expect("writing to a string cannot fail");

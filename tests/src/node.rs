@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     PATIENCE,
+    eventually::eventually,
     http::{Request, Response},
     samples::Samples,
     token::SECRET,
@@ -176,6 +177,23 @@ impl Default for Builder {
     }
 }
 
+/// What a node holds for its clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// Open file descriptors, those that have nothing to do with clients among them.
+    pub descriptors: usize,
+    /// Clients' sockets.
+    pub sockets: u64,
+    /// Sessions.
+    pub connections: u64,
+    /// Sessions in rooms.
+    pub subscriptions: u64,
+    /// Rooms that the node is interested in.
+    pub rooms: u64,
+    /// Bytes that wait for clients.
+    pub outbound_bytes: u64,
+}
+
 /// A running node. Killed when dropped.
 #[derive(Debug)]
 pub struct Node {
@@ -295,6 +313,12 @@ impl Node {
         kill_process(pid, signal).with_context(|| format!("{signal:?}"))
     }
 
+    /// Sends SIGHUP to the node itself.
+    pub fn hang_up(&self) -> Result<()> {
+        let pid = self.pid.context("the node has been launched")?;
+        kill_process(pid, Signal::HUP).context("SIGHUP")
+    }
+
     /// Ends the node without warning.
     pub async fn kill(&mut self) -> Result<()> {
         self.child.kill().await.context("SIGKILL")
@@ -333,6 +357,53 @@ impl Node {
             Ok(done) => done,
             Err(_) => bail!("{} descriptors are open, {count} were expected", self.descriptors()?),
         }
+    }
+
+    /// What it holds for its clients now.
+    pub async fn levels(&self) -> Result<Levels> {
+        let samples = self.samples().await?;
+        let level = |name| samples.sum(name, &[]);
+        Ok(Levels {
+            descriptors: self.descriptors()?,
+            sockets: level("tidegate_sockets"),
+            connections: level("tidegate_connections"),
+            subscriptions: level("tidegate_subscriptions"),
+            rooms: level("tidegate_rooms"),
+            outbound_bytes: level("tidegate_outbound_bytes"),
+        })
+    }
+
+    /// What it holds once so many sessions, in a room each, are all there is.
+    pub async fn levels_of(&self, sessions: u64) -> Result<Levels> {
+        self.until_samples(&format!("{sessions} sessions and nothing else"), |samples| {
+            ["tidegate_sockets", "tidegate_connections", "tidegate_subscriptions"]
+                .iter()
+                .all(|name| samples.sum(name, &[]) == sessions)
+        })
+        .await?;
+        self.levels().await
+    }
+
+    /// Waits until it holds what it held then, and no more.
+    pub async fn until_levels(&self, before: &Levels) -> Result<()> {
+        eventually("nothing stays behind", async || {
+            let levels = self.levels().await.map_err(|error| format!("{error:#}"))?;
+            // The scrape has a descriptor of its own, which may outlive it by a moment.
+            let same = Levels { descriptors: before.descriptors, ..levels.clone() };
+            if same == *before && levels.descriptors <= before.descriptors {
+                Ok(())
+            } else {
+                Err(format!("{levels:?}, it was {before:?}"))
+            }
+        })
+        .await
+    }
+
+    /// Fails if anything in the node has panicked.
+    pub fn ensure_sound(&self) -> Result<()> {
+        let output = self.output();
+        ensure!(!output.contains("panicked"), "the node panicked:\n{output}");
+        Ok(())
     }
 
     fn proc(&self, file: &str) -> Result<PathBuf> {

@@ -1,13 +1,13 @@
-//! A WebSocket by hand: frames that no client library would send, and reads that stop.
+//! A connection by hand: bytes and frames that no client library would send, and reads that stop.
 //!
-//! Writes whatever it is told and reads frames as they come. It answers no ping, joins no fragments and
-//! checks nothing.
+//! Writes whatever it is told and reads answers and frames as they come. It answers no ping, joins no fragments
+//! and checks nothing.
 
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -36,7 +36,8 @@ impl Frame {
         Self { first: 0x81, masked: true, claimed: None, payload: payload.into() }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// What is written.
+    pub fn bytes(&self) -> Vec<u8> {
         const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
         // RFC 6455 §5.2: a length of 126 or 127 announces two or eight bytes with the real one.
         let length = self.claimed.unwrap_or(self.payload.len() as u64);
@@ -174,4 +175,50 @@ fn parse(bytes: &[u8]) -> Option<(Received, usize)> {
     let payload = rest.get(..usize::try_from(length).ok()?)?;
     let taken = bytes.len() - rest.len() + payload.len();
     Some((Received { first, payload: payload.to_vec() }, taken))
+}
+
+/// Sends bytes, reads until the other side closes, and returns what it said. A reset counts as closed.
+pub async fn talk(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    talk_over(TcpStream::connect(address).await?, bytes).await
+}
+
+/// The same over a connection that stands already.
+pub async fn talk_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let exchange = async {
+        // It may close before it has read everything: then a write, or the read, fails.
+        if stream.write_all(bytes).await.is_ok() && stream.flush().await.is_ok() {
+            drop(stream.read_to_end(&mut answer).await);
+        }
+    };
+    timeout(PATIENCE, exchange).await.context("the connection is closed")?;
+    Ok(answer)
+}
+
+/// The statuses of the answers that stand one after the other in `said`, up to an upgrade. Fails if anything
+/// else stands there.
+pub fn statuses(mut said: &[u8]) -> Result<Vec<u16>> {
+    let mut statuses = Vec::new();
+    while !said.is_empty() {
+        let mut space = [httparse::EMPTY_HEADER; 64];
+        let mut head = httparse::Response::new(&mut space);
+        let parsed = head.parse(said).with_context(|| format!("an answer: {}", lossy(said)))?;
+        let httparse::Status::Complete(length) = parsed else {
+            bail!("half an answer: {}", lossy(said));
+        };
+        let status = head.code.context("a complete head has a status")?;
+        statuses.push(status);
+        if status == 101 {
+            break;
+        }
+        let body = head.headers.iter().find(|line| line.name.eq_ignore_ascii_case("content-length"));
+        let body: usize = body.map_or(Ok(0), |line| lossy(line.value).parse())?;
+        // An interim answer has no body.
+        said = said.get(length + body..).context("a whole body")?;
+    }
+    Ok(statuses)
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }

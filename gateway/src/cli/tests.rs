@@ -102,6 +102,63 @@ fn a_valid_configuration_is_said_to_be() {
 }
 
 #[test]
+fn a_certificate_and_its_key_are_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = || rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (own, other) = (pair(), pair());
+    let (cert, key) = (own.cert.pem(), own.signing_key.serialize_pem());
+    let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let request = cert.replace("CERTIFICATE", "CERTIFICATE REQUEST");
+    let not_x509 = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned();
+    let check = |cert: &str, key: &str| {
+        let (cert, key) = (format!("tls.cert={cert}"), format!("tls.key={key}"));
+        run(&["check-config", "--set", &cert, "--set", &key], &[])
+    };
+    let in_files = |cert: &str, key: &str| {
+        let [cert_path, key_path] = [("tls.crt", cert), ("tls.key", key)].map(|(name, text)| {
+            fs::write(dir.path().join(name), text).unwrap();
+            dir.path().join(name).to_str().unwrap().to_owned()
+        });
+        check(&cert_path, &key_path)
+    };
+    let said = (Some(Status::Success), "configuration is valid\n".to_owned(), String::new());
+    assert_eq!(in_files(&cert, &key), said);
+    assert_eq!(in_files(&(cert.clone() + &other.cert.pem()), &key), said, "a chain");
+    let no_cert = "expected at least one certificate in PEM";
+    let no_key = "tls.key: expected one unencrypted private key in PEM";
+    let no_pair = "tls.key: expected the private key of the first certificate in tls.cert (";
+    for (cert, key, expected) in [
+        (&cert, &other.signing_key.serialize_pem(), no_pair),
+        (&other.cert.pem(), &key, no_pair),
+        (&not_x509, &key, no_pair),
+        (&key, &key, no_cert),
+        (&request, &key, no_cert),
+        (&String::new(), &key, no_cert),
+        (&cert.replace('M', "!"), &key, no_cert),
+        (&cert, &cert, no_key),
+        (&cert, &encrypted, no_key),
+        (&cert, &String::new(), no_key),
+        (&cert, &own.signing_key.public_key_pem(), no_key),
+    ] {
+        let (status, out, err) = in_files(cert, key);
+        assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{err}");
+        assert!(err.contains(expected), "{expected:?} is not in {err:?}");
+    }
+
+    // A key in place of a path is not shown, whole or in part, whichever place it was put in.
+    let base64: String = key.lines().filter(|line| !line.starts_with('-')).collect();
+    in_files(&cert, &key);
+    let good = dir.path().join("tls.crt");
+    let good = good.to_str().unwrap();
+    for (cert, key) in [(good, key.as_str()), (good, base64.as_str()), (key.as_str(), good)] {
+        let (status, _, err) = check(cert, key);
+        assert_eq!(status, Some(Status::Misuse));
+        assert!(err.starts_with("tls.") && err.contains("expected a file that can be read"), "{err}");
+        assert!(!err.contains(&base64[..20]), "{err}");
+    }
+}
+
+#[test]
 fn the_default_configuration_is_a_valid_file() {
     let (status, out, err) = run(&["default-config"], &[]);
     assert_eq!((status, err.as_str()), (Some(Status::Success), ""));

@@ -352,7 +352,7 @@ table! {
         default: Is(r#""1MiB""#),
         reload: Live,
         doc: "Bytes that may wait for one session. A session that needs more is closed as slow.",
-        more: "At least `limits.message_size`.",
+        more: "A frame counts 64 bytes beside its own. At least `limits.message_size`.",
     };
     LIMITS_ROOMS_PER_SESSION: Count = Key {
         name: "limits.rooms_per_session",

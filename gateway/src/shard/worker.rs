@@ -22,6 +22,7 @@ use super::{
     age::Age,
     batch::Batch,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
+    outbound::Outbound,
     rooms::Rooms,
     tally::Tally,
     timers::{Clock, Tick, Timers},
@@ -38,7 +39,8 @@ use crate::{
 const SLICE: usize = 256;
 /// What one read may bring. One buffer serves all connections of the shard.
 const SCRATCH: usize = 64 * 1024;
-/// Places for events that are kept between turns; a burst that needed more gives its memory back.
+/// Places for events, commands and effects that are kept between turns; a burst that needed more gives its
+/// memory back.
 const KEPT_EVENTS: usize = 4096;
 
 /// One shard, seen from inside.
@@ -56,7 +58,7 @@ pub struct Worker {
     pub leaving: CancellationToken,
     pub tally: Tally,
     pub scratch: RefCell<Box<[u8]>>,
-    pub commands: RefCell<Vec<Command>>,
+    commands: RefCell<Vec<Command>>,
     effects: RefCell<Vec<Effect>>,
     connections: RefCell<SlotMap<ConnectionKey, Rc<Connection>>>,
     rooms: RefCell<Rooms>,
@@ -193,16 +195,16 @@ impl Worker {
         }
     }
 
-    /// Queues a batch for every member. Returns the bytes it queued for a member at most.
+    /// Queues a batch for every member. Returns what it costs a member's queue at most.
     fn deliver(&self, batch: &mut Batch, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
         let Some(first) = batch.first() else { return 0 };
         for member in self.rooms.borrow().members(first.room()) {
             member.deliver(self, first.exclude(), batch);
             self.touch_connection(member);
         }
-        let bytes = batch.payload_len();
+        let cost = batch.payload_len() + Outbound::PER_FRAME;
         batch.finish(broadcasts);
-        bytes
+        cost
     }
 
     /// Writes every connection that something was queued for, slice by slice.
@@ -448,8 +450,22 @@ impl Worker {
         self.effects.take()
     }
 
+    /// Keeps the place for the next effects, unless a burst has made it large.
     pub fn give_effects(&self, effects: Vec<Effect>) {
-        self.effects.replace(effects);
+        if effects.capacity() <= KEPT_EVENTS {
+            self.effects.replace(effects);
+        }
+    }
+
+    pub fn take_commands(&self) -> Vec<Command> {
+        self.commands.take()
+    }
+
+    /// Keeps the place for the next commands, likewise.
+    pub fn give_commands(&self, commands: Vec<Command>) {
+        if commands.capacity() <= KEPT_EVENTS {
+            self.commands.replace(commands);
+        }
     }
 
     /// A random number in `0..1`, good enough to spread clients over time (xorshift64).

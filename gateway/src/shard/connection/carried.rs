@@ -155,7 +155,7 @@ impl Connection {
         Tally::add(&worker.tally.messages_in, 1);
         Tally::add(&worker.tally.payload_in, bytes.len());
         let mut effects = worker.take_effects();
-        let mut commands = worker.commands.take();
+        let mut commands = worker.take_commands();
         let settings = worker.settings();
         let around = Surroundings {
             authenticator: &settings.authenticator,
@@ -163,7 +163,7 @@ impl Connection {
             rooms_per_session: settings.limits.rooms_per_session,
         };
         self.session.borrow_mut().receive(message, &around, &mut commands, &mut effects);
-        worker.commands.replace(commands);
+        worker.give_commands(commands);
         self.run(worker, &mut effects);
         worker.give_effects(effects);
     }
