@@ -313,12 +313,6 @@ impl Node {
         kill_process(pid, signal).with_context(|| format!("{signal:?}"))
     }
 
-    /// Sends SIGHUP to the node itself.
-    pub fn hang_up(&self) -> Result<()> {
-        let pid = self.pid.context("the node has been launched")?;
-        kill_process(pid, Signal::HUP).context("SIGHUP")
-    }
-
     /// Ends the node without warning.
     pub async fn kill(&mut self) -> Result<()> {
         self.child.kill().await.context("SIGKILL")
