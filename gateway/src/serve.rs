@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     auth::{Grant, Subject, mint},
-    config::Config,
+    config::{Config, Secret},
     node::{Departure, Node},
     telemetry,
 };
@@ -54,19 +54,21 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<Departure> {
+async fn serve(mut config: Config) -> anyhow::Result<Departure> {
     // Handlers first: as PID 1 a process has no default reaction to SIGTERM.
     let mut stop = Stop::install()?;
-    let configured = config.auth.hs256_secret.clone();
     let demo = config.demo;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     // Installed before the port opens; without anything to reload, SIGHUP keeps its usual meaning.
-    let mut hangup = config.tls.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
-    let node = if let Some(secret) = configured {
-        Node::start(config, secret.expose())?
+    let reloads =
+        config.tls.is_some() || !config.auth.keys.files.is_empty() || config.auth.keys.jwks.is_some();
+    let mut hangup = reloads.then(|| signal(SignalKind::hangup())).transpose()?;
+    let node = if config.auth.has_key() {
+        Node::start(config)?
     } else {
         let secret = mint::generate_secret()?;
-        let node = Node::start(config, &secret)?;
+        config.auth.keys.secret = Some(Secret::new(secret));
+        let node = Node::start(config)?;
         greet(scheme, node.public_address(), &secret, demo)?;
         node
     };
@@ -121,7 +123,7 @@ fn greet(scheme: &str, public: SocketAddr, secret: &[u8], demo: bool) -> anyhow:
     let token = token.expose();
     let host = reachable(public);
     let mut out = io::stdout().lock();
-    writeln!(out, "No key is configured (auth.hs256_secret), so this run has one of its own.")?;
+    writeln!(out, "No key is configured (under auth), so this run has one of its own.")?;
     writeln!(out, "A token for {DEMO_GRANT}, valid for a day or until this node ends:\n\n  {token}\n")?;
     if demo {
         writeln!(out, "Open the demo page, twice:\n\n  {scheme}://{host}/#token={token}\n")?;

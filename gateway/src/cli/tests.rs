@@ -118,11 +118,7 @@ fn a_token_is_all_that_is_printed() {
         ["token", "--sub", "alice", "--room", "chat:*=subscribe,publish", "--room=a=b=history", "--ttl=5m"];
     let (status, out, err) = run(&args, &[("TIDEGATE_AUTH__HS256_SECRET", SECRET)]);
     assert_eq!((status, err.as_str()), (Some(Status::Success), ""));
-    let authenticator = Authenticator::new(AuthConfig {
-        hs256_secret: SECRET.as_bytes(),
-        leeway: Duration::ZERO,
-        policies: Vec::new(),
-    });
+    let authenticator = Authenticator::new(AuthConfig::with_secret(SECRET.as_bytes()));
     let now = UnixSeconds::from(SystemTime::now());
     let token = Token::new(out.strip_suffix('\n').unwrap()).unwrap();
     let identity = authenticator.verify(&token, now).unwrap();

@@ -32,7 +32,7 @@ pub async fn publish(
 ) -> Result<Response<Body>, Problem> {
     gate.check_capacity()?;
     gate.check_origin(parts)?;
-    let identity = gate.authenticate(parts)?;
+    let identity = gate.authenticate(parts).await?;
     gate.check_grant(&identity, Operation::Publish, std::slice::from_ref(&room))?;
     let event = event_name(parts)?;
     let media_type = MediaType::of(parts)?;
