@@ -16,12 +16,14 @@
 //! | [`raw`] | a WebSocket by hand: frames no client library would send, reads that stop |
 //! | [`pages`] | pages in Chromium, used as a person uses them |
 //! | [`token`] | tokens, good and bad |
+//! | [`issuer`] | whoever makes tokens: keys, and a server of key sets |
 //! | [`samples`] | what `/metrics` says |
 
 pub mod client;
 pub mod eventually;
 pub mod fault_proxy;
 pub mod http;
+pub mod issuer;
 pub mod journal;
 pub mod node;
 pub mod pages;

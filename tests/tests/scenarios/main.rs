@@ -10,6 +10,7 @@ mod doors;
 mod faults;
 mod first_run;
 mod heartbeat;
+mod keys;
 mod leaving;
 mod metrics;
 mod rooms;
