@@ -278,7 +278,7 @@ fn a_pem_file_holds_one_public_key_for_its_algorithm() {
     assert_eq!(Key::public(Some(""), Algorithm::Es256, own.as_bytes()).map(drop), Err(KeyError::Id));
 }
 
-/// A SubjectPublicKeyInfo of an RSA key, by hand (RFC 8017 A.1.1).
+/// The `SubjectPublicKeyInfo` of an RSA key, by hand (RFC 8017 A.1.1).
 fn rsa_spki(n: &[u8], e: &[u8]) -> Vec<u8> {
     let der = |tag: u8, body: &[u8]| {
         let length = u16::try_from(body.len()).unwrap().to_be_bytes();
@@ -309,6 +309,9 @@ fn weak_rsa_keys_are_refused_in_pem_too() {
 
 #[test]
 fn keys_are_chosen_by_name_and_algorithm() {
+    use Algorithm::{EdDsa, Es256, Es384, Hs256, Hs384, Hs512, Rs256};
+    use AuthFailure::{UnknownKey, WrongAlgorithm};
+
     let shared = |id, algorithm| Key::shared(id, algorithm, &[7; 64]).unwrap();
     let set = |jwks: Vec<Value>| {
         Document::read(json!({ "keys": jwks }).to_string().as_bytes(), Origin::Url).unwrap().keys
@@ -326,8 +329,6 @@ fn keys_are_chosen_by_name_and_algorithm() {
         let keys = keyring.current();
         keys.find(algorithm, id).map(|keys| keys.iter().map(|key| key.algorithm()).collect::<Vec<_>>())
     };
-    use Algorithm::{EdDsa, Es256, Es384, Hs256, Hs384, Hs512, Rs256};
-    use AuthFailure::{UnknownKey, WrongAlgorithm};
     for (algorithm, id, found) in [
         (Hs256, None, Ok(vec![Hs256])),
         (Hs256, Some("whatever"), Ok(vec![Hs256])),
@@ -381,9 +382,9 @@ async fn however_many_ask_for_a_key_one_fetch_answers_them_all() {
     let keyring = Arc::new(Keyring::new(Vec::new(), Vec::new()).with_url());
     keyring.set_url(Vec::new());
     let fetches = Arc::new(AtomicUsize::new(0));
-    let fetcher = tokio::task::LocalSet::new();
+    let tasks = tokio::task::LocalSet::new();
     let (own, count) = (Arc::clone(&keyring), Arc::clone(&fetches));
-    fetcher.spawn_local(async move {
+    tasks.spawn_local(async move {
         let fetching = own.fetching().unwrap();
         loop {
             fetching.wanted().await;
@@ -393,7 +394,7 @@ async fn however_many_ask_for_a_key_one_fetch_answers_them_all() {
             fetching.end();
         }
     });
-    fetcher
+    tasks
         .run_until(async {
             let ask = || async {
                 let asked = (0..100).map(|_| keyring.wait_for_key());

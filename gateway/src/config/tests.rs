@@ -1,3 +1,5 @@
+mod keys;
+
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
@@ -373,6 +375,9 @@ fn no_secret_is_ever_shown() {
         ("auth.hs256_secret_file", secret),
         ("auth.hs256_secrt", secret),
         ("auth.hs256.secret", secret),
+        ("auth.keys", "hunter2"),
+        ("auth.keys", "{ a = { algorithm = 'HS256', secret = 'hunter2' } }"),
+        ("auth.jwks_url", "https://u:hunter2@login.example/"),
         ("broker.url", "redis//:hunter2@redis.example"),
         ("broker.url", "redis://:hunter2@redis.example:port"),
         ("broker.url", "redis://redis.example/0?password=hunter2"),
