@@ -23,7 +23,11 @@ use std::{
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
-    auth::{Grant, Subject, UnixSeconds, mint},
+    auth::{
+        Algorithm, Grant, Subject, UnixSeconds,
+        files::without_line_break,
+        mint::{Signer, Wanted},
+    },
     config::{Config, ConfigError, ConfigErrors, Loaded, Source, Sources, document, value::parse_time},
     tls,
 };
@@ -139,7 +143,7 @@ struct Cli {
 enum Command {
     /// Run a node (what happens without a command)
     Serve(Layers),
-    /// Print a token, signed with the configured secret
+    /// Print a token, signed with the configured secret or with a key from a file
     Token(TokenArgs),
     /// Say whether the configuration is valid, or everything that is wrong with it
     CheckConfig(Layers),
@@ -254,6 +258,16 @@ struct TokenArgs {
     /// How long it is good for, such as 30s, 5m or 24h
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
     ttl: Duration,
+    /// Signs with the private key (PEM) or the secret in this file; without it, with
+    /// `auth.hs256_secret`
+    #[arg(long, value_name = "PATH", requires = "algorithm")]
+    key_file: Option<PathBuf>,
+    /// How that key signs: HS256, RS256, PS256 (or 384, 512), ES256, ES384 or `EdDSA`
+    #[arg(long, value_name = "NAME", requires = "key_file")]
+    algorithm: Option<Algorithm>,
+    /// The name of the key, as in auth.keys or in a key set
+    #[arg(long, value_name = "NAME")]
+    kid: Option<String>,
     #[command(flatten)]
     layers: Layers,
 }
@@ -267,11 +281,29 @@ impl TokenArgs {
     ) -> Result<Invocation, Failure> {
         const NO_SECRET: &str = "auth.hs256_secret is not set, so there is nothing to sign a token with: set \
                                  it in a file (--config), as TIDEGATE_AUTH__HS256_SECRET, or name a file that \
-                                 holds it with auth.hs256_secret_file";
+                                 holds it with auth.hs256_secret_file; or name a private key with --key-file";
         let config = layers.and(self.layers).load(env)?;
-        let secret = config.auth.hs256_secret.ok_or_else(|| Failure::misuse(NO_SECRET))?;
-        let now = UnixSeconds::from(SystemTime::now());
-        let token = mint::mint(secret.expose(), &self.sub, &self.room, self.ttl, now);
+        let kid = self.kid.as_deref();
+        let signer = if let (Some(path), Some(algorithm)) = (self.key_file, self.algorithm) {
+            let key = std::fs::read(&path).map_err(|error| {
+                Failure::misuse(&format!("--key-file: expected a file that can be read: {error}"))
+            })?;
+            let key = if algorithm.is_shared() { without_line_break(&key) } else { &key };
+            Signer::new(algorithm, key, kid)
+        } else {
+            let secret = config.auth.keys.secret.ok_or_else(|| Failure::misuse(NO_SECRET))?;
+            Signer::new(Algorithm::Hs256, secret.expose(), kid)
+        };
+        let signer = signer.map_err(|error| Failure::misuse(&error))?;
+        let wanted = Wanted {
+            subject: &self.sub,
+            grants: &self.room,
+            issuer: config.auth.issuer.as_deref(),
+            // One of the names is enough, and the first one will do.
+            audience: config.auth.audience.get(..1).unwrap_or_default(),
+            ttl: self.ttl,
+        };
+        let token = signer.sign(&wanted, UnixSeconds::from(SystemTime::now()));
         let token = token.map_err(|error| Failure::misuse(&error))?;
         Ok(Invocation::Done(say(out, &format!("{}\n", token.expose()), Status::Success)))
     }

@@ -46,7 +46,7 @@ pub use self::{
     value::{ByteSize, LogFilter, LogFormat, Secret},
 };
 use self::{reader::Reader, table as key, value::format_time};
-use crate::auth::grant::Policy;
+use crate::auth::{files::LocalKeys, grant::Policy, remote::JwksUrl};
 
 /// The configuration of a node. Each field is a key of the reference in `docs/configuration.md`, which
 /// says more about it.
@@ -154,8 +154,19 @@ pub struct Broker {
 /// `auth.*`: how tokens are verified.
 #[derive(Clone, Debug)]
 pub struct Auth {
-    /// The shared key of HS256 tokens, from `auth.hs256_secret` or `auth.hs256_secret_file`; at least 32 bytes.
-    pub hs256_secret: Option<Secret>,
+    /// Keys on this machine: `auth.hs256_secret` or `auth.hs256_secret_file`, `auth.keys`, `auth.jwks_file`.
+    /// Their files were sound when the configuration was loaded.
+    pub keys: LocalKeys,
+    /// Where a key set is fetched.
+    pub jwks_url: Option<JwksUrl>,
+    /// Time between two fetches.
+    pub jwks_interval: Duration,
+    /// Certificates to trust for it, in place of the system's.
+    pub jwks_ca_file: Option<PathBuf>,
+    /// What `iss` must be.
+    pub issuer: Option<String>,
+    /// What `aud` must have one of; with none, there must be no `aud`.
+    pub audience: Vec<String>,
     /// How far clocks may be apart.
     pub leeway: Duration,
 }
@@ -216,7 +227,7 @@ impl Config {
     /// the value that wins is checked; keys that do not exist are errors wherever they are.
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut from = Reader::new(sources);
-        let hs256_secret = from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE);
+        let auth = Auth::read(&mut from);
         let broker_url = from.text_or_file(&key::BROKER_URL, &key::BROKER_URL_FILE);
         let (cert, key) = (from.read_optional(&key::TLS_CERT), from.read_optional(&key::TLS_KEY));
         for (has, lacks, has_key, lacks_key) in
@@ -230,7 +241,7 @@ impl Config {
             tls: cert.zip(key).map(|(cert, key)| Tls { cert, key }),
             shards: from.read(&key::SHARDS).unwrap_or_else(available_shards),
             origins: from.read(&key::ORIGINS),
-            demo: from.read(&key::DEMO).unwrap_or(hs256_secret.is_none()),
+            demo: from.read(&key::DEMO).unwrap_or(!auth.has_key()),
             public: Public {
                 listen: from.read(&key::PUBLIC_LISTEN),
                 header_timeout: from.read(&key::PUBLIC_HEADER_TIMEOUT),
@@ -252,7 +263,7 @@ impl Config {
                 canary_timeout: from.read(&key::BROKER_CANARY_TIMEOUT),
                 ca_file: from.read_optional(&key::BROKER_CA_FILE),
             },
-            auth: Auth { hs256_secret, leeway: from.read(&key::AUTH_LEEWAY) },
+            auth,
             limits: Limits {
                 connections: from.read(&key::LIMITS_CONNECTIONS),
                 message_size: from.read(&key::LIMITS_MESSAGE_SIZE),
@@ -320,6 +331,41 @@ impl Config {
             &[&key::BROKER_URL, &key::BROKER_URL_FILE],
             || "expected only with a broker that is reached by TLS, rediss://".to_owned(),
         );
+    }
+}
+
+impl Auth {
+    /// Whether tokens can be verified at all.
+    pub fn has_key(&self) -> bool {
+        !self.keys.is_empty() || self.jwks_url.is_some()
+    }
+
+    fn read(from: &mut Reader) -> Self {
+        let auth = Self {
+            keys: LocalKeys {
+                secret: from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE),
+                files: from.read_optional(&key::AUTH_KEYS).unwrap_or_default(),
+                jwks: from.read_optional(&key::AUTH_JWKS_FILE),
+            },
+            jwks_url: from.read_optional(&key::AUTH_JWKS_URL),
+            jwks_interval: from.read(&key::AUTH_JWKS_INTERVAL),
+            jwks_ca_file: from.read_optional(&key::AUTH_JWKS_CA_FILE),
+            issuer: from.read_optional(&key::AUTH_ISSUER),
+            audience: from.read(&key::AUTH_AUDIENCE),
+            leeway: from.read(&key::AUTH_LEEWAY),
+        };
+        for complaint in auth.keys.complaints() {
+            let key: &dyn table::Row =
+                if complaint.key() == key::AUTH_KEYS.name { &key::AUTH_KEYS } else { &key::AUTH_JWKS_FILE };
+            from.complain(key, complaint.to_string());
+        }
+        from.require(
+            auth.jwks_ca_file.is_none() || auth.jwks_url.is_some(),
+            &key::AUTH_JWKS_CA_FILE,
+            &[&key::AUTH_JWKS_URL],
+            || "expected auth.jwks_url to be given, too".to_owned(),
+        );
+        auth
     }
 }
 

@@ -22,7 +22,11 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::{Changes, Config, Secret, Snapshot},
+    auth::{
+        files::{KeyFiles, LoadError},
+        remote::{RemoteError, RemoteKeys},
+    },
+    config::{Changes, Config, Snapshot},
     drain::Pace,
     hub::{FanOut, Hub},
     metrics::Metrics,
@@ -44,12 +48,11 @@ pub struct Node {
     ops: SocketAddr,
     /// What it runs with, key by key.
     configured: Mutex<Snapshot>,
-    /// What verifies tokens as long as no key is configured.
-    own_secret: Option<Secret>,
     gate: Arc<Gate>,
     shards: Arc<[Shard]>,
     broker: Arc<dyn Broker>,
     tls: Option<Arc<Tls>>,
+    key_files: Arc<KeyFiles>,
     /// Stops the acceptor.
     accepting: CancellationToken,
     /// Stops everything else that is not a shard.
@@ -82,6 +85,12 @@ pub enum StartError {
     /// The Redis broker cannot work as configured on this machine.
     #[error("broker: {0}")]
     Broker(#[from] RedisStartError),
+    /// A configured key cannot be used.
+    #[error("{key}: {0}", key = .0.key())]
+    Keys(#[from] LoadError),
+    /// Key sets cannot be fetched.
+    #[error(transparent)]
+    RemoteKeys(#[from] RemoteError),
     /// The certificate or its key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -91,8 +100,11 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// Tokens would be verified by a key that nobody knows.
-    #[error("auth.hs256_secret: expected a key, since the node was started with one")]
+    #[error("auth: expected a key, since the node was started with one")]
     NoKey,
+    /// A key cannot be used.
+    #[error("{key}: {0}", key = .0.key())]
+    Keys(#[from] LoadError),
 }
 
 /// How a drain ended.
@@ -105,13 +117,13 @@ pub enum Departure {
 }
 
 impl Node {
-    /// Starts a node whose tokens are signed with `secret`; both listeners accept when it returns. Must be
-    /// called within a tokio runtime.
-    pub fn start(config: Config, secret: &[u8]) -> Result<Self, StartError> {
+    /// Starts a node; both listeners accept when it returns. Must be called within a tokio runtime.
+    pub fn start(config: Config) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::register(Registry::new())?);
         // Before any port opens: nobody is to reach a node that cannot serve him.
         let tls = config.tls.clone().map(|files| Tls::load(files, metrics.registry())).transpose()?;
         let tls = tls.map(Arc::new);
+        let (key_files, remote_keys) = start_keys(&config, metrics.registry())?;
         let public = bind("public.listen", config.public.listen)?;
         let ops = bind("ops.listen", config.ops.listen)?;
         let address =
@@ -124,9 +136,8 @@ impl Node {
         let broker = start_broker(&config, &fan_out, &metrics)?;
         let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
-        let settings = Arc::new(LiveSettings::new(Settings::new(&config, secret)));
+        let settings = Arc::new(LiveSettings::new(Settings::new(&config, key_files.keyring())));
         metrics.config_read(true, SystemTime::now().into());
-        let own_secret = config.auth.hs256_secret.is_none().then(|| Secret::new(secret));
         let context = Arc::new(Context {
             hub: Arc::clone(&hub),
             broker: Arc::clone(&broker),
@@ -165,6 +176,10 @@ impl Node {
         if let Some(tls) = &tls {
             tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(tls).watch()));
         }
+        tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(&key_files).watch()));
+        if let Some(remote_keys) = remote_keys {
+            tasks.spawn(running.clone().run_until_cancelled_owned(remote_keys.run()));
+        }
         let ops_routes = server::ops::routes(Arc::clone(&gate));
         let ops_end = running.clone().cancelled_owned();
         tasks.spawn(async move {
@@ -178,11 +193,11 @@ impl Node {
             public: public_address,
             ops: ops_address,
             configured: Mutex::new(config.snapshot),
-            own_secret,
             gate,
             shards,
             broker,
             tls,
+            key_files,
             accepting,
             running,
             tasks,
@@ -205,27 +220,36 @@ impl Node {
     }
 
     /// Takes over from `config` what may change while the node runs, all of it in one moment, and says what
-    /// is different. Open connections stay.
+    /// is different. Open connections stay. Blocks on the files of keys.
     pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
-        let secret = config.auth.hs256_secret.as_ref().or(self.own_secret.as_ref());
-        let secret = secret.ok_or(ReloadError::NoKey)?;
         // Held to the end: of two reloads at once, the later one counts as a whole.
         let mut configured = self.configured.lock();
+        if !config.auth.has_key() {
+            return Err(ReloadError::NoKey);
+        }
+        // The one step that may fail comes first.
+        if !self.key_files.hold(&config.auth.keys) {
+            self.key_files.replace(config.auth.keys.clone())?;
+        }
         let changes = configured.take_over(&config.snapshot);
         if !changes.live.is_empty() {
-            self.gate.settings.replace(Settings::new(config, secret.expose()));
+            self.gate.settings.replace(Settings::new(config, self.key_files.keyring()));
         }
         Ok(changes)
     }
 
-    /// Reads the certificate and its key again, for new connections. What is not sound is refused, with a
-    /// line in the log.
-    pub async fn reload_certificate(&self) {
-        if let Some(tls) = self.tls.clone() {
-            let reload = tokio::task::spawn_blocking(move || tls.reload());
-            if let Err(error) = reload.await {
-                tracing::error!(%error, "the certificate was not replaced");
+    /// Reads the certificate and its key again, for new connections, and the keys that are files. What is
+    /// not sound is refused, with a line in the log.
+    pub async fn reload_files(&self) {
+        let (tls, key_files) = (self.tls.clone(), Arc::clone(&self.key_files));
+        let reload = tokio::task::spawn_blocking(move || {
+            key_files.reload();
+            if let Some(tls) = tls {
+                tls.reload();
             }
+        });
+        if let Err(error) = reload.await {
+            tracing::error!(%error, "not everything was read again");
         }
     }
 
@@ -272,6 +296,20 @@ impl Node {
 
 fn bind(key: &'static str, address: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {
     server::acceptor::bind(address).map_err(|error| StartError::Listen { key, address, error })
+}
+
+/// What keeps the keys up to date.
+fn start_keys(
+    config: &Config,
+    registry: &Registry,
+) -> Result<(Arc<KeyFiles>, Option<RemoteKeys>), StartError> {
+    let auth = &config.auth;
+    let files = KeyFiles::load(auth.keys.clone(), auth.jwks_url.is_some(), registry)?;
+    let remote = auth.jwks_url.clone().map(|url| {
+        RemoteKeys::new(url, auth.jwks_interval, auth.jwks_ca_file.as_deref(), files.keyring(), registry)
+    });
+    let remote = remote.transpose()?;
+    Ok((Arc::new(files), remote))
 }
 
 fn start_broker(

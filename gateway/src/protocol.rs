@@ -159,6 +159,9 @@ pub enum ReplyError {
     /// The token has expired: come with a new one.
     #[error("token expired")]
     TokenExpired,
+    /// The token's key is being fetched; the same request may succeed in a moment.
+    #[error("try again in a moment")]
+    KeyAwaited,
     /// The token does not grant this.
     #[error("permission denied")]
     Forbidden,

@@ -13,7 +13,7 @@ use std::{convert::Infallible, future::pending, sync::Arc, time::SystemTime};
 use tokio::{signal::unix::Signal, time::MissedTickBehavior};
 
 use crate::{
-    config::{Changes, Config, ConfigErrors, Sources},
+    config::{Changes, Config, ConfigErrors, Secret, Sources},
     metrics::ReloadResult,
     node::{Node, ReloadError},
     telemetry::Filter,
@@ -25,6 +25,8 @@ pub struct Reloader {
     sources: Arc<Sources>,
     /// What decides about the log; `None` if the log is somebody else's.
     log: Option<Filter>,
+    /// The key of a node that was started without one: it counts for as long as no other is configured.
+    own_secret: Option<Secret>,
     /// What was last tried, whether it was sound or not.
     tried: Found,
 }
@@ -56,7 +58,14 @@ impl Found {
 impl Reloader {
     /// Begins with the configuration that the node was started with, and where that came from.
     pub fn new(sources: Sources, config: Config, log: Option<Filter>) -> Self {
-        Self { sources: Arc::new(sources), log, tried: Found::Sound(Box::new(config)) }
+        Self { sources: Arc::new(sources), log, own_secret: None, tried: Found::Sound(Box::new(config)) }
+    }
+
+    /// With the key that a node made for itself.
+    #[must_use]
+    pub fn with_own_secret(mut self, secret: Secret) -> Self {
+        self.own_secret = Some(secret);
+        self
     }
 
     /// Takes new configurations until dropped. `hangup` has them, and the certificate, taken at once.
@@ -71,7 +80,7 @@ impl Reloader {
             };
             let found = self.look().await;
             if told {
-                node.reload_certificate().await;
+                node.reload_files().await;
                 self.take(node, found);
                 seen = None;
             } else if seen.as_ref().is_some_and(|seen| seen.is_like(&found)) && !found.is_like(&self.tried) {
@@ -94,7 +103,12 @@ impl Reloader {
         }
     }
 
-    fn take(&mut self, node: &Node, found: Found) {
+    fn take(&mut self, node: &Node, mut found: Found) {
+        if let Found::Sound(config) = &mut found
+            && !config.auth.has_key()
+        {
+            config.auth.keys.secret.clone_from(&self.own_secret);
+        }
         let result = match &found {
             Found::Broken(errors) => {
                 for error in errors.iter() {
@@ -102,9 +116,9 @@ impl Reloader {
                 }
                 ReloadResult::Refused
             }
-            Found::Sound(config) => match node.reload(config) {
+            Found::Sound(config) => match tokio::task::block_in_place(|| node.reload(config)) {
                 Ok(changes) => self.tell(config, &changes),
-                Err(error @ ReloadError::NoKey) => {
+                Err(error @ (ReloadError::NoKey | ReloadError::Keys(_))) => {
                     tracing::error!(%error, "the new configuration is refused; the old one goes on");
                     ReloadResult::Refused
                 }

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     auth::{Grant, Subject, mint},
-    config::Loaded,
+    config::{Loaded, Secret},
     node::{Departure, Node},
     reload::Reloader,
     telemetry,
@@ -65,15 +65,18 @@ async fn serve(loaded: Loaded, log: Option<telemetry::Filter>) -> anyhow::Result
     // Handlers first: as PID 1 a process has no default reaction to SIGTERM, and SIGHUP would end any other.
     let mut stop = Stop::install()?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let Loaded { config, sources } = loaded;
+    let Loaded { mut config, sources } = loaded;
     let demo = config.demo;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    let reloader = Reloader::new(sources, config.clone(), log);
-    let node = if let Some(secret) = config.auth.hs256_secret.clone() {
-        Node::start(config, secret.expose())?
+    let mut reloader = Reloader::new(sources, config.clone(), log);
+    let node = if config.auth.has_key() {
+        Node::start(config)?
     } else {
         let secret = mint::generate_secret()?;
-        let node = Node::start(config, &secret)?;
+        let own = Secret::new(secret);
+        reloader = reloader.with_own_secret(own.clone());
+        config.auth.keys.secret = Some(own);
+        let node = Node::start(config)?;
         greet(scheme, node.public_address(), &secret, demo)?;
         node
     };
@@ -116,7 +119,7 @@ fn greet(scheme: &str, public: SocketAddr, secret: &[u8], demo: bool) -> anyhow:
     let token = token.expose();
     let host = reachable(public);
     let mut out = io::stdout().lock();
-    writeln!(out, "No key is configured (auth.hs256_secret), so this run has one of its own.")?;
+    writeln!(out, "No key is configured (under auth), so this run has one of its own.")?;
     writeln!(out, "A token for {DEMO_GRANT}, valid for a day or until this node ends:\n\n  {token}\n")?;
     if demo {
         writeln!(out, "Open the demo page, twice:\n\n  {scheme}://{host}/#token={token}\n")?;

@@ -271,10 +271,14 @@ impl Session {
             Ok(identity) => return Some(Arc::new(identity)),
             Err(failure) => {
                 effects.push(Effect::Refused(failure));
-                if failure == AuthFailure::Expired {
-                    self.answer(request, &Reply::Failed(ReplyError::TokenExpired), effects);
-                } else {
-                    effects.push(Effect::Close(CloseReason::InvalidToken));
+                match failure {
+                    AuthFailure::Expired => {
+                        self.answer(request, &Reply::Failed(ReplyError::TokenExpired), effects);
+                    }
+                    AuthFailure::UnknownKey if around.authenticator.keys().want_key() => {
+                        self.answer(request, &Reply::Failed(ReplyError::KeyAwaited), effects);
+                    }
+                    _ => effects.push(Effect::Close(CloseReason::InvalidToken)),
                 }
             }
         }

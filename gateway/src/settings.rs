@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 
 use crate::{
-    auth::{AuthConfig, Authenticator},
+    auth::{AuthConfig, Authenticator, Keyring},
     config::{Config, Drain, Heartbeat, Limits, Origins},
 };
 
@@ -38,11 +38,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What `config` says, with `secret` for HS256 tokens.
-    pub fn new(config: &Config, secret: &[u8]) -> Self {
+    /// What `config` says. The keys are replaced on their own, within `keys`.
+    pub fn new(config: &Config, keys: Arc<Keyring>) -> Self {
         Self {
             authenticator: Authenticator::new(AuthConfig {
-                hs256_secret: secret,
+                keys,
+                issuer: config.auth.issuer.clone(),
+                audience: config.auth.audience.clone(),
                 leeway: config.auth.leeway,
                 policies: config.rooms.clone(),
             }),

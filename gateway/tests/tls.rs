@@ -30,7 +30,7 @@ use tidegate::{
 };
 use tungstenite::{Bytes, Message, WebSocket, protocol::WebSocketConfig};
 
-const SECRET: &[u8] = b"correct horse battery staple, and more";
+const SECRET: &str = "correct horse battery staple, and more";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
@@ -58,6 +58,7 @@ fn config(files: &Path, more: &[(&str, &str)]) -> Config {
         ("ops.listen", "127.0.0.1:0"),
         ("shards", "1"),
         ("drain.window", "0s"),
+        ("auth.hs256_secret", SECRET),
         ("limits.message_size", "16MiB"),
         ("limits.outbound", "20MiB"),
         ("tls.cert", cert.to_str().unwrap()),
@@ -91,11 +92,11 @@ impl Stage {
         let trusted = put_pair(files.path());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let node = runtime.block_on(async { Node::start(config(files.path(), more), SECRET) }).unwrap();
+        let node = runtime.block_on(async { Node::start(config(files.path(), more)) }).unwrap();
         let grants: [Grant; 1] = ["*=subscribe,publish".parse().unwrap()];
         let subject = Subject::new("alice").unwrap();
         let now = SystemTime::now().into();
-        let token = mint::mint(SECRET, &subject, &grants, Duration::from_secs(600), now).unwrap();
+        let token = mint::mint(SECRET.as_bytes(), &subject, &grants, Duration::from_secs(600), now).unwrap();
         Self { runtime, node: Some(node), files, trusted, token: token.expose().to_owned() }
     }
 
@@ -147,7 +148,7 @@ impl Stage {
     }
 
     fn reload(&self) {
-        self.runtime.block_on(self.node.as_ref().unwrap().reload_certificate());
+        self.runtime.block_on(self.node.as_ref().unwrap().reload_files());
     }
 }
 
@@ -356,7 +357,7 @@ fn a_node_does_not_start_with_a_wrong_pair() {
     let files = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let complaint = || {
-        let started = runtime.block_on(async { Node::start(config(files.path(), &[]), SECRET) });
+        let started = runtime.block_on(async { Node::start(config(files.path(), &[])) });
         started.err().expect("it does not start").to_string()
     };
     assert!(complaint().starts_with("tls.cert ("), "{}", complaint());

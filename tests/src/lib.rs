@@ -18,6 +18,7 @@
 //! | [`pages`] | pages in Chromium, used as a person uses them |
 //! | [`tls`] | certificates, and connections that trust them |
 //! | [`token`] | tokens, good and bad |
+//! | [`issuer`] | whoever makes tokens: keys, and a server of key sets |
 //! | [`samples`] | what `/metrics` says |
 //! | [`witness`] | a healthy client that counts beside those that misbehave |
 
@@ -25,6 +26,7 @@ pub mod client;
 pub mod eventually;
 pub mod fault_proxy;
 pub mod http;
+pub mod issuer;
 pub mod journal;
 pub mod node;
 pub mod pages;

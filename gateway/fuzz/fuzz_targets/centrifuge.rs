@@ -20,7 +20,7 @@ const NOW: UnixSeconds = UnixSeconds(1_000_000);
 const ROOMS: usize = 3;
 
 static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
-    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+    Authenticator::new(AuthConfig::with_secret(&SECRET))
 });
 
 static TOKEN: LazyLock<String> = LazyLock::new(|| {

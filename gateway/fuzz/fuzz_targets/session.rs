@@ -24,7 +24,7 @@ const SECRET: [u8; 32] = [7; 32];
 const NOW: UnixSeconds = UnixSeconds(1_000_000);
 
 static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
-    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+    Authenticator::new(AuthConfig::with_secret(&SECRET))
 });
 
 static IDENTITY: LazyLock<Arc<Identity>> = LazyLock::new(|| {

@@ -176,11 +176,7 @@ fn a_token_is_all_that_is_printed() {
         ["token", "--sub", "alice", "--room", "chat:*=subscribe,publish", "--room=a=b=history", "--ttl=5m"];
     let (status, out, err) = run(&args, &[("TIDEGATE_AUTH__HS256_SECRET", SECRET)]);
     assert_eq!((status, err.as_str()), (Some(Status::Success), ""));
-    let authenticator = Authenticator::new(AuthConfig {
-        hs256_secret: SECRET.as_bytes(),
-        leeway: Duration::ZERO,
-        policies: Vec::new(),
-    });
+    let authenticator = Authenticator::new(AuthConfig::with_secret(SECRET.as_bytes()));
     let now = UnixSeconds::from(SystemTime::now());
     let token = Token::new(out.strip_suffix('\n').unwrap()).unwrap();
     let identity = authenticator.verify(&token, now).unwrap();
@@ -189,6 +185,68 @@ fn a_token_is_all_that_is_printed() {
     assert!(identity.may(Operation::History, &"a=b".parse().unwrap()));
     assert!(!identity.may(Operation::History, &"chat:1".parse().unwrap()));
     assert!((298..=300).contains(&identity.remaining(now).as_secs()));
+}
+
+#[test]
+fn a_token_is_signed_with_a_key_from_a_file() {
+    use std::sync::Arc;
+
+    use crate::auth::{Algorithm, AuthConfig, Authenticator, Key, Keyring, Token};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("key");
+    let now = UnixSeconds::from(SystemTime::now());
+    let printed = |algorithm: &str, more: &[&str]| {
+        let args =
+            ["token", "--sub", "alice", "--key-file", path.to_str().unwrap(), "--algorithm", algorithm];
+        run(&[&args, more].concat(), &[])
+    };
+    let verified = |out: &str, key: Key, audience: &[&str]| {
+        let authenticator = Authenticator::new(AuthConfig {
+            keys: Arc::new(Keyring::new(vec![key], Vec::new())),
+            issuer: (!audience.is_empty()).then(|| "me".to_owned()),
+            audience: audience.iter().map(|&name| name.to_owned()).collect(),
+            ..AuthConfig::with_secret(SECRET.as_bytes())
+        });
+        authenticator.verify(&Token::new(out.strip_suffix('\n').unwrap()).unwrap(), now).map(drop)
+    };
+    let pairs = [
+        (rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(), vec![Algorithm::Es256]),
+        (rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(), vec![Algorithm::Es384]),
+        (rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap(), vec![Algorithm::EdDsa]),
+        (rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap(), Algorithm::ALL[3..9].to_vec()),
+    ];
+    for (pair, fits) in pairs {
+        fs::write(&path, pair.serialize_pem()).unwrap();
+        for algorithm in Algorithm::ALL {
+            let (status, out, err) = printed(algorithm.as_str(), &["--kid", "k"]);
+            if fits.contains(&algorithm) {
+                assert_eq!((status, err.as_str()), (Some(Status::Success), ""), "{algorithm:?}");
+                let key = || Key::public(Some("k"), algorithm, pair.public_key_pem().as_bytes()).unwrap();
+                assert_eq!(verified(&out, key(), &[]), Ok(()), "{algorithm:?}");
+                // What the configuration demands of tokens, it is made with.
+                let demands = ["--kid=k", "--set", "auth.issuer=me", "--set", "auth.audience=chat,other"];
+                let (_, out, _) = printed(algorithm.as_str(), &demands);
+                assert_eq!(verified(&out, key(), &["chat"]), Ok(()), "{algorithm:?}");
+            } else {
+                assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{algorithm:?}");
+                assert!(err.contains("expected a"), "{err}");
+            }
+        }
+    }
+    fs::write(&path, format!("{SECRET}{SECRET}\n")).unwrap();
+    let (_, out, _) = printed("HS512", &[]);
+    let key = Key::shared(None, Algorithm::Hs512, format!("{SECRET}{SECRET}").as_bytes()).unwrap();
+    assert_eq!(verified(&out, key, &[]), Ok(()));
+    for args in [
+        &["--key-file", "/nonexistent/key", "--algorithm", "ES256"][..],
+        &["--key-file", "key"],
+        &["--algorithm", "ES256"],
+    ] {
+        let (status, out, err) = run(&[&["token", "--sub", "a"], args].concat(), &[]);
+        assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{args:?}");
+        assert!(err.contains("--key-file") || err.contains("--algorithm"), "{err}");
+    }
 }
 
 #[test]

@@ -189,7 +189,8 @@ impl Reader {
         self.snapshot.set(key.name, noted);
     }
 
-    fn complain(&mut self, key: &dyn Row, expected: String) {
+    /// Notes an error at `key`.
+    pub(super) fn complain(&mut self, key: &dyn Row, expected: String) {
         let (value, source) = match (self.layers.get(key.name()), key.default()) {
             (Some(given), _) => ((!key.is_secret()).then(|| given.raw.show()), given.source.clone()),
             (None, Fallback::Is(default)) => (Some(default.to_owned()), Source::Default),

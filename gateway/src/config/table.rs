@@ -10,10 +10,11 @@ use broker_bridge::BrokerUrl;
 use super::{
     ByteSize, LogFilter,
     kind::{
-        Address, Auto, Count, File, Format, Kind, OperationList, OriginList, Parsed, Prefix, SharedKey, Size,
-        Switch, Time,
+        Address, Auto, Count, File, Format, KeyTable, Kind, OperationList, OriginList, Parsed, Prefix,
+        SharedKey, Size, Switch, Time, WordList, Words,
     },
 };
+use crate::auth::remote::JwksUrl;
 
 /// One key.
 pub(super) struct Key<K> {
@@ -310,9 +311,9 @@ table! {
         kind: SharedKey,
         default: Unset { example: r#""at least 32 bytes, better from a file""# },
         reload: Live,
-        doc: "The key that signs and verifies tokens (JWT, HS256).",
-        more: "Taken as it is written, not decoded. RFC 7518 §3.2 asks for 32 bytes or more. With no key at \
-               all, the node makes one for its own lifetime.",
+        doc: "The simple way: one secret that signs and verifies tokens (JWT, HS256).",
+        more: "Taken as it is written, not decoded. RFC 7518 §3.2 asks for 32 bytes or more. With no key of \
+               any kind, the node makes one for its own lifetime.",
     };
     AUTH_HS256_SECRET_FILE: File = Key {
         name: "auth.hs256_secret_file",
@@ -321,6 +322,66 @@ table! {
         reload: Live,
         doc: "A file that holds what would be `auth.hs256_secret`.",
         more: "A line break at its end is not part of the key.",
+    };
+    AUTH_KEYS: KeyTable = Key {
+        name: "auth.keys",
+        kind: KeyTable,
+        default: Unset {
+            example: r#"{ "2026-08" = { algorithm = "ES256", public_key_file = "/etc/tidegate/2026-08.pem" } }"#,
+        },
+        reload: Live,
+        doc: "Keys that tokens choose by their `kid`, each for one algorithm alone.",
+        more: "The files hold a public key in PEM (BEGIN PUBLIC KEY), or a secret of at least 32, 48 or 64 \
+               bytes for HS256, HS384 or HS512. They are read again when they change.",
+    };
+    AUTH_JWKS_FILE: File = Key {
+        name: "auth.jwks_file",
+        kind: File { holds_secret: false },
+        default: Unset { example: r#""/etc/tidegate/jwks.json""# },
+        reload: Live,
+        doc: "A key set (JWKS, RFC 7517) in a file.",
+        more: "Read again when it changes.",
+    };
+    AUTH_JWKS_URL: Parsed<JwksUrl> = Key {
+        name: "auth.jwks_url",
+        kind: Parsed::secret("an https URL, or an http URL of this machine"),
+        default: Unset { example: r#""https://login.example/.well-known/jwks.json""# },
+        reload: Restart,
+        doc: "Where a key set (JWKS) is fetched. The node is not ready before it has come once.",
+        more: "Fetched again at each interval, and when a token names a key that nobody knows. Redirects are \
+               not followed. If a fetch fails, the keys that were there go on.",
+    };
+    AUTH_JWKS_INTERVAL: Time = Key {
+        name: "auth.jwks_interval",
+        kind: Time { min: Duration::from_secs(1), max: Duration::from_secs(24 * 3_600) },
+        default: Is(r#""10m""#),
+        reload: Restart,
+        doc: "Time between two fetches of `auth.jwks_url`.",
+        more: "",
+    };
+    AUTH_JWKS_CA_FILE: File = Key {
+        name: "auth.jwks_ca_file",
+        kind: File { holds_secret: false },
+        default: Unset { example: r#""/etc/tidegate/login-ca.pem""# },
+        reload: Restart,
+        doc: "Certificates (PEM) to trust for `auth.jwks_url`, in place of the system's.",
+        more: "",
+    };
+    AUTH_ISSUER: Words = Key {
+        name: "auth.issuer",
+        kind: Words,
+        default: Unset { example: r#""https://login.example""# },
+        reload: Live,
+        doc: "What a token's `iss` must be, character by character.",
+        more: "Not set: `iss` is ignored.",
+    };
+    AUTH_AUDIENCE: WordList = Key {
+        name: "auth.audience",
+        kind: WordList,
+        default: Is("[]"),
+        reload: Live,
+        doc: "Names of this gateway; a token's `aud` must have one of them.",
+        more: "None listed: a token must not have an `aud`, for it would be meant for somebody else.",
     };
     AUTH_LEEWAY: Time = Key {
         name: "auth.leeway",

@@ -1,3 +1,5 @@
+mod keys;
+
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
@@ -55,7 +57,7 @@ fn the_defaults_are_what_the_reference_promises() {
     assert_eq!(config.heartbeat.timeout, Duration::from_secs(60));
     assert_eq!(config.drain.pause, Duration::ZERO);
     assert_eq!(config.log.format, LogFormat::Text);
-    assert_eq!(config.auth.hs256_secret, None);
+    assert_eq!(config.auth.keys.secret, None);
     assert!(config.demo, "on while no key is configured");
     assert!(config.rooms.is_empty());
 }
@@ -73,7 +75,7 @@ fn the_default_file_says_the_defaults() {
         .collect();
     let config = load(&file(&uncommented.join("\n")));
     assert_eq!(config.rooms.len(), 1);
-    assert!(config.auth.hs256_secret.is_some());
+    assert!(config.auth.keys.secret.is_some());
     for row in TABLE {
         let key = row.name().rsplit('.').next().unwrap();
         assert!(text.contains(&format!("{key} = ")), "{key} is missing:\n{text}");
@@ -324,7 +326,7 @@ fn secrets_come_from_a_key_or_from_a_file() {
         std::fs::write(dir.path().join(name), text).unwrap();
         dir.path().join(name).to_str().unwrap().to_owned()
     };
-    let secret = |config: Config| config.auth.hs256_secret.map(|secret| secret.expose().to_vec());
+    let secret = |config: Config| config.auth.keys.secret.map(|secret| secret.expose().to_vec());
     let expected = Some(SECRET.as_bytes().to_vec());
     let mut sources = flags(&[("auth.hs256_secret", SECRET)]);
     assert!(!load(&sources).demo, "off as soon as a key is configured");
@@ -374,6 +376,9 @@ fn no_secret_is_ever_shown() {
         ("auth.hs256_secret_file", secret),
         ("auth.hs256_secrt", secret),
         ("auth.hs256.secret", secret),
+        ("auth.keys", "hunter2"),
+        ("auth.keys", "{ a = { algorithm = 'HS256', secret = 'hunter2' } }"),
+        ("auth.jwks_url", "https://u:hunter2@login.example/"),
         ("broker.url", "redis//:hunter2@redis.example"),
         ("broker.url", "redis://:hunter2@redis.example:port"),
         ("broker.url", "redis://redis.example/0?password=hunter2"),
@@ -449,6 +454,7 @@ fn rows_are_complete() {
 /// Keys that take nearly any text.
 fn takes_any_text(row: &dyn Row) -> bool {
     matches!(row.name(), "log.filter" | "broker.prefix" | "broker.ca_file" | "auth.hs256_secret")
+        || matches!(row.name(), "auth.issuer" | "auth.audience")
         || row.name() == ROOMS_GRANT.name
 }
 

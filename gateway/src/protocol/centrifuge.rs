@@ -214,7 +214,7 @@ impl Centrifuge {
             Reply::Published => json!({ "id": id, "publish": {} }),
             Reply::Pong => json!({ "id": id, "ping": {} }),
             Reply::Failed(error) => {
-                let temporary = *error == ReplyError::Unavailable;
+                let temporary = matches!(error, ReplyError::Unavailable | ReplyError::KeyAwaited);
                 let (code, message) = (code(*error), error.to_string());
                 json!({ "id": id, "error": { "code": code, "message": message, "temporary": temporary } })
             }
@@ -320,7 +320,7 @@ pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
 /// The protocol's numbers for errors.
 fn code(error: ReplyError) -> u16 {
     match error {
-        ReplyError::Unavailable | ReplyError::Internal => 100,
+        ReplyError::Unavailable | ReplyError::KeyAwaited | ReplyError::Internal => 100,
         ReplyError::Unauthorized => 101,
         ReplyError::Forbidden => 103,
         ReplyError::UnknownMethod => 104,

@@ -84,9 +84,18 @@ impl Gate {
     }
 
     /// Whose request it is. The client hears one answer whatever was wrong with its token.
-    pub fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
-        let verified = credential::find(&request.headers, request.uri.query())
-            .and_then(|token| self.settings().authenticator.verify(&token, SystemTime::now().into()));
+    ///
+    /// A token whose key nobody knows waits for a fetch of the key set, if one may be made, and is verified
+    /// once more.
+    pub async fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
+        let settings = self.settings();
+        let authenticator = &settings.authenticator;
+        let found = credential::find(&request.headers, request.uri.query());
+        let token = found.map_err(|failure| self.unauthorized(request, failure))?;
+        let mut verified = authenticator.verify(&token, SystemTime::now().into());
+        if matches!(verified, Err(AuthFailure::UnknownKey)) && authenticator.keys().wait_for_key().await {
+            verified = authenticator.verify(&token, SystemTime::now().into());
+        }
         verified.map(Arc::new).map_err(|failure| self.unauthorized(request, failure))
     }
 

@@ -92,6 +92,9 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> Response<Body> {
     if gate.connections() >= gate.settings().limits.connections {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "full: limits.connections is reached\n");
     }
+    if !gate.settings().authenticator.keys().is_complete() {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "waiting for the keys of auth.jwks_url\n");
+    }
     match &*ops.broker.borrow() {
         BrokerStatus::Up => plain(StatusCode::OK, "ready\n"),
         BrokerStatus::Interrupted(why) => plain(StatusCode::OK, format!("degraded: {why}\n")),

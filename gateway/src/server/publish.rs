@@ -33,7 +33,7 @@ pub async fn publish(
     // Served by a leaving node, too, as long as somebody sends it here: it is no session.
     gate.check_connections()?;
     gate.check_origin(parts)?;
-    let identity = gate.authenticate(parts)?;
+    let identity = gate.authenticate(parts).await?;
     gate.check_grant(&identity, Operation::Publish, std::slice::from_ref(&room))?;
     let event = event_name(parts)?;
     check_coding(parts)?;

@@ -230,7 +230,7 @@ fn identity(grants: &str) -> Identity {
 }
 
 fn authenticator() -> Authenticator {
-    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+    Authenticator::new(AuthConfig::with_secret(&SECRET))
 }
 
 /// A token with these grants (separated by `;`), minted so long ago that so many seconds are left.

@@ -13,6 +13,7 @@ mod faults;
 mod first_run;
 mod heartbeat;
 mod junk;
+mod keys;
 mod leaving;
 mod metrics;
 mod pace;
