@@ -10,6 +10,7 @@
 //! | `kind` | what a key may be given, with its bounds |
 //! | [`value`] | sizes, times, secrets |
 //! | [`origin`] | which web pages may connect |
+//! | [`rate`], [`networks`] | how often something may happen; sets of addresses |
 //! | `layers`, `raw` | reading the layers and laying them over each other |
 //! | `reader` | from what was given to typed values |
 //! | [`document`] | the commented default file and the reference, made from the table |
@@ -20,7 +21,9 @@ pub mod document;
 mod error;
 mod kind;
 mod layers;
+pub mod networks;
 pub mod origin;
+pub mod rate;
 mod raw;
 mod reader;
 mod suggest;
@@ -39,8 +42,10 @@ use broker_bridge::{
 pub use self::{
     error::{ConfigError, ConfigErrors, Source},
     layers::Sources,
+    networks::Networks,
     origin::Origins,
-    value::{ByteSize, LogFilter, LogFormat, Secret},
+    rate::{ByteRate, Rate},
+    value::{ByteSize, ForwardedHeader, LogFilter, LogFormat, Secret},
 };
 use self::{reader::Reader, table as key, value::format_time};
 use crate::auth::grant::Policy;
@@ -88,6 +93,12 @@ pub struct Public {
     pub header_timeout: Duration,
     /// Time for the body of a request.
     pub body_timeout: Duration,
+    /// Whose word on a client's address is taken.
+    pub trusted_proxies: Networks,
+    /// The header in which they say it.
+    pub forwarded_header: ForwardedHeader,
+    /// Whether their connections begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
 }
 
 /// `tls.*`: the public listener's certificate.
@@ -155,6 +166,20 @@ pub struct Limits {
     pub outbound: ByteSize,
     /// Rooms per session.
     pub rooms_per_session: usize,
+    /// New connections of this node; more wait in the kernel.
+    pub accepts: Option<Rate>,
+    /// New connections of one address.
+    pub attempts_per_address: Option<Rate>,
+    /// Open connections of one address.
+    pub connections_per_address: Option<usize>,
+    /// Commands of one session.
+    pub commands: Option<Rate>,
+    /// Bytes of one session.
+    pub bytes: Option<ByteRate>,
+    /// Commands of one user on this node.
+    pub user_commands: Option<Rate>,
+    /// Bytes of one user on this node.
+    pub user_bytes: Option<ByteRate>,
 }
 
 /// `heartbeat.*`: how a dead peer is noticed.
@@ -219,6 +244,9 @@ impl Config {
                 listen: from.read(&key::PUBLIC_LISTEN),
                 header_timeout: from.read(&key::PUBLIC_HEADER_TIMEOUT),
                 body_timeout: from.read(&key::PUBLIC_BODY_TIMEOUT),
+                trusted_proxies: from.read(&key::PUBLIC_TRUSTED_PROXIES),
+                forwarded_header: from.read(&key::PUBLIC_FORWARDED_HEADER),
+                proxy_protocol: from.read(&key::PUBLIC_PROXY_PROTOCOL),
             },
             ops: Ops { listen: from.read(&key::OPS_LISTEN) },
             broker: Broker {
@@ -241,6 +269,13 @@ impl Config {
                 message_size: from.read(&key::LIMITS_MESSAGE_SIZE),
                 outbound: from.read(&key::LIMITS_OUTBOUND),
                 rooms_per_session: from.read(&key::LIMITS_ROOMS_PER_SESSION),
+                accepts: from.read(&key::LIMITS_ACCEPTS),
+                attempts_per_address: from.read(&key::LIMITS_ATTEMPTS_PER_ADDRESS),
+                connections_per_address: from.read(&key::LIMITS_CONNECTIONS_PER_ADDRESS),
+                commands: from.read(&key::LIMITS_COMMANDS),
+                bytes: from.read(&key::LIMITS_BYTES),
+                user_commands: from.read(&key::LIMITS_USER_COMMANDS),
+                user_bytes: from.read(&key::LIMITS_USER_BYTES),
             },
             heartbeat: Heartbeat {
                 interval: from.read(&key::HEARTBEAT_INTERVAL),
@@ -295,6 +330,30 @@ impl Config {
         ] {
             from.require(size >= limits.message_size, key, &[&key::LIMITS_MESSAGE_SIZE], room_for_a_message);
         }
+        for (rate, key) in [
+            (limits.bytes, &key::LIMITS_BYTES as &dyn table::Row),
+            (limits.user_bytes, &key::LIMITS_USER_BYTES),
+        ] {
+            // A frame has a head, and what could never pass would not be a rate but a ban.
+            let enough = limits.message_size.get().saturating_add(MAX_FRAME_HEAD);
+            from.require(
+                rate.is_none_or(|ByteRate(rate)| rate.burst().get() as usize >= enough),
+                key,
+                &[&key::LIMITS_MESSAGE_SIZE],
+                || {
+                    let size = limits.message_size;
+                    format!(
+                        "expected a burst of at least limits.message_size, {size}, and {MAX_FRAME_HEAD} bytes"
+                    )
+                },
+            );
+        }
+        from.require(
+            !public.proxy_protocol || !public.trusted_proxies.is_empty(),
+            &key::PUBLIC_PROXY_PROTOCOL,
+            &[&key::PUBLIC_TRUSTED_PROXIES],
+            || "expected public.trusted_proxies to say who speaks it".to_owned(),
+        );
         from.require(
             broker.ca_file.is_none() || is_tls(&broker.url),
             &key::BROKER_CA_FILE,
@@ -303,6 +362,9 @@ impl Config {
         );
     }
 }
+
+/// The most that a client's frame has before its payload (RFC 6455 §5.2).
+const MAX_FRAME_HEAD: usize = 14;
 
 fn available_shards() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get).min(256)

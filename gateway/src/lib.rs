@@ -16,6 +16,7 @@
 //! | [`protocol`] | wire protocols |
 //! | [`session`] | what one client may do and is told |
 //! | [`hub`] | the rooms of this node |
+//! | [`limits`] | how much anybody may use |
 //! | [`tls`] | the public listener's certificate |
 //! | [`metrics`] | what is measured |
 //!
@@ -26,6 +27,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod hub;
+pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod protocol;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use broker_bridge::BrokerUrl;
 
 use super::{
-    ByteSize, LogFilter,
+    ByteRate, ByteSize, LogFilter, Rate,
     kind::{
-        Address, Auto, Count, File, Format, Kind, OperationList, OriginList, Parsed, Prefix, SharedKey, Size,
-        Switch, Time,
+        Address, Auto, Count, File, Format, Header, Kind, NetworkList, OperationList, OrOff, OriginList,
+        Parsed, Prefix, SharedKey, Size, Switch, Time,
     },
 };
 
@@ -101,6 +101,11 @@ const fn size(min: usize, max: ByteSize) -> Size {
     Size { min: ByteSize::bytes(min), max }
 }
 
+const COUNTED: OrOff<Parsed<Rate>> =
+    OrOff(Parsed::new("a rate such as 100/s, or 600/m burst 50 for so much at once"));
+const BYTES: OrOff<Parsed<ByteRate>> =
+    OrOff(Parsed::new("a rate of bytes such as 64KiB/s, or 1MiB/s burst 4MiB for so much at once"));
+
 table! {
     SHARDS: Auto<Count> = Key {
         name: "shards",
@@ -145,6 +150,27 @@ table! {
         default: Is(r#""10s""#),
         doc: "Time for the body of a request to arrive.",
         more: "",
+    };
+    PUBLIC_TRUSTED_PROXIES: NetworkList = Key {
+        name: "public.trusted_proxies",
+        kind: NetworkList,
+        default: Is("[]"),
+        doc: "Proxies whose word on a client's address is taken, by address or network.",
+        more: "Everybody else's connections come from where they seem to come from, whatever their headers say.",
+    };
+    PUBLIC_FORWARDED_HEADER: Header = Key {
+        name: "public.forwarded_header",
+        kind: Header,
+        default: Is(r#""x-forwarded-for""#),
+        doc: "The header in which trusted proxies say whom a request comes from.",
+        more: "The one that they append to or replace; the other is not read, since a client could have sent it.",
+    };
+    PUBLIC_PROXY_PROTOCOL: Switch = Key {
+        name: "public.proxy_protocol",
+        kind: Switch,
+        default: Is("false"),
+        doc: "Whether connections of trusted proxies begin with a PROXY protocol header, version 1 or 2.",
+        more: "Then each of them must. Connections of others begin as usual.",
     };
     TLS_CERT: File = Key {
         name: "tls.cert",
@@ -307,6 +333,55 @@ table! {
         default: Is("128"),
         doc: "Rooms that one session may be in.",
         more: "",
+    };
+    LIMITS_ACCEPTS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.accepts",
+        kind: COUNTED,
+        default: Is(r#""10000/s""#),
+        doc: "New connections that this node takes. More wait in the kernel's queue; nobody is refused.",
+        more: "",
+    };
+    LIMITS_ATTEMPTS_PER_ADDRESS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.attempts_per_address",
+        kind: COUNTED,
+        default: Is(r#""100/s burst 1000""#),
+        doc: "New connections of one address, and requests that a trusted proxy passes on for it. More are answered 429.",
+        more: "IPv6 by /64. Behind a proxy, list it in `public.trusted_proxies`: all clients would count as one.",
+    };
+    LIMITS_CONNECTIONS_PER_ADDRESS: OrOff<Count> = Key {
+        name: "limits.connections_per_address",
+        kind: OrOff(Count { min: 1, max: 10_000_000 }),
+        default: Is("10000"),
+        doc: "Open connections of one address. More are answered 429.",
+        more: "Likewise.",
+    };
+    LIMITS_COMMANDS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.commands",
+        kind: COUNTED,
+        default: Is(r#""200/s burst 1000""#),
+        doc: "Messages, commands and control frames of one session. More are refused, in the way of its protocol.",
+        more: "",
+    };
+    LIMITS_BYTES: OrOff<Parsed<ByteRate>> = Key {
+        name: "limits.bytes",
+        kind: BYTES,
+        default: Is(r#""4MiB/s burst 16MiB""#),
+        doc: "Bytes of one session, frame heads included. More are refused likewise.",
+        more: "The burst has room for `limits.message_size` and a frame's head.",
+    };
+    LIMITS_USER_COMMANDS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.user_commands",
+        kind: COUNTED,
+        default: Is(r#""1000/s burst 5000""#),
+        doc: "What all sessions of one user on this node may say, and what it may `POST` (429).",
+        more: "A user is a token's subject.",
+    };
+    LIMITS_USER_BYTES: OrOff<Parsed<ByteRate>> = Key {
+        name: "limits.user_bytes",
+        kind: BYTES,
+        default: Is(r#""16MiB/s burst 64MiB""#),
+        doc: "Their bytes.",
+        more: "The burst has room for `limits.message_size` and a frame's head.",
     };
     HEARTBEAT_INTERVAL: Time = Key {
         name: "heartbeat.interval",
