@@ -334,18 +334,12 @@ impl Config {
             (limits.bytes, &key::LIMITS_BYTES as &dyn table::Row),
             (limits.user_bytes, &key::LIMITS_USER_BYTES),
         ] {
-            // A frame has a head, and what could never pass would not be a rate but a ban.
-            let enough = limits.message_size.get().saturating_add(MAX_FRAME_HEAD);
+            let enough = limits.message_size.get();
             from.require(
                 rate.is_none_or(|ByteRate(rate)| rate.burst().get() as usize >= enough),
                 key,
                 &[&key::LIMITS_MESSAGE_SIZE],
-                || {
-                    let size = limits.message_size;
-                    format!(
-                        "expected a burst of at least limits.message_size, {size}, and {MAX_FRAME_HEAD} bytes"
-                    )
-                },
+                || format!("expected a burst of at least limits.message_size, {}", limits.message_size),
             );
         }
         from.require(
@@ -362,9 +356,6 @@ impl Config {
         );
     }
 }
-
-/// The most that a client's frame has before its payload (RFC 6455 §5.2).
-const MAX_FRAME_HEAD: usize = 14;
 
 fn available_shards() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get).min(256)

@@ -139,11 +139,11 @@ pub struct Limiters {
     user_bytes: ArcSwap<Option<Keyed<Subject>>>,
 }
 
-impl Limiters {
-    /// Limiters with the rates of `limits`.
-    pub fn new(limits: &config::Limits) -> Self {
+/// Nothing is limited.
+impl Default for Limiters {
+    fn default() -> Self {
         let courtesy = Courtesy::RATE.parse().expect("a rate");
-        let limiters = Self {
+        Self {
             accepts: ArcSwap::default(),
             attempts: ArcSwap::default(),
             connections: Arc::default(),
@@ -151,7 +151,14 @@ impl Limiters {
             refused: Arc::default(),
             user_commands: ArcSwap::default(),
             user_bytes: ArcSwap::default(),
-        };
+        }
+    }
+}
+
+impl Limiters {
+    /// Limiters with the rates of `limits`.
+    pub fn new(limits: &config::Limits) -> Self {
+        let limiters = Self::default();
         limiters.adopt(limits);
         limiters
     }
@@ -277,4 +284,4 @@ impl Limiters {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

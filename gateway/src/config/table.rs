@@ -367,7 +367,7 @@ table! {
         kind: BYTES,
         default: Is(r#""4MiB/s burst 16MiB""#),
         doc: "Bytes of one session, frame heads included. More are refused likewise.",
-        more: "The burst has room for `limits.message_size` and a frame's head.",
+        more: "The burst is at least `limits.message_size`.",
     };
     LIMITS_USER_COMMANDS: OrOff<Parsed<Rate>> = Key {
         name: "limits.user_commands",
@@ -381,7 +381,7 @@ table! {
         kind: BYTES,
         default: Is(r#""16MiB/s burst 64MiB""#),
         doc: "Their bytes.",
-        more: "The burst has room for `limits.message_size` and a frame's head.",
+        more: "The burst is at least `limits.message_size`.",
     };
     HEARTBEAT_INTERVAL: Time = Key {
         name: "heartbeat.interval",

@@ -104,21 +104,27 @@ pub struct SessionMeters<C: Clock = MonotonicClock> {
 /// What a session may be refused before it is closed.
 const EXCUSES: &str = "10/s burst 100";
 
+/// Nothing is limited.
+impl Default for SessionMeters {
+    fn default() -> Self {
+        Self::with_clock(MonotonicClock)
+    }
+}
+
 impl SessionMeters {
     /// Meters with the rates of `limits`.
     pub fn new(limits: &config::Limits) -> Self {
-        Self::with_clock(limits, MonotonicClock)
+        let mut meters = Self::default();
+        meters.adopt(limits);
+        meters
     }
 }
 
 impl<C: Clock + Clone> SessionMeters<C> {
-    /// Likewise, by this clock.
-    pub fn with_clock(limits: &config::Limits, clock: C) -> Self {
+    fn with_clock(clock: C) -> Self {
         let excuses = Measure::of(EXCUSES.parse().expect("a rate"));
         let excuses = Meter::new(excuses, 1, clock.clone());
-        let mut meters = Self { commands: None, bytes: None, excuses, made: 1, clock };
-        meters.adopt(limits);
-        meters
+        Self { commands: None, bytes: None, excuses, made: 1, clock }
     }
 
     /// Takes the rates of `limits`.
@@ -159,6 +165,12 @@ mod tests {
     use super::*;
     use crate::limits::tests::limits;
 
+    fn meters(clock: &FakeRelativeClock, set: &[(&str, &str)]) -> SessionMeters<FakeRelativeClock> {
+        let mut meters = SessionMeters::with_clock(clock.clone());
+        meters.adopt(&limits(set));
+        meters
+    }
+
     #[test]
     fn a_session_that_never_spoke_costs_36_bytes() {
         assert_eq!(size_of::<Purse>(), 36);
@@ -167,10 +179,7 @@ mod tests {
     #[test]
     fn so_much_at_once_and_then_at_the_rate() {
         let clock = FakeRelativeClock::default();
-        let meters = SessionMeters::with_clock(
-            &limits(&[("commands", "10/s burst 3"), ("bytes", "1KiB/s burst 4KiB")]),
-            clock.clone(),
-        );
+        let meters = meters(&clock, &[("commands", "10/s burst 3"), ("bytes", "1KiB/s burst 4KiB")]);
         let (purse, other) = (Purse::default(), Purse::default());
         let commands = |purse: &Purse| (0..10).filter(|_| meters.command(purse).is_ok()).count();
         assert_eq!((commands(&purse), commands(&other)), (3, 3), "each session has its own");
@@ -189,10 +198,8 @@ mod tests {
 
     #[test]
     fn a_changed_rate_starts_anew_and_the_others_go_on() {
-        let mut meters = SessionMeters::with_clock(
-            &limits(&[("commands", "1/h burst 2"), ("bytes", "1/m burst 1000")]),
-            FakeRelativeClock::default(),
-        );
+        let clock = FakeRelativeClock::default();
+        let mut meters = meters(&clock, &[("commands", "1/h burst 2"), ("bytes", "1/m burst 1000")]);
         let purse = Purse::default();
         let left = |meters: &SessionMeters<_>| (0..100).filter(|_| meters.command(&purse).is_ok()).count();
         assert_eq!(left(&meters), 2);
@@ -211,7 +218,7 @@ mod tests {
     #[test]
     fn a_hundred_refusals_at_once_are_forgiven() {
         let clock = FakeRelativeClock::default();
-        let meters = SessionMeters::with_clock(&limits(&[]), clock.clone());
+        let meters = meters(&clock, &[]);
         let purse = Purse::default();
         let forgiven = || (0..1000).filter(|_| meters.excuse(&purse)).count();
         assert_eq!(forgiven(), 100);

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     hub::Broadcast,
+    limits::bucket::SessionMeters,
     protocol::{Command, RequestId},
     session::{CloseReason, Effect},
     settings::Settings,
@@ -46,6 +47,8 @@ pub struct Worker {
     pub index: usize,
     pub context: Arc<Context>,
     settings: RefCell<Arc<Settings>>,
+    /// The rates that this shard's sessions are held to.
+    meters: RefCell<SessionMeters>,
     pub inbox: Arc<Inbox>,
     pub vitals: Arc<Vitals>,
     pub router: Router,
@@ -87,10 +90,12 @@ pub fn run(
     router: Router,
 ) {
     let clock = Clock::new();
+    let settings = context.settings.load();
     let worker = Rc::new_cyclic(|this| Worker {
         this: Weak::clone(this),
         index,
-        settings: RefCell::new(context.settings.load()),
+        meters: RefCell::new(SessionMeters::new(&settings.limits)),
+        settings: RefCell::new(settings),
         context,
         inbox,
         vitals,
@@ -131,7 +136,9 @@ impl Worker {
             })
             .await;
             self.now.set(self.clock.now());
-            self.context.settings.refresh(&mut self.settings.borrow_mut());
+            if self.context.settings.refresh(&mut self.settings.borrow_mut()) {
+                self.meters.borrow_mut().adopt(&self.settings().limits);
+            }
             if let Some(due) = tick {
                 self.tick(due);
             }
@@ -387,6 +394,11 @@ impl Worker {
     /// The settings that count in this turn.
     pub fn settings(&self) -> Ref<'_, Settings> {
         Ref::map(self.settings.borrow(), |settings| &**settings)
+    }
+
+    /// The rates that count in this turn.
+    pub fn meters(&self) -> Ref<'_, SessionMeters> {
+        self.meters.borrow()
     }
 
     /// The shard's time at the beginning of the turn.
