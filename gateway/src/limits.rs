@@ -214,6 +214,16 @@ impl Limiters {
         sweep(&self.user_bytes);
     }
 
+    /// Buckets and counts that are kept by address and by user. Beyond a moment after everybody has gone there
+    /// are none.
+    pub fn accounts(&self) -> usize {
+        self.courtesy.len()
+            + self.connections.len()
+            + len(&self.attempts)
+            + len(&self.user_commands)
+            + len(&self.user_bytes)
+    }
+
     fn courtesy(&self, key: &AddressKey) -> Option<Courtesy> {
         self.courtesy.charge(key, 1).ok()?;
         let courtesy = Courtesy(Arc::clone(&self.refused));
@@ -235,6 +245,10 @@ fn sweep<K: keyed::Key>(place: &ArcSwap<Option<Keyed<K>>>) {
     if let Some(keyed) = place.load().as_ref() {
         keyed.sweep();
     }
+}
+
+fn len<K: keyed::Key>(place: &ArcSwap<Option<Keyed<K>>>) -> usize {
+    place.load().as_ref().as_ref().map_or(0, Keyed::len)
 }
 
 /// What a session asks before it does something: its own limits and its user's.
@@ -264,22 +278,6 @@ impl Allowance<'_> {
     /// Something has been refused. Returns whether the session may go on.
     pub fn excuse(&self, purse: &Purse) -> bool {
         self.session.excuse(purse)
-    }
-}
-
-/// What is left of the clients that have gone, for tests: buckets and counts by key.
-#[cfg(test)]
-impl Limiters {
-    fn keys(&self) -> usize {
-        let len =
-            |place: &ArcSwap<Option<Keyed<AddressKey>>>| place.load().as_ref().as_ref().map_or(0, Keyed::len);
-        let users =
-            |place: &ArcSwap<Option<Keyed<Subject>>>| place.load().as_ref().as_ref().map_or(0, Keyed::len);
-        len(&self.attempts)
-            + self.courtesy.len()
-            + self.connections.len()
-            + users(&self.user_commands)
-            + users(&self.user_bytes)
     }
 }
 

@@ -62,6 +62,8 @@ pub struct Metrics {
     pub shard_lag_seconds: Histogram,
     /// Publications that did not fit into a shard's inbox.
     pub inbox_overflows: IntCounter,
+    /// Addresses and users that have used up some of a limit.
+    pub limit_accounts: IntGauge,
     /// How often the acceptor waited because `limits.accepts` was used up.
     pub accept_pauses: IntCounter,
     sockets_dropped: IntCounterVec,
@@ -209,6 +211,11 @@ impl Metrics {
                 &registry,
                 "tidegate_inbox_overflows_total",
                 "Publications dropped inside the node because a shard's inbox was full; each is told as a gap.",
+            )?,
+            limit_accounts: int_gauge(
+                &registry,
+                "tidegate_limit_accounts",
+                "Accounts kept of what addresses and users have used of their limits; gone when nothing is used.",
             )?,
             accept_pauses: int_counter(
                 &registry,

@@ -58,6 +58,7 @@ fn config(files: &Path, more: &[(&str, &str)]) -> Config {
         ("drain.window", "0s"),
         ("limits.message_size", "16MiB"),
         ("limits.outbound", "20MiB"),
+        ("limits.commands", "off"),
         ("limits.bytes", "off"),
         ("limits.user_bytes", "off"),
         ("tls.cert", cert.to_str().unwrap()),

@@ -36,7 +36,8 @@ impl Frame {
         Self { first: 0x81, masked: true, claimed: None, payload: payload.into() }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// What is written.
+    pub fn bytes(&self) -> Vec<u8> {
         const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
         // RFC 6455 §5.2: a length of 126 or 127 announces two or eight bytes with the real one.
         let length = self.claimed.unwrap_or(self.payload.len() as u64);
@@ -100,14 +101,24 @@ impl RawSocket {
         Self::upgrade(socket.connect(address).await?, address, target).await
     }
 
+    /// Connects and upgrades by a request of the test's own.
+    pub async fn by(request: &Request, address: SocketAddr) -> Result<Self> {
+        let incoming = timeout(PATIENCE, request.open(address)).await.context("the handshake")??;
+        Self::upgraded(incoming, request.bytes(address).len())
+    }
+
     async fn upgrade(mut stream: TcpStream, address: SocketAddr, target: &str) -> Result<Self> {
         let request = Request::upgrade(target).bytes(address);
         stream.write_all(&request).await?;
         let incoming = timeout(PATIENCE, Incoming::read(stream)).await.context("the handshake")??;
+        Self::upgraded(incoming, request.len())
+    }
+
+    fn upgraded(incoming: Incoming, sent: usize) -> Result<Self> {
         ensure!(incoming.status == 101, "upgraded, not {}", incoming.status);
         let head = incoming.head_length;
         let (stream, buffer) = incoming.into_stream();
-        Ok(Self { stream, sent: request.len(), received: head + buffer.len(), buffer })
+        Ok(Self { stream, sent, received: head + buffer.len(), buffer })
     }
 
     /// Writes one frame.

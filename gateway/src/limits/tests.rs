@@ -79,7 +79,7 @@ fn clients_that_are_gone_leave_nothing() {
     // Their buckets are full again after two microseconds, and the sweep needs more than that.
     limiters.sweep();
     limiters.sweep();
-    assert_eq!(limiters.keys(), 0);
+    assert_eq!(limiters.accounts(), 0);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! One file per theme. Every scenario has a Redis, nodes and clients of its own; they run side by side.
 
 mod access;
+mod addresses;
 mod autobahn;
 mod bad_input;
 mod centrifuge;
@@ -11,6 +12,7 @@ mod faults;
 mod first_run;
 mod heartbeat;
 mod leaving;
+mod limits;
 mod metrics;
 mod rooms;
 mod slow;
