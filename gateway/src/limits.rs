@@ -189,7 +189,7 @@ impl Limiters {
                 },
             },
         };
-        match self.courtesy(&key) {
+        match self.courtesy(key) {
             Some(courtesy) => Verdict::Refused(limit, courtesy),
             None => Verdict::Dropped(limit),
         }
@@ -224,8 +224,8 @@ impl Limiters {
             + len(&self.user_bytes)
     }
 
-    fn courtesy(&self, key: &AddressKey) -> Option<Courtesy> {
-        self.courtesy.charge(key, 1).ok()?;
+    fn courtesy(&self, key: AddressKey) -> Option<Courtesy> {
+        self.courtesy.charge(&key, 1).ok()?;
         let courtesy = Courtesy(Arc::clone(&self.refused));
         (self.refused.fetch_add(1, Ordering::Relaxed) < Courtesy::MAX).then_some(courtesy)
     }

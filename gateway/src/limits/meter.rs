@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(exact.cells(1 << 40).get(), 50);
 
         let fast = Measure::of_bytes("1GiB/s burst 1GiB".parse().unwrap());
-        let per_second = (1_u64 << fast.shift) as f64 / fast.interval.as_secs_f64();
+        let per_second = f64::from(1_u32 << fast.shift) / fast.interval.as_secs_f64();
         assert!((per_second / f64::from(1 << 30) - 1.0).abs() < 0.001, "{fast:?}");
         assert_eq!(fast.cells(1).get(), 1);
         assert_eq!(fast.cells(1 << 30), fast.burst);

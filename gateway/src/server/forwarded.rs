@@ -21,7 +21,7 @@ pub fn client(
     header: ForwardedHeader,
     trusted: &Networks,
 ) -> Option<(IpAddr, Option<u16>)> {
-    let (name, split, read): (_, fn(&str) -> Vec<&str>, fn(&str) -> Option<Hop>) = match header {
+    let (name, split, read): (_, Split, Read) = match header {
         ForwardedHeader::XForwardedFor => (X_FORWARDED_FOR, |line| line.split(',').collect(), listed),
         ForwardedHeader::Forwarded => (header::FORWARDED, |line| split(line, ','), forwarded),
     };
@@ -43,6 +43,10 @@ pub fn client(
 }
 
 type Hop = (IpAddr, Option<u16>);
+/// From a line to its entries.
+type Split = fn(&str) -> Vec<&str>;
+/// From an entry to whom it names.
+type Read = fn(&str) -> Option<Hop>;
 
 /// An entry of `X-Forwarded-For`: an address, which some proxies give a port.
 fn listed(entry: &str) -> Option<Hop> {

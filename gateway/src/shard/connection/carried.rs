@@ -21,7 +21,7 @@ use crate::{
 /// Reads in a row before others get their turn.
 const READS_PER_TURN: usize = 4;
 /// Bytes of frame heads that a message may have before they are charged without it.
-const MAX_OVERHEAD: usize = 64 * 1024;
+const MAX_OVERHEAD: usize = 4 * 1024;
 
 impl Connection {
     /// Carries the connection over this socket from now on. `read_ahead` came with the handshake.
