@@ -10,6 +10,7 @@
 //! | `kind` | what a key may be given, with its bounds |
 //! | [`value`] | sizes, times, secrets |
 //! | [`origin`] | which web pages may connect |
+//! | [`rate`], [`networks`] | how often something may happen; sets of addresses |
 //! | `layers`, `raw` | reading the layers and laying them over each other |
 //! | `reader` | from what was given to typed values |
 //! | [`Snapshot`] | what each key came to: what a new configuration changes |
@@ -21,7 +22,9 @@ pub mod document;
 mod error;
 mod kind;
 mod layers;
+pub mod networks;
 pub mod origin;
+pub mod rate;
 mod raw;
 mod reader;
 mod snapshot;
@@ -41,9 +44,11 @@ use broker_bridge::{
 pub use self::{
     error::{ConfigError, ConfigErrors, Source},
     layers::Sources,
+    networks::Networks,
     origin::Origins,
+    rate::{ByteRate, Rate},
     snapshot::{Changes, Snapshot},
-    value::{ByteSize, LogFilter, LogFormat, Secret},
+    value::{ByteSize, ForwardedHeader, LogFilter, LogFormat, Secret},
 };
 use self::{reader::Reader, table as key, value::format_time};
 use crate::auth::{files::LocalKeys, grant::Policy, remote::JwksUrl};
@@ -104,6 +109,12 @@ pub struct Public {
     pub body_timeout: Duration,
     /// The age at which a session is told to come back, before jitter.
     pub max_session_age: Option<Duration>,
+    /// Whose word on a client's address is taken.
+    pub trusted_proxies: Networks,
+    /// The header in which they say it.
+    pub forwarded_header: ForwardedHeader,
+    /// Whether their connections begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
 }
 
 /// `tls.*`: the public listener's certificate.
@@ -182,6 +193,20 @@ pub struct Limits {
     pub outbound: ByteSize,
     /// Rooms per session.
     pub rooms_per_session: usize,
+    /// New connections of this node; more wait in the kernel.
+    pub accepts: Option<Rate>,
+    /// New connections of one address.
+    pub attempts_per_address: Option<Rate>,
+    /// Open connections of one address.
+    pub connections_per_address: Option<usize>,
+    /// Commands of one session.
+    pub commands: Option<Rate>,
+    /// Bytes of one session.
+    pub bytes: Option<ByteRate>,
+    /// Commands of one user on this node.
+    pub user_commands: Option<Rate>,
+    /// Bytes of one user on this node.
+    pub user_bytes: Option<ByteRate>,
 }
 
 /// `heartbeat.*`: how a dead peer is noticed.
@@ -247,6 +272,9 @@ impl Config {
                 header_timeout: from.read(&key::PUBLIC_HEADER_TIMEOUT),
                 body_timeout: from.read(&key::PUBLIC_BODY_TIMEOUT),
                 max_session_age: from.read_optional(&key::PUBLIC_MAX_SESSION_AGE),
+                trusted_proxies: from.read(&key::PUBLIC_TRUSTED_PROXIES),
+                forwarded_header: from.read(&key::PUBLIC_FORWARDED_HEADER),
+                proxy_protocol: from.read(&key::PUBLIC_PROXY_PROTOCOL),
             },
             ops: Ops { listen: from.read(&key::OPS_LISTEN) },
             broker: Broker {
@@ -269,6 +297,13 @@ impl Config {
                 message_size: from.read(&key::LIMITS_MESSAGE_SIZE),
                 outbound: from.read(&key::LIMITS_OUTBOUND),
                 rooms_per_session: from.read(&key::LIMITS_ROOMS_PER_SESSION),
+                accepts: from.read(&key::LIMITS_ACCEPTS),
+                attempts_per_address: from.read(&key::LIMITS_ATTEMPTS_PER_ADDRESS),
+                connections_per_address: from.read(&key::LIMITS_CONNECTIONS_PER_ADDRESS),
+                commands: from.read(&key::LIMITS_COMMANDS),
+                bytes: from.read(&key::LIMITS_BYTES),
+                user_commands: from.read(&key::LIMITS_USER_COMMANDS),
+                user_bytes: from.read(&key::LIMITS_USER_BYTES),
             },
             heartbeat: Heartbeat {
                 interval: from.read(&key::HEARTBEAT_INTERVAL),
@@ -325,6 +360,24 @@ impl Config {
         ] {
             from.require(size >= limits.message_size, key, &[&key::LIMITS_MESSAGE_SIZE], room_for_a_message);
         }
+        for (rate, key) in [
+            (limits.bytes, &key::LIMITS_BYTES as &dyn table::Row),
+            (limits.user_bytes, &key::LIMITS_USER_BYTES),
+        ] {
+            let enough = limits.message_size.get();
+            from.require(
+                rate.is_none_or(|ByteRate(rate)| rate.burst().get() as usize >= enough),
+                key,
+                &[&key::LIMITS_MESSAGE_SIZE],
+                || format!("expected a burst of at least limits.message_size, {}", limits.message_size),
+            );
+        }
+        from.require(
+            !public.proxy_protocol || !public.trusted_proxies.is_empty(),
+            &key::PUBLIC_PROXY_PROTOCOL,
+            &[&key::PUBLIC_TRUSTED_PROXIES],
+            || "expected public.trusted_proxies to say who speaks it".to_owned(),
+        );
         from.require(
             broker.ca_file.is_none() || is_tls(&broker.url),
             &key::BROKER_CA_FILE,

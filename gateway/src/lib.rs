@@ -18,6 +18,7 @@
 //! | [`protocol`] | wire protocols |
 //! | [`session`] | what one client may do and is told |
 //! | [`hub`] | the rooms of this node |
+//! | [`limits`] | how much anybody may use |
 //! | [`tls`] | the public listener's certificate |
 //! | [`metrics`] | what is measured |
 //!
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod drain;
 pub mod hub;
+pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod protocol;

@@ -171,8 +171,9 @@ impl Node {
 
         let (accepting, running, tasks) =
             (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(server::acceptor::run(public, Arc::clone(&shards), settings, accepting.clone()));
+        tasks.spawn(server::acceptor::run(public, Arc::clone(&shards), Arc::clone(&gate), accepting.clone()));
         tasks.spawn(running.clone().run_until_cancelled_owned(async move { hub.run().await }));
+        tasks.spawn(running.clone().run_until_cancelled_owned(settings.keep_house()));
         if let Some(tls) = &tls {
             tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(tls).watch()));
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use broker_bridge::{Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use crate::{session::CloseReason, websocket};
+use crate::{limits::Limit, session::CloseReason, websocket};
 
 pub mod centrifuge;
 pub mod event_stream;
@@ -121,6 +121,21 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Which of the client's requests it is.
+    pub fn request(&self) -> RequestId {
+        match self {
+            Self::Connect { request, .. }
+            | Self::Refresh { request, .. }
+            | Self::Subscribe { request, .. }
+            | Self::Unsubscribe { request, .. }
+            | Self::Answer { request, .. }
+            | Self::Publish { request, .. } => *request,
+            Self::Break(_) => 0,
+        }
+    }
+}
+
 /// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -171,6 +186,9 @@ pub enum ReplyError {
     /// As many rooms as a session may have.
     #[error("limit exceeded")]
     LimitExceeded,
+    /// More, or faster, than a limit allows; the same request may succeed later.
+    #[error("too many requests")]
+    TooManyRequests(Limit),
     /// Understood, but wrong.
     #[error("bad request")]
     BadRequest,

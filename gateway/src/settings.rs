@@ -2,7 +2,8 @@
 //!
 //! A [`Settings`] is one consistent set, made from a [`Config`] and never changed. [`LiveSettings`] holds the
 //! set that counts now. Routes load it where they ask it something, shards look once per turn whether it has
-//! changed: nobody sees half of a change, and no message pays for a lock. What a node binds or starts (listeners, shards, the broker) is not here.
+//! changed: nobody sees half of a change, and no message pays for a lock. The accounts that limits need
+//! ([`Limiters`]) outlive a change of the settings. What a node binds or starts (listeners, shards, the broker) is not here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +11,8 @@ use arc_swap::ArcSwap;
 
 use crate::{
     auth::{AuthConfig, Authenticator, Keyring},
-    config::{Config, Drain, Heartbeat, Limits, Origins},
+    config::{Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
+    limits::Limiters,
 };
 
 /// One consistent set of what may change.
@@ -21,6 +23,12 @@ pub struct Settings {
     pub origins: Origins,
     /// How much anybody may use.
     pub limits: Limits,
+    /// Whose word on a client's address is taken.
+    pub trusted_proxies: Networks,
+    /// The header in which they say it.
+    pub forwarded_header: ForwardedHeader,
+    /// Whether their connections begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
     /// The age at which a session is told to come back, before jitter.
@@ -50,6 +58,9 @@ impl Settings {
             }),
             origins: config.origins.clone(),
             limits: config.limits.clone(),
+            trusted_proxies: config.public.trusted_proxies.clone(),
+            forwarded_header: config.public.forwarded_header,
+            proxy_protocol: config.public.proxy_protocol,
             heartbeat: config.heartbeat.clone(),
             max_session_age: config.public.max_session_age,
             drain: config.drain.clone(),
@@ -62,27 +73,47 @@ impl Settings {
 }
 
 /// The settings that count now. Shared by all threads of a node.
-pub struct LiveSettings(ArcSwap<Settings>);
+pub struct LiveSettings {
+    settings: ArcSwap<Settings>,
+    limiters: Limiters,
+}
 
 impl LiveSettings {
     /// Begins with `settings`.
     pub fn new(settings: Settings) -> Self {
-        Self(ArcSwap::from_pointee(settings))
+        let limiters = Limiters::new(&settings.limits);
+        Self { settings: ArcSwap::from_pointee(settings), limiters }
     }
 
     /// The settings that count now. They stay consistent for as long as they are held.
     pub fn load(&self) -> Arc<Settings> {
-        self.0.load_full()
+        self.settings.load_full()
     }
 
     /// From now on `settings` count. Open sessions stay; what they do next is measured by the new ones.
     pub fn replace(&self, settings: Settings) {
-        self.0.store(Arc::new(settings));
+        self.limiters.adopt(&settings.limits);
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// What addresses and users have used, by the rates that count now.
+    pub fn limiters(&self) -> &Limiters {
+        &self.limiters
+    }
+
+    /// Forgets, again and again, who has used up nothing.
+    pub async fn keep_house(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(Duration::from_secs(1));
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            self.limiters.sweep();
+        }
     }
 
     /// Takes over the settings that count now, if they are others than `held`, which it then returns.
     pub fn refresh(&self, held: &mut Arc<Settings>) -> Option<Arc<Settings>> {
-        let current = self.0.load();
+        let current = self.settings.load();
         (!Arc::ptr_eq(&current, held)).then(|| std::mem::replace(held, Arc::clone(&current)))
     }
 }

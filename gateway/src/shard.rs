@@ -12,7 +12,7 @@
 //! | [`admission`] | from a request to a connection whose subscriptions stand |
 //! | [`body`] | a connection carried by an HTTP response |
 //! | [`age`] | when a session is sent on to another node |
-//! | [`batch`], [`outbound`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
+//! | [`batch`], [`outbound`], [`proxy_protocol`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
 //!
 //! # A turn
 //!
@@ -40,14 +40,15 @@ mod body;
 mod connection;
 pub mod inbox;
 mod outbound;
+mod proxy_protocol;
 mod rooms;
 mod stream;
 mod tally;
 mod timers;
 mod worker;
 
-pub use admission::{Admission, Peer, RequestName};
-pub use inbox::{Accepted, Event, Inbox};
+pub use admission::{Admission, Peer, RequestName, Standing};
+pub use inbox::{Accepted, Entry, Event, Inbox};
 pub use stream::Meter;
 
 /// What all shards of a node share.

@@ -61,6 +61,9 @@ fn config(files: &Path, more: &[(&str, &str)]) -> Config {
         ("auth.hs256_secret", SECRET),
         ("limits.message_size", "16MiB"),
         ("limits.outbound", "20MiB"),
+        ("limits.commands", "off"),
+        ("limits.bytes", "off"),
+        ("limits.user_bytes", "off"),
         ("tls.cert", cert.to_str().unwrap()),
         ("tls.key", key.to_str().unwrap()),
     ];
@@ -113,8 +116,12 @@ impl Stage {
     }
 
     fn tls_with(&self, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
+        Self::tls_over(self.tcp(), config)
+    }
+
+    fn tls_over(tcp: TcpStream, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
         let name = ServerName::try_from("localhost").unwrap();
-        let mut tls = StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), self.tcp());
+        let mut tls = StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), tcp);
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
@@ -163,6 +170,25 @@ impl Drop for Stage {
 fn echo(socket: &mut WebSocket<Tls>, payload: Bytes) {
     socket.send(Message::Binary(payload.clone())).unwrap();
     assert!(socket.read().unwrap() == Message::Binary(payload), "it comes back as it was sent");
+}
+
+/// What a proxy says of a connection comes before TLS; whoever is over a limit is told so within it.
+#[test]
+fn tls_begins_after_the_proxy_protocol() {
+    let stage = Stage::new(&[
+        ("public.trusted_proxies", "127.0.0.1"),
+        ("public.proxy_protocol", "true"),
+        ("limits.attempts_per_address", "1/h burst 2"),
+    ]);
+    for (client, status) in [("7", "404"), ("7", "404"), ("7", "429"), ("8", "404")] {
+        let mut tcp = stage.tcp();
+        tcp.write_all(format!("PROXY TCP4 203.0.113.{client} 127.0.0.1 12345 443\r\n").as_bytes()).unwrap();
+        let mut tls = Stage::tls_over(tcp, &self::client(&stage.trusted, rustls::ALL_VERSIONS, &[])).unwrap();
+        tls.write_all(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        tls.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
 }
 
 #[test]

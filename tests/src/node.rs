@@ -44,9 +44,21 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A node with a key, on ports of the system's choice, that leaves at once when told to.
+    /// A node with a key, on ports of the system's choice, that leaves at once when told to. No rate is limited:
+    /// all clients of a scenario share an address, mostly a user too, and say what they have to say at once.
     pub fn new() -> Self {
-        Self::unconfigured()
+        let rates = [
+            "attempts_per_address",
+            "connections_per_address",
+            "commands",
+            "bytes",
+            "user_commands",
+            "user_bytes",
+        ];
+        let unlimited = |node: Self, rate| node.set(&format!("limits.{rate}"), "off");
+        rates
+            .into_iter()
+            .fold(Self::unconfigured(), unlimited)
             .set("auth.hs256_secret", SECRET)
             .set("drain.pause", "0s")
             .set("drain.window", "100ms")

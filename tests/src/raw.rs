@@ -107,14 +107,24 @@ impl RawSocket {
         Self::upgrade(socket.connect(address).await?, address, target).await
     }
 
+    /// Connects and upgrades by a request of the test's own.
+    pub async fn by(request: &Request, address: SocketAddr) -> Result<Self> {
+        let incoming = timeout(PATIENCE, request.open(address)).await.context("the handshake")??;
+        Self::upgraded(incoming, request.bytes(address).len())
+    }
+
     async fn upgrade(mut stream: TcpStream, address: SocketAddr, target: &str) -> Result<Self> {
         let request = Request::upgrade(target).bytes(address);
         stream.write_all(&request).await?;
         let incoming = timeout(PATIENCE, Incoming::read(stream)).await.context("the handshake")??;
+        Self::upgraded(incoming, request.len())
+    }
+
+    fn upgraded(incoming: Incoming, sent: usize) -> Result<Self> {
         ensure!(incoming.status == 101, "upgraded, not {}", incoming.status);
         let head = incoming.head_length;
         let (stream, buffer) = incoming.into_stream();
-        Ok(Self { stream, sent: request.len(), received: head + buffer.len(), buffer })
+        Ok(Self { stream, sent, received: head + buffer.len(), buffer })
     }
 
     /// Writes one frame.

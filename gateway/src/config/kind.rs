@@ -6,7 +6,7 @@
 use std::{fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
-    ByteSize, LogFormat, Origins, Secret,
+    ByteSize, ForwardedHeader, LogFormat, Networks, Origins, Secret,
     raw::Raw,
     value::{format_time, parse_time},
 };
@@ -143,6 +143,24 @@ impl<K: Kind> Kind for Auto<K> {
             return Ok(None);
         }
         self.0.read(raw).map(Some).or_else(|_| self.refuse())
+    }
+}
+
+/// `off` or 0, which becomes `None`, or a limit.
+pub(super) struct OrOff<K>(pub K);
+
+impl<K: Kind> Kind for OrOff<K> {
+    type Value = Option<K::Value>;
+
+    fn describe(&self) -> String {
+        format!("off, or {}", self.0.describe())
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Self::Value, String> {
+        if matches!(raw.scalar(), Some("off" | "0")) {
+            return Ok(None);
+        }
+        self.0.read(raw).map(Some).map_err(|why| format!("{why}, or off"))
     }
 }
 
@@ -379,6 +397,41 @@ impl Kind for OriginList {
         let Some(texts) = raw.texts() else { return self.refuse() };
         let patterns = texts.iter().map(|text| text.parse()).collect::<Result<_, _>>();
         patterns.map(Origins::new).or_else(|_| self.refuse())
+    }
+}
+
+/// Addresses and networks.
+pub(super) struct NetworkList;
+
+impl Kind for NetworkList {
+    type Value = Networks;
+
+    fn describe(&self) -> String {
+        r#"a list of IP addresses and networks, such as ["10.0.0.0/8", "::1"]"#.to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Networks, String> {
+        let Some(texts) = raw.texts() else { return self.refuse() };
+        Networks::parse(texts.iter().map(AsRef::as_ref)).or_else(|_| self.refuse())
+    }
+}
+
+/// Where trusted proxies say whom a request comes from.
+pub(super) struct Header;
+
+impl Kind for Header {
+    type Value = ForwardedHeader;
+
+    fn describe(&self) -> String {
+        "x-forwarded-for or forwarded".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<ForwardedHeader, String> {
+        match raw.text() {
+            Some("x-forwarded-for") => Ok(ForwardedHeader::XForwardedFor),
+            Some("forwarded") => Ok(ForwardedHeader::Forwarded),
+            _ => self.refuse(),
+        }
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use broker_bridge::BrokerUrl;
 
 use super::{
-    ByteSize, LogFilter,
+    ByteRate, ByteSize, LogFilter, Rate,
     kind::{
-        Address, Auto, Count, File, Format, KeyTable, Kind, OperationList, OriginList, Parsed, Prefix,
-        SharedKey, Size, Switch, Time, WordList, Words,
+        Address, Auto, Count, File, Format, Header, KeyTable, Kind, NetworkList, OperationList, OrOff,
+        OriginList, Parsed, Prefix, SharedKey, Size, Switch, Time, WordList, Words,
     },
 };
 use crate::auth::remote::JwksUrl;
@@ -119,6 +119,11 @@ const fn size(min: usize, max: ByteSize) -> Size {
     Size { min: ByteSize::bytes(min), max }
 }
 
+const COUNTED: OrOff<Parsed<Rate>> =
+    OrOff(Parsed::new("a rate such as 100/s, or 600/m burst 50 for so much at once"));
+const BYTES: OrOff<Parsed<ByteRate>> =
+    OrOff(Parsed::new("a rate of bytes such as 64KiB/s, or 1MiB/s burst 4MiB for so much at once"));
+
 table! {
     SHARDS: Auto<Count> = Key {
         name: "shards",
@@ -177,6 +182,30 @@ table! {
         reload: Live,
         doc: "A session is told to come back when it is this old, so that nodes that were added get their share.",
         more: "Each session ends at a random time between 80 % and 100 % of it. Not set: sessions may last.",
+    };
+    PUBLIC_TRUSTED_PROXIES: NetworkList = Key {
+        name: "public.trusted_proxies",
+        kind: NetworkList,
+        default: Is("[]"),
+        reload: Live,
+        doc: "Proxies whose word on a client's address is taken, by address or network.",
+        more: "Everybody else's connections come from where they seem to come from, whatever their headers say.",
+    };
+    PUBLIC_FORWARDED_HEADER: Header = Key {
+        name: "public.forwarded_header",
+        kind: Header,
+        default: Is(r#""x-forwarded-for""#),
+        reload: Live,
+        doc: "The header in which trusted proxies say whom a request comes from.",
+        more: "The one that they append to or replace; the other is not read, since a client could have sent it.",
+    };
+    PUBLIC_PROXY_PROTOCOL: Switch = Key {
+        name: "public.proxy_protocol",
+        kind: Switch,
+        default: Is("false"),
+        reload: Live,
+        doc: "Whether connections of trusted proxies begin with a PROXY protocol header, version 1 or 2.",
+        more: "Then each of them must. Connections of others begin as usual.",
     };
     TLS_CERT: File = Key {
         name: "tls.cert",
@@ -422,6 +451,62 @@ table! {
         reload: Live,
         doc: "Rooms that one session may be in.",
         more: "",
+    };
+    LIMITS_ACCEPTS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.accepts",
+        kind: COUNTED,
+        default: Is(r#""10000/s""#),
+        reload: Live,
+        doc: "New connections that this node takes. More wait in the kernel's queue; nobody is refused.",
+        more: "",
+    };
+    LIMITS_ATTEMPTS_PER_ADDRESS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.attempts_per_address",
+        kind: COUNTED,
+        default: Is(r#""100/s burst 1000""#),
+        reload: Live,
+        doc: "New connections of one address, and requests that a trusted proxy passes on for it. More are answered 429.",
+        more: "IPv6 by /64. Behind a proxy, list it in `public.trusted_proxies`: all clients would count as one.",
+    };
+    LIMITS_CONNECTIONS_PER_ADDRESS: OrOff<Count> = Key {
+        name: "limits.connections_per_address",
+        kind: OrOff(Count { min: 1, max: 10_000_000 }),
+        default: Is("10000"),
+        reload: Live,
+        doc: "Open connections of one address. More are answered 429.",
+        more: "Likewise.",
+    };
+    LIMITS_COMMANDS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.commands",
+        kind: COUNTED,
+        default: Is(r#""200/s burst 1000""#),
+        reload: Live,
+        doc: "Messages, commands and control frames of one session. More are refused, in the way of its protocol.",
+        more: "",
+    };
+    LIMITS_BYTES: OrOff<Parsed<ByteRate>> = Key {
+        name: "limits.bytes",
+        kind: BYTES,
+        default: Is(r#""4MiB/s burst 16MiB""#),
+        reload: Live,
+        doc: "Bytes of one session, frame heads included. More are refused likewise.",
+        more: "The burst is at least `limits.message_size`.",
+    };
+    LIMITS_USER_COMMANDS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.user_commands",
+        kind: COUNTED,
+        default: Is(r#""1000/s burst 5000""#),
+        reload: Live,
+        doc: "What all sessions of one user on this node may say, and what it may `POST` (429).",
+        more: "A user is a token's subject.",
+    };
+    LIMITS_USER_BYTES: OrOff<Parsed<ByteRate>> = Key {
+        name: "limits.user_bytes",
+        kind: BYTES,
+        default: Is(r#""16MiB/s burst 64MiB""#),
+        reload: Live,
+        doc: "Their bytes.",
+        more: "The burst is at least `limits.message_size`.",
     };
     HEARTBEAT_INTERVAL: Time = Key {
         name: "heartbeat.interval",

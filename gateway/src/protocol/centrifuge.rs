@@ -214,7 +214,10 @@ impl Centrifuge {
             Reply::Published => json!({ "id": id, "publish": {} }),
             Reply::Pong => json!({ "id": id, "ping": {} }),
             Reply::Failed(error) => {
-                let temporary = matches!(error, ReplyError::Unavailable | ReplyError::KeyAwaited);
+                let temporary = matches!(
+                    error,
+                    ReplyError::Unavailable | ReplyError::KeyAwaited | ReplyError::TooManyRequests(_)
+                );
                 let (code, message) = (code(*error), error.to_string());
                 json!({ "id": id, "error": { "code": code, "message": message, "temporary": temporary } })
             }
@@ -300,6 +303,7 @@ pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
         CloseReason::SlowConsumer => (3008, "slow"),
         CloseReason::Gap => (3010, "insufficient state"),
         CloseReason::HeartbeatTimeout => (3012, "no pong"),
+        CloseReason::OverLimit(_) => (3013, "too many requests"),
         CloseReason::InvalidToken => (3500, "invalid token"),
         CloseReason::BadRequest => (3501, "bad request"),
         CloseReason::Stale => (3502, "stale"),
@@ -329,6 +333,7 @@ fn code(error: ReplyError) -> u16 {
         ReplyError::BadRequest => 107,
         ReplyError::NotAvailable => 108,
         ReplyError::TokenExpired => 109,
+        ReplyError::TooManyRequests(_) => 111,
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use axum::body::Body;
 use broker_bridge::{Broker, RoomName, SessionId};
-use http::{Response, header, request::Parts};
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tracing::field::DisplayValue;
 
 use super::{Problem, Refusal, cors};
@@ -115,6 +115,17 @@ impl Gate {
         }
     }
 
+    /// Refuses when the identity's user has published more, or more often, than it may. `bytes` is not known
+    /// before the body has come.
+    pub fn check_user(&self, identity: &Identity, bytes: Option<usize>) -> Result<(), Problem> {
+        let (limiters, user) = (self.settings.limiters(), identity.subject());
+        let (paid, refusal) = match bytes {
+            None => (limiters.user_command(user), Refusal::UserCommands),
+            Some(bytes) => (limiters.user_bytes(user, bytes), Refusal::UserBytes),
+        };
+        paid.map_err(|wait| Problem::from(refusal).after(wait))
+    }
+
     /// Lets a page of an allowed origin read the response.
     pub fn expose(&self, request: &Parts, response: Response<Body>) -> Response<Body> {
         cors::expose(&self.settings().origins, request, response)
@@ -126,14 +137,19 @@ impl Gate {
         self.metrics.refused(refusal);
         tracing::debug!(
             request = request_name(request),
-            peer = request.extensions.get::<Peer>().map(|peer| tracing::field::display(peer.0)),
+            peer = request.extensions.get::<Peer>().map(tracing::field::display),
             method = %request.method,
             path = request.uri.path(),
             status = status.as_u16(),
             reason = refusal.as_str(),
             "request refused"
         );
-        self.expose(request, problem.into_response())
+        let mut response = self.expose(request, problem.into_response());
+        if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
+            // The next attempt costs a connection, and connections are counted.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 
     /// Counts and answers a refused request for a session.

@@ -46,6 +46,8 @@ pub fn routes(gate: Arc<Gate>) -> Router {
 
 async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
     ops.gate.metrics.sockets.set(i64::try_from(ops.gate.connections()).unwrap_or(i64::MAX));
+    let accounts = ops.gate.settings.limiters().accounts();
+    ops.gate.metrics.limit_accounts.set(i64::try_from(accounts).unwrap_or(i64::MAX));
     match ops.gate.metrics.render() {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));

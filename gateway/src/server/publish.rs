@@ -35,10 +35,12 @@ pub async fn publish(
     gate.check_origin(parts)?;
     let identity = gate.authenticate(parts).await?;
     gate.check_grant(&identity, Operation::Publish, std::slice::from_ref(&room))?;
+    gate.check_user(&identity, None)?;
     let event = event_name(parts)?;
     check_coding(parts)?;
     let media_type = MediaType::of(parts)?;
     let data = media_type.read(body_bytes(gate, body).await?)?;
+    gate.check_user(&identity, Some(data.bytes().len()))?;
     gate.metrics.messages_in.inc();
     gate.metrics.payload_bytes_in.inc_by(data.bytes().len() as u64);
 

@@ -18,6 +18,7 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice},
     rc::Rc,
+    sync::Arc,
     task::{Context, Waker},
     time::{Duration, SystemTime},
 };
@@ -40,6 +41,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
+    limits::Seat,
     protocol::{ProtocolName, RequestId, WireFormat},
     session::{CloseReason, Effect, Session},
     websocket::Decoder,
@@ -81,6 +83,8 @@ pub struct Connection {
     /// Nothing the client sends is understood any more.
     deaf: Cell<bool>,
     in_flight: Cell<u32>,
+    /// Bytes of a message that has not ended, not charged yet.
+    unpaid: Cell<u32>,
     /// Publications that did not fit into the broker's queue, in order. While there are any, the session
     /// is not read.
     blocked: RefCell<VecDeque<PublishRequest>>,
@@ -92,6 +96,7 @@ pub struct Connection {
     /// The tick of its entry among the shard's timers.
     due: Cell<Tick>,
     close_by: Cell<Tick>,
+    _seat: Option<Arc<Seat>>,
 }
 
 /// What carries a connection.
@@ -125,12 +130,14 @@ pub struct Start {
     pub expires: Tick,
     /// When it is first pinged.
     pub first_ping: Tick,
+    /// Its place among the connections of its address, if that is known by its request only.
+    pub seat: Option<Arc<Seat>>,
 }
 
 impl Connection {
     /// A connection that is not carried by anything yet.
     pub fn new(key: ConnectionKey, start: Start) -> Self {
-        let Start { session, now, expires, first_ping } = start;
+        let Start { session, now, expires, first_ping, seat } = start;
         Self {
             key,
             id: session.id(),
@@ -149,6 +156,7 @@ impl Connection {
             overflowed: Cell::new(false),
             deaf: Cell::new(false),
             in_flight: Cell::new(0),
+            unpaid: Cell::new(0),
             blocked: RefCell::default(),
             born: now,
             heard: Cell::new(now),
@@ -156,6 +164,7 @@ impl Connection {
             expires: Cell::new(expires),
             due: Cell::new(Tick::default()),
             close_by: Cell::new(Tick::default()),
+            _seat: seat,
         }
     }
 
@@ -382,6 +391,7 @@ impl Connection {
                 Effect::Join(request, room) => worker.join_later(self.key, request, room),
                 Effect::Leave(room) => worker.leave(&room, self),
                 Effect::Refused(failure) => worker.context.metrics.auth_failed(failure),
+                Effect::Limited(limit) => worker.context.metrics.limited(limit),
                 Effect::Expires(at) => {
                     let expires = worker.now().after(at.since(SystemTime::now().into()));
                     self.expires.set(expires);
@@ -403,7 +413,7 @@ impl Connection {
             return;
         }
         let ticket = Ticket { owner: self.key.data().as_ffi(), request: request.into() };
-        let inbox: std::sync::Arc<dyn ReceiptSink> = worker.inbox.clone();
+        let inbox: Arc<dyn ReceiptSink> = worker.inbox.clone();
         let request = PublishRequest { room, publication, receipt: Receipt::new(inbox, ticket) };
         self.in_flight.set(self.in_flight.get() + 1);
         let mut blocked = self.blocked.borrow_mut();

@@ -18,7 +18,11 @@ use std::{
 use broker_bridge::{BrokerError, GapCause, ReceiptSink, RoomName, Ticket};
 use parking_lot::Mutex;
 
-use crate::{drain::Pace, hub::Broadcast};
+use crate::{
+    drain::Pace,
+    hub::Broadcast,
+    limits::{AddressLimit, Courtesy, Seat},
+};
 
 /// One thing for a shard to do.
 #[derive(Debug)]
@@ -44,6 +48,19 @@ pub struct Accepted {
     pub socket: std::net::TcpStream,
     /// The other end.
     pub peer: SocketAddr,
+    /// Whether it may come in.
+    pub entry: Entry,
+}
+
+/// What the acceptor knows of a socket.
+#[derive(Debug)]
+pub enum Entry {
+    /// A client, on its seat if seats are counted.
+    Client(Option<Seat>),
+    /// A trusted proxy: whom it speaks for is to be heard.
+    Proxy,
+    /// A client that is to be told why not.
+    Refused(AddressLimit, Courtesy),
 }
 
 /// The queue in front of a shard.

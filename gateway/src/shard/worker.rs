@@ -30,6 +30,7 @@ use super::{
 use crate::{
     drain::Pace,
     hub::Broadcast,
+    limits::bucket::SessionMeters,
     protocol::{Command, RequestId},
     session::{CloseReason, Effect},
     settings::Settings,
@@ -49,6 +50,8 @@ pub struct Worker {
     pub index: usize,
     pub context: Arc<Context>,
     settings: RefCell<Arc<Settings>>,
+    /// The rates that this shard's sessions are held to.
+    meters: RefCell<SessionMeters>,
     pub inbox: Arc<Inbox>,
     pub vitals: Arc<Vitals>,
     pub router: Router,
@@ -96,6 +99,7 @@ pub fn run(
         this: Weak::clone(this),
         index,
         age: Cell::new(Age::new(settings.max_session_age, clock.now())),
+        meters: RefCell::new(SessionMeters::new(&settings.limits)),
         settings: RefCell::new(settings),
         context,
         inbox,
@@ -139,6 +143,7 @@ impl Worker {
             self.now.set(self.clock.now());
             let replaced = self.context.settings.refresh(&mut self.settings.borrow_mut());
             if let Some(before) = replaced {
+                self.meters.borrow_mut().adopt(&self.settings().limits);
                 self.adjust(&before);
             }
             if let Some(due) = tick {
@@ -427,6 +432,11 @@ impl Worker {
     /// The settings that count in this turn.
     pub fn settings(&self) -> Ref<'_, Settings> {
         Ref::map(self.settings.borrow(), |settings| &**settings)
+    }
+
+    /// The rates that count in this turn.
+    pub fn meters(&self) -> Ref<'_, SessionMeters> {
+        self.meters.borrow()
     }
 
     /// The shard's time at the beginning of the turn.

@@ -31,7 +31,7 @@ impl Decoder {
     /// `max_message` is the largest message taken, in bytes. It is compared with the *announced* length
     /// when a frame begins, together with the fragments before it.
     pub fn feed<'a>(&'a mut self, input: &'a mut [u8], max_message: usize) -> Feed<'a> {
-        Feed { decoder: self, input, max_message }
+        Feed { decoder: self, input, max_message, read: 0 }
     }
 
     /// Bytes on the heap: 0 between messages.
@@ -53,6 +53,8 @@ pub struct Feed<'a> {
     /// What has not been looked at.
     input: &'a mut [u8],
     max_message: usize,
+    /// Bytes looked at since the last event.
+    read: usize,
 }
 
 /// What a client sent. Frames of a fragmented message appear as the one message they make.
@@ -104,27 +106,42 @@ impl Feed<'_> {
         reason = "an event borrows from the feed; an iterator's item cannot"
     )]
     pub fn next(&mut self) -> Result<Option<Event<'_>>, ProtocolError> {
+        self.next_sized().map(|event| event.map(|(event, _)| event))
+    }
+
+    /// Likewise, with the bytes of this input that were looked at for it: those of its frames, or of as much
+    /// of them as came in this input.
+    pub fn next_sized(&mut self) -> Result<Option<(Event<'_>, usize)>, ProtocolError> {
         loop {
-            match self.step() {
-                Ok(Step::Continue) => {}
+            let before = self.input.len();
+            let step = self.step();
+            self.read += before - self.input.len();
+            let event = match step {
+                Ok(Step::Continue) => continue,
                 Ok(Step::Drained) => return Ok(None),
-                Ok(Step::Message(MessageKind::Text, payload)) => return Ok(Some(Event::Text(payload))),
-                Ok(Step::Message(MessageKind::Binary, payload)) => return Ok(Some(Event::Binary(payload))),
+                Ok(Step::Message(MessageKind::Text, payload)) => Event::Text(payload),
+                Ok(Step::Message(MessageKind::Binary, payload)) => Event::Binary(payload),
                 Ok(Step::Control(kind, payload)) => {
                     self.decoder.ended = kind == ControlKind::Close;
-                    return control_event(kind, payload).map(Some);
+                    control_event(kind, payload)?
                 }
                 Ok(Step::KeptControl(kind)) => {
                     self.decoder.ended = kind == ControlKind::Close;
                     let partial = self.decoder.partial.as_ref().expect("it holds the payload just completed");
-                    return control_event(kind, partial.control.as_slice()).map(Some);
+                    control_event(kind, partial.control.as_slice())?
                 }
                 Err(error) => {
                     *self.decoder = Decoder { partial: None, ended: true };
                     return Err(error);
                 }
-            }
+            };
+            return Ok(Some((event, std::mem::take(&mut self.read))));
         }
+    }
+
+    /// Bytes of this input that were looked at and belong to no event yet.
+    pub fn unfinished(&self) -> usize {
+        self.read
     }
 }
 

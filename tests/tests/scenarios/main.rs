@@ -3,6 +3,7 @@
 //! One file per theme. Every scenario has a Redis, nodes and clients of its own; they run side by side.
 
 mod access;
+mod addresses;
 mod autobahn;
 mod bad_input;
 mod centrifuge;
@@ -15,6 +16,7 @@ mod heartbeat;
 mod junk;
 mod keys;
 mod leaving;
+mod limits;
 mod metrics;
 mod pace;
 mod rebalance;
