@@ -145,9 +145,7 @@ impl Worker {
             self.inbox.take(&mut events);
             let mut queued = 0;
             for event in events.drain(..) {
-                // What came before it in this room, or before anything else, goes first.
-                let joins = matches!(&event, Event::Broadcast(broadcast) if batch.takes(broadcast));
-                if !joins {
+                if !batch.may_wait(&event) {
                     queued += self.deliver(&mut batch, &mut broadcasts);
                 }
                 match event {
