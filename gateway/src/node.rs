@@ -37,7 +37,6 @@ use crate::{
 const INBOX: usize = 64 * 1024 * 1024;
 /// How often a leaving node looks whether its shards have left.
 const LOOK: Duration = Duration::from_millis(20);
-
 /// How long a leaving node waits for who is to end at once: a probe that is being answered, a shard that was
 /// told to drop everything.
 const GRACE: Duration = Duration::from_secs(2);
@@ -104,7 +103,7 @@ pub enum ReloadError {
 pub enum Departure {
     /// Everybody was told and everything was sent.
     Complete,
-    /// The deadline came first; so many sockets were cut. None, if only the broker was not done.
+    /// The deadline came first; so many sockets were cut. 0 if only the broker was not done.
     Cut(usize),
 }
 
@@ -271,11 +270,12 @@ impl Node {
             }
             Departure::Cut(sockets)
         };
-        let departure = match timeout_at(deadline.max(Instant::now() + GRACE), self.close()).await {
-            Ok(()) => departure,
-            Err(_) => {
+        let closed = timeout_at(deadline.max(Instant::now() + GRACE), self.close()).await;
+        let departure = match (departure, closed) {
+            (departure, Ok(())) => departure,
+            (departure, Err(_)) => {
                 tracing::warn!("drain.deadline has passed; what the broker has not sent is given up");
-                Departure::Cut(self.gate.connections())
+                if departure == Departure::Complete { Departure::Cut(0) } else { departure }
             }
         };
         tracing::info!(?departure, "drained");
