@@ -18,7 +18,7 @@ use broker_bridge::{
 };
 use parking_lot::Mutex;
 use prometheus::Registry;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -41,6 +41,9 @@ use crate::{
 const INBOX: usize = 64 * 1024 * 1024;
 /// How often a leaving node looks whether its shards have left.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a leaving node waits for who is to end at once: a probe that is being answered, a shard that was
+/// told to drop everything.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A running node.
 pub struct Node {
@@ -112,7 +115,7 @@ pub enum ReloadError {
 pub enum Departure {
     /// Everybody was told and everything was sent.
     Complete,
-    /// The deadline came first; so many sockets were cut.
+    /// The deadline came first; so many sockets were cut. 0 if only the broker was not done.
     Cut(usize),
 }
 
@@ -182,9 +185,20 @@ impl Node {
             tasks.spawn(running.clone().run_until_cancelled_owned(remote_keys.run()));
         }
         let ops_routes = server::ops::routes(Arc::clone(&gate));
-        let ops_end = running.clone().cancelled_owned();
+        let ops_end = running.clone();
         tasks.spawn(async move {
-            if let Err(error) = axum::serve(ops, ops_routes).with_graceful_shutdown(ops_end).await {
+            let end = ops_end.clone().cancelled_owned();
+            let serve = axum::serve(ops, ops_routes).with_graceful_shutdown(end).into_future();
+            // It would wait for ever for somebody who has sent half a request.
+            let over = async {
+                ops_end.cancelled().await;
+                tokio::time::sleep(GRACE).await;
+            };
+            let ended = tokio::select! {
+                ended = serve => ended,
+                () = over => Ok(()),
+            };
+            if let Err(error) = ended {
                 tracing::error!(%error, "the ops listener ended");
             }
         });
@@ -276,15 +290,29 @@ impl Node {
             for shard in self.shards.iter() {
                 shard.inbox().post(Event::Stop);
             }
-            self.shards_have_left().await;
+            if timeout(GRACE, self.shards_have_left()).await.is_err() {
+                tracing::error!("a shard makes no progress; leaving without it");
+            }
             Departure::Cut(sockets)
         };
+        let closed = timeout_at(deadline.max(Instant::now() + GRACE), self.close()).await;
+        let departure = match (departure, closed) {
+            (departure, Ok(())) => departure,
+            (departure, Err(_)) => {
+                tracing::warn!("drain.deadline has passed; what the broker has not sent is given up");
+                if departure == Departure::Complete { Departure::Cut(0) } else { departure }
+            }
+        };
+        tracing::info!(?departure, "drained");
+        departure
+    }
+
+    /// Ends everything that is not a shard.
+    async fn close(&self) {
         self.broker.close().await;
         self.running.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        tracing::info!(?departure, "drained");
-        departure
     }
 
     async fn shards_have_left(&self) {

@@ -16,6 +16,7 @@ use crate::{
     config::{Changes, Config, ConfigErrors, Secret, Sources},
     metrics::ReloadResult,
     node::{Node, ReloadError},
+    serve::check_descriptor_limit,
     telemetry::Filter,
     tls::LOOK,
 };
@@ -129,22 +130,20 @@ impl Reloader {
     }
 
     fn tell(&self, config: &Config, Changes { live, restart }: &Changes) -> ReloadResult {
-        if let Some(log) = self.log.as_ref().filter(|_| live.contains(&"log.filter")) {
-            log.set(&config.log.filter);
-        }
         if !restart.is_empty() {
-            tracing::warn!(
-                keys = restart.join(", "),
-                "changed in the configuration; takes effect after a restart"
-            );
+            let keys = restart.join(", ");
+            tracing::warn!(keys, "changed in the configuration; takes effect after a restart");
         }
         if live.is_empty() {
             tracing::info!("the configuration was read again; nothing in it changes this node");
-            ReloadResult::Unchanged
-        } else {
-            tracing::info!(keys = live.join(", "), "the new configuration counts");
-            ReloadResult::Applied
+            return ReloadResult::Unchanged;
         }
+        if let Some(log) = &self.log {
+            log.set(&config.log.filter);
+        }
+        tracing::info!(keys = live.join(", "), "the new configuration counts");
+        check_descriptor_limit(config.limits.connections);
+        ReloadResult::Applied
     }
 }
 

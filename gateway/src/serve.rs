@@ -101,6 +101,11 @@ fn raise_descriptor_limit(connections: usize) {
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
+    check_descriptor_limit(connections);
+}
+
+/// Says so if the process may have too few file descriptors for this many connections.
+pub(crate) fn check_descriptor_limit(connections: usize) {
     let Some(most) = getrlimit(Resource::Nofile).current else { return };
     if most < connections as u64 + OTHER_DESCRIPTORS {
         tracing::warn!(

@@ -21,6 +21,7 @@ use tidegate_tests::{
     node::{Builder, Node},
     raw::RawSocket,
     redis_server::RedisServer,
+    samples::Samples,
     token::anywhere,
 };
 use tokio::{
@@ -219,6 +220,31 @@ async fn a_broker_that_is_down_holds_nothing_up() -> Result<()> {
     Ok(())
 }
 
+/// The deadline holds for what the broker has left to send, too.
+#[tokio::test]
+async fn a_broker_that_stands_still_is_given_up_at_the_deadline() -> Result<()> {
+    let mut stage = Stage::set_with(|node| {
+        node.set("drain.deadline", "1s")
+            .set("broker.publish_timeout", "1h")
+            .set("broker.canary_timeout", "1h")
+    })
+    .await?;
+    let token = anywhere("alice");
+    let client = Client::websocket(&stage.a.ws("lobby", &token, ""), &[]).await?;
+    stage.redis.freeze()?;
+    client.send(Payload::text("into the void")).await?;
+    stage.a.until_samples("a message", |samples| messages_in(samples) == 1).await?;
+    stage.a.terminate()?;
+    ensure!(client.ended().await?.code() == Some(1012));
+    ensure!(stage.a.exited().await?.code() == Some(1));
+    ensure!(stage.a.output().contains("what the broker has not sent is given up"));
+    stage.redis.thaw()
+}
+
+fn messages_in(samples: &Samples) -> u64 {
+    samples.sum("tidegate_messages_total", &["direction=\"in\""])
+}
+
 /// Who does not read does not read its close frame either: it is cut off, and nobody waits for it for long.
 #[tokio::test]
 async fn a_client_that_reads_nothing_is_left_behind() -> Result<()> {
@@ -311,6 +337,17 @@ async fn who_has_not_come_in_yet_holds_nothing_up() -> Result<()> {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.ok();
     }
+    Ok(())
+}
+
+/// Neither is somebody who asks the operators' side for something and never ends to ask.
+#[tokio::test]
+async fn a_probe_that_stands_still_holds_nothing_up() -> Result<()> {
+    let mut node = Builder::new().set("drain.deadline", "2h").start().await?;
+    let mut probe = TcpStream::connect(node.ops).await?;
+    probe.write_all(b"GET /metrics HTTP/1.1\r\nHo").await?;
+    node.terminate()?;
+    ensure!(node.exited().await?.code() == Some(0));
     Ok(())
 }
 

@@ -326,6 +326,43 @@ async fn a_longer_heartbeat_breaks_no_promise() -> Result<()> {
     Ok(())
 }
 
+/// What a policy granted when the token was verified stays until the next token; nobody new gets it.
+#[tokio::test]
+async fn a_removed_policy_counts_from_the_next_token_on() -> Result<()> {
+    let files = Files::new("[rooms.open]\ngrant = ['subscribe', 'publish']\n")?;
+    let node = files.node().start().await?;
+    let token = Token::new("guest").sign();
+    let plain = Client::websocket(&node.ws("open", &token, ""), &[]).await?;
+    let mut sdk = RawSocket::connect(node.public, "/connection/websocket").await?;
+    ask(&mut sdk, &format!(r#"{{"id":1,"connect":{{"token":"{token}"}}}}"#), r#""connect":"#).await?;
+    ask(&mut sdk, r#"{"id":2,"subscribe":{"channel":"open"}}"#, r#""subscribe":{}"#).await?;
+
+    files.write("")?;
+    node.hang_up()?;
+    until_reloads(&node, "applied", 1).await?;
+    let post = Request::post("/rooms/open", "text/plain", *b"x").bearer(&token);
+    ensure!(post.send(node.public).await?.status == 403);
+    plain.send(Payload::text("still")).await?;
+    plain.hears(&Payload::text("still")).await?;
+    ask(&mut sdk, r#"{"id":3,"publish":{"channel":"open","data":1}}"#, r#""publish":{}"#).await?;
+    // The refreshed identity is judged by the policies of today.
+    let refresh = format!(r#"{{"id":4,"refresh":{{"token":"{token}"}}}}"#);
+    ask(&mut sdk, &refresh, r#""unsubscribe":{"code":2000"#).await?;
+    ask(&mut sdk, r#"{"id":5,"publish":{"channel":"open","data":2}}"#, r#""code":103"#).await?;
+    Ok(())
+}
+
+/// Sends a command and reads on until the node has said this.
+async fn ask(socket: &mut RawSocket, command: &str, expected: &str) -> Result<()> {
+    socket.send(&Frame::text(command)).await?;
+    loop {
+        let frame = socket.receive().await?.with_context(|| format!("{expected} before the end"))?;
+        if String::from_utf8_lossy(&frame.payload).contains(expected) {
+            return Ok(());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_drain_goes_by_the_newest_times() -> Result<()> {
     let directory = tempfile::tempdir()?;
