@@ -229,6 +229,11 @@ pub fn statuses(mut said: &[u8]) -> Result<Vec<u16>> {
     Ok(statuses)
 }
 
+/// The first bytes of `bytes`: all of them, if there are not so many.
+pub fn start(bytes: &[u8], length: usize) -> &[u8] {
+    bytes.get(..length).unwrap_or(bytes)
+}
+
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -24,106 +24,19 @@ enum Answer {
 
 use Answer::{Closed, Done, Error};
 
+/// What is sent within a session, and its answer.
+type Row = (String, Answer);
+
 #[tokio::test]
 async fn each_wrong_command_has_its_answer() -> Result<()> {
     let node = Builder::new().set("limits.message_size", "256KiB").start().await?;
     let witness = Witness::of(&node).await?;
     let before = node.levels_of(1).await?;
-    let deep = |n: usize| "[".repeat(n) + &"]".repeat(n);
-    let rpc = format!(r#"{{"id":2,"rpc":{}}}"#, deep(50_000));
-    let unclosed = format!(r#"{{"id":2,"rpc":{}"#, "[".repeat(100_000));
-    let publish = format!(r#"{{"id":2,"publish":{{"channel":"deep","data":{}}}}}"#, deep(50_000));
-    let objects = r#"{"a":"#.repeat(40_000);
-    let long = format!(r#"{{"id":2,"subscribe":{{"channel":"{}"}}}}"#, "a".repeat(201));
-    let rows: Vec<(&str, Answer)> = vec![
-        // Not a command.
-        ("null", Closed(3501)),
-        ("true", Closed(3501)),
-        ("5", Closed(3501)),
-        ("\"ping\"", Closed(3501)),
-        ("[]", Closed(3501)),
-        ("[2,null,null,null,null,null,{},null,null,null,null,null,null]", Closed(3501)),
-        (r#"{"id":2,"ping":{}} x"#, Closed(3501)),
-        (r#"{"id":2,"ping":{}}{"id":3,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":2,"ping":{}"#, Closed(3501)),
-        (r"{'id':2}", Closed(3501)),
-        (r"{id:2}", Closed(3501)),
-        ("{\"id\":2,\"ping\":{}}\0", Closed(3501)),
-        ("\u{feff}{\"id\":2,\"ping\":{}}", Closed(3501)),
-        (&objects, Closed(3501)),
-        (&unclosed, Closed(3501)),
-        // Ids.
-        (r#"{"id":"2","ping":{}}"#, Closed(3501)),
-        (r#"{"id":2.5,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":2.0,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":-2,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":4294967296,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":99999999999999999999999,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":1e400,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":null,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":[2],"ping":{}}"#, Closed(3501)),
-        (r#"{"id":{},"ping":{}}"#, Closed(3501)),
-        (r#"{"id":true,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":0,"ping":{}}"#, Closed(3501)),
-        (r#"{"ping":{}}"#, Closed(3501)),
-        (r#"{"id":2,"id":3,"ping":{}}"#, Closed(3501)),
-        (r#"{"id":4294967295,"ping":{}}"#, Done),
-        // Methods.
-        (r#"{"id":2}"#, Error(104)),
-        (r#"{"id":2,"conquer":{}}"#, Error(104)),
-        (r#"{"id":2,"Ping":{}}"#, Error(104)),
-        (r#"{"id":2,"":{}}"#, Error(104)),
-        (r#"{"id":2,"method":1,"params":{}}"#, Error(104)),
-        (r#"{"id":2,"ping":null}"#, Error(104)),
-        (r#"{"id":2,"subscribe":{"channel":"a"},"publish":{"channel":"a","data":1}}"#, Closed(3501)),
-        (r#"{"id":2,"ping":{},"rpc":{}}"#, Closed(3501)),
-        (r#"{"id":2,"ping":{},"ping":{}}"#, Closed(3501)),
-        (r#"{"id":2,"connect":{}}"#, Closed(3501)),
-        (r#"{"send":{}}"#, Closed(3508)),
-        (r#"{"id":2,"presence":{"channel":"a"}}"#, Error(108)),
-        (r#"{"id":2,"presence_stats":[]}"#, Error(108)),
-        (r#"{"id":2,"history":1}"#, Error(108)),
-        (r#"{"id":2,"sub_refresh":""}"#, Error(108)),
-        (&rpc, Error(108)),
-        // Fields.
-        (r#"{"id":2,"subscribe":5}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":"a"}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":["a"]}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":true}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":{}}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":{"channel":null}}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":{"channel":5}}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":{"channel":["a"]}}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":{"channel":{"a":1}}}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":{"channel":"\ud800"}}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":{"channel":"a","channel":"b"}}"#, Closed(3501)),
-        (r#"{"id":2,"subscribe":{"channel":""}}"#, Error(107)),
-        (r#"{"id":2,"subscribe":{"channel":"a b"}}"#, Error(107)),
-        (r#"{"id":2,"subscribe":{"channel":"a\u0000"}}"#, Error(107)),
-        (&long, Error(107)),
-        (r#"{"id":2,"unsubscribe":[]}"#, Closed(3501)),
-        (r#"{"id":2,"unsubscribe":{"channel":7}}"#, Closed(3501)),
-        (r#"{"id":2,"unsubscribe":{"channel":"{}"}}"#, Error(107)),
-        (r#"{"id":2,"unsubscribe":{"channel":"never"}}"#, Done),
-        (r#"{"id":2,"publish":["a",1]}"#, Closed(3501)),
-        (r#"{"id":2,"publish":{"channel":"a"}}"#, Closed(3501)),
-        (r#"{"id":2,"publish":{"data":1}}"#, Closed(3501)),
-        (r#"{"id":2,"publish":{"channel":9,"data":1}}"#, Closed(3501)),
-        (r#"{"id":2,"publish":{"channel":"a","data":1,"data":2}}"#, Closed(3501)),
-        (r#"{"id":2,"publish":{"channel":"a","data":nan}}"#, Closed(3501)),
-        (r#"{"id":2,"publish":{"channel":"a\n","data":1}}"#, Error(107)),
-        (r#"{"id":2,"publish":{"channel":"a","data":null}}"#, Done),
-        (&publish, Done),
-        (r#"{"id":2,"refresh":{}}"#, Closed(3501)),
-        (r#"{"id":2,"refresh":{"token":5}}"#, Closed(3501)),
-        (r#"{"id":2,"refresh":["x"]}"#, Closed(3501)),
-        (r#"{"id":2,"refresh":{"token":""}}"#, Closed(3500)),
-        (r#"{"id":2,"refresh":{"token":"x"}}"#, Closed(3500)),
-    ];
+    let rows = [no_commands(), wrong_ids(), methods(), fields()].concat();
     for (sent, expected) in &rows {
         let shown = sent.get(..80).unwrap_or(sent);
         let mut socket = connected(&node).await?;
-        socket.send(&Frame::text(*sent)).await?;
+        socket.send(&Frame::text(sent.as_str())).await?;
         let answer = answer(&mut socket).await.context(shown.to_owned())?;
         ensure!(answer == *expected, "{shown}: {expected:?} was expected, not {answer:?}");
         if !matches!(answer, Closed(_)) {
@@ -160,10 +73,117 @@ async fn each_wrong_command_has_its_answer() -> Result<()> {
         socket.send(&Frame { first, ..Frame::text(payload) }).await?;
         ensure!(answer(&mut socket).await? == Closed(code), "{payload:?}");
     }
-    println!("{} commands", rows.len());
     node.until_levels(&before).await?;
     ensure!(witness.finish().await? > 0);
     node.ensure_sound()
+}
+
+fn no_commands() -> Vec<Row> {
+    let objects = r#"{"a":"#.repeat(40_000);
+    let unclosed = format!(r#"{{"id":2,"rpc":{}"#, "[".repeat(100_000));
+    vec![
+        ("null".into(), Closed(3501)),
+        ("true".into(), Closed(3501)),
+        ("5".into(), Closed(3501)),
+        ("\"ping\"".into(), Closed(3501)),
+        ("[]".into(), Closed(3501)),
+        ("[2,null,null,null,null,null,{},null,null,null,null,null,null]".into(), Closed(3501)),
+        (r#"{"id":2,"ping":{}} x"#.into(), Closed(3501)),
+        (r#"{"id":2,"ping":{}}{"id":3,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"ping":{}"#.into(), Closed(3501)),
+        (r"{'id':2}".into(), Closed(3501)),
+        (r"{id:2}".into(), Closed(3501)),
+        ("{\"id\":2,\"ping\":{}}\0".into(), Closed(3501)),
+        ("\u{feff}{\"id\":2,\"ping\":{}}".into(), Closed(3501)),
+        (objects, Closed(3501)),
+        (unclosed, Closed(3501)),
+    ]
+}
+
+fn wrong_ids() -> Vec<Row> {
+    vec![
+        (r#"{"id":"2","ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":2.5,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":2.0,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":-2,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":4294967296,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":99999999999999999999999,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":1e400,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":null,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":[2],"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":{},"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":true,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":0,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"id":3,"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":4294967295,"ping":{}}"#.into(), Done),
+    ]
+}
+
+fn methods() -> Vec<Row> {
+    let rpc = format!(r#"{{"id":2,"rpc":{}}}"#, deep(50_000));
+    vec![
+        (r#"{"id":2}"#.into(), Error(104)),
+        (r#"{"id":2,"conquer":{}}"#.into(), Error(104)),
+        (r#"{"id":2,"Ping":{}}"#.into(), Error(104)),
+        (r#"{"id":2,"":{}}"#.into(), Error(104)),
+        (r#"{"id":2,"method":1,"params":{}}"#.into(), Error(104)),
+        (r#"{"id":2,"ping":null}"#.into(), Error(104)),
+        (r#"{"id":2,"subscribe":{"channel":"a"},"publish":{"channel":"a","data":1}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"ping":{},"rpc":{}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"ping":{},"ping":{}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"connect":{}}"#.into(), Closed(3501)),
+        (r#"{"send":{}}"#.into(), Closed(3508)),
+        (r#"{"id":2,"presence":{"channel":"a"}}"#.into(), Error(108)),
+        (r#"{"id":2,"presence_stats":[]}"#.into(), Error(108)),
+        (r#"{"id":2,"history":1}"#.into(), Error(108)),
+        (r#"{"id":2,"sub_refresh":""}"#.into(), Error(108)),
+        (rpc, Error(108)),
+    ]
+}
+
+fn fields() -> Vec<Row> {
+    let publish = format!(r#"{{"id":2,"publish":{{"channel":"deep","data":{}}}}}"#, deep(50_000));
+    let long = format!(r#"{{"id":2,"subscribe":{{"channel":"{}"}}}}"#, "a".repeat(201));
+    vec![
+        (r#"{"id":2,"subscribe":5}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":"a"}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":["a"]}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":true}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":{}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":{"channel":null}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":{"channel":5}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":{"channel":["a"]}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":{"channel":{"a":1}}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":{"channel":"\ud800"}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":{"channel":"a","channel":"b"}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"subscribe":{"channel":""}}"#.into(), Error(107)),
+        (r#"{"id":2,"subscribe":{"channel":"a b"}}"#.into(), Error(107)),
+        (r#"{"id":2,"subscribe":{"channel":"a\u0000"}}"#.into(), Error(107)),
+        (long, Error(107)),
+        (r#"{"id":2,"unsubscribe":[]}"#.into(), Closed(3501)),
+        (r#"{"id":2,"unsubscribe":{"channel":7}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"unsubscribe":{"channel":"{}"}}"#.into(), Error(107)),
+        (r#"{"id":2,"unsubscribe":{"channel":"never"}}"#.into(), Done),
+        (r#"{"id":2,"publish":["a",1]}"#.into(), Closed(3501)),
+        (r#"{"id":2,"publish":{"channel":"a"}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"publish":{"data":1}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"publish":{"channel":9,"data":1}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"publish":{"channel":"a","data":1,"data":2}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"publish":{"channel":"a","data":nan}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"publish":{"channel":"a\n","data":1}}"#.into(), Error(107)),
+        (r#"{"id":2,"publish":{"channel":"a","data":null}}"#.into(), Done),
+        (publish, Done),
+        (r#"{"id":2,"refresh":{}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"refresh":{"token":5}}"#.into(), Closed(3501)),
+        (r#"{"id":2,"refresh":["x"]}"#.into(), Closed(3501)),
+        (r#"{"id":2,"refresh":{"token":""}}"#.into(), Closed(3500)),
+        (r#"{"id":2,"refresh":{"token":"x"}}"#.into(), Closed(3500)),
+    ]
+}
+
+fn deep(n: usize) -> String {
+    "[".repeat(n) + &"]".repeat(n)
 }
 
 /// Thousands of commands in a frame are answered one by one, in order.
@@ -184,8 +204,7 @@ async fn ten_thousand_commands_in_a_frame() -> Result<()> {
 
     // Joining and leaving, again and again: what stays is what was said last.
     let mut socket = connected(&node).await?;
-    let mut id = 1;
-    let mut lines = Vec::new();
+    let (mut id, mut lines) = (1, Vec::new());
     for n in 0..2_000 {
         for method in ["subscribe", "unsubscribe"] {
             id += 1;

@@ -22,6 +22,7 @@ use tidegate_tests::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -264,6 +265,42 @@ async fn a_flood_of_pings_is_bounded() -> Result<()> {
             ensure!(pong.first == 0x8a && pong.payload.is_empty(), "{pong:?}");
         }
     }
+    ensure!(witness.finish().await? > 0);
+    node.ensure_sound()
+}
+
+/// A client that never pauses has its share of a thread, and not more.
+#[tokio::test]
+async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
+    const PONG: [u8; 6] = [0x8a, 0x80, 1, 2, 3, 4];
+    const NUMBERS: usize = 50;
+    /// Bytes of the flood that the node may read while a neighbour says a number and hears it. A turn takes a
+    /// quarter of a mebibyte of it, and a number needs a few turns.
+    const SHARE: u64 = 8 << 20;
+    let node = Builder::new().set("shards", "1").start().await?;
+    let mut witness = Witness::of(&node).await?;
+    let before = node.levels_of(1).await?;
+    let target = format!("/rooms/lobby?token={}", anywhere("alice"));
+    let flood = PONG.repeat((1 << 20) / PONG.len());
+    let mut flooding = JoinSet::new();
+    for _ in 0..2 {
+        let mut socket = RawSocket::connect(node.public, &target).await?;
+        let flood = flood.clone();
+        flooding.spawn(async move { while socket.send_bytes(&flood).await.is_ok() {} });
+    }
+    let read =
+        async || anyhow::Ok(node.samples().await?.sum("tidegate_network_bytes_total", &["direction=\"in\""]));
+    let began = read().await?;
+    node.until_samples("a flood", |samples| {
+        samples.sum("tidegate_network_bytes_total", &["direction=\"in\""]) > began + (4 << 20)
+    })
+    .await?;
+    let (from, numbers) = (read().await?, witness.heard());
+    witness.until(numbers + NUMBERS).await?;
+    let share = (read().await? - from) / NUMBERS as u64;
+    ensure!(share < SHARE, "{share} bytes of a flood were read for each number of a neighbour");
+    flooding.shutdown().await;
+    node.until_levels(&before).await?;
     ensure!(witness.finish().await? > 0);
     node.ensure_sound()
 }

@@ -23,6 +23,108 @@ type Row = (&'static str, &'static str, &'static [u16]);
 
 const POST: &str = "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\n";
 
+/// Lengths and codings of which one of two readers would believe one, and the other another.
+const ROWS: &[Row] = &[
+    (
+        "both framings, the length longer",
+        "{P}Content-Length: {N5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}",
+        &[202],
+    ),
+    (
+        "both framings, the length shorter",
+        "{P}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n{X}\r\n{S}\r\n0\r\n\r\n",
+        &[202],
+    ),
+    ("two lengths", "{P}Content-Length: 0\r\nContent-Length: {N}\r\n\r\n{S}", &[400]),
+    ("two lengths in one line", "{P}Content-Length: 0, {N}\r\n\r\n{S}", &[400]),
+    ("a length with a sign", "{P}Content-Length: +{N}\r\n\r\n{S}", &[400]),
+    ("a negative length", "{P}Content-Length: -1\r\n\r\n{S}", &[400]),
+    ("a hexadecimal length", "{P}Content-Length: 0x0\r\n\r\n{S}", &[400]),
+    ("a length with a blank in it", "{P}Content-Length: 1 0\r\n\r\n{S}", &[400]),
+    ("an empty length", "{P}Content-Length:\r\n\r\n{S}", &[400]),
+    ("a length of more than 64 bits", "{P}Content-Length: 18446744073709551616\r\n\r\n{S}", &[400]),
+    ("an unknown coding", "{P}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{S}", &[400]),
+    ("chunked, and not last", "{P}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{S}", &[400]),
+    (
+        "chunked, then something else",
+        "{P}Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n{S}",
+        &[400],
+    ),
+    (
+        "another coding below",
+        "{P}Transfer-Encoding: gzip, chunked\r\nConnection: close\r\n\r\n0\r\n\r\n{S}",
+        &[501],
+    ),
+    (
+        "an unknown coding below",
+        "{P}Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n{S}",
+        &[501],
+    ),
+    ("chunked after a vertical tab", "{P}Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n{S}", &[400]),
+    (
+        "chunked of HTTP/1.0",
+        "POST /rooms/lobby HTTP/1.0\r\nAuthorization: Bearer {T}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}",
+        &[400],
+    ),
+    ("a blank before the colon", "{P}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{S}", &[400]),
+    ("a folded line", "{P}X-A: a\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}", &[400]),
+    ("a folded first line", "POST /rooms/lobby HTTP/1.1\r\n Host: x\r\n\r\n{S}", &[400]),
+    ("a bare carriage return", "{P}X-A: a\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}", &[400]),
+    ("a zero in a value", "{P}X-A: a\0\r\n\r\n{S}", &[400]),
+    ("a name that is none", "{P}X\x01: a\r\n\r\n{S}", &[400]),
+    ("no name", "{P}: a\r\n\r\n{S}", &[400]),
+    ("a chunk with a sign", "{P}Transfer-Encoding: chunked\r\n\r\n+0\r\n\r\n{S}", &[400]),
+    ("a chunk in hexadecimal, written so", "{P}Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n{S}", &[400]),
+    (
+        "a chunk of more than 64 bits",
+        "{P}Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n\r\n{S}",
+        &[400],
+    ),
+    (
+        "a line feed within an extension",
+        "{P}Transfer-Encoding: chunked\r\n\r\n2;a\nxx\r\n0\r\n\r\n{S}",
+        &[400],
+    ),
+    ("a chunk longer than it says", "{P}Transfer-Encoding: chunked\r\n\r\n1\r\nxx\r\n0\r\n\r\n{S}", &[400]),
+    ("a bare line feed after a chunk's size", "{P}Transfer-Encoding: chunked\r\n\r\n0\n\n{S}", &[400]),
+    ("a body that looks like a request", "{P}Connection: close\r\nContent-Length: {N}\r\n\r\n{S}", &[202]),
+    ("bytes behind a closed request", "{P}Connection: close\r\nContent-Length: 0\r\n\r\n{S}", &[202]),
+    (
+        "refused before its body",
+        "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\nContent-Length: {N}\r\n\r\n{S}",
+        &[401],
+    ),
+    (
+        "refused without a 100",
+        "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {N}\r\n\r\n{S}",
+        &[401],
+    ),
+    ("a body too large, a request in it", "{P}Content-Length: 5000\r\n\r\n{2048}{S}", &[413]),
+    (
+        "a chunked body too large, a request in it",
+        "{P}Transfer-Encoding: chunked\r\n\r\n801\r\n{2048}x\r\n{X}\r\n{S}\r\n0\r\n\r\n",
+        &[413],
+    ),
+    ("a body that does not come", "{P}Content-Length: 5000\r\n\r\n{S}", &[408]),
+    (
+        "a GET with a body",
+        "GET /rooms/lobby HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\nContent-Length: {N}\r\n\r\n{S}",
+        &[406],
+    ),
+    ("an upgrade with a body", "{U}Content-Length: {N}\r\n\r\n{S}", &[400]),
+    (
+        "an upgrade with a chunked body",
+        "{U}Transfer-Encoding: chunked\r\n\r\n{X}\r\n{S}\r\n0\r\n\r\n",
+        &[400],
+    ),
+    ("a request behind an upgrade", "{U}\r\n{S}", &[101]),
+    (
+        "a request behind a refused upgrade",
+        "GET /rooms/lobby HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n{S}",
+        &[401],
+    ),
+];
+
 #[tokio::test]
 async fn no_request_hides_within_another() -> Result<()> {
     let node = Builder::new()
@@ -35,116 +137,7 @@ async fn no_request_hides_within_another() -> Result<()> {
     let secret = Client::websocket(&node.ws("secret", &token, ""), &[]).await?;
     let witness = Witness::of(&node).await?;
     let before = node.levels_of(2).await?;
-    // Chunked bodies and lengths of them, each of which one of two readers would believe.
-    let rows: &[Row] = &[
-        (
-            "both framings, the length longer",
-            "{P}Content-Length: {N5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}",
-            &[202],
-        ),
-        (
-            "both framings, the length shorter",
-            "{P}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n{X}\r\n{S}\r\n0\r\n\r\n",
-            &[202],
-        ),
-        ("two lengths", "{P}Content-Length: 0\r\nContent-Length: {N}\r\n\r\n{S}", &[400]),
-        ("two lengths in one line", "{P}Content-Length: 0, {N}\r\n\r\n{S}", &[400]),
-        ("a length with a sign", "{P}Content-Length: +{N}\r\n\r\n{S}", &[400]),
-        ("a negative length", "{P}Content-Length: -1\r\n\r\n{S}", &[400]),
-        ("a hexadecimal length", "{P}Content-Length: 0x0\r\n\r\n{S}", &[400]),
-        ("a length with a blank in it", "{P}Content-Length: 1 0\r\n\r\n{S}", &[400]),
-        ("an empty length", "{P}Content-Length:\r\n\r\n{S}", &[400]),
-        ("a length of more than 64 bits", "{P}Content-Length: 18446744073709551616\r\n\r\n{S}", &[400]),
-        ("an unknown coding", "{P}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{S}", &[400]),
-        ("chunked, and not last", "{P}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{S}", &[400]),
-        (
-            "chunked, then something else",
-            "{P}Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n{S}",
-            &[400],
-        ),
-        (
-            "another coding below",
-            "{P}Transfer-Encoding: gzip, chunked\r\nConnection: close\r\n\r\n0\r\n\r\n{S}",
-            &[501],
-        ),
-        (
-            "an unknown coding below",
-            "{P}Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n{S}",
-            &[501],
-        ),
-        ("chunked after a vertical tab", "{P}Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n{S}", &[400]),
-        (
-            "chunked of HTTP/1.0",
-            "POST /rooms/lobby HTTP/1.0\r\nAuthorization: Bearer {T}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}",
-            &[400],
-        ),
-        ("a blank before the colon", "{P}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{S}", &[400]),
-        ("a folded line", "{P}X-A: a\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}", &[400]),
-        ("a folded first line", "POST /rooms/lobby HTTP/1.1\r\n Host: x\r\n\r\n{S}", &[400]),
-        ("a bare carriage return", "{P}X-A: a\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}", &[400]),
-        ("a zero in a value", "{P}X-A: a\0\r\n\r\n{S}", &[400]),
-        ("a name that is none", "{P}X\x01: a\r\n\r\n{S}", &[400]),
-        ("no name", "{P}: a\r\n\r\n{S}", &[400]),
-        ("a chunk with a sign", "{P}Transfer-Encoding: chunked\r\n\r\n+0\r\n\r\n{S}", &[400]),
-        ("a chunk in hexadecimal, written so", "{P}Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n{S}", &[400]),
-        (
-            "a chunk of more than 64 bits",
-            "{P}Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n\r\n{S}",
-            &[400],
-        ),
-        (
-            "a line feed within an extension",
-            "{P}Transfer-Encoding: chunked\r\n\r\n2;a\nxx\r\n0\r\n\r\n{S}",
-            &[400],
-        ),
-        (
-            "a chunk longer than it says",
-            "{P}Transfer-Encoding: chunked\r\n\r\n1\r\nxx\r\n0\r\n\r\n{S}",
-            &[400],
-        ),
-        ("a bare line feed after a chunk's size", "{P}Transfer-Encoding: chunked\r\n\r\n0\n\n{S}", &[400]),
-        (
-            "a body that looks like a request",
-            "{P}Connection: close\r\nContent-Length: {N}\r\n\r\n{S}",
-            &[202],
-        ),
-        ("bytes behind a closed request", "{P}Connection: close\r\nContent-Length: 0\r\n\r\n{S}", &[202]),
-        (
-            "refused before its body",
-            "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\nContent-Length: {N}\r\n\r\n{S}",
-            &[401],
-        ),
-        (
-            "refused without a 100",
-            "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {N}\r\n\r\n{S}",
-            &[401],
-        ),
-        ("a body too large, a request in it", "{P}Content-Length: 5000\r\n\r\n{2048}{S}", &[413]),
-        (
-            "a chunked body too large, a request in it",
-            "{P}Transfer-Encoding: chunked\r\n\r\n801\r\n{2048}x\r\n{X}\r\n{S}\r\n0\r\n\r\n",
-            &[413],
-        ),
-        ("a body that does not come", "{P}Content-Length: 5000\r\n\r\n{S}", &[408]),
-        (
-            "a GET with a body",
-            "GET /rooms/lobby HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\nContent-Length: {N}\r\n\r\n{S}",
-            &[406],
-        ),
-        ("an upgrade with a body", "{U}Content-Length: {N}\r\n\r\n{S}", &[400]),
-        (
-            "an upgrade with a chunked body",
-            "{U}Transfer-Encoding: chunked\r\n\r\n{X}\r\n{S}\r\n0\r\n\r\n",
-            &[400],
-        ),
-        ("a request behind an upgrade", "{U}\r\n{S}", &[101]),
-        (
-            "a request behind a refused upgrade",
-            "GET /rooms/lobby HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n{S}",
-            &[401],
-        ),
-    ];
-    let exchanges = rows.iter().enumerate().map(|(n, (what, template, expected))| {
+    let exchanges = ROWS.iter().enumerate().map(|(n, (what, template, expected))| {
         let (request, node, token) = (fill(template, &token, n), &node, &token);
         async move {
             let said = talk(node.public, &request).await.with_context(|| format!("{what}: {token}"))?;

@@ -7,7 +7,7 @@ use futures_util::{SinkExt as _, StreamExt as _, future::try_join_all};
 use tidegate_tests::{
     PATIENCE,
     node::Node,
-    raw::talk,
+    raw::{start, talk},
     tls::{Pair, PairOfFiles},
     token::anywhere,
     witness::Witness,
@@ -82,7 +82,7 @@ async fn what_is_no_tls_is_told_so_and_leaves_nothing() -> Result<()> {
     for _ in 0..5 {
         for (what, bytes, alert) in &rows {
             let said = talk(node.public, bytes).await.context(*what)?;
-            ensure!(said.is_empty() || said[0] == ALERT, "{what}: {said:?}");
+            ensure!(said.first().is_none_or(|first| *first == ALERT), "{what}: {said:?}");
             ensure!(!alert || !said.is_empty(), "{what}: no alert");
             if what.starts_with("TLS 1.") || *what == "SSLv3" {
                 // handshake_failure(40) or protocol_version(70), fatal (RFC 8446 §6).
@@ -95,7 +95,7 @@ async fn what_is_no_tls_is_told_so_and_leaves_nothing() -> Result<()> {
     let hello = hello_of(&pair)?;
     for n in 0..200 {
         let mut stream = TcpStream::connect(node.public).await?;
-        stream.write_all(&hello[..n * hello.len() / 200]).await?;
+        stream.write_all(start(&hello, n * hello.len() / 200)).await?;
         whole.push(stream);
     }
     for mut stream in whole {
@@ -142,11 +142,11 @@ async fn a_certificate_changes_under_load() -> Result<()> {
     let old = try_join_all((0..LISTENERS).map(|_| websocket(&node, &first, "load"))).await?;
     let mut listening = JoinSet::new();
     for socket in old {
-        listening.spawn(count(socket));
+        listening.spawn(listen(socket));
     }
     let mut publisher = websocket(&node, &first, "load").await?;
     let (told, mut stop) = watch::channel(false);
-    let (said, mut published) = watch::channel(0);
+    let (said, mut count) = watch::channel(0);
     let mut publishing = JoinSet::new();
     publishing.spawn(async move {
         let mut number = 0_usize;
@@ -160,8 +160,8 @@ async fn a_certificate_changes_under_load() -> Result<()> {
         anyhow::Ok((number, publisher))
     });
     let mut until_more = async || {
-        let now = *published.borrow();
-        timeout(PATIENCE, published.wait_for(|count| *count >= now + 200)).await.context("the load")??;
+        let now = *count.borrow();
+        timeout(PATIENCE, count.wait_for(|count| *count >= now + 200)).await.context("the load")??;
         anyhow::Ok(now + 200)
     };
     let reloads = |result: &'static str, count: u64| {
@@ -213,7 +213,7 @@ async fn a_certificate_changes_under_load() -> Result<()> {
 }
 
 /// Hears numbers in order until the end is said. How many.
-async fn count(mut socket: WebSocketStream<TlsStream<TcpStream>>) -> Result<usize> {
+async fn listen(mut socket: WebSocketStream<TlsStream<TcpStream>>) -> Result<usize> {
     let mut numbers = 0;
     loop {
         let heard = timeout(PATIENCE, socket.next()).await.context("the next number")?;

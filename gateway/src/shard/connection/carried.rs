@@ -104,8 +104,10 @@ impl Connection {
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        // Woken at once, this task would be polled again before the shard's turn or anybody's readiness: a client
+        // that never pauses would have the thread for itself for dozens of polls.
+        let after_the_others = std::pin::pin!(tokio::task::yield_now());
+        after_the_others.poll(cx)
     }
 
     fn read(&self, worker: &Worker, stream: &Stream) -> io::Result<usize> {
