@@ -69,6 +69,8 @@ pub struct Config {
     pub rooms: Vec<Policy>,
     /// How much anybody may use.
     pub limits: Limits,
+    /// Whether messages are compressed.
+    pub compression: Compression,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
     /// Server-sent events.
@@ -157,6 +159,15 @@ pub struct Limits {
     pub rooms_per_session: usize,
 }
 
+/// `compression.*`: whether messages are compressed (RFC 7692).
+#[derive(Clone, Debug)]
+pub struct Compression {
+    /// Whether it is agreed to when a client offers it.
+    pub enabled: bool,
+    /// Smaller payloads are sent as they are.
+    pub threshold: ByteSize,
+}
+
 /// `heartbeat.*`: how a dead peer is noticed.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
@@ -241,6 +252,10 @@ impl Config {
                 message_size: from.read(&key::LIMITS_MESSAGE_SIZE),
                 outbound: from.read(&key::LIMITS_OUTBOUND),
                 rooms_per_session: from.read(&key::LIMITS_ROOMS_PER_SESSION),
+            },
+            compression: Compression {
+                enabled: from.read(&key::COMPRESSION_ENABLED),
+                threshold: from.read(&key::COMPRESSION_THRESHOLD),
             },
             heartbeat: Heartbeat {
                 interval: from.read(&key::HEARTBEAT_INTERVAL),

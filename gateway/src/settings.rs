@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     auth::{AuthConfig, Authenticator},
-    config::{Config, Heartbeat, Limits, Origins},
+    config::{Compression, Config, Heartbeat, Limits, Origins},
 };
 
 /// One consistent set of what may change.
@@ -21,6 +21,8 @@ pub struct Settings {
     pub origins: Origins,
     /// How much anybody may use.
     pub limits: Limits,
+    /// Whether messages are compressed.
+    pub compression: Compression,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
     /// Time for the head of a request.
@@ -44,6 +46,7 @@ impl Settings {
             }),
             origins: config.origins.clone(),
             limits: config.limits.clone(),
+            compression: config.compression.clone(),
             heartbeat: config.heartbeat.clone(),
             header_timeout: config.public.header_timeout,
             body_timeout: config.public.body_timeout,

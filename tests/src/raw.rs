@@ -90,18 +90,25 @@ pub struct RawSocket {
 impl RawSocket {
     /// Connects and upgrades.
     pub async fn connect(address: SocketAddr, target: &str) -> Result<Self> {
-        Self::upgrade(TcpStream::connect(address).await?, address, target).await
+        Self::connect_with(address, target, &[]).await
+    }
+
+    /// Connects and upgrades, with further headers.
+    pub async fn connect_with(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Self> {
+        let upgrade = Request::upgrade(target);
+        let request = headers.iter().fold(upgrade, |request, (name, value)| request.header(name, value));
+        Self::upgrade(TcpStream::connect(address).await?, address, &request).await
     }
 
     /// Connects and upgrades with as small a receive buffer as the system gives.
     pub async fn connect_narrow(address: SocketAddr, target: &str) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(1024)?;
-        Self::upgrade(socket.connect(address).await?, address, target).await
+        Self::upgrade(socket.connect(address).await?, address, &Request::upgrade(target)).await
     }
 
-    async fn upgrade(mut stream: TcpStream, address: SocketAddr, target: &str) -> Result<Self> {
-        let request = Request::upgrade(target).bytes(address);
+    async fn upgrade(mut stream: TcpStream, address: SocketAddr, request: &Request) -> Result<Self> {
+        let request = request.bytes(address);
         stream.write_all(&request).await?;
         let incoming = timeout(PATIENCE, Incoming::read(stream)).await.context("the handshake")??;
         ensure!(incoming.status == 101, "upgraded, not {}", incoming.status);

@@ -89,11 +89,12 @@ fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Bod
     let rooms = Arc::from([room]);
     gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
 
-    let mut response = upgrade::response(&handshake, parts, credential::PLAIN_SUBPROTOCOL);
+    let (mut response, deflate) = upgrade::response(gate, &handshake, parts, credential::PLAIN_SUBPROTOCOL);
     response.extensions_mut().insert(Admission {
         identity: Some(identity),
         rooms,
         door: Door::Plain { echo, close_on_gap },
+        deflate,
     });
     Ok(response)
 }
@@ -115,7 +116,12 @@ fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Resp
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     if parts.method == Method::GET {
         let door = Door::EventStream { retry_millis: gate.settings().retry_millis };
-        response.extensions_mut().insert(Admission { identity: Some(identity), rooms: rooms.into(), door });
+        response.extensions_mut().insert(Admission {
+            identity: Some(identity),
+            rooms: rooms.into(),
+            door,
+            deflate: None,
+        });
     }
     Ok(response)
 }

@@ -36,6 +36,7 @@ use crate::{
     protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
     server::{HandshakeResult, Problem, Refusal},
     session::Session,
+    websocket::Deflate,
 };
 
 /// What a route has decided: this request becomes a session. Travels in the extensions of the response.
@@ -47,6 +48,8 @@ pub struct Admission {
     pub rooms: Arc<[RoomName]>,
     /// How it talks.
     pub door: Door,
+    /// What a WebSocket's handshake has agreed on about compression.
+    pub deflate: Option<Deflate>,
 }
 
 /// Which door a session came in by, with what the client asked for there.
@@ -213,7 +216,7 @@ impl Worker {
             }
         };
         let expires = now.after(good_for);
-        let lease = self.open(Start { session, now, expires, first_ping });
+        let lease = self.open(Start { session, deflate: admission.deflate, now, expires, first_ping });
         if let Some(preamble) = preamble {
             lease.connection.queue_preamble(self, preamble);
         }

@@ -189,8 +189,9 @@ impl Worker {
     /// Queues a batch for every member. Returns the bytes it queued for a member at most.
     fn deliver(&self, batch: &mut Batch, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
         let Some(first) = batch.first() else { return 0 };
+        let threshold = self.settings().compression.threshold.get();
         for member in self.rooms.borrow().members(first.room()) {
-            member.deliver(self, first.exclude(), batch);
+            member.deliver(self, first.exclude(), batch, threshold);
             self.touch_connection(member);
         }
         let bytes = batch.payload_len();

@@ -6,6 +6,7 @@ mod access;
 mod autobahn;
 mod bad_input;
 mod centrifuge;
+mod compression;
 mod doors;
 mod faults;
 mod first_run;
