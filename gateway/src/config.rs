@@ -77,6 +77,8 @@ pub struct Config {
     pub rooms: Vec<Policy>,
     /// How much anybody may use.
     pub limits: Limits,
+    /// Whether messages are compressed.
+    pub compression: Compression,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
     /// Server-sent events.
@@ -209,6 +211,15 @@ pub struct Limits {
     pub user_bytes: Option<ByteRate>,
 }
 
+/// `compression.*`: whether messages are compressed (RFC 7692).
+#[derive(Clone, Debug)]
+pub struct Compression {
+    /// Whether it is agreed to when a client offers it.
+    pub enabled: bool,
+    /// Smaller payloads are sent as they are.
+    pub threshold: ByteSize,
+}
+
 /// `heartbeat.*`: how a dead peer is noticed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
@@ -304,6 +315,10 @@ impl Config {
                 bytes: from.read(&key::LIMITS_BYTES),
                 user_commands: from.read(&key::LIMITS_USER_COMMANDS),
                 user_bytes: from.read(&key::LIMITS_USER_BYTES),
+            },
+            compression: Compression {
+                enabled: from.read(&key::COMPRESSION_ENABLED),
+                threshold: from.read(&key::COMPRESSION_THRESHOLD),
             },
             heartbeat: Heartbeat {
                 interval: from.read(&key::HEARTBEAT_INTERVAL),

@@ -12,7 +12,11 @@ use std::time::Duration;
 use broker_bridge::{Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use crate::{limits::Limit, session::CloseReason, websocket};
+use crate::{
+    limits::Limit,
+    session::CloseReason,
+    websocket::{self, Deflate},
+};
 
 pub mod centrifuge;
 pub mod event_stream;
@@ -221,9 +225,6 @@ pub enum WireFormat {
 }
 
 impl WireFormat {
-    /// How many there are.
-    pub const COUNT: usize = 4;
-
     /// The bytes every member with this format is sent.
     pub fn encode(self, room: &RoomName, publication: &Publication) -> Bytes {
         match self {
@@ -232,6 +233,57 @@ impl WireFormat {
             Self::RoomEvent => event_stream::encode(Some(room), publication),
             Self::CentrifugePush => centrifuge::encode(room, publication),
         }
+    }
+}
+
+/// What two members must have in common to be sent the same bytes: the format, and how it is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    format: WireFormat,
+    deflate: Option<Deflate>,
+}
+
+impl Encoding {
+    /// How many there are.
+    pub const COUNT: usize = 8;
+
+    /// A format, compressed if that was agreed on and the format knows how.
+    pub fn new(format: WireFormat, deflate: Option<Deflate>) -> Self {
+        let web_socket = matches!(format, WireFormat::PlainFrame | WireFormat::CentrifugePush);
+        Self { format, deflate: deflate.filter(|_| web_socket) }
+    }
+
+    /// The format.
+    pub fn format(self) -> WireFormat {
+        self.format
+    }
+
+    /// How frames are compressed.
+    pub fn deflate(self) -> Option<Deflate> {
+        self.deflate
+    }
+
+    /// The same, not compressed.
+    #[must_use]
+    pub fn uncompressed(self) -> Self {
+        Self { deflate: None, ..self }
+    }
+
+    /// Its place in a table of [`Self::COUNT`].
+    pub fn index(self) -> usize {
+        match (self.deflate, self.format) {
+            (None, format) => format as usize,
+            (Some(Deflate::Wide), WireFormat::CentrifugePush) => 4,
+            (Some(Deflate::Narrow), WireFormat::CentrifugePush) => 5,
+            (Some(Deflate::Wide), _) => 6,
+            (Some(Deflate::Narrow), _) => 7,
+        }
+    }
+}
+
+impl From<WireFormat> for Encoding {
+    fn from(format: WireFormat) -> Self {
+        Self { format, deflate: None }
     }
 }
 

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     auth::{AuthConfig, Authenticator, Keyring},
-    config::{Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
+    config::{Compression, Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
     limits::Limiters,
 };
 
@@ -29,6 +29,8 @@ pub struct Settings {
     pub forwarded_header: ForwardedHeader,
     /// Whether their connections begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+    /// Whether messages are compressed.
+    pub compression: Compression,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
     /// The age at which a session is told to come back, before jitter.
@@ -61,6 +63,7 @@ impl Settings {
             trusted_proxies: config.public.trusted_proxies.clone(),
             forwarded_header: config.public.forwarded_header,
             proxy_protocol: config.public.proxy_protocol,
+            compression: config.compression.clone(),
             heartbeat: config.heartbeat.clone(),
             max_session_age: config.public.max_session_age,
             drain: config.drain.clone(),

@@ -91,20 +91,27 @@ pub struct RawSocket {
 impl RawSocket {
     /// Connects and upgrades.
     pub async fn connect(address: SocketAddr, target: &str) -> Result<Self> {
-        Self::upgrade(TcpStream::connect(address).await?, address, target).await
+        Self::connect_with(address, target, &[]).await
+    }
+
+    /// Connects and upgrades, with further headers.
+    pub async fn connect_with(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Self> {
+        let upgrade = Request::upgrade(target);
+        let request = headers.iter().fold(upgrade, |request, (name, value)| request.header(name, value));
+        Self::by(&request, address).await
     }
 
     /// Upgrades a connection that has been made already.
     pub async fn over(stream: TcpStream, target: &str) -> Result<Self> {
         let address = stream.peer_addr()?;
-        Self::upgrade(stream, address, target).await
+        Self::upgrade(stream, address, &Request::upgrade(target)).await
     }
 
     /// Connects and upgrades with as small a receive buffer as the system gives.
     pub async fn connect_narrow(address: SocketAddr, target: &str) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(1024)?;
-        Self::upgrade(socket.connect(address).await?, address, target).await
+        Self::upgrade(socket.connect(address).await?, address, &Request::upgrade(target)).await
     }
 
     /// Connects and upgrades by a request of the test's own.
@@ -113,8 +120,8 @@ impl RawSocket {
         Self::upgraded(incoming, request.bytes(address).len())
     }
 
-    async fn upgrade(mut stream: TcpStream, address: SocketAddr, target: &str) -> Result<Self> {
-        let request = Request::upgrade(target).bytes(address);
+    async fn upgrade(mut stream: TcpStream, address: SocketAddr, request: &Request) -> Result<Self> {
+        let request = request.bytes(address);
         stream.write_all(&request).await?;
         let incoming = timeout(PATIENCE, Incoming::read(stream)).await.context("the handshake")??;
         Self::upgraded(incoming, request.len())

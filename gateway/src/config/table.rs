@@ -508,6 +508,23 @@ table! {
         doc: "Their bytes.",
         more: "The burst is at least `limits.message_size`.",
     };
+    COMPRESSION_ENABLED: Switch = Key {
+        name: "compression.enabled",
+        kind: Switch,
+        default: Is("false"),
+        reload: Live,
+        doc: "Whether WebSocket clients that offer permessage-deflate (RFC 7692) get it.",
+        more: "A message is compressed once for all members of its room, without context takeover. It saves \
+               bandwidth for processor time; a compressed session costs no more memory than another.",
+    };
+    COMPRESSION_THRESHOLD: Size = Key {
+        name: "compression.threshold",
+        kind: size(0, ByteSize::mib(16)),
+        default: Is(r#""256B""#),
+        reload: Live,
+        doc: "Publications with a smaller payload are sent uncompressed.",
+        more: "",
+    };
     HEARTBEAT_INTERVAL: Time = Key {
         name: "heartbeat.interval",
         kind: some_time(HOUR),

@@ -32,7 +32,8 @@ async fn web_socket(gate: &Gate, parts: &Parts) -> Result<Response<Body>, Proble
     let carries_none = credential::find(&parts.headers, parts.uri.query())
         .is_err_and(|failure| failure == AuthFailure::Missing);
     let identity = if carries_none { None } else { Some(gate.authenticate(parts).await?) };
-    let mut response = upgrade::response(&handshake, parts, SUBPROTOCOL);
-    response.extensions_mut().insert(Admission { identity, rooms: Arc::from([]), door: Door::Centrifuge });
+    let (mut response, deflate) = upgrade::response(gate, &handshake, parts, SUBPROTOCOL);
+    let admission = Admission { identity, rooms: Arc::from([]), door: Door::Centrifuge, deflate };
+    response.extensions_mut().insert(admission);
     Ok(response)
 }

@@ -98,11 +98,12 @@ async fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Respon
     let rooms = Arc::from([room]);
     gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
 
-    let mut response = upgrade::response(&handshake, parts, credential::PLAIN_SUBPROTOCOL);
+    let (mut response, deflate) = upgrade::response(gate, &handshake, parts, credential::PLAIN_SUBPROTOCOL);
     response.extensions_mut().insert(Admission {
         identity: Some(identity),
         rooms,
         door: Door::Plain { echo, close_on_gap },
+        deflate,
     });
     Ok(response)
 }
@@ -124,7 +125,12 @@ async fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Resul
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     if parts.method == Method::GET {
         let door = Door::EventStream { retry_millis: gate.settings().retry_millis };
-        response.extensions_mut().insert(Admission { identity: Some(identity), rooms: rooms.into(), door });
+        response.extensions_mut().insert(Admission {
+            identity: Some(identity),
+            rooms: rooms.into(),
+            door,
+            deflate: None,
+        });
     }
     Ok(response)
 }

@@ -40,6 +40,7 @@ use crate::{
     protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
     server::{HandshakeResult, Problem, Refusal},
     session::Session,
+    websocket::Deflate,
 };
 
 /// What a route has decided: this request becomes a session. Travels in the extensions of the response.
@@ -51,6 +52,8 @@ pub struct Admission {
     pub rooms: Arc<[RoomName]>,
     /// How it talks.
     pub door: Door,
+    /// What a WebSocket's handshake has agreed on about compression.
+    pub deflate: Option<Deflate>,
 }
 
 /// Which door a session came in by, with what the client asked for there.
@@ -257,7 +260,8 @@ impl Worker {
             }
         };
         let expires = now.after(good_for);
-        let lease = self.open(Start { session, now, expires, first_ping, seat });
+        let deflate = admission.deflate;
+        let lease = self.open(Start { session, deflate, now, expires, first_ping, seat });
         if let Some(preamble) = preamble {
             lease.connection.queue_preamble(self, preamble);
         }

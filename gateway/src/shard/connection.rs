@@ -42,9 +42,9 @@ use super::{
 };
 use crate::{
     limits::Seat,
-    protocol::{ProtocolName, RequestId, WireFormat},
+    protocol::{Encoding, ProtocolName, RequestId},
     session::{CloseReason, Effect, Session},
-    websocket::Decoder,
+    websocket::{Decoder, Deflate},
 };
 
 new_key_type! {
@@ -62,7 +62,7 @@ const MAX_IN_FLIGHT: u32 = 64;
 pub struct Connection {
     key: ConnectionKey,
     id: SessionId,
-    format: WireFormat,
+    encoding: Encoding,
     name: ProtocolName,
     session: RefCell<Session>,
     pub(super) memberships: RefCell<SmallVec<[Membership; 1]>>,
@@ -125,6 +125,8 @@ pub enum Phase {
 /// What a new connection starts with.
 pub struct Start {
     pub session: Session,
+    /// What was agreed on about compression.
+    pub deflate: Option<Deflate>,
     pub now: Tick,
     /// When its token is over.
     pub expires: Tick,
@@ -137,17 +139,21 @@ pub struct Start {
 impl Connection {
     /// A connection that is not carried by anything yet.
     pub fn new(key: ConnectionKey, start: Start) -> Self {
-        let Start { session, now, expires, first_ping, seat } = start;
+        let Start { session, deflate, now, expires, first_ping, seat } = start;
+        let mut decoder = Decoder::new();
+        if deflate.is_some() {
+            decoder.allow_deflate();
+        }
         Self {
             key,
             id: session.id(),
-            format: session.protocol().format(),
+            encoding: Encoding::new(session.protocol().format(), deflate),
             name: session.protocol().name(),
             session: RefCell::new(session),
             memberships: RefCell::default(),
             outbound: RefCell::default(),
             carrier: RefCell::new(Carrier::Coming),
-            decoder: RefCell::new(Decoder::new()),
+            decoder: RefCell::new(decoder),
             phase: Cell::new(Phase::Admitting),
             opened: Cell::new(false),
             waker: RefCell::default(),
@@ -209,11 +215,11 @@ impl Connection {
     // ---- what the shard's turn does ----
 
     /// Queues a batch, unless it is this session's own echo. The caller writes at the end of its turn.
-    pub fn deliver(&self, worker: &Worker, exclude: Option<SessionId>, batch: &Batch) {
+    pub fn deliver(&self, worker: &Worker, exclude: Option<SessionId>, batch: &Batch, threshold: usize) {
         if matches!(self.phase.get(), Phase::Closing(_)) || exclude == Some(self.id) {
             return;
         }
-        if self.queue(worker, batch.frame(self.format).clone()) {
+        if self.queue(worker, batch.frame(self.encoding, threshold).clone()) {
             Tally::add(&worker.tally.deliveries, batch.len());
             Tally::add(&worker.tally.payload_out, batch.payload_len());
         }

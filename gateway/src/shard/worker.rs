@@ -203,8 +203,9 @@ impl Worker {
     /// Queues a batch for every member. Returns what it costs a member's queue at most.
     fn deliver(&self, batch: &mut Batch, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
         let Some(first) = batch.first() else { return 0 };
+        let threshold = self.settings().compression.threshold.get();
         for member in self.rooms.borrow().members(first.room()) {
-            member.deliver(self, first.exclude(), batch);
+            member.deliver(self, first.exclude(), batch, threshold);
             self.touch_connection(member);
         }
         let cost = batch.payload_len() + Outbound::PER_FRAME;

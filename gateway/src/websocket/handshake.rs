@@ -12,10 +12,12 @@ use base64::{
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version,
     header::{
-        ALLOW, CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-        SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+        ALLOW, CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
+        SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
     },
 };
+
+use super::Deflate;
 
 /// The only version there is.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
@@ -36,6 +38,11 @@ impl<'a> Handshake<'a> {
     /// Empty elements and header lines that are not visible ASCII are passed over.
     pub fn protocols(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         elements(self.headers, &SEC_WEBSOCKET_PROTOCOL)
+    }
+
+    /// What permessage-deflate is agreed on if this side offers it, and the header that confirms it.
+    pub fn deflate(&self) -> Option<(Deflate, HeaderValue)> {
+        Deflate::negotiate(elements(self.headers, &SEC_WEBSOCKET_EXTENSIONS))
     }
 
     /// The answer that makes the connection a WebSocket: 101, choosing `protocol` if there is one.

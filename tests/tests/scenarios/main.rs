@@ -8,6 +8,7 @@ mod autobahn;
 mod bad_input;
 mod centrifuge;
 mod commands;
+mod compression;
 mod doors;
 mod endurance;
 mod faults;
