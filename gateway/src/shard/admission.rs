@@ -114,6 +114,8 @@ impl Worker {
         own_task: OwnTask,
     ) -> Response<ShardBody> {
         let began = Instant::now();
+        // Of requests that came in one go, each waits for its turn among the others of this thread.
+        tokio::task::yield_now().await;
         let upgrade = hyper::upgrade::on(&mut request);
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(RequestName(self.context.ids.next()));
