@@ -151,6 +151,8 @@ impl Worker {
     ) -> Response<ShardBody> {
         http.busy.set(true);
         let began = Instant::now();
+        // Of requests that came in one go, each waits for its turn among the others of this thread.
+        tokio::task::yield_now().await;
         let upgrade = hyper::upgrade::on(&mut request);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(standing);

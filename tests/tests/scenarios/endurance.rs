@@ -48,7 +48,10 @@ async fn junk_connections_leave_nothing_behind() -> Result<()> {
 #[tokio::test]
 async fn sessions_that_came_and_went_leave_nothing_behind() -> Result<()> {
     let redis = RedisServer::start().await?;
-    let node = Builder::new().set("broker.url", &redis.url()).start().await?;
+    let node = Builder::new().set("broker.url", &redis.url()).set("broker.subscribers", "1").start().await?;
+    // With its first canary, the node has all the connections to Redis that it will have.
+    node.until_samples("a canary", |samples| samples.sum("tidegate_broker_canary_seconds_count", &[]) > 0)
+        .await?;
     let token = anywhere("alice");
     let opened = node.samples().await?.sum("tidegate_connections_opened_total", &[]);
     let total = count()?;

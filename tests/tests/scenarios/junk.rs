@@ -274,9 +274,6 @@ async fn a_flood_of_pings_is_bounded() -> Result<()> {
 async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
     const PONG: [u8; 6] = [0x8a, 0x80, 1, 2, 3, 4];
     const NUMBERS: usize = 50;
-    /// Bytes of the flood that the node may read while a neighbour says a number and hears it. A turn takes a
-    /// quarter of a mebibyte of it, and a number needs a few turns.
-    const SHARE: u64 = 8 << 20;
     let node = Builder::new().set("shards", "1").start().await?;
     let mut witness = Witness::of(&node).await?;
     let before = node.levels_of(1).await?;
@@ -288,6 +285,30 @@ async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
         let flood = flood.clone();
         flooding.spawn(async move { while socket.send_bytes(&flood).await.is_ok() {} });
     }
+    its_share(&node, &mut witness, NUMBERS).await.context("frames")?;
+    flooding.shutdown().await;
+    node.until_levels(&before).await?;
+
+    let request = Request::get("/nowhere").header("Connection", "keep-alive").header("X", &"x".repeat(8000));
+    let flood = request.bytes(node.public).repeat(100);
+    for _ in 0..2 {
+        let (mut reading, mut writing) = TcpStream::connect(node.public).await?.into_split();
+        let flood = flood.clone();
+        flooding.spawn(async move { while writing.write_all(&flood).await.is_ok() {} });
+        flooding.spawn(async move { drop(tokio::io::copy(&mut reading, &mut tokio::io::sink()).await) });
+    }
+    its_share(&node, &mut witness, NUMBERS).await.context("requests")?;
+    flooding.shutdown().await;
+    node.until_levels(&before).await?;
+    ensure!(witness.finish().await? > 0);
+    node.ensure_sound()
+}
+
+/// Fails unless the witness goes on counting while a flood is read.
+async fn its_share(node: &Node, witness: &mut Witness, count: usize) -> Result<()> {
+    /// Bytes of the flood that the node may read while a neighbour says a number and hears it. A turn takes a
+    /// quarter of a mebibyte of each socket's at most, and a number needs a few turns.
+    const SHARE: u64 = 8 << 20;
     let read =
         async || anyhow::Ok(node.samples().await?.sum("tidegate_network_bytes_total", &["direction=\"in\""]));
     let began = read().await?;
@@ -296,13 +317,10 @@ async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
     })
     .await?;
     let (from, numbers) = (read().await?, witness.heard());
-    witness.until(numbers + NUMBERS).await?;
-    let share = (read().await? - from) / NUMBERS as u64;
+    witness.until(numbers + count).await?;
+    let share = (read().await? - from) / count as u64;
     ensure!(share < SHARE, "{share} bytes of a flood were read for each number of a neighbour");
-    flooding.shutdown().await;
-    node.until_levels(&before).await?;
-    ensure!(witness.finish().await? > 0);
-    node.ensure_sound()
+    Ok(())
 }
 
 /// Fragments that never end meet the bound of a message, and those without a byte cost nothing.
