@@ -322,15 +322,9 @@ impl Auth {
     }
 
     fn read(from: &mut Reader) -> Self {
-        let secret = from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE);
-        // Only of a file that could be read: what was wrong with it has been said.
-        let secret_file = secret
-            .is_some()
-            .then(|| from.file_that_counts(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE));
         let auth = Self {
             keys: LocalKeys {
-                secret,
-                secret_file: secret_file.flatten(),
+                secret: from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE),
                 files: from.read_optional(&key::AUTH_KEYS).unwrap_or_default(),
                 jwks: from.read_optional(&key::AUTH_JWKS_FILE),
             },

@@ -60,9 +60,8 @@ async fn serve(mut config: Config) -> anyhow::Result<Departure> {
     let demo = config.demo;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     // Installed before the port opens; without anything to reload, SIGHUP keeps its usual meaning.
-    let keys = &config.auth.keys;
     let reloads =
-        config.tls.is_some() || !keys.files.is_empty() || keys.jwks.is_some() || keys.secret_file.is_some();
+        config.tls.is_some() || !config.auth.keys.files.is_empty() || config.auth.keys.jwks.is_some();
     let mut hangup = reloads.then(|| signal(SignalKind::hangup())).transpose()?;
     let node = if config.auth.has_key() {
         Node::start(config)?

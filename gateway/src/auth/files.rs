@@ -31,10 +31,8 @@ const MAX_KEY_FILE: usize = 64 * 1024;
 /// What the configuration says of keys on this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalKeys {
-    /// `auth.hs256_secret`, wherever it came from.
+    /// `auth.hs256_secret`
     pub secret: Option<Secret>,
-    /// `auth.hs256_secret_file`, if that is where it came from.
-    pub secret_file: Option<PathBuf>,
     /// `auth.keys`
     pub files: Vec<KeyFile>,
     /// `auth.jwks_file`
@@ -58,9 +56,6 @@ pub enum LoadError {
     /// The secret of the configuration.
     #[error(transparent)]
     Secret(KeyError),
-    /// Its file cannot be read.
-    #[error("expected a file that can be read: {0}")]
-    ReadSecret(io::Error),
     /// A key's file cannot be read.
     #[error("{id:?}: expected a file that can be read: {error}")]
     Read {
@@ -95,7 +90,6 @@ impl LoadError {
     pub fn key(&self) -> &'static str {
         match self {
             Self::Secret(_) => "auth.hs256_secret",
-            Self::ReadSecret(_) => "auth.hs256_secret_file",
             Self::Read { .. } | Self::Key { .. } => "auth.keys",
             Self::ReadSet(_) | Self::Set(_) => "auth.jwks_file",
             Self::Metrics(_) => "auth",
@@ -119,7 +113,7 @@ impl LocalKeys {
     /// Everything that is wrong with them, one sentence each.
     pub fn complaints(&self) -> Vec<LoadError> {
         let one = |files: Vec<KeyFile>, jwks| {
-            let local = Self { files, jwks, ..Self::default() };
+            let local = Self { secret: None, files, jwks };
             local.read().and_then(|contents| local.parse(&contents)).err()
         };
         let keys = self.files.iter().filter_map(|file| one(vec![file.clone()], None));
@@ -132,20 +126,17 @@ impl LocalKeys {
                 .map_err(|error| LoadError::Read { id: file.id.clone(), error })
         };
         let set = |path: &PathBuf| read_file(path, Document::MAX_BYTES).map_err(LoadError::ReadSet);
-        let secret = |path: &PathBuf| read_file(path, MAX_KEY_FILE).map_err(LoadError::ReadSecret);
         Ok(Contents {
-            secret: self.secret_file.as_ref().map(secret).transpose()?,
             keys: self.files.iter().map(key).collect::<Result<_, _>>()?,
             set: self.jwks.as_ref().map(set).transpose()?,
         })
     }
 
     fn parse(&self, contents: &Contents) -> Result<Loaded, LoadError> {
-        let in_file = contents.secret.as_deref().map(without_line_break);
-        let secret = in_file.or_else(|| self.secret.as_ref().map(Secret::expose));
-        let secret = secret
-            .into_iter()
-            .map(|secret| Key::shared(None, Algorithm::Hs256, secret).map_err(LoadError::Secret));
+        let secret = self
+            .secret
+            .iter()
+            .map(|secret| Key::shared(None, Algorithm::Hs256, secret.expose()).map_err(LoadError::Secret));
         let keys = self.files.iter().zip(&contents.keys).map(|(KeyFile { id, algorithm, .. }, bytes)| {
             let key = if algorithm.is_shared() {
                 Key::shared(Some(id), *algorithm, without_line_break(bytes))
@@ -164,7 +155,6 @@ impl LocalKeys {
 /// What the files hold.
 #[derive(Clone, PartialEq, Eq)]
 struct Contents {
-    secret: Option<Vec<u8>>,
     keys: Vec<Vec<u8>>,
     set: Option<Vec<u8>>,
 }

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{
@@ -65,7 +65,8 @@ impl Reader {
         key: &Key<K>,
         file_key: &Key<kind::File>,
     ) -> Option<K::Value> {
-        let (direct, by_file) = (self.rank(key), self.rank(file_key));
+        let rank = |given: Option<&Given>| given.map(|given| given.source.rank());
+        let (direct, by_file) = (rank(self.layers.get(key.name)), rank(self.layers.get(file_key.name)));
         if direct.is_some() && direct == by_file {
             let expected = format!("expected either {} or {}, not both", key.name, file_key.name);
             self.complain(file_key, expected);
@@ -90,19 +91,6 @@ impl Reader {
                 None
             }
         }
-    }
-
-    /// The file that [`Self::text_or_file`] takes the value from, if it does.
-    pub(super) fn file_that_counts<K: Kind>(
-        &mut self,
-        key: &Key<K>,
-        file_key: &Key<kind::File>,
-    ) -> Option<PathBuf> {
-        if self.rank(file_key) > self.rank(key) { self.read_optional(file_key) } else { None }
-    }
-
-    fn rank<K: Kind>(&self, key: &Key<K>) -> Option<u8> {
-        self.layers.get(key.name).map(|given| given.source.rank())
     }
 
     /// The room policies, in the order in which they were written.

@@ -272,7 +272,7 @@ table! {
         kind: File { holds_secret: true },
         default: Unset { example: r#""/run/secrets/hs256""# },
         doc: "A file that holds what would be `auth.hs256_secret`.",
-        more: "A line break at its end is not part of the key. Read again when it changes.",
+        more: "A line break at its end is not part of the key.",
     };
     AUTH_KEYS: KeyTable = Key {
         name: "auth.keys",
