@@ -303,6 +303,11 @@ impl Key {
         if algorithm.family() == Family::Rsa {
             check_rsa(spki)?;
         }
+        let is_v1_5 = matches!(algorithm, Algorithm::Rs256 | Algorithm::Rs384 | Algorithm::Rs512);
+        // The library would take it.
+        if is_v1_5 && contains(spki.get(..40).unwrap_or(spki), RSASSA_PSS) {
+            return Err(KeyError::Unfit(algorithm.as_str()));
+        }
         Ok(key)
     }
 
@@ -336,6 +341,10 @@ impl fmt::Debug for Key {
             .finish_non_exhaustive()
     }
 }
+
+/// The type of a key that is for PSS alone, as it stands at the beginning of a `SubjectPublicKeyInfo`
+/// (RFC 4055 §1.2).
+const RSASSA_PSS: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 10];
 
 /// The library checks the size when a signature is verified; here a weak key is refused when it is loaded.
 fn check_rsa(spki: &[u8]) -> Result<(), KeyError> {

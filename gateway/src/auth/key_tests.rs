@@ -280,6 +280,10 @@ fn a_pem_file_holds_one_public_key_for_its_algorithm() {
 
 /// The `SubjectPublicKeyInfo` of an RSA key, by hand (RFC 8017 A.1.1).
 fn rsa_spki(n: &[u8], e: &[u8]) -> Vec<u8> {
+    rsa_spki_of(&[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 1, 5, 0], n, e)
+}
+
+fn rsa_spki_of(algorithm: &[u8], n: &[u8], e: &[u8]) -> Vec<u8> {
     let der = |tag: u8, body: &[u8]| {
         let length = u16::try_from(body.len()).unwrap().to_be_bytes();
         let head = match length {
@@ -291,8 +295,7 @@ fn rsa_spki(n: &[u8], e: &[u8]) -> Vec<u8> {
     };
     let integer = |bytes: &[u8]| der(2, &[&[0], bytes].concat()); // above 2^1023: a sign byte first
     let key = der(0x30, &[integer(n), der(2, e)].concat());
-    let algorithm = [0x30, 13, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 1, 5, 0];
-    der(0x30, &[&algorithm[..], &der(3, &[&[0], &key[..]].concat())].concat())
+    der(0x30, &[der(0x30, algorithm), der(3, &[&[0], &key[..]].concat())].concat())
 }
 
 #[test]
@@ -304,6 +307,19 @@ fn weak_rsa_keys_are_refused_in_pem_too() {
     assert_eq!(read(&n, &[1, 0, 1]), Ok(()));
     for (n, e) in [(&n[..], &[1][..]), (&n, &[2]), (&n[..128], &[1, 0, 1]), (&n[..255], &[1, 0, 1])] {
         assert!(read(n, e).is_err());
+    }
+}
+
+#[test]
+fn a_key_for_pss_alone_is_none_for_pkcs_1() {
+    let only_pss = [6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 10];
+    let pem = pem("PUBLIC KEY", &rsa_spki_of(&only_pss, &bytes(RSA_N), &[1, 0, 1]));
+    for algorithm in &Algorithm::ALL[3..6] {
+        let refused = Key::public(None, *algorithm, pem.as_bytes()).map(drop);
+        assert_eq!(refused, Err(KeyError::Unfit(algorithm.as_str())));
+    }
+    for algorithm in &Algorithm::ALL[6..9] {
+        assert!(Key::public(None, *algorithm, pem.as_bytes()).is_ok(), "{algorithm:?}");
     }
 }
 
