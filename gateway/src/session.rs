@@ -34,6 +34,8 @@ pub struct Session {
     subscriptions: Vec<Subscription>,
     /// What it has used of its limits.
     purse: Purse,
+    /// Whether the client owes an answer to a ping.
+    pinged: bool,
 }
 
 /// A room that the client has asked for.
@@ -90,7 +92,15 @@ impl Session {
     }
 
     fn of(id: SessionId, identity: Option<Arc<Identity>>, begun: bool, protocol: Protocol) -> Self {
-        Self { id, identity, begun, protocol, subscriptions: Vec::new(), purse: Purse::default() }
+        Self {
+            id,
+            identity,
+            begun,
+            protocol,
+            subscriptions: Vec::new(),
+            purse: Purse::default(),
+            pinged: false,
+        }
     }
 
     /// Its name across all nodes.
@@ -115,8 +125,11 @@ impl Session {
         commands: &mut Vec<Command>,
         effects: &mut Vec<Effect>,
     ) {
-        let paid = around.allowance.bytes(&self.purse, self.user(), bytes);
         self.protocol.decode(message, commands);
+        if commands.is_empty() && std::mem::take(&mut self.pinged) {
+            return;
+        }
+        let paid = around.allowance.bytes(&self.purse, self.user(), bytes);
         if commands.is_empty() {
             // It asked for nothing, and still was to be read.
             if let Err(limit) = paid.and_then(|()| around.allowance.command(&self.purse, self.user())) {
@@ -131,6 +144,19 @@ impl Session {
             if matches!(effects.last(), Some(Effect::Close(_))) {
                 break; // nobody listens any more
             }
+        }
+    }
+
+    /// What keeps the connection alive and asks the client whether it is there. Its answer costs it nothing.
+    pub fn heartbeat(&mut self) -> Bytes {
+        self.pinged = true;
+        self.protocol.heartbeat()
+    }
+
+    /// The client sent a pong, asked for or not.
+    pub fn pong(&mut self, bytes: usize, around: &Surroundings<'_>, effects: &mut Vec<Effect>) {
+        if !std::mem::take(&mut self.pinged) {
+            self.receive_other(bytes, around, effects);
         }
     }
 

@@ -120,3 +120,31 @@ impl LiveSettings {
         (!Arc::ptr_eq(&current, held)).then(|| std::mem::replace(held, Arc::clone(&current)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{auth::Subject, config::Sources};
+
+    fn settings(user_commands: &str) -> Settings {
+        let flags = vec![("limits.user_commands".to_owned(), user_commands.to_owned())];
+        let config = Config::load(&Sources { flags, ..Sources::default() });
+        Settings::new(&config.unwrap_or_else(|errors| panic!("{errors}")), &[7; 32])
+    }
+
+    /// What users have used outlives a reload that does not concern it.
+    #[test]
+    fn new_rates_count_at_once_and_old_ones_keep_their_accounts() {
+        let live = LiveSettings::new(settings("1/h burst 2"));
+        let mut held = live.load();
+        let alice = Subject::new("alice").unwrap();
+        let left = || (0..10).filter(|_| live.limiters().user_command(&alice).is_ok()).count();
+        assert_eq!(left(), 2);
+        assert!(!live.refresh(&mut held));
+        live.replace(settings("1/h burst 2"));
+        assert!(live.refresh(&mut held));
+        assert_eq!(left(), 0);
+        live.replace(settings("1/h burst 3"));
+        assert_eq!(left(), 3);
+    }
+}

@@ -62,6 +62,51 @@ fn the_defaults_are_what_the_reference_promises() {
     assert!(config.rooms.is_empty());
 }
 
+#[test]
+fn rates_are_read_from_every_layer_and_refused_in_words() {
+    let mut sources =
+        file("[limits]\ncommands = '100/s burst 200'\nbytes = '1MiB/s burst 4MiB'\nuser_commands = 0");
+    sources.env = env(&[("TIDEGATE_LIMITS__ATTEMPTS_PER_ADDRESS", "off")]).env;
+    sources.flags = flags(&[("limits.user_bytes", "600KiB/m")]).flags;
+    let limits = load(&sources).limits;
+    assert_eq!(limits.commands, Some("100/s burst 200".parse().unwrap()));
+    assert_eq!(limits.bytes, Some("1MiB/s burst 4MiB".parse().unwrap()));
+    assert_eq!((limits.user_commands, limits.attempts_per_address), (None, None));
+    assert_eq!(limits.user_bytes, Some("600KiB/m".parse().unwrap()));
+
+    let wrong = flags(&[
+        ("limits.commands", "100"),
+        ("limits.accepts", "0/s"),
+        ("limits.user_commands", "1/h burst 100"),
+        ("limits.bytes", "4KiB/s"),
+        ("limits.connections_per_address", "-1"),
+        ("public.trusted_proxies", "10.0.0.1/8"),
+        ("public.proxy_protocol", "true"),
+        ("public.forwarded_header", "x-real-ip"),
+    ]);
+    let complaints = complaints(&wrong);
+    for expected in [
+        "limits.commands = \"100\" (command line): a rate is a number, what it is for, and perhaps how much may come \
+         at once: 100/s, 600/m burst 50, or off",
+        "limits.accepts = \"0/s\" (command line): an amount and a burst lie between 1 and 1073741824, or off",
+        "limits.user_commands = \"1/h burst 100\" (command line): a burst must be refilled within a day, or off",
+        "limits.bytes = \"4KiB/s\" (command line): expected a burst of at least limits.message_size, 64KiB",
+        "limits.connections_per_address = \"-1\" (command line): expected a whole number from 1 to 10000000, or off",
+        "public.trusted_proxies = \"10.0.0.1/8\" (command line): expected a list of IP addresses and networks, such as \
+         [\"10.0.0.0/8\", \"::1\"]",
+        "public.forwarded_header = \"x-real-ip\" (command line): expected x-forwarded-for or forwarded",
+    ] {
+        assert!(complaints.iter().any(|line| line == expected), "{expected}\nis not among\n{complaints:#?}");
+    }
+    assert_eq!(complaints.len(), 7, "the PROXY protocol rests on a list that was not read: {complaints:#?}");
+    assert_eq!(
+        self::complaints(&flags(&[("public.proxy_protocol", "true")])),
+        [
+            "public.proxy_protocol = \"true\" (command line): expected public.trusted_proxies to say who speaks it"
+        ],
+    );
+}
+
 /// The table of limits is written by hand: at least no limit is missing there and no default has changed.
 #[test]
 fn the_table_of_limits_has_every_limit_and_its_default() {

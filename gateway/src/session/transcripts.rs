@@ -258,7 +258,7 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
                 .chain([member.to_owned()])
                 .collect();
         }
-        "heartbeat" => effects.push(Effect::Send(session.protocol().heartbeat())),
+        "heartbeat" => effects.push(Effect::Send(session.heartbeat())),
         "farewell" => {
             let reason = match rest {
                 "drain" => CloseReason::Drain,

@@ -296,7 +296,7 @@ impl Connection {
                 if now >= self.next_ping.get() {
                     self.outbound.borrow_mut().release();
                     self.next_ping.set(now.after(self.heartbeat_interval(worker)));
-                    let ping = self.session.borrow().protocol().heartbeat();
+                    let ping = self.session.borrow_mut().heartbeat();
                     self.queue(worker, ping);
                     worker.touch(self.key);
                 }

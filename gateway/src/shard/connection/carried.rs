@@ -171,7 +171,7 @@ impl Connection {
             }
             Event::Pong(_) => {
                 return self.ask_session(worker, |session, around, effects| {
-                    session.receive_other(size, around, effects);
+                    session.pong(size, around, effects);
                 });
             }
             Event::Close(_) => {
