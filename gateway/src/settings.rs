@@ -129,7 +129,10 @@ mod tests {
     fn settings(user_commands: &str) -> Settings {
         let flags = vec![("limits.user_commands".to_owned(), user_commands.to_owned())];
         let config = Config::load(&Sources { flags, ..Sources::default() });
-        Settings::new(&config.unwrap_or_else(|errors| panic!("{errors}")), &[7; 32])
+        Settings::new(
+            &config.unwrap_or_else(|errors| panic!("{errors}")),
+            Arc::new(Keyring::new(Vec::new(), Vec::new())),
+        )
     }
 
     /// What users have used outlives a reload that does not concern it.
@@ -140,9 +143,9 @@ mod tests {
         let alice = Subject::new("alice").unwrap();
         let left = || (0..10).filter(|_| live.limiters().user_command(&alice).is_ok()).count();
         assert_eq!(left(), 2);
-        assert!(!live.refresh(&mut held));
+        assert!(live.refresh(&mut held).is_none());
         live.replace(settings("1/h burst 2"));
-        assert!(live.refresh(&mut held));
+        assert!(live.refresh(&mut held).is_some());
         assert_eq!(left(), 0);
         live.replace(settings("1/h burst 3"));
         assert_eq!(left(), 3);
