@@ -100,7 +100,7 @@ fn fanout(address: SocketAddr, name: &str, more: &[&str]) -> (Output, Value) {
     let output = tester(
         &[
             &[
-                "fanout",
+                "cost",
                 "--url",
                 &url,
                 "--members",
@@ -184,12 +184,12 @@ fn a_refused_upgrade_is_told_and_nothing_is_measured() {
         socket.write_all(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n").unwrap();
         end.recv().unwrap();
     });
-    let output = tester(&["fanout", "--url", &format!("ws://{address}/rooms/x"), "--members", "1"]);
+    let output = tester(&["cost", "--url", &format!("ws://{address}/rooms/x"), "--members", "1"]);
     ended.send(()).unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(
-        words.contains("member 1 of 1 does not stand: the upgrade was refused with status 429"),
+        words.contains("member 1 of 1 does not stand: the connection was refused with status 429"),
         "{words}"
     );
 }
@@ -221,15 +221,4 @@ fn the_limit_and_a_server_in_one_run() {
         "{text}"
     );
     assert!(text.contains("× the bare loop"), "{text}");
-}
-
-#[test]
-fn idle_connections_have_a_slope() {
-    let pid = std::process::id().to_string();
-    let url = format!("ws://{}/rooms/x", server(30, faithful));
-    let output =
-        tester(&["idle", "--url", &url, "--connections", "10,30", "--server-pid", &pid, "--window", "0"]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("per connection, slope from 10 to 30: RSS"), "{text}");
 }
