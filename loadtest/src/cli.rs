@@ -11,7 +11,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 pub use self::load::{Chat, Fanout, Idle, Mixed, Rooms, Slow, Storm};
-use crate::{room::Load, stamp::Stamp, target::TargetArgs, websocket::MAX_PAYLOAD};
+use crate::{compare::peer::Kind, room::Load, stamp::Stamp, target::TargetArgs, websocket::MAX_PAYLOAD};
 
 /// A load tester for `WebSocket` gateways that counts what was lost.
 #[derive(Debug, Parser)]
@@ -43,6 +43,8 @@ pub enum Scenario {
     Yardstick(Yardstick),
     /// `cost` and `yardstick` in alternating rounds, and the ratio between them
     CompareLimit(CompareLimit),
+    /// The same scenarios against Tidegate and its peers, in alternating rounds of one session
+    Compare(Compare),
     /// The process that `yardstick` measures
     #[command(hide = true)]
     YardstickServer(YardstickServer),
@@ -106,6 +108,55 @@ pub struct CompareLimit {
     /// Fail if the server's median p99 is more than this many times the yardstick's; needs --rate
     #[arg(long, requires = "rate")]
     pub expect_p99_ratio: Option<f64>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
+pub struct Compare {
+    /// Which servers; those that cannot be had here are skipped with a word
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "tidegate,tidegate-redis,ws,socket-io,nchan"
+    )]
+    pub servers: Vec<Kind>,
+    /// The gateway's program [default: tidegate, beside this program]
+    #[arg(long)]
+    pub tidegate: Option<PathBuf>,
+    /// The directory with the peers' scripts; `npm ci` there installs what they need
+    #[arg(long, default_value = "loadtest/compare")]
+    pub scripts: PathBuf,
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// Members of the room
+    #[arg(long, default_value_t = 1000)]
+    pub members: usize,
+    /// Messages of a round
+    #[arg(long, default_value_t = 400)]
+    pub messages: u64,
+    /// Messages per second where latency is measured
+    #[arg(long, default_value_t = 30.0, value_parser = rate)]
+    pub rate: f64,
+    /// Connections that are held idle, and that come at once
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(10..))]
+    pub idle: u32,
+    /// Pin every server to this CPU
+    #[arg(long)]
+    pub server_cpu: Option<usize>,
+    /// Pin the tester to this CPU
+    #[arg(long)]
+    pub client_cpu: Option<usize>,
+    /// After this time no further round is begun
+    #[arg(long, default_value = "1h")]
+    pub time_limit: Time,
+    /// Write the results as JSON to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Write the results to this Markdown file, such as loadtest/RESULTS.md, and plots to results/ beside it
+    #[arg(long)]
+    pub results: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]

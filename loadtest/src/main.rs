@@ -11,6 +11,7 @@
 //! | [`dialect`], [`websocket`], [`sse`], [`tls`] | what is said on them |
 //! | [`publisher`] | the connection that publishes past the clients: HTTP, Redis |
 //! | [`stamp`], [`ledger`], [`latency`] | the marks of a message, and the books about it |
+//! | [`compare`] | Tidegate and its peers, started and measured in turn |
 //! | [`room`] | rounds: what a delivery costs |
 //! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and what they say, added up |
 //! | [`worker`], [`books`] | one of these processes: a part of the clients and of the schedule |
@@ -23,6 +24,7 @@
 mod books;
 mod cli;
 mod clock;
+mod compare;
 mod crew;
 mod dialect;
 mod latency;
@@ -80,6 +82,7 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::Cost(args) => scenario::cost::run(&args),
         Scenario::Yardstick(args) => scenario::yardstick::run(&args),
         Scenario::CompareLimit(args) => scenario::compare_limit::run(&args),
+        Scenario::Compare(args) => compare::run(&args),
         Scenario::YardstickServer(args) => scenario::yardstick::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Fanout(args) => scenario::load::fanout(&args),
         Scenario::Rooms(args) => scenario::load::rooms(&args),

@@ -1,7 +1,5 @@
 //! Runs at a steady rate, and connections, against servers whose faults are known exactly.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test panics where it fails")]
-
 mod support;
 
 use std::{

@@ -1,7 +1,5 @@
 //! The tester against real nodes on a real Redis: every protocol, every way to publish, and nothing lost.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test panics where it fails")]
-
 mod support;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};

@@ -93,6 +93,45 @@ pub fn draw(chart: &Chart) -> String {
     out
 }
 
+/// Draws a bar for every value, all from zero.
+pub fn bars(title: &str, unit: &str, values: &[(&str, f64)]) -> String {
+    const BAR: f64 = 26.0;
+    const NAMES: f64 = 130.0;
+    const NUMBERS: f64 = 70.0;
+    let axis = Axis::over(values.iter().map(|value| value.1).chain([0.0]), true);
+    #[expect(clippy::cast_precision_loss, reason = "a few bars")]
+    let height = 40.0 + BAR * values.len() as f64;
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
+         font-family=\"system-ui,sans-serif\" font-size=\"12\"><title>{title}</title>\
+         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\
+         <text x=\"8\" y=\"20\" font-size=\"13\" font-weight=\"600\" fill=\"#222\">{title}, {unit}</text>",
+        title = escape(title),
+        unit = escape(unit),
+    );
+    let mut top = 32.0;
+    for (number, (name, value)) in values.iter().enumerate() {
+        let colour = COLOURS.get(number % COLOURS.len()).unwrap_or(&"#000");
+        let length = axis.part(*value) * (WIDTH - NAMES - NUMBERS);
+        let _ = write!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#222\">{}</text>\
+             <rect x=\"{NAMES}\" y=\"{top:.1}\" width=\"{length:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\" fill=\"#222\">{}</text>",
+            NAMES - 8.0,
+            top + 14.0,
+            escape(name),
+            BAR - 6.0,
+            NAMES + length + 6.0,
+            top + 14.0,
+            short(*value),
+        );
+        top += BAR;
+    }
+    out.push_str("</svg>");
+    out
+}
+
 /// The range of an axis.
 struct Axis {
     low: f64,
