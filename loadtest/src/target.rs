@@ -1,6 +1,6 @@
 //! What is tested and how it is published to, parsed once from the command line.
 //!
-//! A test of many rooms names them all at once: `{n}` in a URL, a channel or a topic stands for the room's
+//! A test of many rooms names them all at once: `{room}` in a URL, a channel or a topic stands for the room's
 //! number.
 
 use std::{
@@ -19,18 +19,18 @@ use serde::{Deserialize, Serialize};
 use crate::{dialect::Dialect, tls::Tls, token::Credentials};
 
 /// Stands for a room's number.
-pub const NUMBER: &str = "{n}";
+pub const NUMBER: &str = "{room}";
 
 /// What is tested, as flags and as a worker process is told it.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 pub struct TargetArgs {
-    /// Where clients connect: ws://, wss://, http:// or https:// (server-sent events); {n} is the room's number
-    #[arg(long, default_value = "ws://127.0.0.1:8080/rooms/demo:{n}")]
+    /// Where clients connect: ws://, wss://, http:// or https:// (server-sent events); {room} is the room's number
+    #[arg(long, default_value = "ws://127.0.0.1:8080/rooms/demo:{room}")]
     pub url: String,
     /// What is spoken there
     #[arg(long, value_enum, default_value_t = Protocol::Plain)]
     pub protocol: Protocol,
-    /// The channel of a Centrifuge or Socket.IO client [default: load:{n}]
+    /// The channel of a Centrifuge or Socket.IO client [default: load:{room}]
     #[arg(long)]
     pub channel: Option<String>,
     /// How to publish: client (as the protocol does), http (POST to the URL), or a ws(s)://, http(s)://,
@@ -80,7 +80,7 @@ pub struct Address {
     pub tls: Option<Tls>,
     /// Host and port as written, for the `Host` header.
     pub authority: String,
-    /// The path and the query, with `{n}` as written.
+    /// The path and the query, with `{room}` as written.
     pub path_and_query: String,
 }
 
@@ -356,13 +356,13 @@ mod tests {
     #[test]
     fn a_url_is_taken_apart() {
         let Target { entrance, .. } =
-            target("--url ws://127.0.0.1:8080/rooms/a%3A{n}?token=secret", 2).unwrap();
+            target("--url ws://127.0.0.1:8080/rooms/a%3A{room}?token=secret", 2).unwrap();
         let address = &entrance.address;
         assert_eq!(address.socket, "127.0.0.1:8080".parse().unwrap());
         assert_eq!(address.authority, "127.0.0.1:8080");
         assert_eq!(address.path(7), "/rooms/a%3A7?token=secret");
         assert_eq!(entrance.channel(7), "a:7");
-        assert_eq!(address.to_string(), "127.0.0.1:8080/rooms/a%3A{n}");
+        assert_eq!(address.to_string(), "127.0.0.1:8080/rooms/a%3A{room}");
         assert_eq!(entrance.source_addresses, 16);
         let six = target("--url ws://[::1]/", 1).unwrap().entrance.address;
         assert_eq!((six.socket, six.path(0)), ("[::1]:80".parse().unwrap(), "/".to_owned()));
@@ -380,10 +380,10 @@ mod tests {
         let url = "--url ws://127.0.0.1/rooms/x";
         assert!(target(url, 1).is_ok());
         let error = format!("{:#}", target(url, 2).unwrap_err());
-        assert!(error.contains("{n} in --url"), "{error}");
+        assert!(error.contains("{room} in --url"), "{error}");
         assert!(target(&format!("{url} --protocol centrifuge"), 2).is_ok());
         let error = target(&format!("{url} --protocol centrifuge --channel x"), 2).unwrap_err();
-        assert!(format!("{error:#}").contains("{n} in --channel"), "{error:#}");
+        assert!(format!("{error:#}").contains("{room} in --channel"), "{error:#}");
     }
 
     #[test]

@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn each_client_has_a_token_of_its_own() {
-        let credentials = Credentials::new(None, Some("secret"), "load:{n}");
+        let credentials = Credentials::new(None, Some("secret"), "load:{room}");
         let token = credentials.of(7).unwrap().unwrap();
         let key = DecodingKey::from_secret(b"secret");
         let claims = decode::<Value>(&token, &key, &Validation::new(Algorithm::HS256)).unwrap().claims;

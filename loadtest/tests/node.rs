@@ -21,12 +21,12 @@ fn complete(name: &str, scenario: &[&str], listeners: u64) {
 async fn every_protocol_and_every_way_to_publish() {
     let redis = RedisServer::start().await.unwrap();
     let node = Builder::new().set("broker.url", &redis.url()).start().await.unwrap();
-    let plain = format!("--url=ws://{}/rooms/load:{{n}}", node.public);
-    let events = format!("--url=http://{}/rooms/load:{{n}}", node.public);
+    let plain = format!("--url=ws://{}/rooms/load:{{room}}", node.public);
+    let events = format!("--url=http://{}/rooms/load:{{room}}", node.public);
     let centrifuge = format!("--url=ws://{}/connection/websocket", node.public);
     let into_redis = format!("--publish={}", redis.url());
     let socket = format!("--publish={}", redis.unix_url());
-    let by_http = format!("--publish=http://{}/rooms/load:{{n}}", node.public);
+    let by_http = format!("--publish=http://{}/rooms/load:{{room}}", node.public);
     complete("node-plain", &["fanout", &plain, "--members=20"], 20);
     complete("node-http", &["rooms", &plain, "--rooms=4", "--members=5", "--publish=http"], 5);
     complete("node-redis", &["rooms", &plain, "--rooms=4", "--members=5", &into_redis], 5);
@@ -69,7 +69,7 @@ async fn tls_with_and_without_trust() {
 #[tokio::test]
 async fn a_mix_and_a_stalled_client_cost_nobody_else_a_message() {
     let node = Builder::new().start().await.unwrap();
-    let url = format!("--url=ws://{}/rooms/load:{{n}}", node.public);
+    let url = format!("--url=ws://{}/rooms/load:{{room}}", node.public);
     let secret = format!("--hs256-secret={SECRET}");
     let flags = ["slow", &url, &secret, "--members=10", "--stalled=2", "--duration=1s", "--rate=100"];
     let (output, slow) = report("node-slow", &[&flags[..], &["--expect-lost=0"]].concat());

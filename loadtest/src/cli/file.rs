@@ -202,4 +202,12 @@ mod tests {
         assert!(wrong.iter().all(|words| words.starts_with("group 1: ")), "{wrong:?}");
         assert!(group("members").is_err() && group("colour=red").is_err());
     }
+
+    #[test]
+    fn the_file_in_the_readme_can_be_pasted() {
+        let readme = include_str!("../../README.md");
+        let (_, file) = readme.split_once("```toml\n").unwrap();
+        let (file, _) = file.split_once("```").unwrap();
+        assert!(flags("mixed", file).unwrap().contains(&"members=5000 name=big rate=10".to_owned()));
+    }
 }

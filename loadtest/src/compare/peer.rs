@@ -208,12 +208,12 @@ impl Peer {
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         match self.kind {
             Kind::Tidegate | Kind::TidegateRedis => {
-                flags.push(format!("--url=ws://{at}/rooms/load:{{n}}"));
+                flags.push(format!("--url=ws://{at}/rooms/load:{{room}}"));
                 flags.push(format!("--hs256-secret={SECRET}"));
             }
-            Kind::Ws => flags.push(format!("--url=ws://{at}/load:{{n}}")),
+            Kind::Ws => flags.push(format!("--url=ws://{at}/load:{{room}}")),
             Kind::Nchan => {
-                flags.push(format!("--url=ws://{at}/load-{{n}}"));
+                flags.push(format!("--url=ws://{at}/load-{{room}}"));
                 flags.push("--protocol=raw".into());
             }
             Kind::SocketIo => {
