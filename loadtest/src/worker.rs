@@ -261,12 +261,7 @@ impl Worker {
 
     /// How many connections may have been begun, by the ramp.
     fn allowed(&self, now: u64) -> usize {
-        let passed = now.saturating_sub(self.opening_since);
-        if passed >= self.plan.ramp {
-            return self.wanted;
-        }
-        let part = u128::from(passed) * self.wanted as u128 / u128::from(self.plan.ramp);
-        usize::try_from(part).unwrap_or(usize::MAX)
+        ramped(now.saturating_sub(self.opening_since), self.plan.ramp, self.wanted)
     }
 
     /// How long nothing is due.
@@ -502,4 +497,29 @@ impl Batch {
 fn is_readable(input: &(impl AsFd + Read)) -> anyhow::Result<bool> {
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     Ok(poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now))? > 0)
+}
+
+/// How many of `all` are to be begun once `passed` of `ramp` nanoseconds have passed.
+fn ramped(passed: u64, ramp: u64, all: usize) -> usize {
+    if passed >= ramp {
+        return all;
+    }
+    let part = u128::from(passed) * all as u128 / u128::from(ramp);
+    usize::try_from(part).unwrap_or(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ramp_is_even_and_ends_with_everybody() {
+        let second = clock::SECOND;
+        assert_eq!(
+            [0, second / 4, second - 1, second].map(|passed| ramped(passed, second, 1000)),
+            [0, 250, 999, 1000]
+        );
+        assert_eq!(ramped(0, 0, 1000), 1000, "without a ramp, at once");
+        assert_eq!(ramped(u64::MAX - 1, u64::MAX, usize::MAX), usize::MAX - 1);
+    }
 }

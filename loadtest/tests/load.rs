@@ -6,7 +6,9 @@ use std::{
     io::Write,
     net::{Ipv4Addr, TcpListener},
     process::Stdio,
+    sync::mpsc::sync_channel,
     thread,
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -113,6 +115,42 @@ fn everybody_publishes_in_a_chat() {
     let (output, report) = report("load-chat", &[&["chat"], &SHORT[..], &more].concat());
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_counts(&report, &[("published", 30), ("expected", 180), ("delivered", 180)]);
+}
+
+#[test]
+fn a_pause_of_the_server_is_felt_by_every_message_that_was_due() {
+    // A hundred messages in a second, and a pause of 600 ms: those that were due in its first 100 ms, a tenth of
+    // all, arrive 500 ms late or later. A slow machine makes that more, never less.
+    let server = Broadcast::start(|client, message, published| {
+        if (client, message) == (0, 10) {
+            let (_open, never) = sync_channel::<()>(0);
+            let _silence = never.recv_timeout(Duration::from_millis(600));
+        }
+        vec![published[message].clone()]
+    });
+    let flags = ["fanout", &url(&server), "--members=6", "--rate=100", "--duration=1s", "--expect-lost=0"];
+    let (output, report) = report("load-pause", &flags);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let latency = |name: &str| report["latency"][name].as_f64().unwrap();
+    assert!(latency("p90") > 400_000.0 && latency("max") > 550_000.0, "{}", report["latency"]);
+    assert!(latency("p50") > 30_000.0, "{}", report["latency"]);
+}
+
+#[test]
+fn what_a_broken_publisher_could_not_send_is_not_expected() {
+    // The publisher, client 6, is told to go after ten messages.
+    let server = Broadcast::start(|client, message, published| match (client, message) {
+        (6, 9) => vec![b"goodbye".to_vec()],
+        _ => vec![published[message].clone()],
+    });
+    let (output, report) =
+        report("load-broken", &[&["fanout"], &SHORT[..], &[&url(&server), "--expect-lost=0"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let count = |name: &str| report["counts"][name].as_u64().unwrap();
+    // What was written before the end was noticed is published and lost; the rest could not be sent.
+    assert_eq!((count("delivered"), count("published") + count("unsent")), (60, 30), "{}", report["counts"]);
+    assert_eq!(count("missing"), (count("published") - 10) * 6, "{}", report["counts"]);
+    assert!(count("unsent") > 0, "{}", report["counts"]);
 }
 
 #[test]

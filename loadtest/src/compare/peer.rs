@@ -132,19 +132,19 @@ impl Workshop {
         command
     }
 
-    fn start(&self, kind: Kind, mut command: Command, port: u16) -> anyhow::Result<Child> {
-        let log = fs::File::create(self.scratch.join(format!("{}.log", kind.name())))?;
+    fn start(&self, name: &str, mut command: Command, port: u16) -> anyhow::Result<Child> {
+        let log = fs::File::create(self.scratch.join(format!("{name}.log")))?;
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let mut child = child.with_context(|| format!("cannot start {command:?}"))?;
         let begun = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             if let Some(status) = child.try_wait()? {
-                bail!("{} ended with {status}; see its log", kind.name());
+                bail!("{name} ended with {status}; see its log");
             }
             if begun.elapsed() > PATIENCE {
                 let _gone: std::io::Result<()> = child.kill();
                 let _gone: std::io::Result<_> = child.wait();
-                bail!("{} does not listen; see its log", kind.name());
+                bail!("{name} does not listen; see its log");
             }
             pause()?;
         }
@@ -156,14 +156,15 @@ impl Peer {
     /// Starts the server and waits until it listens.
     pub fn start(kind: Kind, workshop: &Workshop) -> anyhow::Result<Self> {
         let port = free_port()?;
-        let mut processes = Vec::new();
+        // What has been started so far ends with this, should the rest fail.
+        let mut peer = Self { kind, processes: Vec::new(), port, pids: Vec::new() };
         let mut redis = String::new();
         if matches!(kind, Kind::TidegateRedis | Kind::SocketIo) {
             let port = free_port()?;
             let mut command = Command::new("redis-server");
             command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port"]);
             command.arg(port.to_string()).arg("--dir").arg(&workshop.scratch);
-            processes.push(workshop.start(kind, command, port).context("redis-server")?);
+            peer.processes.push(workshop.start("redis-server", command, port)?);
             redis = format!("redis://127.0.0.1:{port}");
         }
         let command = match kind {
@@ -190,15 +191,16 @@ impl Peer {
                 command
             }
         };
-        let child = workshop.start(kind, command, port)?;
-        let mut pids = vec![child.id()];
+        let child = workshop.start(kind.name(), command, port)?;
+        let own = child.id();
+        peer.processes.push(child);
+        peer.pids.push(own);
         if kind == Kind::Nchan {
-            let path = format!("/proc/{0}/task/{0}/children", child.id());
+            let path = format!("/proc/{own}/task/{own}/children");
             let children = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-            pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+            peer.pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
         }
-        processes.push(child);
-        Ok(Self { kind, processes, port, pids })
+        Ok(peer)
     }
 
     /// The flags that make the tester speak with it.

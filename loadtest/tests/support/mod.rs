@@ -5,7 +5,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Command, Output},
     sync::{
@@ -21,7 +21,7 @@ pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket
                           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// What the server does with message number `n` (from 0) for client number `c`: the payloads that it sends in
-/// its place, made from all that have been published.
+/// its place, made from all that have been published. After a `goodbye` that client is cut off.
 pub type Misbehaviour = fn(client: usize, message: usize, published: &[Vec<u8>]) -> Vec<Vec<u8>>;
 
 pub fn faithful(_: usize, message: usize, published: &[Vec<u8>]) -> Vec<Vec<u8>> {
@@ -53,11 +53,17 @@ impl Broadcast {
                     socket.write_all(SWITCH.as_bytes()).unwrap();
                     all.push((number(peer), socket.try_clone().unwrap()));
                     drop(all);
-                    while let Some((0x1, payload)) = read_frame(&mut socket) {
+                    let mut dismissed = false;
+                    while let Some((0x1, payload)) = read_frame(&mut socket).filter(|_| !dismissed) {
                         let mut published = published.lock().unwrap();
                         published.push(payload);
                         for (client, socket) in clients.lock().unwrap().iter_mut() {
                             for payload in misbehave(*client, published.len() - 1, &published) {
+                                if payload == b"goodbye" {
+                                    // What it has sent already stays unread.
+                                    dismissed |= *client == number(peer);
+                                    let _gone = socket.shutdown(Shutdown::Both);
+                                }
                                 let _gone = socket.write_all(&frame(&payload));
                             }
                         }
