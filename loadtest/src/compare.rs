@@ -325,6 +325,7 @@ impl Results {
         let mut facts = vec![self.machine.to_string()];
         facts.extend(self.versions.iter().map(|(name, version)| format!("{name}: {version}")));
         facts.extend(self.skipped.iter().map(|(name, why)| format!("{name} is skipped: {why}")));
+        facts.push("CPU and memory are the server's own; what Redis uses is in no number".into());
         facts.push(
             "× ours: against tidegate-redis for socket-io, which is on Redis too, and tidegate otherwise"
                 .into(),

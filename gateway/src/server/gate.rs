@@ -5,29 +5,27 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use axum::body::Body;
 use broker_bridge::{Broker, RoomName, SessionId};
-use http::{Response, header, request::Parts};
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tracing::field::DisplayValue;
 
 use super::{Problem, Refusal, cors};
 use crate::{
-    auth::{AuthFailure, Authenticator, Identity, Operation, credential},
-    config::Origins,
+    auth::{AuthFailure, Identity, Operation, credential},
     metrics::Metrics,
     protocol::ProtocolName,
+    settings::{LiveSettings, Settings},
     shard::{Peer, RequestName, SessionIds, Vitals},
 };
 
-/// What the public routes know: keys, limits, and whether the node takes anyone at all.
+/// What the public routes know: settings, and whether the node takes anyone at all.
 pub struct Gate {
-    /// Verifies tokens.
-    pub authenticator: Arc<Authenticator>,
-    /// Web pages that may connect.
-    pub origins: Origins,
+    /// Keys, origins, limits and times.
+    pub settings: Arc<LiveSettings>,
     /// Where publications go.
     pub broker: Arc<dyn Broker>,
     /// Counts what is refused.
@@ -36,16 +34,6 @@ pub struct Gate {
     pub ids: Arc<SessionIds>,
     /// What each shard holds.
     pub shards: Vec<Arc<Vitals>>,
-    /// `limits.connections`
-    pub max_connections: usize,
-    /// `limits.message_size`, in bytes.
-    pub message_size: usize,
-    /// `limits.rooms_per_session`
-    pub rooms_per_session: usize,
-    /// `public.body_timeout`
-    pub body_timeout: Duration,
-    /// `sse.retry`, in milliseconds.
-    pub retry_millis: u32,
     /// Whether the demo page is served.
     pub demo: bool,
     /// Set once the node is leaving.
@@ -58,17 +46,27 @@ impl Gate {
         self.shards.iter().map(|vitals| vitals.load()).sum()
     }
 
+    /// The settings that count now.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load()
+    }
+
     /// Whether the node is leaving.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Refuses when the node is leaving or full. The request's own socket is among those counted.
+    /// Refuses a session when the node is leaving or full.
     pub fn check_capacity(&self) -> Result<(), Problem> {
         if self.is_draining() {
             return Err(Refusal::Draining.into());
         }
-        if self.connections() > self.max_connections {
+        self.check_connections()
+    }
+
+    /// Refuses when the node is full. The request's own socket is among those counted.
+    pub fn check_connections(&self) -> Result<(), Problem> {
+        if self.connections() > self.settings().limits.connections {
             return Err(Refusal::Connections.into());
         }
         Ok(())
@@ -76,7 +74,9 @@ impl Gate {
 
     /// Refuses pages of foreign origins. A request without `Origin` does not come from a page.
     pub fn check_origin(&self, request: &Parts) -> Result<(), Problem> {
-        if cors::origin(request).is_none() || cors::allowed_origin(&self.origins, request).is_some() {
+        if cors::origin(request).is_none()
+            || cors::allowed_origin(&self.settings().origins, request).is_some()
+        {
             Ok(())
         } else {
             Err(Refusal::Origin.into())
@@ -84,9 +84,18 @@ impl Gate {
     }
 
     /// Whose request it is. The client hears one answer whatever was wrong with its token.
-    pub fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
-        let verified = credential::find(&request.headers, request.uri.query())
-            .and_then(|token| self.authenticator.verify(&token, SystemTime::now().into()));
+    ///
+    /// A token whose key nobody knows waits for a fetch of the key set, if one may be made, and is verified
+    /// once more.
+    pub async fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
+        let settings = self.settings();
+        let authenticator = &settings.authenticator;
+        let found = credential::find(&request.headers, request.uri.query());
+        let token = found.map_err(|failure| self.unauthorized(request, failure))?;
+        let mut verified = authenticator.verify(&token, SystemTime::now().into());
+        if matches!(verified, Err(AuthFailure::UnknownKey)) && authenticator.keys().wait_for_key().await {
+            verified = authenticator.verify(&token, SystemTime::now().into());
+        }
         verified.map(Arc::new).map_err(|failure| self.unauthorized(request, failure))
     }
 
@@ -106,20 +115,41 @@ impl Gate {
         }
     }
 
+    /// Refuses when the identity's user has published more, or more often, than it may. `bytes` is not known
+    /// before the body has come.
+    pub fn check_user(&self, identity: &Identity, bytes: Option<usize>) -> Result<(), Problem> {
+        let (limiters, user) = (self.settings.limiters(), identity.subject());
+        let (paid, refusal) = match bytes {
+            None => (limiters.user_command(user), Refusal::UserCommands),
+            Some(bytes) => (limiters.user_bytes(user, bytes), Refusal::UserBytes),
+        };
+        paid.map_err(|wait| Problem::from(refusal).after(wait))
+    }
+
+    /// Lets a page of an allowed origin read the response.
+    pub fn expose(&self, request: &Parts, response: Response<Body>) -> Response<Body> {
+        cors::expose(&self.settings().origins, request, response)
+    }
+
     /// Counts and answers a refused request.
     pub fn refuse(&self, request: &Parts, problem: Problem) -> Response<Body> {
         let (refusal, status) = (problem.refusal(), problem.status());
         self.metrics.refused(refusal);
         tracing::debug!(
             request = request_name(request),
-            peer = request.extensions.get::<Peer>().map(|peer| tracing::field::display(peer.0)),
+            peer = request.extensions.get::<Peer>().map(tracing::field::display),
             method = %request.method,
             path = request.uri.path(),
             status = status.as_u16(),
             reason = refusal.as_str(),
             "request refused"
         );
-        cors::expose(&self.origins, request, problem.into_response())
+        let mut response = self.expose(request, problem.into_response());
+        if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
+            // The next attempt costs a connection, and connections are counted.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 
     /// Counts and answers a refused request for a session.

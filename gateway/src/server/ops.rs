@@ -46,6 +46,8 @@ pub fn routes(gate: Arc<Gate>) -> Router {
 
 async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
     ops.gate.metrics.sockets.set(i64::try_from(ops.gate.connections()).unwrap_or(i64::MAX));
+    let accounts = ops.gate.settings.limiters().accounts();
+    ops.gate.metrics.limit_accounts.set(i64::try_from(accounts).unwrap_or(i64::MAX));
     match ops.gate.metrics.render() {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));
@@ -89,8 +91,11 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> Response<Body> {
     if gate.is_draining() {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
     }
-    if gate.connections() >= gate.max_connections {
+    if gate.connections() >= gate.settings().limits.connections {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "full: limits.connections is reached\n");
+    }
+    if !gate.settings().authenticator.keys().is_complete() {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "waiting for the keys of auth.jwks_url\n");
     }
     match &*ops.broker.borrow() {
         BrokerStatus::Up => plain(StatusCode::OK, "ready\n"),

@@ -8,7 +8,7 @@ use broker_bridge::{
     RoomName, Ticket,
 };
 use bytes::Bytes;
-use http::{HeaderName, Response, StatusCode, header, request::Parts};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
 use http_body_util::LengthLimitError;
 use parking_lot::Mutex;
 use serde::de::IgnoredAny;
@@ -30,13 +30,17 @@ pub async fn publish(
     body: Body,
     room: RoomName,
 ) -> Result<Response<Body>, Problem> {
-    gate.check_capacity()?;
+    // Served by a leaving node, too, as long as somebody sends it here: it is no session.
+    gate.check_connections()?;
     gate.check_origin(parts)?;
-    let identity = gate.authenticate(parts)?;
+    let identity = gate.authenticate(parts).await?;
     gate.check_grant(&identity, Operation::Publish, std::slice::from_ref(&room))?;
+    gate.check_user(&identity, None)?;
     let event = event_name(parts)?;
+    check_coding(parts)?;
     let media_type = MediaType::of(parts)?;
     let data = media_type.read(body_bytes(gate, body).await?)?;
+    gate.check_user(&identity, Some(data.bytes().len()))?;
     gate.metrics.messages_in.inc();
     gate.metrics.payload_bytes_in.inc_by(data.bytes().len() as u64);
 
@@ -118,6 +122,17 @@ impl MediaType {
     }
 }
 
+/// Refuses a body in a coding besides `chunked` (RFC 9112 §6.1): what lies below would be published undecoded.
+fn check_coding(parts: &Parts) -> Result<(), Problem> {
+    let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_none_or(chunked) && codings.next().is_none() {
+        return Ok(());
+    }
+    let detail = "expected no Transfer-Encoding but chunked";
+    Err(Problem::new(Refusal::MediaType, detail).with_status(StatusCode::NOT_IMPLEMENTED))
+}
+
 fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
     let query = Query::new(parts.uri.query()).one("event")?;
     // A header that is no text becomes an empty name, which is refused below.
@@ -135,10 +150,12 @@ fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
 }
 
 async fn body_bytes(gate: &Gate, body: Body) -> Result<Bytes, Problem> {
-    let read = tokio::time::timeout(gate.body_timeout, to_bytes(body, gate.message_size));
+    let settings = gate.settings();
+    let (time, size) = (settings.body_timeout, settings.limits.message_size.get());
+    let read = tokio::time::timeout(time, to_bytes(body, size));
     match read.await {
         Err(_) => {
-            let detail = format!("expected the whole body within {:?}", gate.body_timeout);
+            let detail = format!("expected the whole body within {time:?}");
             Err(Problem::new(Refusal::BodyTimeout, detail))
         }
         Ok(Ok(bytes)) => Ok(bytes),
@@ -146,7 +163,7 @@ async fn body_bytes(gate: &Gate, body: Body) -> Result<Bytes, Problem> {
             let too_large = std::error::Error::source(&error)
                 .is_some_and(<dyn std::error::Error>::is::<LengthLimitError>);
             Err(if too_large {
-                let detail = format!("a message has at most {} bytes", gate.message_size);
+                let detail = format!("a message has at most {size} bytes");
                 Problem::new(Refusal::BodyTooLarge, detail)
             } else {
                 Problem::new(Refusal::Body, "the body ended early")

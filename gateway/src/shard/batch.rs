@@ -7,7 +7,8 @@ use std::{cell::OnceCell, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::{hub::Broadcast, protocol::WireFormat};
+use super::Event;
+use crate::{hub::Broadcast, protocol::Encoding};
 
 /// The most payload that is put together. Beyond it copying costs more than it saves.
 const MAX_BYTES: usize = 64 * 1024;
@@ -17,10 +18,21 @@ const MAX_BYTES: usize = 64 * 1024;
 pub struct Batch {
     broadcasts: Vec<Arc<Broadcast>>,
     payload: usize,
-    frames: [OnceCell<Bytes>; WireFormat::COUNT],
+    frames: [OnceCell<Bytes>; Encoding::COUNT],
 }
 
 impl Batch {
+    /// Whether the batch need not be delivered before `event` is looked after.
+    pub fn may_wait(&self, event: &Event) -> bool {
+        match event {
+            Event::Broadcast(broadcast) => self.takes(broadcast),
+            // Between the publications of one busy session stand the broker's acknowledgements of them: they
+            // say nothing about the room and may overtake what was published in it.
+            Event::Settled(_, outcome) => outcome.is_ok(),
+            _ => false,
+        }
+    }
+
     /// Whether `broadcast` may join the others: the same room, everybody's, and not too much in all.
     pub fn takes(&self, broadcast: &Broadcast) -> bool {
         self.broadcasts.last().is_none_or(|last| {
@@ -53,16 +65,18 @@ impl Batch {
         self.payload
     }
 
-    /// What members with this format are sent: all of them, put together at most once.
-    #[expect(clippy::indexing_slicing, reason = "the array has one place per format")]
-    pub fn frame(&self, format: WireFormat) -> &Bytes {
-        self.frames[format as usize].get_or_init(|| match self.broadcasts.as_slice() {
-            [one] => one.frame(format).clone(),
+    /// What members with this encoding are sent: all of them, put together at most once. Publications with less
+    /// than `threshold` bytes are not compressed.
+    #[expect(clippy::indexing_slicing, reason = "the array has one place per encoding")]
+    pub fn frame(&self, encoding: Encoding, threshold: usize) -> &Bytes {
+        self.frames[encoding.index()].get_or_init(|| match self.broadcasts.as_slice() {
+            [one] => one.frame(encoding, threshold).clone(),
             many => {
-                let length = many.iter().map(|broadcast| broadcast.frame(format).len()).sum();
+                let frame = |broadcast| Broadcast::frame(broadcast, encoding, threshold);
+                let length = many.iter().map(|broadcast| frame(broadcast).len()).sum();
                 let mut all = BytesMut::with_capacity(length);
                 for broadcast in many {
-                    all.extend_from_slice(broadcast.frame(format));
+                    all.extend_from_slice(frame(broadcast));
                 }
                 all.freeze()
             }
@@ -79,9 +93,10 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use broker_bridge::{Data, Publication, RoomName, SessionId};
+    use broker_bridge::{BrokerError, Data, GapCause, Publication, RoomName, SessionId, Ticket};
 
     use super::*;
+    use crate::protocol::WireFormat;
 
     fn broadcast(room: &str, text: &str, exclude: Option<SessionId>) -> Arc<Broadcast> {
         let publication = Publication { exclude, ..Publication::new(Data::text(text)) };
@@ -103,18 +118,30 @@ mod tests {
     }
 
     #[test]
+    fn acknowledgements_do_not_part_it_but_failures_and_gaps_do() {
+        let mut batch = Batch::default();
+        batch.push(broadcast("a", "one", None));
+        let ticket = Ticket { owner: 1, request: 1 };
+        assert!(batch.may_wait(&Event::Settled(ticket, Ok(()))));
+        assert!(batch.may_wait(&Event::Broadcast(broadcast("a", "two", None))));
+        assert!(!batch.may_wait(&Event::Settled(ticket, Err(BrokerError::Unavailable))));
+        assert!(!batch.may_wait(&Event::Gap(RoomName::new("a").unwrap(), GapCause::Interrupted)));
+        assert!(!batch.may_wait(&Event::Broadcast(broadcast("b", "two", None))));
+    }
+
+    #[test]
     fn frames_follow_each_other() {
         let mut batch = Batch::default();
         batch.push(broadcast("a", "one", None));
         batch.push(broadcast("a", "two", None));
-        assert_eq!(batch.frame(WireFormat::PlainFrame), &b"\x81\x03one\x81\x03two"[..]);
-        assert_eq!(batch.frame(WireFormat::Event), &b"data: one\n\ndata: two\n\n"[..]);
+        assert_eq!(batch.frame(WireFormat::PlainFrame.into(), 0), &b"\x81\x03one\x81\x03two"[..]);
+        assert_eq!(batch.frame(WireFormat::Event.into(), 0), &b"data: one\n\ndata: two\n\n"[..]);
         assert_eq!((batch.len(), batch.payload_len()), (2, 6));
 
         let mut delivered = Vec::new();
         batch.finish(&mut delivered);
         assert_eq!((delivered.len(), batch.len(), batch.payload_len()), (2, 0, 0));
         batch.push(broadcast("b", "three", None));
-        assert_eq!(batch.frame(WireFormat::PlainFrame), &b"\x81\x05three"[..]);
+        assert_eq!(batch.frame(WireFormat::PlainFrame.into(), 0), &b"\x81\x05three"[..]);
     }
 }

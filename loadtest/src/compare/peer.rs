@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Signs the tokens of Tidegate's clients; it guards nothing but a server that ends with this process.
 const SECRET: &str = "a secret of the comparison, good on this machine and while it runs";
 
+/// What Tidegate would hold against a tester.
+const LIMITS: [&str; 6] =
+    ["commands", "bytes", "user_commands", "user_bytes", "accepts", "attempts_per_address"];
+
 const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 
 /// A server to compare.
@@ -172,6 +176,10 @@ impl Peer {
                 let mut command = workshop.command(workshop.tidegate()?);
                 command.env("TIDEGATE_AUTH__HS256_SECRET", SECRET).arg("--public-listen");
                 command.arg(format!("127.0.0.1:{port}")).args(["--ops-listen", "127.0.0.1:0"]);
+                // The peers have no limits either, and one tester does what no honest client would.
+                for limit in LIMITS {
+                    command.arg("--set").arg(format!("limits.{limit}=off"));
+                }
                 if !redis.is_empty() {
                     command.arg("--broker-url").arg(&redis);
                 }
