@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use crate::{
     latency::Latencies,
     plan::{Order, Plan, Tally, Update},
-    process::{Cpu, Memory, Server},
+    process::{self, Cpu, Memory, Server},
     stop::Stop,
     timeline::Timeline,
 };
@@ -52,8 +52,17 @@ struct Worker {
 
 /// A process's CPU time between two looks at it.
 struct Busy {
-    before: (Cpu, Instant),
-    most: f64,
+    before: (Cpu, f64, Instant),
+    share: Share,
+}
+
+/// Parts of the time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Share {
+    /// On a CPU.
+    pub running: f64,
+    /// Ready to run, and not let.
+    pub waiting: f64,
 }
 
 /// Everything counted so far.
@@ -184,16 +193,18 @@ impl Crew {
         self.server.memory()
     }
 
-    /// The largest part of a core that any one worker has used since [`measure`](Self::measure).
-    pub fn busiest(&mut self) -> f64 {
+    /// Of the worker that was busiest since [`measure`](Self::measure): running and waiting together.
+    pub fn busiest(&mut self) -> Share {
         let shares = self.workers.iter_mut().map(|worker| worker.busy.since(worker.child.id()));
-        shares.fold(0.0, f64::max)
+        shares.max_by(|one, other| one.total().total_cmp(&other.total())).unwrap_or_default()
     }
 
     /// Begins to measure how busy workers are.
     pub fn measure(&mut self) -> anyhow::Result<()> {
         for worker in &mut self.workers {
-            worker.busy = Busy { before: (Cpu::of(worker.child.id())?, Instant::now()), most: 0.0 };
+            let pid = worker.child.id();
+            let before = (Cpu::of(pid)?, process::waited(pid), Instant::now());
+            worker.busy = Busy { before, share: Share::default() };
         }
         Ok(())
     }
@@ -257,7 +268,7 @@ impl Worker {
             // Nobody listens once the run is over.
             let _: Result<(), _> = tell.send((number, None));
         });
-        let busy = Busy { before: (Cpu::default(), Instant::now()), most: 0.0 };
+        let busy = Busy { before: (Cpu::default(), 0.0, Instant::now()), share: Share::default() };
         Ok(Self { child, reader: Some(reader), ordered: 0, last: Update::default(), ended: false, busy })
     }
 }
@@ -284,16 +295,23 @@ impl Drop for Crew {
 }
 
 impl Busy {
-    fn since(&mut self, pid: u32) -> f64 {
+    fn since(&mut self, pid: u32) -> Share {
         if let Ok(now) = Cpu::of(pid) {
-            let (cpu, since) = self.before;
+            let (cpu, waited, since) = self.before;
             let seconds = since.elapsed().as_secs_f64();
             // Ticks are 10 ms: less than a fifth of a second says nothing.
             if seconds > 0.2 {
-                self.most = now.since(cpu).total() / seconds;
+                self.share.running = now.since(cpu).total() / seconds;
+                self.share.waiting = (process::waited(pid) - waited) / seconds;
             }
         }
-        self.most
+        self.share
+    }
+}
+
+impl Share {
+    fn total(self) -> f64 {
+        self.running + self.waiting
     }
 }
 

@@ -138,6 +138,14 @@ impl Server {
     }
 }
 
+/// How many seconds the first thread of `pid` has been ready to run and was not let. 0 where the kernel does not
+/// count it (`CONFIG_SCHED_INFO`).
+pub fn waited(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+    let nanos = text.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
+    crate::clock::seconds(nanos.unwrap_or(0))
+}
+
 /// Pins this process to `cpu`, and with it every process it starts from now on.
 pub fn pin_to(cpu: usize) -> anyhow::Result<()> {
     if cpu >= CpuSet::MAX_CPU {

@@ -19,6 +19,9 @@ use crate::{
 /// Behind this part of the offered rate the schedule was not kept.
 const KEPT: f64 = 0.99;
 
+/// A tester that waits for a CPU for more than this part of the time measures its own waiting.
+const STARVED: f64 = 0.1;
+
 /// `fanout`, `rooms`, `chat`, `slow`, `mixed`.
 #[derive(Debug, Serialize)]
 pub struct LoadReport {
@@ -101,6 +104,8 @@ pub struct TesterReport {
     pub cpu_per_million: Option<f64>,
     /// Of its busiest process, as a part of a core.
     pub busiest: f64,
+    /// The part of the time that this process was ready to run and was not let: somebody else had its CPU.
+    pub starved: f64,
 }
 
 impl Counts {
@@ -134,6 +139,13 @@ impl LoadReport {
                 "the tester may be the bottleneck: its busiest process used {} of a core; use --processes, or a \
                  lower --rate",
                 percent(self.tester.busiest)
+            ));
+        }
+        if self.tester.starved > STARVED {
+            warn(format!(
+                "the tester had to wait for a CPU {} of the time: something else runs on it, and latencies are too long \
+                 by that",
+                percent(self.tester.starved)
             ));
         }
         if self.achieved_rate < self.offered_rate * KEPT && !self.cut_short {
@@ -368,7 +380,7 @@ mod tests {
             groups: Vec::new(),
             phases: Vec::new(),
             server: None,
-            tester: TesterReport { cpu: Cpu::default(), cpu_per_million: None, busiest: 0.1 },
+            tester: TesterReport { cpu: Cpu::default(), cpu_per_million: None, busiest: 0.1, starved: 0.0 },
             percentiles: latencies.curve(),
             timeline: Vec::new(),
             warnings: Vec::new(),
@@ -423,13 +435,20 @@ mod tests {
     #[test]
     fn what_spoils_a_number_is_told() {
         let (mut report, _) = report(Counts { unsent: 3, ..clean() });
-        report.tester.busiest = 0.95;
+        (report.tester.busiest, report.tester.starved) = (0.95, 0.2);
         report.achieved_rate = 50.0;
         report.cut_short = false;
         report.warn(Some("client 1: gone"), (2, Some("error 103")), 0);
-        assert_eq!(report.warnings.len(), 5, "{:?}", report.warnings);
+        assert_eq!(report.warnings.len(), 6, "{:?}", report.warnings);
         let text = report.document().to_string();
-        for words in ["bottleneck", "schedule was not kept", "3 messages", "client 1: gone", "error 103"] {
+        for words in [
+            "bottleneck",
+            "wait for a CPU 20%",
+            "schedule was not kept",
+            "3 messages",
+            "client 1: gone",
+            "error 103",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
     }

@@ -14,7 +14,7 @@ use crate::{
         load::{self, Expect, Pace, Run},
     },
     clock,
-    crew::Crew,
+    crew::{Crew, Share},
     latency::Latencies,
     live::Live,
     plan::{Group, Order, Publishers},
@@ -207,7 +207,7 @@ struct Published {
     measured: f64,
     server: Option<Cpu>,
     tester: Cpu,
-    busiest: f64,
+    busiest: Share,
     latencies: Latencies,
 }
 
@@ -331,7 +331,8 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
         tester: TesterReport {
             cpu: published.tester,
             cpu_per_million: per_million(published.tester, all.delivered),
-            busiest: published.busiest,
+            busiest: published.busiest.running,
+            starved: published.busiest.waiting,
         },
         percentiles: latencies.curve(),
         timeline: crew.timeline.points.clone(),

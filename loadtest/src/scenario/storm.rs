@@ -97,7 +97,7 @@ fn wave(
         server_share: cpu.map(|cpu| cpu / seconds),
         server_cpu_us: cpu.filter(|_| standing > 0).map(|cpu| cpu / f64::from(standing) * 1e6),
         server_rss: crew.server_rss()?,
-        tester_busiest: crew.busiest(),
+        tester_busiest: crew.busiest().running,
     };
     report.waves.push(wave);
     let held = Instant::now();
