@@ -8,6 +8,7 @@
 //! | [`node`] | a node: everything below, started, drained and stopped |
 //! | [`serve`] | from a configuration to a process that serves until it is told to stop |
 //! | [`cli`], [`config`], [`telemetry`] | the command line, the configuration, logs |
+//! | [`settings`] | what may change while the node runs |
 //! | [`server`] | listeners, routes, refusals |
 //! | [`auth`] | from a token to an identity and what it may do |
 //! | [`shard`] | threads that own sockets |
@@ -31,6 +32,7 @@ pub mod protocol;
 pub mod serve;
 pub mod server;
 pub mod session;
+pub mod settings;
 pub mod shard;
 pub mod telemetry;
 pub mod tls;

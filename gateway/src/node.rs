@@ -21,12 +21,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::{AuthConfig, Authenticator},
     config::Config,
     hub::{FanOut, Hub},
     metrics::Metrics,
     server::{self, Gate},
-    shard::{Context, Event, Inbox, SessionIds, Settings, Shard},
+    settings::{LiveSettings, Settings},
+    shard::{Context, Event, Inbox, SessionIds, Shard},
     tls::{Tls, TlsError},
 };
 
@@ -111,35 +111,24 @@ impl Node {
         let broker = start_broker(&config, &fan_out, &metrics)?;
         let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
-        let authenticator = Arc::new(Authenticator::new(AuthConfig {
-            hs256_secret: secret,
-            leeway: config.auth.leeway,
-            policies: config.rooms.clone(),
-        }));
+        let settings = Arc::new(LiveSettings::new(Settings::new(&config, secret)));
         let context = Arc::new(Context {
             hub: Arc::clone(&hub),
             broker: Arc::clone(&broker),
-            authenticator: Arc::clone(&authenticator),
             metrics: Arc::clone(&metrics),
             tls: tls.clone(),
             ids: Arc::clone(&ids),
-            settings: settings(&config),
+            settings: Arc::clone(&settings),
         });
 
         // A shard serves the routes, and the routes count what the shards hold: the counters come first.
         let vitals: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
         let gate = Arc::new(Gate {
-            authenticator,
-            origins: config.origins.clone(),
+            settings: Arc::clone(&settings),
             broker: Arc::clone(&broker),
             metrics,
             ids,
             shards: vitals.clone(),
-            max_connections: config.limits.connections,
-            message_size: config.limits.message_size.get(),
-            rooms_per_session: config.limits.rooms_per_session,
-            body_timeout: config.public.body_timeout,
-            retry_millis: u32::try_from(config.sse.retry.as_millis()).unwrap_or(u32::MAX),
             demo: config.demo,
             draining: false.into(),
         });
@@ -156,12 +145,7 @@ impl Node {
 
         let (accepting, running, tasks) =
             (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(server::acceptor::run(
-            public,
-            Arc::clone(&shards),
-            config.limits.connections,
-            accepting.clone(),
-        ));
+        tasks.spawn(server::acceptor::run(public, Arc::clone(&shards), settings, accepting.clone()));
         tasks.spawn(running.clone().run_until_cancelled_owned(async move { hub.run().await }));
         if let Some(tls) = &tls {
             tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(tls).watch()));
@@ -281,16 +265,4 @@ fn start_broker(
             Arc::new(RedisBroker::start(redis, sink, measured)?)
         }
     })
-}
-
-fn settings(config: &Config) -> Settings {
-    Settings {
-        message_size: config.limits.message_size.get(),
-        outbound: config.limits.outbound.get(),
-        rooms_per_session: config.limits.rooms_per_session,
-        header_timeout: config.public.header_timeout,
-        subscribe_timeout: config.broker.subscribe_timeout,
-        heartbeat_interval: config.heartbeat.interval,
-        heartbeat_timeout: config.heartbeat.timeout,
-    }
 }

@@ -25,13 +25,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use axum::Router;
 use broker_bridge::{Broker, SessionId};
 
-use crate::{auth::Authenticator, hub::Hub, metrics::Metrics, tls::Tls};
+use crate::{hub::Hub, metrics::Metrics, settings::LiveSettings, tls::Tls};
 
 pub mod admission;
 mod batch;
@@ -55,35 +54,14 @@ pub struct Context {
     pub hub: Arc<Hub>,
     /// Where publications go.
     pub broker: Arc<dyn Broker>,
-    /// Verifies tokens that come within a session.
-    pub authenticator: Arc<Authenticator>,
     /// Where the shards' tallies go.
     pub metrics: Arc<Metrics>,
     /// TLS for new sockets; without it they are plain.
     pub tls: Option<Arc<Tls>>,
     /// Names for new sessions.
     pub ids: Arc<SessionIds>,
-    /// Bounds and times from the configuration.
-    pub settings: Settings,
-}
-
-/// What a shard needs to know of the configuration.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The largest message of a client, in bytes.
-    pub message_size: usize,
-    /// Bytes queued per session.
-    pub outbound: usize,
-    /// Rooms that one session may ask for.
-    pub rooms_per_session: usize,
-    /// Time for the head of a request.
-    pub header_timeout: Duration,
-    /// Time for the broker to acknowledge a new session's subscriptions.
-    pub subscribe_timeout: Duration,
-    /// Time between two pings.
-    pub heartbeat_interval: Duration,
-    /// A client that sent no byte for this long is closed.
-    pub heartbeat_timeout: Duration,
+    /// Keys, bounds and times; a shard looks once per turn whether they have changed.
+    pub settings: Arc<LiveSettings>,
 }
 
 /// Makes names for sessions: unique across nodes, not secret.

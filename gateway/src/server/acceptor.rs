@@ -6,7 +6,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::shard::{Accepted, Shard};
+use crate::{
+    settings::LiveSettings,
+    shard::{Accepted, Shard},
+};
 
 /// Connections that the kernel holds for us while we are busy. A reconnect storm is the normal case.
 const BACKLOG: i32 = 4096;
@@ -36,7 +39,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn run(
     listener: TcpListener,
     shards: Arc<[Shard]>,
-    max_connections: usize,
+    settings: Arc<LiveSettings>,
     stop: CancellationToken,
 ) {
     loop {
@@ -49,7 +52,7 @@ pub async fn run(
                 let running = shards.iter().filter(|shard| !shard.is_finished());
                 let Some(shard) = running.min_by_key(|shard| shard.vitals().load()) else { return };
                 let open: usize = shards.iter().map(|shard| shard.vitals().load()).sum();
-                if open >= max_connections.saturating_add(COURTESY) {
+                if open >= settings.load().limits.connections.saturating_add(COURTESY) {
                     continue; // dropped, and thereby closed
                 }
                 match prepare(socket) {

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use axum::body::Body;
@@ -15,19 +15,17 @@ use tracing::field::DisplayValue;
 
 use super::{Problem, Refusal, cors};
 use crate::{
-    auth::{AuthFailure, Authenticator, Identity, Operation, credential},
-    config::Origins,
+    auth::{AuthFailure, Identity, Operation, credential},
     metrics::Metrics,
     protocol::ProtocolName,
+    settings::{LiveSettings, Settings},
     shard::{Peer, RequestName, SessionIds, Vitals},
 };
 
-/// What the public routes know: keys, limits, and whether the node takes anyone at all.
+/// What the public routes know: settings, and whether the node takes anyone at all.
 pub struct Gate {
-    /// Verifies tokens.
-    pub authenticator: Arc<Authenticator>,
-    /// Web pages that may connect.
-    pub origins: Origins,
+    /// Keys, origins, limits and times.
+    pub settings: Arc<LiveSettings>,
     /// Where publications go.
     pub broker: Arc<dyn Broker>,
     /// Counts what is refused.
@@ -36,16 +34,6 @@ pub struct Gate {
     pub ids: Arc<SessionIds>,
     /// What each shard holds.
     pub shards: Vec<Arc<Vitals>>,
-    /// `limits.connections`
-    pub max_connections: usize,
-    /// `limits.message_size`, in bytes.
-    pub message_size: usize,
-    /// `limits.rooms_per_session`
-    pub rooms_per_session: usize,
-    /// `public.body_timeout`
-    pub body_timeout: Duration,
-    /// `sse.retry`, in milliseconds.
-    pub retry_millis: u32,
     /// Whether the demo page is served.
     pub demo: bool,
     /// Set once the node is leaving.
@@ -58,6 +46,11 @@ impl Gate {
         self.shards.iter().map(|vitals| vitals.load()).sum()
     }
 
+    /// The settings that count now.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load()
+    }
+
     /// Whether the node is leaving.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
@@ -68,7 +61,7 @@ impl Gate {
         if self.is_draining() {
             return Err(Refusal::Draining.into());
         }
-        if self.connections() > self.max_connections {
+        if self.connections() > self.settings().limits.connections {
             return Err(Refusal::Connections.into());
         }
         Ok(())
@@ -76,7 +69,9 @@ impl Gate {
 
     /// Refuses pages of foreign origins. A request without `Origin` does not come from a page.
     pub fn check_origin(&self, request: &Parts) -> Result<(), Problem> {
-        if cors::origin(request).is_none() || cors::allowed_origin(&self.origins, request).is_some() {
+        if cors::origin(request).is_none()
+            || cors::allowed_origin(&self.settings().origins, request).is_some()
+        {
             Ok(())
         } else {
             Err(Refusal::Origin.into())
@@ -86,7 +81,7 @@ impl Gate {
     /// Whose request it is. The client hears one answer whatever was wrong with its token.
     pub fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
         let verified = credential::find(&request.headers, request.uri.query())
-            .and_then(|token| self.authenticator.verify(&token, SystemTime::now().into()));
+            .and_then(|token| self.settings().authenticator.verify(&token, SystemTime::now().into()));
         verified.map(Arc::new).map_err(|failure| self.unauthorized(request, failure))
     }
 
@@ -106,6 +101,11 @@ impl Gate {
         }
     }
 
+    /// Lets a page of an allowed origin read the response.
+    pub fn expose(&self, request: &Parts, response: Response<Body>) -> Response<Body> {
+        cors::expose(&self.settings().origins, request, response)
+    }
+
     /// Counts and answers a refused request.
     pub fn refuse(&self, request: &Parts, problem: Problem) -> Response<Body> {
         let (refusal, status) = (problem.refusal(), problem.status());
@@ -119,7 +119,7 @@ impl Gate {
             reason = refusal.as_str(),
             "request refused"
         );
-        cors::expose(&self.origins, request, problem.into_response())
+        self.expose(request, problem.into_response())
     }
 
     /// Counts and answers a refused request for a session.

@@ -91,7 +91,7 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> Response<Body> {
     if gate.is_draining() {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
     }
-    if gate.connections() >= gate.max_connections {
+    if gate.connections() >= gate.settings().limits.connections {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "full: limits.connections is reached\n");
     }
     match &*ops.broker.borrow() {

@@ -135,10 +135,12 @@ fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
 }
 
 async fn body_bytes(gate: &Gate, body: Body) -> Result<Bytes, Problem> {
-    let read = tokio::time::timeout(gate.body_timeout, to_bytes(body, gate.message_size));
+    let settings = gate.settings();
+    let (time, size) = (settings.body_timeout, settings.limits.message_size.get());
+    let read = tokio::time::timeout(time, to_bytes(body, size));
     match read.await {
         Err(_) => {
-            let detail = format!("expected the whole body within {:?}", gate.body_timeout);
+            let detail = format!("expected the whole body within {time:?}");
             Err(Problem::new(Refusal::BodyTimeout, detail))
         }
         Ok(Ok(bytes)) => Ok(bytes),
@@ -146,7 +148,7 @@ async fn body_bytes(gate: &Gate, body: Body) -> Result<Bytes, Problem> {
             let too_large = std::error::Error::source(&error)
                 .is_some_and(<dyn std::error::Error>::is::<LengthLimitError>);
             Err(if too_large {
-                let detail = format!("a message has at most {} bytes", gate.message_size);
+                let detail = format!("a message has at most {size} bytes");
                 Problem::new(Refusal::BodyTooLarge, detail)
             } else {
                 Problem::new(Refusal::Body, "the body ended early")

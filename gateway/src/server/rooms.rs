@@ -44,10 +44,10 @@ pub async fn one_room(State(gate): State<Arc<Gate>>, request: Request) -> Respon
             event_stream(&gate, &parts, vec![room])
         }),
         Method::POST => match publish::publish(&gate, &parts, body, room).await {
-            Ok(response) => cors::expose(&gate.origins, &parts, response),
+            Ok(response) => gate.expose(&parts, response),
             Err(problem) => gate.refuse(&parts, problem),
         },
-        Method::OPTIONS => cors::options(&gate.origins, &parts, ONE_ROOM_METHODS),
+        Method::OPTIONS => cors::options(&gate.settings().origins, &parts, ONE_ROOM_METHODS),
         _ => gate.refuse(&parts, wrong_method(&parts, ONE_ROOM_METHODS)),
     }
 }
@@ -61,7 +61,7 @@ pub async fn several_rooms(State(gate): State<Arc<Gate>>, request: Request) -> R
             let rooms = rooms_of_query(&gate, Query::new(parts.uri.query()))?;
             event_stream(&gate, &parts, rooms)
         }),
-        Method::OPTIONS => cors::options(&gate.origins, &parts, SEVERAL_ROOMS_METHODS),
+        Method::OPTIONS => cors::options(&gate.settings().origins, &parts, SEVERAL_ROOMS_METHODS),
         _ => gate.refuse(&parts, wrong_method(&parts, SEVERAL_ROOMS_METHODS)),
     }
 }
@@ -74,7 +74,7 @@ pub(super) fn session(
     admit: impl FnOnce() -> Result<Response<Body>, Problem>,
 ) -> Response<Body> {
     match gate.check_capacity().and_then(|()| admit()) {
-        Ok(response) => cors::expose(&gate.origins, parts, response),
+        Ok(response) => gate.expose(parts, response),
         Err(problem) => gate.refuse_session(parts, protocol, began, problem),
     }
 }
@@ -114,7 +114,7 @@ fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Resp
     // nginx holds a response back unless it is told not to.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     if parts.method == Method::GET {
-        let door = Door::EventStream { retry_millis: gate.retry_millis };
+        let door = Door::EventStream { retry_millis: gate.settings().retry_millis };
         response.extensions_mut().insert(Admission { identity: Some(identity), rooms: rooms.into(), door });
     }
     Ok(response)
@@ -137,14 +137,15 @@ fn room_of_path(path: &str) -> Result<RoomName, Problem> {
 /// The rooms of `/rooms?room=…`, without duplicates.
 fn rooms_of_query(gate: &Gate, query: Query<'_>) -> Result<Vec<RoomName>, Problem> {
     let mut rooms = Vec::new();
+    let most = gate.settings().limits.rooms_per_session;
     for name in query.all("room") {
         let room =
             RoomName::new(&name).map_err(|error| Problem::new(Refusal::RoomName, error.to_string()))?;
         if rooms.contains(&room) {
             continue;
         }
-        if rooms.len() == gate.rooms_per_session {
-            let detail = format!("a session may be in at most {} rooms", gate.rooms_per_session);
+        if rooms.len() == most {
+            let detail = format!("a session may be in at most {most} rooms");
             return Err(Problem::new(Refusal::TooManyRooms, detail));
         }
         rooms.push(room);

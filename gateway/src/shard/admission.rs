@@ -184,7 +184,7 @@ impl Worker {
     /// Makes the session and its connection, so that publications have a place to wait from the first
     /// subscription on.
     fn open_session(self: &Rc<Self>, admission: &Admission) -> Lease {
-        let settings = &self.context.settings;
+        let heartbeat = self.settings().heartbeat.interval;
         let identity = admission.identity.clone();
         let (protocol, preamble) = match admission.door {
             Door::Plain { echo, close_on_gap } => {
@@ -197,12 +197,12 @@ impl Worker {
                 (Protocol::EventStream(stream), Some(preamble))
             }
             Door::Centrifuge => {
-                let ping_seconds = settings.heartbeat_interval.as_secs().max(1);
+                let ping_seconds = heartbeat.as_secs().max(1);
                 (Protocol::Centrifuge(Centrifuge { ping_seconds }), None)
             }
         };
         let now = self.now();
-        let first_ping = now.after(settings.heartbeat_interval.mul_f32(0.5 + self.spread() / 2.0));
+        let first_ping = now.after(heartbeat.mul_f32(0.5 + self.spread() / 2.0));
         let id = self.context.ids.next();
         let (session, good_for) = match (admission.door, identity) {
             (Door::Centrifuge, identity) => (Session::to_begin(id, identity, protocol), TIME_TO_BEGIN),
@@ -227,7 +227,8 @@ impl Worker {
                 subscribing.push(self.context.hub.join(room, self.index));
             }
         }
-        let all = tokio::time::timeout(self.context.settings.subscribe_timeout, try_join_all(subscribing));
+        let time = self.settings().subscribe_timeout;
+        let all = tokio::time::timeout(time, try_join_all(subscribing));
         match all.await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
@@ -251,7 +252,7 @@ async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_ta
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(worker.context.settings.header_timeout)
+        .header_read_timeout(worker.settings().header_timeout)
         // Bounds a request's head, and what a slow reader of a response holds here in place of its queue.
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
@@ -276,7 +277,7 @@ async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_ta
 
 /// Whether TLS stands on the socket; it has as long for it as a head has.
 async fn shake_hands(worker: &Worker, stream: &Stream, peer: SocketAddr) -> bool {
-    let time = worker.context.settings.header_timeout;
+    let time = worker.settings().header_timeout;
     let handshake = tokio::time::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
     let ended = tokio::select! {
         ended = handshake => ended,

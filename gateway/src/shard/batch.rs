@@ -7,6 +7,7 @@ use std::{cell::OnceCell, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
+use super::Event;
 use crate::{hub::Broadcast, protocol::WireFormat};
 
 /// The most payload that is put together. Beyond it copying costs more than it saves.
@@ -21,6 +22,17 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Whether the batch need not be delivered before `event` is looked after.
+    pub fn may_wait(&self, event: &Event) -> bool {
+        match event {
+            Event::Broadcast(broadcast) => self.takes(broadcast),
+            // Between the publications of one busy session stand the broker's acknowledgements of them: they
+            // say nothing about the room and may overtake what was published in it.
+            Event::Settled(_, outcome) => outcome.is_ok(),
+            _ => false,
+        }
+    }
+
     /// Whether `broadcast` may join the others: the same room, everybody's, and not too much in all.
     pub fn takes(&self, broadcast: &Broadcast) -> bool {
         self.broadcasts.last().is_none_or(|last| {
@@ -79,7 +91,7 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use broker_bridge::{Data, Publication, RoomName, SessionId};
+    use broker_bridge::{BrokerError, Data, GapCause, Publication, RoomName, SessionId, Ticket};
 
     use super::*;
 
@@ -100,6 +112,18 @@ mod tests {
         let mut alone = Batch::default();
         alone.push(broadcast("a", "one", Some(SessionId(1))));
         assert!(!alone.takes(&broadcast("a", "two", None)));
+    }
+
+    #[test]
+    fn acknowledgements_do_not_part_it_but_failures_and_gaps_do() {
+        let mut batch = Batch::default();
+        batch.push(broadcast("a", "one", None));
+        let ticket = Ticket { owner: 1, request: 1 };
+        assert!(batch.may_wait(&Event::Settled(ticket, Ok(()))));
+        assert!(batch.may_wait(&Event::Broadcast(broadcast("a", "two", None))));
+        assert!(!batch.may_wait(&Event::Settled(ticket, Err(BrokerError::Unavailable))));
+        assert!(!batch.may_wait(&Event::Gap(RoomName::new("a").unwrap(), GapCause::Interrupted)));
+        assert!(!batch.may_wait(&Event::Broadcast(broadcast("b", "two", None))));
     }
 
     #[test]

@@ -261,14 +261,12 @@ impl Connection {
                 self.begin_close(worker, reason);
                 Some(self.close_by.get())
             }
-            Phase::Admitting => {
-                Some(now.after(worker.context.settings.heartbeat_interval).min(self.expires.get()))
-            }
+            Phase::Admitting => Some(now.after(worker.settings().heartbeat.interval).min(self.expires.get())),
             Phase::Open => {
                 let mut silent_by = Tick(u32::MAX);
                 // Only a WebSocket's client answers; for the others the kernel's time-outs watch.
                 if self.is_socket() {
-                    silent_by = self.heard.get().after(worker.context.settings.heartbeat_timeout);
+                    silent_by = self.heard.get().after(worker.settings().heartbeat.timeout);
                     if now >= silent_by {
                         self.begin_close(worker, CloseReason::HeartbeatTimeout);
                         return Some(self.close_by.get());
@@ -276,7 +274,7 @@ impl Connection {
                 }
                 if now >= self.next_ping.get() {
                     self.outbound.borrow_mut().release();
-                    self.next_ping.set(now.after(worker.context.settings.heartbeat_interval));
+                    self.next_ping.set(now.after(worker.settings().heartbeat.interval));
                     let ping = self.session.borrow().protocol().heartbeat();
                     self.queue(worker, ping);
                     worker.touch(self.key);
@@ -398,7 +396,7 @@ impl Connection {
     /// Queues bytes if the bound allows; marks the connection as too slow if not.
     fn queue(&self, worker: &Worker, frame: Bytes) -> bool {
         let before = self.outbound.borrow().len();
-        let pushed = self.outbound.borrow_mut().push(frame, worker.context.settings.outbound);
+        let pushed = self.outbound.borrow_mut().push(frame, worker.settings().limits.outbound.get());
         if pushed == Err(Full) {
             self.overflowed.set(true);
             worker.touch(self.key);

@@ -1,7 +1,7 @@
 //! The loop and the tables of one shard.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, Ref, RefCell},
     future::poll_fn,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
@@ -30,6 +30,7 @@ use crate::{
     hub::Broadcast,
     protocol::{Command, RequestId},
     session::{CloseReason, Effect},
+    settings::Settings,
 };
 
 /// Sockets written before others get a look at readiness.
@@ -44,6 +45,7 @@ pub struct Worker {
     this: Weak<Worker>,
     pub index: usize,
     pub context: Arc<Context>,
+    settings: RefCell<Arc<Settings>>,
     pub inbox: Arc<Inbox>,
     pub vitals: Arc<Vitals>,
     pub router: Router,
@@ -88,6 +90,7 @@ pub fn run(
     let worker = Rc::new_cyclic(|this| Worker {
         this: Weak::clone(this),
         index,
+        settings: RefCell::new(context.settings.load()),
         context,
         inbox,
         vitals,
@@ -128,15 +131,14 @@ impl Worker {
             })
             .await;
             self.now.set(self.clock.now());
+            self.context.settings.refresh(&mut self.settings.borrow_mut());
             if let Some(due) = tick {
                 self.tick(due);
             }
             self.inbox.take(&mut events);
             let mut queued = 0;
             for event in events.drain(..) {
-                // What came before it in this room, or before anything else, goes first.
-                let joins = matches!(&event, Event::Broadcast(broadcast) if batch.takes(broadcast));
-                if !joins {
+                if !batch.may_wait(&event) {
                     queued += self.deliver(&mut batch, &mut broadcasts);
                 }
                 match event {
@@ -145,7 +147,7 @@ impl Worker {
                     event => self.handle(event),
                 }
                 // No session may look slow only because much arrived at once: write before its queue is full.
-                if queued > self.context.settings.outbound / 2 {
+                if queued > self.settings().limits.outbound.get() / 2 {
                     self.write(&mut broadcasts).await;
                     tokio::task::yield_now().await;
                     queued = 0;
@@ -352,7 +354,7 @@ impl Worker {
         let Some(worker) = self.this.upgrade() else { return };
         let acknowledged = self.context.hub.join(&room, self.index);
         self.tasks.spawn_local(async move {
-            let time = worker.context.settings.subscribe_timeout;
+            let time = worker.settings().subscribe_timeout;
             let acknowledged = tokio::time::timeout(time, acknowledged).await;
             let acknowledged = matches!(acknowledged, Ok(Ok(())));
             let connection = worker.connection(key);
@@ -379,6 +381,11 @@ impl Worker {
     }
 
     // ---- small things ----
+
+    /// The settings that count in this turn.
+    pub fn settings(&self) -> Ref<'_, Settings> {
+        Ref::map(self.settings.borrow(), |settings| &**settings)
+    }
 
     /// The shard's time at the beginning of the turn.
     pub fn now(&self) -> Tick {

@@ -117,7 +117,7 @@ impl Connection {
 
     fn consume(&self, worker: &Worker, bytes: &mut [u8]) {
         let mut decoder = self.decoder.borrow_mut();
-        let mut feed = decoder.feed(bytes, worker.context.settings.message_size);
+        let mut feed = decoder.feed(bytes, worker.settings().limits.message_size.get());
         while !self.deaf.get() {
             match feed.next() {
                 Ok(Some(event)) => self.receive(worker, event),
@@ -156,10 +156,11 @@ impl Connection {
         Tally::add(&worker.tally.payload_in, bytes.len());
         let mut effects = worker.take_effects();
         let mut commands = worker.commands.take();
+        let settings = worker.settings();
         let around = Surroundings {
-            authenticator: &worker.context.authenticator,
+            authenticator: &settings.authenticator,
             now: SystemTime::now().into(),
-            rooms_per_session: worker.context.settings.rooms_per_session,
+            rooms_per_session: settings.limits.rooms_per_session,
         };
         self.session.borrow_mut().receive(message, &around, &mut commands, &mut effects);
         worker.commands.replace(commands);
