@@ -47,7 +47,7 @@ pub fn routes(gate: Arc<Gate>) -> Router {
 async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
     let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     ops.gate.metrics.sockets.set(gauge(ops.gate.connections()));
-    ops.gate.metrics.sockets_limit.set(gauge(ops.gate.max_connections));
+    ops.gate.metrics.sockets_limit.set(gauge(ops.gate.settings().limits.connections));
     match ops.gate.metrics.render() {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));
