@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from chart import ROOT, VALUES
+from containers import Podman
 
 
 def _target_directory():
@@ -29,6 +32,22 @@ def tidegate():
     built = [path for path in _target_directory().glob("*/tidegate") if os.access(path, os.X_OK)]
     assert built, "no node was built: cargo build -p tidegate, or set TIDEGATE_BIN"
     return max(built, key=lambda path: path.stat().st_mtime)
+
+
+@pytest.fixture(scope="session")
+def podman(tidegate):
+    """Podman that has the image `localhost/tidegate:check`, built from deploy/Dockerfile around the binary."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: rootless containers want user namespaces and id ranges set up")
+    # Not a directory of pytest's: podman wants a short path for its sockets.
+    directory = Path(tempfile.mkdtemp(prefix="tidegate-"))
+    podman = Podman(directory)
+    try:
+        podman.build(tidegate, "localhost/tidegate:check", "--build-arg", "REVISION=abc1234")
+        yield podman
+    finally:
+        podman.remove()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def pytest_generate_tests(metafunc):

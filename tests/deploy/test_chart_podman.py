@@ -1,13 +1,11 @@
 """The rendered Deployment, run for real by `podman kube play`: it becomes ready, is as hardened as it says, serves a
 client, and leaves with status 0.
 
-What is changed of what was rendered, because podman is not Kubernetes: the image is made here, Secrets lie in a
+What is changed of what was rendered, because podman is not Kubernetes: the image is built here, Secrets lie in a
 directory (podman 4.3 has no secret volumes), and the pod has the machine's network (so its ports are free ones, and
 are not declared: podman would publish them).
 Podman sends SIGTERM without the pre-stop sleep and looks at no probe, so both are looked at by the test itself."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,71 +14,6 @@ import yaml
 
 from chart import deployment_name, node_container, of_kind, pod_spec, render
 from processes import SECRET, Client, Node, Redis, eventually, free_ports, get, token
-
-CONTAINERS_CONF = """
-[containers]
-default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-"""
-
-
-class Podman:
-    """Podman with a storage of its own, so that nothing of this machine is touched."""
-
-    def __init__(self, directory):
-        self.directory = directory
-        (directory / "containers.conf").write_text(CONTAINERS_CONF)
-        self.env = {
-            "PATH": os.environ["PATH"],
-            "CONTAINERS_CONF": str(directory / "containers.conf"),
-            "TMPDIR": str(directory),
-        }
-        self.storage = ["--root", directory / "storage", "--runroot", directory / "run", "--storage-driver", "vfs"]
-
-    def run(self, program, *args, check=True, cwd=None):
-        done = subprocess.run(
-            [program, *self.storage, *map(str, args)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=self.env,
-            cwd=cwd or self.directory,
-        )
-        assert not check or done.returncode == 0, f"{program} {args}: {done.stderr}"
-        return done.stdout.strip()
-
-    def __call__(self, *args, **options):
-        return self.run("podman", *args, **options)
-
-    def image(self, binary, name):
-        """An image of the binary and nothing but the libraries that it asks for."""
-        context = self.directory / "context"
-        (context / "root").mkdir(parents=True)
-        shutil.copy(binary, context / "root" / "tidegate")
-        linked = subprocess.run(["ldd", binary], capture_output=True, text=True, check=False).stdout
-        for library in (word for word in linked.split() if word.startswith("/")):
-            target = context / "root" / library.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(os.path.realpath(library), target)
-        (context / "Dockerfile").write_text(
-            'FROM scratch\nCOPY root/ /\nUSER 65532:65532\nENTRYPOINT ["/tidegate"]\n'
-        )
-        self.run("buildah", "bud", "--isolation", "chroot", "--quiet", "--tag", name, context)
-
-
-@pytest.fixture(scope="module")
-def podman(tmp_path_factory, tidegate):
-    if os.geteuid() != 0:
-        pytest.skip("needs root: rootless containers want user namespaces and id ranges set up")
-    # A short path: sockets of the runtime lie below it.
-    directory = Path(tmp_path_factory.mktemp("podman"))
-    podman = Podman(directory)
-    podman.image(tidegate, "localhost/tidegate:check")
-    yield podman
-    podman("pod", "rm", "--all", "--force", "--time", "0", check=False)
 
 
 @pytest.fixture
