@@ -253,11 +253,19 @@ def test_secrets_are_mounted_and_never_written(values_file):
 
 
 def test_any_secret_can_be_mounted_for_a_key_that_names_a_file():
-    objects = render({"secretFiles": {"auth.other_key_file": {"name": "more-keys", "key": "pem"}}})
-    assert tomllib.loads(config_text(objects))["auth"]["other_key_file"] == "/etc/tidegate/secrets/auth.other_key_file"
+    key = "auth.keys.2026-08.secret_file"
+    objects = render(
+        {
+            "config": {"auth": {"keys": {"2026-08": {"algorithm": "HS512"}}}},
+            "secretFiles": {key: {"name": "more-keys", "key": "pem"}},
+        }
+    )
+    assert tomllib.loads(config_text(objects))["auth"]["keys"] == {
+        "2026-08": {"algorithm": "HS512", "secret_file": f"/etc/tidegate/secrets/{key}"}
+    }
     (volume,) = [volume for volume in pod_spec(objects)["volumes"] if volume["name"] == "secrets"]
     assert volume["projected"]["sources"] == [
-        {"secret": {"name": "more-keys", "items": [{"key": "pem", "path": "auth.other_key_file"}]}}
+        {"secret": {"name": "more-keys", "items": [{"key": "pem", "path": key}]}}
     ]
 
 

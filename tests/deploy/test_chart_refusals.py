@@ -71,6 +71,9 @@ def test_the_schema_refuses(binary, values, said):
 GUARDS = [
     ({"replicaCount": 2, "auth": FLEET["auth"]}, "more than one pod needs a Redis that all of them use"),
     ({"replicaCount": 2, "redis": FLEET["redis"]}, "more than one pod needs a common key"),
+    ({"replicaCount": 2, "redis": FLEET["redis"], "config": {"auth": {"leeway": "1s"}}}, "needs a common key"),
+    ({"replicaCount": 2, "redis": FLEET["redis"], "secretFiles": {"auth.jwks_ca_file": {"name": "a", "key": "b"}}},
+     "needs a common key"),
     ({"autoscaling": {"kind": "hpa"}, "auth": FLEET["auth"]}, "more than one pod needs a Redis"),
     (merge(FLEET, {"autoscaling": {"kind": "hpa", "minReplicas": 5, "maxReplicas": 4}}),
      "autoscaling.minReplicas is 5 and autoscaling.maxReplicas is 4"),
@@ -117,6 +120,7 @@ def test_the_guards_refuse(binary, values, said):
         {"replicaCount": 2, "auth": FLEET["auth"], "redis": {"url": "rediss://user@redis:6379/0"}},
         {"replicaCount": 2, "auth": FLEET["auth"], "redis": {"development": {"enabled": True}}},
         merge(FLEET, {"auth": {"existingSecret": ""}, "secretFiles": {"auth.pem_file": {"name": "k", "key": "k"}}}),
+        merge(FLEET, {"auth": {"existingSecret": ""}, "config": {"auth": {"jwks_url": "https://login.example/jwks"}}}),
         merge(FLEET, {"auth": {"existingSecret": ""}, "extraEnvFrom": [{"secretRef": {"name": "k"}}]}),
         {"replicaCount": 2, "auth": FLEET["auth"],
          "extraEnv": [{"name": "TIDEGATE_BROKER__URL", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]},

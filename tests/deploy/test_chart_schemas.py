@@ -32,6 +32,10 @@ def test_objects_are_what_kubernetes_takes(binary, kubernetes, values_file):
             kubernetes_validate.validate(document, kubernetes, strict=True)
 
 
+def test_the_newest_kubernetes_is_the_newest_there_is_a_schema_for():
+    assert kubernetes_validate.latest_version().startswith(f"{KUBERNETES[-1]}.")
+
+
 def test_helm_3_and_4_render_the_same(values_file):
     assert render(files=[values_file], binary="helm3") == render(files=[values_file], binary="helm4")
 

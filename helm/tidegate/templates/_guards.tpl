@@ -83,19 +83,14 @@ rendering with what is wrong and what to set instead. */}}
 
 {{- define "tidegate.guardFleet" -}}
 {{- $redis := or (include "tidegate.redisUrl" .) .Values.redis.existingSecret .Values.extraEnvFrom }}
-{{- $key := or .Values.auth.existingSecret .Values.extraEnvFrom (omit (get .Values.config "auth" | default dict) "leeway") }}
 {{- range .Values.extraEnv }}
 {{- if hasPrefix "TIDEGATE_BROKER__URL" (upper .name) }}{{ $redis = true }}{{ end }}
-{{- if and (hasPrefix "TIDEGATE_AUTH__" (upper .name)) (ne "TIDEGATE_AUTH__LEEWAY" (upper .name)) }}{{ $key = true }}{{ end }}
-{{- end }}
-{{- range $name, $_ := .Values.secretFiles }}
-{{- if hasPrefix "auth." $name }}{{ $key = true }}{{ end }}
 {{- end }}
 {{- if gt (include "tidegate.maxPods" . | int) 1 }}
 {{- if not $redis }}
 {{- fail "more than one pod needs a Redis that all of them use, or clients of different pods would not hear each other: set redis.url, redis.existingSecret or (for trying) redis.development.enabled" }}
 {{- end }}
-{{- if not $key }}
+{{- if not (include "tidegate.commonKey" .) }}
 {{- fail "more than one pod needs a common key, or a token of one would be refused by the next: set auth.existingSecret" }}
 {{- end }}
 {{- end }}

@@ -151,3 +151,15 @@ default
 {{- .Values.redis.url }}
 {{- end }}
 {{- end }}
+
+{{/* Whether every pod gets the same key to verify tokens with. */}}
+{{- define "tidegate.commonKey" -}}
+{{- $key := or .Values.auth.existingSecret .Values.extraEnvFrom (pick (get .Values.config "auth" | default dict) "keys" "jwks_file" "jwks_url") }}
+{{- range .Values.extraEnv }}
+{{- if regexMatch "(?i)^TIDEGATE_AUTH__(HS256_SECRET|KEYS|JWKS_)" .name }}{{ $key = true }}{{ end }}
+{{- end }}
+{{- range $name, $_ := .Values.secretFiles }}
+{{- if and (hasPrefix "auth." $name) (not (hasSuffix "_ca_file" $name)) }}{{ $key = true }}{{ end }}
+{{- end }}
+{{- if $key }}yes{{ end }}
+{{- end }}
