@@ -29,6 +29,8 @@
 mod backoff;
 mod connection;
 mod envelope;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod keys;
 mod publisher;
 mod resp;

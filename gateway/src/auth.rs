@@ -8,6 +8,10 @@
 //! |---|---|
 //! | [`credential`] | where in a request a token is carried: header, query or subprotocol list |
 //! | [`token`] | [`Authenticator`]: from a token to an [`Identity`] |
+//! | [`key`] | algorithms, and keys pinned to them |
+//! | [`keyring`] | which keys there are, which of them a token is tried with, how they are replaced |
+//! | [`jwks`] | key sets as documents |
+//! | [`files`], [`remote`] | keys from files and from a URL, kept up to date |
 //! | [`mint`] | making tokens and secrets: `tidegate token` and the first run |
 //! | [`grant`] | operations, room patterns, policies and how they match |
 //!
@@ -15,8 +19,17 @@
 //! error message can show.
 
 pub mod credential;
+pub mod files;
 pub mod grant;
+pub mod jwks;
+pub mod key;
+#[cfg(test)]
+mod key_tests;
+pub mod keyring;
 pub mod mint;
+pub mod remote;
+#[cfg(test)]
+mod rfc8725_tests;
 pub mod token;
 #[cfg(test)]
 mod token_tests;
@@ -32,6 +45,8 @@ use broker_bridge::RoomName;
 pub use self::{
     credential::Token,
     grant::{Grant, Operation, Operations, Policy, PolicyPattern, RoomPattern},
+    key::{Algorithm, Key},
+    keyring::Keyring,
     token::{AuthConfig, Authenticator},
 };
 
@@ -176,13 +191,19 @@ pub enum AuthFailure {
     /// The token is not a signed JWT in its compact form.
     #[error("the token is not a signed JWT in compact form")]
     Malformed,
-    /// The header names another algorithm than HS256.
-    #[error("the token's algorithm is not HS256")]
+    /// The header names an algorithm that the key is not pinned to, or that no key is for.
+    #[error("the token's algorithm is not that of its key, or of any key")]
     WrongAlgorithm,
+    /// The header has a `typ` of a token that was made for something else (RFC 8725 §3.11).
+    #[error("the token's type (`typ`) is neither JWT nor at+jwt")]
+    WrongType,
     /// The header has a `crit`, and none of the extensions it could name is known (RFC 7515 §4.1.11).
-    #[error("the token's header demands an extension (`crit`)")]
+    #[error("the token's header demands an extension (`crit`, `b64`)")]
     CriticalHeader,
-    /// The signature was not made with this node's secret, or for another text.
+    /// The header names no key of this node's, or none where it would have to.
+    #[error("the token's `kid` names no key of this node, or is missing where several keys would fit")]
+    UnknownKey,
+    /// The signature was not made with the key, or for another text.
     #[error("the token's signature is wrong")]
     BadSignature,
     /// The signed text is not one JSON object, or has a claim twice.
@@ -196,8 +217,11 @@ pub enum AuthFailure {
         "claims `exp` (required), `nbf`, `iat`: expected seconds since 1970, not milliseconds, before the year 10000"
     )]
     InvalidTime,
-    /// There is an `aud`, and nothing says that this node is meant (RFC 7519 §4.1.3).
-    #[error("claim `aud`: the token is meant for an audience, and this node has no name to find in it")]
+    /// `iss` is not `auth.issuer` (RFC 8725 §3.8).
+    #[error("claim `iss`: not auth.issuer")]
+    WrongIssuer,
+    /// `aud` has none of `auth.audience`, or is there and nothing is configured (RFC 7519 §4.1.3).
+    #[error("claim `aud`: none of auth.audience; without that key, expected no `aud`")]
     ForeignAudience,
     /// `rooms` is not a map from patterns to lists of operations, each pattern once.
     #[error("claim `rooms`: expected a map from room patterns, each once, to lists of operations")]
@@ -221,17 +245,20 @@ pub enum AuthFailure {
 
 impl AuthFailure {
     /// Every reason, for metrics that show each from the start.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Missing,
         Self::Ambiguous,
         Self::TooLong,
         Self::Malformed,
         Self::WrongAlgorithm,
+        Self::WrongType,
         Self::CriticalHeader,
+        Self::UnknownKey,
         Self::BadSignature,
         Self::InvalidPayload,
         Self::InvalidSubject,
         Self::InvalidTime,
+        Self::WrongIssuer,
         Self::ForeignAudience,
         Self::InvalidRooms,
         Self::InvalidPattern,
@@ -249,11 +276,14 @@ impl AuthFailure {
             Self::TooLong => "too_long",
             Self::Malformed => "malformed",
             Self::WrongAlgorithm => "wrong_algorithm",
+            Self::WrongType => "wrong_type",
             Self::CriticalHeader => "critical_header",
+            Self::UnknownKey => "unknown_key",
             Self::BadSignature => "bad_signature",
             Self::InvalidPayload => "invalid_payload",
             Self::InvalidSubject => "invalid_subject",
             Self::InvalidTime => "invalid_time",
+            Self::WrongIssuer => "wrong_issuer",
             Self::ForeignAudience => "foreign_audience",
             Self::InvalidRooms => "invalid_rooms",
             Self::InvalidPattern => "invalid_pattern",

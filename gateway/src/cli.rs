@@ -13,7 +13,6 @@ mod tests;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
@@ -24,18 +23,23 @@ use std::{
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
-    auth::{Grant, Subject, UnixSeconds, mint},
-    config::{Config, ConfigError, ConfigErrors, Source, Sources, document, value::parse_time},
+    auth::{
+        Algorithm, Grant, Subject, UnixSeconds,
+        files::without_line_break,
+        mint::{Signer, Wanted},
+    },
+    config::{Config, ConfigError, ConfigErrors, Loaded, Source, Sources, document, value::parse_time},
+    tls,
 };
 
 /// Does what the command line of this process says. A node is run by `serve`; whatever keeps it from being
 /// started has been said on standard error by then.
-pub fn main(serve: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+pub fn main(serve: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr());
     match invoke(std::env::args_os(), Sources::environment(), &mut out, &mut err) {
-        Invocation::Serve(config) => {
+        Invocation::Serve(loaded) => {
             drop(out);
-            serve(*config)
+            serve(*loaded)
         }
         Invocation::Done(status) => status.into(),
     }
@@ -59,7 +63,7 @@ pub fn revision() -> Option<&'static str> {
 #[derive(Debug)]
 pub enum Invocation {
     /// To run a node.
-    Serve(Box<Config>),
+    Serve(Box<Loaded>),
     /// Nothing any more.
     Done(Status),
 }
@@ -102,17 +106,15 @@ pub fn invoke(
         Err(asked) => return Invocation::Done(say(out, &asked.render(), Status::Success)),
     };
     let result = match command {
-        None => layers.load(env).map(|config| Invocation::Serve(Box::new(config))).map_err(Failure::from),
-        Some(Command::Serve(more)) => {
-            let config = layers.and(more).load(env);
-            config.map(|config| Invocation::Serve(Box::new(config))).map_err(Failure::from)
-        }
+        None => layers.load_to_serve(env),
+        Some(Command::Serve(more)) => layers.and(more).load_to_serve(env),
         Some(Command::Token(token)) => token.run(layers, env, out),
         Some(Command::CheckConfig(more)) => layers
             .and(more)
             .load(env)
-            .map(|_| Invocation::Done(say(out, &"configuration is valid\n", Status::Success)))
-            .map_err(Failure::from),
+            .map_err(Failure::from)
+            .and_then(|config| check_files(&config))
+            .map(|()| Invocation::Done(say(out, &"configuration is valid\n", Status::Success))),
         Some(Command::DefaultConfig) => {
             Ok(Invocation::Done(say(out, &document::default_config(), Status::Success)))
         }
@@ -120,6 +122,11 @@ pub fn invoke(
     };
     result
         .unwrap_or_else(|failure| Invocation::Done(say(err, &format!("{}\n", failure.text), failure.status)))
+}
+
+/// Checks what a node would read when it starts, besides the configuration.
+fn check_files(config: &Config) -> Result<(), Failure> {
+    config.tls.as_ref().map_or(Ok(()), tls::check).map_err(|error| Failure::misuse(&error))
 }
 
 /// A pub/sub gateway: a room is a URL, and a room is a Redis topic.
@@ -136,7 +143,7 @@ struct Cli {
 enum Command {
     /// Run a node (what happens without a command)
     Serve(Layers),
-    /// Print a token, signed with the configured secret
+    /// Print a token, signed with the configured secret or with a key from a file
     Token(TokenArgs),
     /// Say whether the configuration is valid, or everything that is wrong with it
     CheckConfig(Layers),
@@ -185,7 +192,16 @@ impl Layers {
         }
     }
 
+    fn load_to_serve(self, env: BTreeMap<String, String>) -> Result<Invocation, Failure> {
+        let (config, sources) = self.load_with_sources(env)?;
+        Ok(Invocation::Serve(Box::new(Loaded { config, sources })))
+    }
+
     fn load(self, env: BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
+        self.load_with_sources(env).map(|(config, _)| config)
+    }
+
+    fn load_with_sources(self, env: BTreeMap<String, String>) -> Result<(Config, Sources), ConfigErrors> {
         let mut errors = Vec::new();
         let mut sources = Sources { env, ..Sources::default() };
         for set in self.set {
@@ -207,20 +223,13 @@ impl Layers {
         ];
         let given = |(key, value): (&str, Option<String>)| value.map(|value| (key.to_owned(), value));
         sources.flags.extend(short.into_iter().filter_map(given));
-        if let Some(path) = self.config {
-            match fs::read_to_string(&path) {
-                Ok(text) => sources.file = Some((path, text)),
-                // What a file would have said is unknown: judging the rest without it would mislead.
-                Err(error) => {
-                    let source = Source::File { path, line: None };
-                    let expected = format!("expected a file of text that can be read: {error}");
-                    errors.push(ConfigError { key: String::new(), source, value: None, expected });
-                    return Err(ConfigErrors::from(errors));
-                }
-            }
+        // What a file would have said is unknown: judging the rest without it would mislead.
+        if let Some(error) = self.config.and_then(|path| sources.read_file(path).err()) {
+            errors.push(error);
+            return Err(ConfigErrors::from(errors));
         }
         match Config::load(&sources) {
-            Ok(config) if errors.is_empty() => Ok(config),
+            Ok(config) if errors.is_empty() => Ok((config, sources)),
             Ok(_) => Err(ConfigErrors::from(errors)),
             Err(more) => Err(ConfigErrors::from([errors, more.into()].concat())),
         }
@@ -249,6 +258,16 @@ struct TokenArgs {
     /// How long it is good for, such as 30s, 5m or 24h
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
     ttl: Duration,
+    /// Signs with the private key (PEM) or the secret in this file; without it, with
+    /// `auth.hs256_secret`
+    #[arg(long, value_name = "PATH", requires = "algorithm")]
+    key_file: Option<PathBuf>,
+    /// How that key signs: HS256, RS256, PS256 (or 384, 512), ES256, ES384 or `EdDSA`
+    #[arg(long, value_name = "NAME", requires = "key_file")]
+    algorithm: Option<Algorithm>,
+    /// The name of the key, as in auth.keys or in a key set
+    #[arg(long, value_name = "NAME")]
+    kid: Option<String>,
     #[command(flatten)]
     layers: Layers,
 }
@@ -262,11 +281,29 @@ impl TokenArgs {
     ) -> Result<Invocation, Failure> {
         const NO_SECRET: &str = "auth.hs256_secret is not set, so there is nothing to sign a token with: set \
                                  it in a file (--config), as TIDEGATE_AUTH__HS256_SECRET, or name a file that \
-                                 holds it with auth.hs256_secret_file";
+                                 holds it with auth.hs256_secret_file; or name a private key with --key-file";
         let config = layers.and(self.layers).load(env)?;
-        let secret = config.auth.hs256_secret.ok_or_else(|| Failure::misuse(NO_SECRET))?;
-        let now = UnixSeconds::from(SystemTime::now());
-        let token = mint::mint(secret.expose(), &self.sub, &self.room, self.ttl, now);
+        let kid = self.kid.as_deref();
+        let signer = if let (Some(path), Some(algorithm)) = (self.key_file, self.algorithm) {
+            let key = std::fs::read(&path).map_err(|error| {
+                Failure::misuse(&format!("--key-file: expected a file that can be read: {error}"))
+            })?;
+            let key = if algorithm.is_shared() { without_line_break(&key) } else { &key };
+            Signer::new(algorithm, key, kid)
+        } else {
+            let secret = config.auth.keys.secret.ok_or_else(|| Failure::misuse(NO_SECRET))?;
+            Signer::new(Algorithm::Hs256, secret.expose(), kid)
+        };
+        let signer = signer.map_err(|error| Failure::misuse(&error))?;
+        let wanted = Wanted {
+            subject: &self.sub,
+            grants: &self.room,
+            issuer: config.auth.issuer.as_deref(),
+            // One of the names is enough, and the first one will do.
+            audience: config.auth.audience.get(..1).unwrap_or_default(),
+            ttl: self.ttl,
+        };
+        let token = signer.sign(&wanted, UnixSeconds::from(SystemTime::now()));
         let token = token.map_err(|error| Failure::misuse(&error))?;
         Ok(Invocation::Done(say(out, &format!("{}\n", token.expose()), Status::Success)))
     }

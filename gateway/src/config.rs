@@ -10,8 +10,10 @@
 //! | `kind` | what a key may be given, with its bounds |
 //! | [`value`] | sizes, times, secrets |
 //! | [`origin`] | which web pages may connect |
+//! | [`rate`], [`networks`] | how often something may happen; sets of addresses |
 //! | `layers`, `raw` | reading the layers and laying them over each other |
 //! | `reader` | from what was given to typed values |
+//! | [`Snapshot`] | what each key came to: what a new configuration changes |
 //! | [`document`] | the commented default file and the reference, made from the table |
 //!
 //! This module opens no port and connects to nothing. It reads the files that `*_file` keys name.
@@ -20,9 +22,12 @@ pub mod document;
 mod error;
 mod kind;
 mod layers;
+pub mod networks;
 pub mod origin;
+pub mod rate;
 mod raw;
 mod reader;
+mod snapshot;
 mod suggest;
 mod table;
 #[cfg(test)]
@@ -39,11 +44,14 @@ use broker_bridge::{
 pub use self::{
     error::{ConfigError, ConfigErrors, Source},
     layers::Sources,
+    networks::Networks,
     origin::Origins,
-    value::{ByteSize, LogFilter, LogFormat, Secret},
+    rate::{ByteRate, Rate},
+    snapshot::{Changes, Snapshot},
+    value::{ByteSize, ForwardedHeader, LogFilter, LogFormat, Secret},
 };
 use self::{reader::Reader, table as key, value::format_time};
-use crate::auth::grant::Policy;
+use crate::auth::{files::LocalKeys, grant::Policy, remote::JwksUrl};
 
 /// The configuration of a node. Each field is a key of the reference in `docs/configuration.md`, which
 /// says more about it.
@@ -69,6 +77,8 @@ pub struct Config {
     pub rooms: Vec<Policy>,
     /// How much anybody may use.
     pub limits: Limits,
+    /// Whether messages are compressed.
+    pub compression: Compression,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
     /// Server-sent events.
@@ -77,6 +87,17 @@ pub struct Config {
     pub drain: Drain,
     /// What is logged, and how.
     pub log: Log,
+    /// What each key came to.
+    pub snapshot: Snapshot,
+}
+
+/// A configuration and where it came from, so that it can be read again.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Where it came from.
+    pub sources: Sources,
 }
 
 /// `public.*`: what clients reach.
@@ -88,6 +109,14 @@ pub struct Public {
     pub header_timeout: Duration,
     /// Time for the body of a request.
     pub body_timeout: Duration,
+    /// The age at which a session is told to come back, before jitter.
+    pub max_session_age: Option<Duration>,
+    /// Whose word on a client's address is taken.
+    pub trusted_proxies: Networks,
+    /// The header in which they say it.
+    pub forwarded_header: ForwardedHeader,
+    /// Whether their connections begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
 }
 
 /// `tls.*`: the public listener's certificate.
@@ -138,8 +167,19 @@ pub struct Broker {
 /// `auth.*`: how tokens are verified.
 #[derive(Clone, Debug)]
 pub struct Auth {
-    /// The shared key of HS256 tokens, from `auth.hs256_secret` or `auth.hs256_secret_file`; at least 32 bytes.
-    pub hs256_secret: Option<Secret>,
+    /// Keys on this machine: `auth.hs256_secret` or `auth.hs256_secret_file`, `auth.keys`, `auth.jwks_file`.
+    /// Their files were sound when the configuration was loaded.
+    pub keys: LocalKeys,
+    /// Where a key set is fetched.
+    pub jwks_url: Option<JwksUrl>,
+    /// Time between two fetches.
+    pub jwks_interval: Duration,
+    /// Certificates to trust for it, in place of the system's.
+    pub jwks_ca_file: Option<PathBuf>,
+    /// What `iss` must be.
+    pub issuer: Option<String>,
+    /// What `aud` must have one of; with none, there must be no `aud`.
+    pub audience: Vec<String>,
     /// How far clocks may be apart.
     pub leeway: Duration,
 }
@@ -155,10 +195,33 @@ pub struct Limits {
     pub outbound: ByteSize,
     /// Rooms per session.
     pub rooms_per_session: usize,
+    /// New connections of this node; more wait in the kernel.
+    pub accepts: Option<Rate>,
+    /// New connections of one address.
+    pub attempts_per_address: Option<Rate>,
+    /// Open connections of one address.
+    pub connections_per_address: Option<usize>,
+    /// Commands of one session.
+    pub commands: Option<Rate>,
+    /// Bytes of one session.
+    pub bytes: Option<ByteRate>,
+    /// Commands of one user on this node.
+    pub user_commands: Option<Rate>,
+    /// Bytes of one user on this node.
+    pub user_bytes: Option<ByteRate>,
+}
+
+/// `compression.*`: whether messages are compressed (RFC 7692).
+#[derive(Clone, Debug)]
+pub struct Compression {
+    /// Whether it is agreed to when a client offers it.
+    pub enabled: bool,
+    /// Smaller payloads are sent as they are.
+    pub threshold: ByteSize,
 }
 
 /// `heartbeat.*`: how a dead peer is noticed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Time between two pings.
     pub interval: Duration,
@@ -200,7 +263,7 @@ impl Config {
     /// the value that wins is checked; keys that do not exist are errors wherever they are.
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut from = Reader::new(sources);
-        let hs256_secret = from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE);
+        let auth = Auth::read(&mut from);
         let broker_url = from.text_or_file(&key::BROKER_URL, &key::BROKER_URL_FILE);
         let (cert, key) = (from.read_optional(&key::TLS_CERT), from.read_optional(&key::TLS_KEY));
         for (has, lacks, has_key, lacks_key) in
@@ -210,15 +273,19 @@ impl Config {
                 format!("expected {} to be given, too", lacks_key.name)
             });
         }
-        let config = Self {
+        let mut config = Self {
             tls: cert.zip(key).map(|(cert, key)| Tls { cert, key }),
             shards: from.read(&key::SHARDS).unwrap_or_else(available_shards),
             origins: from.read(&key::ORIGINS),
-            demo: from.read(&key::DEMO).unwrap_or(hs256_secret.is_none()),
+            demo: from.read(&key::DEMO).unwrap_or(!auth.has_key()),
             public: Public {
                 listen: from.read(&key::PUBLIC_LISTEN),
                 header_timeout: from.read(&key::PUBLIC_HEADER_TIMEOUT),
                 body_timeout: from.read(&key::PUBLIC_BODY_TIMEOUT),
+                max_session_age: from.read_optional(&key::PUBLIC_MAX_SESSION_AGE),
+                trusted_proxies: from.read(&key::PUBLIC_TRUSTED_PROXIES),
+                forwarded_header: from.read(&key::PUBLIC_FORWARDED_HEADER),
+                proxy_protocol: from.read(&key::PUBLIC_PROXY_PROTOCOL),
             },
             ops: Ops { listen: from.read(&key::OPS_LISTEN) },
             broker: Broker {
@@ -235,12 +302,23 @@ impl Config {
                 canary_timeout: from.read(&key::BROKER_CANARY_TIMEOUT),
                 ca_file: from.read_optional(&key::BROKER_CA_FILE),
             },
-            auth: Auth { hs256_secret, leeway: from.read(&key::AUTH_LEEWAY) },
+            auth,
             limits: Limits {
                 connections: from.read(&key::LIMITS_CONNECTIONS),
                 message_size: from.read(&key::LIMITS_MESSAGE_SIZE),
                 outbound: from.read(&key::LIMITS_OUTBOUND),
                 rooms_per_session: from.read(&key::LIMITS_ROOMS_PER_SESSION),
+                accepts: from.read(&key::LIMITS_ACCEPTS),
+                attempts_per_address: from.read(&key::LIMITS_ATTEMPTS_PER_ADDRESS),
+                connections_per_address: from.read(&key::LIMITS_CONNECTIONS_PER_ADDRESS),
+                commands: from.read(&key::LIMITS_COMMANDS),
+                bytes: from.read(&key::LIMITS_BYTES),
+                user_commands: from.read(&key::LIMITS_USER_COMMANDS),
+                user_bytes: from.read(&key::LIMITS_USER_BYTES),
+            },
+            compression: Compression {
+                enabled: from.read(&key::COMPRESSION_ENABLED),
+                threshold: from.read(&key::COMPRESSION_THRESHOLD),
             },
             heartbeat: Heartbeat {
                 interval: from.read(&key::HEARTBEAT_INTERVAL),
@@ -254,9 +332,11 @@ impl Config {
             },
             log: Log { format: from.read(&key::LOG_FORMAT), filter: from.read(&key::LOG_FILTER) },
             rooms: from.read_rooms(),
+            snapshot: Snapshot::default(),
         };
         config.check_together(&mut from);
-        from.finish().map(|()| config)
+        config.snapshot = from.finish()?;
+        Ok(config)
     }
 
     /// What must hold between keys.
@@ -295,12 +375,65 @@ impl Config {
         ] {
             from.require(size >= limits.message_size, key, &[&key::LIMITS_MESSAGE_SIZE], room_for_a_message);
         }
+        for (rate, key) in [
+            (limits.bytes, &key::LIMITS_BYTES as &dyn table::Row),
+            (limits.user_bytes, &key::LIMITS_USER_BYTES),
+        ] {
+            let enough = limits.message_size.get();
+            from.require(
+                rate.is_none_or(|ByteRate(rate)| rate.burst().get() as usize >= enough),
+                key,
+                &[&key::LIMITS_MESSAGE_SIZE],
+                || format!("expected a burst of at least limits.message_size, {}", limits.message_size),
+            );
+        }
+        from.require(
+            !public.proxy_protocol || !public.trusted_proxies.is_empty(),
+            &key::PUBLIC_PROXY_PROTOCOL,
+            &[&key::PUBLIC_TRUSTED_PROXIES],
+            || "expected public.trusted_proxies to say who speaks it".to_owned(),
+        );
         from.require(
             broker.ca_file.is_none() || is_tls(&broker.url),
             &key::BROKER_CA_FILE,
             &[&key::BROKER_URL, &key::BROKER_URL_FILE],
             || "expected only with a broker that is reached by TLS, rediss://".to_owned(),
         );
+    }
+}
+
+impl Auth {
+    /// Whether tokens can be verified at all.
+    pub fn has_key(&self) -> bool {
+        !self.keys.is_empty() || self.jwks_url.is_some()
+    }
+
+    fn read(from: &mut Reader) -> Self {
+        let auth = Self {
+            keys: LocalKeys {
+                secret: from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE),
+                files: from.read_optional(&key::AUTH_KEYS).unwrap_or_default(),
+                jwks: from.read_optional(&key::AUTH_JWKS_FILE),
+            },
+            jwks_url: from.read_optional(&key::AUTH_JWKS_URL),
+            jwks_interval: from.read(&key::AUTH_JWKS_INTERVAL),
+            jwks_ca_file: from.read_optional(&key::AUTH_JWKS_CA_FILE),
+            issuer: from.read_optional(&key::AUTH_ISSUER),
+            audience: from.read(&key::AUTH_AUDIENCE),
+            leeway: from.read(&key::AUTH_LEEWAY),
+        };
+        for complaint in auth.keys.complaints() {
+            let key: &dyn table::Row =
+                if complaint.key() == key::AUTH_KEYS.name { &key::AUTH_KEYS } else { &key::AUTH_JWKS_FILE };
+            from.complain(key, complaint.to_string());
+        }
+        from.require(
+            auth.jwks_ca_file.is_none() || auth.jwks_url.is_some(),
+            &key::AUTH_JWKS_CA_FILE,
+            &[&key::AUTH_JWKS_URL],
+            || "expected auth.jwks_url to be given, too".to_owned(),
+        );
+        auth
     }
 }
 

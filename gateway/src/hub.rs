@@ -360,7 +360,7 @@ mod tests {
                 let mut events = Vec::new();
                 inbox.take(&mut events);
                 let Some(Event::Broadcast(broadcast)) = events.pop() else { panic!("one broadcast") };
-                broadcast.frame(WireFormat::PlainFrame).clone()
+                broadcast.frame(WireFormat::PlainFrame.into(), 0).clone()
             })
             .collect();
         assert_eq!(frames[0], &b"\x81\x02hi"[..]);

@@ -9,6 +9,8 @@
 //! | [`serve`] | from a configuration to a process that serves until it is told to stop |
 //! | [`cli`], [`config`], [`telemetry`] | the command line, the configuration, logs |
 //! | [`settings`] | what may change while the node runs |
+//! | [`reload`] | when the configuration is read again, and whether it is taken |
+//! | [`drain`] | the pace at which a leaving node closes its sessions |
 //! | [`server`] | listeners, routes, refusals |
 //! | [`auth`] | from a token to an identity and what it may do |
 //! | [`shard`] | threads that own sockets |
@@ -16,6 +18,7 @@
 //! | [`protocol`] | wire protocols |
 //! | [`session`] | what one client may do and is told |
 //! | [`hub`] | the rooms of this node |
+//! | [`limits`] | how much anybody may use |
 //! | [`tls`] | the public listener's certificate |
 //! | [`metrics`] | what is measured |
 //!
@@ -25,10 +28,13 @@
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod drain;
 pub mod hub;
+pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod protocol;
+pub mod reload;
 pub mod serve;
 pub mod server;
 pub mod session;

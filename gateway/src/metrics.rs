@@ -10,7 +10,8 @@ use prometheus::{
 };
 
 use crate::{
-    auth::AuthFailure,
+    auth::{AuthFailure, UnixSeconds},
+    limits::Limit,
     protocol::ProtocolName,
     server::{HandshakeResult, Refusal},
     session::CloseReason,
@@ -53,6 +54,7 @@ pub struct Metrics {
     pub slow_consumers: IntCounter,
     refusals: IntCounterVec,
     auth_failures: IntCounterVec,
+    limited: IntCounterVec,
     gaps: IntCounterVec,
     /// Rooms that the hub knows.
     pub rooms: IntGauge,
@@ -62,8 +64,38 @@ pub struct Metrics {
     pub shard_lag_seconds: Histogram,
     /// Publications that did not fit into a shard's inbox.
     pub inbox_overflows: IntCounter,
+    /// Addresses and users that have used up some of a limit.
+    pub limit_accounts: IntGauge,
+    /// How often the acceptor waited because `limits.accepts` was used up.
+    pub accept_pauses: IntCounter,
+    sockets_dropped: IntCounterVec,
     /// 1 while the node is leaving.
     pub draining: IntGauge,
+    config_reloads: IntCounterVec,
+    config_reload_successful: IntGauge,
+    config_reload_success_timestamp: IntGauge,
+}
+
+/// What became of an attempt to take a new configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadResult {
+    /// Something counts that did not before.
+    Applied,
+    /// There was nothing new that may change while the node runs.
+    Unchanged,
+    /// It was not sound; the old one goes on.
+    Refused,
+}
+
+impl ReloadResult {
+    /// The metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 impl Metrics {
@@ -179,6 +211,12 @@ impl Metrics {
                 "Tokens refused, by reason.",
                 &["reason"],
             )?,
+            limited: int_counters(
+                &registry,
+                "tidegate_limited_total",
+                "Messages, commands and control frames of sessions that were refused, by the limit that they were over.",
+                &["limit"],
+            )?,
             gaps: int_counters(
                 &registry,
                 "tidegate_gaps_total",
@@ -206,7 +244,39 @@ impl Metrics {
                 "tidegate_inbox_overflows_total",
                 "Publications dropped inside the node because a shard's inbox was full; each is told as a gap.",
             )?,
+            limit_accounts: int_gauge(
+                &registry,
+                "tidegate_limit_accounts",
+                "Accounts kept of what addresses and users have used of their limits; gone when nothing is used.",
+            )?,
+            accept_pauses: int_counter(
+                &registry,
+                "tidegate_accept_pauses_total",
+                "How often new connections had to wait because limits.accepts was used up.",
+            )?,
+            sockets_dropped: int_counters(
+                &registry,
+                "tidegate_sockets_dropped_total",
+                "New sockets closed without an answer, because too many were refused already, by reason.",
+                &["reason"],
+            )?,
             draining: int_gauge(&registry, "tidegate_draining", "1 while the node is leaving.")?,
+            config_reloads: int_counters(
+                &registry,
+                "tidegate_config_reloads_total",
+                "Attempts to take a new configuration, by result.",
+                &["result"],
+            )?,
+            config_reload_successful: int_gauge(
+                &registry,
+                "tidegate_config_last_reload_successful",
+                "1 if the configuration that was read last is sound, 0 if it was refused.",
+            )?,
+            config_reload_success_timestamp: int_gauge(
+                &registry,
+                "tidegate_config_last_reload_success_timestamp_seconds",
+                "When a sound configuration was last read, in Unix time.",
+            )?,
             registry,
         };
         metrics.touch_labels();
@@ -227,6 +297,15 @@ impl Metrics {
         }
         for failure in AuthFailure::ALL {
             self.auth_failures.with_label_values(&[failure.as_str()]);
+        }
+        for result in [ReloadResult::Applied, ReloadResult::Unchanged, ReloadResult::Refused] {
+            self.config_reloads.with_label_values(&[result.as_str()]);
+        }
+        for refusal in [Refusal::Connections, Refusal::Attempts, Refusal::AddressConnections] {
+            self.sockets_dropped.with_label_values(&[refusal.as_str()]);
+        }
+        for limit in Limit::ALL {
+            self.limited.with_label_values(&[limit.as_str()]);
         }
         for cause in ["interrupted", "oversized", "overflow"] {
             self.gaps.with_label_values(&[cause]);
@@ -256,14 +335,38 @@ impl Metrics {
         self.refusals.with_label_values(&[refusal.as_str()]).inc();
     }
 
+    /// Counts a socket that was closed without an answer.
+    pub fn dropped(&self, refusal: Refusal) {
+        self.sockets_dropped.with_label_values(&[refusal.as_str()]).inc();
+    }
+
     /// Counts a refused token.
     pub fn auth_failed(&self, failure: AuthFailure) {
         self.auth_failures.with_label_values(&[failure.as_str()]).inc();
     }
 
+    /// Counts what a session was refused.
+    pub fn limited(&self, limit: Limit) {
+        self.limited.with_label_values(&[limit.as_str()]).inc();
+    }
+
     /// Counts a gap told to a room.
     pub fn gap(&self, cause: broker_bridge::GapCause) {
         self.gaps.with_label_values(&[cause.as_str()]).inc();
+    }
+
+    /// Counts an attempt to take a new configuration, at `now`.
+    pub fn config_reloaded(&self, result: ReloadResult, now: UnixSeconds) {
+        self.config_reloads.with_label_values(&[result.as_str()]).inc();
+        self.config_read(result != ReloadResult::Refused, now);
+    }
+
+    /// Notes whether the configuration that was read last is sound.
+    pub fn config_read(&self, sound: bool, now: UnixSeconds) {
+        self.config_reload_successful.set(i64::from(sound));
+        if sound {
+            self.config_reload_success_timestamp.set(i64::try_from(now.0).unwrap_or(i64::MAX));
+        }
     }
 
     /// Everything, in the Prometheus text format (version 0.0.4).

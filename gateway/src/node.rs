@@ -7,7 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use broker_bridge::{
@@ -16,12 +16,18 @@ use broker_bridge::{
     metrics::BrokerMetrics,
     redis::{RedisBroker, RedisConfig, RedisStartError},
 };
+use parking_lot::Mutex;
 use prometheus::Registry;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::Config,
+    auth::{
+        files::{KeyFiles, LoadError},
+        remote::{RemoteError, RemoteKeys},
+    },
+    config::{Changes, Config, Snapshot},
+    drain::Pace,
     hub::{FanOut, Hub},
     metrics::Metrics,
     server::{self, Gate},
@@ -35,16 +41,21 @@ use crate::{
 const INBOX: usize = 64 * 1024 * 1024;
 /// How often a leaving node looks whether its shards have left.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a leaving node waits for who is to end at once: a probe that is being answered, a shard that was
+/// told to drop everything.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A running node.
 pub struct Node {
     public: SocketAddr,
     ops: SocketAddr,
-    config: Config,
+    /// What it runs with, key by key.
+    configured: Mutex<Snapshot>,
     gate: Arc<Gate>,
     shards: Arc<[Shard]>,
     broker: Arc<dyn Broker>,
     tls: Option<Arc<Tls>>,
+    key_files: Arc<KeyFiles>,
     /// Stops the acceptor.
     accepting: CancellationToken,
     /// Stops everything else that is not a shard.
@@ -77,9 +88,26 @@ pub enum StartError {
     /// The Redis broker cannot work as configured on this machine.
     #[error("broker: {0}")]
     Broker(#[from] RedisStartError),
+    /// A configured key cannot be used.
+    #[error("{key}: {0}", key = .0.key())]
+    Keys(#[from] LoadError),
+    /// Key sets cannot be fetched.
+    #[error(transparent)]
+    RemoteKeys(#[from] RemoteError),
     /// The certificate or its key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+}
+
+/// Why a sound configuration cannot be taken by a running node.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// Tokens would be verified by a key that nobody knows.
+    #[error("auth: expected a key, since the node was started with one")]
+    NoKey,
+    /// A key cannot be used.
+    #[error("{key}: {0}", key = .0.key())]
+    Keys(#[from] LoadError),
 }
 
 /// How a drain ended.
@@ -87,18 +115,18 @@ pub enum StartError {
 pub enum Departure {
     /// Everybody was told and everything was sent.
     Complete,
-    /// The deadline came first; so many sockets were cut.
+    /// The deadline came first; so many sockets were cut. 0 if only the broker was not done.
     Cut(usize),
 }
 
 impl Node {
-    /// Starts a node whose tokens are signed with `secret`; both listeners accept when it returns. Must be
-    /// called within a tokio runtime.
-    pub fn start(config: Config, secret: &[u8]) -> Result<Self, StartError> {
+    /// Starts a node; both listeners accept when it returns. Must be called within a tokio runtime.
+    pub fn start(config: Config) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::register(Registry::new())?);
         // Before any port opens: nobody is to reach a node that cannot serve him.
         let tls = config.tls.clone().map(|files| Tls::load(files, metrics.registry())).transpose()?;
         let tls = tls.map(Arc::new);
+        let (key_files, remote_keys) = start_keys(&config, metrics.registry())?;
         let public = bind("public.listen", config.public.listen)?;
         let ops = bind("ops.listen", config.ops.listen)?;
         let address =
@@ -111,7 +139,8 @@ impl Node {
         let broker = start_broker(&config, &fan_out, &metrics)?;
         let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
-        let settings = Arc::new(LiveSettings::new(Settings::new(&config, secret)));
+        let settings = Arc::new(LiveSettings::new(Settings::new(&config, key_files.keyring())));
+        metrics.config_read(true, SystemTime::now().into());
         let context = Arc::new(Context {
             hub: Arc::clone(&hub),
             broker: Arc::clone(&broker),
@@ -145,15 +174,31 @@ impl Node {
 
         let (accepting, running, tasks) =
             (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(server::acceptor::run(public, Arc::clone(&shards), settings, accepting.clone()));
+        tasks.spawn(server::acceptor::run(public, Arc::clone(&shards), Arc::clone(&gate), accepting.clone()));
         tasks.spawn(running.clone().run_until_cancelled_owned(async move { hub.run().await }));
+        tasks.spawn(running.clone().run_until_cancelled_owned(settings.keep_house()));
         if let Some(tls) = &tls {
             tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(tls).watch()));
         }
+        tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(&key_files).watch()));
+        if let Some(remote_keys) = remote_keys {
+            tasks.spawn(running.clone().run_until_cancelled_owned(remote_keys.run()));
+        }
         let ops_routes = server::ops::routes(Arc::clone(&gate));
-        let ops_end = running.clone().cancelled_owned();
+        let ops_end = running.clone();
         tasks.spawn(async move {
-            if let Err(error) = axum::serve(ops, ops_routes).with_graceful_shutdown(ops_end).await {
+            let end = ops_end.clone().cancelled_owned();
+            let serve = axum::serve(ops, ops_routes).with_graceful_shutdown(end).into_future();
+            // It would wait for ever for somebody who has sent half a request.
+            let over = async {
+                ops_end.cancelled().await;
+                tokio::time::sleep(GRACE).await;
+            };
+            let ended = tokio::select! {
+                ended = serve => ended,
+                () = over => Ok(()),
+            };
+            if let Err(error) = ended {
                 tracing::error!(%error, "the ops listener ended");
             }
         });
@@ -162,11 +207,12 @@ impl Node {
         Ok(Self {
             public: public_address,
             ops: ops_address,
-            config,
+            configured: Mutex::new(config.snapshot),
             gate,
             shards,
             broker,
             tls,
+            key_files,
             accepting,
             running,
             tasks,
@@ -183,29 +229,58 @@ impl Node {
         self.ops
     }
 
-    /// Reads the certificate and its key again, for new connections. What is not sound is refused, with a
-    /// line in the log.
-    pub async fn reload(&self) {
-        if let Some(tls) = self.tls.clone() {
-            let reload = tokio::task::spawn_blocking(move || tls.reload());
-            if let Err(error) = reload.await {
-                tracing::error!(%error, "the certificate was not replaced");
+    /// What it measures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.gate.metrics
+    }
+
+    /// Takes over from `config` what may change while the node runs, all of it in one moment, and says what
+    /// is different. Open connections stay. Blocks on the files of keys.
+    pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
+        // Held to the end: of two reloads at once, the later one counts as a whole.
+        let mut configured = self.configured.lock();
+        if !config.auth.has_key() {
+            return Err(ReloadError::NoKey);
+        }
+        // The one step that may fail comes first.
+        if !self.key_files.hold(&config.auth.keys) {
+            self.key_files.replace(config.auth.keys.clone())?;
+        }
+        let changes = configured.take_over(&config.snapshot);
+        if !changes.live.is_empty() {
+            self.gate.settings.replace(Settings::new(config, self.key_files.keyring()));
+        }
+        Ok(changes)
+    }
+
+    /// Reads the certificate and its key again, for new connections, and the keys that are files. What is
+    /// not sound is refused, with a line in the log.
+    pub async fn reload_files(&self) {
+        let (tls, key_files) = (self.tls.clone(), Arc::clone(&self.key_files));
+        let reload = tokio::task::spawn_blocking(move || {
+            key_files.reload();
+            if let Some(tls) = tls {
+                tls.reload();
             }
+        });
+        if let Err(error) = reload.await {
+            tracing::error!(%error, "not everything was read again");
         }
     }
 
     /// Leaves without hurting anybody: not ready at once, then (after `drain.pause`) sessions are closed
     /// evenly over `drain.window`, then the broker sends what it has left.
     pub async fn drain(self) -> Departure {
-        let drain = &self.config.drain;
+        let drain = self.gate.settings().drain.clone();
         let deadline = Instant::now() + drain.deadline;
         self.gate.draining.store(true, Ordering::Relaxed);
         self.gate.metrics.draining.set(1);
         tracing::info!(sockets = self.gate.connections(), window = ?drain.window, "draining");
         tokio::time::sleep(drain.pause).await;
         self.accepting.cancel();
+        let pace = Arc::new(Pace::new(std::time::Instant::now(), drain.window));
         for shard in self.shards.iter() {
-            shard.inbox().post(Event::Drain(drain.window));
+            shard.inbox().post(Event::Drain(Arc::clone(&pace)));
         }
         let departure = if timeout_at(deadline, self.shards_have_left()).await.is_ok() {
             Departure::Complete
@@ -215,15 +290,29 @@ impl Node {
             for shard in self.shards.iter() {
                 shard.inbox().post(Event::Stop);
             }
-            self.shards_have_left().await;
+            if timeout(GRACE, self.shards_have_left()).await.is_err() {
+                tracing::error!("a shard makes no progress; leaving without it");
+            }
             Departure::Cut(sockets)
         };
+        let closed = timeout_at(deadline.max(Instant::now() + GRACE), self.close()).await;
+        let departure = match (departure, closed) {
+            (departure, Ok(())) => departure,
+            (departure, Err(_)) => {
+                tracing::warn!("drain.deadline has passed; what the broker has not sent is given up");
+                if departure == Departure::Complete { Departure::Cut(0) } else { departure }
+            }
+        };
+        tracing::info!(?departure, "drained");
+        departure
+    }
+
+    /// Ends everything that is not a shard.
+    async fn close(&self) {
         self.broker.close().await;
         self.running.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        tracing::info!(?departure, "drained");
-        departure
     }
 
     async fn shards_have_left(&self) {
@@ -236,6 +325,20 @@ impl Node {
 
 fn bind(key: &'static str, address: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {
     server::acceptor::bind(address).map_err(|error| StartError::Listen { key, address, error })
+}
+
+/// What keeps the keys up to date.
+fn start_keys(
+    config: &Config,
+    registry: &Registry,
+) -> Result<(Arc<KeyFiles>, Option<RemoteKeys>), StartError> {
+    let auth = &config.auth;
+    let files = KeyFiles::load(auth.keys.clone(), auth.jwks_url.is_some(), registry)?;
+    let remote = auth.jwks_url.clone().map(|url| {
+        RemoteKeys::new(url, auth.jwks_interval, auth.jwks_ca_file.as_deref(), files.keyring(), registry)
+    });
+    let remote = remote.transpose()?;
+    Ok((Arc::new(files), remote))
 }
 
 fn start_broker(

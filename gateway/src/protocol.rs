@@ -7,10 +7,16 @@
 //!   are encoded once per node and shared ([`WireFormat::encode`]);
 //! - everything else is said to one session and encoded by its [`Protocol`].
 
+use std::time::Duration;
+
 use broker_bridge::{Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use crate::{session::CloseReason, websocket};
+use crate::{
+    limits::Limit,
+    session::CloseReason,
+    websocket::{self, Deflate},
+};
 
 pub mod centrifuge;
 pub mod event_stream;
@@ -119,6 +125,21 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Which of the client's requests it is.
+    pub fn request(&self) -> RequestId {
+        match self {
+            Self::Connect { request, .. }
+            | Self::Refresh { request, .. }
+            | Self::Subscribe { request, .. }
+            | Self::Unsubscribe { request, .. }
+            | Self::Answer { request, .. }
+            | Self::Publish { request, .. } => *request,
+            Self::Break(_) => 0,
+        }
+    }
+}
+
 /// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -157,6 +178,9 @@ pub enum ReplyError {
     /// The token has expired: come with a new one.
     #[error("token expired")]
     TokenExpired,
+    /// The token's key is being fetched; the same request may succeed in a moment.
+    #[error("try again in a moment")]
+    KeyAwaited,
     /// The token does not grant this.
     #[error("permission denied")]
     Forbidden,
@@ -166,6 +190,9 @@ pub enum ReplyError {
     /// As many rooms as a session may have.
     #[error("limit exceeded")]
     LimitExceeded,
+    /// More, or faster, than a limit allows; the same request may succeed later.
+    #[error("too many requests")]
+    TooManyRequests(Limit),
     /// Understood, but wrong.
     #[error("bad request")]
     BadRequest,
@@ -198,9 +225,6 @@ pub enum WireFormat {
 }
 
 impl WireFormat {
-    /// How many there are.
-    pub const COUNT: usize = 4;
-
     /// The bytes every member with this format is sent.
     pub fn encode(self, room: &RoomName, publication: &Publication) -> Bytes {
         match self {
@@ -209,6 +233,57 @@ impl WireFormat {
             Self::RoomEvent => event_stream::encode(Some(room), publication),
             Self::CentrifugePush => centrifuge::encode(room, publication),
         }
+    }
+}
+
+/// What two members must have in common to be sent the same bytes: the format, and how it is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    format: WireFormat,
+    deflate: Option<Deflate>,
+}
+
+impl Encoding {
+    /// How many there are.
+    pub const COUNT: usize = 8;
+
+    /// A format, compressed if that was agreed on and the format knows how.
+    pub fn new(format: WireFormat, deflate: Option<Deflate>) -> Self {
+        let web_socket = matches!(format, WireFormat::PlainFrame | WireFormat::CentrifugePush);
+        Self { format, deflate: deflate.filter(|_| web_socket) }
+    }
+
+    /// The format.
+    pub fn format(self) -> WireFormat {
+        self.format
+    }
+
+    /// How frames are compressed.
+    pub fn deflate(self) -> Option<Deflate> {
+        self.deflate
+    }
+
+    /// The same, not compressed.
+    #[must_use]
+    pub fn uncompressed(self) -> Self {
+        Self { deflate: None, ..self }
+    }
+
+    /// Its place in a table of [`Self::COUNT`].
+    pub fn index(self) -> usize {
+        match (self.deflate, self.format) {
+            (None, format) => format as usize,
+            (Some(Deflate::Wide), WireFormat::CentrifugePush) => 4,
+            (Some(Deflate::Narrow), WireFormat::CentrifugePush) => 5,
+            (Some(Deflate::Wide), _) => 6,
+            (Some(Deflate::Narrow), _) => 7,
+        }
+    }
+}
+
+impl From<WireFormat> for Encoding {
+    fn from(format: WireFormat) -> Self {
+        Self { format, deflate: None }
     }
 }
 
@@ -273,6 +348,14 @@ impl Protocol {
             Self::Plain(_) => plain::PING,
             Self::EventStream(_) => event_stream::KEEP_ALIVE,
             Self::Centrifuge(_) => centrifuge::PING,
+        }
+    }
+
+    /// The longest time between two heartbeats that the client has been told to expect, if it has.
+    pub fn promised_heartbeat(&self) -> Option<Duration> {
+        match self {
+            Self::Plain(_) | Self::EventStream(_) => None,
+            Self::Centrifuge(centrifuge) => Some(Duration::from_secs(centrifuge.ping_seconds)),
         }
     }
 

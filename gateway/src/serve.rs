@@ -1,7 +1,7 @@
 //! From a configuration to a process that serves until it is told to stop.
 //!
 //! Owns the process's own matters: logs, the runtime, signals, the exit code, and what a first start
-//! without a key prints.
+//! without a key prints. A new configuration while it runs is [`crate::reload`]'s.
 
 use std::{
     io::{self, Write as _},
@@ -15,8 +15,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     auth::{Grant, Subject, mint},
-    config::Config,
+    config::{Loaded, Secret},
     node::{Departure, Node},
+    reload::Reloader,
     telemetry,
 };
 
@@ -32,18 +33,24 @@ const DEMO_SUBJECT: &str = "demo";
 /// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
 ///
 /// The exit code is 0 after a whole drain, 1 if the node could not start or the drain was cut short.
-pub fn run(config: Config) -> ExitCode {
-    if let Err(error) = telemetry::init(&config.log) {
+pub fn run(loaded: Loaded) -> ExitCode {
+    let log = telemetry::init(&loaded.config.log);
+    if let Err(error) = &log {
         // Somebody has installed a subscriber before us: there is a log, if not ours.
         tracing::warn!(%error, "logging was set up already");
     }
-    raise_descriptor_limit(config.limits.connections);
+    raise_descriptor_limit(loaded.config.limits.connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .thread_name("runtime")
         .enable_all()
         .build();
-    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(serve(config)));
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let outcome = runtime.block_on(serve(loaded, log.ok()));
+        // A file that is being read may keep its thread for as long as it likes; everything else has ended.
+        runtime.shutdown_background();
+        outcome
+    });
     match outcome {
         Ok(Departure::Complete) => ExitCode::SUCCESS,
         Ok(Departure::Cut(_)) => ExitCode::FAILURE,
@@ -54,27 +61,28 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<Departure> {
-    // Handlers first: as PID 1 a process has no default reaction to SIGTERM.
+async fn serve(loaded: Loaded, log: Option<telemetry::Filter>) -> anyhow::Result<Departure> {
+    // Handlers first: as PID 1 a process has no default reaction to SIGTERM, and SIGHUP would end any other.
     let mut stop = Stop::install()?;
-    let configured = config.auth.hs256_secret.clone();
+    let mut hangup = signal(SignalKind::hangup())?;
+    let Loaded { mut config, sources } = loaded;
     let demo = config.demo;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    // Installed before the port opens; without anything to reload, SIGHUP keeps its usual meaning.
-    let mut hangup = config.tls.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
-    let node = if let Some(secret) = configured {
-        Node::start(config, secret.expose())?
+    let mut reloader = Reloader::new(sources, config.clone(), log);
+    let node = if config.auth.has_key() {
+        Node::start(config)?
     } else {
         let secret = mint::generate_secret()?;
-        let node = Node::start(config, &secret)?;
+        let own = Secret::new(secret);
+        reloader = reloader.with_own_secret(own.clone());
+        config.auth.keys.secret = Some(own);
+        let node = Node::start(config)?;
         greet(scheme, node.public_address(), &secret, demo)?;
         node
     };
-    let signal = loop {
-        tokio::select! {
-            signal = stop.wait() => break signal,
-            () = hung_up(&mut hangup) => node.reload().await,
-        }
+    let signal = tokio::select! {
+        signal = stop.wait() => signal,
+        never = reloader.run(&node, &mut hangup) => match never {},
     };
     tracing::info!(signal, "told to stop; a second signal ends at once");
     tokio::select! {
@@ -86,16 +94,6 @@ async fn serve(config: Config) -> anyhow::Result<Departure> {
     }
 }
 
-/// Waits for SIGHUP; forever if nobody listens to it.
-async fn hung_up(hangup: &mut Option<Signal>) {
-    if let Some(hangup) = hangup
-        && hangup.recv().await.is_some()
-    {
-        return;
-    }
-    std::future::pending::<()>().await;
-}
-
 /// Takes as many file descriptors as the process may have, and says so if they are too few.
 fn raise_descriptor_limit(connections: usize) {
     let mut limit = getrlimit(Resource::Nofile);
@@ -103,6 +101,11 @@ fn raise_descriptor_limit(connections: usize) {
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
+    check_descriptor_limit(connections);
+}
+
+/// Says so if the process may have too few file descriptors for this many connections.
+pub(crate) fn check_descriptor_limit(connections: usize) {
     let Some(most) = getrlimit(Resource::Nofile).current else { return };
     if most < connections as u64 + OTHER_DESCRIPTORS {
         tracing::warn!(
@@ -121,7 +124,7 @@ fn greet(scheme: &str, public: SocketAddr, secret: &[u8], demo: bool) -> anyhow:
     let token = token.expose();
     let host = reachable(public);
     let mut out = io::stdout().lock();
-    writeln!(out, "No key is configured (auth.hs256_secret), so this run has one of its own.")?;
+    writeln!(out, "No key is configured (under auth), so this run has one of its own.")?;
     writeln!(out, "A token for {DEMO_GRANT}, valid for a day or until this node ends:\n\n  {token}\n")?;
     if demo {
         writeln!(out, "Open the demo page, twice:\n\n  {scheme}://{host}/#token={token}\n")?;

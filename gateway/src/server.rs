@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`gate`] | [`Gate`]: what every public route asks: may this request come in? |
+//! | [`peer`] | whom a request comes from, and whether they may knock |
 //! | [`centrifuge`] | `/connection/websocket`: the Centrifuge protocol |
 //! | [`rooms`] | `/rooms/{room}` and `/rooms`: a room is a URL |
 //! | [`demo`] | the demo page |
@@ -15,14 +16,16 @@
 
 use std::sync::Arc;
 
-use axum::{Router, extract::Request, routing::any};
+use axum::{Router, extract::Request, middleware::from_fn_with_state, routing::any};
 
 pub mod acceptor;
 pub mod centrifuge;
 mod cors;
 pub mod demo;
+mod forwarded;
 pub mod gate;
 pub mod ops;
+pub mod peer;
 pub mod problem;
 mod publish;
 mod query;
@@ -41,7 +44,8 @@ pub fn public_routes(gate: Arc<Gate>) -> Router {
     if gate.demo {
         routes = routes.merge(demo::routes());
     }
-    routes.fallback(not_found).with_state(gate)
+    let check = from_fn_with_state(Arc::clone(&gate), peer::check);
+    routes.fallback(not_found).layer(check).with_state(gate)
 }
 
 async fn not_found(

@@ -1,7 +1,7 @@
 //! A session: one client, whatever carries it.
 //!
 //! A state machine without IO. It turns what the client says into [`Effect`]s after checking them
-//! against the identity's grants and the session's limits, and news into what this client is told. Who
+//! against the identity's grants and the limits of the session and its user, and news into what this client is told. Who
 //! runs the effects (the shard) needs to know nothing of protocols or grants.
 
 use std::{sync::Arc, time::Duration};
@@ -10,7 +10,8 @@ use broker_bridge::{BrokerError, GapCause, Publication, Publisher, RoomName, Ses
 use bytes::Bytes;
 
 use crate::{
-    auth::{AuthFailure, Authenticator, Identity, Operation, Token, UnixSeconds},
+    auth::{AuthFailure, Authenticator, Identity, Operation, Subject, Token, UnixSeconds},
+    limits::{Allowance, Limit, bucket::Purse},
     protocol::{Command, Message, Notice, Protocol, Reply, ReplyError, RequestId},
 };
 
@@ -31,6 +32,10 @@ pub struct Session {
     protocol: Protocol,
     /// The rooms that the client has asked for within the session.
     subscriptions: Vec<Subscription>,
+    /// What it has used of its limits.
+    purse: Purse,
+    /// Whether the client owes an answer to a ping.
+    pinged: bool,
 }
 
 /// A room that the client has asked for.
@@ -49,6 +54,8 @@ pub struct Surroundings<'a> {
     pub now: UnixSeconds,
     /// `limits.rooms_per_session`
     pub rooms_per_session: usize,
+    /// The rates that it and its user are held to.
+    pub allowance: Allowance<'a>,
 }
 
 /// What has to happen because of what a client said or is told.
@@ -66,6 +73,8 @@ pub enum Effect {
     Expires(UnixSeconds),
     /// A token was refused; to be counted.
     Refused(AuthFailure),
+    /// Something was refused because of a limit; to be counted.
+    Limited(Limit),
     /// End the session.
     Close(CloseReason),
 }
@@ -73,13 +82,25 @@ pub enum Effect {
 impl Session {
     /// A session that has been admitted as `identity`.
     pub fn new(id: SessionId, identity: Arc<Identity>, protocol: Protocol) -> Self {
-        Self { id, identity: Some(identity), begun: true, protocol, subscriptions: Vec::new() }
+        Self::of(id, Some(identity), true, protocol)
     }
 
     /// A session that the client has yet to begin, by a protocol of its own; perhaps with an identity that
     /// its connection brought.
     pub fn to_begin(id: SessionId, identity: Option<Arc<Identity>>, protocol: Protocol) -> Self {
-        Self { id, identity, begun: false, protocol, subscriptions: Vec::new() }
+        Self::of(id, identity, false, protocol)
+    }
+
+    fn of(id: SessionId, identity: Option<Arc<Identity>>, begun: bool, protocol: Protocol) -> Self {
+        Self {
+            id,
+            identity,
+            begun,
+            protocol,
+            subscriptions: Vec::new(),
+            purse: Purse::default(),
+            pinged: false,
+        }
     }
 
     /// Its name across all nodes.
@@ -92,17 +113,69 @@ impl Session {
         &self.protocol
     }
 
-    /// The client sent `message`.
+    /// The client sent `message`, which took so many bytes on its way.
+    ///
+    /// Its bytes are charged once and each of its commands for itself. What the client has no allowance for
+    /// is not done, and the client is told.
     pub fn receive(
         &mut self,
         message: Message,
+        bytes: usize,
         around: &Surroundings<'_>,
         commands: &mut Vec<Command>,
         effects: &mut Vec<Effect>,
     ) {
         self.protocol.decode(message, commands);
+        if commands.is_empty() && std::mem::take(&mut self.pinged) {
+            return;
+        }
+        let paid = around.allowance.bytes(&self.purse, self.user(), bytes);
+        if commands.is_empty() {
+            // It asked for nothing, and still was to be read.
+            if let Err(limit) = paid.and_then(|()| around.allowance.command(&self.purse, self.user())) {
+                self.overrun(limit, around, effects);
+            }
+        }
         for command in commands.drain(..) {
-            self.obey(command, around, effects);
+            match paid.and_then(|()| around.allowance.command(&self.purse, self.user())) {
+                Ok(()) => self.obey(command, around, effects),
+                Err(limit) => self.decline(&command, limit, around, effects),
+            }
+            if matches!(effects.last(), Some(Effect::Close(_))) {
+                break; // nobody listens any more
+            }
+        }
+    }
+
+    /// What keeps the connection alive and asks the client whether it is there. Its answer costs it nothing.
+    pub fn heartbeat(&mut self) -> Bytes {
+        self.pinged = true;
+        self.protocol.heartbeat()
+    }
+
+    /// The client sent a pong, asked for or not.
+    pub fn pong(&mut self, bytes: usize, around: &Surroundings<'_>, effects: &mut Vec<Effect>) {
+        if !std::mem::take(&mut self.pinged) {
+            self.receive_other(bytes, around, effects);
+        }
+    }
+
+    /// The client sent so many bytes that are no message: a control frame, or ever more of a message that
+    /// does not end. Returns whether it had the allowance, and is to be answered.
+    pub fn receive_other(
+        &mut self,
+        bytes: usize,
+        around: &Surroundings<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let user = self.user();
+        let paid = around.allowance.bytes(&self.purse, user, bytes);
+        match paid.and_then(|()| around.allowance.command(&self.purse, user)) {
+            Ok(()) => true,
+            Err(limit) => {
+                self.overrun(limit, around, effects);
+                false
+            }
         }
     }
 
@@ -172,6 +245,36 @@ impl Session {
             }
             Command::Break(_) => {}
         }
+    }
+
+    /// Does not do what the client has no allowance for, and says so.
+    fn decline(
+        &mut self,
+        command: &Command,
+        limit: Limit,
+        around: &Surroundings<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Command::Break(reason) = command {
+            return effects.push(Effect::Close(*reason));
+        }
+        if self.overrun(limit, around, effects) {
+            self.answer(command.request(), &Reply::Failed(ReplyError::TooManyRequests(limit)), effects);
+        }
+    }
+
+    /// The client is over a limit. Returns whether the session goes on: not if it was so too often.
+    fn overrun(&self, limit: Limit, around: &Surroundings<'_>, effects: &mut Vec<Effect>) -> bool {
+        effects.push(Effect::Limited(limit));
+        let forgiven = around.allowance.excuse(&self.purse);
+        if !forgiven {
+            effects.push(Effect::Close(CloseReason::OverLimit(limit)));
+        }
+        forgiven
+    }
+
+    fn user(&self) -> Option<&Subject> {
+        self.identity.as_deref().map(Identity::subject)
     }
 
     fn connect(
@@ -271,10 +374,14 @@ impl Session {
             Ok(identity) => return Some(Arc::new(identity)),
             Err(failure) => {
                 effects.push(Effect::Refused(failure));
-                if failure == AuthFailure::Expired {
-                    self.answer(request, &Reply::Failed(ReplyError::TokenExpired), effects);
-                } else {
-                    effects.push(Effect::Close(CloseReason::InvalidToken));
+                match failure {
+                    AuthFailure::Expired => {
+                        self.answer(request, &Reply::Failed(ReplyError::TokenExpired), effects);
+                    }
+                    AuthFailure::UnknownKey if around.authenticator.keys().want_key() => {
+                        self.answer(request, &Reply::Failed(ReplyError::KeyAwaited), effects);
+                    }
+                    _ => effects.push(Effect::Close(CloseReason::InvalidToken)),
                 }
             }
         }

@@ -2,15 +2,17 @@
 //!
 //! A [`Settings`] is one consistent set, made from a [`Config`] and never changed. [`LiveSettings`] holds the
 //! set that counts now. Routes load it where they ask it something, shards look once per turn whether it has
-//! changed: nobody sees half of a change, and no message pays for a lock. What a node binds or starts (listeners, shards, the broker) is not here.
+//! changed: nobody sees half of a change, and no message pays for a lock. The accounts that limits need
+//! ([`Limiters`]) outlive a change of the settings. What a node binds or starts (listeners, shards, the broker) is not here.
 
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
 use crate::{
-    auth::{AuthConfig, Authenticator},
-    config::{Config, Heartbeat, Limits, Origins},
+    auth::{AuthConfig, Authenticator, Keyring},
+    config::{Compression, Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
+    limits::Limiters,
 };
 
 /// One consistent set of what may change.
@@ -21,8 +23,20 @@ pub struct Settings {
     pub origins: Origins,
     /// How much anybody may use.
     pub limits: Limits,
+    /// Whose word on a client's address is taken.
+    pub trusted_proxies: Networks,
+    /// The header in which they say it.
+    pub forwarded_header: ForwardedHeader,
+    /// Whether their connections begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
+    /// Whether messages are compressed.
+    pub compression: Compression,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
+    /// The age at which a session is told to come back, before jitter.
+    pub max_session_age: Option<Duration>,
+    /// How the node leaves.
+    pub drain: Drain,
     /// Time for the head of a request.
     pub header_timeout: Duration,
     /// Time for the body of a request.
@@ -34,17 +48,25 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What `config` says, with `secret` for HS256 tokens.
-    pub fn new(config: &Config, secret: &[u8]) -> Self {
+    /// What `config` says. The keys are replaced on their own, within `keys`.
+    pub fn new(config: &Config, keys: Arc<Keyring>) -> Self {
         Self {
             authenticator: Authenticator::new(AuthConfig {
-                hs256_secret: secret,
+                keys,
+                issuer: config.auth.issuer.clone(),
+                audience: config.auth.audience.clone(),
                 leeway: config.auth.leeway,
                 policies: config.rooms.clone(),
             }),
             origins: config.origins.clone(),
             limits: config.limits.clone(),
+            trusted_proxies: config.public.trusted_proxies.clone(),
+            forwarded_header: config.public.forwarded_header,
+            proxy_protocol: config.public.proxy_protocol,
+            compression: config.compression.clone(),
             heartbeat: config.heartbeat.clone(),
+            max_session_age: config.public.max_session_age,
+            drain: config.drain.clone(),
             header_timeout: config.public.header_timeout,
             body_timeout: config.public.body_timeout,
             subscribe_timeout: config.broker.subscribe_timeout,
@@ -54,29 +76,78 @@ impl Settings {
 }
 
 /// The settings that count now. Shared by all threads of a node.
-pub struct LiveSettings(ArcSwap<Settings>);
+pub struct LiveSettings {
+    settings: ArcSwap<Settings>,
+    limiters: Limiters,
+}
 
 impl LiveSettings {
     /// Begins with `settings`.
     pub fn new(settings: Settings) -> Self {
-        Self(ArcSwap::from_pointee(settings))
+        let limiters = Limiters::new(&settings.limits);
+        Self { settings: ArcSwap::from_pointee(settings), limiters }
     }
 
     /// The settings that count now. They stay consistent for as long as they are held.
     pub fn load(&self) -> Arc<Settings> {
-        self.0.load_full()
+        self.settings.load_full()
     }
 
     /// From now on `settings` count. Open sessions stay; what they do next is measured by the new ones.
     pub fn replace(&self, settings: Settings) {
-        self.0.store(Arc::new(settings));
+        self.limiters.adopt(&settings.limits);
+        self.settings.store(Arc::new(settings));
     }
 
-    /// Takes over the settings that count now, if they are others than `held`.
-    pub fn refresh(&self, held: &mut Arc<Settings>) {
-        let current = self.0.load();
-        if !Arc::ptr_eq(&current, held) {
-            *held = Arc::clone(&current);
+    /// What addresses and users have used, by the rates that count now.
+    pub fn limiters(&self) -> &Limiters {
+        &self.limiters
+    }
+
+    /// Forgets, again and again, who has used up nothing.
+    pub async fn keep_house(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(Duration::from_secs(1));
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            self.limiters.sweep();
         }
+    }
+
+    /// Takes over the settings that count now, if they are others than `held`, which it then returns.
+    pub fn refresh(&self, held: &mut Arc<Settings>) -> Option<Arc<Settings>> {
+        let current = self.settings.load();
+        (!Arc::ptr_eq(&current, held)).then(|| std::mem::replace(held, Arc::clone(&current)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{auth::Subject, config::Sources};
+
+    fn settings(user_commands: &str) -> Settings {
+        let flags = vec![("limits.user_commands".to_owned(), user_commands.to_owned())];
+        let config = Config::load(&Sources { flags, ..Sources::default() });
+        Settings::new(
+            &config.unwrap_or_else(|errors| panic!("{errors}")),
+            Arc::new(Keyring::new(Vec::new(), Vec::new())),
+        )
+    }
+
+    /// What users have used outlives a reload that does not concern it.
+    #[test]
+    fn new_rates_count_at_once_and_old_ones_keep_their_accounts() {
+        let live = LiveSettings::new(settings("1/h burst 2"));
+        let mut held = live.load();
+        let alice = Subject::new("alice").unwrap();
+        let left = || (0..10).filter(|_| live.limiters().user_command(&alice).is_ok()).count();
+        assert_eq!(left(), 2);
+        assert!(live.refresh(&mut held).is_none());
+        live.replace(settings("1/h burst 2"));
+        assert!(live.refresh(&mut held).is_some());
+        assert_eq!(left(), 0);
+        live.replace(settings("1/h burst 3"));
+        assert_eq!(left(), 3);
     }
 }

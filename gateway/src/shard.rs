@@ -11,7 +11,8 @@
 //! | [`connection`] | one connection: its session, its queue and its socket |
 //! | [`admission`] | from a request to a connection whose subscriptions stand |
 //! | [`body`] | a connection carried by an HTTP response |
-//! | [`batch`], [`outbound`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
+//! | [`age`] | when a session is sent on to another node |
+//! | [`batch`], [`outbound`], [`proxy_protocol`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
 //!
 //! # A turn
 //!
@@ -33,19 +34,21 @@ use broker_bridge::{Broker, SessionId};
 use crate::{hub::Hub, metrics::Metrics, settings::LiveSettings, tls::Tls};
 
 pub mod admission;
+mod age;
 mod batch;
 mod body;
 mod connection;
 pub mod inbox;
 mod outbound;
+mod proxy_protocol;
 mod rooms;
 mod stream;
 mod tally;
 mod timers;
 mod worker;
 
-pub use admission::{Admission, Peer, RequestName};
-pub use inbox::{Accepted, Event, Inbox};
+pub use admission::{Admission, Peer, RequestName, Standing};
+pub use inbox::{Accepted, Entry, Event, Inbox};
 pub use stream::Meter;
 
 /// What all shards of a node share.

@@ -15,24 +15,38 @@ use std::io::{self, IsTerminal};
 
 use tracing::{Dispatch, dispatcher::SetGlobalDefaultError};
 use tracing_subscriber::{
-    Layer, Registry,
+    EnvFilter, Layer, Registry,
     fmt::{self, MakeWriter},
     layer::SubscriberExt,
+    reload,
 };
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogFilter, LogFormat};
+
+/// Decides which events are logged, and may be told to decide otherwise.
+#[derive(Clone, Debug)]
+pub struct Filter(reload::Handle<EnvFilter, Registry>);
+
+impl Filter {
+    /// From now on `filter` counts. Without effect once the log is gone.
+    pub fn set(&self, filter: &LogFilter) {
+        // The only failure there is: nobody logs any more.
+        self.0.reload(filter.to_env_filter()).ok();
+    }
+}
 
 /// Logs to standard error from now on, in the whole process. `Err` if logs go somewhere already: then they
 /// still do.
 ///
 /// A line is written by the thread that has something to say, which waits as long as standard error does.
-pub fn init(log: &Log) -> Result<(), SetGlobalDefaultError> {
+pub fn init(log: &Log) -> Result<Filter, SetGlobalDefaultError> {
     // Colour is for people who look at it; `NO_COLOR` is heeded by the layer itself.
-    tracing::dispatcher::set_global_default(dispatch(log, io::stderr, io::stderr().is_terminal()))
+    let (dispatch, filter) = dispatch(log, io::stderr, io::stderr().is_terminal());
+    tracing::dispatcher::set_global_default(dispatch).map(|()| filter)
 }
 
 /// What [`init`] installs, writing to `writer`.
-pub fn dispatch<W>(log: &Log, writer: W, is_terminal: bool) -> Dispatch
+pub fn dispatch<W>(log: &Log, writer: W, is_terminal: bool) -> (Dispatch, Filter)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -44,7 +58,8 @@ where
             lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed()
         }
     };
-    Dispatch::new(tracing_subscriber::registry().with(lines.with_filter(log.filter.to_env_filter())))
+    let (filter, handle) = reload::Layer::new(log.filter.to_env_filter());
+    (Dispatch::new(tracing_subscriber::registry().with(lines.with_filter(filter))), Filter(handle))
 }
 
 #[cfg(test)]
@@ -58,11 +73,16 @@ mod tests {
 
     /// The lines that `events` leave behind.
     fn lines(format: LogFormat, filter: &str, events: impl FnOnce()) -> Vec<String> {
+        lines_with(format, filter, |_| events())
+    }
+
+    fn lines_with(format: LogFormat, filter: &str, events: impl FnOnce(Filter)) -> Vec<String> {
         let written = Arc::new(Mutex::new(Vec::new()));
         let log = Log { format, filter: filter.parse().unwrap() };
         let writer = Arc::clone(&written);
         let writer = move || Shared(Arc::clone(&writer));
-        with_default(&dispatch(&log, writer, false), events);
+        let (dispatch, filter) = dispatch(&log, writer, false);
+        with_default(&dispatch, || events(filter));
         let written = written.lock().unwrap();
         std::str::from_utf8(&written).unwrap().lines().map(str::to_owned).collect()
     }
@@ -135,5 +155,19 @@ mod tests {
         let lines = logged("warn");
         assert_eq!(lines[0]["spans"].as_array().map(Vec::len), Some(1), "{lines:?}");
         assert_eq!(lines[0]["spans"][0]["id"], 2);
+    }
+
+    #[test]
+    fn another_filter_counts_from_then_on() {
+        let event = || info!(target: "tidegate::reloaded", "said");
+        let lines = lines_with(LogFormat::Json, "warn", |filter| {
+            event();
+            filter.set(&"warn,tidegate::reloaded=info".parse().unwrap());
+            event();
+            event();
+            filter.set(&"off".parse().unwrap());
+            event();
+        });
+        assert_eq!(lines.len(), 2, "{lines:?}");
     }
 }

@@ -8,7 +8,7 @@
 //! directories up, which is easy to miss with inotify and impossible to miss by reading.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -43,38 +43,32 @@ pub struct Tls {
     expiry: IntGauge,
 }
 
-/// Why a certificate and its key cannot be used.
+/// Why a certificate and its key cannot be used. What was given as the path of the key is not shown: the likeliest
+/// mistake is to give the key itself in its place.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("{key} ({path}): expected a file that can be read: {error}")]
+    #[error("{place}: expected a file that can be read: {error}")]
     Read {
-        /// The configuration key.
-        key: &'static str,
-        /// The file.
-        path: PathBuf,
+        /// Which one.
+        place: Place,
         /// What the operating system said.
         error: io::Error,
     },
     /// There is no certificate in the file, or something that only looks like one.
-    #[error("tls.cert ({path}): expected at least one certificate in PEM (BEGIN CERTIFICATE)")]
+    #[error("{place}: expected at least one certificate in PEM (BEGIN CERTIFICATE)")]
     Certificate {
         /// The file.
-        path: PathBuf,
+        place: Place,
     },
     /// There is no private key in the file.
-    #[error("tls.key ({path}): expected one unencrypted private key in PEM (BEGIN PRIVATE KEY)")]
-    Key {
-        /// The file.
-        path: PathBuf,
-    },
+    #[error("{}: expected one unencrypted private key in PEM (BEGIN PRIVATE KEY)", Place::Key)]
+    Key,
     /// They are not a pair.
-    #[error("tls.key ({key}): expected the private key of the first certificate in {cert}: {error}")]
+    #[error("{}: expected the private key of the first certificate in {cert}: {error}", Place::Key)]
     Pair {
-        /// The key's file.
-        key: PathBuf,
         /// The certificate's file.
-        cert: PathBuf,
+        cert: Place,
         /// What is wrong with them.
         error: rustls::Error,
     },
@@ -86,11 +80,43 @@ pub enum TlsError {
     Metrics(#[from] prometheus::Error),
 }
 
+/// One of the two files, as an error names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// `tls.cert`, and where it is; `None` if what was given looks like no path.
+    Cert(Option<PathBuf>),
+    /// `tls.key`
+    Key,
+}
+
+impl Place {
+    fn cert(path: &Path) -> Self {
+        let text = path.to_string_lossy();
+        let is_pasted = text.contains("-----") || text.contains(char::is_control);
+        Self::Cert((!is_pasted).then(|| path.to_owned()))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cert(Some(path)) => write!(f, "tls.cert ({})", path.display()),
+            Self::Cert(None) => f.write_str("tls.cert"),
+            Self::Key => f.write_str("tls.key"),
+        }
+    }
+}
+
 /// What the two files hold.
 #[derive(Clone, PartialEq, Eq)]
 struct Pair {
     cert: Vec<u8>,
     key: Vec<u8>,
+}
+
+/// Reads and checks the files, and does no more.
+pub fn check(files: &config::Tls) -> Result<(), TlsError> {
+    Pair::read(files)?.config(files, &aws_lc_rs::Ticketer::new()?).map(drop)
 }
 
 impl Tls {
@@ -181,10 +207,9 @@ impl Tls {
 
 impl Pair {
     fn read(files: &config::Tls) -> Result<Self, TlsError> {
-        let read = |key, path: &Path| {
-            std::fs::read(path).map_err(|error| TlsError::Read { key, path: path.to_owned(), error })
-        };
-        Ok(Self { cert: read("tls.cert", &files.cert)?, key: read("tls.key", &files.key)? })
+        let read = |place, path: &Path| std::fs::read(path).map_err(|error| TlsError::Read { place, error });
+        let cert = read(Place::cert(&files.cert), &files.cert)?;
+        Ok(Self { cert, key: read(Place::Key, &files.key)? })
     }
 
     /// What connections are made with, and when the certificate ends.
@@ -196,16 +221,15 @@ impl Pair {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.cert).collect();
         let chain = chain.unwrap_or_default();
         let Some(own) = chain.first() else {
-            return Err(TlsError::Certificate { path: files.cert.clone() });
+            return Err(TlsError::Certificate { place: Place::cert(&files.cert) });
         };
         let expires = expires(own);
-        let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|_| TlsError::Key { path: files.key.clone() })?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| TlsError::Key)?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_no_client_auth()
             .with_single_cert(chain, key)
-            .map_err(|error| TlsError::Pair { key: files.key.clone(), cert: files.cert.clone(), error })?;
+            .map_err(|error| TlsError::Pair { cert: Place::cert(&files.cert), error })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.ticketer = Arc::clone(tickets);
         // Tickets carry the whole state; a cache would be one lock for all shards.

@@ -12,12 +12,11 @@
 //! | [`close`] | [`CloseCode`], [`CloseFrame`] |
 //! | [`error`] | [`ProtocolError`]: each way a client can break the protocol |
 //! | [`handshake`] | the opening handshake as pure functions |
-//!
-//! Permessage-deflate (RFC 7692) is not spoken: none is negotiated, so RSV1 is refused like the other
-//! reserved bits. `frame::first_byte` is the one place that looks at them.
+//! | [`deflate`] | permessage-deflate (RFC 7692): the agreement, messages compressed once and shared |
 
 pub mod close;
 pub mod decoder;
+pub mod deflate;
 pub mod error;
 pub mod frame;
 pub mod handshake;
@@ -34,5 +33,6 @@ mod tests;
 
 pub use close::{CloseCode, CloseFrame, close_frame};
 pub use decoder::{Decoder, Event, Feed, Payload};
+pub use deflate::{Deflate, compressed};
 pub use error::ProtocolError;
 pub use frame::{Header, Opcode, encode, header, ping, pong};

@@ -16,19 +16,21 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, StreamOwned,
+    SupportedProtocolVersion,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, ServerName},
+    version::{TLS12, TLS13},
 };
 use tempfile::TempDir;
 use tidegate::{
     auth::{Grant, Subject, mint},
     config::{Config, Sources},
-    node::Node,
+    node::{Departure, Node},
 };
 use tungstenite::{Bytes, Message, WebSocket, protocol::WebSocketConfig};
 
-const SECRET: &[u8] = b"correct horse battery staple, and more";
+const SECRET: &str = "correct horse battery staple, and more";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
@@ -56,8 +58,12 @@ fn config(files: &Path, more: &[(&str, &str)]) -> Config {
         ("ops.listen", "127.0.0.1:0"),
         ("shards", "1"),
         ("drain.window", "0s"),
+        ("auth.hs256_secret", SECRET),
         ("limits.message_size", "16MiB"),
         ("limits.outbound", "20MiB"),
+        ("limits.commands", "off"),
+        ("limits.bytes", "off"),
+        ("limits.user_bytes", "off"),
         ("tls.cert", cert.to_str().unwrap()),
         ("tls.key", key.to_str().unwrap()),
     ];
@@ -66,17 +72,34 @@ fn config(files: &Path, more: &[(&str, &str)]) -> Config {
     Config::load(&Sources { flags, ..Sources::default() }).unwrap()
 }
 
+/// What a client of these versions and protocols connects with; tickets are kept within it.
+fn client(
+    trusted: &CertificateDer<'static>,
+    versions: &[&'static SupportedProtocolVersion],
+    protocols: &[&[u8]],
+) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted.clone()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    Arc::new(config)
+}
+
 impl Stage {
     fn new(more: &[(&str, &str)]) -> Self {
         let files = tempfile::tempdir().unwrap();
         let trusted = put_pair(files.path());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let node = runtime.block_on(async { Node::start(config(files.path(), more), SECRET) }).unwrap();
+        let node = runtime.block_on(async { Node::start(config(files.path(), more)) }).unwrap();
         let grants: [Grant; 1] = ["*=subscribe,publish".parse().unwrap()];
         let subject = Subject::new("alice").unwrap();
         let now = SystemTime::now().into();
-        let token = mint::mint(SECRET, &subject, &grants, Duration::from_secs(600), now).unwrap();
+        let token = mint::mint(SECRET.as_bytes(), &subject, &grants, Duration::from_secs(600), now).unwrap();
         Self { runtime, node: Some(node), files, trusted, token: token.expose().to_owned() }
     }
 
@@ -89,16 +112,16 @@ impl Stage {
 
     /// A connection whose handshake is over.
     fn tls(&self, trusted: &CertificateDer<'static>) -> std::io::Result<Tls> {
-        let mut roots = RootCertStore::empty();
-        roots.add(trusted.clone()).unwrap();
-        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        self.tls_with(&client(trusted, rustls::ALL_VERSIONS, &[b"h2", b"http/1.1"]))
+    }
+
+    fn tls_with(&self, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
+        Self::tls_over(self.tcp(), config)
+    }
+
+    fn tls_over(tcp: TcpStream, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
         let name = ServerName::try_from("localhost").unwrap();
-        let mut tls = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), self.tcp());
+        let mut tls = StreamOwned::new(ClientConnection::new(Arc::clone(config), name).unwrap(), tcp);
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
@@ -106,9 +129,12 @@ impl Stage {
     }
 
     fn websocket(&self, room: &str) -> WebSocket<Tls> {
+        self.websocket_over(self.tls(&self.trusted).unwrap(), room)
+    }
+
+    fn websocket_over(&self, tls: Tls, room: &str) -> WebSocket<Tls> {
         let url = format!("wss://localhost/rooms/{room}?token={}&echo=true", self.token);
         let large = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        let tls = self.tls(&self.trusted).unwrap();
         tungstenite::client::client_with_config(url, tls, Some(large)).unwrap().0
     }
 
@@ -129,7 +155,7 @@ impl Stage {
     }
 
     fn reload(&self) {
-        self.runtime.block_on(self.node.as_ref().unwrap().reload());
+        self.runtime.block_on(self.node.as_ref().unwrap().reload_files());
     }
 }
 
@@ -144,6 +170,25 @@ impl Drop for Stage {
 fn echo(socket: &mut WebSocket<Tls>, payload: Bytes) {
     socket.send(Message::Binary(payload.clone())).unwrap();
     assert!(socket.read().unwrap() == Message::Binary(payload), "it comes back as it was sent");
+}
+
+/// What a proxy says of a connection comes before TLS; whoever is over a limit is told so within it.
+#[test]
+fn tls_begins_after_the_proxy_protocol() {
+    let stage = Stage::new(&[
+        ("public.trusted_proxies", "127.0.0.1"),
+        ("public.proxy_protocol", "true"),
+        ("limits.attempts_per_address", "1/h burst 2"),
+    ]);
+    for (client, status) in [("7", "404"), ("7", "404"), ("7", "429"), ("8", "404")] {
+        let mut tcp = stage.tcp();
+        tcp.write_all(format!("PROXY TCP4 203.0.113.{client} 127.0.0.1 12345 443\r\n").as_bytes()).unwrap();
+        let mut tls = Stage::tls_over(tcp, &self::client(&stage.trusted, rustls::ALL_VERSIONS, &[])).unwrap();
+        tls.write_all(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        tls.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
 }
 
 #[test]
@@ -247,6 +292,71 @@ fn a_changed_certificate_is_for_new_connections() {
     assert!(expiry.is_some_and(|expiry| expiry > now), "{expiry:?}");
 }
 
+/// Who comes back with a ticket is spared the expensive handshake, also after the certificate has changed.
+#[test]
+fn sessions_are_resumed() {
+    let stage = Stage::new(&[]);
+    for (version, name) in [(&TLS13, ProtocolVersion::TLSv1_3), (&TLS12, ProtocolVersion::TLSv1_2)] {
+        let trusted = put_pair(stage.files.path());
+        stage.reload();
+        let config = client(&trusted, &[version], &[]);
+        for (round, expected) in
+            [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed].into_iter().enumerate()
+        {
+            if round == 2 {
+                put_pair(stage.files.path());
+                stage.reload();
+            }
+            // Tickets of TLS 1.3 come with the first bytes after the handshake.
+            let mut socket = stage.websocket_over(stage.tls_with(&config).unwrap(), "a");
+            echo(&mut socket, Bytes::from_static(b"hello"));
+            let tls = &socket.get_ref().conn;
+            assert_eq!(
+                (tls.protocol_version(), tls.handshake_kind()),
+                (Some(name), Some(expected)),
+                "{round}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_client_of_tls_1_2_alone_is_served() {
+    let stage = Stage::new(&[]);
+    let config = client(&stage.trusted, &[&TLS12], &[b"http/1.1"]);
+    let mut socket = stage.websocket_over(stage.tls_with(&config).unwrap(), "a");
+    for size in [1, 16 * 1024 + 1, 300_000] {
+        echo(&mut socket, vec![7; size].into());
+    }
+    assert_eq!(socket.get_ref().conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+}
+
+#[test]
+fn a_client_that_speaks_only_h2_is_told_so() {
+    let stage = Stage::new(&[]);
+    let refused = stage.tls_with(&client(&stage.trusted, rustls::ALL_VERSIONS, &[b"h2"])).unwrap_err();
+    assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
+    stage.until_measured(r#"tidegate_refusals_total{reason="tls"} 1"#);
+    // Who names no protocol at all speaks HTTP/1.1.
+    let config = client(&stage.trusted, rustls::ALL_VERSIONS, &[]);
+    echo(&mut stage.websocket_over(stage.tls_with(&config).unwrap(), "a"), Bytes::from_static(b"hello"));
+}
+
+/// A handshake under way does not hold up a node that leaves.
+#[test]
+fn a_drain_does_not_wait_for_handshakes() {
+    let mut stage = Stage::new(&[("public.header_timeout", "1h"), ("drain.deadline", "20s")]);
+    let mut silent = stage.tcp();
+    let mut begun = stage.tcp();
+    begun.write_all(&[22, 3, 1, 2]).unwrap();
+    stage.until_measured("tidegate_sockets 2");
+    let node = stage.node.take().unwrap();
+    assert_eq!(stage.runtime.block_on(node.drain()), Departure::Complete);
+    for socket in [&mut silent, &mut begun] {
+        assert_eq!(socket.read(&mut [0; 16]).unwrap_or_default(), 0, "it is closed");
+    }
+}
+
 #[test]
 fn what_is_not_tls_is_refused() {
     let stage = Stage::new(&[("public.header_timeout", "300ms")]);
@@ -273,7 +383,7 @@ fn a_node_does_not_start_with_a_wrong_pair() {
     let files = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let complaint = || {
-        let started = runtime.block_on(async { Node::start(config(files.path(), &[]), SECRET) });
+        let started = runtime.block_on(async { Node::start(config(files.path(), &[])) });
         started.err().expect("it does not start").to_string()
     };
     assert!(complaint().starts_with("tls.cert ("), "{}", complaint());

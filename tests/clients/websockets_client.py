@@ -1,4 +1,6 @@
-"""A plain WebSocket client: PyPI `websockets`. Usage: python websockets_client.py URL
+"""A plain WebSocket client: PyPI `websockets`. Usage: python websockets_client.py URL [deflate]
+
+With `deflate` it demands permessage-deflate, in the way the library does by default (a window of 12 bits).
 
 Speaks the line protocol of lines.mjs: commands on standard input, happenings on standard output.
 """
@@ -39,7 +41,10 @@ async def obey(socket) -> None:
 
 async def main() -> None:
     try:
-        async with connect(sys.argv[1], compression=None, max_size=None) as socket:
+        compression = sys.argv[2] if len(sys.argv) > 2 else None
+        async with connect(sys.argv[1], compression=compression, max_size=None) as socket:
+            if compression and not socket.protocol.extensions:
+                raise RuntimeError("no compression was agreed on")
             report(on="open")
             obeying = asyncio.create_task(obey(socket))
             await listen(socket)

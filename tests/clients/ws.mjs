@@ -1,11 +1,20 @@
-// A plain WebSocket client: npm `ws`. Usage: node ws.mjs URL
+// A plain WebSocket client: npm `ws`. Usage: node ws.mjs URL [WINDOW_BITS]
+//
+// With WINDOW_BITS it demands permessage-deflate, and a server window of at most so many bits.
 
 import WebSocket from "ws";
 import { report, reportMessage, serve } from "./lines.mjs";
 
-const socket = new WebSocket(process.argv[2], { perMessageDeflate: false });
+const [url, bits] = process.argv.slice(2);
+const deflate = bits && { threshold: 0, serverMaxWindowBits: Number(bits) };
+const socket = new WebSocket(url, { perMessageDeflate: deflate ?? false });
 
-socket.on("open", () => report({ on: "open" }));
+socket.on("open", () => {
+  if (deflate && !socket.extensions.includes("permessage-deflate")) {
+    throw new Error("no compression was agreed on");
+  }
+  report({ on: "open" });
+});
 socket.on("message", (data, isBinary) => reportMessage("message", isBinary ? "binary" : "text", data));
 socket.on("unexpected-response", (_request, response) => {
   report({ on: "refused", status: response.statusCode });

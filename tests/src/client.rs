@@ -42,6 +42,11 @@ impl Client {
         script::node(&["ws.mjs", url])?.opened().await
     }
 
+    /// The same with permessage-deflate, and a window of at most `bits` for what the server sends.
+    pub async fn node_websocket_deflated(url: &str, bits: u8) -> Result<Self> {
+        script::node(&["ws.mjs", url, &bits.to_string()])?.opened().await
+    }
+
     /// An event stream by the `eventsource` of Node.js, which hears the events `message` and `names`.
     pub async fn node_events(url: &str, names: &[&str]) -> Result<Self> {
         script::node(&[&["eventsource.mjs", url], names].concat())?.opened().await
@@ -50,6 +55,11 @@ impl Client {
     /// A plain WebSocket by the `websockets` of Python.
     pub async fn python_websocket(url: &str) -> Result<Self> {
         script::python(&["websockets_client.py", url])?.opened().await
+    }
+
+    /// The same with permessage-deflate.
+    pub async fn python_websocket_deflated(url: &str) -> Result<Self> {
+        script::python(&["websockets_client.py", url, "deflate"])?.opened().await
     }
 
     /// The Centrifuge SDK for JavaScript in a room, with a token and perhaps a next one for a refresh.

@@ -4,13 +4,16 @@
 //! given over a connection of its own and returns what came back. It follows no redirect, keeps no
 //! connection and decodes nothing but chunks.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -26,6 +29,8 @@ pub struct Request {
     target: String,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
+    source: Option<IpAddr>,
+    preface: Vec<u8>,
 }
 
 /// What came back.
@@ -41,7 +46,14 @@ pub struct Response {
 impl Request {
     /// A request with a method and a target as they are written on the request line.
     pub fn new(method: &str, target: &str) -> Self {
-        Self { method: method.to_owned(), target: target.to_owned(), headers: Vec::new(), body: Vec::new() }
+        Self {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            source: None,
+            preface: Vec::new(),
+        }
     }
 
     /// `GET`
@@ -90,6 +102,20 @@ impl Request {
         self
     }
 
+    /// Comes from this address of this machine.
+    #[must_use]
+    pub fn from(mut self, source: impl Into<IpAddr>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Comes after these bytes.
+    #[must_use]
+    pub fn after(mut self, preface: impl Into<Vec<u8>>) -> Self {
+        self.preface = preface.into();
+        self
+    }
+
     /// Sends it over a connection of its own and reads the whole answer.
     pub async fn send(&self, address: SocketAddr) -> Result<Response> {
         let what = || format!("{} {}", self.method, self.target.split('?').next().unwrap_or_default());
@@ -108,13 +134,26 @@ impl Request {
 
     /// Sends it over a connection of its own and returns as soon as the head of the answer is there.
     pub async fn open(&self, address: SocketAddr) -> Result<Incoming> {
-        let mut stream = TcpStream::connect(address).await.context("connect")?;
+        self.open_over(self.connect(address).await.context("connect")?).await
+    }
+
+    /// The same over a connection that has been made already.
+    pub async fn open_over(&self, mut stream: TcpStream) -> Result<Incoming> {
+        let address = stream.peer_addr()?;
         stream.write_all(&self.bytes(address)).await.context("send the request")?;
         Incoming::read(stream).await
     }
 
+    async fn connect(&self, address: SocketAddr) -> Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if let Some(source) = self.source {
+            socket.bind((source, 0).into())?;
+        }
+        Ok(socket.connect(address).await?)
+    }
+
     /// What is written.
-    pub(crate) fn bytes(&self, address: SocketAddr) -> Vec<u8> {
+    pub fn bytes(&self, address: SocketAddr) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nHost: {address}\r\n", self.method, self.target);
         for (name, value) in &self.headers {
             write!(head, "{name}: {value}\r\n").expect("writing to a string cannot fail");
@@ -124,7 +163,7 @@ impl Request {
         }
         let closes = !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("connection"));
         head.push_str(if closes { "Connection: close\r\n\r\n" } else { "\r\n" });
-        [head.as_bytes(), &self.body].concat()
+        [&self.preface, head.as_bytes(), &self.body].concat()
     }
 }
 

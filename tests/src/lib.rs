@@ -13,22 +13,30 @@
 //! | [`journal`] | what a client has heard, in order, and how to wait for it |
 //! | [`client`] | clients of every kind behind one handle: tungstenite, SSE over a socket, scripts |
 //! | [`http`] | one HTTP exchange, byte for byte as the test wants it |
+//! | [`proxy`] | a real reverse proxy before a node |
 //! | [`raw`] | a WebSocket by hand: frames no client library would send, reads that stop |
 //! | [`pages`] | pages in Chromium, used as a person uses them |
+//! | [`tls`] | certificates, and connections that trust them |
 //! | [`token`] | tokens, good and bad |
+//! | [`issuer`] | whoever makes tokens: keys, and a server of key sets |
 //! | [`samples`] | what `/metrics` says |
+//! | [`witness`] | a healthy client that counts beside those that misbehave |
 
 pub mod client;
 pub mod eventually;
 pub mod fault_proxy;
 pub mod http;
+pub mod issuer;
 pub mod journal;
 pub mod node;
 pub mod pages;
+pub mod proxy;
 pub mod raw;
 pub mod redis_server;
 pub mod samples;
+pub mod tls;
 pub mod token;
+pub mod witness;
 
 use std::{
     path::{Path, PathBuf},

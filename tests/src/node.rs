@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     PATIENCE,
+    eventually::eventually,
     http::{Request, Response},
     samples::Samples,
     token::SECRET,
@@ -38,13 +39,26 @@ const TAIL: usize = 40;
 pub struct Builder {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    config_file: Option<PathBuf>,
     pid_one: bool,
 }
 
 impl Builder {
-    /// A node with a key, on ports of the system's choice, that leaves at once when told to.
+    /// A node with a key, on ports of the system's choice, that leaves at once when told to. No rate is limited:
+    /// all clients of a scenario share an address, mostly a user too, and say what they have to say at once.
     pub fn new() -> Self {
-        Self::unconfigured()
+        let rates = [
+            "attempts_per_address",
+            "connections_per_address",
+            "commands",
+            "bytes",
+            "user_commands",
+            "user_bytes",
+        ];
+        let unlimited = |node: Self, rate| node.set(&format!("limits.{rate}"), "off");
+        rates
+            .into_iter()
+            .fold(Self::unconfigured(), unlimited)
             .set("auth.hs256_secret", SECRET)
             .set("drain.pause", "0s")
             .set("drain.window", "100ms")
@@ -53,7 +67,7 @@ impl Builder {
 
     /// A node on ports of the system's choice, and otherwise as it comes.
     pub fn unconfigured() -> Self {
-        Self { settings: Vec::new(), environment: Vec::new(), pid_one: false }
+        Self { settings: Vec::new(), environment: Vec::new(), config_file: None, pid_one: false }
             .set("public.listen", "127.0.0.1:0")
             .set("ops.listen", "127.0.0.1:0")
             .set("log.format", "json")
@@ -71,6 +85,13 @@ impl Builder {
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Reads this configuration file. What is set by [`Builder::set`] wins over it.
+    #[must_use]
+    pub fn config_file(mut self, path: &Path) -> Self {
+        self.config_file = Some(path.to_owned());
         self
     }
 
@@ -125,6 +146,9 @@ impl Builder {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        if let Some(path) = &self.config_file {
+            command.arg("--config").arg(path);
+        }
         for (key, value) in &self.settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
@@ -163,6 +187,23 @@ impl Default for Builder {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// What a node holds for its clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// Open file descriptors, those that have nothing to do with clients among them.
+    pub descriptors: usize,
+    /// Clients' sockets.
+    pub sockets: u64,
+    /// Sessions.
+    pub connections: u64,
+    /// Sessions in rooms.
+    pub subscriptions: u64,
+    /// Rooms that the node is interested in.
+    pub rooms: u64,
+    /// Bytes that wait for clients.
+    pub outbound_bytes: u64,
 }
 
 /// A running node. Killed when dropped.
@@ -270,8 +311,18 @@ impl Node {
 
     /// Sends SIGTERM to the node itself.
     pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Sends SIGHUP: the configuration is to be read again.
+    pub fn hang_up(&self) -> Result<()> {
+        self.signal(Signal::HUP)
+    }
+
+    /// Sends a signal to the node itself.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self.pid.context("the node has been launched")?;
-        kill_process(pid, Signal::TERM).context("SIGTERM")
+        kill_process(pid, signal).with_context(|| format!("{signal:?}"))
     }
 
     /// Ends the node without warning.
@@ -312,6 +363,53 @@ impl Node {
             Ok(done) => done,
             Err(_) => bail!("{} descriptors are open, {count} were expected", self.descriptors()?),
         }
+    }
+
+    /// What it holds for its clients now.
+    pub async fn levels(&self) -> Result<Levels> {
+        let samples = self.samples().await?;
+        let level = |name| samples.sum(name, &[]);
+        Ok(Levels {
+            descriptors: self.descriptors()?,
+            sockets: level("tidegate_sockets"),
+            connections: level("tidegate_connections"),
+            subscriptions: level("tidegate_subscriptions"),
+            rooms: level("tidegate_rooms"),
+            outbound_bytes: level("tidegate_outbound_bytes"),
+        })
+    }
+
+    /// What it holds once so many sessions, in a room each, are all there is.
+    pub async fn levels_of(&self, sessions: u64) -> Result<Levels> {
+        self.until_samples(&format!("{sessions} sessions and nothing else"), |samples| {
+            ["tidegate_sockets", "tidegate_connections", "tidegate_subscriptions"]
+                .iter()
+                .all(|name| samples.sum(name, &[]) == sessions)
+        })
+        .await?;
+        self.levels().await
+    }
+
+    /// Waits until it holds what it held then, and no more.
+    pub async fn until_levels(&self, before: &Levels) -> Result<()> {
+        eventually("nothing stays behind", async || {
+            let levels = self.levels().await.map_err(|error| format!("{error:#}"))?;
+            // The scrape has a descriptor of its own, which may outlive it by a moment.
+            let same = Levels { descriptors: before.descriptors, ..levels.clone() };
+            if same == *before && levels.descriptors <= before.descriptors {
+                Ok(())
+            } else {
+                Err(format!("{levels:?}, it was {before:?}"))
+            }
+        })
+        .await
+    }
+
+    /// Fails if anything in the node has panicked.
+    pub fn ensure_sound(&self) -> Result<()> {
+        let output = self.output();
+        ensure!(!output.contains("panicked"), "the node panicked:\n{output}");
+        Ok(())
     }
 
     fn proc(&self, file: &str) -> Result<PathBuf> {

@@ -1,13 +1,13 @@
-//! A WebSocket by hand: frames that no client library would send, and reads that stop.
+//! A connection by hand: bytes and frames that no client library would send, and reads that stop.
 //!
-//! Writes whatever it is told and reads frames as they come. It answers no ping, joins no fragments and
-//! checks nothing.
+//! Writes whatever it is told and reads answers and frames as they come. It answers no ping, joins no fragments
+//! and checks nothing.
 
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -36,7 +36,8 @@ impl Frame {
         Self { first: 0x81, masked: true, claimed: None, payload: payload.into() }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// What is written.
+    pub fn bytes(&self) -> Vec<u8> {
         const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
         // RFC 6455 §5.2: a length of 126 or 127 announces two or eight bytes with the real one.
         let length = self.claimed.unwrap_or(self.payload.len() as u64);
@@ -90,24 +91,47 @@ pub struct RawSocket {
 impl RawSocket {
     /// Connects and upgrades.
     pub async fn connect(address: SocketAddr, target: &str) -> Result<Self> {
-        Self::upgrade(TcpStream::connect(address).await?, address, target).await
+        Self::connect_with(address, target, &[]).await
+    }
+
+    /// Connects and upgrades, with further headers.
+    pub async fn connect_with(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Self> {
+        let upgrade = Request::upgrade(target);
+        let request = headers.iter().fold(upgrade, |request, (name, value)| request.header(name, value));
+        Self::by(&request, address).await
+    }
+
+    /// Upgrades a connection that has been made already.
+    pub async fn over(stream: TcpStream, target: &str) -> Result<Self> {
+        let address = stream.peer_addr()?;
+        Self::upgrade(stream, address, &Request::upgrade(target)).await
     }
 
     /// Connects and upgrades with as small a receive buffer as the system gives.
     pub async fn connect_narrow(address: SocketAddr, target: &str) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(1024)?;
-        Self::upgrade(socket.connect(address).await?, address, target).await
+        Self::upgrade(socket.connect(address).await?, address, &Request::upgrade(target)).await
     }
 
-    async fn upgrade(mut stream: TcpStream, address: SocketAddr, target: &str) -> Result<Self> {
-        let request = Request::upgrade(target).bytes(address);
+    /// Connects and upgrades by a request of the test's own.
+    pub async fn by(request: &Request, address: SocketAddr) -> Result<Self> {
+        let incoming = timeout(PATIENCE, request.open(address)).await.context("the handshake")??;
+        Self::upgraded(incoming, request.bytes(address).len())
+    }
+
+    async fn upgrade(mut stream: TcpStream, address: SocketAddr, request: &Request) -> Result<Self> {
+        let request = request.bytes(address);
         stream.write_all(&request).await?;
         let incoming = timeout(PATIENCE, Incoming::read(stream)).await.context("the handshake")??;
+        Self::upgraded(incoming, request.len())
+    }
+
+    fn upgraded(incoming: Incoming, sent: usize) -> Result<Self> {
         ensure!(incoming.status == 101, "upgraded, not {}", incoming.status);
         let head = incoming.head_length;
         let (stream, buffer) = incoming.into_stream();
-        Ok(Self { stream, sent: request.len(), received: head + buffer.len(), buffer })
+        Ok(Self { stream, sent, received: head + buffer.len(), buffer })
     }
 
     /// Writes one frame.
@@ -168,4 +192,55 @@ fn parse(bytes: &[u8]) -> Option<(Received, usize)> {
     let payload = rest.get(..usize::try_from(length).ok()?)?;
     let taken = bytes.len() - rest.len() + payload.len();
     Some((Received { first, payload: payload.to_vec() }, taken))
+}
+
+/// Sends bytes, reads until the other side closes, and returns what it said. A reset counts as closed.
+pub async fn talk(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    talk_over(TcpStream::connect(address).await?, bytes).await
+}
+
+/// The same over a connection that stands already.
+pub async fn talk_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let exchange = async {
+        // It may close before it has read everything: then a write, or the read, fails.
+        if stream.write_all(bytes).await.is_ok() && stream.flush().await.is_ok() {
+            drop(stream.read_to_end(&mut answer).await);
+        }
+    };
+    timeout(PATIENCE, exchange).await.context("the connection is closed")?;
+    Ok(answer)
+}
+
+/// The statuses of the answers that stand one after the other in `said`, up to an upgrade. Fails if anything
+/// else stands there.
+pub fn statuses(mut said: &[u8]) -> Result<Vec<u16>> {
+    let mut statuses = Vec::new();
+    while !said.is_empty() {
+        let mut space = [httparse::EMPTY_HEADER; 64];
+        let mut head = httparse::Response::new(&mut space);
+        let parsed = head.parse(said).with_context(|| format!("an answer: {}", lossy(said)))?;
+        let httparse::Status::Complete(length) = parsed else {
+            bail!("half an answer: {}", lossy(said));
+        };
+        let status = head.code.context("a complete head has a status")?;
+        statuses.push(status);
+        if status == 101 {
+            break;
+        }
+        let body = head.headers.iter().find(|line| line.name.eq_ignore_ascii_case("content-length"));
+        let body: usize = body.map_or(Ok(0), |line| lossy(line.value).parse())?;
+        // An interim answer has no body.
+        said = said.get(length + body..).context("a whole body")?;
+    }
+    Ok(statuses)
+}
+
+/// The first bytes of `bytes`: all of them, if there are not so many.
+pub fn start(bytes: &[u8], length: usize) -> &[u8] {
+    bytes.get(..length).unwrap_or(bytes)
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }

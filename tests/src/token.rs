@@ -77,7 +77,8 @@ impl Token {
         format!("{}.{}.", part(&json!({ "alg": "none", "typ": "JWT" })), part(&self.into_claims()))
     }
 
-    fn into_claims(mut self) -> Value {
+    /// The claims as JSON.
+    pub(crate) fn into_claims(mut self) -> Value {
         if !self.rooms.is_empty() {
             self.claims.insert("rooms".to_owned(), Value::Object(self.rooms));
         }

@@ -11,6 +11,7 @@ use broker_bridge::{BrokerError, GapCause, RoomName, SessionId};
 use libfuzzer_sys::fuzz_target;
 use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Subject, UnixSeconds, mint},
+    limits::{Allowance, Limiters, bucket::SessionMeters},
     protocol::{Message, Protocol, centrifuge::Centrifuge},
     session::{Effect, Session, Surroundings},
 };
@@ -20,7 +21,7 @@ const NOW: UnixSeconds = UnixSeconds(1_000_000);
 const ROOMS: usize = 3;
 
 static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
-    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+    Authenticator::new(AuthConfig::with_secret(&SECRET))
 });
 
 static TOKEN: LazyLock<String> = LazyLock::new(|| {
@@ -30,16 +31,25 @@ static TOKEN: LazyLock<String> = LazyLock::new(|| {
     token.expose().to_owned()
 });
 
+/// Nothing is limited.
+static LIMITERS: LazyLock<Limiters> = LazyLock::new(Limiters::default);
+
 fuzz_target!(|input: &[u8]| {
     let Ok(input) = std::str::from_utf8(input) else { return };
     let protocol = Protocol::Centrifuge(Centrifuge { ping_seconds: 25 });
+    let meters = SessionMeters::default();
     let mut session = Session::to_begin(SessionId(7), None, protocol);
-    let around = Surroundings { authenticator: &AUTHENTICATOR, now: NOW, rooms_per_session: ROOMS };
+    let around = Surroundings {
+        authenticator: &AUTHENTICATOR,
+        now: NOW,
+        rooms_per_session: ROOMS,
+        allowance: Allowance { session: &meters, node: &LIMITERS },
+    };
     let (mut commands, mut effects) = (Vec::new(), Vec::new());
     let mut rooms: HashSet<RoomName> = HashSet::new();
     for (n, frame) in input.split('\0').enumerate() {
         let text = frame.replace("TOKEN", &TOKEN);
-        session.receive(Message::Text(text.into()), &around, &mut commands, &mut effects);
+        session.receive(Message::Text(text.into()), 0, &around, &mut commands, &mut effects);
         assert!(commands.is_empty(), "every command has been judged");
         // What is asked of the broker succeeds, fails, or is interrupted, in turn.
         let mut pending = std::mem::take(&mut effects);
@@ -64,7 +74,7 @@ fuzz_target!(|input: &[u8]| {
                     }
                     Effect::Send(bytes) => assert_is_one_object(&bytes),
                     Effect::Close(_) => return,
-                    Effect::Expires(_) | Effect::Refused(_) => {}
+                    Effect::Expires(_) | Effect::Refused(_) | Effect::Limited(_) => {}
                 }
             }
             std::mem::swap(&mut pending, &mut effects);

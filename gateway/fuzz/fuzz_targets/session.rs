@@ -13,6 +13,7 @@ use broker_bridge::{DataKind, RoomName, SessionId};
 use libfuzzer_sys::fuzz_target;
 use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Subject, UnixSeconds, mint},
+    limits::{Allowance, Limiters, bucket::SessionMeters},
     protocol::{Message, Protocol, plain::Plain},
     session::{Effect, Session, Surroundings},
     websocket::{Decoder, Event},
@@ -24,7 +25,7 @@ const SECRET: [u8; 32] = [7; 32];
 const NOW: UnixSeconds = UnixSeconds(1_000_000);
 
 static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
-    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+    Authenticator::new(AuthConfig::with_secret(&SECRET))
 });
 
 static IDENTITY: LazyLock<Arc<Identity>> = LazyLock::new(|| {
@@ -34,11 +35,15 @@ static IDENTITY: LazyLock<Arc<Identity>> = LazyLock::new(|| {
     Arc::new(AUTHENTICATOR.verify(&token, NOW).expect("a valid token"))
 });
 
+/// Nothing is limited.
+static LIMITERS: LazyLock<Limiters> = LazyLock::new(Limiters::default);
+
 fuzz_target!(|input: &[u8]| {
     let Some((options, stream)) = input.split_first() else { return };
     let echo = options & 1 == 1;
     let room = RoomName::new("room").expect("a room's name");
     let plain = Plain { room: room.clone(), echo, close_on_gap: false };
+    let meters = SessionMeters::default();
     let mut session = Session::new(SessionId(7), Arc::clone(&IDENTITY), Protocol::Plain(plain));
 
     let (mut commands, mut effects) = (Vec::new(), Vec::new());
@@ -55,8 +60,13 @@ fuzz_target!(|input: &[u8]| {
             DataKind::Text => Message::Text(bytes.clone()),
             _ => Message::Binary(bytes.clone()),
         };
-        let around = Surroundings { authenticator: &AUTHENTICATOR, now: NOW, rooms_per_session: 1 };
-        session.receive(message, &around, &mut commands, &mut effects);
+        let around = Surroundings {
+            authenticator: &AUTHENTICATOR,
+            now: NOW,
+            rooms_per_session: 1,
+            allowance: Allowance { session: &meters, node: &LIMITERS },
+        };
+        session.receive(message, 0, &around, &mut commands, &mut effects);
         assert!(commands.is_empty(), "every command has been judged");
         let [Effect::Publish(0, to, publication)] = effects.as_slice() else { panic!("{effects:?}") };
         assert_eq!(*to, room);

@@ -1,25 +1,31 @@
 //! Making tokens and secrets.
 //!
 //! Owns what `tidegate token` and a first run without a configured key need. Makes only tokens that
-//! [`Authenticator::verify`](super::Authenticator::verify) accepts. It is a tool for operators and tests:
-//! an application makes its tokens itself, with any JWT library.
+//! [`Authenticator::verify`](super::Authenticator::verify) accepts if it has the key. It is a tool for
+//! operators and tests: an application makes its tokens itself, with any JWT library.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use jsonwebtoken::{EncodingKey, Header};
 use serde::Serialize;
 
 use super::{
     AuthFailure, Authenticator, Subject, Token, UnixSeconds,
     grant::{Grant, Operation, Operations},
+    key::{Algorithm, Family, Key, KeyError, holds_pem},
 };
 
 /// Why a token cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
-    /// The secret is shorter than [`Authenticator::MIN_SECRET_BYTES`].
-    #[error("a secret has at least {min} bytes", min = Authenticator::MIN_SECRET_BYTES)]
-    WeakSecret,
+    /// The secret cannot be used.
+    #[error(transparent)]
+    Secret(#[from] KeyError),
+    /// The private key is none, or is one for something else.
+    #[error(
+        "expected a private key for {0} in PEM: BEGIN PRIVATE KEY, which `openssl pkcs8 -topk8 -nocrypt` makes of other forms"
+    )]
+    PrivateKey(&'static str),
     /// The token would expire at once, or after [`UnixSeconds::MAX`].
     #[error("a token lives for at least a second and ends before the year 10000")]
     Lifetime,
@@ -31,8 +37,103 @@ pub enum MintError {
     TooLong,
 }
 
-/// A token for `subject` that is good for `ttl` (whole seconds) from `now` on. Grants of the same pattern
-/// are taken together.
+/// What a token is to say.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Whom it is for.
+    pub subject: &'a Subject,
+    /// What it allows. Grants of the same pattern are taken together.
+    pub grants: &'a [Grant],
+    /// Who makes it.
+    pub issuer: Option<&'a str>,
+    /// For whom it is made; empty for nobody in particular.
+    pub audience: &'a [String],
+    /// How long it is good for, in whole seconds.
+    pub ttl: Duration,
+}
+
+/// Signs tokens.
+pub struct Signer {
+    key: EncodingKey,
+    header: Header,
+}
+
+impl Signer {
+    /// Signs with a secret, or with a private key in PEM (PKCS #8; for RSA also PKCS #1). `id` becomes the
+    /// header's `kid`.
+    pub fn new(algorithm: Algorithm, key: &[u8], id: Option<&str>) -> Result<Self, MintError> {
+        let private = || MintError::PrivateKey(algorithm.as_str());
+        let key = match algorithm.family() {
+            Family::Shared => {
+                Key::shared(id, algorithm, key)?;
+                EncodingKey::from_secret(key)
+            }
+            _ if !holds_pem(key) => return Err(private()),
+            Family::Rsa => EncodingKey::from_rsa_pem(key).map_err(|_| private())?,
+            Family::Ec => EncodingKey::from_ec_pem(key).map_err(|_| private())?,
+            Family::Ed => EncodingKey::from_ed_pem(key).map_err(|_| private())?,
+        };
+        let header = Header { kid: id.map(str::to_owned), ..Header::new(algorithm.into()) };
+        let signer = Self { key, header };
+        // The library looks at the key when it signs.
+        jsonwebtoken::encode(&signer.header, &(), &signer.key).map_err(|_| private())?;
+        Ok(signer)
+    }
+
+    /// A token that is good from `now` on.
+    pub fn sign(&self, wanted: &Wanted<'_>, now: UnixSeconds) -> Result<Token, MintError> {
+        let expires_at = now.plus(wanted.ttl);
+        if expires_at <= now || expires_at > UnixSeconds::MAX {
+            return Err(MintError::Lifetime);
+        }
+        let mut rooms = BTreeMap::<String, Operations>::new();
+        for grant in wanted.grants {
+            let operations = rooms.entry(grant.pattern.to_string()).or_default();
+            *operations = operations.union(grant.operations);
+        }
+        if rooms.len() > Authenticator::MAX_GRANTS {
+            return Err(MintError::TooManyGrants);
+        }
+        let claims = MintedClaims {
+            iss: wanted.issuer,
+            aud: wanted.audience,
+            sub: wanted.subject.as_str(),
+            iat: now.0,
+            exp: expires_at.0,
+            rooms: rooms
+                .into_iter()
+                .map(|(pattern, operations)| (pattern, operations.iter().map(Operation::as_str).collect()))
+                .collect(),
+        };
+        let token = jsonwebtoken::encode(&self.header, &claims, &self.key)
+            .expect("text and numbers become JSON, and the key has signed before");
+        Token::new(&token).map_err(|failure| {
+            debug_assert_eq!(failure, AuthFailure::TooLong, "a JWT has a token's characters");
+            MintError::TooLong
+        })
+    }
+}
+
+impl From<Algorithm> for jsonwebtoken::Algorithm {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Hs256 => Self::HS256,
+            Algorithm::Hs384 => Self::HS384,
+            Algorithm::Hs512 => Self::HS512,
+            Algorithm::Rs256 => Self::RS256,
+            Algorithm::Rs384 => Self::RS384,
+            Algorithm::Rs512 => Self::RS512,
+            Algorithm::Ps256 => Self::PS256,
+            Algorithm::Ps384 => Self::PS384,
+            Algorithm::Ps512 => Self::PS512,
+            Algorithm::Es256 => Self::ES256,
+            Algorithm::Es384 => Self::ES384,
+            Algorithm::EdDsa => Self::EdDSA,
+        }
+    }
+}
+
+/// A token for `subject`, signed with a secret (HS256), that is good for `ttl` from `now` on.
 pub fn mint(
     secret: &[u8],
     subject: &Subject,
@@ -40,37 +141,8 @@ pub fn mint(
     ttl: Duration,
     now: UnixSeconds,
 ) -> Result<Token, MintError> {
-    if secret.len() < Authenticator::MIN_SECRET_BYTES {
-        return Err(MintError::WeakSecret);
-    }
-    let expires_at = now.plus(ttl);
-    if expires_at <= now || expires_at > UnixSeconds::MAX {
-        return Err(MintError::Lifetime);
-    }
-    let mut rooms = BTreeMap::<String, Operations>::new();
-    for grant in grants {
-        let operations = rooms.entry(grant.pattern.to_string()).or_default();
-        *operations = operations.union(grant.operations);
-    }
-    if rooms.len() > Authenticator::MAX_GRANTS {
-        return Err(MintError::TooManyGrants);
-    }
-    let claims = MintedClaims {
-        sub: subject.as_str(),
-        iat: now.0,
-        exp: expires_at.0,
-        rooms: rooms
-            .into_iter()
-            .map(|(pattern, operations)| (pattern, operations.iter().map(Operation::as_str).collect()))
-            .collect(),
-    };
-    let token =
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret))
-            .expect("text and numbers become JSON, and a secret fits HS256");
-    Token::new(&token).map_err(|failure| {
-        debug_assert_eq!(failure, AuthFailure::TooLong, "a JWT has a token's characters");
-        MintError::TooLong
-    })
+    let wanted = Wanted { subject, grants, issuer: None, audience: &[], ttl };
+    Signer::new(Algorithm::Hs256, secret, None)?.sign(&wanted, now)
 }
 
 /// A new secret from the operating system's random source.
@@ -82,6 +154,10 @@ pub fn generate_secret() -> Result<[u8; Authenticator::MIN_SECRET_BYTES], getran
 
 #[derive(Serialize)]
 struct MintedClaims<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    aud: &'a [String],
     sub: &'a str,
     iat: u64,
     exp: u64,

@@ -3,9 +3,18 @@
 //! Owns the verification of JWTs (RFC 7519, with the advice of RFC 8725). Does not look for tokens in
 //! requests ([`credential`](super::credential)), does not count or log failures.
 //!
-//! The order is: header, signature, claims, time. Nothing in the claims is looked at before the signature
-//! has proved who wrote them, and of the header only `alg` and `crit` are read. The algorithm is pinned to
-//! HS256; keys or places of keys that a header brings along (`jwk`, `jku`, `x5u`, `kid`) steer nothing.
+//! The order is: header, keys, signature, claims, time. Nothing in the claims is looked at before the
+//! signature has proved who wrote them. Of the header, `alg` and `kid` choose among the node's own keys
+//! ([`keyring`](super::keyring)); a key does what it is pinned to, whatever a header says. Keys or places of
+//! keys that a header brings along (`jwk`, `jku`, `x5u`, `x5c`) steer nothing.
+//!
+//! | header | meaning |
+//! |---|---|
+//! | `alg` | required; must be what the key is pinned to |
+//! | `kid` | names the key; 1 to 256 bytes |
+//! | `typ` | absent, `JWT` or `at+jwt` (RFC 9068), in any case, also as `application/…`: anything else was made for another purpose (RFC 8725 §3.11) |
+//! | `crit`, `b64` | must be absent |
+//! | others | ignored |
 //!
 //! | claim | meaning |
 //! |---|---|
@@ -13,8 +22,9 @@
 //! | `exp` | required; the token is void from this second on |
 //! | `nbf` | the token is void before this second |
 //! | `iat` | must be a time, has no effect |
+//! | `iss` | with `auth.issuer`: must be exactly that; otherwise ignored |
+//! | `aud` | with `auth.audience`: must be, or hold, one of those; otherwise it must be absent, for the node has no name to find in it |
 //! | `rooms` | a map from [`RoomPattern`]s, each once, to lists of [`Operation`]s; `{sub}` has no meaning here, for who writes the token knows the subject |
-//! | `aud` | must be absent: a node has no name yet to find in it |
 //! | others | ignored |
 //!
 //! A claim of a wrong type, an unknown operation and a pattern that is none make the whole token void: a
@@ -29,7 +39,6 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -39,21 +48,49 @@ use serde_json::value::RawValue;
 use super::{
     AuthFailure, Identity, Subject, Token, UnixSeconds,
     grant::{Grant, Operation, Operations, Policy, RoomPattern},
+    key::{Algorithm, Key},
+    keyring::Keyring,
 };
 
 /// What an [`Authenticator`] works with.
-pub struct AuthConfig<'a> {
-    /// The secret that tokens are signed with, at least [`Authenticator::MIN_SECRET_BYTES`].
-    pub hs256_secret: &'a [u8],
+pub struct AuthConfig {
+    /// The keys that tokens are signed with.
+    pub keys: Arc<Keyring>,
+    /// What `iss` must be, if anything.
+    pub issuer: Option<String>,
+    /// What `aud` must have one of. With none, a token must not have an `aud`.
+    pub audience: Vec<String>,
     /// How far the clock of whoever signs may be from this node's. Whole seconds count.
     pub leeway: Duration,
     /// What everybody with a valid token may do besides.
     pub policies: Vec<Policy>,
 }
 
+impl AuthConfig {
+    /// One secret for HS256 and nothing else: no issuer, no audience, no leeway, no policies.
+    ///
+    /// # Panics
+    ///
+    /// If the secret is shorter than [`Authenticator::MIN_SECRET_BYTES`], which reading the configuration
+    /// rules out.
+    pub fn with_secret(secret: &[u8]) -> Self {
+        let key =
+            Key::shared(None, Algorithm::Hs256, secret).expect("the configuration refuses weak secrets");
+        Self {
+            keys: Arc::new(Keyring::new(vec![key], Vec::new())),
+            issuer: None,
+            audience: Vec::new(),
+            leeway: Duration::ZERO,
+            policies: Vec::new(),
+        }
+    }
+}
+
 /// Turns tokens into identities. Shared by all threads of a node.
 pub struct Authenticator {
-    key: DecodingKey,
+    keys: Arc<Keyring>,
+    issuer: Option<String>,
+    audience: Vec<String>,
     leeway: Duration,
     policies: Arc<[Policy]>,
     shared_grants: SharedGrants,
@@ -66,28 +103,22 @@ impl Authenticator {
     /// The most room patterns that a token may hold.
     pub const MAX_GRANTS: usize = 256;
 
-    /// An authenticator for one secret.
-    ///
-    /// # Panics
-    ///
-    /// If the secret is shorter than [`Self::MIN_SECRET_BYTES`], which reading the configuration rules out.
-    pub fn new(config: AuthConfig<'_>) -> Self {
-        assert!(
-            config.hs256_secret.len() >= Self::MIN_SECRET_BYTES,
-            "the configuration refuses weak secrets"
-        );
-        Self {
-            key: DecodingKey::from_secret(config.hs256_secret),
-            leeway: config.leeway,
-            policies: config.policies.into(),
-            shared_grants: SharedGrants::default(),
-        }
+    /// An authenticator for these keys and demands.
+    pub fn new(config: AuthConfig) -> Self {
+        let AuthConfig { keys, issuer, audience, leeway, policies } = config;
+        let (policies, shared_grants) = (policies.into(), SharedGrants::default());
+        Self { keys, issuer, audience, leeway, policies, shared_grants }
+    }
+
+    /// The keys. [`AuthFailure::UnknownKey`] is a reason to ask them for a fetch.
+    pub fn keys(&self) -> &Keyring {
+        &self.keys
     }
 
     /// Who holds this token, and what that entitles to, at the time `now`.
     pub fn verify(&self, token: &Token, now: UnixSeconds) -> Result<Identity, AuthFailure> {
         let claims = self.genuine(token.expose())?;
-        let claims = Claims::parse(&claims)?;
+        let claims = Claims::parse(&claims, self.issuer.as_deref(), &self.audience)?;
         // The leeway is on the bearer's side at both ends, also of a session that begins within it.
         let expires_at = claims.expires_at.plus(self.leeway);
         if now >= expires_at {
@@ -104,16 +135,23 @@ impl Authenticator {
         })
     }
 
-    /// The claims of a token that was signed with this node's secret, as JSON.
+    /// The claims of a token that was signed with one of the keys, as JSON.
     fn genuine(&self, token: &str) -> Result<Vec<u8>, AuthFailure> {
         let (signed, signature) = token.rsplit_once('.').ok_or(AuthFailure::Malformed)?;
         let (header, payload) = signed.split_once('.').ok_or(AuthFailure::Malformed)?;
-        check_header(&decode(header)?)?;
-        match crypto::verify(signature, signed.as_bytes(), &self.key, Algorithm::HS256) {
-            Ok(true) => decode(payload),
-            Ok(false) => Err(AuthFailure::BadSignature),
-            // The key fits the algorithm, so what failed is the decoding of the signature.
-            Err(_) => Err(AuthFailure::Malformed),
+        if payload.contains('.') {
+            // Encrypted tokens have five parts (RFC 7516 §3.1).
+            return Err(AuthFailure::Malformed);
+        }
+        let header = decode(header)?;
+        let (algorithm, id) = check_header(&header)?;
+        let signature = decode(signature)?;
+        let keys = self.keys.current();
+        if keys.find(algorithm, id.as_deref())?.iter().any(|key| key.verifies(signed.as_bytes(), &signature))
+        {
+            decode(payload)
+        } else {
+            Err(AuthFailure::BadSignature)
         }
     }
 }
@@ -143,24 +181,46 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
     T::deserialize(deserializer).map(Some)
 }
 
-fn check_header(json: &[u8]) -> Result<(), AuthFailure> {
-    /// The two fields that are read, each at most once.
+/// What the header chooses a key by: the algorithm, and perhaps the key's name.
+fn check_header(json: &[u8]) -> Result<(Algorithm, Option<Cow<'_, str>>), AuthFailure> {
+    /// The fields that are read, each at most once.
     #[derive(Deserialize)]
     struct Header<'a> {
         #[serde(borrow)]
         alg: Cow<'a, str>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        kid: Option<Cow<'a, str>>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        typ: Option<Cow<'a, str>>,
         #[serde(default, deserialize_with = "present")]
         crit: Option<IgnoredAny>,
+        #[serde(default, deserialize_with = "present")]
+        b64: Option<IgnoredAny>,
     }
 
     let header: Header<'_> = read_object(json).ok_or(AuthFailure::Malformed)?;
-    if header.alg != "HS256" {
-        return Err(AuthFailure::WrongAlgorithm);
-    }
-    if header.crit.is_some() {
+    let algorithm = header.alg.parse().map_err(|_| AuthFailure::WrongAlgorithm)?;
+    // `b64` is an extension that `crit` must name, and that RFC 7797 §7 forbids in a JWT.
+    if header.crit.is_some() || header.b64.is_some() {
         return Err(AuthFailure::CriticalHeader);
     }
-    Ok(())
+    if header.kid.as_ref().is_some_and(|id| !(1..=Key::MAX_ID_BYTES).contains(&id.len())) {
+        return Err(AuthFailure::Malformed);
+    }
+    if header.typ.is_some_and(|typ| !is_access_token(&typ)) {
+        return Err(AuthFailure::WrongType);
+    }
+    Ok((algorithm, header.kid))
+}
+
+/// Whether `typ` (RFC 7515 §4.1.9) is one of a token that says who somebody is.
+fn is_access_token(typ: &str) -> bool {
+    const PREFIX: &str = "application/";
+    let bare = match typ.split_at_checked(PREFIX.len()) {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case(PREFIX) => rest,
+        _ => typ,
+    };
+    bare.eq_ignore_ascii_case("jwt") || bare.eq_ignore_ascii_case("at+jwt")
 }
 
 /// The claims that mean something here, checked.
@@ -172,7 +232,7 @@ struct Claims {
 }
 
 impl Claims {
-    fn parse(json: &[u8]) -> Result<Self, AuthFailure> {
+    fn parse(json: &[u8], issuer: Option<&str>, audience: &[String]) -> Result<Self, AuthFailure> {
         /// Each claim at most once and as it stands, so that each can fail under its own name.
         #[derive(Deserialize)]
         struct Raw<'a> {
@@ -184,6 +244,8 @@ impl Claims {
             nbf: Option<&'a RawValue>,
             #[serde(borrow, default, deserialize_with = "present")]
             iat: Option<&'a RawValue>,
+            #[serde(borrow, default, deserialize_with = "present")]
+            iss: Option<&'a RawValue>,
             #[serde(borrow, default, deserialize_with = "present")]
             aud: Option<&'a RawValue>,
             #[serde(borrow, default, deserialize_with = "present")]
@@ -199,11 +261,30 @@ impl Claims {
         let expires_at = numeric_date(raw.exp.ok_or(AuthFailure::InvalidTime)?, f64::floor)?;
         let not_before = raw.nbf.map(|nbf| numeric_date(nbf, f64::ceil)).transpose()?;
         raw.iat.map(|iat| numeric_date(iat, f64::floor)).transpose()?;
-        if raw.aud.is_some() {
+        if issuer.is_some_and(|issuer| !raw.iss.is_some_and(|claim| is_issuer(claim, issuer))) {
+            return Err(AuthFailure::WrongIssuer);
+        }
+        if !raw.aud.map_or(audience.is_empty(), |claim| is_audience(claim, audience)) {
             return Err(AuthFailure::ForeignAudience);
         }
         let grants = raw.rooms.map(parse_rooms).transpose()?.unwrap_or_default();
         Ok(Self { subject, expires_at, not_before, grants })
+    }
+}
+
+/// Compared character by character (RFC 7519 §2, StringOrURI): `https://a` is not `https://a/`.
+fn is_issuer(claim: &RawValue, issuer: &str) -> bool {
+    serde_json::from_str::<Cow<'_, str>>(claim.get()).is_ok_and(|claim| claim == issuer)
+}
+
+/// A text, or a list of texts (RFC 7519 §4.1.3). Something else in the list voids it.
+fn is_audience(claim: &RawValue, own: &[String]) -> bool {
+    let is_own = |name: &Cow<'_, str>| own.iter().any(|own| own == name);
+    match serde_json::from_str::<Cow<'_, str>>(claim.get()) {
+        Ok(name) => is_own(&name),
+        Err(_) => {
+            serde_json::from_str::<Vec<Cow<'_, str>>>(claim.get()).is_ok_and(|all| all.iter().any(is_own))
+        }
     }
 }
 

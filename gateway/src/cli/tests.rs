@@ -1,4 +1,5 @@
 use std::{
+    fs,
     io::{BufRead, BufReader},
     net::TcpListener,
     thread,
@@ -28,7 +29,7 @@ fn invoke_with(args: &[&str], env: &[(&str, &str)]) -> (Invocation, String, Stri
 
 fn config(args: &[&str]) -> Config {
     match invoke_with(args, &[]) {
-        (Invocation::Serve(config), out, err) if out.is_empty() && err.is_empty() => *config,
+        (Invocation::Serve(loaded), out, err) if out.is_empty() && err.is_empty() => loaded.config,
         other => panic!("{args:?}: {other:?}"),
     }
 }
@@ -101,6 +102,63 @@ fn a_valid_configuration_is_said_to_be() {
 }
 
 #[test]
+fn a_certificate_and_its_key_are_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = || rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (own, other) = (pair(), pair());
+    let (cert, key) = (own.cert.pem(), own.signing_key.serialize_pem());
+    let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let request = cert.replace("CERTIFICATE", "CERTIFICATE REQUEST");
+    let not_x509 = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned();
+    let check = |cert: &str, key: &str| {
+        let (cert, key) = (format!("tls.cert={cert}"), format!("tls.key={key}"));
+        run(&["check-config", "--set", &cert, "--set", &key], &[])
+    };
+    let in_files = |cert: &str, key: &str| {
+        let [cert_path, key_path] = [("tls.crt", cert), ("tls.key", key)].map(|(name, text)| {
+            fs::write(dir.path().join(name), text).unwrap();
+            dir.path().join(name).to_str().unwrap().to_owned()
+        });
+        check(&cert_path, &key_path)
+    };
+    let said = (Some(Status::Success), "configuration is valid\n".to_owned(), String::new());
+    assert_eq!(in_files(&cert, &key), said);
+    assert_eq!(in_files(&(cert.clone() + &other.cert.pem()), &key), said, "a chain");
+    let no_cert = "expected at least one certificate in PEM";
+    let no_key = "tls.key: expected one unencrypted private key in PEM";
+    let no_pair = "tls.key: expected the private key of the first certificate in tls.cert (";
+    for (cert, key, expected) in [
+        (&cert, &other.signing_key.serialize_pem(), no_pair),
+        (&other.cert.pem(), &key, no_pair),
+        (&not_x509, &key, no_pair),
+        (&key, &key, no_cert),
+        (&request, &key, no_cert),
+        (&String::new(), &key, no_cert),
+        (&cert.replace('M', "!"), &key, no_cert),
+        (&cert, &cert, no_key),
+        (&cert, &encrypted, no_key),
+        (&cert, &String::new(), no_key),
+        (&cert, &own.signing_key.public_key_pem(), no_key),
+    ] {
+        let (status, out, err) = in_files(cert, key);
+        assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{err}");
+        assert!(err.contains(expected), "{expected:?} is not in {err:?}");
+    }
+
+    // A key in place of a path is not shown, whole or in part, whichever place it was put in.
+    let base64: String = key.lines().filter(|line| !line.starts_with('-')).collect();
+    in_files(&cert, &key);
+    let good = dir.path().join("tls.crt");
+    let good = good.to_str().unwrap();
+    for (cert, key) in [(good, key.as_str()), (good, base64.as_str()), (key.as_str(), good)] {
+        let (status, _, err) = check(cert, key);
+        assert_eq!(status, Some(Status::Misuse));
+        assert!(err.starts_with("tls.") && err.contains("expected a file that can be read"), "{err}");
+        assert!(!err.contains(&base64[..20]), "{err}");
+    }
+}
+
+#[test]
 fn the_default_configuration_is_a_valid_file() {
     let (status, out, err) = run(&["default-config"], &[]);
     assert_eq!((status, err.as_str()), (Some(Status::Success), ""));
@@ -118,11 +176,7 @@ fn a_token_is_all_that_is_printed() {
         ["token", "--sub", "alice", "--room", "chat:*=subscribe,publish", "--room=a=b=history", "--ttl=5m"];
     let (status, out, err) = run(&args, &[("TIDEGATE_AUTH__HS256_SECRET", SECRET)]);
     assert_eq!((status, err.as_str()), (Some(Status::Success), ""));
-    let authenticator = Authenticator::new(AuthConfig {
-        hs256_secret: SECRET.as_bytes(),
-        leeway: Duration::ZERO,
-        policies: Vec::new(),
-    });
+    let authenticator = Authenticator::new(AuthConfig::with_secret(SECRET.as_bytes()));
     let now = UnixSeconds::from(SystemTime::now());
     let token = Token::new(out.strip_suffix('\n').unwrap()).unwrap();
     let identity = authenticator.verify(&token, now).unwrap();
@@ -131,6 +185,68 @@ fn a_token_is_all_that_is_printed() {
     assert!(identity.may(Operation::History, &"a=b".parse().unwrap()));
     assert!(!identity.may(Operation::History, &"chat:1".parse().unwrap()));
     assert!((298..=300).contains(&identity.remaining(now).as_secs()));
+}
+
+#[test]
+fn a_token_is_signed_with_a_key_from_a_file() {
+    use std::sync::Arc;
+
+    use crate::auth::{Algorithm, AuthConfig, Authenticator, Key, Keyring, Token};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("key");
+    let now = UnixSeconds::from(SystemTime::now());
+    let printed = |algorithm: &str, more: &[&str]| {
+        let args =
+            ["token", "--sub", "alice", "--key-file", path.to_str().unwrap(), "--algorithm", algorithm];
+        run(&[&args, more].concat(), &[])
+    };
+    let verified = |out: &str, key: Key, audience: &[&str]| {
+        let authenticator = Authenticator::new(AuthConfig {
+            keys: Arc::new(Keyring::new(vec![key], Vec::new())),
+            issuer: (!audience.is_empty()).then(|| "me".to_owned()),
+            audience: audience.iter().map(|&name| name.to_owned()).collect(),
+            ..AuthConfig::with_secret(SECRET.as_bytes())
+        });
+        authenticator.verify(&Token::new(out.strip_suffix('\n').unwrap()).unwrap(), now).map(drop)
+    };
+    let pairs = [
+        (rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(), vec![Algorithm::Es256]),
+        (rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(), vec![Algorithm::Es384]),
+        (rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap(), vec![Algorithm::EdDsa]),
+        (rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap(), Algorithm::ALL[3..9].to_vec()),
+    ];
+    for (pair, fits) in pairs {
+        fs::write(&path, pair.serialize_pem()).unwrap();
+        for algorithm in Algorithm::ALL {
+            let (status, out, err) = printed(algorithm.as_str(), &["--kid", "k"]);
+            if fits.contains(&algorithm) {
+                assert_eq!((status, err.as_str()), (Some(Status::Success), ""), "{algorithm:?}");
+                let key = || Key::public(Some("k"), algorithm, pair.public_key_pem().as_bytes()).unwrap();
+                assert_eq!(verified(&out, key(), &[]), Ok(()), "{algorithm:?}");
+                // What the configuration demands of tokens, it is made with.
+                let demands = ["--kid=k", "--set", "auth.issuer=me", "--set", "auth.audience=chat,other"];
+                let (_, out, _) = printed(algorithm.as_str(), &demands);
+                assert_eq!(verified(&out, key(), &["chat"]), Ok(()), "{algorithm:?}");
+            } else {
+                assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{algorithm:?}");
+                assert!(err.contains("expected a"), "{err}");
+            }
+        }
+    }
+    fs::write(&path, format!("{SECRET}{SECRET}\n")).unwrap();
+    let (_, out, _) = printed("HS512", &[]);
+    let key = Key::shared(None, Algorithm::Hs512, format!("{SECRET}{SECRET}").as_bytes()).unwrap();
+    assert_eq!(verified(&out, key, &[]), Ok(()));
+    for args in [
+        &["--key-file", "/nonexistent/key", "--algorithm", "ES256"][..],
+        &["--key-file", "key"],
+        &["--algorithm", "ES256"],
+    ] {
+        let (status, out, err) = run(&[&["token", "--sub", "a"], args].concat(), &[]);
+        assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{args:?}");
+        assert!(err.contains("--key-file") || err.contains("--algorithm"), "{err}");
+    }
 }
 
 #[test]

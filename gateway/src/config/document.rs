@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::table::{Fallback, ROOMS_GRANT, Row, TABLE};
+use super::table::{Fallback, ROOMS_GRANT, Reload, Row, TABLE};
 
 /// A configuration file that says what holds without one, every key explained.
 pub fn default_config() -> String {
@@ -30,7 +30,8 @@ pub fn default_config() -> String {
         for line in wrap(&format!("{} {}", row.doc(), row.more()), 100) {
             let _ = writeln!(text, "# {line}");
         }
-        for line in wrap(&format!("Value: {}.", row.describe()), 100) {
+        let restart = if row.reload() == Reload::Restart { " A change counts after a restart." } else { "" };
+        for line in wrap(&format!("Value: {}.{restart}", row.describe()), 100) {
             let _ = writeln!(text, "# {line}");
         }
         let _ = match row.default() {
@@ -44,15 +45,20 @@ pub fn default_config() -> String {
 
 /// The reference table of `docs/configuration.md`, in Markdown.
 pub fn reference() -> String {
-    let mut text = String::from("| key | value | default | what it does |\n|---|---|---|---|\n");
+    let mut text =
+        String::from("| key | value | default | a change counts | what it does |\n|---|---|---|---|---|\n");
     for row in TABLE {
         let default = match row.default() {
             Fallback::Is(default) => format!("`{default}`"),
             Fallback::Unset { .. } => "not set".to_owned(),
         };
+        let reload = match row.reload() {
+            Reload::Live => "at once",
+            Reload::Restart => "after a restart",
+        };
         let what = format!("{} {}", row.doc(), row.more());
         let (name, value) = (row.name(), row.describe());
-        let _ = writeln!(text, "| `{name}` | {value} | {default} | {} |", what.trim_end());
+        let _ = writeln!(text, "| `{name}` | {value} | {default} | {reload} | {} |", what.trim_end());
     }
     text
 }

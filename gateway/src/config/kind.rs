@@ -3,19 +3,24 @@
 //! A kind is where a bound lives, so that the text which describes it and the check which enforces it
 //! cannot come apart.
 
-use std::{marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
-    ByteSize, LogFormat, Origins, Secret,
+    ByteSize, ForwardedHeader, LogFormat, Networks, Origins, Secret,
     raw::Raw,
     value::{format_time, parse_time},
 };
-use crate::auth::grant::{Operation, Operations};
+use crate::auth::{
+    Algorithm, Key,
+    files::KeyFile,
+    grant::{Operation, Operations},
+    key::holds_pem,
+};
 
 /// A kind of value.
 pub(super) trait Kind: Sync {
-    /// What it becomes.
-    type Value;
+    /// What it becomes. How it prints tells values apart, unless they are secret.
+    type Value: fmt::Debug;
 
     /// Completes the sentence "expected …".
     fn describe(&self) -> String;
@@ -141,6 +146,24 @@ impl<K: Kind> Kind for Auto<K> {
     }
 }
 
+/// `off` or 0, which becomes `None`, or a limit.
+pub(super) struct OrOff<K>(pub K);
+
+impl<K: Kind> Kind for OrOff<K> {
+    type Value = Option<K::Value>;
+
+    fn describe(&self) -> String {
+        format!("off, or {}", self.0.describe())
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Self::Value, String> {
+        if matches!(raw.scalar(), Some("off" | "0")) {
+            return Ok(None);
+        }
+        self.0.read(raw).map(Some).map_err(|why| format!("{why}, or off"))
+    }
+}
+
 /// Text that knows how to read itself, and to say why it cannot.
 pub(super) struct Parsed<T> {
     describe: &'static str,
@@ -159,7 +182,7 @@ impl<T> Parsed<T> {
     }
 }
 
-impl<T: FromStr<Err: std::fmt::Display>> Kind for Parsed<T> {
+impl<T: FromStr<Err: fmt::Display> + fmt::Debug> Kind for Parsed<T> {
     type Value = T;
 
     fn describe(&self) -> String {
@@ -235,6 +258,9 @@ impl Kind for SharedKey {
 
     fn read(&self, raw: &Raw) -> Result<Secret, String> {
         match raw.text() {
+            Some(text) if holds_pem(text.as_bytes()) => {
+                Err("expected a secret, this is PEM: a public key belongs into auth.keys".to_owned())
+            }
             Some(text) if text.len() >= 32 => Ok(Secret::new(text.as_bytes())),
             _ => self.refuse(),
         }
@@ -242,6 +268,118 @@ impl Kind for SharedKey {
 
     fn is_secret(&self) -> bool {
         true
+    }
+}
+
+/// Keys in files, by name. Never shown: the likeliest mistake is to give a secret in place of its file.
+pub(super) struct KeyTable;
+
+impl KeyTable {
+    /// Tables beyond this are refused: every token may be looked up in them.
+    const MAX: usize = 100;
+
+    fn read_entry(id: &str, raw: &Raw) -> Result<KeyFile, String> {
+        let Raw::Table(entries) = raw else {
+            return Err(format!("{id:?}: expected a table, such as {}", Self::EXAMPLE));
+        };
+        if !(1..=Key::MAX_ID_BYTES).contains(&id.len()) {
+            return Err(format!("expected names of 1 to {} bytes", Key::MAX_ID_BYTES));
+        }
+        let (mut algorithm, mut secret, mut public) = (None, None, None);
+        for entry in entries {
+            let text = entry.raw.text().filter(|text| !text.is_empty() && !text.contains('\0'));
+            let text = text.ok_or_else(|| format!("{id:?}: expected text in {:?}", entry.key))?;
+            match &*entry.key {
+                "algorithm" => {
+                    let named = text.parse::<Algorithm>();
+                    algorithm = Some(named.map_err(|error| format!("{id:?}: {error}"))?);
+                }
+                "secret_file" => secret = Some(PathBuf::from(text)),
+                "public_key_file" => public = Some(PathBuf::from(text)),
+                other => {
+                    return Err(format!(
+                        "{id:?}: there is no {other:?}; expected algorithm, and secret_file or public_key_file"
+                    ));
+                }
+            }
+        }
+        let algorithm = algorithm.ok_or_else(|| format!("{id:?}: expected an algorithm"))?;
+        let path = match (algorithm.is_shared(), secret, public) {
+            (true, Some(path), None) | (false, None, Some(path)) => path,
+            (shared, ..) => {
+                let (file, name) =
+                    (if shared { "secret_file" } else { "public_key_file" }, algorithm.as_str());
+                return Err(format!("{id:?}: expected {file}, and nothing else, for {name}"));
+            }
+        };
+        Ok(KeyFile { id: id.to_owned(), algorithm, path })
+    }
+
+    const EXAMPLE: &str = r#"{ algorithm = "ES256", public_key_file = "/etc/tidegate/key.pem" }"#;
+}
+
+impl Kind for KeyTable {
+    type Value = Vec<KeyFile>;
+
+    fn describe(&self) -> String {
+        "a table of keys by name, each with `algorithm` and, for HS256, HS384 and HS512, `secret_file`, \
+         or else `public_key_file`"
+            .to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Self::Value, String> {
+        let inline = raw.text().and_then(|text| Raw::value(text.trim()));
+        let Raw::Table(entries) = inline.as_ref().unwrap_or(raw) else { return self.refuse() };
+        if entries.len() > Self::MAX {
+            return Err(format!("expected at most {} keys", Self::MAX));
+        }
+        let (keys, wrong): (Vec<_>, Vec<_>) =
+            entries.iter().map(|entry| Self::read_entry(&entry.key, &entry.raw)).partition(Result::is_ok);
+        if wrong.is_empty() {
+            return Ok(keys.into_iter().flatten().collect());
+        }
+        Err(wrong.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; "))
+    }
+
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+/// Text that is not empty.
+pub(super) struct Words;
+
+impl Kind for Words {
+    type Value = String;
+
+    fn describe(&self) -> String {
+        "text of 1 to 1024 bytes".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<String, String> {
+        let sound = |text: &&str| (1..=1024).contains(&text.len()) && !text.contains(char::is_control);
+        raw.text().filter(sound).map(str::to_owned).map_or_else(|| self.refuse(), Ok)
+    }
+}
+
+/// A list of texts that are not empty.
+pub(super) struct WordList;
+
+impl Kind for WordList {
+    type Value = Vec<String>;
+
+    fn describe(&self) -> String {
+        r#"a list of at most 16 texts, such as ["https://chat.example"]"#.to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Vec<String>, String> {
+        let texts = raw.texts().filter(|texts| texts.len() <= 16);
+        let Some(texts) = texts else { return self.refuse() };
+        texts
+            .into_iter()
+            .map(|text| Words.read(&Raw::Text(text)))
+            .collect::<Result<_, _>>()
+            .or_else(|_| self.refuse())
     }
 }
 
@@ -259,6 +397,41 @@ impl Kind for OriginList {
         let Some(texts) = raw.texts() else { return self.refuse() };
         let patterns = texts.iter().map(|text| text.parse()).collect::<Result<_, _>>();
         patterns.map(Origins::new).or_else(|_| self.refuse())
+    }
+}
+
+/// Addresses and networks.
+pub(super) struct NetworkList;
+
+impl Kind for NetworkList {
+    type Value = Networks;
+
+    fn describe(&self) -> String {
+        r#"a list of IP addresses and networks, such as ["10.0.0.0/8", "::1"]"#.to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Networks, String> {
+        let Some(texts) = raw.texts() else { return self.refuse() };
+        Networks::parse(texts.iter().map(AsRef::as_ref)).or_else(|_| self.refuse())
+    }
+}
+
+/// Where trusted proxies say whom a request comes from.
+pub(super) struct Header;
+
+impl Kind for Header {
+    type Value = ForwardedHeader;
+
+    fn describe(&self) -> String {
+        "x-forwarded-for or forwarded".to_owned()
+    }
+
+    fn read(&self, raw: &Raw) -> Result<ForwardedHeader, String> {
+        match raw.text() {
+            Some("x-forwarded-for") => Ok(ForwardedHeader::XForwardedFor),
+            Some("forwarded") => Ok(ForwardedHeader::Forwarded),
+            _ => self.refuse(),
+        }
     }
 }
 

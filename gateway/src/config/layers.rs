@@ -5,18 +5,23 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
 };
 
 use super::{
-    error::{ConfigError, Source},
+    error::{ConfigError, ConfigErrors, Source},
     raw::{Entry, Raw},
+    reader::read_text,
     suggest::suggest,
     table::{ROOMS, ROOMS_GRANT, TABLE},
 };
 
+/// What a configuration file may have, in bytes: it is read every few seconds.
+const MAX_FILE: u64 = 1024 * 1024;
+
 /// Where a configuration comes from. Nothing else is looked at, so a test can say all there is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The configuration file: its path, for messages, and its text.
     pub file: Option<(PathBuf, String)>,
@@ -31,6 +36,38 @@ impl Sources {
     pub fn environment() -> BTreeMap<String, String> {
         let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect()
+    }
+
+    /// Takes the text of a configuration file as it is now.
+    pub fn read_file(&mut self, path: PathBuf) -> Result<(), ConfigError> {
+        match read_text(&path, MAX_FILE) {
+            Ok(text) => {
+                self.file = Some((path, text));
+                Ok(())
+            }
+            Err(error) => {
+                let source = Source::File { path, line: None };
+                let expected = format!("expected a file of text that can be read: {error}");
+                Err(ConfigError { key: String::new(), source, value: None, expected })
+            }
+        }
+    }
+
+    /// The same sources with the file as it is now. Environment and flags are those of the start.
+    pub fn read_again(&self) -> Result<Self, ConfigErrors> {
+        let mut again = Self { file: None, env: self.env.clone(), flags: self.flags.clone() };
+        if let Some((path, _)) = &self.file {
+            again.read_file(path.clone()).map_err(|error| ConfigErrors::from(vec![error]))?;
+        }
+        Ok(again)
+    }
+}
+
+/// Any of it may hold a secret.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.as_ref().map(|(path, _)| path);
+        f.debug_struct("Sources").field("file", &file).finish_non_exhaustive()
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
     kind::{self, Kind},
     layers::{Given, Layers},
     raw::Raw,
+    snapshot::Snapshot,
     suggest::suggest,
     table::{self, Fallback, Key, Row},
 };
@@ -27,29 +28,33 @@ pub(super) struct Reader {
     errors: Vec<ConfigError>,
     /// Keys that have an error already, on which no further check should rest.
     failed: BTreeSet<&'static str>,
+    snapshot: Snapshot,
 }
 
 impl Reader {
     pub(super) fn new(sources: &Sources) -> Self {
         let mut layers = Layers::of(sources);
         let errors = std::mem::take(&mut layers.errors);
-        Self { layers, errors, failed: BTreeSet::new() }
+        Self { layers, errors, failed: BTreeSet::new(), snapshot: Snapshot::default() }
     }
 
     /// The value of a key that has a default.
     pub(super) fn read<K: Kind>(&mut self, key: &Key<K>) -> K::Value {
-        self.read_optional(key).unwrap_or_else(|| {
-            let Fallback::Is(default) = key.default else { unreachable!("{} has no default", key.name) };
-            let default = Raw::value(default).expect("a default is TOML");
-            key.kind.read(&default).expect("a default is a valid value")
-        })
+        let given = self.read_optional(key);
+        given.or_else(|| default(key)).unwrap_or_else(|| unreachable!("{} has no default", key.name))
     }
 
     /// The value that was given to a key, if one was and it is valid.
     pub(super) fn read_optional<K: Kind>(&mut self, key: &Key<K>) -> Option<K::Value> {
-        let Given { raw, source } = self.layers.get(key.name)?.clone();
+        let Some(Given { raw, source }) = self.layers.get(key.name).cloned() else {
+            self.note(key, None);
+            return None;
+        };
         match key.kind.read(&raw) {
-            Ok(value) => Some(value),
+            Ok(value) => {
+                self.note(key, Some((&raw, &value)));
+                Some(value)
+            }
             Err(expected) => {
                 let value = (!key.kind.is_secret()).then(|| raw.show());
                 self.fail(key.name, ConfigError { key: key.name.to_owned(), source, value, expected });
@@ -72,11 +77,13 @@ impl Reader {
             self.complain(file_key, expected);
             return None;
         }
+        // Where the value comes from makes no difference: only what it is.
+        self.snapshot.set(file_key.name, None);
         if direct >= by_file {
             return self.read_optional(key);
         }
         let path = self.read_optional(file_key)?;
-        let text = match read_text(&path) {
+        let text = match read_text(&path, MAX_VALUE) {
             Ok(text) => text,
             Err(error) => {
                 self.complain(file_key, format!("expected a file of text that can be read: {error}"));
@@ -84,8 +91,13 @@ impl Reader {
             }
         };
         let text = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
-        match key.kind.read(&Raw::Text(text.to_owned())) {
-            Ok(value) => Some(value),
+        let raw = Raw::Text(text.to_owned());
+        match key.kind.read(&raw) {
+            Ok(value) => {
+                self.note(key, Some((&raw, &value)));
+                self.snapshot.set(file_key.name, None);
+                Some(value)
+            }
             Err(expected) => {
                 self.complain(file_key, format!("in that file, {expected}"));
                 None
@@ -137,6 +149,7 @@ impl Reader {
             }
             policies.extend(parsed.ok().map(|pattern| Policy { pattern, operations }));
         }
+        self.snapshot.set(table::ROOMS_GRANT.name, Some(format!("{policies:?}")));
         policies
     }
 
@@ -159,12 +172,25 @@ impl Reader {
         }
     }
 
-    /// Whatever went wrong.
-    pub(super) fn finish(self) -> Result<(), ConfigErrors> {
-        ConfigErrors::check(self.errors)
+    /// Whatever went wrong, or what every key came to.
+    pub(super) fn finish(self) -> Result<Snapshot, ConfigErrors> {
+        ConfigErrors::check(self.errors).map(|()| self.snapshot)
     }
 
-    fn complain(&mut self, key: &dyn Row, expected: String) {
+    /// Notes what a key came to, by its default if it was not given.
+    fn note<K: Kind>(&mut self, key: &Key<K>, given: Option<(&Raw, &K::Value)>) {
+        let noted = match (given, key.default) {
+            (Some((raw, value)), _) => Some(printed(key, raw, value)),
+            (None, Fallback::Is(raw)) => {
+                Raw::value(raw).zip(default(key)).map(|(raw, value)| printed(key, &raw, &value))
+            }
+            (None, Fallback::Unset { .. }) => None,
+        };
+        self.snapshot.set(key.name, noted);
+    }
+
+    /// Notes an error at `key`.
+    pub(super) fn complain(&mut self, key: &dyn Row, expected: String) {
         let (value, source) = match (self.layers.get(key.name()), key.default()) {
             (Some(given), _) => ((!key.is_secret()).then(|| given.raw.show()), given.source.clone()),
             (None, Fallback::Is(default)) => (Some(default.to_owned()), Source::Default),
@@ -179,13 +205,29 @@ impl Reader {
     }
 }
 
-/// A small file of UTF-8.
-fn read_text(path: &Path) -> io::Result<String> {
-    const MAX: u64 = 64 * 1024;
+/// What holds for a key that is not given, if anything does.
+fn default<K: Kind>(key: &Key<K>) -> Option<K::Value> {
+    let Fallback::Is(default) = key.default else { return None };
+    let default = Raw::value(default).expect("a default is TOML");
+    Some(key.kind.read(&default).expect("a default is a valid value"))
+}
+
+/// What tells a value from others. A secret prints nothing, so it is told by how it is written; anything
+/// else by what it means: `60s` and `1m` are the same.
+fn printed<K: Kind>(key: &Key<K>, raw: &Raw, value: &K::Value) -> String {
+    if key.kind.is_secret() { format!("{raw:?}") } else { format!("{value:?}") }
+}
+
+/// What a file may have that holds one value.
+const MAX_VALUE: u64 = 64 * 1024;
+
+/// A file of UTF-8 that has at most `max` bytes.
+pub(super) fn read_text(path: &Path, max: u64) -> io::Result<String> {
     let mut text = String::new();
-    let read = File::open(path)?.take(MAX + 1).read_to_string(&mut text)?;
-    if read as u64 > MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 64 KiB"));
+    let read = File::open(path)?.take(max + 1).read_to_string(&mut text)?;
+    if read as u64 > max {
+        let error = format!("it has more than {} KiB", max / 1024);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
     }
     Ok(text)
 }

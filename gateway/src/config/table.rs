@@ -8,12 +8,13 @@ use std::time::Duration;
 use broker_bridge::BrokerUrl;
 
 use super::{
-    ByteSize, LogFilter,
+    ByteRate, ByteSize, LogFilter, Rate,
     kind::{
-        Address, Auto, Count, File, Format, Kind, OperationList, OriginList, Parsed, Prefix, SharedKey, Size,
-        Switch, Time,
+        Address, Auto, Count, File, Format, Header, KeyTable, Kind, NetworkList, OperationList, OrOff,
+        OriginList, Parsed, Prefix, SharedKey, Size, Switch, Time, WordList, Words,
     },
 };
+use crate::auth::remote::JwksUrl;
 
 /// One key.
 pub(super) struct Key<K> {
@@ -23,6 +24,8 @@ pub(super) struct Key<K> {
     pub kind: K,
     /// What holds when nobody gives it anything.
     pub default: Fallback,
+    /// When a changed value counts.
+    pub reload: Reload,
     /// What it does, in a line.
     pub doc: &'static str,
     /// What else there is to know; may be empty.
@@ -38,12 +41,22 @@ pub(super) enum Fallback {
     Unset { example: &'static str },
 }
 
+/// When a value counts that was changed while the node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reload {
+    /// As soon as the configuration has been read again.
+    Live,
+    /// When the node is started again: the value has been built into something that cannot be exchanged.
+    Restart,
+}
+
 /// A key, whatever its kind.
 pub(super) trait Row: Sync {
     fn name(&self) -> &'static str;
     fn describe(&self) -> String;
     fn is_secret(&self) -> bool;
     fn default(&self) -> Fallback;
+    fn reload(&self) -> Reload;
     fn doc(&self) -> &'static str;
     fn more(&self) -> &'static str;
 }
@@ -65,6 +78,10 @@ impl<K: Kind> Row for Key<K> {
         self.default
     }
 
+    fn reload(&self) -> Reload {
+        self.reload
+    }
+
     fn doc(&self) -> &'static str {
         self.doc
     }
@@ -75,6 +92,7 @@ impl<K: Kind> Row for Key<K> {
 }
 
 use Fallback::{Is, Unset};
+use Reload::{Live, Restart};
 
 /// Makes a static of each key and the table of them all.
 macro_rules! table {
@@ -101,11 +119,17 @@ const fn size(min: usize, max: ByteSize) -> Size {
     Size { min: ByteSize::bytes(min), max }
 }
 
+const COUNTED: OrOff<Parsed<Rate>> =
+    OrOff(Parsed::new("a rate such as 100/s, or 600/m burst 50 for so much at once"));
+const BYTES: OrOff<Parsed<ByteRate>> =
+    OrOff(Parsed::new("a rate of bytes such as 64KiB/s, or 1MiB/s burst 4MiB for so much at once"));
+
 table! {
     SHARDS: Auto<Count> = Key {
         name: "shards",
         kind: Auto(Count { min: 1, max: 256 }),
         default: Is(r#""auto""#),
+        reload: Restart,
         doc: "Threads that own sockets.",
         more: "`auto` is one for each processor this process may use.",
     };
@@ -113,6 +137,7 @@ table! {
         name: "origins",
         kind: OriginList,
         default: Is("[]"),
+        reload: Live,
         doc: "Web pages that may connect; none listed: only pages of the gateway's own host and port.",
         more: "Scheme, host and port of the `Origin` header are compared. `https://*.example` is every \
                subdomain at any depth and not `https://example` itself. `*` is every page, also one without \
@@ -122,6 +147,7 @@ table! {
         name: "demo",
         kind: Auto(Switch),
         default: Is(r#""auto""#),
+        reload: Restart,
         doc: "Whether the demo page is served.",
         more: "`auto` is on as long as no key is configured under `auth`.",
     };
@@ -129,6 +155,7 @@ table! {
         name: "public.listen",
         kind: Address,
         default: Is(r#""127.0.0.1:8080""#),
+        reload: Restart,
         doc: "Where clients connect.",
         more: "Port 0 lets the system choose one.",
     };
@@ -136,6 +163,7 @@ table! {
         name: "public.header_timeout",
         kind: some_time(HOUR),
         default: Is(r#""10s""#),
+        reload: Live,
         doc: "Time for the head of a request to arrive.",
         more: "",
     };
@@ -143,13 +171,47 @@ table! {
         name: "public.body_timeout",
         kind: some_time(HOUR),
         default: Is(r#""10s""#),
+        reload: Live,
         doc: "Time for the body of a request to arrive.",
         more: "",
+    };
+    PUBLIC_MAX_SESSION_AGE: Time = Key {
+        name: "public.max_session_age",
+        kind: Time { min: ms(10), max: Duration::from_secs(7 * 24 * 3_600) },
+        default: Unset { example: r#""30m""# },
+        reload: Live,
+        doc: "A session is told to come back when it is this old, so that nodes that were added get their share.",
+        more: "Each session ends at a random time between 80 % and 100 % of it. Not set: sessions may last.",
+    };
+    PUBLIC_TRUSTED_PROXIES: NetworkList = Key {
+        name: "public.trusted_proxies",
+        kind: NetworkList,
+        default: Is("[]"),
+        reload: Live,
+        doc: "Proxies whose word on a client's address is taken, by address or network.",
+        more: "Everybody else's connections come from where they seem to come from, whatever their headers say.",
+    };
+    PUBLIC_FORWARDED_HEADER: Header = Key {
+        name: "public.forwarded_header",
+        kind: Header,
+        default: Is(r#""x-forwarded-for""#),
+        reload: Live,
+        doc: "The header in which trusted proxies say whom a request comes from.",
+        more: "The one that they append to or replace; the other is not read, since a client could have sent it.",
+    };
+    PUBLIC_PROXY_PROTOCOL: Switch = Key {
+        name: "public.proxy_protocol",
+        kind: Switch,
+        default: Is("false"),
+        reload: Live,
+        doc: "Whether connections of trusted proxies begin with a PROXY protocol header, version 1 or 2.",
+        more: "Then each of them must. Connections of others begin as usual.",
     };
     TLS_CERT: File = Key {
         name: "tls.cert",
         kind: File { holds_secret: false },
         default: Unset { example: r#""/etc/tidegate/tls.crt""# },
+        reload: Restart,
         doc: "The certificate chain (PEM), the node's own first; with it `public.listen` speaks TLS only.",
         more: "Together with `tls.key`. Both are read again when they change, and on SIGHUP.",
     };
@@ -157,6 +219,7 @@ table! {
         name: "tls.key",
         kind: File { holds_secret: true },
         default: Unset { example: r#""/etc/tidegate/tls.key""# },
+        reload: Restart,
         doc: "The private key (PEM) of that certificate.",
         more: "Together with `tls.cert`.",
     };
@@ -164,6 +227,7 @@ table! {
         name: "ops.listen",
         kind: Address,
         default: Is(r#""127.0.0.1:9090""#),
+        reload: Restart,
         doc: "Where metrics and probes are served. Not for clients.",
         more: "",
     };
@@ -171,6 +235,7 @@ table! {
         name: "broker.url",
         kind: Parsed::secret("memory:, or an address such as redis://user:password@host:6379/0"),
         default: Is(r#""memory:""#),
+        reload: Restart,
         doc: "What carries publications between nodes.",
         more: "`memory:` serves one process. `redis://` and `rediss://` (TLS) name one Redis server.",
     };
@@ -178,6 +243,7 @@ table! {
         name: "broker.url_file",
         kind: File { holds_secret: true },
         default: Unset { example: r#""/run/secrets/broker-url""# },
+        reload: Restart,
         doc: "A file that holds what would be `broker.url`.",
         more: "For mounted secrets. A line break at its end is not part of the value.",
     };
@@ -185,6 +251,7 @@ table! {
         name: "broker.prefix",
         kind: Prefix,
         default: Is(r#""""#),
+        reload: Restart,
         doc: "Comes before `room:` in the name of every topic.",
         more: "Lets several gateways share one Redis.",
     };
@@ -192,6 +259,7 @@ table! {
         name: "broker.subscribers",
         kind: Count { min: 1, max: 64 },
         default: Is("2"),
+        reload: Restart,
         doc: "Connections that receive publications. Rooms are spread over them.",
         more: "",
     };
@@ -199,6 +267,7 @@ table! {
         name: "broker.publishers",
         kind: Count { min: 1, max: 64 },
         default: Is("2"),
+        reload: Restart,
         doc: "Connections that send publications. Rooms are spread over them.",
         more: "",
     };
@@ -206,6 +275,7 @@ table! {
         name: "broker.publish_queue",
         kind: size(1, ByteSize::mib(1024)),
         default: Is(r#""16MiB""#),
+        reload: Restart,
         doc: "Bytes of publications that may wait to be sent.",
         more: "At least `limits.message_size`.",
     };
@@ -213,6 +283,7 @@ table! {
         name: "broker.max_publication",
         kind: size(1, ByteSize::mib(512)),
         default: Is(r#""16MiB""#),
+        reload: Restart,
         doc: "The largest publication that is taken from the broker.",
         more: "A larger one is a gap to the room's sessions. At least `limits.message_size`.",
     };
@@ -220,6 +291,7 @@ table! {
         name: "broker.connect_timeout",
         kind: some_time(HOUR),
         default: Is(r#""5s""#),
+        reload: Restart,
         doc: "Time for a connection to the broker to be made.",
         more: "",
     };
@@ -227,6 +299,7 @@ table! {
         name: "broker.subscribe_timeout",
         kind: some_time(HOUR),
         default: Is(r#""5s""#),
+        reload: Live,
         doc: "Time for the broker to acknowledge a subscription.",
         more: "",
     };
@@ -234,6 +307,7 @@ table! {
         name: "broker.publish_timeout",
         kind: some_time(HOUR),
         default: Is(r#""5s""#),
+        reload: Restart,
         doc: "Time for the broker to acknowledge a publication.",
         more: "",
     };
@@ -241,6 +315,7 @@ table! {
         name: "broker.canary_interval",
         kind: some_time(HOUR),
         default: Is(r#""2s""#),
+        reload: Restart,
         doc: "Time between two messages that a receiving connection sends to itself.",
         more: "They prove that it still receives, which an answered PING does not.",
     };
@@ -248,6 +323,7 @@ table! {
         name: "broker.canary_timeout",
         kind: some_time(HOUR),
         default: Is(r#""6s""#),
+        reload: Restart,
         doc: "A receiving connection that got none of its own messages for this long is made anew.",
         more: "Longer than `broker.canary_interval`.",
     };
@@ -255,6 +331,7 @@ table! {
         name: "broker.ca_file",
         kind: File { holds_secret: false },
         default: Unset { example: r#""/etc/tidegate/redis-ca.pem""# },
+        reload: Restart,
         doc: "Certificates (PEM) to trust when the broker is reached by TLS.",
         more: "",
     };
@@ -262,21 +339,84 @@ table! {
         name: "auth.hs256_secret",
         kind: SharedKey,
         default: Unset { example: r#""at least 32 bytes, better from a file""# },
-        doc: "The key that signs and verifies tokens (JWT, HS256).",
-        more: "Taken as it is written, not decoded. RFC 7518 §3.2 asks for 32 bytes or more. With no key at \
-               all, the node makes one for its own lifetime.",
+        reload: Live,
+        doc: "The simple way: one secret that signs and verifies tokens (JWT, HS256).",
+        more: "Taken as it is written, not decoded. RFC 7518 §3.2 asks for 32 bytes or more. With no key of \
+               any kind, the node makes one for its own lifetime.",
     };
     AUTH_HS256_SECRET_FILE: File = Key {
         name: "auth.hs256_secret_file",
         kind: File { holds_secret: true },
         default: Unset { example: r#""/run/secrets/hs256""# },
+        reload: Live,
         doc: "A file that holds what would be `auth.hs256_secret`.",
         more: "A line break at its end is not part of the key.",
+    };
+    AUTH_KEYS: KeyTable = Key {
+        name: "auth.keys",
+        kind: KeyTable,
+        default: Unset {
+            example: r#"{ "2026-08" = { algorithm = "ES256", public_key_file = "/etc/tidegate/2026-08.pem" } }"#,
+        },
+        reload: Live,
+        doc: "Keys that tokens choose by their `kid`, each for one algorithm alone.",
+        more: "The files hold a public key in PEM (BEGIN PUBLIC KEY), or a secret of at least 32, 48 or 64 \
+               bytes for HS256, HS384 or HS512. They are read again when they change.",
+    };
+    AUTH_JWKS_FILE: File = Key {
+        name: "auth.jwks_file",
+        kind: File { holds_secret: false },
+        default: Unset { example: r#""/etc/tidegate/jwks.json""# },
+        reload: Live,
+        doc: "A key set (JWKS, RFC 7517) in a file.",
+        more: "Read again when it changes.",
+    };
+    AUTH_JWKS_URL: Parsed<JwksUrl> = Key {
+        name: "auth.jwks_url",
+        kind: Parsed::secret("an https URL, or an http URL of this machine"),
+        default: Unset { example: r#""https://login.example/.well-known/jwks.json""# },
+        reload: Restart,
+        doc: "Where a key set (JWKS) is fetched. The node is not ready before it has come once.",
+        more: "Fetched again at each interval, and when a token names a key that nobody knows. Redirects are \
+               not followed. If a fetch fails, the keys that were there go on.",
+    };
+    AUTH_JWKS_INTERVAL: Time = Key {
+        name: "auth.jwks_interval",
+        kind: Time { min: Duration::from_secs(1), max: Duration::from_secs(24 * 3_600) },
+        default: Is(r#""10m""#),
+        reload: Restart,
+        doc: "Time between two fetches of `auth.jwks_url`.",
+        more: "",
+    };
+    AUTH_JWKS_CA_FILE: File = Key {
+        name: "auth.jwks_ca_file",
+        kind: File { holds_secret: false },
+        default: Unset { example: r#""/etc/tidegate/login-ca.pem""# },
+        reload: Restart,
+        doc: "Certificates (PEM) to trust for `auth.jwks_url`, in place of the system's.",
+        more: "",
+    };
+    AUTH_ISSUER: Words = Key {
+        name: "auth.issuer",
+        kind: Words,
+        default: Unset { example: r#""https://login.example""# },
+        reload: Live,
+        doc: "What a token's `iss` must be, character by character.",
+        more: "Not set: `iss` is ignored.",
+    };
+    AUTH_AUDIENCE: WordList = Key {
+        name: "auth.audience",
+        kind: WordList,
+        default: Is("[]"),
+        reload: Live,
+        doc: "Names of this gateway; a token's `aud` must have one of them.",
+        more: "None listed: a token must not have an `aud`, for it would be meant for somebody else.",
     };
     AUTH_LEEWAY: Time = Key {
         name: "auth.leeway",
         kind: Time { min: Duration::ZERO, max: Duration::from_secs(300) },
         default: Is(r#""5s""#),
+        reload: Live,
         doc: "How far the clocks of whoever makes tokens and of this node may be apart.",
         more: "Whole seconds count.",
     };
@@ -284,6 +424,7 @@ table! {
         name: "limits.connections",
         kind: Count { min: 1, max: 10_000_000 },
         default: Is("100000"),
+        reload: Live,
         doc: "Open connections on this node. At the limit, new ones are answered 503.",
         more: "",
     };
@@ -291,6 +432,7 @@ table! {
         name: "limits.message_size",
         kind: size(1, ByteSize::mib(16)),
         default: Is(r#""64KiB""#),
+        reload: Live,
         doc: "The largest message that is taken from a client.",
         more: "",
     };
@@ -298,20 +440,96 @@ table! {
         name: "limits.outbound",
         kind: size(1, ByteSize::mib(1024)),
         default: Is(r#""1MiB""#),
+        reload: Live,
         doc: "Bytes that may wait for one session. A session that needs more is closed as slow.",
-        more: "At least `limits.message_size`.",
+        more: "A frame counts 64 bytes beside its own. At least `limits.message_size`.",
     };
     LIMITS_ROOMS_PER_SESSION: Count = Key {
         name: "limits.rooms_per_session",
         kind: Count { min: 1, max: 65_536 },
         default: Is("128"),
+        reload: Live,
         doc: "Rooms that one session may be in.",
+        more: "",
+    };
+    LIMITS_ACCEPTS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.accepts",
+        kind: COUNTED,
+        default: Is(r#""10000/s""#),
+        reload: Live,
+        doc: "New connections that this node takes. More wait in the kernel's queue; nobody is refused.",
+        more: "",
+    };
+    LIMITS_ATTEMPTS_PER_ADDRESS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.attempts_per_address",
+        kind: COUNTED,
+        default: Is(r#""100/s burst 1000""#),
+        reload: Live,
+        doc: "New connections of one address, and requests that a trusted proxy passes on for it. More are answered 429.",
+        more: "IPv6 by /64. Behind a proxy, list it in `public.trusted_proxies`: all clients would count as one.",
+    };
+    LIMITS_CONNECTIONS_PER_ADDRESS: OrOff<Count> = Key {
+        name: "limits.connections_per_address",
+        kind: OrOff(Count { min: 1, max: 10_000_000 }),
+        default: Is("10000"),
+        reload: Live,
+        doc: "Open connections of one address. More are answered 429.",
+        more: "Likewise.",
+    };
+    LIMITS_COMMANDS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.commands",
+        kind: COUNTED,
+        default: Is(r#""200/s burst 1000""#),
+        reload: Live,
+        doc: "Messages, commands and control frames of one session. More are refused, in the way of its protocol.",
+        more: "",
+    };
+    LIMITS_BYTES: OrOff<Parsed<ByteRate>> = Key {
+        name: "limits.bytes",
+        kind: BYTES,
+        default: Is(r#""4MiB/s burst 16MiB""#),
+        reload: Live,
+        doc: "Bytes of one session, frame heads included. More are refused likewise.",
+        more: "The burst is at least `limits.message_size`.",
+    };
+    LIMITS_USER_COMMANDS: OrOff<Parsed<Rate>> = Key {
+        name: "limits.user_commands",
+        kind: COUNTED,
+        default: Is(r#""1000/s burst 5000""#),
+        reload: Live,
+        doc: "What all sessions of one user on this node may say, and what it may `POST` (429).",
+        more: "A user is a token's subject.",
+    };
+    LIMITS_USER_BYTES: OrOff<Parsed<ByteRate>> = Key {
+        name: "limits.user_bytes",
+        kind: BYTES,
+        default: Is(r#""16MiB/s burst 64MiB""#),
+        reload: Live,
+        doc: "Their bytes.",
+        more: "The burst is at least `limits.message_size`.",
+    };
+    COMPRESSION_ENABLED: Switch = Key {
+        name: "compression.enabled",
+        kind: Switch,
+        default: Is("false"),
+        reload: Live,
+        doc: "Whether WebSocket clients that offer permessage-deflate (RFC 7692) get it.",
+        more: "A message is compressed once for all members of its room, without context takeover. It saves \
+               bandwidth for processor time; a compressed session costs no more memory than another.",
+    };
+    COMPRESSION_THRESHOLD: Size = Key {
+        name: "compression.threshold",
+        kind: size(0, ByteSize::mib(16)),
+        default: Is(r#""256B""#),
+        reload: Live,
+        doc: "Publications with a smaller payload are sent uncompressed.",
         more: "",
     };
     HEARTBEAT_INTERVAL: Time = Key {
         name: "heartbeat.interval",
         kind: some_time(HOUR),
         default: Is(r#""25s""#),
+        reload: Live,
         doc: "Time between two signs of life that the node sends on a quiet connection.",
         more: "Shorter than the idle time-out of every proxy on the way.",
     };
@@ -319,6 +537,7 @@ table! {
         name: "heartbeat.timeout",
         kind: some_time(HOUR),
         default: Is(r#""60s""#),
+        reload: Live,
         doc: "A client from which no byte came for this long is closed.",
         more: "Longer than `heartbeat.interval`.",
     };
@@ -326,6 +545,7 @@ table! {
         name: "sse.retry",
         kind: some_time(HOUR),
         default: Is(r#""3s""#),
+        reload: Live,
         doc: "How long an event stream's client is told to wait before it comes back, before jitter.",
         more: "",
     };
@@ -333,27 +553,32 @@ table! {
         name: "drain.pause",
         kind: Time { min: Duration::ZERO, max: HOUR },
         default: Is(r#""0s""#),
-        doc: "Time to be not ready, and still serve, before sessions are closed.",
-        more: "As long as load balancers take to notice.",
+        reload: Live,
+        doc: "Time to be not ready and to refuse new sessions, before the open ones are closed.",
+        more: "As long as load balancers take to notice. Open sessions and `POST` are served meanwhile.",
     };
     DRAIN_WINDOW: Time = Key {
         name: "drain.window",
         kind: Time { min: Duration::ZERO, max: HOUR },
         default: Is(r#""10s""#),
-        doc: "Time over which the closing of sessions is spread.",
-        more: "",
+        reload: Live,
+        doc: "Time over which the closing of sessions is spread evenly.",
+        more: "Never faster; a node that is too busy takes longer.",
     };
     DRAIN_DEADLINE: Time = Key {
         name: "drain.deadline",
         kind: some_time(Duration::from_secs(3 * 3_600)),
         default: Is(r#""30s""#),
+        reload: Live,
         doc: "Time for the whole drain. Beyond it the node exits with status 1.",
-        more: "At least `drain.pause` and `drain.window` together.",
+        more: "At least `drain.pause` and `drain.window` together. A few seconds more let the last ones end in \
+               order: a client has five to answer its close.",
     };
     LOG_FORMAT: Format = Key {
         name: "log.format",
         kind: Format,
         default: Is(r#""text""#),
+        reload: Restart,
         doc: "How log lines are written: for people, or one JSON object each.",
         more: "",
     };
@@ -361,6 +586,7 @@ table! {
         name: "log.filter",
         kind: Parsed::new("a level, or directives such as info,tidegate::auth=debug"),
         default: Is(r#""info""#),
+        reload: Live,
         doc: "Which events are logged.",
         more: "The directives of tracing-subscriber's `EnvFilter`.",
     };
@@ -368,6 +594,7 @@ table! {
         name: r#"rooms."<pattern>".grant"#,
         kind: OperationList,
         default: Is("[]"),
+        reload: Live,
         doc: "What everybody with a valid token may do in the rooms of this pattern.",
         more: "A pattern is a room's name, with `*` at its end for anything that begins so, and `{sub}` for \
                the subject of the token.",

@@ -1,3 +1,5 @@
+mod keys;
+
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
@@ -55,15 +57,72 @@ fn the_defaults_are_what_the_reference_promises() {
     assert_eq!(config.heartbeat.timeout, Duration::from_secs(60));
     assert_eq!(config.drain.pause, Duration::ZERO);
     assert_eq!(config.log.format, LogFormat::Text);
-    assert_eq!(config.auth.hs256_secret, None);
+    assert_eq!(config.auth.keys.secret, None);
     assert!(config.demo, "on while no key is configured");
     assert!(config.rooms.is_empty());
+}
+
+#[test]
+fn rates_are_read_from_every_layer_and_refused_in_words() {
+    let mut sources =
+        file("[limits]\ncommands = '100/s burst 200'\nbytes = '1MiB/s burst 4MiB'\nuser_commands = 0");
+    sources.env = env(&[("TIDEGATE_LIMITS__ATTEMPTS_PER_ADDRESS", "off")]).env;
+    sources.flags = flags(&[("limits.user_bytes", "600KiB/m")]).flags;
+    let limits = load(&sources).limits;
+    assert_eq!(limits.commands, Some("100/s burst 200".parse().unwrap()));
+    assert_eq!(limits.bytes, Some("1MiB/s burst 4MiB".parse().unwrap()));
+    assert_eq!((limits.user_commands, limits.attempts_per_address), (None, None));
+    assert_eq!(limits.user_bytes, Some("600KiB/m".parse().unwrap()));
+
+    let wrong = flags(&[
+        ("limits.commands", "100"),
+        ("limits.accepts", "0/s"),
+        ("limits.user_commands", "1/h burst 100"),
+        ("limits.bytes", "4KiB/s"),
+        ("limits.connections_per_address", "-1"),
+        ("public.trusted_proxies", "10.0.0.1/8"),
+        ("public.proxy_protocol", "true"),
+        ("public.forwarded_header", "x-real-ip"),
+    ]);
+    let complaints = complaints(&wrong);
+    for expected in [
+        "limits.commands = \"100\" (command line): a rate is a number, what it is for, and perhaps how much may come \
+         at once: 100/s, 600/m burst 50, or off",
+        "limits.accepts = \"0/s\" (command line): an amount and a burst lie between 1 and 1073741824, or off",
+        "limits.user_commands = \"1/h burst 100\" (command line): a burst must be refilled within a day, or off",
+        "limits.bytes = \"4KiB/s\" (command line): expected a burst of at least limits.message_size, 64KiB",
+        "limits.connections_per_address = \"-1\" (command line): expected a whole number from 1 to 10000000, or off",
+        "public.trusted_proxies = \"10.0.0.1/8\" (command line): expected a list of IP addresses and networks, such as \
+         [\"10.0.0.0/8\", \"::1\"]",
+        "public.forwarded_header = \"x-real-ip\" (command line): expected x-forwarded-for or forwarded",
+    ] {
+        assert!(complaints.iter().any(|line| line == expected), "{expected}\nis not among\n{complaints:#?}");
+    }
+    assert_eq!(complaints.len(), 7, "the PROXY protocol rests on a list that was not read: {complaints:#?}");
+    assert_eq!(
+        self::complaints(&flags(&[("public.proxy_protocol", "true")])),
+        [
+            "public.proxy_protocol = \"true\" (command line): expected public.trusted_proxies to say who speaks it"
+        ],
+    );
+}
+
+/// The table of limits is written by hand: at least no limit is missing there and no default has changed.
+#[test]
+fn the_table_of_limits_has_every_limit_and_its_default() {
+    let text = include_str!("../../docs/security.md");
+    for row in TABLE.iter().filter(|row| row.name().starts_with("limits.")) {
+        let Fallback::Is(default) = row.default() else { panic!("{} has no default", row.name()) };
+        let line = format!("| `{}` | `{}` |", row.name(), default.trim_matches('"'));
+        assert!(text.contains(&line), "docs/security.md lacks {line}");
+    }
 }
 
 #[test]
 fn the_default_file_says_the_defaults() {
     let text = document::default_config();
     assert_eq!(said(&load(&file(&text))), said(&load(&Sources::default())));
+    assert_eq!(load(&file(&text)).snapshot, load(&Sources::default()).snapshot);
     // A key that is commented out becomes valid by taking the comment away.
     let uncommented: Vec<&str> = text
         .lines()
@@ -72,7 +131,7 @@ fn the_default_file_says_the_defaults() {
         .collect();
     let config = load(&file(&uncommented.join("\n")));
     assert_eq!(config.rooms.len(), 1);
-    assert!(config.auth.hs256_secret.is_some());
+    assert!(config.auth.keys.secret.is_some());
     for row in TABLE {
         let key = row.name().rsplit('.').next().unwrap();
         assert!(text.contains(&format!("{key} = ")), "{key} is missing:\n{text}");
@@ -323,7 +382,7 @@ fn secrets_come_from_a_key_or_from_a_file() {
         std::fs::write(dir.path().join(name), text).unwrap();
         dir.path().join(name).to_str().unwrap().to_owned()
     };
-    let secret = |config: Config| config.auth.hs256_secret.map(|secret| secret.expose().to_vec());
+    let secret = |config: Config| config.auth.keys.secret.map(|secret| secret.expose().to_vec());
     let expected = Some(SECRET.as_bytes().to_vec());
     let mut sources = flags(&[("auth.hs256_secret", SECRET)]);
     assert!(!load(&sources).demo, "off as soon as a key is configured");
@@ -373,6 +432,9 @@ fn no_secret_is_ever_shown() {
         ("auth.hs256_secret_file", secret),
         ("auth.hs256_secrt", secret),
         ("auth.hs256.secret", secret),
+        ("auth.keys", "hunter2"),
+        ("auth.keys", "{ a = { algorithm = 'HS256', secret = 'hunter2' } }"),
+        ("auth.jwks_url", "https://u:hunter2@login.example/"),
         ("broker.url", "redis//:hunter2@redis.example"),
         ("broker.url", "redis://:hunter2@redis.example:port"),
         ("broker.url", "redis://redis.example/0?password=hunter2"),
@@ -448,6 +510,7 @@ fn rows_are_complete() {
 /// Keys that take nearly any text.
 fn takes_any_text(row: &dyn Row) -> bool {
     matches!(row.name(), "log.filter" | "broker.prefix" | "broker.ca_file" | "auth.hs256_secret")
+        || matches!(row.name(), "auth.issuer" | "auth.audience")
         || row.name() == ROOMS_GRANT.name
 }
 

@@ -11,18 +11,18 @@ use std::{
 use broker_bridge::{Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use crate::protocol::WireFormat;
+use crate::{protocol::Encoding, websocket};
 
 /// A publication with the bytes it has been encoded to, shared by all shards that have members.
 ///
-/// Each wire format is encoded at most once per node, by the first shard that needs it, and kept as long
-/// as the broadcast lasts.
+/// Each encoding is made at most once per node, by the first shard that needs it, and kept as long as the
+/// broadcast lasts.
 #[derive(Debug)]
 pub struct Broadcast {
     room: RoomName,
     publication: Publication,
     received: Instant,
-    frames: [OnceLock<Bytes>; WireFormat::COUNT],
+    frames: [OnceLock<Bytes>; Encoding::COUNT],
     /// Shards that have still to write it.
     pending: AtomicUsize,
 }
@@ -34,7 +34,7 @@ impl Broadcast {
             room,
             publication,
             received: Instant::now(),
-            frames: [const { OnceLock::new() }; WireFormat::COUNT],
+            frames: [const { OnceLock::new() }; Encoding::COUNT],
             pending: AtomicUsize::new(shards),
         }
     }
@@ -54,10 +54,20 @@ impl Broadcast {
         self.publication.data.bytes().len()
     }
 
-    /// What members with this format are sent.
-    #[expect(clippy::indexing_slicing, reason = "the array has one place per format")]
-    pub fn frame(&self, format: WireFormat) -> &Bytes {
-        self.frames[format as usize].get_or_init(|| format.encode(&self.room, &self.publication))
+    /// What members with this encoding are sent. Nothing below `threshold` bytes of payload is compressed.
+    #[expect(clippy::indexing_slicing, reason = "the array has one place per encoding")]
+    pub fn frame(&self, encoding: Encoding, threshold: usize) -> &Bytes {
+        self.frames[encoding.index()].get_or_init(|| match encoding.deflate() {
+            None => encoding.format().encode(&self.room, &self.publication),
+            Some(deflate) => {
+                let frame = self.frame(encoding.uncompressed(), threshold);
+                if self.payload_len() < threshold {
+                    frame.clone()
+                } else {
+                    websocket::compressed(frame, deflate)
+                }
+            }
+        })
     }
 
     /// One shard has handed all its writes to the kernel. Returns the age of the broadcast if it was the

@@ -10,10 +10,15 @@
 //!
 //! Not served yet, and answered with error 108: presence, history, RPC, refresh of single subscriptions.
 
+use std::{fmt, marker::PhantomData};
+
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use broker_bridge::{Data, DataKind, Publication, RoomName};
 use bytes::Bytes;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use serde_json::{json, value::RawValue};
 
 use super::{Command, Message, Reply, ReplyError, RequestId};
@@ -44,11 +49,14 @@ pub(super) fn decode(message: &Message, commands: &mut Vec<Command>) {
         return;
     };
     for line in text.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
-        let Ok(command) = serde_json::from_slice::<WireCommand<'_>>(line) else {
-            commands.push(Command::Break(CloseReason::BadRequest));
-            return;
-        };
-        commands.extend(command.named());
+        match serde_json::from_slice::<Object<WireCommand<'_>>>(line) {
+            Ok(Object(command)) if command.methods() <= 1 => commands.extend(command.named()),
+            // Of several methods in one command, only one could be answered.
+            Ok(_) | Err(_) => {
+                commands.push(Command::Break(CloseReason::BadRequest));
+                return;
+            }
+        }
     }
 }
 
@@ -57,12 +65,12 @@ pub(super) fn decode(message: &Message, commands: &mut Vec<Command>) {
 struct WireCommand<'a> {
     #[serde(default)]
     id: RequestId,
-    connect: Option<Connect>,
-    refresh: Option<Refresh>,
-    subscribe: Option<Channel>,
-    unsubscribe: Option<Channel>,
+    connect: Option<Object<Connect>>,
+    refresh: Option<Object<Refresh>>,
+    subscribe: Option<Object<Channel>>,
+    unsubscribe: Option<Object<Channel>>,
     #[serde(borrow)]
-    publish: Option<Publish<'a>>,
+    publish: Option<Object<Publish<'a>>>,
     ping: Option<IgnoredAny>,
     send: Option<IgnoredAny>,
     presence: Option<IgnoredAny>,
@@ -95,7 +103,52 @@ struct Publish<'a> {
     data: &'a RawValue,
 }
 
+/// A JSON object. Left to itself, serde takes an array of the fields' values for the same.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
+    }
+}
+
 impl WireCommand<'_> {
+    /// How many methods it names.
+    fn methods(&self) -> usize {
+        let Self { id: _, connect, refresh, subscribe, unsubscribe, publish, .. } = self;
+        let ignored = [
+            &self.ping,
+            &self.send,
+            &self.presence,
+            &self.presence_stats,
+            &self.history,
+            &self.rpc,
+            &self.sub_refresh,
+        ];
+        let served = [
+            connect.is_some(),
+            refresh.is_some(),
+            subscribe.is_some(),
+            unsubscribe.is_some(),
+            publish.is_some(),
+        ];
+        served.into_iter().chain(ignored.map(Option::is_some)).filter(|named| *named).count()
+    }
+
     /// What the client means; `None` for a pong.
     fn named(self) -> Option<Command> {
         let request = self.id;
@@ -107,15 +160,15 @@ impl WireCommand<'_> {
         let command = if self.send.is_some() {
             // The one method that has no reply.
             return Some(Command::Break(CloseReason::NotAvailable));
-        } else if let Some(Connect { token }) = self.connect {
+        } else if let Some(Object(Connect { token })) = self.connect {
             Command::Connect { request, token: (!token.is_empty()).then_some(token) }
-        } else if let Some(Refresh { token }) = self.refresh {
+        } else if let Some(Object(Refresh { token })) = self.refresh {
             Command::Refresh { request, token }
-        } else if let Some(Channel { channel }) = self.subscribe {
+        } else if let Some(Object(Channel { channel })) = self.subscribe {
             with_room(&channel, &|room| Command::Subscribe { request, room })
-        } else if let Some(Channel { channel }) = self.unsubscribe {
+        } else if let Some(Object(Channel { channel })) = self.unsubscribe {
             with_room(&channel, &|room| Command::Unsubscribe { request, room })
-        } else if let Some(Publish { channel, data }) = self.publish {
+        } else if let Some(Object(Publish { channel, data })) = self.publish {
             let bytes = Bytes::copy_from_slice(data.get().as_bytes());
             let data = Data::declare(DataKind::Json, bytes).expect("JSON is UTF-8");
             with_room(&channel, &|room| Command::Publish {
@@ -161,7 +214,10 @@ impl Centrifuge {
             Reply::Published => json!({ "id": id, "publish": {} }),
             Reply::Pong => json!({ "id": id, "ping": {} }),
             Reply::Failed(error) => {
-                let temporary = *error == ReplyError::Unavailable;
+                let temporary = matches!(
+                    error,
+                    ReplyError::Unavailable | ReplyError::KeyAwaited | ReplyError::TooManyRequests(_)
+                );
                 let (code, message) = (code(*error), error.to_string());
                 json!({ "id": id, "error": { "code": code, "message": message, "temporary": temporary } })
             }
@@ -241,11 +297,13 @@ fn unsubscribe(room: &RoomName, code: u16, reason: &str) -> Bytes {
 pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
     let (code, text) = match reason {
         CloseReason::Drain => (3001, "shutdown"),
+        CloseReason::MaxAge => (3011, "force reconnect"),
         CloseReason::Internal => (3004, "internal server error"),
         CloseReason::TokenExpired => (3005, "connection expired"),
         CloseReason::SlowConsumer => (3008, "slow"),
         CloseReason::Gap => (3010, "insufficient state"),
         CloseReason::HeartbeatTimeout => (3012, "no pong"),
+        CloseReason::OverLimit(_) => (3013, "too many requests"),
         CloseReason::InvalidToken => (3500, "invalid token"),
         CloseReason::BadRequest => (3501, "bad request"),
         CloseReason::Stale => (3502, "stale"),
@@ -266,7 +324,7 @@ pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
 /// The protocol's numbers for errors.
 fn code(error: ReplyError) -> u16 {
     match error {
-        ReplyError::Unavailable | ReplyError::Internal => 100,
+        ReplyError::Unavailable | ReplyError::KeyAwaited | ReplyError::Internal => 100,
         ReplyError::Unauthorized => 101,
         ReplyError::Forbidden => 103,
         ReplyError::UnknownMethod => 104,
@@ -275,6 +333,7 @@ fn code(error: ReplyError) -> u16 {
         ReplyError::BadRequest => 107,
         ReplyError::NotAvailable => 108,
         ReplyError::TokenExpired => 109,
+        ReplyError::TooManyRequests(_) => 111,
     }
 }
 

@@ -1,4 +1,8 @@
 //! Sockets, handed to the emptiest shard.
+//!
+//! What an address may do is looked at here, before a socket costs anything: a TLS handshake, a task, a
+//! request. Whoever is refused is answered by the shard, with a status, as long as that is a courtesy and
+//! not a burden.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,8 +11,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    settings::LiveSettings,
-    shard::{Accepted, Shard},
+    limits::{AddressLimit, Verdict},
+    server::{Gate, Refusal},
+    shard::{Accepted, Entry, Shard},
 };
 
 /// Connections that the kernel holds for us while we are busy. A reconnect storm is the normal case.
@@ -36,13 +41,15 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts until cancelled, then closes the listener.
-pub async fn run(
-    listener: TcpListener,
-    shards: Arc<[Shard]>,
-    settings: Arc<LiveSettings>,
-    stop: CancellationToken,
-) {
+pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, stop: CancellationToken) {
     loop {
+        // Those who come faster wait in the kernel: nobody is refused because others come, too.
+        while let Err(wait) = gate.settings.limiters().accept() {
+            gate.metrics.accept_pauses.inc();
+            if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+                return;
+            }
+        }
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
@@ -52,11 +59,13 @@ pub async fn run(
                 let running = shards.iter().filter(|shard| !shard.is_finished());
                 let Some(shard) = running.min_by_key(|shard| shard.vitals().load()) else { return };
                 let open: usize = shards.iter().map(|shard| shard.vitals().load()).sum();
-                if open >= settings.load().limits.connections.saturating_add(COURTESY) {
+                if open >= gate.settings().limits.connections.saturating_add(COURTESY) {
+                    gate.metrics.dropped(Refusal::Connections);
                     continue; // dropped, and thereby closed
                 }
+                let Some(entry) = entry(&gate, peer) else { continue };
                 match prepare(socket) {
-                    Ok(socket) => shard.accept(Accepted { socket, peer }),
+                    Ok(socket) => shard.accept(Accepted { socket, peer, entry }),
                     Err(error) => tracing::debug!(%error, %peer, "a socket was lost while it was accepted"),
                 }
             }
@@ -65,6 +74,32 @@ pub async fn run(
                 tracing::warn!(%error, "cannot accept; trying again");
                 tokio::time::sleep(BREATHER).await;
             }
+        }
+    }
+}
+
+/// Whether a socket may come in; `None` if it is not worth an answer.
+fn entry(gate: &Gate, peer: SocketAddr) -> Option<Entry> {
+    let settings = gate.settings();
+    if settings.trusted_proxies.contains(peer.ip()) {
+        return Some(Entry::Proxy);
+    }
+    let verdict = gate.settings.limiters().knock(peer.ip(), settings.limits.connections_per_address);
+    match verdict {
+        Verdict::Welcome(seat) => Some(Entry::Client(seat)),
+        Verdict::Refused(limit, courtesy) => Some(Entry::Refused(limit, courtesy)),
+        Verdict::Dropped(limit) => {
+            gate.metrics.dropped(limit.into());
+            None
+        }
+    }
+}
+
+impl From<AddressLimit> for Refusal {
+    fn from(limit: AddressLimit) -> Self {
+        match limit {
+            AddressLimit::Attempts(_) => Self::Attempts,
+            AddressLimit::Connections => Self::AddressConnections,
         }
     }
 }

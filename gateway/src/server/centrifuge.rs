@@ -22,17 +22,18 @@ const SUBPROTOCOL: &str = "centrifuge-json";
 pub async fn connection(State(gate): State<Arc<Gate>>, request: Request) -> Response<Body> {
     let began = Instant::now();
     let (parts, _) = request.into_parts();
-    rooms::session(&gate, &parts, ProtocolName::Centrifuge, began, || web_socket(&gate, &parts))
+    rooms::session(&gate, &parts, ProtocolName::Centrifuge, began, web_socket(&gate, &parts)).await
 }
 
-fn web_socket(gate: &Gate, parts: &Parts) -> Result<Response<Body>, Problem> {
+async fn web_socket(gate: &Gate, parts: &Parts) -> Result<Response<Body>, Problem> {
     let handshake = upgrade::accept(parts)?;
     gate.check_origin(parts)?;
     // The token usually comes in the connect command. One that comes with the request must be valid.
     let carries_none = credential::find(&parts.headers, parts.uri.query())
         .is_err_and(|failure| failure == AuthFailure::Missing);
-    let identity = if carries_none { None } else { Some(gate.authenticate(parts)?) };
-    let mut response = upgrade::response(&handshake, parts, SUBPROTOCOL);
-    response.extensions_mut().insert(Admission { identity, rooms: Arc::from([]), door: Door::Centrifuge });
+    let identity = if carries_none { None } else { Some(gate.authenticate(parts).await?) };
+    let (mut response, deflate) = upgrade::response(gate, &handshake, parts, SUBPROTOCOL);
+    let admission = Admission { identity, rooms: Arc::from([]), door: Door::Centrifuge, deflate };
+    response.extensions_mut().insert(admission);
     Ok(response)
 }

@@ -10,7 +10,7 @@ use std::{
 
 use axum::body::Body;
 use broker_bridge::{Broker, RoomName, SessionId};
-use http::{Response, header, request::Parts};
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tracing::field::DisplayValue;
 
 use super::{Problem, Refusal, cors};
@@ -56,11 +56,16 @@ impl Gate {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Refuses when the node is leaving or full. The request's own socket is among those counted.
+    /// Refuses a session when the node is leaving or full.
     pub fn check_capacity(&self) -> Result<(), Problem> {
         if self.is_draining() {
             return Err(Refusal::Draining.into());
         }
+        self.check_connections()
+    }
+
+    /// Refuses when the node is full. The request's own socket is among those counted.
+    pub fn check_connections(&self) -> Result<(), Problem> {
         if self.connections() > self.settings().limits.connections {
             return Err(Refusal::Connections.into());
         }
@@ -79,9 +84,18 @@ impl Gate {
     }
 
     /// Whose request it is. The client hears one answer whatever was wrong with its token.
-    pub fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
-        let verified = credential::find(&request.headers, request.uri.query())
-            .and_then(|token| self.settings().authenticator.verify(&token, SystemTime::now().into()));
+    ///
+    /// A token whose key nobody knows waits for a fetch of the key set, if one may be made, and is verified
+    /// once more.
+    pub async fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
+        let settings = self.settings();
+        let authenticator = &settings.authenticator;
+        let found = credential::find(&request.headers, request.uri.query());
+        let token = found.map_err(|failure| self.unauthorized(request, failure))?;
+        let mut verified = authenticator.verify(&token, SystemTime::now().into());
+        if matches!(verified, Err(AuthFailure::UnknownKey)) && authenticator.keys().wait_for_key().await {
+            verified = authenticator.verify(&token, SystemTime::now().into());
+        }
         verified.map(Arc::new).map_err(|failure| self.unauthorized(request, failure))
     }
 
@@ -101,6 +115,17 @@ impl Gate {
         }
     }
 
+    /// Refuses when the identity's user has published more, or more often, than it may. `bytes` is not known
+    /// before the body has come.
+    pub fn check_user(&self, identity: &Identity, bytes: Option<usize>) -> Result<(), Problem> {
+        let (limiters, user) = (self.settings.limiters(), identity.subject());
+        let (paid, refusal) = match bytes {
+            None => (limiters.user_command(user), Refusal::UserCommands),
+            Some(bytes) => (limiters.user_bytes(user, bytes), Refusal::UserBytes),
+        };
+        paid.map_err(|wait| Problem::from(refusal).after(wait))
+    }
+
     /// Lets a page of an allowed origin read the response.
     pub fn expose(&self, request: &Parts, response: Response<Body>) -> Response<Body> {
         cors::expose(&self.settings().origins, request, response)
@@ -112,14 +137,19 @@ impl Gate {
         self.metrics.refused(refusal);
         tracing::debug!(
             request = request_name(request),
-            peer = request.extensions.get::<Peer>().map(|peer| tracing::field::display(peer.0)),
+            peer = request.extensions.get::<Peer>().map(tracing::field::display),
             method = %request.method,
             path = request.uri.path(),
             status = status.as_u16(),
             reason = refusal.as_str(),
             "request refused"
         );
-        self.expose(request, problem.into_response())
+        let mut response = self.expose(request, problem.into_response());
+        if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
+            // The next attempt costs a connection, and connections are counted.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 
     /// Counts and answers a refused request for a session.

@@ -48,6 +48,7 @@ async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
     let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     ops.gate.metrics.sockets.set(gauge(ops.gate.connections()));
     ops.gate.metrics.sockets_limit.set(gauge(ops.gate.settings().limits.connections));
+    ops.gate.metrics.limit_accounts.set(gauge(ops.gate.settings.limiters().accounts()));
     match ops.gate.metrics.render() {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));
@@ -93,6 +94,9 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> Response<Body> {
     }
     if gate.connections() >= gate.settings().limits.connections {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "full: limits.connections is reached\n");
+    }
+    if !gate.settings().authenticator.keys().is_complete() {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "waiting for the keys of auth.jwks_url\n");
     }
     match &*ops.broker.borrow() {
         BrokerStatus::Up => plain(StatusCode::OK, "ready\n"),

@@ -1,6 +1,6 @@
 //! Answers that say no: problem details for HTTP APIs (RFC 9457).
 
-use std::{borrow::Cow, ops::RangeInclusive};
+use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -44,6 +44,16 @@ pub enum Refusal {
     Body,
     /// A type or encoding that is not taken.
     MediaType,
+    /// No PROXY protocol header where there must be one, or not in time. There is nobody to be answered.
+    ProxyHeader,
+    /// `limits.attempts_per_address` is used up.
+    Attempts,
+    /// `limits.connections_per_address` is reached.
+    AddressConnections,
+    /// `limits.user_commands` is used up.
+    UserCommands,
+    /// `limits.user_bytes` is used up.
+    UserBytes,
     /// `limits.connections` is reached.
     Connections,
     /// The node is leaving.
@@ -58,7 +68,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::MalformedHttp,
         Self::Tls,
         Self::HeaderTimeout,
@@ -76,6 +86,11 @@ impl Refusal {
         Self::BodyTimeout,
         Self::Body,
         Self::MediaType,
+        Self::ProxyHeader,
+        Self::Attempts,
+        Self::AddressConnections,
+        Self::UserCommands,
+        Self::UserBytes,
         Self::Connections,
         Self::Draining,
         Self::Broker,
@@ -103,6 +118,11 @@ impl Refusal {
             Self::BodyTimeout => "body_timeout",
             Self::Body => "body",
             Self::MediaType => "media_type",
+            Self::ProxyHeader => "proxy_header",
+            Self::Attempts => "attempts",
+            Self::AddressConnections => "address_connections",
+            Self::UserCommands => "user_commands",
+            Self::UserBytes => "user_bytes",
             Self::Connections => "connections",
             Self::Draining => "draining",
             Self::Broker => "broker",
@@ -116,6 +136,7 @@ impl Refusal {
         match self {
             Self::MalformedHttp
             | Self::Tls
+            | Self::ProxyHeader
             | Self::RoomName
             | Self::TooManyRooms
             | Self::BadRequest
@@ -129,6 +150,9 @@ impl Refusal {
             Self::HeaderTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Attempts | Self::AddressConnections | Self::UserCommands | Self::UserBytes => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::BrokerRefused => StatusCode::BAD_GATEWAY,
             Self::Connections | Self::Draining | Self::Broker => StatusCode::SERVICE_UNAVAILABLE,
             Self::BrokerUnknown => StatusCode::GATEWAY_TIMEOUT,
@@ -140,6 +164,8 @@ impl Refusal {
     fn retry_after(self) -> Option<RangeInclusive<u32>> {
         match self {
             Self::Connections | Self::Broker => Some(2..=8),
+            // Somebody else of this address has to leave first.
+            Self::AddressConnections => Some(5..=20),
             // Another node takes the next attempt.
             Self::Draining => Some(1..=3),
             _ => None,
@@ -205,14 +231,21 @@ impl Problem {
     pub fn new(refusal: Refusal, detail: impl Into<Cow<'static, str>>) -> Self {
         let mut headers = Box::new(HeaderMap::new());
         if let Some(seconds) = refusal.retry_after() {
-            let (least, most) = seconds.into_inner();
-            let spread = getrandom::u32().unwrap_or(0) % (most - least + 1);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(least + spread));
+            headers.insert(header::RETRY_AFTER, spread(seconds));
         }
         if refusal == Refusal::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(auth::CHALLENGE));
         }
         Self { refusal, status: refusal.status(), detail: detail.into(), headers }
+    }
+
+    /// To be tried again after this time, or up to twice of it: all who are told together must not come back
+    /// together.
+    #[must_use]
+    pub fn after(mut self, wait: Duration) -> Self {
+        let least = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX / 2).saturating_add(1);
+        self.headers.insert(header::RETRY_AFTER, spread(least..=least.saturating_mul(2)));
+        self
     }
 
     /// With another status than the refusal's usual one.
@@ -256,10 +289,21 @@ impl Problem {
     }
 }
 
+/// Some number of these seconds.
+fn spread(seconds: RangeInclusive<u32>) -> HeaderValue {
+    let (least, most) = seconds.into_inner();
+    let spread = getrandom::u32().unwrap_or(0) % (most - least + 1);
+    HeaderValue::from(least + spread)
+}
+
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let detail = match refusal {
             Refusal::Connections => "this node holds as many connections as it may",
+            Refusal::Attempts => "too many connections in a short time from this address",
+            Refusal::AddressConnections => "this address has as many connections as it may",
+            Refusal::UserCommands => "this user publishes too often",
+            Refusal::UserBytes => "this user publishes too much",
             Refusal::Draining => "this node is leaving; come back and reach another one",
             Refusal::Broker => "the broker cannot be reached; nothing was published or subscribed",
             Refusal::BrokerRefused => "the broker refused",

@@ -37,12 +37,14 @@ pub async fn one_room(State(gate): State<Arc<Gate>>, request: Request) -> Respon
         Err(problem) => return gate.refuse(&parts, problem),
     };
     if handshake::is_upgrade(&parts.headers) {
-        return session(&gate, &parts, ProtocolName::Plain, began, || web_socket(&gate, &parts, room));
+        let admission = web_socket(&gate, &parts, room);
+        return session(&gate, &parts, ProtocolName::Plain, began, admission).await;
     }
     match parts.method {
-        Method::GET | Method::HEAD => session(&gate, &parts, ProtocolName::EventStream, began, || {
-            event_stream(&gate, &parts, vec![room])
-        }),
+        Method::GET | Method::HEAD => {
+            let admission = event_stream(&gate, &parts, vec![room]);
+            session(&gate, &parts, ProtocolName::EventStream, began, admission).await
+        }
         Method::POST => match publish::publish(&gate, &parts, body, room).await {
             Ok(response) => gate.expose(&parts, response),
             Err(problem) => gate.refuse(&parts, problem),
@@ -57,54 +59,62 @@ pub async fn several_rooms(State(gate): State<Arc<Gate>>, request: Request) -> R
     let began = Instant::now();
     let (parts, _) = request.into_parts();
     match parts.method {
-        Method::GET | Method::HEAD => session(&gate, &parts, ProtocolName::EventStream, began, || {
-            let rooms = rooms_of_query(&gate, Query::new(parts.uri.query()))?;
-            event_stream(&gate, &parts, rooms)
-        }),
+        Method::GET | Method::HEAD => {
+            let admission = async {
+                let rooms = rooms_of_query(&gate, Query::new(parts.uri.query()))?;
+                event_stream(&gate, &parts, rooms).await
+            };
+            session(&gate, &parts, ProtocolName::EventStream, began, admission).await
+        }
         Method::OPTIONS => cors::options(&gate.settings().origins, &parts, SEVERAL_ROOMS_METHODS),
         _ => gate.refuse(&parts, wrong_method(&parts, SEVERAL_ROOMS_METHODS)),
     }
 }
 
-pub(super) fn session(
+pub(super) async fn session(
     gate: &Gate,
     parts: &Parts,
     protocol: ProtocolName,
     began: Instant,
-    admit: impl FnOnce() -> Result<Response<Body>, Problem>,
+    admission: impl Future<Output = Result<Response<Body>, Problem>>,
 ) -> Response<Body> {
-    match gate.check_capacity().and_then(|()| admit()) {
+    let admitted = match gate.check_capacity() {
+        Ok(()) => admission.await,
+        Err(problem) => Err(problem),
+    };
+    match admitted {
         Ok(response) => gate.expose(parts, response),
         Err(problem) => gate.refuse_session(parts, protocol, began, problem),
     }
 }
 
-fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Body>, Problem> {
+async fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Body>, Problem> {
     let handshake = upgrade::accept(parts)?;
     let query = Query::new(parts.uri.query());
     let echo = query.choice("echo", ["true", "false"])? == "true";
     let close_on_gap = query.choice("gap", ["ignore", "close"])? == "close";
     gate.check_origin(parts)?;
-    let identity = gate.authenticate(parts)?;
+    let identity = gate.authenticate(parts).await?;
     let rooms = Arc::from([room]);
     gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
 
-    let mut response = upgrade::response(&handshake, parts, credential::PLAIN_SUBPROTOCOL);
+    let (mut response, deflate) = upgrade::response(gate, &handshake, parts, credential::PLAIN_SUBPROTOCOL);
     response.extensions_mut().insert(Admission {
         identity: Some(identity),
         rooms,
         door: Door::Plain { echo, close_on_gap },
+        deflate,
     });
     Ok(response)
 }
 
-fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Response<Body>, Problem> {
+async fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Response<Body>, Problem> {
     if !accepts_event_stream(&parts.headers) {
         let detail = "expected a WebSocket handshake, or `Accept: text/event-stream`";
         return Err(Problem::new(Refusal::NotAcceptable, detail));
     }
     gate.check_origin(parts)?;
-    let identity = gate.authenticate(parts)?;
+    let identity = gate.authenticate(parts).await?;
     gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
 
     let mut response = Response::new(Body::empty());
@@ -115,7 +125,12 @@ fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Resp
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     if parts.method == Method::GET {
         let door = Door::EventStream { retry_millis: gate.settings().retry_millis };
-        response.extensions_mut().insert(Admission { identity: Some(identity), rooms: rooms.into(), door });
+        response.extensions_mut().insert(Admission {
+            identity: Some(identity),
+            rooms: rooms.into(),
+            door,
+            deflate: None,
+        });
     }
     Ok(response)
 }

@@ -1,6 +1,6 @@
 //! Every way a session can end, by name.
 
-use crate::websocket::CloseCode;
+use crate::{limits::Limit, websocket::CloseCode};
 
 /// Why a session ended. One value per cause; the label of the metric and the word in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum CloseReason {
     NotAvailable,
     /// The client did not say who it is in time.
     Stale,
+    /// The client was over a limit and its protocol has no error reply, or it was so too often.
+    OverLimit(Limit),
     /// The outbound queue was full.
     SlowConsumer,
     /// A publication of this session could not be delivered, and its protocol has no error reply.
@@ -37,6 +39,8 @@ pub enum CloseReason {
     HeartbeatTimeout,
     /// The node is leaving.
     Drain,
+    /// The session has reached `public.max_session_age`.
+    MaxAge,
     /// A defect in the node.
     Internal,
 }
@@ -56,11 +60,13 @@ impl CloseReason {
             Self::BadRequest => "bad_request",
             Self::NotAvailable => "not_available",
             Self::Stale => "stale",
+            Self::OverLimit(_) => "over_limit",
             Self::SlowConsumer => "slow_consumer",
             Self::PublishFailed => "publish_failed",
             Self::Gap => "gap",
             Self::HeartbeatTimeout => "heartbeat_timeout",
             Self::Drain => "drain",
+            Self::MaxAge => "max_age",
             Self::Internal => "internal",
         }
     }
@@ -69,11 +75,13 @@ impl CloseReason {
     pub fn come_back(self) -> bool {
         matches!(
             self,
-            Self::SlowConsumer
+            Self::OverLimit(_)
+                | Self::SlowConsumer
                 | Self::PublishFailed
                 | Self::Gap
                 | Self::HeartbeatTimeout
                 | Self::Drain
+                | Self::MaxAge
                 | Self::Internal
         )
     }
@@ -93,11 +101,13 @@ impl CloseReason {
             Self::BadRequest => (CloseCode::POLICY_VIOLATION, "bad request"),
             Self::NotAvailable => (CloseCode::POLICY_VIOLATION, "not available"),
             Self::Stale => (CloseCode::POLICY_VIOLATION, "no token in time"),
+            Self::OverLimit(limit) => (CloseCode::POLICY_VIOLATION, limit.close_text()),
             Self::SlowConsumer => (CloseCode::TRY_AGAIN_LATER, "too slow: outbound queue full"),
             Self::PublishFailed => (CloseCode::TRY_AGAIN_LATER, "publication not delivered"),
             Self::Gap => (CloseCode::SERVICE_RESTART, "messages may have been missed"),
             Self::HeartbeatTimeout => (CloseCode::GOING_AWAY, "no answer to pings"),
             Self::Drain => (CloseCode::SERVICE_RESTART, "node is leaving, come back"),
+            Self::MaxAge => (CloseCode::SERVICE_RESTART, "time to change the node, come back"),
             Self::Internal => (CloseCode::INTERNAL_ERROR, "internal error"),
         })
     }

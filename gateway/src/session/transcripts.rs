@@ -23,6 +23,7 @@ use bytes::Bytes;
 use super::{CloseReason, Effect, Session, Surroundings};
 use crate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Subject, Token, UnixSeconds, mint},
+    limits::{Allowance, Limiters, bucket::SessionMeters, tests::limits as limits_of},
     protocol::{Message, Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
 };
 
@@ -64,9 +65,47 @@ fn centrifuge_junk() {
         ("client text {\"id\":1,\"subscribe\":{\"channel\":\"lobby\"}}", Some("close 3501 bad request")),
         ("client binary {}", Some("close 3501 bad request")),
     ] {
-        let mut session = open("session centrifuge");
-        assert_eq!(play(&mut session, junk).first().map(String::as_str), end, "{junk}");
+        let mut client = open("session centrifuge");
+        assert_eq!(client.play(junk).first().map(String::as_str), end, "{junk}");
     }
+}
+
+#[test]
+fn plain_over_a_limit() {
+    check(include_str!("transcripts/plain_limits.txt"));
+}
+
+#[test]
+fn centrifuge_over_a_limit() {
+    check(include_str!("transcripts/centrifuge_limits.txt"));
+}
+
+#[test]
+fn who_goes_on_over_a_limit_is_closed() {
+    let mut client = open("session centrifuge commands=2/h");
+    let mut say = |line: &str| client.play(&with_tokens(line));
+    assert_eq!(
+        say("client text {\"id\":1,\"connect\":{\"token\":\"<token alice lobby=publish 60>\"}}").len(),
+        2
+    );
+    let publish = |id| format!("{{\"id\":{id},\"publish\":{{\"channel\":\"lobby\",\"data\":1}}}}");
+    let all: Vec<String> = (2..=200).map(publish).collect();
+    let said = say(&format!("client text {}", all.join("\\n")));
+    assert_eq!(said.iter().filter(|line| line.starts_with("publish ")).count(), 1);
+    let refused = said.iter().filter(|line| line.contains("\\\"code\\\":111")).count();
+    assert!((100..110).contains(&refused), "{refused} were refused with an error");
+    assert_eq!(said.last().map(String::as_str), Some("close 3013 too many requests"));
+    assert_eq!(said.len(), 1 + 2 * refused + 2, "and nothing after that");
+}
+
+#[test]
+fn pings_are_commands_too() {
+    let mut client = open("session plain commands=2/h");
+    let answered = (0..50).filter(|_| client.ping(6).is_empty()).count();
+    assert_eq!(answered, 2);
+    assert_eq!(client.ping(6), ["limited commands"]);
+    let close = (0..200).find_map(|_| client.ping(6).get(1).cloned());
+    assert_eq!(close.as_deref(), Some("close 1008 too much: limits.commands"));
 }
 
 #[test]
@@ -86,20 +125,56 @@ const SESSION: SessionId = SessionId(7);
 fn check(transcript: &str) {
     let mut lines = transcript.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     let first = lines.next().expect("a transcript begins with its session");
-    let mut session = open(first);
+    let mut client = open(first);
     let mut played = format!("{first}\n");
     let expected =
         std::iter::once(first).chain(lines.clone()).fold(String::new(), |all, line| all + line + "\n");
     for step in lines.filter_map(|line| line.strip_prefix("> ")) {
         writeln!(played, "> {step}").expect("a string takes everything");
-        for said in play(&mut session, &with_tokens(step)) {
+        for said in client.play(&with_tokens(step)) {
             writeln!(played, "{said}").expect("a string takes everything");
         }
     }
     assert_eq!(played, expected);
 }
 
-fn open(line: &str) -> Session {
+/// A session and the limits that it is held to.
+struct Client {
+    session: Session,
+    meters: SessionMeters,
+    limiters: Limiters,
+}
+
+impl Client {
+    fn play(&mut self, step: &str) -> Vec<String> {
+        play(self, step)
+    }
+
+    /// A control frame of so many bytes. Returns what follows from it: nothing, if it may be answered.
+    fn ping(&mut self, bytes: usize) -> Vec<String> {
+        let mut effects = Vec::new();
+        let allowance = Allowance { session: &self.meters, node: &self.limiters };
+        let authenticator = authenticator();
+        let around =
+            Surroundings { authenticator: &authenticator, now: NOW, rooms_per_session: 2, allowance };
+        let answered = self.session.receive_other(bytes, &around, &mut effects);
+        assert_eq!(answered, effects.is_empty());
+        effects.into_iter().map(|effect| said(&self.session, effect)).collect()
+    }
+}
+
+fn open(line: &str) -> Client {
+    let limits: Vec<_> = line.split(' ').filter_map(|word| word.split_once('=')).collect();
+    let limits: Vec<_> = limits.into_iter().filter(|(_, value)| value.contains('/')).collect();
+    let limits = limits_of(&limits);
+    Client {
+        session: open_session(line),
+        meters: SessionMeters::new(&limits),
+        limiters: Limiters::new(&limits),
+    }
+}
+
+fn open_session(line: &str) -> Session {
     let mut words = line.split(' ');
     assert_eq!(words.next(), Some("session"));
     let door = words.next().expect("a door");
@@ -124,7 +199,8 @@ fn open(line: &str) -> Session {
     Session::new(SESSION, Arc::new(identity(&format!("{ROOM}={operations}"))), protocol)
 }
 
-fn play(session: &mut Session, step: &str) -> Vec<String> {
+fn play(client: &mut Client, step: &str) -> Vec<String> {
+    let Client { session, meters, limiters } = client;
     let mut effects = Vec::new();
     let (what, rest) = step.split_once(' ').unwrap_or((step, ""));
     match what {
@@ -133,8 +209,15 @@ fn play(session: &mut Session, step: &str) -> Vec<String> {
             let payload = unescape(payload);
             let message = if kind == "text" { Message::Text(payload) } else { Message::Binary(payload) };
             let authenticator = authenticator();
-            let around = Surroundings { authenticator: &authenticator, now: NOW, rooms_per_session: 2 };
-            session.receive(message, &around, &mut Vec::new(), &mut effects);
+            let around = Surroundings {
+                authenticator: &authenticator,
+                now: NOW,
+                rooms_per_session: 2,
+                allowance: Allowance { session: meters, node: limiters },
+            };
+            let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
+            let size = bytes.len();
+            session.receive(message, size, &around, &mut Vec::new(), &mut effects);
         }
         "room" => {
             let (name, rest) = rest.split_once(' ').expect("a room and a payload");
@@ -175,7 +258,7 @@ fn play(session: &mut Session, step: &str) -> Vec<String> {
                 .chain([member.to_owned()])
                 .collect();
         }
-        "heartbeat" => effects.push(Effect::Send(session.protocol().heartbeat())),
+        "heartbeat" => effects.push(Effect::Send(session.heartbeat())),
         "farewell" => {
             let reason = match rest {
                 "drain" => CloseReason::Drain,
@@ -206,6 +289,7 @@ fn said(session: &Session, effect: Effect) -> String {
         Effect::Join(request, room) => format!("join {room} for {request}"),
         Effect::Leave(room) => format!("leave {room}"),
         Effect::Expires(at) => format!("expires in {} s", at.since(NOW).as_secs()),
+        Effect::Limited(limit) => format!("limited {}", limit.as_str()),
         Effect::Refused(failure) => format!("refused {}", failure.as_str()),
         Effect::Publish(request, room, publication) => {
             let kind = if publication.data.as_text().is_some() { "text" } else { "binary" };
@@ -230,7 +314,7 @@ fn identity(grants: &str) -> Identity {
 }
 
 fn authenticator() -> Authenticator {
-    Authenticator::new(AuthConfig { hs256_secret: &SECRET, leeway: Duration::ZERO, policies: Vec::new() })
+    Authenticator::new(AuthConfig::with_secret(&SECRET))
 }
 
 /// A token with these grants (separated by `;`), minted so long ago that so many seconds are left.

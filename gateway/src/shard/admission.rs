@@ -6,10 +6,12 @@
 //! go out: whatever is published after the client has read it, the client receives.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     convert::Infallible,
+    fmt,
     future::poll_fn,
-    net::SocketAddr,
+    io,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
@@ -25,17 +27,20 @@ use tokio::{net::TcpStream, task::AbortHandle, time::Instant};
 use tower::ServiceExt as _;
 
 use super::{
-    Accepted,
+    Accepted, Entry,
     body::ShardBody,
-    connection::{Lease, Start},
+    connection::{LINGER, Lease, Start},
+    proxy_protocol::{self, Source},
     stream::Stream,
     worker::Worker,
 };
 use crate::{
     auth::Identity,
+    limits::{AddressLimit, Seat, Verdict},
     protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
     server::{HandshakeResult, Problem, Refusal},
     session::Session,
+    websocket::Deflate,
 };
 
 /// What a route has decided: this request becomes a session. Travels in the extensions of the response.
@@ -47,6 +52,8 @@ pub struct Admission {
     pub rooms: Arc<[RoomName]>,
     /// How it talks.
     pub door: Door,
+    /// What a WebSocket's handshake has agreed on about compression.
+    pub deflate: Option<Deflate>,
 }
 
 /// Which door a session came in by, with what the client asked for there.
@@ -68,21 +75,59 @@ pub enum Door {
     },
 }
 
-/// The other end of the socket a request came by.
+/// Whom a request comes from, as far as they can be trusted who say so: the other end of the socket, or
+/// whom a trusted proxy names.
 #[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+pub struct Peer {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port, unless the proxy does not say it.
+    pub port: Option<u16>,
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self { address: address.ip(), port: Some(address.port()) }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.address, port).fmt(f),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+/// What is known of whoever has connected.
+#[derive(Clone, Copy, Debug)]
+pub enum Standing {
+    /// A client that has been counted.
+    Known,
+    /// A trusted proxy, which says in each request whom it comes from.
+    Proxy,
+    /// A client that is to be told why not.
+    Refused(AddressLimit),
+}
 
 /// Names a request in the log; in the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestName(pub SessionId);
 
-/// Set once the HTTP connection's own task exists; a session in a response needs it to end by force.
-type OwnTask = Rc<OnceCell<AbortHandle>>;
+/// An HTTP connection, as those who serve its requests see it.
+#[derive(Default)]
+struct HttpConnection {
+    /// Set once its own task exists; a session in a response needs it to end by force.
+    task: OnceCell<AbortHandle>,
+    /// A request is being served, or a response carries a session.
+    busy: Cell<bool>,
+}
 
 impl Worker {
     /// Serves HTTP on a socket that has been handed over.
     pub fn accept(self: &Rc<Self>, accepted: Accepted) {
-        let Accepted { socket, peer } = accepted;
+        let Accepted { socket, peer, entry } = accepted;
         let socket = TcpStream::from_std(socket);
         self.vitals.arriving.fetch_sub(1, Ordering::Relaxed);
         let stream = match socket {
@@ -92,54 +137,58 @@ impl Worker {
                 return;
             }
         };
-        let stream = match &self.context.tls {
-            None => stream,
-            Some(tls) => match stream.with_tls(tls.current()) {
-                Ok(stream) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "a TLS connection could not be made");
-                    return;
-                }
-            },
-        };
-        let own_task = OwnTask::default();
-        let task = self.tasks.spawn_local(serve_http(Rc::clone(self), stream, peer, Rc::clone(&own_task)));
-        own_task.set(task.abort_handle()).expect("set once, here");
+        let http = Rc::<HttpConnection>::default();
+        let serving = serve_http(Rc::clone(self), stream, peer, entry, Rc::clone(&http));
+        let task = self.tasks.spawn_local(serving);
+        http.task.set(task.abort_handle()).expect("set once, here");
     }
 
     async fn respond(
         self: Rc<Self>,
         mut request: Request<Incoming>,
-        peer: SocketAddr,
-        own_task: OwnTask,
+        (peer, standing): (Peer, Standing),
+        http: Rc<HttpConnection>,
     ) -> Response<ShardBody> {
+        http.busy.set(true);
         let began = Instant::now();
+        // Of requests that came in one go, each waits for its turn among the others of this thread.
+        tokio::task::yield_now().await;
         let upgrade = hyper::upgrade::on(&mut request);
-        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(standing);
         request.extensions_mut().insert(RequestName(self.context.ids.next()));
         let answer = self.router.clone().oneshot(request.map(RouterBody::new)).await;
         let mut response = answer.unwrap_or_else(|never: Infallible| match never {});
-        match response.extensions_mut().remove::<Admission>() {
+        let seat = response.extensions_mut().remove::<Arc<Seat>>();
+        let response = match response.extensions_mut().remove::<Admission>() {
             None => response.map(ShardBody::Router),
-            Some(admission) => self.admit(admission, response, upgrade, own_task, began).await,
-        }
+            Some(admission) => self.admit(admission, seat, response, upgrade, &http, began).await,
+        };
+        http.busy.set(matches!(response.body(), ShardBody::Session(_)));
+        response
     }
 
     async fn admit(
         self: Rc<Self>,
         admission: Admission,
+        seat: Option<Arc<Seat>>,
         mut response: Response<RouterBody>,
         upgrade: OnUpgrade,
-        own_task: OwnTask,
+        http: &HttpConnection,
         began: Instant,
     ) -> Response<ShardBody> {
         let metrics = &self.context.metrics;
-        let lease = self.open_session(&admission);
+        let lease = self.open_session(&admission, seat);
         let protocol = lease.connection.name();
-        let refused = match self.join_all(&lease, &admission.rooms).await {
-            Err(refusal) => Some(refusal),
-            Ok(()) if !lease.connection.open() => Some(Refusal::Draining),
-            Ok(()) => None,
+        // Who passed the gate just before it closed is refused here: the drain would not know of him.
+        let refused = if self.leaving.is_cancelled() {
+            Some(Refusal::Draining)
+        } else {
+            match self.join_all(&lease, &admission.rooms).await {
+                Err(refusal) => Some(refusal),
+                Ok(()) if !lease.connection.open() => Some(Refusal::Draining),
+                Ok(()) => None,
+            }
         };
         let seconds = began.elapsed().as_secs_f64();
         if let Some(refusal) = refused {
@@ -171,7 +220,7 @@ impl Worker {
                 response.map(ShardBody::Router)
             }
             Door::EventStream { .. } => {
-                if let Some(task) = own_task.get() {
+                if let Some(task) = http.task.get() {
                     lease.connection.attach_response(task.clone());
                 }
                 // The router has measured the empty body that stood here.
@@ -183,7 +232,7 @@ impl Worker {
 
     /// Makes the session and its connection, so that publications have a place to wait from the first
     /// subscription on.
-    fn open_session(self: &Rc<Self>, admission: &Admission) -> Lease {
+    fn open_session(self: &Rc<Self>, admission: &Admission, seat: Option<Arc<Seat>>) -> Lease {
         let heartbeat = self.settings().heartbeat.interval;
         let identity = admission.identity.clone();
         let (protocol, preamble) = match admission.door {
@@ -213,7 +262,8 @@ impl Worker {
             }
         };
         let expires = now.after(good_for);
-        let lease = self.open(Start { session, now, expires, first_ping });
+        let deflate = admission.deflate;
+        let lease = self.open(Start { session, deflate, now, expires, first_ping, seat });
         if let Some(preamble) = preamble {
             lease.connection.queue_preamble(self, preamble);
         }
@@ -241,13 +291,27 @@ impl Worker {
     }
 }
 
-async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_task: OwnTask) {
+async fn serve_http(
+    worker: Rc<Worker>,
+    mut stream: Stream,
+    peer: SocketAddr,
+    entry: Entry,
+    http: Rc<HttpConnection>,
+) {
     let leaving = worker.leaving.clone();
-    if worker.context.tls.is_some() && !shake_hands(&worker, &stream, peer).await {
-        return;
-    }
+    let Some((peer, entry)) = hear_proxy(&worker, &stream, peer, entry).await else { return };
+    // Held until it has been told.
+    let (standing, _courtesy) = match entry {
+        Entry::Client(seat) => {
+            stream.sit(seat);
+            (Standing::Known, None)
+        }
+        Entry::Proxy => (Standing::Proxy, None),
+        Entry::Refused(limit, courtesy) => (Standing::Refused(limit), Some(courtesy)),
+    };
+    let Some(stream) = shake_hands(&worker, stream, peer).await else { return };
     let service = service_fn(|request| {
-        let response = Rc::clone(&worker).respond(request, peer, Rc::clone(&own_task));
+        let response = Rc::clone(&worker).respond(request, (peer, standing), Rc::clone(&http));
         async { Ok::<_, Infallible>(response.await) }
     });
     let connection = http1::Builder::new()
@@ -262,7 +326,10 @@ async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_ta
         ended = connection.as_mut() => ended,
         () = leaving.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = http.lingered() => return,
+            }
         }
     };
     if let Err(error) = ended {
@@ -275,16 +342,78 @@ async fn serve_http(worker: Rc<Worker>, stream: Stream, peer: SocketAddr, own_ta
     }
 }
 
-/// Whether TLS stands on the socket; it has as long for it as a head has.
-async fn shake_hands(worker: &Worker, stream: &Stream, peer: SocketAddr) -> bool {
+impl HttpConnection {
+    /// Waits until whoever has sent half a request, or takes his answer slowly, had time enough to end.
+    async fn lingered(&self) {
+        loop {
+            tokio::time::sleep(LINGER).await;
+            if !self.busy.get() {
+                return;
+            }
+        }
+    }
+}
+
+/// Whom the connection comes from, if it is a proxy's that says so before everything else; it has as long
+/// for it as a head has.
+async fn hear_proxy(
+    worker: &Worker,
+    stream: &Stream,
+    peer: SocketAddr,
+    entry: Entry,
+) -> Option<(Peer, Entry)> {
+    if !worker.settings().proxy_protocol || !matches!(entry, Entry::Proxy) {
+        return Some((peer.into(), entry));
+    }
+    let time = worker.settings().header_timeout;
+    let heard = tokio::time::timeout(time, proxy_protocol::read(stream));
+    let heard = worker.leaving.run_until_cancelled(heard).await?;
+    let client = match heard.map_err(io::Error::from).flatten() {
+        Ok(Source::Client(client)) => client,
+        Ok(Source::Proxy) => return Some((peer.into(), Entry::Client(None))),
+        Err(error) => {
+            // Who connects and says nothing is a probe.
+            if error.kind() != io::ErrorKind::UnexpectedEof {
+                worker.context.metrics.refused(Refusal::ProxyHeader);
+            }
+            tracing::debug!(%error, %peer, "no PROXY protocol header");
+            return None;
+        }
+    };
+    let entry = if worker.settings().trusted_proxies.contains(client.ip()) {
+        Entry::Proxy
+    } else {
+        let most = worker.settings().limits.connections_per_address;
+        match worker.context.settings.limiters().knock(client.ip(), most) {
+            Verdict::Welcome(seat) => Entry::Client(seat),
+            Verdict::Refused(limit, courtesy) => Entry::Refused(limit, courtesy),
+            Verdict::Dropped(limit) => {
+                worker.context.metrics.dropped(limit.into());
+                return None;
+            }
+        }
+    };
+    Some((client.into(), entry))
+}
+
+/// The connection with TLS on it, if the node speaks TLS; it has as long for it as a head has.
+async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stream> {
+    let Some(tls) = &worker.context.tls else { return Some(stream) };
+    let stream = match stream.with_tls(tls.current()) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "a TLS connection could not be made");
+            return None;
+        }
+    };
     let time = worker.settings().header_timeout;
     let handshake = tokio::time::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
     let ended = tokio::select! {
         ended = handshake => ended,
-        () = worker.leaving.cancelled() => return false,
+        () = worker.leaving.cancelled() => return None,
     };
     match ended {
-        Ok(Ok(())) => return true,
+        Ok(Ok(())) => return Some(stream),
         Ok(Err(error)) => {
             // Who connects and says nothing is a probe, as on a plain port.
             if stream.is_heard() {
@@ -297,7 +426,7 @@ async fn shake_hands(worker: &Worker, stream: &Stream, peer: SocketAddr) -> bool
             tracing::debug!(%peer, "a TLS handshake took too long");
         }
     }
-    false
+    None
 }
 
 /// How long a client may take to begin a session whose protocol has a beginning of its own.

@@ -8,7 +8,7 @@ use std::{cell::OnceCell, sync::Arc};
 use bytes::{Bytes, BytesMut};
 
 use super::Event;
-use crate::{hub::Broadcast, protocol::WireFormat};
+use crate::{hub::Broadcast, protocol::Encoding};
 
 /// The most payload that is put together. Beyond it copying costs more than it saves.
 const MAX_BYTES: usize = 64 * 1024;
@@ -18,7 +18,7 @@ const MAX_BYTES: usize = 64 * 1024;
 pub struct Batch {
     broadcasts: Vec<Arc<Broadcast>>,
     payload: usize,
-    frames: [OnceCell<Bytes>; WireFormat::COUNT],
+    frames: [OnceCell<Bytes>; Encoding::COUNT],
 }
 
 impl Batch {
@@ -65,16 +65,18 @@ impl Batch {
         self.payload
     }
 
-    /// What members with this format are sent: all of them, put together at most once.
-    #[expect(clippy::indexing_slicing, reason = "the array has one place per format")]
-    pub fn frame(&self, format: WireFormat) -> &Bytes {
-        self.frames[format as usize].get_or_init(|| match self.broadcasts.as_slice() {
-            [one] => one.frame(format).clone(),
+    /// What members with this encoding are sent: all of them, put together at most once. Publications with less
+    /// than `threshold` bytes are not compressed.
+    #[expect(clippy::indexing_slicing, reason = "the array has one place per encoding")]
+    pub fn frame(&self, encoding: Encoding, threshold: usize) -> &Bytes {
+        self.frames[encoding.index()].get_or_init(|| match self.broadcasts.as_slice() {
+            [one] => one.frame(encoding, threshold).clone(),
             many => {
-                let length = many.iter().map(|broadcast| broadcast.frame(format).len()).sum();
+                let frame = |broadcast| Broadcast::frame(broadcast, encoding, threshold);
+                let length = many.iter().map(|broadcast| frame(broadcast).len()).sum();
                 let mut all = BytesMut::with_capacity(length);
                 for broadcast in many {
-                    all.extend_from_slice(broadcast.frame(format));
+                    all.extend_from_slice(frame(broadcast));
                 }
                 all.freeze()
             }
@@ -94,6 +96,7 @@ mod tests {
     use broker_bridge::{BrokerError, Data, GapCause, Publication, RoomName, SessionId, Ticket};
 
     use super::*;
+    use crate::protocol::WireFormat;
 
     fn broadcast(room: &str, text: &str, exclude: Option<SessionId>) -> Arc<Broadcast> {
         let publication = Publication { exclude, ..Publication::new(Data::text(text)) };
@@ -131,14 +134,14 @@ mod tests {
         let mut batch = Batch::default();
         batch.push(broadcast("a", "one", None));
         batch.push(broadcast("a", "two", None));
-        assert_eq!(batch.frame(WireFormat::PlainFrame), &b"\x81\x03one\x81\x03two"[..]);
-        assert_eq!(batch.frame(WireFormat::Event), &b"data: one\n\ndata: two\n\n"[..]);
+        assert_eq!(batch.frame(WireFormat::PlainFrame.into(), 0), &b"\x81\x03one\x81\x03two"[..]);
+        assert_eq!(batch.frame(WireFormat::Event.into(), 0), &b"data: one\n\ndata: two\n\n"[..]);
         assert_eq!((batch.len(), batch.payload_len()), (2, 6));
 
         let mut delivered = Vec::new();
         batch.finish(&mut delivered);
         assert_eq!((delivered.len(), batch.len(), batch.payload_len()), (2, 0, 0));
         batch.push(broadcast("b", "three", None));
-        assert_eq!(batch.frame(WireFormat::PlainFrame), &b"\x81\x05three"[..]);
+        assert_eq!(batch.frame(WireFormat::PlainFrame.into(), 0), &b"\x81\x05three"[..]);
     }
 }

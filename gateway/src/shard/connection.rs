@@ -18,6 +18,7 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice},
     rc::Rc,
+    sync::Arc,
     task::{Context, Waker},
     time::{Duration, SystemTime},
 };
@@ -40,9 +41,10 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    protocol::{ProtocolName, RequestId, WireFormat},
+    limits::Seat,
+    protocol::{Encoding, ProtocolName, RequestId},
     session::{CloseReason, Effect, Session},
-    websocket::Decoder,
+    websocket::{Decoder, Deflate},
 };
 
 new_key_type! {
@@ -51,7 +53,7 @@ new_key_type! {
 }
 
 /// How long a peer may take to read the last words and to close its side.
-const LINGER: Duration = Duration::from_secs(5);
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// Publications of one session that the broker has not acknowledged. Beyond it the session is not read
 /// any further, so that one busy client cannot fill the queue of all.
 const MAX_IN_FLIGHT: u32 = 64;
@@ -60,7 +62,7 @@ const MAX_IN_FLIGHT: u32 = 64;
 pub struct Connection {
     key: ConnectionKey,
     id: SessionId,
-    format: WireFormat,
+    encoding: Encoding,
     name: ProtocolName,
     session: RefCell<Session>,
     pub(super) memberships: RefCell<SmallVec<[Membership; 1]>>,
@@ -81,9 +83,12 @@ pub struct Connection {
     /// Nothing the client sends is understood any more.
     deaf: Cell<bool>,
     in_flight: Cell<u32>,
+    /// Bytes of a message that has not ended, not charged yet.
+    unpaid: Cell<u32>,
     /// Publications that did not fit into the broker's queue, in order. While there are any, the session
     /// is not read.
     blocked: RefCell<VecDeque<PublishRequest>>,
+    born: Tick,
     /// When the last byte came.
     heard: Cell<Tick>,
     next_ping: Cell<Tick>,
@@ -91,6 +96,7 @@ pub struct Connection {
     /// The tick of its entry among the shard's timers.
     due: Cell<Tick>,
     close_by: Cell<Tick>,
+    _seat: Option<Arc<Seat>>,
 }
 
 /// What carries a connection.
@@ -119,27 +125,35 @@ pub enum Phase {
 /// What a new connection starts with.
 pub struct Start {
     pub session: Session,
+    /// What was agreed on about compression.
+    pub deflate: Option<Deflate>,
     pub now: Tick,
     /// When its token is over.
     pub expires: Tick,
     /// When it is first pinged.
     pub first_ping: Tick,
+    /// Its place among the connections of its address, if that is known by its request only.
+    pub seat: Option<Arc<Seat>>,
 }
 
 impl Connection {
     /// A connection that is not carried by anything yet.
     pub fn new(key: ConnectionKey, start: Start) -> Self {
-        let Start { session, now, expires, first_ping } = start;
+        let Start { session, deflate, now, expires, first_ping, seat } = start;
+        let mut decoder = Decoder::new();
+        if deflate.is_some() {
+            decoder.allow_deflate();
+        }
         Self {
             key,
             id: session.id(),
-            format: session.protocol().format(),
+            encoding: Encoding::new(session.protocol().format(), deflate),
             name: session.protocol().name(),
             session: RefCell::new(session),
             memberships: RefCell::default(),
             outbound: RefCell::default(),
             carrier: RefCell::new(Carrier::Coming),
-            decoder: RefCell::new(Decoder::new()),
+            decoder: RefCell::new(decoder),
             phase: Cell::new(Phase::Admitting),
             opened: Cell::new(false),
             waker: RefCell::default(),
@@ -148,12 +162,15 @@ impl Connection {
             overflowed: Cell::new(false),
             deaf: Cell::new(false),
             in_flight: Cell::new(0),
+            unpaid: Cell::new(0),
             blocked: RefCell::default(),
+            born: now,
             heard: Cell::new(now),
             next_ping: Cell::new(first_ping),
             expires: Cell::new(expires),
             due: Cell::new(Tick::default()),
             close_by: Cell::new(Tick::default()),
+            _seat: seat,
         }
     }
 
@@ -198,11 +215,11 @@ impl Connection {
     // ---- what the shard's turn does ----
 
     /// Queues a batch, unless it is this session's own echo. The caller writes at the end of its turn.
-    pub fn deliver(&self, worker: &Worker, exclude: Option<SessionId>, batch: &Batch) {
+    pub fn deliver(&self, worker: &Worker, exclude: Option<SessionId>, batch: &Batch, threshold: usize) {
         if matches!(self.phase.get(), Phase::Closing(_)) || exclude == Some(self.id) {
             return;
         }
-        if self.queue(worker, batch.frame(self.format).clone()) {
+        if self.queue(worker, batch.frame(self.encoding, threshold).clone()) {
             Tally::add(&worker.tally.deliveries, batch.len());
             Tally::add(&worker.tally.payload_out, batch.payload_len());
         }
@@ -261,7 +278,11 @@ impl Connection {
                 self.begin_close(worker, reason);
                 Some(self.close_by.get())
             }
-            Phase::Admitting => Some(now.after(worker.settings().heartbeat.interval).min(self.expires.get())),
+            Phase::Admitting => Some(now.after(self.heartbeat_interval(worker)).min(self.expires.get())),
+            Phase::Open if now >= self.ages(worker) => {
+                self.begin_close(worker, CloseReason::MaxAge);
+                Some(self.close_by.get())
+            }
             Phase::Open => {
                 let mut silent_by = Tick(u32::MAX);
                 // Only a WebSocket's client answers; for the others the kernel's time-outs watch.
@@ -274,14 +295,41 @@ impl Connection {
                 }
                 if now >= self.next_ping.get() {
                     self.outbound.borrow_mut().release();
-                    self.next_ping.set(now.after(worker.settings().heartbeat.interval));
-                    let ping = self.session.borrow().protocol().heartbeat();
+                    self.next_ping.set(now.after(self.heartbeat_interval(worker)));
+                    let ping = self.session.borrow_mut().heartbeat();
                     self.queue(worker, ping);
                     worker.touch(self.key);
                 }
-                Some(self.next_ping.get().min(self.expires.get()).min(silent_by))
+                Some(self.next_ping.get().min(self.expires.get()).min(silent_by).min(self.ages(worker)))
             }
         }
+    }
+
+    /// Begins to ask anew whether the peer is there: it has not been asked in time for another
+    /// `heartbeat.timeout`, and must not be closed for that.
+    pub fn begin_heartbeat(&self, worker: &Worker) {
+        if matches!(self.phase.get(), Phase::Closing(_)) {
+            return;
+        }
+        let now = worker.now();
+        self.heard.set(now);
+        self.next_ping.set(now.after(self.heartbeat_interval(worker).mul_f32(worker.spread())));
+        let first = self.next_ping.get().min(self.expires.get()).min(self.ages(worker));
+        worker.set_timer(Tick(first.0.max(now.0 + 1)), self);
+    }
+
+    fn heartbeat_interval(&self, worker: &Worker) -> Duration {
+        let interval = worker.settings().heartbeat.interval;
+        self.session
+            .borrow()
+            .protocol()
+            .promised_heartbeat()
+            .map_or(interval, |promised| interval.min(promised))
+    }
+
+    /// When the session is old enough to be sent on.
+    fn ages(&self, worker: &Worker) -> Tick {
+        worker.end_of_age(self.id, self.born)
     }
 
     /// Writes what waits, with one system call if the socket takes it, and closes a connection that was
@@ -349,6 +397,7 @@ impl Connection {
                 Effect::Join(request, room) => worker.join_later(self.key, request, room),
                 Effect::Leave(room) => worker.leave(&room, self),
                 Effect::Refused(failure) => worker.context.metrics.auth_failed(failure),
+                Effect::Limited(limit) => worker.context.metrics.limited(limit),
                 Effect::Expires(at) => {
                     let expires = worker.now().after(at.since(SystemTime::now().into()));
                     self.expires.set(expires);
@@ -370,7 +419,7 @@ impl Connection {
             return;
         }
         let ticket = Ticket { owner: self.key.data().as_ffi(), request: request.into() };
-        let inbox: std::sync::Arc<dyn ReceiptSink> = worker.inbox.clone();
+        let inbox: Arc<dyn ReceiptSink> = worker.inbox.clone();
         let request = PublishRequest { room, publication, receipt: Receipt::new(inbox, ticket) };
         self.in_flight.set(self.in_flight.get() + 1);
         let mut blocked = self.blocked.borrow_mut();

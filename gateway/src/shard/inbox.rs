@@ -13,13 +13,16 @@ use std::{
     net::SocketAddr,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use broker_bridge::{BrokerError, GapCause, ReceiptSink, RoomName, Ticket};
 use parking_lot::Mutex;
 
-use crate::hub::Broadcast;
+use crate::{
+    drain::Pace,
+    hub::Broadcast,
+    limits::{AddressLimit, Courtesy, Seat},
+};
 
 /// One thing for a shard to do.
 #[derive(Debug)]
@@ -32,8 +35,8 @@ pub enum Event {
     Gap(RoomName, GapCause),
     /// A publication of one of this shard's sessions was taken by the broker, or was not.
     Settled(Ticket, Result<(), BrokerError>),
-    /// Close all sessions, evenly over this time, and end.
-    Drain(Duration),
+    /// Close all sessions at this pace, and end.
+    Drain(Arc<Pace>),
     /// Drop everything and end.
     Stop,
 }
@@ -45,6 +48,19 @@ pub struct Accepted {
     pub socket: std::net::TcpStream,
     /// The other end.
     pub peer: SocketAddr,
+    /// Whether it may come in.
+    pub entry: Entry,
+}
+
+/// What the acceptor knows of a socket.
+#[derive(Debug)]
+pub enum Entry {
+    /// A client, on its seat if seats are counted.
+    Client(Option<Seat>),
+    /// A trusted proxy: whom it speaks for is to be heard.
+    Proxy,
+    /// A client that is to be told why not.
+    Refused(AddressLimit, Courtesy),
 }
 
 /// The queue in front of a shard.

@@ -7,7 +7,9 @@ use bytes::{Buf as _, Bytes};
 /// Frames that wait for their socket, bounded in bytes.
 ///
 /// Frames are shared with every other member of the room; the queue holds only handles. Empty, it holds
-/// no more than a few handles' worth of memory, and none after [`Outbound::release`].
+/// no more than a few handles' worth of memory, and none after [`Outbound::release`]. Each frame costs
+/// [`Outbound::PER_FRAME`] of the bound besides its bytes: the answers to a flood of empty pings are two bytes
+/// each on the wire and thirty times that in memory.
 #[derive(Debug, Default)]
 pub struct Outbound {
     frames: VecDeque<Bytes>,
@@ -21,13 +23,16 @@ pub struct Outbound {
 pub struct Full;
 
 impl Outbound {
+    /// What a frame costs beside its bytes: a handle here, and for a frame of one's own an allocation.
+    pub const PER_FRAME: usize = 64;
     /// How many frames one system call takes at most.
     pub const BATCH: usize = 64;
 
-    /// Queues a frame if the queue then holds at most `limit` bytes. One frame always fits into an empty
+    /// Queues a frame if the queue then costs at most `limit` bytes. One frame always fits into an empty
     /// queue, however large.
     pub fn push(&mut self, frame: Bytes, limit: usize) -> Result<(), Full> {
-        if self.bytes > 0 && self.bytes + frame.len() > limit {
+        let cost = self.bytes + frame.len() + (self.frames.len() + 1) * Self::PER_FRAME;
+        if !self.is_empty() && cost > limit {
             return Err(Full);
         }
         self.push_last(frame);
@@ -123,13 +128,22 @@ mod tests {
 
     #[test]
     fn the_bound_counts_bytes_and_spares_a_first_frame() {
+        const TWO: usize = 2 * Outbound::PER_FRAME;
         let mut outbound = Outbound::default();
         assert_eq!(outbound.push(Bytes::from_static(b"0123456789"), 4), Ok(()));
-        assert_eq!(outbound.push(Bytes::from_static(b"x"), 10), Err(Full));
+        assert_eq!(outbound.push(Bytes::from_static(b"x"), TWO + 10), Err(Full));
         outbound.advance(9);
-        assert_eq!(outbound.push(Bytes::from_static(b"abc"), 4), Ok(()));
-        assert_eq!(outbound.push(Bytes::from_static(b"d"), 4), Err(Full));
-        assert_eq!(contents(&outbound), b"9abc");
+        assert_eq!(outbound.push(Bytes::from_static(b"abc"), TWO + 4), Ok(()));
+        assert_eq!(outbound.push(Bytes::from_static(b"d"), TWO + 4), Err(Full));
+        assert_eq!((contents(&outbound), outbound.len()), (b"9abc".to_vec(), 4));
+    }
+
+    #[test]
+    fn small_frames_are_bounded_by_what_they_cost_in_memory() {
+        let mut outbound = Outbound::default();
+        while outbound.push(Bytes::from_static(b"\x8a\x00"), 1 << 20).is_ok() {}
+        let handles = outbound.frames.capacity() * size_of::<Bytes>();
+        assert!(handles <= 1 << 20, "{handles} bytes for a bound of a mebibyte");
     }
 
     #[test]

@@ -21,6 +21,8 @@ use tokio::{
 
 use tls::{Handshake, Tls, Wire};
 
+use crate::limits::Seat;
+
 /// What all sockets of one shard have carried, and how many there are. Written by the shard alone, read
 /// by the acceptor and the metrics.
 #[derive(Debug, Default)]
@@ -55,6 +57,8 @@ pub struct Stream {
     socket: Socket,
     /// Boxed, so that plain sockets do not pay for it.
     tls: Option<Box<RefCell<Tls>>>,
+    /// Its place among the connections of its address, where they are counted.
+    seat: Option<Seat>,
 }
 
 /// The TCP socket, whose bytes are counted.
@@ -96,7 +100,12 @@ impl Stream {
     /// Takes a socket into the account of `meter`.
     pub fn new(socket: TcpStream, meter: Arc<Meter>) -> Self {
         meter.sockets.fetch_add(1, Ordering::Relaxed);
-        Self { socket: Socket { tcp: socket, meter }, tls: None }
+        Self { socket: Socket { tcp: socket, meter }, tls: None, seat: None }
+    }
+
+    /// Takes a seat for as long as the socket is open.
+    pub fn sit(&mut self, seat: Option<Seat>) {
+        self.seat = seat;
     }
 
     /// Puts TLS on a socket from which nothing has been read. To be followed by [`Stream::poll_handshake`].

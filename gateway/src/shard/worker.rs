@@ -6,11 +6,10 @@ use std::{
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
     task::Poll,
-    time::Duration,
 };
 
 use axum::Router;
-use broker_bridge::RoomName;
+use broker_bridge::{RoomName, SessionId};
 use slotmap::{KeyData, SlotMap};
 use tokio::{
     task::LocalSet,
@@ -20,14 +19,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Context, Event, Inbox, Vitals,
+    age::Age,
     batch::Batch,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
+    outbound::Outbound,
     rooms::Rooms,
     tally::Tally,
     timers::{Clock, Tick, Timers},
 };
 use crate::{
+    drain::Pace,
     hub::Broadcast,
+    limits::bucket::SessionMeters,
     protocol::{Command, RequestId},
     session::{CloseReason, Effect},
     settings::Settings,
@@ -37,7 +40,8 @@ use crate::{
 const SLICE: usize = 256;
 /// What one read may bring. One buffer serves all connections of the shard.
 const SCRATCH: usize = 64 * 1024;
-/// Places for events that are kept between turns; a burst that needed more gives its memory back.
+/// Places for events, commands and effects that are kept between turns; a burst that needed more gives its
+/// memory back.
 const KEPT_EVENTS: usize = 4096;
 
 /// One shard, seen from inside.
@@ -46,6 +50,8 @@ pub struct Worker {
     pub index: usize,
     pub context: Arc<Context>,
     settings: RefCell<Arc<Settings>>,
+    /// The rates that this shard's sessions are held to.
+    meters: RefCell<SessionMeters>,
     pub inbox: Arc<Inbox>,
     pub vitals: Arc<Vitals>,
     pub router: Router,
@@ -55,7 +61,7 @@ pub struct Worker {
     pub leaving: CancellationToken,
     pub tally: Tally,
     pub scratch: RefCell<Box<[u8]>>,
-    pub commands: RefCell<Vec<Command>>,
+    commands: RefCell<Vec<Command>>,
     effects: RefCell<Vec<Effect>>,
     connections: RefCell<SlotMap<ConnectionKey, Rc<Connection>>>,
     rooms: RefCell<Rooms>,
@@ -65,16 +71,17 @@ pub struct Worker {
     clock: Clock,
     now: Cell<Tick>,
     departure: RefCell<Option<Departure>>,
+    age: Cell<Age>,
     random: Cell<u64>,
 }
 
 /// A drain under way.
 struct Departure {
-    began: Instant,
-    window: Duration,
-    /// Who was there when it began, in no particular order.
-    keys: Vec<ConnectionKey>,
-    closed: usize,
+    pace: Arc<Pace>,
+    /// Who was there when it began and has not been closed, in no particular order.
+    left: Vec<ConnectionKey>,
+    /// How many of them this shard may close in one tick.
+    per_tick: usize,
 }
 
 /// Runs a shard on the calling thread until it has left.
@@ -87,10 +94,13 @@ pub fn run(
     router: Router,
 ) {
     let clock = Clock::new();
+    let settings = context.settings.load();
     let worker = Rc::new_cyclic(|this| Worker {
         this: Weak::clone(this),
         index,
-        settings: RefCell::new(context.settings.load()),
+        age: Cell::new(Age::new(settings.max_session_age, clock.now())),
+        meters: RefCell::new(SessionMeters::new(&settings.limits)),
+        settings: RefCell::new(settings),
         context,
         inbox,
         vitals,
@@ -131,7 +141,11 @@ impl Worker {
             })
             .await;
             self.now.set(self.clock.now());
-            self.context.settings.refresh(&mut self.settings.borrow_mut());
+            let replaced = self.context.settings.refresh(&mut self.settings.borrow_mut());
+            if let Some(before) = replaced {
+                self.meters.borrow_mut().adopt(&self.settings().limits);
+                self.adjust(&before);
+            }
             if let Some(due) = tick {
                 self.tick(due);
             }
@@ -181,21 +195,22 @@ impl Worker {
                 }
             }
             Event::Accepted(accepted) => self.accept(accepted),
-            Event::Drain(window) => self.depart(window),
+            Event::Drain(pace) => self.depart(pace),
             Event::Broadcast(_) | Event::Stop => {}
         }
     }
 
-    /// Queues a batch for every member. Returns the bytes it queued for a member at most.
+    /// Queues a batch for every member. Returns what it costs a member's queue at most.
     fn deliver(&self, batch: &mut Batch, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
         let Some(first) = batch.first() else { return 0 };
+        let threshold = self.settings().compression.threshold.get();
         for member in self.rooms.borrow().members(first.room()) {
-            member.deliver(self, first.exclude(), batch);
+            member.deliver(self, first.exclude(), batch, threshold);
             self.touch_connection(member);
         }
-        let bytes = batch.payload_len();
+        let cost = batch.payload_len() + Outbound::PER_FRAME;
         batch.finish(broadcasts);
-        bytes
+        cost
     }
 
     /// Writes every connection that something was queued for, slice by slice.
@@ -242,41 +257,74 @@ impl Worker {
 
     // ---- leaving ----
 
-    fn depart(&self, window: Duration) {
+    fn depart(&self, pace: Arc<Pace>) {
         self.leaving.cancel();
-        let mut departure = self.departure.borrow_mut();
-        if departure.is_none() {
-            let keys = self.connections.borrow().keys().collect();
-            *departure = Some(Departure { began: Instant::now(), window, keys, closed: 0 });
+        let left: Vec<_> = self.connections.borrow().keys().collect();
+        let per_tick = pace.join(left.len(), Clock::STEP);
+        self.departure.borrow_mut().get_or_insert(Departure { pace, left, per_tick });
+    }
+
+    /// Closes as many sessions as the pace of the drain has room for.
+    fn close_share(&self) {
+        let share = self.departure.borrow().as_ref().map_or(0, |departure| departure.per_tick);
+        let now = std::time::Instant::now();
+        for _ in 0..share {
+            let Some(connection) = self.next_to_close(now) else { return };
+            connection.begin_close(self, CloseReason::Drain);
         }
     }
 
-    /// Closes as many sessions as the time since the drain began has room for.
-    fn close_share(&self) {
-        let share = {
-            let mut departure = self.departure.borrow_mut();
-            let Some(departure) = departure.as_mut() else { return };
-            let until = departure.share(departure.began.elapsed());
-            let from = std::mem::replace(&mut departure.closed, until);
-            departure.keys.get(from..until).unwrap_or_default().to_vec()
-        };
-        for key in share {
-            if let Some(connection) = self.connection(key) {
-                connection.begin_close(self, CloseReason::Drain);
+    fn next_to_close(&self, now: std::time::Instant) -> Option<Rc<Connection>> {
+        let mut departure = self.departure.borrow_mut();
+        let Departure { pace, left, .. } = departure.as_mut()?;
+        loop {
+            let next = self.connection(*left.last()?);
+            let next = next.filter(|connection| !matches!(connection.phase(), Phase::Closing(_)));
+            // Who has gone by himself takes nobody's place.
+            if next.is_some() && !pace.try_close(now) {
+                return None;
+            }
+            left.pop();
+            if next.is_some() {
+                return next;
             }
         }
     }
 
     fn has_left(&self) -> bool {
-        self.departure.borrow().as_ref().is_some_and(|departure| departure.closed == departure.keys.len())
+        self.departure.borrow().as_ref().is_some_and(|departure| departure.left.is_empty())
             && self.vitals.load() == 0
+    }
+
+    // ---- other settings ----
+
+    /// Other settings count now. Most are asked where they matter; these have been built into timers.
+    fn adjust(&self, before: &Settings) {
+        let (heartbeat, age) = {
+            let now = self.settings();
+            (now.heartbeat != before.heartbeat, now.max_session_age != before.max_session_age)
+        };
+        if age {
+            self.age.set(Age::new(self.settings().max_session_age, self.now()));
+        }
+        if heartbeat || age {
+            for connection in self.connections.borrow().values() {
+                connection.begin_heartbeat(self);
+            }
+        }
+    }
+
+    /// When the session has to be sent on. A leaving node sends everybody on in an order of its own.
+    pub fn end_of_age(&self, session: SessionId, born: Tick) -> Tick {
+        if self.leaving.is_cancelled() { Tick(u32::MAX) } else { self.age.get().end(session, born) }
     }
 
     // ---- connections ----
 
     /// Makes a connection, carried by nothing yet.
     pub fn open(self: &Rc<Self>, start: Start) -> Lease {
-        let first = start.first_ping.min(start.expires);
+        let ages = self.end_of_age(start.session.id(), start.now);
+        let first = start.first_ping.min(start.expires).min(ages);
         let mut connections = self.connections.borrow_mut();
         let key = connections.insert_with_key(|key| Rc::new(Connection::new(key, start)));
         let connection = Rc::clone(connections.get(key).expect("inserted above"));
@@ -387,6 +435,11 @@ impl Worker {
         Ref::map(self.settings.borrow(), |settings| &**settings)
     }
 
+    /// The rates that count in this turn.
+    pub fn meters(&self) -> Ref<'_, SessionMeters> {
+        self.meters.borrow()
+    }
+
     /// The shard's time at the beginning of the turn.
     pub fn now(&self) -> Tick {
         self.now.get()
@@ -408,8 +461,22 @@ impl Worker {
         self.effects.take()
     }
 
+    /// Keeps the place for the next effects, unless a burst has made it large.
     pub fn give_effects(&self, effects: Vec<Effect>) {
-        self.effects.replace(effects);
+        if effects.capacity() <= KEPT_EVENTS {
+            self.effects.replace(effects);
+        }
+    }
+
+    pub fn take_commands(&self) -> Vec<Command> {
+        self.commands.take()
+    }
+
+    /// Keeps the place for the next commands, likewise.
+    pub fn give_commands(&self, commands: Vec<Command>) {
+        if commands.capacity() <= KEPT_EVENTS {
+            self.commands.replace(commands);
+        }
     }
 
     /// A random number in `0..1`, good enough to spread clients over time (xorshift64).
@@ -425,52 +492,5 @@ impl Worker {
 
     fn settle_tally(&self) {
         self.tally.settle(&self.vitals.meter, &self.context.metrics);
-    }
-}
-
-impl Departure {
-    /// How many of the sessions may be closed once this much time has passed.
-    fn share(&self, elapsed: Duration) -> usize {
-        if elapsed >= self.window {
-            return self.keys.len();
-        }
-        // The first leaves at once, the others follow at even distances.
-        let share = 1 + self.keys.len() as u128 * elapsed.as_nanos() / self.window.as_nanos();
-        usize::try_from(share).unwrap_or(usize::MAX).min(self.keys.len())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_drain_closes_its_even_share_and_no_more() {
-        let window = Duration::from_secs(10);
-        let keys = vec![ConnectionKey::default(); 10_000];
-        let departure = Departure { began: Instant::now(), window, keys, closed: 0 };
-        let closed: Vec<usize> =
-            (0..100).map(|tenth| departure.share(Duration::from_millis(tenth * 100))).collect();
-        assert_eq!(closed, (0..100).map(|tenth| tenth * 100 + 1).collect::<Vec<_>>());
-        assert_eq!(departure.share(window), 10_000);
-        assert_eq!(departure.share(Duration::MAX), 10_000);
-    }
-
-    #[test]
-    fn nobody_waits_for_the_window_alone() {
-        let keys = vec![ConnectionKey::default()];
-        let departure = Departure { began: Instant::now(), window: Duration::from_secs(10), keys, closed: 0 };
-        assert_eq!(departure.share(Duration::ZERO), 1);
-    }
-
-    #[test]
-    fn without_a_window_everybody_leaves_at_once() {
-        let departure = Departure {
-            began: Instant::now(),
-            window: Duration::ZERO,
-            keys: vec![ConnectionKey::default(); 3],
-            closed: 0,
-        };
-        assert_eq!(departure.share(Duration::ZERO), 3);
     }
 }

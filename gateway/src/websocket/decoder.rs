@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::{
-    CloseFrame, ProtocolError,
-    frame::{ClientHeader, ControlKind, FrameKind, MAX_CONTROL_PAYLOAD, MessageKind},
+    CloseFrame, ProtocolError, deflate,
+    frame::{ClientHeader, ControlKind, FrameKind, MAX_CONTROL_PAYLOAD, MessageKind, OpenMessage},
     utf8,
 };
 
@@ -17,21 +17,29 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Decoder {
     partial: Option<Box<Partial>>,
+    /// Whether the client may compress messages.
+    deflate: bool,
     ended: bool,
 }
 
 impl Decoder {
     /// A decoder at the start of a connection.
     pub const fn new() -> Self {
-        Self { partial: None, ended: false }
+        Self { partial: None, deflate: false, ended: false }
+    }
+
+    /// Takes compressed messages from now on, as was agreed in the handshake (RFC 7692).
+    pub fn allow_deflate(&mut self) {
+        self.deflate = true;
     }
 
     /// Works through `input`, which is unmasked in place.
     ///
     /// `max_message` is the largest message taken, in bytes. It is compared with the *announced* length
-    /// when a frame begins, together with the fragments before it.
+    /// when a frame begins, together with the fragments before it, and with what a compressed message
+    /// becomes while it is inflated.
     pub fn feed<'a>(&'a mut self, input: &'a mut [u8], max_message: usize) -> Feed<'a> {
-        Feed { decoder: self, input, max_message }
+        Feed { decoder: self, input, max_message, read: 0 }
     }
 
     /// Bytes on the heap: 0 between messages.
@@ -53,6 +61,8 @@ pub struct Feed<'a> {
     /// What has not been looked at.
     input: &'a mut [u8],
     max_message: usize,
+    /// Bytes looked at since the last event.
+    read: usize,
 }
 
 /// What a client sent. Frames of a fragmented message appear as the one message they make.
@@ -104,27 +114,42 @@ impl Feed<'_> {
         reason = "an event borrows from the feed; an iterator's item cannot"
     )]
     pub fn next(&mut self) -> Result<Option<Event<'_>>, ProtocolError> {
+        self.next_sized().map(|event| event.map(|(event, _)| event))
+    }
+
+    /// Likewise, with the bytes of this input that were looked at for it: those of its frames, or of as much
+    /// of them as came in this input.
+    pub fn next_sized(&mut self) -> Result<Option<(Event<'_>, usize)>, ProtocolError> {
         loop {
-            match self.step() {
-                Ok(Step::Continue) => {}
+            let before = self.input.len();
+            let step = self.step();
+            self.read += before - self.input.len();
+            let event = match step {
+                Ok(Step::Continue) => continue,
                 Ok(Step::Drained) => return Ok(None),
-                Ok(Step::Message(MessageKind::Text, payload)) => return Ok(Some(Event::Text(payload))),
-                Ok(Step::Message(MessageKind::Binary, payload)) => return Ok(Some(Event::Binary(payload))),
+                Ok(Step::Message(MessageKind::Text, payload)) => Event::Text(payload),
+                Ok(Step::Message(MessageKind::Binary, payload)) => Event::Binary(payload),
                 Ok(Step::Control(kind, payload)) => {
                     self.decoder.ended = kind == ControlKind::Close;
-                    return control_event(kind, payload).map(Some);
+                    control_event(kind, payload)?
                 }
                 Ok(Step::KeptControl(kind)) => {
                     self.decoder.ended = kind == ControlKind::Close;
                     let partial = self.decoder.partial.as_ref().expect("it holds the payload just completed");
-                    return control_event(kind, partial.control.as_slice()).map(Some);
+                    control_event(kind, partial.control.as_slice())?
                 }
                 Err(error) => {
-                    *self.decoder = Decoder { partial: None, ended: true };
+                    *self.decoder = Decoder { ended: true, ..Decoder::new() };
                     return Err(error);
                 }
-            }
+            };
+            return Ok(Some((event, std::mem::take(&mut self.read))));
         }
+    }
+
+    /// Bytes of this input that were looked at and belong to no event yet.
+    pub fn unfinished(&self) -> usize {
+        self.read
     }
 }
 
@@ -179,14 +204,19 @@ impl<'a> Feed<'a> {
             }
             ClientHeader { kind: FrameKind::First(kind), fin: true, .. } if whole => {
                 header.mask.apply(payload);
+                let payload = if header.compressed {
+                    Payload::Owned(deflate::inflated(payload, self.max_message)?)
+                } else {
+                    Payload::Borrowed(payload)
+                };
                 if kind == MessageKind::Text {
-                    utf8::verify(payload)?;
+                    utf8::verify(payload.as_slice())?;
                 }
-                Ok(Step::Message(kind, Payload::Borrowed(payload)))
+                Ok(Step::Message(kind, payload))
             }
             _ => {
                 let partial = self.decoder.partial.get_or_insert_default();
-                partial.begin(header.kind);
+                partial.begin(&header);
                 partial.take_piece(header, payload, self.max_message)
             }
         }
@@ -195,9 +225,10 @@ impl<'a> Feed<'a> {
     /// Takes the header at the start of the input, continuing one that was kept. `None`: it is not all
     /// there, and what there was is kept.
     fn header(&mut self) -> Result<Option<ClientHeader>, ProtocolError> {
+        let (most, deflate) = (self.max_message, self.decoder.deflate);
         let Some(partial) = &mut self.decoder.partial else {
             // By far the most common: nothing is kept, and the header is in the input.
-            if let Some((header, size)) = ClientHeader::parse(self.input, None, self.max_message)? {
+            if let Some((header, size)) = ClientHeader::parse(self.input, None, most, deflate)? {
                 take(&mut self.input, size);
                 return Ok(Some(header));
             }
@@ -207,9 +238,11 @@ impl<'a> Feed<'a> {
         };
         let kept = partial.header.length;
         partial.header.extend(self.input);
-        let open = partial.message.as_ref().map(|message| message.bytes.len());
-        if let Some((header, size)) = ClientHeader::parse(partial.header.as_slice(), open, self.max_message)?
-        {
+        let open = partial
+            .message
+            .as_ref()
+            .map(|message| OpenMessage { bytes: message.bytes.len(), compressed: message.compressed });
+        if let Some((header, size)) = ClientHeader::parse(partial.header.as_slice(), open, most, deflate)? {
             partial.header.length = 0;
             take(&mut self.input, size - kept);
             Ok(Some(header))
@@ -248,9 +281,12 @@ impl Partial {
     }
 
     /// Prepares for the payload of a frame.
-    fn begin(&mut self, kind: FrameKind) {
-        match kind {
-            FrameKind::First(kind) => self.message = Some(Message { kind, bytes: Vec::new(), verified: 0 }),
+    fn begin(&mut self, header: &ClientHeader) {
+        match header.kind {
+            FrameKind::First(kind) => {
+                let compressed = header.compressed;
+                self.message = Some(Message { kind, compressed, bytes: Vec::new(), verified: 0 });
+            }
             FrameKind::Continuation => {}
             FrameKind::Control(_) => self.control.length = 0,
         }
@@ -275,10 +311,10 @@ impl Partial {
             FrameKind::First(_) | FrameKind::Continuation => {
                 let message = self.message.as_mut().expect("begun by its first frame");
                 let final_size = frame.fin.then_some(message.bytes.len() + frame.length);
-                message.extend(piece, final_size.unwrap_or(max_message))?;
+                message.extend(piece, final_size.unwrap_or(deflate::longest(max_message)))?;
                 if missing == 0 && frame.fin {
                     let message = self.message.take().expect("it was there a moment ago");
-                    return message.finish();
+                    return message.finish(max_message);
                 }
             }
         }
@@ -293,8 +329,9 @@ impl Partial {
 #[derive(Debug)]
 struct Message {
     kind: MessageKind,
+    compressed: bool,
     bytes: Vec<u8>,
-    /// How many of `bytes` are known to be UTF-8. Stays 0 in a binary message.
+    /// How many of `bytes` are known to be UTF-8. Stays 0 in a binary or compressed message.
     verified: usize,
 }
 
@@ -312,13 +349,20 @@ impl Message {
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(piece);
-        if self.kind == MessageKind::Text {
+        if self.kind == MessageKind::Text && !self.compressed {
             self.verified = utf8::verify_more(&self.bytes, self.verified)?;
         }
         Ok(())
     }
 
-    fn finish<'a>(self) -> Result<Step<'a>, ProtocolError> {
+    fn finish<'a>(self, max_message: usize) -> Result<Step<'a>, ProtocolError> {
+        if self.compressed {
+            let bytes = deflate::inflated(&self.bytes, max_message)?;
+            if self.kind == MessageKind::Text {
+                utf8::verify(&bytes)?;
+            }
+            return Ok(Step::Message(self.kind, Payload::Owned(bytes)));
+        }
         if self.kind == MessageKind::Text && self.verified != self.bytes.len() {
             return Err(ProtocolError::InvalidUtf8);
         }

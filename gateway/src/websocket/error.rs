@@ -9,7 +9,7 @@ use super::CloseCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ProtocolError {
     /// §5.2: RSV1, RSV2 and RSV3 are 0 unless an extension gives them a meaning.
-    #[error("reserved bits are set, but no extension was negotiated: expected RSV1, RSV2 and RSV3 to be 0")]
+    #[error("reserved bits are set that no negotiated extension uses here: expected them to be 0")]
     ReservedBits,
     /// §5.2: opcodes 3 to 7 and 11 to 15 are reserved.
     #[error("opcode {0} is reserved: expected 0, 1, 2, 8, 9 or 10")]
@@ -41,6 +41,15 @@ pub enum ProtocolError {
         /// The largest message taken, in bytes.
         limit: usize,
     },
+    /// RFC 7692 §7.2.2: a compressed message is a DEFLATE stream.
+    #[error("a compressed message is not valid: expected DEFLATE data")]
+    InvalidCompression,
+    /// A small message that would fill much memory.
+    #[error("a message is compressed too well: expected at most {limit} times its compressed size")]
+    CompressedTooWell {
+        /// The largest ratio taken.
+        limit: usize,
+    },
     /// §8.1: a text message is UTF-8.
     #[error("a text message is not valid: expected UTF-8")]
     InvalidUtf8,
@@ -70,8 +79,10 @@ impl ProtocolError {
             | Self::LengthTopBit
             | Self::CloseTooShort
             | Self::InvalidCloseCode(_) => CloseCode::PROTOCOL_ERROR,
-            Self::InvalidUtf8 | Self::InvalidCloseReason => CloseCode::INVALID_PAYLOAD,
-            Self::MessageTooBig { .. } => CloseCode::MESSAGE_TOO_BIG,
+            Self::InvalidUtf8 | Self::InvalidCloseReason | Self::InvalidCompression => {
+                CloseCode::INVALID_PAYLOAD
+            }
+            Self::MessageTooBig { .. } | Self::CompressedTooWell { .. } => CloseCode::MESSAGE_TOO_BIG,
         }
     }
 }

@@ -6,13 +6,15 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::ProtocolError;
+use super::{ProtocolError, deflate};
 
 /// The longest payload of a control frame, in bytes (§5.5).
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
 const FIN: u8 = 0x80;
-const RESERVED: u8 = 0x70;
+/// In the first frame of a message: the message is compressed (RFC 7692 §6).
+pub(super) const RSV1: u8 = 0x40;
+const RSV2_RSV3: u8 = 0x30;
 const OPCODE: u8 = 0x0f;
 const MASKED: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
@@ -116,6 +118,19 @@ impl Header {
     }
 }
 
+/// The kind and the payload of a whole unmasked text or binary frame, as [`encode`] makes it.
+pub(super) fn opened(frame: &[u8]) -> Option<(Opcode, &[u8])> {
+    let (&first, rest) = frame.split_first()?;
+    let opcode = match first {
+        0x81 => Opcode::Text,
+        0x82 => Opcode::Binary,
+        _ => return None,
+    };
+    let (&second, rest) = rest.split_first()?;
+    let (length, payload) = extended_length(second, rest).ok()??;
+    (payload.len() as u64 == length).then_some((opcode, payload))
+}
+
 /// What a client's frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FrameKind {
@@ -140,11 +155,20 @@ pub(super) enum ControlKind {
     Pong,
 }
 
+/// What has arrived of a message whose last fragment has not come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpenMessage {
+    pub bytes: usize,
+    pub compressed: bool,
+}
+
 /// The header of a frame from a client; valid in itself and at its place in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ClientHeader {
     pub kind: FrameKind,
     pub fin: bool,
+    /// Whether it begins a compressed message.
+    pub compressed: bool,
     /// Bytes of payload still to come.
     pub length: usize,
     pub mask: Mask,
@@ -156,17 +180,20 @@ impl ClientHeader {
 
     /// Reads the header at the start of `bytes`, and says how many bytes it has. `None`: more are needed.
     ///
-    /// `open` is the size so far of the message that a fragment has begun and none has ended.
+    /// `open` is the message that a fragment has begun and none has ended; `deflate` says whether messages may
+    /// be compressed.
     ///
     /// Every rule is checked with the byte that breaks it and in the order of the bytes, so that the
     /// verdict does not depend on how the stream was split.
     pub fn parse(
         bytes: &[u8],
-        open: Option<usize>,
+        open: Option<OpenMessage>,
         max_message: usize,
+        deflate: bool,
     ) -> Result<Option<(Self, usize)>, ProtocolError> {
         let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
-        let (kind, fin) = first_byte(first, open.is_some())?;
+        let (kind, fin) = first_byte(first, open.is_some(), deflate)?;
+        let compressed = first & RSV1 != 0;
 
         let Some((&second, rest)) = rest.split_first() else { return Ok(None) };
         if second & MASKED == 0 {
@@ -178,21 +205,24 @@ impl ClientHeader {
         }
 
         let Some((length, rest)) = extended_length(second & LENGTH, rest)? else { return Ok(None) };
-        if !is_control && length.saturating_add(open.unwrap_or(0) as u64) > max_message as u64 {
+        let open = open.unwrap_or(OpenMessage { bytes: 0, compressed });
+        let most = if open.compressed { deflate::longest(max_message) } else { max_message };
+        if !is_control && length.saturating_add(open.bytes as u64) > most as u64 {
             return Err(ProtocolError::MessageTooBig { limit: max_message });
         }
         let length = usize::try_from(length).expect("at most the message limit, which is a usize");
 
         let Some((&mask, rest)) = rest.split_first_chunk() else { return Ok(None) };
         let size = bytes.len() - rest.len();
-        Ok(Some((Self { kind, fin, length, mask: Mask(mask) }, size)))
+        Ok(Some((Self { kind, fin, compressed, length, mask: Mask(mask) }, size)))
     }
 }
 
 /// FIN, RSV and opcode.
-fn first_byte(byte: u8, message_open: bool) -> Result<(FrameKind, bool), ProtocolError> {
-    // An extension that is negotiated takes its bit here (RFC 7692 §6: RSV1 of a message's first frame).
-    if byte & RESERVED != 0 {
+fn first_byte(byte: u8, message_open: bool, deflate: bool) -> Result<(FrameKind, bool), ProtocolError> {
+    // Only the first frame of a message may say that it is compressed (RFC 7692 §6.1).
+    let may_be_compressed = deflate && matches!(byte & OPCODE, 1 | 2);
+    if byte & RSV2_RSV3 != 0 || (byte & RSV1 != 0 && !may_be_compressed) {
         return Err(ProtocolError::ReservedBits);
     }
     let fin = byte & FIN != 0;

@@ -12,10 +12,12 @@ use base64::{
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version,
     header::{
-        ALLOW, CONNECTION, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-        SEC_WEBSOCKET_VERSION, UPGRADE,
+        ALLOW, CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
+        SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
     },
 };
+
+use super::Deflate;
 
 /// The only version there is.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
@@ -36,6 +38,11 @@ impl<'a> Handshake<'a> {
     /// Empty elements and header lines that are not visible ASCII are passed over.
     pub fn protocols(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         elements(self.headers, &SEC_WEBSOCKET_PROTOCOL)
+    }
+
+    /// What permessage-deflate is agreed on if this side offers it, and the header that confirms it.
+    pub fn deflate(&self) -> Option<(Deflate, HeaderValue)> {
+        Deflate::negotiate(elements(self.headers, &SEC_WEBSOCKET_EXTENSIONS))
     }
 
     /// The answer that makes the connection a WebSocket: 101, choosing `protocol` if there is one.
@@ -80,6 +87,10 @@ pub enum HandshakeError {
     /// §4.2.1, 5: the key, 16 bytes in base64.
     #[error("expected exactly one Sec-WebSocket-Key header with 16 bytes in base64")]
     Key,
+    /// A body would stand between the handshake and the first frame, and two readers might not agree on where
+    /// it ends.
+    #[error("a WebSocket handshake was expected to have no body")]
+    Body,
 }
 
 impl HandshakeError {
@@ -88,7 +99,7 @@ impl HandshakeError {
         match self {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Version => StatusCode::UPGRADE_REQUIRED,
-            Self::HttpVersion | Self::Host | Self::Upgrade | Self::Connection | Self::Key => {
+            Self::HttpVersion | Self::Host | Self::Upgrade | Self::Connection | Self::Key | Self::Body => {
                 StatusCode::BAD_REQUEST
             }
         }
@@ -104,7 +115,9 @@ impl HandshakeError {
                 (UPGRADE, WEBSOCKET),
                 (CONNECTION, UPGRADE_OPTION),
             ]),
-            Self::HttpVersion | Self::Host | Self::Upgrade | Self::Connection | Self::Key => HeaderMap::new(),
+            Self::HttpVersion | Self::Host | Self::Upgrade | Self::Connection | Self::Key | Self::Body => {
+                HeaderMap::new()
+            }
         }
     }
 }
@@ -129,6 +142,11 @@ pub fn accept<'a>(
     }
     if version != Version::HTTP_11 {
         return Err(HandshakeError::HttpVersion);
+    }
+    if headers.contains_key(TRANSFER_ENCODING)
+        || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+    {
+        return Err(HandshakeError::Body);
     }
     if only(headers, &HOST).is_none() {
         return Err(HandshakeError::Host);
@@ -260,6 +278,17 @@ mod tests {
         assert_eq!(verdict(&sample_with("host", &[])), Err(HandshakeError::Host));
         assert_eq!(verdict(&sample_with("host", &["a", "b"])), Err(HandshakeError::Host));
         assert_eq!(HandshakeError::Host.status(), 400);
+    }
+
+    #[test]
+    fn a_handshake_has_no_body() {
+        for (name, value) in
+            [("content-length", "1"), ("content-length", "x"), ("transfer-encoding", "chunked")]
+        {
+            assert_eq!(verdict(&sample_with(name, &[value])), Err(HandshakeError::Body), "{name}: {value}");
+        }
+        verdict(&sample_with("content-length", &["0"])).unwrap();
+        assert_eq!(HandshakeError::Body.status(), 400);
     }
 
     #[test]

@@ -6,14 +6,10 @@ use tidegate_tests::{
     http::{Incoming, Request},
     journal::Payload,
     node::{Builder, Node},
-    raw::{Frame, RawSocket},
+    raw::{Frame, RawSocket, talk},
     token::anywhere,
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
 
 use crate::stage::{alone, payloads};
 
@@ -141,13 +137,13 @@ async fn what_is_not_http_gets_no_further() -> Result<()> {
         headers.as_bytes(),
     ];
     for bytes in garbage {
-        let answer = talk(&node, bytes).await?;
+        let answer = talk(node.public, bytes).await?;
         let shown = String::from_utf8_lossy(&answer).into_owned();
         ensure!(answer.is_empty() || shown.starts_with("HTTP/1.1 4"), "{shown:?}");
     }
     // A head that never ends, and a connection that never begins.
     for start in [&b"GET /rooms/lobby HTTP/1.1\r\nHost: x\r\nX-Slow: "[..], b"G", b""] {
-        let answer = talk(&node, start).await?;
+        let answer = talk(node.public, start).await?;
         let shown = String::from_utf8_lossy(&answer).into_owned();
         ensure!(answer.is_empty() || shown.starts_with("HTTP/1.1 408"), "{shown:?}");
     }
@@ -189,20 +185,6 @@ async fn a_wrong_configuration_is_told_whole_and_opens_nothing() -> Result<()> {
     }
     ensure!(!output.contains("listening"), "{output}");
     Ok(())
-}
-
-/// Sends bytes and reads until the node closes the connection. A reset counts as closed.
-async fn talk(node: &Node, bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(node.public).await?;
-    let mut answer = Vec::new();
-    let exchange = async {
-        // The node may close before it has read everything: then a write, or the read, fails.
-        if stream.write_all(bytes).await.is_ok() {
-            drop(stream.read_to_end(&mut answer).await);
-        }
-    };
-    timeout(tidegate_tests::PATIENCE, exchange).await?;
-    Ok(answer)
 }
 
 /// Nothing panicked, and the node serves as before.

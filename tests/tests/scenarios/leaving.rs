@@ -1,18 +1,33 @@
 //! Leaving without hurting anybody.
 
-use std::{os::unix::process::ExitStatusExt as _, time::Instant};
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
+    time::Instant,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, mknodat},
+    process::Signal,
+};
 use tidegate_tests::{
     client::Client,
-    http::Request,
+    eventually::eventually,
+    http::{Incoming, Request},
     journal::{End, Payload},
-    node::Builder,
+    node::{Builder, Node},
     raw::RawSocket,
+    redis_server::RedisServer,
+    samples::Samples,
     token::anywhere,
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::stage::{Stage, payloads};
 
@@ -33,17 +48,6 @@ async fn two_hundred_sessions_are_sent_on_one_by_one() -> Result<()> {
     let draining = a.until_probe("/readyz", 503).await?;
     ensure!(draining.text().contains("draining"), "{draining:?}");
     ensure!(a.ask_ops("/livez").await?.status == 200);
-    // Not ready, still serving those who are there, closed to everybody else.
-    for request in [
-        Request::upgrade("/rooms/lobby").bearer(&token),
-        Request::get("/rooms/lobby").header("Accept", "text/event-stream").bearer(&token),
-        Request::post("/rooms/lobby", "text/plain", *b"x").bearer(&token),
-    ] {
-        // Once the pause is over the listener itself is gone.
-        if let Ok(response) = request.send(a.public).await {
-            ensure!(response.status == 503 && response.header("Retry-After").is_some(), "{response:?}");
-        }
-    }
     b.post("lobby", &token, "text/plain", b"one last word").await?;
     let last = Payload::text("one last word");
     ensure!(payloads(&elsewhere.heard(1).await?) == std::slice::from_ref(&last));
@@ -135,9 +139,264 @@ async fn a_deadline_that_passes_is_told() -> Result<()> {
     let mut silent = try_join_all((0..3).map(|_| RawSocket::connect(node.public, &target))).await?;
     node.terminate()?;
     ensure!(node.exited().await?.code() == Some(1));
-    ensure!(node.output().contains("drain.deadline"), "what was left is told");
+    let output = node.output();
+    let told = output.lines().find(|line| line.contains("drain.deadline has passed"));
+    ensure!(told.is_some_and(|line| line.contains("\"sockets\":3")), "what was left is told: {told:?}");
     for socket in &mut silent {
         ensure!(socket.close_code().await? == Some(1012), "whoever listens has been told all the same");
     }
     Ok(())
+}
+
+/// During the pause load balancers may still send: sessions are refused, everything else is served.
+#[tokio::test]
+async fn the_pause_refuses_new_sessions_and_ends_by_a_second_signal() -> Result<()> {
+    let mut node = Builder::new().set("drain.pause", "1h").set("drain.deadline", "2h").start().await?;
+    let token = anywhere("alice");
+    let client = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
+    node.terminate()?;
+    node.until_probe("/readyz", 503).await?;
+    // Not ready, still serving those who are there, closed to new sessions.
+    for (request, status) in [
+        (Request::upgrade("/rooms/lobby"), 503),
+        (Request::get("/rooms/lobby").header("Accept", "text/event-stream"), 503),
+        (Request::upgrade("/connection/websocket"), 503),
+        (Request::post("/rooms/elsewhere", "text/plain", *b"x"), 202),
+    ] {
+        let response = request.bearer(&token).send(node.public).await?;
+        let retry_after = response.header("Retry-After").is_some();
+        ensure!(response.status == status && retry_after == (status == 503), "{response:?}");
+    }
+    client.send(Payload::text("served")).await?;
+    client.hears(&Payload::text("served")).await?;
+    ensure!(client.now().end.is_none(), "the pause closes nobody");
+    node.signal(Signal::INT)?;
+    ensure!(node.exited().await?.code() == Some(1));
+    client.ended().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn ctrl_c_is_told_in_the_same_way() -> Result<()> {
+    let mut node = Builder::new().start().await?;
+    let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
+    node.signal(Signal::INT)?;
+    ensure!(client.ended().await?.code() == Some(1012));
+    ensure!(node.exited().await?.code() == Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_never_found_its_broker_leaves_at_once() -> Result<()> {
+    let absent = RedisServer::builder().absent()?;
+    let mut node = Builder::new().set("broker.url", &absent.url()).launch().await?;
+    node.until_probe("/readyz", 503).await?;
+    node.terminate()?;
+    ensure!(node.exited().await?.code() == Some(0));
+    Ok(())
+}
+
+/// Sessions are sent on all the same, and what they said last is given up, not waited for.
+#[tokio::test]
+async fn a_broker_that_is_down_holds_nothing_up() -> Result<()> {
+    let mut stage =
+        Stage::set_with(|node| node.set("drain.window", "200ms").set("broker.publish_timeout", "1s")).await?;
+    let token = anywhere("alice");
+    let client = Client::websocket(&stage.a.ws("lobby", &token, ""), &[]).await?;
+    let stream = Client::events(&stage.a.url("lobby", &token, "")).await?;
+    stage.redis.kill().await?;
+    eventually("the node misses its broker", async || match stage.a.ask_ops("/readyz").await {
+        Ok(response) if response.text().contains("degraded") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await?;
+    client.send(Payload::text("into the void")).await?;
+    stage.a.terminate()?;
+    // Closed because its publication failed, or because the node leaves: told to come back either way.
+    let end = client.ended().await?;
+    ensure!(matches!(end.code(), Some(1012 | 1013)), "{end:?}");
+    ensure!(matches!(stream.ended().await?, End::Closed { .. }));
+    ensure!(stage.a.exited().await?.code() == Some(0));
+    Ok(())
+}
+
+/// The deadline holds for what the broker has left to send, too.
+#[tokio::test]
+async fn a_broker_that_stands_still_is_given_up_at_the_deadline() -> Result<()> {
+    let mut stage = Stage::set_with(|node| {
+        node.set("drain.deadline", "1s")
+            .set("broker.publish_timeout", "1h")
+            .set("broker.canary_timeout", "1h")
+    })
+    .await?;
+    let token = anywhere("alice");
+    let client = Client::websocket(&stage.a.ws("lobby", &token, ""), &[]).await?;
+    stage.redis.freeze()?;
+    client.send(Payload::text("into the void")).await?;
+    stage.a.until_samples("a message", |samples| messages_in(samples) == 1).await?;
+    stage.a.terminate()?;
+    ensure!(client.ended().await?.code() == Some(1012));
+    ensure!(stage.a.exited().await?.code() == Some(1));
+    ensure!(stage.a.output().contains("what the broker has not sent is given up"));
+    stage.redis.thaw()
+}
+
+fn messages_in(samples: &Samples) -> u64 {
+    samples.sum("tidegate_messages_total", &["direction=\"in\""])
+}
+
+/// Who does not read does not read its close frame either: it is cut off, and nobody waits for it for long.
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_left_behind() -> Result<()> {
+    let mut node = Builder::new().set("limits.outbound", "8MiB").start().await?;
+    let token = anywhere("alice");
+    let target = format!("/rooms/lobby?token={token}");
+    let stalled = RawSocket::connect_narrow(node.public, &target).await?;
+    let reading = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
+    let mut sent = 0;
+    while node.samples().await?.sum("tidegate_outbound_bytes", &[]) == 0 {
+        node.post("lobby", &token, "text/plain", &vec![b'x'; 60_000]).await?;
+        sent += 1;
+    }
+    reading.heard(sent).await?;
+    node.terminate()?;
+    ensure!(reading.ended().await?.code() == Some(1012));
+    ensure!(node.exited().await?.code() == Some(0));
+    drop(stalled);
+    Ok(())
+}
+
+/// A file that keeps its reader waiting keeps the reload waiting, and nothing else.
+#[tokio::test]
+async fn a_reload_under_way_holds_nothing_up() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("tidegate.toml");
+    fs::write(&path, "")?;
+    let mut node = Builder::new().config_file(&path).start().await?;
+    let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
+    // A pipe that nobody writes to: opening it for reading waits for a writer.
+    fs::remove_file(&path)?;
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    node.hang_up()?;
+    // It can be opened for writing once it has a reader, who then waits for what we never write.
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits())?;
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(nonblocking);
+    let silent = eventually("the reload reads", async || options.open(&path)).await?;
+    node.terminate()?;
+    ensure!(client.ended().await?.code() == Some(1012));
+    ensure!(node.exited().await?.code() == Some(0));
+    drop(silent);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_leaving_node_is_not_disturbed_by_a_reload() -> Result<()> {
+    let mut node = Builder::new().set("drain.pause", "300ms").start().await?;
+    let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
+    node.terminate()?;
+    node.until_probe("/readyz", 503).await?;
+    node.hang_up()?;
+    ensure!(client.ended().await?.code() == Some(1012));
+    ensure!(node.exited().await?.code() == Some(0));
+    Ok(())
+}
+
+/// Half a TLS handshake, half a head and nothing at all are no sessions: nobody waits for them.
+#[tokio::test]
+async fn who_has_not_come_in_yet_holds_nothing_up() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()])?;
+    let (cert_path, key_path) = (directory.path().join("cert"), directory.path().join("key"));
+    fs::write(&cert_path, cert.pem())?;
+    fs::write(&key_path, signing_key.serialize_pem())?;
+    let plain = Builder::new().set("public.header_timeout", "1h");
+    let tls = plain
+        .clone()
+        .set("tls.cert", cert_path.to_str().context("UTF-8")?)
+        .set("tls.key", key_path.to_str().context("UTF-8")?);
+    // The beginning of a ClientHello: a record of 512 bytes, of which six are there.
+    for (builder, beginning) in [
+        (&tls, &[0x16, 3, 1, 2, 0, 1][..]),
+        (&tls, b""),
+        (&plain, b""),
+        (&plain, b"GET /rooms/lobby HTTP/1.1\r\nHo"),
+    ] {
+        let mut node = builder.start().await?;
+        let mut stream = TcpStream::connect(node.public).await?;
+        stream.write_all(beginning).await?;
+        let arrived = beginning.len() as u64;
+        node.until_samples("the bytes have been read", |samples| {
+            samples.sum("tidegate_sockets", &[]) == 1
+                && samples.sum("tidegate_network_bytes_total", &["direction=\"in\""]) >= arrived
+        })
+        .await?;
+        node.terminate()?;
+        ensure!(node.exited().await?.code() == Some(0), "{beginning:?}");
+        ensure!(!node.output().contains("cutting what is left"), "{beginning:?}");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.ok();
+    }
+    Ok(())
+}
+
+/// Neither is somebody who asks the operators' side for something and never ends to ask.
+#[tokio::test]
+async fn a_probe_that_stands_still_holds_nothing_up() -> Result<()> {
+    let mut node = Builder::new().set("drain.deadline", "2h").start().await?;
+    let mut probe = TcpStream::connect(node.ops).await?;
+    probe.write_all(b"GET /metrics HTTP/1.1\r\nHo").await?;
+    node.terminate()?;
+    ensure!(node.exited().await?.code() == Some(0));
+    Ok(())
+}
+
+/// An upload that has begun may end, and is answered; one that does not end runs into its own time-out.
+#[tokio::test]
+async fn an_upload_is_answered_before_the_node_ends() -> Result<()> {
+    let builder = Builder::new().set("public.body_timeout", "2s").set("drain.pause", "100ms");
+    for (rest, status) in [("lo", 202), ("", 408)] {
+        let mut node = builder.start().await?;
+        let mut stream = begin_upload(&node).await?;
+        node.terminate()?;
+        node.until_probe("/readyz", 503).await?;
+        stream.write_all(rest.as_bytes()).await?;
+        let answer = Incoming::read(stream).await?;
+        ensure!(answer.status == status, "{} instead of {status}", answer.status);
+        ensure!(node.exited().await?.code() == Some(0));
+    }
+    Ok(())
+}
+
+/// Three of five bytes of a body; the node has asked for them when this returns.
+async fn begin_upload(node: &Node) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(node.public).await?;
+    let head = format!(
+        "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\
+         Expect: 100-continue\r\nAuthorization: Bearer {}\r\n\r\n",
+        anywhere("alice")
+    );
+    stream.write_all(head.as_bytes()).await?;
+    let mut asked = [0; 25];
+    stream.read_exact(&mut asked).await?;
+    ensure!(asked == *b"HTTP/1.1 100 Continue\r\n\r\n", "{}", String::from_utf8_lossy(&asked));
+    stream.write_all(b"hel").await?;
+    Ok(stream)
+}
+
+/// Who waits for a subscription that the broker does not acknowledge is not let in any more, and is told.
+#[tokio::test]
+async fn who_is_still_coming_in_is_refused() -> Result<()> {
+    let mut stage = Stage::set_with(|node| node.set("broker.subscribe_timeout", "2s")).await?;
+    stage.redis.freeze()?;
+    let request = Request::get("/rooms/lobby").header("Accept", "text/event-stream");
+    let request = request.bearer(&anywhere("alice"));
+    let terminate = async {
+        stage.a.until_samples("a room", |samples| samples.sum("tidegate_rooms", &[]) == 1).await?;
+        stage.a.terminate()
+    };
+    let (response, ()) = tokio::try_join!(request.send(stage.a.public), terminate)?;
+    ensure!(response.status == 503 && response.header("Retry-After").is_some(), "{response:?}");
+    ensure!(stage.a.exited().await?.code() == Some(0));
+    stage.redis.thaw()
 }

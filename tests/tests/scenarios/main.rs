@@ -3,16 +3,28 @@
 //! One file per theme. Every scenario has a Redis, nodes and clients of its own; they run side by side.
 
 mod access;
+mod addresses;
 mod autobahn;
 mod bad_input;
 mod centrifuge;
+mod commands;
+mod compression;
 mod doors;
+mod endurance;
 mod faults;
 mod first_run;
 mod heartbeat;
+mod junk;
+mod keys;
 mod leaving;
+mod limits;
 mod metrics;
+mod pace;
+mod rebalance;
+mod reload;
 mod rooms;
 mod slow;
+mod smuggling;
 mod spine;
 mod stage;
+mod tls;

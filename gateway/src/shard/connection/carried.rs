@@ -11,14 +11,17 @@ use tokio::task::AbortHandle;
 
 use super::{Carrier, Connection, MAX_IN_FLIGHT, Phase};
 use crate::{
+    limits::Allowance,
     protocol::Message,
-    session::{CloseReason, Surroundings},
+    session::{CloseReason, Effect, Session, Surroundings},
     shard::{stream::Stream, tally::Tally, worker::Worker},
     websocket::{self, Event, ProtocolError},
 };
 
 /// Reads in a row before others get their turn.
 const READS_PER_TURN: usize = 4;
+/// Bytes of frame heads that a message may have before they are charged without it.
+const MAX_OVERHEAD: usize = 4 * 1024;
 
 impl Connection {
     /// Carries the connection over this socket from now on. `read_ahead` came with the handshake.
@@ -101,8 +104,10 @@ impl Connection {
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        // Woken at once, this task would be polled again before the shard's turn or anybody's readiness: a client
+        // that never pauses would have the thread for itself for dozens of polls.
+        let after_the_others = std::pin::pin!(tokio::task::yield_now());
+        after_the_others.poll(cx)
     }
 
     fn read(&self, worker: &Worker, stream: &Stream) -> io::Result<usize> {
@@ -116,12 +121,27 @@ impl Connection {
     }
 
     fn consume(&self, worker: &Worker, bytes: &mut [u8]) {
+        let max_message = worker.settings().limits.message_size.get();
         let mut decoder = self.decoder.borrow_mut();
-        let mut feed = decoder.feed(bytes, worker.settings().limits.message_size.get());
+        let mut feed = decoder.feed(bytes, max_message);
         while !self.deaf.get() {
-            match feed.next() {
-                Ok(Some(event)) => self.receive(worker, event),
-                Ok(None) => return,
+            match feed.next_sized() {
+                Ok(Some((event, size))) => {
+                    let size = size + self.unpaid.take() as usize;
+                    self.receive(worker, event, size);
+                }
+                Ok(None) => {
+                    let unpaid = feed.unfinished() + self.unpaid.get() as usize;
+                    self.unpaid.set(u32::try_from(unpaid).unwrap_or(u32::MAX));
+                    if unpaid > max_message + MAX_OVERHEAD {
+                        // Fragments without end, each of next to nothing.
+                        let bytes = self.unpaid.take() as usize;
+                        self.ask_session(worker, |session, around, effects| {
+                            session.receive_other(bytes, around, effects);
+                        });
+                    }
+                    return;
+                }
                 Err(error) => {
                     self.deaf.set(true);
                     tracing::debug!(session = %self.id, %error, "the client broke the protocol");
@@ -131,7 +151,7 @@ impl Connection {
         }
     }
 
-    fn receive(&self, worker: &Worker, event: Event<'_>) {
+    fn receive(&self, worker: &Worker, event: Event<'_>, size: usize) {
         if let Phase::Closing(_) = self.phase.get() {
             // Its goodbye ends the wait; anything else came too late.
             self.deaf.set(matches!(event, Event::Close(_)));
@@ -141,10 +161,19 @@ impl Connection {
             Event::Text(payload) => Message::Text(payload.into_bytes()),
             Event::Binary(payload) => Message::Binary(payload.into_bytes()),
             Event::Ping(payload) => {
-                self.queue(worker, websocket::pong(payload));
+                let pong = websocket::pong(payload);
+                self.ask_session(worker, |session, around, effects| {
+                    if session.receive_other(size, around, effects) {
+                        effects.push(Effect::Send(pong));
+                    }
+                });
                 return;
             }
-            Event::Pong(_) => return,
+            Event::Pong(_) => {
+                return self.ask_session(worker, |session, around, effects| {
+                    session.pong(size, around, effects);
+                });
+            }
             Event::Close(_) => {
                 self.deaf.set(true);
                 self.begin_close(worker, CloseReason::Client);
@@ -154,16 +183,31 @@ impl Connection {
         let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
         Tally::add(&worker.tally.messages_in, 1);
         Tally::add(&worker.tally.payload_in, bytes.len());
+        self.ask_session(worker, |session, around, effects| {
+            let mut commands = worker.take_commands();
+            session.receive(message, size, around, &mut commands, effects);
+            worker.give_commands(commands);
+        });
+    }
+
+    /// Tells the session something that the client did, and does what follows from it.
+    fn ask_session(
+        &self,
+        worker: &Worker,
+        tell: impl FnOnce(&mut Session, &Surroundings<'_>, &mut Vec<Effect>),
+    ) {
         let mut effects = worker.take_effects();
-        let mut commands = worker.commands.take();
-        let settings = worker.settings();
-        let around = Surroundings {
-            authenticator: &settings.authenticator,
-            now: SystemTime::now().into(),
-            rooms_per_session: settings.limits.rooms_per_session,
-        };
-        self.session.borrow_mut().receive(message, &around, &mut commands, &mut effects);
-        worker.commands.replace(commands);
+        {
+            let settings = worker.settings();
+            let meters = worker.meters();
+            let around = Surroundings {
+                authenticator: &settings.authenticator,
+                now: SystemTime::now().into(),
+                rooms_per_session: settings.limits.rooms_per_session,
+                allowance: Allowance { session: &meters, node: worker.context.settings.limiters() },
+            };
+            tell(&mut self.session.borrow_mut(), &around, &mut effects);
+        }
         self.run(worker, &mut effects);
         worker.give_effects(effects);
     }

@@ -174,3 +174,6 @@ impl<W: Wire> io::Write for Writing<'_, W> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

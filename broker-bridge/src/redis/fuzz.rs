@@ -1,0 +1,59 @@
+//! What the fuzz targets see of this module: the two readers of bytes that come from Redis.
+//!
+//! Owns nothing but the way in.
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio::io::AsyncReadExt as _;
+
+use super::{
+    envelope::{self, Encoded},
+    resp::{Frame, Reader},
+};
+use crate::Publication;
+
+/// Reads one Redis message.
+pub fn decode(message: Bytes) -> Publication {
+    envelope::decode(message)
+}
+
+/// Writes one Redis message.
+pub fn encode(publication: &Publication) -> Vec<u8> {
+    let Encoded { header, data } = envelope::encode(publication);
+    [&header, data].concat()
+}
+
+/// One thing that a server said, or the end of what it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// A publication: its topic and its payload.
+    Message(Vec<u8>, Bytes),
+    /// Anything else, as a developer reads it.
+    Other(String),
+    /// It broke the protocol or a bound.
+    Malformed,
+}
+
+/// Reads a server's bytes, `piece` of them at a time and payloads of at most `max_payload`. What was said, and
+/// whether bytes are left over that belong to nothing that was said.
+pub fn read(mut bytes: &[u8], piece: usize, max_payload: usize) -> (Vec<Said>, bool) {
+    let mut reader = Reader::new(max_payload);
+    let mut said = Vec::new();
+    loop {
+        let filled = reader.fill(&mut (&mut bytes).take(piece as u64)).now_or_never();
+        if filled.expect("bytes that are there are not waited for").expect("nor can they fail") == 0 {
+            return (said, !reader.is_empty());
+        }
+        loop {
+            said.push(match reader.next() {
+                Ok(None) => break,
+                Ok(Some(Frame::Message { topic, payload })) => Said::Message(topic.to_vec(), payload),
+                Ok(Some(other)) => Said::Other(format!("{other:?}")),
+                Err(_) => {
+                    said.push(Said::Malformed);
+                    return (said, false);
+                }
+            });
+        }
+    }
+}

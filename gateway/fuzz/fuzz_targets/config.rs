@@ -1,0 +1,64 @@
+//! Whatever is configured: no panic, no secret in a complaint or in what a configuration prints of itself, and
+//! what was refused is refused with one line for each mistake.
+//!
+//! An input has parts, each ended by a zero byte: what a secret key is given, the file, the environment and the
+//! flags (both in lines of `NAME=VALUE`). In the first part, `$` becomes a word that must never be seen; its first
+//! letter picks the layer and the key.
+#![no_main]
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use libfuzzer_sys::fuzz_target;
+use tidegate::config::{Config, Sources};
+
+const WORD: &str = "hunter2";
+/// Keys whose values are not shown: secrets, what may hold a password, and what may be a misspelt secret.
+const KEYS: [&str; 4] = ["auth.hs256_secret", "broker.url", "auth.hs256_secrt", "passwords.mine"];
+
+fuzz_target!(|input: &[u8]| {
+    let Ok(input) = std::str::from_utf8(input) else { return };
+    // A file that is named would be read, and might be one that never ends.
+    if input.contains(WORD) || (input.contains('/') && input.to_ascii_lowercase().contains("_file")) {
+        return;
+    }
+    let mut parts = input.split('\0');
+    let mut part = || parts.next().unwrap_or_default();
+    let (secret, file, environment, flags) = (part(), part(), part(), part());
+    let lines = |text: &str| -> Vec<(String, String)> {
+        let split = text.lines().filter_map(|line| line.split_once('='));
+        split.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    };
+    let mut file = file.to_owned();
+    let mut environment: BTreeMap<String, String> = lines(environment).into_iter().collect();
+    let mut flags = lines(flags);
+
+    let mut letters = secret.chars();
+    let choice = letters.next().map_or(0, |letter| letter as usize);
+    let value = letters.as_str().replace('$', WORD);
+    let key = KEYS[choice % KEYS.len()];
+    match choice / KEYS.len() % 4 {
+        0 => flags.push((key.to_owned(), value)),
+        1 => {
+            let name = format!("TIDEGATE_{}", key.replace('.', "__").to_uppercase());
+            environment.insert(name, value);
+        }
+        // A line of its own: what is on other lines is for everybody to see.
+        2 => file = format!("{key} = \"{}\n{file}", value.replace(['\n', '\r'], " ")),
+        _ => file = format!("{key} = {}\n{file}", value.replace(['\n', '\r'], " ")),
+    }
+    let file = Some((PathBuf::from("tidegate.toml"), file));
+    match Config::load(&Sources { file, env: environment, flags }) {
+        // Of a sound address, user and host may be seen.
+        Ok(_) if key == "broker.url" && !is_password(secret) => {}
+        Ok(config) => assert!(!format!("{config:?}").contains(WORD), "a configuration shows a secret"),
+        Err(errors) => {
+            let text = errors.to_string();
+            assert!(!text.contains(WORD), "a complaint shows a secret: {text}");
+            assert!(text.lines().count() == errors.iter().count(), "one line each: {text}");
+        }
+    }
+});
+
+fn is_password(url: &str) -> bool {
+    url.matches('$').count() == 1 && url.matches(":$@").count() == 1
+}

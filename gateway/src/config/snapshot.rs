@@ -1,0 +1,147 @@
+//! What each key came to, so that two configurations can be compared key by key.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::{
+    Secret,
+    table::{Reload, TABLE},
+};
+
+/// What each key of a configuration came to.
+///
+/// Holds secrets, and shows none.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Snapshot(BTreeMap<&'static str, Option<Secret>>);
+
+/// The keys that differ between what a node runs with and a new configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Those that count from now on.
+    pub live: Vec<&'static str>,
+    /// Those that count when the node is started again.
+    pub restart: Vec<&'static str>,
+}
+
+impl Snapshot {
+    pub(super) fn set(&mut self, key: &'static str, value: Option<String>) {
+        self.0.insert(key, value.map(|value| Secret::new(value.into_bytes())));
+    }
+
+    /// Takes over what may change while a node runs, and says what differs. What has to wait for a restart
+    /// is said each time, for as long as it waits.
+    pub fn take_over(&mut self, new: &Self) -> Changes {
+        let mut changes = Changes::default();
+        for row in TABLE {
+            let (name, value) = (row.name(), new.0.get(row.name()));
+            if self.0.get(name) == value {
+                continue;
+            }
+            match row.reload() {
+                Reload::Restart => changes.restart.push(name),
+                Reload::Live => {
+                    changes.live.push(name);
+                    self.0.insert(name, value.cloned().flatten());
+                }
+            }
+        }
+        changes
+    }
+}
+
+/// Neither keys nor values: the configuration beside it says them.
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Snapshot").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::{Config, Sources, table::ROOMS_GRANT};
+
+    fn flags(flags: &[(&str, &str)]) -> Sources {
+        let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        Sources { flags: flags.iter().map(own).collect(), ..Sources::default() }
+    }
+
+    fn load(sources: &Sources) -> Config {
+        Config::load(sources).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    /// The keys that count now and those that wait, when the flags change.
+    fn changes(before: &[(&str, &str)], after: &[(&str, &str)]) -> (Vec<&'static str>, Vec<&'static str>) {
+        let mut running = load(&flags(before)).snapshot;
+        let Changes { live, restart } = running.take_over(&load(&flags(after)).snapshot);
+        (live, restart)
+    }
+
+    #[test]
+    fn every_key_is_compared() {
+        let keys: BTreeSet<_> = TABLE.iter().map(|row| row.name()).collect();
+        assert_eq!(load(&Sources::default()).snapshot.0.keys().copied().collect::<BTreeSet<_>>(), keys);
+    }
+
+    #[test]
+    fn a_new_configuration_is_compared_by_what_it_means() {
+        let before = [("sse.retry", "60s"), ("broker.url", "redis://:old@host:1"), ("shards", "2")];
+        assert_eq!(changes(&before, &before), (vec![], vec![]));
+        let same = [("sse.retry", "1m"), ("broker.url", "redis://:old@host:1"), ("shards", "02")];
+        assert_eq!(changes(&before, &same), (vec![], vec![]));
+        // A default and the same value given are one.
+        assert_eq!(changes(&[], &[("sse.retry", "3s"), ("broker.url", "memory:")]), (vec![], vec![]));
+        let after = [("sse.retry", "1m"), ("broker.url", "redis://:new@host:1"), ("origins", "*")];
+        assert_eq!(changes(&before, &after), (vec!["origins"], vec!["shards", "broker.url"]));
+        let policies = [(r#"rooms."a".grant"#, "subscribe")];
+        assert_eq!(changes(&[], &policies), (vec![ROOMS_GRANT.name], vec![]));
+        assert_eq!(
+            changes(&policies, &[(r#"rooms."a".grant"#, "publish")]),
+            (vec![ROOMS_GRANT.name], vec![])
+        );
+    }
+
+    #[test]
+    fn a_secret_is_compared_wherever_it_comes_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let by_file = [("auth.hs256_secret_file", path.to_str().unwrap())];
+        let secret = "0123456789abcdef0123456789abcdef";
+        std::fs::write(&path, format!("{secret}\n")).unwrap();
+        let mut running = load(&flags(&[("auth.hs256_secret", secret)])).snapshot;
+        assert_eq!(running.take_over(&load(&flags(&by_file)).snapshot), Changes::default());
+        std::fs::write(&path, secret.to_uppercase()).unwrap();
+        let changes = running.take_over(&load(&flags(&by_file)).snapshot);
+        assert_eq!(changes, Changes { live: vec!["auth.hs256_secret"], restart: vec![] });
+    }
+
+    #[test]
+    fn what_waits_for_a_restart_is_said_as_long_as_it_waits() {
+        let mut running = load(&Sources::default()).snapshot;
+        let new = load(&flags(&[("shards", "7"), ("drain.pause", "1s")])).snapshot;
+        let waiting = Changes { live: vec![], restart: vec!["shards"] };
+        assert_eq!(running.take_over(&new), Changes { live: vec!["drain.pause"], ..waiting.clone() });
+        assert_eq!(running.take_over(&new), waiting);
+        let back = load(&Sources::default()).snapshot;
+        assert_eq!(running.take_over(&back), Changes { live: vec!["drain.pause"], restart: vec![] });
+    }
+
+    #[test]
+    fn the_file_is_read_again_and_the_flags_are_those_of_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tidegate.toml");
+        let mut sources = flags(&[("drain.pause", "1s")]);
+        std::fs::write(&path, "sse.retry = '1s'\ndrain.pause = '9s'").unwrap();
+        sources.read_file(path.clone()).unwrap();
+        std::fs::write(&path, "sse.retry = '2s'\ndrain.pause = '8s'").unwrap();
+        let config = load(&sources.read_again().unwrap());
+        assert_eq!((config.sse.retry.as_secs(), config.drain.pause.as_secs()), (2, 1));
+        std::fs::remove_file(&path).unwrap();
+        let gone = sources.read_again().unwrap_err().to_string();
+        assert!(gone.contains("tidegate.toml: expected a file of text that can be read"), "{gone}");
+        std::fs::write(&path, vec![b'#'; 1024 * 1024 + 1]).unwrap();
+        let huge = sources.read_again().unwrap_err().to_string();
+        assert!(huge.contains("it has more than 1024 KiB"), "{huge}");
+    }
+}

@@ -1,0 +1,228 @@
+//! The buckets of one session, kept within it.
+//!
+//! Most sessions never say anything, so an account of each in a table would be mostly waste. governor is told
+//! that the key *is* the bucket: what it stores for a key, it stores in the key.
+
+use std::{
+    cell::Cell,
+    hash::{Hash, Hasher},
+};
+
+use governor::{
+    RateLimiter,
+    clock::{Clock, MonotonicClock},
+    middleware::NoOpMiddleware,
+    nanos::Nanos,
+    state::StateStore,
+};
+
+use super::meter::Measure;
+use crate::config;
+
+/// One bucket: when it will be full again, in its meter's time. 12 bytes, never more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bucket {
+    /// Two halves, because eight bytes in one piece would be aligned and take sixteen.
+    full_at: Cell<[u32; 2]>,
+    /// Which meter has filled it; 0: none.
+    meter: Cell<u32>,
+}
+
+/// governor asks keys for it; nobody puts a bucket into a table.
+impl Hash for Bucket {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.full_at.get(), self.meter.get()).hash(state);
+    }
+}
+
+/// Everything that is kept of what one session has used.
+#[derive(Debug, Default)]
+pub struct Purse {
+    commands: Bucket,
+    bytes: Bucket,
+    excuses: Bucket,
+}
+
+/// The session is over this limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Empty;
+
+/// A store whose keys hold what is stored for them.
+#[derive(Debug)]
+struct InKey {
+    /// What another meter has written into a bucket means nothing to this one.
+    meter: u32,
+}
+
+impl StateStore for InKey {
+    type Key = Bucket;
+
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of 64 bits")]
+    fn measure_and_replace<T, F, E>(&self, key: &Bucket, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let [high, low] = key.full_at.get();
+        let full_at = Nanos::new(u64::from(high) << 32 | u64::from(low));
+        let (outcome, full_at) = measure((key.meter.get() == self.meter).then_some(full_at))?;
+        let bits = full_at.as_u64();
+        key.full_at.set([(bits >> 32) as u32, bits as u32]);
+        key.meter.set(self.meter);
+        Ok(outcome)
+    }
+}
+
+/// Measures the buckets of many sessions by one rate.
+struct Meter<C: Clock> {
+    measure: Measure,
+    limiter: RateLimiter<Bucket, InKey, C, NoOpMiddleware<C::Instant>>,
+}
+
+impl<C: Clock> Meter<C> {
+    fn new(measure: Measure, number: u32, clock: C) -> Self {
+        Self { measure, limiter: RateLimiter::new(measure.quota(), InKey { meter: number }, clock) }
+    }
+
+    fn charge(&self, bucket: &Bucket, units: usize) -> Result<(), Empty> {
+        match self.limiter.check_key_n(bucket, self.measure.cells(units)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Empty),
+        }
+    }
+}
+
+/// The rates of sessions. Each shard has its own, for its own sessions.
+pub struct SessionMeters<C: Clock = MonotonicClock> {
+    commands: Option<Meter<C>>,
+    bytes: Option<Meter<C>>,
+    excuses: Meter<C>,
+    /// How many meters there have been: their numbers.
+    made: u32,
+    clock: C,
+}
+
+/// What a session may be refused before it is closed.
+const EXCUSES: &str = "10/s burst 100";
+
+/// Nothing is limited.
+impl Default for SessionMeters {
+    fn default() -> Self {
+        Self::with_clock(MonotonicClock)
+    }
+}
+
+impl SessionMeters {
+    /// Meters with the rates of `limits`.
+    pub fn new(limits: &config::Limits) -> Self {
+        let mut meters = Self::default();
+        meters.adopt(limits);
+        meters
+    }
+}
+
+impl<C: Clock + Clone> SessionMeters<C> {
+    fn with_clock(clock: C) -> Self {
+        let excuses = Measure::of(EXCUSES.parse().expect("a rate"));
+        let excuses = Meter::new(excuses, 1, clock.clone());
+        Self { commands: None, bytes: None, excuses, made: 1, clock }
+    }
+
+    /// Takes the rates of `limits`.
+    pub fn adopt(&mut self, limits: &config::Limits) {
+        let Self { commands, bytes, made, clock, .. } = self;
+        for (meter, measure) in
+            [(commands, limits.commands.map(Measure::of)), (bytes, limits.bytes.map(Measure::of_bytes))]
+        {
+            if meter.as_ref().map(|meter| meter.measure) != measure {
+                *made = made.wrapping_add(1).max(2);
+                *meter = measure.map(|measure| Meter::new(measure, *made, clock.clone()));
+            }
+        }
+    }
+
+    /// A command is to be obeyed.
+    pub fn command(&self, purse: &Purse) -> Result<(), Empty> {
+        self.commands.as_ref().map_or(Ok(()), |meter| meter.charge(&purse.commands, 1))
+    }
+
+    /// So many bytes have come.
+    pub fn bytes(&self, purse: &Purse, bytes: usize) -> Result<(), Empty> {
+        self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge(&purse.bytes, bytes))
+    }
+
+    /// Something has been refused. Returns whether that may still be forgiven.
+    pub fn excuse(&self, purse: &Purse) -> bool {
+        self.excuses.charge(&purse.excuses, 1).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use governor::clock::FakeRelativeClock;
+
+    use super::*;
+    use crate::limits::tests::limits;
+
+    fn meters(clock: &FakeRelativeClock, set: &[(&str, &str)]) -> SessionMeters<FakeRelativeClock> {
+        let mut meters = SessionMeters::with_clock(clock.clone());
+        meters.adopt(&limits(set));
+        meters
+    }
+
+    #[test]
+    fn a_session_that_never_spoke_costs_36_bytes() {
+        assert_eq!(size_of::<Purse>(), 36);
+    }
+
+    #[test]
+    fn so_much_at_once_and_then_at_the_rate() {
+        let clock = FakeRelativeClock::default();
+        let meters = meters(&clock, &[("commands", "10/s burst 3"), ("bytes", "1KiB/s burst 4KiB")]);
+        let (purse, other) = (Purse::default(), Purse::default());
+        let commands = |purse: &Purse| (0..10).filter(|_| meters.command(purse).is_ok()).count();
+        assert_eq!((commands(&purse), commands(&other)), (3, 3), "each session has its own");
+        clock.advance(Duration::from_millis(100));
+        assert_eq!(commands(&purse), 1);
+        clock.advance(Duration::from_secs(60));
+        assert_eq!(commands(&purse), 3, "no more than the burst is saved up");
+
+        assert_eq!(meters.bytes(&purse, 4000), Ok(()));
+        assert_eq!(meters.bytes(&purse, 1000), Err(Empty));
+        assert_eq!(meters.bytes(&purse, 96), Ok(()), "what was refused has cost nothing");
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(meters.bytes(&purse, 1024), Ok(()));
+        assert_eq!(meters.bytes(&purse, 16), Err(Empty));
+    }
+
+    #[test]
+    fn a_changed_rate_starts_anew_and_the_others_go_on() {
+        let clock = FakeRelativeClock::default();
+        let mut meters = meters(&clock, &[("commands", "1/h burst 2"), ("bytes", "1/m burst 1000")]);
+        let purse = Purse::default();
+        let left = |meters: &SessionMeters<_>| (0..100).filter(|_| meters.command(&purse).is_ok()).count();
+        assert_eq!(left(&meters), 2);
+        assert_eq!(meters.bytes(&purse, 1000), Ok(()));
+        meters.adopt(&limits(&[("commands", "1/h burst 2"), ("bytes", "1/m burst 1000")]));
+        assert_eq!(left(&meters), 0, "nothing has changed");
+        meters.adopt(&limits(&[("commands", "1/h burst 5"), ("bytes", "1/m burst 1000")]));
+        assert_eq!(left(&meters), 5);
+        assert_eq!(meters.bytes(&purse, 1), Err(Empty), "this rate is the same");
+        meters.adopt(&limits(&[]));
+        assert_eq!(left(&meters), 100, "no limit");
+        meters.adopt(&limits(&[("commands", "1/h burst 5")]));
+        assert_eq!(left(&meters), 5);
+    }
+
+    #[test]
+    fn a_hundred_refusals_at_once_are_forgiven() {
+        let clock = FakeRelativeClock::default();
+        let meters = meters(&clock, &[]);
+        let purse = Purse::default();
+        let forgiven = || (0..1000).filter(|_| meters.excuse(&purse)).count();
+        assert_eq!(forgiven(), 100);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(forgiven(), 10);
+    }
+}

@@ -1,0 +1,100 @@
+use super::*;
+use crate::config::{Config, Sources};
+
+/// Limits that are off but for those named.
+pub(crate) fn limits(set: &[(&str, &str)]) -> config::Limits {
+    const ALL: [&str; 7] = [
+        "accepts",
+        "attempts_per_address",
+        "connections_per_address",
+        "commands",
+        "bytes",
+        "user_commands",
+        "user_bytes",
+    ];
+    let off = ALL.into_iter().map(|name| (format!("limits.{name}"), "off".to_owned()));
+    let set = set.iter().map(|(name, value)| (format!("limits.{name}"), (*value).to_owned()));
+    let small = ("limits.message_size".to_owned(), "512B".to_owned());
+    let flags = off.chain([small]).chain(set).collect();
+    Config::load(&Sources { flags, ..Sources::default() }).unwrap_or_else(|errors| panic!("{errors}")).limits
+}
+
+fn address(n: u32) -> IpAddr {
+    IpAddr::V4(n.into())
+}
+
+#[test]
+fn who_knocks_too_often_is_told_so_and_then_no_more() {
+    let limiters = Limiters::new(&limits(&[("attempts_per_address", "1/h burst 3")]));
+    let told = |n| {
+        let verdicts: Vec<_> = (0..20).map(|_| limiters.knock(address(n), None)).collect();
+        let welcome = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Welcome(None))).count();
+        let refused = verdicts
+            .iter()
+            .filter(|verdict| matches!(verdict, Verdict::Refused(AddressLimit::Attempts(wait), _) if wait.as_secs() > 3_500))
+            .count();
+        (welcome, refused)
+    };
+    assert_eq!(told(1), (3, 10));
+    assert_eq!(told(2), (3, 10), "another address is another account");
+}
+
+#[test]
+fn open_connections_are_counted_while_they_are_open() {
+    let limiters = Limiters::new(&limits(&[]));
+    let seats: Vec<_> = (0..2).map(|_| limiters.knock(address(1), Some(2))).collect();
+    assert!(seats.iter().all(|seat| matches!(seat, Verdict::Welcome(Some(_)))));
+    assert!(matches!(limiters.knock(address(1), Some(2)), Verdict::Refused(AddressLimit::Connections, _)));
+    assert!(matches!(limiters.knock(address(2), Some(2)), Verdict::Welcome(Some(_))));
+    drop(seats);
+    assert!(matches!(limiters.knock(address(1), Some(2)), Verdict::Welcome(Some(_))));
+}
+
+#[test]
+fn no_more_are_told_than_the_node_can_afford() {
+    let limiters = Limiters::new(&limits(&[("attempts_per_address", "1/h")]));
+    let knocks: Vec<_> = (0..1000)
+        .flat_map(|n| [limiters.knock(address(n), None), limiters.knock(address(n), None)])
+        .collect();
+    let refused =
+        |verdicts: &[Verdict]| verdicts.iter().filter(|v| matches!(v, Verdict::Refused(..))).count();
+    assert_eq!(refused(&knocks), Courtesy::MAX);
+    drop(knocks);
+    assert_eq!(refused(&[limiters.knock(address(5), None)]), 1, "places are free again");
+}
+
+/// Addresses and users that have come, been refused and gone leave nothing.
+#[test]
+fn clients_that_are_gone_leave_nothing() {
+    let limiters = Limiters::new(&limits(&[
+        ("attempts_per_address", "1000000/s burst 2"),
+        ("user_commands", "1000000/s burst 2"),
+        ("user_bytes", "1000000/s burst 1000"),
+    ]));
+    for n in 0..100_000 {
+        drop(limiters.knock(address(n), Some(1)));
+        let user = Subject::new(&format!("user {n}")).unwrap();
+        assert_eq!((limiters.user_command(&user), limiters.user_bytes(&user, 10)), (Ok(()), Ok(())));
+    }
+    // Their buckets are full again after two microseconds, and the sweep needs more than that.
+    limiters.sweep();
+    limiters.sweep();
+    assert_eq!(limiters.accounts(), 0);
+}
+
+#[test]
+fn changed_rates_start_anew_and_others_go_on() {
+    let first = limits(&[("user_commands", "1/h burst 2"), ("attempts_per_address", "1/h burst 2")]);
+    let limiters = Limiters::new(&first);
+    let alice = Subject::new("alice").unwrap();
+    let commands = || (0..10).filter(|_| limiters.user_command(&alice).is_ok()).count();
+    let knocks =
+        || (0..10).filter(|_| matches!(limiters.knock(address(1), None), Verdict::Welcome(_))).count();
+    assert_eq!((commands(), knocks()), (2, 2));
+    limiters.adopt(&first);
+    assert_eq!((commands(), knocks()), (0, 0));
+    limiters.adopt(&limits(&[("user_commands", "1/h burst 3"), ("attempts_per_address", "1/h burst 2")]));
+    assert_eq!((commands(), knocks()), (3, 0));
+    limiters.adopt(&limits(&[]));
+    assert_eq!((commands(), knocks()), (10, 10));
+}

@@ -1,0 +1,155 @@
+//! A running node takes a new configuration: on SIGHUP, and when a file of it has changed.
+//!
+//! Owns when the configuration is read again, whether it is taken, and how that is told. What it then
+//! changes is the node's ([`Node::reload`]); sockets are touched by neither.
+//!
+//! No file is watched. A look reads all of the configuration as a start would, with every file that it
+//! names: a file that is replaced by a rename, a mounted Kubernetes secret that changes by the swap of a
+//! link two directories up, and a key that only now names a file are all the same to it. A change is taken
+//! when two looks in a row have found the same, so that a half-written file is not taken for a broken one.
+
+use std::{convert::Infallible, future::pending, sync::Arc, time::SystemTime};
+
+use tokio::{signal::unix::Signal, time::MissedTickBehavior};
+
+use crate::{
+    config::{Changes, Config, ConfigErrors, Secret, Sources},
+    metrics::ReloadResult,
+    node::{Node, ReloadError},
+    serve::check_descriptor_limit,
+    telemetry::Filter,
+    tls::LOOK,
+};
+
+/// Reads the configuration again and has the node take it.
+pub struct Reloader {
+    sources: Arc<Sources>,
+    /// What decides about the log; `None` if the log is somebody else's.
+    log: Option<Filter>,
+    /// The key of a node that was started without one: it counts for as long as no other is configured.
+    own_secret: Option<Secret>,
+    /// What was last tried, whether it was sound or not.
+    tried: Found,
+}
+
+/// What a look has found.
+enum Found {
+    Sound(Box<Config>),
+    Broken(ConfigErrors),
+}
+
+impl Found {
+    fn read(sources: &Sources) -> Self {
+        match sources.read_again().and_then(|sources| Config::load(&sources)) {
+            Ok(config) => Self::Sound(Box::new(config)),
+            Err(errors) => Self::Broken(errors),
+        }
+    }
+
+    /// Whether both would be told, and taken, in the same way.
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Sound(one), Self::Sound(other)) => one.snapshot == other.snapshot,
+            (Self::Broken(one), Self::Broken(other)) => one == other,
+            (Self::Sound(_), Self::Broken(_)) | (Self::Broken(_), Self::Sound(_)) => false,
+        }
+    }
+}
+
+impl Reloader {
+    /// Begins with the configuration that the node was started with, and where that came from.
+    pub fn new(sources: Sources, config: Config, log: Option<Filter>) -> Self {
+        Self { sources: Arc::new(sources), log, own_secret: None, tried: Found::Sound(Box::new(config)) }
+    }
+
+    /// With the key that a node made for itself.
+    #[must_use]
+    pub fn with_own_secret(mut self, secret: Secret) -> Self {
+        self.own_secret = Some(secret);
+        self
+    }
+
+    /// Takes new configurations until dropped. `hangup` has them, and the certificate, taken at once.
+    pub async fn run(mut self, node: &Node, hangup: &mut Signal) -> Infallible {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seen: Option<Found> = None;
+        loop {
+            let told = tokio::select! {
+                () = received(hangup) => true,
+                _ = looks.tick() => false,
+            };
+            let found = self.look().await;
+            if told {
+                node.reload_files().await;
+                self.take(node, found);
+                seen = None;
+            } else if seen.as_ref().is_some_and(|seen| seen.is_like(&found)) && !found.is_like(&self.tried) {
+                self.take(node, found);
+                seen = None;
+            } else {
+                seen = Some(found);
+            }
+        }
+    }
+
+    /// Reads everything. A file may keep its reader waiting: not on a thread that others need.
+    async fn look(&self) -> Found {
+        let sources = Arc::clone(&self.sources);
+        let found = tokio::task::spawn_blocking(move || Found::read(&sources));
+        match found.await {
+            Ok(found) => found,
+            // Never to be polled again: the runtime is at its end.
+            Err(_) => pending().await,
+        }
+    }
+
+    fn take(&mut self, node: &Node, mut found: Found) {
+        if let Found::Sound(config) = &mut found
+            && !config.auth.has_key()
+        {
+            config.auth.keys.secret.clone_from(&self.own_secret);
+        }
+        let result = match &found {
+            Found::Broken(errors) => {
+                for error in errors.iter() {
+                    tracing::error!(%error, "the new configuration is refused; the old one goes on");
+                }
+                ReloadResult::Refused
+            }
+            Found::Sound(config) => match tokio::task::block_in_place(|| node.reload(config)) {
+                Ok(changes) => self.tell(config, &changes),
+                Err(error @ (ReloadError::NoKey | ReloadError::Keys(_))) => {
+                    tracing::error!(%error, "the new configuration is refused; the old one goes on");
+                    ReloadResult::Refused
+                }
+            },
+        };
+        node.metrics().config_reloaded(result, SystemTime::now().into());
+        self.tried = found;
+    }
+
+    fn tell(&self, config: &Config, Changes { live, restart }: &Changes) -> ReloadResult {
+        if !restart.is_empty() {
+            let keys = restart.join(", ");
+            tracing::warn!(keys, "changed in the configuration; takes effect after a restart");
+        }
+        if live.is_empty() {
+            tracing::info!("the configuration was read again; nothing in it changes this node");
+            return ReloadResult::Unchanged;
+        }
+        if let Some(log) = &self.log {
+            log.set(&config.log.filter);
+        }
+        tracing::info!(keys = live.join(", "), "the new configuration counts");
+        check_descriptor_limit(config.limits.connections);
+        ReloadResult::Applied
+    }
+}
+
+/// Waits for the signal; forever if none can come any more.
+async fn received(signal: &mut Signal) {
+    if signal.recv().await.is_none() {
+        pending::<()>().await;
+    }
+}

@@ -1,0 +1,103 @@
+//! The age at which a session is sent on to another node.
+//!
+//! A node that was added stays empty as long as sessions last. With `public.max_session_age` each is told to
+//! come back once in a while, and lands where there is room. Whoever came together must not leave together:
+//! every session has an end of its own. It follows from the session's name, so that nobody has to keep it.
+
+use std::time::Duration;
+
+use broker_bridge::SessionId;
+
+use super::timers::Tick;
+
+/// The part of the age that is the same for all.
+const FIRM: f32 = 0.8;
+
+/// How old sessions may get.
+#[derive(Clone, Copy, Debug)]
+pub struct Age {
+    limit: Option<Duration>,
+    /// Since when that is so. Sessions that are older were not made for it.
+    since: Tick,
+}
+
+impl Age {
+    /// From now on `limit` counts.
+    pub fn new(limit: Option<Duration>, now: Tick) -> Self {
+        Self { limit, since: now }
+    }
+
+    /// When the session that began at `born` is old enough.
+    ///
+    /// Between 80 % and 100 % of the limit for a session that begins under it. One that was there before is
+    /// sent on at any time within the limit, counted from when it was set: a limit that comes late must not
+    /// end all old sessions in one moment.
+    pub fn end(&self, session: SessionId, born: Tick) -> Tick {
+        let Some(limit) = self.limit else { return Tick(u32::MAX) };
+        let spread = spread(session);
+        if born >= self.since {
+            born.after(limit.mul_f32(FIRM + (1.0 - FIRM) * spread))
+        } else {
+            self.since.after(limit.mul_f32(spread))
+        }
+    }
+}
+
+/// A number in `0..1` for each session. Names are counted up, and multiples of the golden ratio lie as
+/// evenly as any numbers can, however many are taken (Knuth, TAOCP volume 3, §6.4).
+#[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32's mantissa")]
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is counted up")]
+fn spread(session: SessionId) -> f32 {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    let hash = (session.0 as u64).wrapping_mul(GOLDEN);
+    (hash >> 40) as f32 / (1_u64 << 24) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HALF_AN_HOUR: Duration = Duration::from_secs(30 * 60);
+    const SESSIONS: u32 = 10_000;
+
+    /// How many of the sessions end in each of `parts` equal parts of the time between two ticks.
+    fn histogram(ends: impl Iterator<Item = Tick>, from: u32, to: u32, parts: u32) -> Vec<u32> {
+        let mut counts = vec![0; parts as usize];
+        for Tick(end) in ends {
+            assert!((from..=to).contains(&end), "{from} <= {end} <= {to}");
+            counts[((end - from) * parts / (to - from + 1)) as usize] += 1;
+        }
+        counts
+    }
+
+    fn sessions() -> impl Iterator<Item = SessionId> {
+        (0..u128::from(SESSIONS)).map(|number| SessionId(7 << 64 | number))
+    }
+
+    #[test]
+    fn who_came_together_leaves_evenly_over_the_last_fifth() {
+        let age = Age::new(Some(HALF_AN_HOUR), Tick(0));
+        let ends = sessions().map(|session| age.end(session, Tick(1_000)));
+        // 24 to 30 minutes later, in ticks of 100 ms.
+        let counts = histogram(ends, 1_000 + 14_400, 1_000 + 18_000, 36);
+        let even = SESSIONS / 36;
+        assert!(counts.iter().all(|count| count.abs_diff(even) <= even / 10), "{counts:?}");
+    }
+
+    #[test]
+    fn who_was_there_before_the_limit_leaves_evenly_over_all_of_it() {
+        let age = Age::new(Some(HALF_AN_HOUR), Tick(500_000));
+        let ends = sessions().map(|session| age.end(session, Tick(3)));
+        let counts = histogram(ends, 500_000, 500_000 + 18_000, 36);
+        let even = SESSIONS / 36;
+        assert!(counts.iter().all(|count| count.abs_diff(even) <= even / 10), "{counts:?}");
+    }
+
+    #[test]
+    fn an_end_stays_where_it_is_and_without_a_limit_there_is_none() {
+        let session = SessionId(42);
+        let age = Age::new(Some(HALF_AN_HOUR), Tick(9));
+        assert_eq!(age.end(session, Tick(10)), age.end(session, Tick(10)));
+        assert_eq!(Age::new(None, Tick(9)).end(session, Tick(10)), Tick(u32::MAX));
+    }
+}
