@@ -15,12 +15,26 @@ SECRETS = {
 }
 
 
-def check(tidegate, text, tmp_path):
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A pair as cert-manager would write it."""
+    directory = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=rooms.example.com", "-keyout", directory / "tls.key", "-out", directory / "tls.crt"],
+        check=True, capture_output=True,
+    )
+    return directory
+
+
+def check(tidegate, text, tmp_path, certificate=None):
     """What `tidegate check-config` says of a rendered file, once the files it names are there."""
     secrets = tmp_path / "secrets"
     secrets.mkdir(exist_ok=True)
     for name, value in SECRETS.items():
         (secrets / name).write_text(value)
+    if certificate:
+        (tmp_path / "tls").symlink_to(certificate)
     path = tmp_path / "tidegate.toml"
     path.write_text(text.replace("/etc/tidegate/", f"{tmp_path}/"))
     # A clean environment: nothing of this machine may mend what is broken.
@@ -29,9 +43,9 @@ def check(tidegate, text, tmp_path):
     )
 
 
-def test_the_node_takes_what_is_rendered(tidegate, values_file, tmp_path):
+def test_the_node_takes_what_is_rendered(tidegate, values_file, tmp_path, certificate):
     objects = render(files=[values_file])
-    checked = check(tidegate, config_text(objects, deployment_name(objects)), tmp_path)
+    checked = check(tidegate, config_text(objects, deployment_name(objects)), tmp_path, certificate)
     assert checked.returncode == 0, checked.stderr
     assert checked.stdout == "configuration is valid\n"
 
@@ -96,6 +110,8 @@ def test_notes_name_the_next_three_steps_and_what_is_dangerous():
 
     open_door = render(fleet | {"ingress": {"enabled": True}}, notes=True)
     assert "tokens travel in the open" in open_door
+    unlisted = render({"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}, notes=True)
+    assert "config.public.trusted_proxies is empty" in unlisted
     assert "no machine with a pod of this release can be drained" in render(
         {"podDisruptionBudget": {"maxUnavailable": 0}}, notes=True
     )

@@ -295,6 +295,37 @@ def test_pods_are_replaced_when_they_must_be(change, restarts, restarts_when_liv
     assert (checksum(merge(live, change)) != checksum(live)) == restarts_when_live
 
 
+def keys_of_the_node():
+    """Every key with whether it counts at once, from the node's own reference."""
+    text = (CHART.parents[1] / "gateway" / "docs" / "configuration.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| .+? \| .+? \| (at once|after a restart|[^|]*) \|", text, re.M)
+    # A new place of the secret is a new volume, and so a new pod, by itself; a room's policy has no name.
+    return [(key, when) for key, when in rows if "<" not in key and not key.startswith("auth.hs256_secret")]
+
+
+@pytest.mark.parametrize(("key", "when"), keys_of_the_node())
+def test_the_chart_knows_which_keys_a_running_node_takes(key, when):
+    managed = {
+        "public.listen": {"containerPorts": {"public": 1}},
+        "ops.listen": {"containerPorts": {"ops": 1}},
+        "broker.url": {"redis": {"url": "redis://other"}},
+        "broker.url_file": {"redis": {"existingSecret": "other"}},
+        "broker.ca_file": {"redis": {"caSecret": "other"}},
+        "tls.cert": {"tls": {"existingSecret": "other"}},
+        "tls.key": {"tls": {"existingSecret": "other"}},
+        "drain.pause": {"drain": {"pauseSeconds": 1}},
+        "drain.window": {"drain": {"windowSeconds": 1}},
+        "drain.deadline": {"drain": {"flushSeconds": 1}},
+    }
+    change = "changed"
+    for part in reversed(key.split(".")):
+        change = {part: change}
+    change = managed.get(key, {"config": change})
+    live = {"restartOnConfigChange": False}
+    restarts = checksum(merge(live, change)) != checksum(live)
+    assert restarts == (when == "after a restart"), f"{key} counts {when}"
+
+
 def test_a_new_chart_version_alone_moves_no_connection():
     for file in VALUES:
         objects = render(files=[file])

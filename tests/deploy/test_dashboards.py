@@ -18,12 +18,12 @@ from processes import eventually, get
 
 HERE = Path(__file__).parent
 INTERVAL = "10s"
-# Of nodes that are configured for them, and not of those here: TLS, key sets, a configuration that was read again.
+# Of nodes that are configured for them, and not of those here: TLS, key sets and keys in files of their own.
 ELSEWHERE = {
     "tidegate_tls_certificate_expiry_seconds",
     "tidegate_tls_reloads_total",
     "tidegate_jwks_last_success_timestamp_seconds",
-    "tidegate_config_last_reload_successful",
+    "tidegate_key_reloads_total",
 }
 
 

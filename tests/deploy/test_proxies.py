@@ -1,5 +1,7 @@
 """The proxies' configurations in deploy/proxies, each before two real nodes and one Redis."""
 
+import contextlib
+import socket
 import subprocess
 import time
 import urllib.request
@@ -190,3 +192,28 @@ def test_without_heartbeats_the_same_time_out_cuts(kind, stage):
         client.until(lambda c=client: c.count("open") == 1, "connected")
     for client in clients:
         client.until(lambda c=client: c.count("close") + c.count("interrupted") > 0, "cut")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_client_counts_as_the_address_it_comes_from(kind, stage):
+    # The proxy itself is at 127.0.0.1 for the nodes. Whatever a client says of itself is not believed.
+    nodes = stage.nodes(**{"public.trusted_proxies": "127.0.0.1", "limits.connections_per_address": "2"})
+    proxy = stage.proxy(kind, nodes)
+    open_sockets = contextlib.ExitStack()
+
+    def connect(address):
+        raw = socket.create_connection(("127.0.0.1", proxy.port), source_address=(address, 0))
+        url = f"ws://127.0.0.1:{proxy.port}/rooms/lobby?token={stage.token}"
+        headers = {"X-Forwarded-For": "192.0.2.99"}
+        client = websockets.sync.client.connect(url, sock=raw, additional_headers=headers, ping_interval=None)
+        open_sockets.enter_context(client)
+
+    with open_sockets:
+        # Two on each node at most; how the proxy spreads them is its own matter.
+        connect("127.0.0.5")
+        connect("127.0.0.5")
+        with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
+            for _ in range(3):
+                connect("127.0.0.5")
+        assert refused.value.response.status_code == 429
+        connect("127.0.0.6")

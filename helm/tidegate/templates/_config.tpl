@@ -6,7 +6,13 @@
 
 {{/* What only a new process takes: the parts that a running node does not read again. */}}
 {{- define "tidegate.configAtStart" -}}
-{{- pick (include "tidegate.configTree" . | fromJson) "public" "ops" "broker" "shards" | toJson }}
+{{- $tree := include "tidegate.configTree" . | fromJson }}
+{{- $parts := list (pick $tree "shards" "demo" "ops" "tls") }}
+{{- $parts = append $parts (omit (get $tree "broker" | default dict) "subscribe_timeout") }}
+{{- $parts = append $parts (pick (get $tree "public" | default dict) "listen") }}
+{{- $parts = append $parts (pick (get $tree "auth" | default dict) "jwks_url" "jwks_interval" "jwks_ca_file") }}
+{{- $parts = append $parts (pick (get $tree "log" | default dict) "format") }}
+{{- toJson $parts }}
 {{- end }}
 
 {{/* The configuration before it is written down, as JSON. */}}

@@ -66,6 +66,10 @@ export const fleet = dashboard("tidegate-fleet", "Tidegate / Fleet", "All nodes:
           [`sum(${rate("tidegate_connections_opened_total")})`, "opened"],
           [`sum(${rate("tidegate_connections_closed_total")})`, "ended"],
         ]),
+        graph("Over a limit", "Messages and commands refused by limit, and connections refused for their address, per second.", "cps", [
+          [`sum by (limit) (${rate("tidegate_limited_total")})`, "{{limit}}"],
+          [`sum(${rate("tidegate_refusals_total", ', reason=~"attempts|address_connections"')})`, "addresses"],
+        ]),
         graph("Ends by reason", "Sessions that ended, per second.", "cps", [[`sum by (reason) (${rate("tidegate_connections_closed_total")})`, "{{reason}}"]], { stacked: true }),
       ),
     ],
