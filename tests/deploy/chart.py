@@ -14,11 +14,7 @@ HELM = {"helm3": TOOLS / "helm3", "helm4": TOOLS / "helm4"}
 KUBERNETES = ("1.28", "1.33", "1.37")
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 # Enough for more than one pod.
-FLEET = {
-    "replicaCount": 2,
-    "auth": {"existingSecret": "keys"},
-    "redis": {"existingSecret": "redis"},
-}
+FLEET = {"replicaCount": 2, "auth": {"existingSecret": "keys"}, "redis": {"existingSecret": "redis"}}
 
 
 class Refused(Exception):
@@ -38,9 +34,7 @@ def merge(base, over):
 
 def helm(binary, *args, stdin=None):
     """Runs helm and returns its standard output."""
-    done = subprocess.run(
-        [HELM[binary], *map(str, args)], input=stdin, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([HELM[binary], *map(str, args)], input=stdin, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Refused(done.stderr)
     return done.stdout
@@ -48,9 +42,7 @@ def helm(binary, *args, stdin=None):
 
 def render(values=None, *, files=(), binary="helm4", kubernetes="1.33", release="r", notes=False):
     """The rendered objects, as a list of maps; the text of NOTES.txt with `notes`."""
-    text = _render(
-        yaml.safe_dump(values or {}), tuple(map(str, files)), binary, kubernetes, release, notes
-    )
+    text = _render(yaml.safe_dump(values or {}), tuple(map(str, files)), binary, kubernetes, release, notes)
     return text if notes else [document for document in yaml.safe_load_all(text) if document]
 
 

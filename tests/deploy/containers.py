@@ -65,8 +65,21 @@ class Podman:
         empty = self.directory / "context"
         empty.mkdir(exist_ok=True)
         self.run(
-            "buildah", "bud", "--isolation", "chroot", "--quiet", "--format", "docker", "--build-context", f"build={out}",
-            "--file", ROOT / "deploy" / "Dockerfile", "--tag", name, *options, empty,
+            "buildah",
+            "bud",
+            "--isolation",
+            "chroot",
+            "--quiet",
+            "--format",
+            "docker",
+            "--build-context",
+            f"build={out}",
+            "--file",
+            ROOT / "deploy" / "Dockerfile",
+            "--tag",
+            name,
+            *options,
+            empty,
         )
 
 

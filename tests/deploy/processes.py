@@ -117,11 +117,7 @@ class Node(Running):
     def __init__(self, binary, directory, name="node", host="127.0.0.1", ports=None, **settings):
         self.host = host
         self.public, self.ops = ports or free_ports(2)
-        defaults = {
-            "public.listen": f"{host}:{self.public}",
-            "ops.listen": f"{host}:{self.ops}",
-            "shards": "1",
-        }
+        defaults = {"public.listen": f"{host}:{self.public}", "ops.listen": f"{host}:{self.ops}", "shards": "1"}
         command = [binary, "serve"]
         for key, value in (defaults | settings).items():
             command += ["--set", f"{key}={value}"]
@@ -156,12 +152,7 @@ class Client(Running):
         self.happenings_file = Path(directory) / f"{name}.happenings"
         with self.happenings_file.open("w") as out:
             super().__init__(
-                name,
-                ["node", CLIENTS / script, *arguments],
-                directory,
-                stdout=out,
-                stdin=subprocess.PIPE,
-                text=True,
+                name, ["node", CLIENTS / script, *arguments], directory, stdout=out, stdin=subprocess.PIPE, text=True
             )
 
     def happenings(self):

@@ -20,9 +20,26 @@ def certificate(tmp_path_factory):
     """A pair as cert-manager would write it."""
     directory = tmp_path_factory.mktemp("tls")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=rooms.example.com", "-keyout", directory / "tls.key", "-out", directory / "tls.crt"],
-        check=True, capture_output=True,
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=rooms.example.com",
+            "-keyout",
+            directory / "tls.key",
+            "-out",
+            directory / "tls.crt",
+        ],
+        check=True,
+        capture_output=True,
     )
     return directory
 
@@ -64,7 +81,11 @@ def test_values_arrive_as_they_are(binary):
         "demo": False,
         "limits": {"connections": 10_000_000, "message_size": "64KiB", "rooms_per_session": 1},
         "rooms": {"a b.c:*": {"grant": ["subscribe"]}, "inbox:{sub}": {"grant": []}},
-        "future": {"ratio": 0.5, "nested": {"deep": {"x": -1}}, "tables": [{"kid": "a", "weight": 1}, {"kid": "b", "weight": 2}]},
+        "future": {
+            "ratio": 0.5,
+            "nested": {"deep": {"x": -1}},
+            "tables": [{"kid": "a", "weight": 1}, {"kid": "b", "weight": 2}],
+        },
     }
     read = tomllib.loads(config_text(render({"config": config}, binary=binary)))
     assert {key: read[key] for key in config} == config

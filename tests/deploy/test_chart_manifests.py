@@ -8,7 +8,6 @@ import yaml
 
 from chart import CHART, FLEET, VALUES, config_text, deployment_name, merge, node_container, of_kind, pod_spec, render
 
-
 # Leaving
 
 
@@ -35,9 +34,7 @@ def test_the_grace_period_covers_everything_a_leaving_pod_does(drain, kubernetes
 
     # The kubelet counts the pre-stop sleep; the node counts from SIGTERM.
     assert grace == sleep + seconds(told["deadline"]) + values["marginSeconds"]
-    assert seconds(told["deadline"]) == (
-        seconds(told["pause"]) + seconds(told["window"]) + values["flushSeconds"]
-    )
+    assert seconds(told["deadline"]) == (seconds(told["pause"]) + seconds(told["window"]) + values["flushSeconds"])
     assert seconds(told["window"]) == values["windowSeconds"]
     # Whoever waits for the load balancers, it is as long as asked for.
     assert sleep + seconds(told["pause"]) == values["preStopSeconds"] + values["pauseSeconds"]
@@ -264,9 +261,7 @@ def test_any_secret_can_be_mounted_for_a_key_that_names_a_file():
         "2026-08": {"algorithm": "HS512", "secret_file": f"/etc/tidegate/secrets/{key}"}
     }
     (volume,) = [volume for volume in pod_spec(objects)["volumes"] if volume["name"] == "secrets"]
-    assert volume["projected"]["sources"] == [
-        {"secret": {"name": "more-keys", "items": [{"key": "pem", "path": key}]}}
-    ]
+    assert volume["projected"]["sources"] == [{"secret": {"name": "more-keys", "items": [{"key": "pem", "path": key}]}}]
 
 
 # What makes pods be replaced

@@ -24,8 +24,14 @@ SCHEMA = [
     ({"autoscaling": {"kind": "both"}}, r"kind"),
     ({"autoscaling": {"enabled": True}}, r"enabled"),
     ({"autoscaling": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 7200}}}}, r"stabilizationWindowSeconds"),
-    ({"autoscaling": {"behavior": {"scaleDown": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 3600}]}}}},
-     r"periodSeconds"),
+    (
+        {
+            "autoscaling": {
+                "behavior": {"scaleDown": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 3600}]}}
+            }
+        },
+        r"periodSeconds",
+    ),
     ({"autoscaling": {"keda": {"serverAddress": "prometheus:9090"}}}, r"serverAddress"),
     ({"maxSurge": 0}, r"maxSurge"),
     ({"maxSurge": "0%"}, r"maxSurge"),
@@ -58,7 +64,9 @@ SCHEMA = [
 
 
 @pytest.mark.parametrize("binary", HELM)
-@pytest.mark.parametrize(("values", "said"), SCHEMA, ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("values", "said"), SCHEMA, ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else ""
+)
 def test_the_schema_refuses(binary, values, said):
     with pytest.raises(Refused) as refused:
         render(values, binary=binary)
@@ -72,22 +80,35 @@ GUARDS = [
     ({"replicaCount": 2, "auth": FLEET["auth"]}, "more than one pod needs a Redis that all of them use"),
     ({"replicaCount": 2, "redis": FLEET["redis"]}, "more than one pod needs a common key"),
     ({"replicaCount": 2, "redis": FLEET["redis"], "config": {"auth": {"leeway": "1s"}}}, "needs a common key"),
-    ({"replicaCount": 2, "redis": FLEET["redis"], "secretFiles": {"auth.jwks_ca_file": {"name": "a", "key": "b"}}},
-     "needs a common key"),
+    (
+        {"replicaCount": 2, "redis": FLEET["redis"], "secretFiles": {"auth.jwks_ca_file": {"name": "a", "key": "b"}}},
+        "needs a common key",
+    ),
     ({"autoscaling": {"kind": "hpa"}, "auth": FLEET["auth"]}, "more than one pod needs a Redis"),
-    (merge(FLEET, {"autoscaling": {"kind": "hpa", "minReplicas": 5, "maxReplicas": 4}}),
-     "autoscaling.minReplicas is 5 and autoscaling.maxReplicas is 4"),
-    (merge(FLEET, {"autoscaling": {"kind": "hpa"}, "config": {"limits": {"connections": 20000}}}),
-     r"autoscaling.connectionsPerPod is 20000: it must be below limits.connections \(20000\)"),
-    (merge(FLEET, {"autoscaling": {"kind": "hpa"}, "resources": {"requests": None}}),
-     "autoscaling.cpuUtilization is in per cent of resources.requests.cpu, which is not set"),
+    (
+        merge(FLEET, {"autoscaling": {"kind": "hpa", "minReplicas": 5, "maxReplicas": 4}}),
+        "autoscaling.minReplicas is 5 and autoscaling.maxReplicas is 4",
+    ),
+    (
+        merge(FLEET, {"autoscaling": {"kind": "hpa"}, "config": {"limits": {"connections": 20000}}}),
+        r"autoscaling.connectionsPerPod is 20000: it must be below limits.connections \(20000\)",
+    ),
+    (
+        merge(FLEET, {"autoscaling": {"kind": "hpa"}, "resources": {"requests": None}}),
+        "autoscaling.cpuUtilization is in per cent of resources.requests.cpu, which is not set",
+    ),
     (merge(FLEET, {"autoscaling": {"kind": "keda"}}), "needs autoscaling.keda.serverAddress"),
-    ({"terminationGracePeriodSeconds": 84},
-     r"terminationGracePeriodSeconds is 84, and a pod needs 85 to leave: drain.preStopSeconds 5 \+ pauseSeconds 0 "
-     r"\+ windowSeconds 60 \+ flushSeconds 15 \+ marginSeconds 5"),
+    (
+        {"terminationGracePeriodSeconds": 84},
+        r"terminationGracePeriodSeconds is 84, and a pod needs 85 to leave: drain.preStopSeconds 5 \+ pauseSeconds 0 "
+        r"\+ windowSeconds 60 \+ flushSeconds 15 \+ marginSeconds 5",
+    ),
     ({"progressDeadlineSeconds": 10}, "progressDeadlineSeconds must be longer than minReadySeconds"),
     ({"containerPorts": {"public": 9090}}, "containerPorts.public and containerPorts.ops must differ"),
-    ({"config": {"public": {"listen": "0.0.0.0:1"}}}, "config.public.listen: this key is the chart's; set listenAddress"),
+    (
+        {"config": {"public": {"listen": "0.0.0.0:1"}}},
+        "config.public.listen: this key is the chart's; set listenAddress",
+    ),
     ({"config": {"drain": {"window": "10s"}}}, "config.drain.window: this key is the chart's; set drain.windowSeconds"),
     ({"config": {"broker": {"url": "redis://a"}}}, "config.broker.url: this key is the chart's; set redis.url"),
     ({"config": {"auth": {"hs256_secret": "x" * 40}}}, "config.auth.hs256_secret: this key is the chart's"),
@@ -96,13 +117,19 @@ GUARDS = [
     ({"secretFiles": {"broker.url_file": {"name": "a", "key": "b"}}}, "secretFiles.broker.url_file: this key is the"),
     ({"extraEnv": [{"name": "TIDEGATE_AUTH__HS256_SECRET", "value": "x"}]}, "holds a secret; take it from a Secret"),
     ({"redis": {"url": "redis://user:pass@host"}}, "redis.url holds a password"),
-    ({"redis": {"url": "redis://host", "existingSecret": "a"}}, "redis.url, redis.existingSecret: set only one of them"),
+    (
+        {"redis": {"url": "redis://host", "existingSecret": "a"}},
+        "redis.url, redis.existingSecret: set only one of them",
+    ),
     ({"redis": {"existingSecret": "a", "development": {"enabled": True}}}, "set only one of them"),
     ({"redis": {"url": "redis://host", "caSecret": "ca"}}, "redis.caSecret is for Redis behind TLS"),
     ({"tls": {"existingSecret": "a", "certManager": {"enabled": True}}}, "tls.certManager.enabled: set only one"),
     ({"tls": {"certManager": {"enabled": True}}}, "tls.certManager needs tls.certManager.issuerRef.name"),
     ({"httpRoute": {"enabled": True}}, "httpRoute needs httpRoute.parentRefs"),
-    ({"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}}, "would scrape every pod twice"),
+    (
+        {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
+        "would scrape every pod twice",
+    ),
 ]
 
 
@@ -122,8 +149,11 @@ def test_the_guards_refuse(binary, values, said):
         merge(FLEET, {"auth": {"existingSecret": ""}, "secretFiles": {"auth.pem_file": {"name": "k", "key": "k"}}}),
         merge(FLEET, {"auth": {"existingSecret": ""}, "config": {"auth": {"jwks_url": "https://login.example/jwks"}}}),
         merge(FLEET, {"auth": {"existingSecret": ""}, "extraEnvFrom": [{"secretRef": {"name": "k"}}]}),
-        {"replicaCount": 2, "auth": FLEET["auth"],
-         "extraEnv": [{"name": "TIDEGATE_BROKER__URL", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]},
+        {
+            "replicaCount": 2,
+            "auth": FLEET["auth"],
+            "extraEnv": [{"name": "TIDEGATE_BROKER__URL", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}],
+        },
     ],
 )
 def test_a_fleet_may_have_its_redis_and_keys_from_anywhere(values):
@@ -133,9 +163,7 @@ def test_a_fleet_may_have_its_redis_and_keys_from_anywhere(values):
 @pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"])
 def test_kinds_of_redis_are_refused_exactly_as_long_as_the_node_refuses_them(scheme, tidegate):
     url = f"{scheme}://a.example:26379/main"
-    node = subprocess.run(
-        [tidegate, "check-config", "--broker-url", url], capture_output=True, text=True, check=False
-    )
+    node = subprocess.run([tidegate, "check-config", "--broker-url", url], capture_output=True, text=True, check=False)
     if "not yet supported" in node.stderr:
         with pytest.raises(Refused, match=re.escape(f"does not serve {scheme}:// yet")):
             render({"redis": {"url": url}})

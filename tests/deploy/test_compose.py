@@ -35,7 +35,9 @@ def test_the_node_takes_its_environment(tidegate, tmp_path):
     nodes = {name: service for name, service in services().items() if name.startswith("tidegate-")}
     assert set(nodes) == {"tidegate-a", "tidegate-b"}
     for service in nodes.values():
-        environment = {key: value.replace("/run/tidegate", str(tmp_path)) for key, value in service["environment"].items()}
+        environment = {
+            key: value.replace("/run/tidegate", str(tmp_path)) for key, value in service["environment"].items()
+        }
         checked = subprocess.run(
             [tidegate, "check-config"], capture_output=True, text=True, check=False, env=environment
         )
@@ -95,7 +97,14 @@ def test_prometheus_takes_its_configuration(tmp_path):
 
 def test_haproxy_takes_its_configuration_as_it_is(tmp_path):
     # Names that only compose knows become addresses.
-    text = (DEPLOY / "proxies" / "haproxy.cfg").read_text().replace("tidegate-a:", "127.0.0.2:").replace("tidegate-b:", "127.0.0.3:")
+    text = (
+        (DEPLOY / "proxies" / "haproxy.cfg")
+        .read_text()
+        .replace("tidegate-a:", "127.0.0.2:")
+        .replace("tidegate-b:", "127.0.0.3:")
+    )
     (tmp_path / "haproxy.cfg").write_text(text)
-    checked = subprocess.run(["haproxy", "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        ["haproxy", "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stderr

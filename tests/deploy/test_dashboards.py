@@ -13,7 +13,7 @@ import yaml
 
 from chart import CHART, ROOT
 from fleet import NAMESPACE, Fleet, Load
-from pictures import dashboards, draw, substituted
+from pictures import chosen, dashboards, draw, substituted
 from processes import eventually, get
 
 HERE = Path(__file__).parent
@@ -56,9 +56,21 @@ def test_the_types_find_what_grafana_does_not_know():
     wrong.write_text(source.replace("GraphDrawStyle.Line", '"wiggly"'))
     try:
         compiled = subprocess.run(
-            [HERE / "node_modules/.bin/tsc", "--ignoreConfig", "--noEmit", "--strict", "--skipLibCheck", "--target", "es2022",
-             "--module", "nodenext", wrong],
-            capture_output=True, text=True, check=False,
+            [
+                HERE / "node_modules/.bin/tsc",
+                "--ignoreConfig",
+                "--noEmit",
+                "--strict",
+                "--skipLibCheck",
+                "--target",
+                "es2022",
+                "--module",
+                "nodenext",
+                wrong,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     finally:
         wrong.unlink()
@@ -67,16 +79,7 @@ def test_the_types_find_what_grafana_does_not_know():
 
 
 def panels():
-    return [
-        (dashboard, panel)
-        for dashboard in dashboards()
-        for panel in dashboard["panels"]
-        if panel["type"] != "row"
-    ]
-
-
-def variables(dashboard, pod):
-    return {"namespace": NAMESPACE, "pod": pod if dashboard["uid"] == "tidegate-node" else ".*"}
+    return [(dashboard, panel) for dashboard in dashboards() for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def test_every_panel_has_a_description_a_unit_and_a_place_of_its_own():
@@ -100,7 +103,9 @@ def test_every_expression_parses():
     expressions += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     assert len(expressions) > 100
     for expression in expressions:
-        promql_parser.parse(substituted(expression, {"namespace": "n", "pod": "p"}, "1m") if "$" in expression else expression)
+        promql_parser.parse(
+            substituted(expression, {"namespace": "n", "pod": "p"}, "1m") if "$" in expression else expression
+        )
     with pytest.raises(ValueError):
         promql_parser.parse("sum by (pod) rate(tidegate_sockets[5m]")
 
@@ -127,7 +132,7 @@ def test_no_panel_is_without_data(busy, tmp_path):
         found = []
         for dashboard, panel in panels():
             for target in panel["targets"]:
-                expression = substituted(target["expr"], variables(dashboard, node), INTERVAL)
+                expression = substituted(target["expr"], chosen(dashboard, node), INTERVAL)
                 answer = fleet.prometheus.api("query", query=expression)
                 values = [float(series["value"][1]) for series in answer["result"]]
                 if not values or not any(math.isfinite(value) for value in values):
@@ -145,7 +150,7 @@ def test_no_panel_is_without_data(busy, tmp_path):
         file = tmp_path / f"{dashboard['uid']}.png"
 
         def every_panel_has_a_line(dashboard=dashboard, file=file):
-            drawn = draw(dashboard, fleet.prometheus, variables(dashboard, node), INTERVAL, start, time.time(), file)
+            drawn = draw(dashboard, fleet.prometheus, chosen(dashboard, node), INTERVAL, start, time.time(), file)
             assert all(drawn.values()), f"without a line: {[title for title, lines in drawn.items() if not lines]}"
             return True
 

@@ -26,7 +26,9 @@ def test_the_context_is_enough_for_cargo_and_nothing_else(podman, tmp_path):
     """.dockerignore as a builder applies it: the workspace loads, and no test, log or history is sent along."""
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /src\n")
     name = "localhost/context:check"
-    podman.run("buildah", "bud", "--isolation", "chroot", "--quiet", "--file", tmp_path / "Dockerfile", "--tag", name, ROOT)
+    podman.run(
+        "buildah", "bud", "--isolation", "chroot", "--quiet", "--file", tmp_path / "Dockerfile", "--tag", name, ROOT
+    )
     container = podman.run("buildah", "from", name)
     source = Path(podman.run("buildah", "mount", container)) / "src"
     try:
@@ -35,7 +37,10 @@ def test_the_context_is_enough_for_cargo_and_nothing_else(podman, tmp_path):
         assert {path.name for path in (source / "tests").iterdir()} == {"Cargo.toml", "src"}
         read = subprocess.run(
             ["cargo", "metadata", "--no-deps", "--format-version", "1", "--offline"],
-            cwd=source, capture_output=True, text=True, check=False,
+            cwd=source,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert read.returncode == 0, read.stderr
         assert "tidegate" in {package["name"] for package in json.loads(read.stdout)["packages"]}
@@ -86,10 +91,29 @@ def running(podman, tmp_path):
     (tmp_path / "secret").chmod(0o444)
     name = f"image-{public}"
     podman(
-        "run", "--detach", "--name", name, "--network", "host", "--read-only", "--cap-drop", "ALL",
-        "--security-opt", "no-new-privileges", "--volume", f"{tmp_path}/secret:/secret:ro",
-        "--env", "TIDEGATE_AUTH__HS256_SECRET_FILE=/secret", "--env", f"TIDEGATE_OPS__LISTEN=127.0.0.1:{ops}",
-        "--env", "TIDEGATE_DRAIN__WINDOW=200ms", IMAGE, "serve", "--public-listen", f"0.0.0.0:{public}",
+        "run",
+        "--detach",
+        "--name",
+        name,
+        "--network",
+        "host",
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+        "--volume",
+        f"{tmp_path}/secret:/secret:ro",
+        "--env",
+        "TIDEGATE_AUTH__HS256_SECRET_FILE=/secret",
+        "--env",
+        f"TIDEGATE_OPS__LISTEN=127.0.0.1:{ops}",
+        "--env",
+        "TIDEGATE_DRAIN__WINDOW=200ms",
+        IMAGE,
+        "serve",
+        "--public-listen",
+        f"0.0.0.0:{public}",
     )
     yield name, public
     podman("rm", "--force", "--time", "0", name, check=False)
@@ -114,8 +138,18 @@ def test_it_runs_is_healthy_serves_and_leaves(podman, running, tidegate, tmp_pat
 
 def test_a_node_that_is_not_there_is_not_healthy(podman):
     (ops,) = free_ports(1)
-    podman("run", "--name", f"nobody-{ops}", "--network", "host", "--env", f"TIDEGATE_OPS__LISTEN=127.0.0.1:{ops}", IMAGE,
-           "healthcheck", check=False)
+    podman(
+        "run",
+        "--name",
+        f"nobody-{ops}",
+        "--network",
+        "host",
+        "--env",
+        f"TIDEGATE_OPS__LISTEN=127.0.0.1:{ops}",
+        IMAGE,
+        "healthcheck",
+        check=False,
+    )
     assert podman("inspect", "--format", "{{.State.ExitCode}}", f"nobody-{ops}") == "1"
 
 
@@ -124,8 +158,11 @@ def test_what_it_is_made_of_can_be_listed(tmp_path):
     file = tmp_path / "sbom.json"
     subprocess.run(
         [VENV / "syft", "scan", f"file:{ROOT}/Cargo.lock", "--output", f"spdx-json={file}", "--quiet"],
-        check=True, env={**os.environ, "SYFT_CHECK_FOR_APP_UPDATE": "false"},
+        check=True,
+        env={**os.environ, "SYFT_CHECK_FOR_APP_UPDATE": "false"},
     )
     named = {package["name"] for package in json.loads(file.read_text())["packages"]}
-    locked = {line.split('"')[1] for line in (ROOT / "Cargo.lock").read_text().splitlines() if line.startswith("name = ")}
+    locked = {
+        line.split('"')[1] for line in (ROOT / "Cargo.lock").read_text().splitlines() if line.startswith("name = ")
+    }
     assert locked <= named

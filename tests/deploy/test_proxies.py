@@ -45,7 +45,16 @@ class Proxy(Running):
             "haproxy": ["haproxy", "-db", "-f", file],
             "nginx": ["nginx", "-c", file, "-p", directory, "-g", "daemon off;"],
             "caddy": [bin_ / "caddy", "run", "--adapter", "caddyfile", "--config", file],
-            "envoy": [bin_ / "envoy", "--config-path", file, "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warn"],
+            "envoy": [
+                bin_ / "envoy",
+                "--config-path",
+                file,
+                "--use-dynamic-base-id",
+                "--concurrency",
+                "1",
+                "--log-level",
+                "warn",
+            ],
         }[kind]
         super().__init__(kind, command, directory, env={"HOME": str(directory)})
         # 404 is a node's answer; before there is one, the proxy says 5xx.
@@ -112,7 +121,9 @@ def stage(tmp_path, tidegate):
 @pytest.mark.parametrize("kind", FILES)
 def test_clients_go_through_stay_and_come_back(kind, stage):
     # Heartbeats as much below the shortened time-out as the real ones are below the real one.
-    nodes = stage.nodes(**{"heartbeat.interval": "600ms", "drain.pause": "3s", "drain.window": "1s", "sse.retry": "200ms"})
+    nodes = stage.nodes(
+        **{"heartbeat.interval": "600ms", "drain.pause": "3s", "drain.window": "1s", "sse.retry": "200ms"}
+    )
     proxy = stage.proxy(kind, nodes)
     clients = {
         (kind_, number): stage.client(kind_, proxy, f"{number}")

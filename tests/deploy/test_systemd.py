@@ -110,7 +110,10 @@ def test_what_it_starts_serves_and_leaves(tidegate, tmp_path):
         reloads = "tidegate_config_reloads_total"
         if reloads in (metrics := get(f"http://127.0.0.1:{ops}/metrics")[1]):
             node.process.send_signal(signal.SIGHUP)
-            node.until(lambda: counted(get(f"http://127.0.0.1:{ops}/metrics")[1], reloads) > counted(metrics, reloads), "read again")
+            node.until(
+                lambda: counted(get(f"http://127.0.0.1:{ops}/metrics")[1], reloads) > counted(metrics, reloads),
+                "read again",
+            )
         node.terminate()
         assert node.wait() == 0
     finally:

@@ -80,8 +80,14 @@ export function stat(
     bad === undefined
       ? [{ value: null, color: "blue" }]
       : "from" in bad
-        ? [{ value: null, color: "green" }, { value: bad.from, color: "red" }]
-        : [{ value: null, color: "red" }, { value: bad.below, color: "green" }];
+        ? [
+            { value: null, color: "green" },
+            { value: bad.from, color: "red" },
+          ]
+        : [
+            { value: null, color: "red" },
+            { value: bad.below, color: "green" },
+          ];
   const options: StatOptions = {
     colorMode: BigValueColorMode.Value,
     graphMode: BigValueGraphMode.None,
@@ -131,7 +137,12 @@ export function graph(
     ...(look.logarithmic ? { scaleDistribution: { type: ScaleDistribution.Log, log: 10 } } : {}),
   };
   const options: TimeSeriesOptions = {
-    legend: { calcs: ["lastNotNull", "max"], displayMode: LegendDisplayMode.Table, placement: "bottom", showLegend: true },
+    legend: {
+      calcs: ["lastNotNull", "max"],
+      displayMode: LegendDisplayMode.Table,
+      placement: "bottom",
+      showLegend: true,
+    },
     tooltip: { mode: TooltipDisplayMode.Multi, sort: SortOrder.Descending },
   };
   return (id, x, y, w) => ({
@@ -205,7 +216,14 @@ export function dashboard(uid: string, title: string, description: string, rows:
   const panels: (Panel | RowPanel)[] = [];
   let [id, y] = [0, 0];
   for (const row of rows) {
-    panels.push({ id: ++id, type: "row", title: row.title, collapsed: false, panels: [], gridPos: { h: 1, w: columns, x: 0, y } });
+    panels.push({
+      id: ++id,
+      type: "row",
+      title: row.title,
+      collapsed: false,
+      panels: [],
+      gridPos: { h: 1, w: columns, x: 0, y },
+    });
     y += 1;
     for (const line of row.lines) {
       const width = Math.floor(columns / line.panels.length);
