@@ -166,10 +166,14 @@ def test_the_variables_offer_what_is_there(busy):
                 continue
             metric, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
             metric = metric.replace("$namespace", ".*")
-            values = eventually(
-                lambda m=metric, l=label: fleet.prometheus.api(f"label/{l}/values", **{"match[]": m}), variable["name"]
-            )
-            assert set(values) == ({NAMESPACE} if label == "namespace" else {node.name for node in fleet.nodes})
+            expected = {NAMESPACE} if label == "namespace" else {node.name for node in fleet.nodes}
+
+            def offered(metric=metric, label=label, expected=expected):
+                values = set(fleet.prometheus.api(f"label/{label}/values", **{"match[]": metric}))
+                assert values == expected, values
+                return True
+
+            eventually(offered, f"{dashboard['title']}: {variable['name']}")
 
 
 def test_every_rule_is_evaluated_and_asks_for_metrics_that_are_there(busy):
