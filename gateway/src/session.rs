@@ -1,10 +1,10 @@
 //! A session: one client, whatever carries it.
 //!
-//! A state machine without IO. It turns what the client says into [`Effect`]s after checking them
-//! against the identity's grants and the limits of the session and its user, and news into what this client is told. Who
+//! A state machine without IO. It turns what the client says into [`Effect`]s after checking them against the
+//! identity's grants and the limits of the session and its user, and news into what this client is told. Who
 //! runs the effects (the shard) needs to know nothing of protocols or grants.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::OnceCell, sync::Arc, time::Duration};
 
 use broker_bridge::{BrokerError, GapCause, Publication, Publisher, RoomName, SessionId};
 use bytes::Bytes;
@@ -32,8 +32,8 @@ pub struct Session {
     protocol: Protocol,
     /// The rooms that the client has asked for within the session.
     subscriptions: Vec<Subscription>,
-    /// What it has used of its limits.
-    purse: Purse,
+    /// What it has used of its limits; nothing is kept of a session that has never said anything.
+    purse: OnceCell<Box<Purse>>,
     /// Whether the client owes an answer to a ping.
     pinged: bool,
 }
@@ -98,7 +98,7 @@ impl Session {
             begun,
             protocol,
             subscriptions: Vec::new(),
-            purse: Purse::default(),
+            purse: OnceCell::new(),
             pinged: false,
         }
     }
@@ -129,15 +129,15 @@ impl Session {
         if commands.is_empty() && std::mem::take(&mut self.pinged) {
             return;
         }
-        let paid = around.allowance.bytes(&self.purse, self.user(), bytes);
+        let paid = around.allowance.bytes(self.purse(), self.user(), bytes);
         if commands.is_empty() {
             // It asked for nothing, and still was to be read.
-            if let Err(limit) = paid.and_then(|()| around.allowance.command(&self.purse, self.user())) {
+            if let Err(limit) = paid.and_then(|()| around.allowance.command(self.purse(), self.user())) {
                 self.overrun(limit, around, effects);
             }
         }
         for command in commands.drain(..) {
-            match paid.and_then(|()| around.allowance.command(&self.purse, self.user())) {
+            match paid.and_then(|()| around.allowance.command(self.purse(), self.user())) {
                 Ok(()) => self.obey(command, around, effects),
                 Err(limit) => self.decline(&command, limit, around, effects),
             }
@@ -169,8 +169,8 @@ impl Session {
         effects: &mut Vec<Effect>,
     ) -> bool {
         let user = self.user();
-        let paid = around.allowance.bytes(&self.purse, user, bytes);
-        match paid.and_then(|()| around.allowance.command(&self.purse, user)) {
+        let paid = around.allowance.bytes(self.purse(), user, bytes);
+        match paid.and_then(|()| around.allowance.command(self.purse(), user)) {
             Ok(()) => true,
             Err(limit) => {
                 self.overrun(limit, around, effects);
@@ -266,11 +266,15 @@ impl Session {
     /// The client is over a limit. Returns whether the session goes on: not if it was so too often.
     fn overrun(&self, limit: Limit, around: &Surroundings<'_>, effects: &mut Vec<Effect>) -> bool {
         effects.push(Effect::Limited(limit));
-        let forgiven = around.allowance.excuse(&self.purse);
+        let forgiven = around.allowance.excuse(self.purse());
         if !forgiven {
             effects.push(Effect::Close(CloseReason::OverLimit(limit)));
         }
         forgiven
+    }
+
+    fn purse(&self) -> &Purse {
+        self.purse.get_or_init(Box::default)
     }
 
     fn user(&self) -> Option<&Subject> {

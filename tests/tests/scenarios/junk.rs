@@ -289,7 +289,9 @@ async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
     flooding.shutdown().await;
     node.until_levels(&before).await?;
 
-    let request = Request::get("/nowhere").header("Connection", "keep-alive").header("X", &"x".repeat(8000));
+    // One that is not refused: a refusal ends its connection.
+    let request = Request::new("OPTIONS", "/rooms/lobby").header("Connection", "keep-alive");
+    let request = request.header("X", &"x".repeat(8000));
     let flood = request.bytes(node.public).repeat(100);
     for _ in 0..2 {
         let (mut reading, mut writing) = TcpStream::connect(node.public).await?.into_split();
