@@ -20,7 +20,7 @@ export const fleet = dashboard(
           stat("Connections", "Open sockets of clients.", "short", `sum(tidegate_sockets{${these}})`),
           stat(
             "Publications",
-            "Publications per second that the nodes receive; one in two nodes counts twice.",
+            "Publications per second that the nodes receive; one that two nodes receive counts twice.",
             "cps",
             `sum(${rate("tidegate_publications_total")})`,
           ),
