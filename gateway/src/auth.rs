@@ -7,6 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`credential`] | where in a request a token is carried: header, query or subprotocol list |
+//! | [`cookie`] | a token in a cookie, which counts only for pages that may use it |
 //! | [`token`] | [`Authenticator`]: from a token to an [`Identity`] |
 //! | [`key`] | algorithms, and keys pinned to them |
 //! | [`keyring`] | which keys there are, which of them a token is tried with, how they are replaced |
@@ -18,6 +19,7 @@
 //! Nothing is allowed unless something grants it. A token is held in a [`Token`], which no log line and no
 //! error message can show.
 
+pub mod cookie;
 pub mod credential;
 pub mod files;
 pub mod grant;
@@ -43,6 +45,7 @@ use std::{
 use broker_bridge::RoomName;
 
 pub use self::{
+    cookie::CookieName,
     credential::Token,
     grant::{Grant, Operation, Operations, Policy, PolicyPattern, RoomPattern},
     key::{Algorithm, Key},
@@ -180,7 +183,9 @@ impl From<SystemTime> for UnixSeconds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum AuthFailure {
     /// The request carries no token.
-    #[error("no token: neither a bearer header, nor a `token` query parameter, nor a bearer subprotocol")]
+    #[error(
+        "no token: neither a bearer header, nor a `token` query parameter, nor a bearer subprotocol, nor a cookie that counts"
+    )]
     Missing,
     /// The request carries more than one token.
     #[error("more than one token in one request")]

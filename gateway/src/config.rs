@@ -51,7 +51,7 @@ pub use self::{
     value::{ByteSize, ForwardedHeader, LogFilter, LogFormat, Secret},
 };
 use self::{reader::Reader, table as key, value::format_time};
-use crate::auth::{files::LocalKeys, grant::Policy, remote::JwksUrl};
+use crate::auth::{CookieName, files::LocalKeys, grant::Policy, remote::JwksUrl};
 
 /// The configuration of a node. Each field is a key of the reference in `docs/configuration.md`, which
 /// says more about it.
@@ -180,6 +180,8 @@ pub struct Auth {
     pub issuer: Option<String>,
     /// What `aud` must have one of; with none, there must be no `aud`.
     pub audience: Vec<String>,
+    /// The cookie that may carry a token; without it, none is read.
+    pub cookie: Option<CookieName>,
     /// How far clocks may be apart.
     pub leeway: Duration,
 }
@@ -420,6 +422,7 @@ impl Auth {
             jwks_ca_file: from.read_optional(&key::AUTH_JWKS_CA_FILE),
             issuer: from.read_optional(&key::AUTH_ISSUER),
             audience: from.read(&key::AUTH_AUDIENCE),
+            cookie: from.read_optional(&key::AUTH_COOKIE),
             leeway: from.read(&key::AUTH_LEEWAY),
         };
         for complaint in auth.keys.complaints() {

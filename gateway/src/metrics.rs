@@ -13,7 +13,7 @@ use crate::{
     auth::{AuthFailure, UnixSeconds},
     limits::Limit,
     protocol::ProtocolName,
-    server::{HandshakeResult, Refusal},
+    server::{HandshakeResult, Refusal, Unanswered},
     session::CloseReason,
 };
 
@@ -295,6 +295,9 @@ impl Metrics {
         for refusal in Refusal::ALL {
             self.refusals.with_label_values(&[refusal.as_str()]);
         }
+        for reason in Unanswered::ALL {
+            self.refusals.with_label_values(&[reason.as_str()]);
+        }
         for failure in AuthFailure::ALL {
             self.auth_failures.with_label_values(&[failure.as_str()]);
         }
@@ -335,7 +338,12 @@ impl Metrics {
         self.refusals.with_label_values(&[refusal.as_str()]).inc();
     }
 
-    /// Counts a socket that was closed without an answer.
+    /// Counts a connection that was closed before there was a request.
+    pub fn unanswered(&self, reason: Unanswered) {
+        self.refusals.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// Counts a socket that was closed without an answer, for the sake of a limit.
     pub fn dropped(&self, refusal: Refusal) {
         self.sockets_dropped.with_label_values(&[refusal.as_str()]).inc();
     }

@@ -33,7 +33,7 @@ pub mod rooms;
 mod upgrade;
 
 pub use gate::Gate;
-pub use problem::{HandshakeResult, Problem, Refusal};
+pub use problem::{HandshakeResult, Problem, Refusal, Unanswered};
 
 /// All routes of the public listener.
 pub fn public_routes(gate: Arc<Gate>) -> Router {

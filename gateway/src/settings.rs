@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 
 use crate::{
-    auth::{AuthConfig, Authenticator, Keyring},
+    auth::{AuthConfig, Authenticator, CookieName, Keyring},
     config::{Compression, Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
     limits::Limiters,
 };
@@ -21,6 +21,8 @@ pub struct Settings {
     pub authenticator: Authenticator,
     /// Web pages that may connect.
     pub origins: Origins,
+    /// The cookie that may carry the token of a page that may connect.
+    pub cookie: Option<CookieName>,
     /// How much anybody may use.
     pub limits: Limits,
     /// Whose word on a client's address is taken.
@@ -59,6 +61,7 @@ impl Settings {
                 policies: config.rooms.clone(),
             }),
             origins: config.origins.clone(),
+            cookie: config.auth.cookie.clone(),
             limits: config.limits.clone(),
             trusted_proxies: config.public.trusted_proxies.clone(),
             forwarded_header: config.public.forwarded_header,

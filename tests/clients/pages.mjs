@@ -21,8 +21,44 @@ async function named(name) {
   return pages.get(name);
 }
 
+// The next two run in the page.
+
+const connect = ({ kind, url }) =>
+  new Promise((resolve) => {
+    const connection =
+      kind === "websocket" ? new WebSocket(url) : new EventSource(url, { withCredentials: true });
+    connection.onopen = () => resolve(true);
+    connection.onerror = () => resolve(false);
+    connection.onmessage = ({ data }) => {
+      const line = document.createElement("p");
+      line.textContent = `${kind}: ${data}`;
+      document.body.append(line);
+    };
+  });
+
+const post = ({ url, value }) =>
+  fetch(url, { method: "POST", credentials: "include", body: value }).then(
+    ({ status }) => status,
+    () => null,
+  );
+
 const actions = {
   goto: async ({ page }, { url }) => (await page.goto(url))?.status(),
+  // A page that this script makes up: no server needs to stand at the origin.
+  stand: async ({ page }, { origin }) => {
+    const url = `${origin}/`;
+    await page.route(url, (route) =>
+      route.fulfill({ contentType: "text/html", body: "<!doctype html><title>A page</title>" }),
+    );
+    await page.goto(url);
+  },
+  cookie: async ({ page }, { url, name, value }) => {
+    await page.context().addCookies([{ url, name, value, httpOnly: true, sameSite: "Strict" }]);
+  },
+  // Whether the page's own WebSocket or EventSource opens. What it hears, the page shows.
+  connect: async ({ page }, { kind, url }) => page.evaluate(connect, { kind, url }),
+  // The status of the page's own POST, if the page may read it.
+  post: async ({ page }, { url, value }) => page.evaluate(post, { url, value }),
   fill: async ({ page }, { selector, value }) => page.fill(selector, value),
   click: async ({ page }, { selector }) => page.click(selector),
   press: async ({ page }, { selector, value }) => page.press(selector, value),

@@ -25,6 +25,34 @@ impl Pages {
         Ok(u16::try_from(status.as_u64().context("a status")?)?)
     }
 
+    /// Makes the page of this name an empty one of an origin where no server needs to be.
+    pub async fn stand(&mut self, page: &str, origin: &str) -> Result<()> {
+        self.act(page, json!({ "action": "stand", "origin": origin })).await.map(drop)
+    }
+
+    /// Has the page's browser keep a cookie for the host of `url`, which it sends to pages of the same site
+    /// only and shows to no script.
+    pub async fn keep_cookie(&mut self, page: &str, url: &str, name: &str, value: &str) -> Result<()> {
+        let cookie = json!({ "action": "cookie", "url": url, "name": name, "value": value });
+        self.act(page, cookie).await.map(drop)
+    }
+
+    /// Whether the page's `WebSocket` opens. The page shows what it hears as `websocket: …`.
+    pub async fn opens_websocket(&mut self, page: &str, url: &str) -> Result<bool> {
+        self.connects(page, "websocket", url).await
+    }
+
+    /// Whether the page's `EventSource` opens, with cookies. The page shows what it hears as `eventsource: …`.
+    pub async fn opens_events(&mut self, page: &str, url: &str) -> Result<bool> {
+        self.connects(page, "eventsource", url).await
+    }
+
+    /// The status of the page's `POST` of a text, with cookies; none if the page may not know it.
+    pub async fn post(&mut self, page: &str, url: &str, text: &str) -> Result<Option<u16>> {
+        let status = self.act(page, json!({ "action": "post", "url": url, "value": text })).await?;
+        Ok(serde_json::from_value(status)?)
+    }
+
     /// Writes into a field.
     pub async fn fill(&mut self, page: &str, selector: &str, value: &str) -> Result<()> {
         self.act(page, json!({ "action": "fill", "selector": selector, "value": value })).await.map(drop)
@@ -61,6 +89,11 @@ impl Pages {
     pub async fn complaints(&mut self, page: &str) -> Result<Vec<String>> {
         let complaints = self.act(page, json!({ "action": "complaints" })).await?;
         Ok(serde_json::from_value(complaints)?)
+    }
+
+    async fn connects(&mut self, page: &str, kind: &str, url: &str) -> Result<bool> {
+        let opened = self.act(page, json!({ "action": "connect", "kind": kind, "url": url })).await?;
+        opened.as_bool().context("whether it opened")
     }
 
     async fn act(&mut self, page: &str, command: Value) -> Result<Value> {

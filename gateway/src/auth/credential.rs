@@ -1,7 +1,8 @@
 //! Where a request carries its token.
 //!
-//! Owns the three places and the type that keeps a token out of sight. Does not verify: what it returns has
-//! the shape of a token and may be anybody's.
+//! Owns the three places in which a client puts a token on purpose, and the type that keeps a token out of
+//! sight. Does not verify: what it returns has the shape of a token and may be anybody's. A cookie, which comes
+//! without anybody's purpose, is [`super::cookie`]'s.
 //!
 //! 1. `Authorization: Bearer <token>` (RFC 6750 §2.1): backends, command-line clients, anything that can set
 //!    a header. A header of another scheme is not for this node and is passed over.
@@ -16,7 +17,7 @@
 //! from [`offered_subprotocols`], which leaves tokens out.
 //!
 //! Exactly one token is accepted per request (RFC 6750 §2). With two, a proxy and this node could each
-//! believe in another one.
+//! believe in another one. A cookie beside it is not looked at, since the client may not know of it.
 
 use std::fmt;
 

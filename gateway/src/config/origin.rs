@@ -26,16 +26,27 @@ impl Origins {
     ///
     /// With an empty list the scheme cannot be compared, since a proxy may have ended TLS: host and port are.
     pub fn allows(&self, origin_header: &str, host_header: &str) -> bool {
-        let Some(origin) = Parts::parse(origin_header) else {
-            return self.0.contains(&OriginPattern(Pattern::Any));
-        };
-        if self.0.is_empty() {
-            let (host, port) = split_port(host_header).unwrap_or_default();
-            return !host.is_empty()
-                && same_host(origin.host, host)
-                && origin.port == port.or_else(|| default_port(origin.scheme));
-        }
-        self.0.iter().any(|pattern| pattern.matches(&origin))
+        self.has_any() || self.allows_cookies(origin_header, host_header)
+    }
+
+    /// Whether a cookie, which a browser sends unasked, may count when a page of this origin connects.
+    ///
+    /// As [`Self::allows`], except that `*` vouches for nobody: beside it stands the gateway's own host.
+    pub fn allows_cookies(&self, origin_header: &str, host_header: &str) -> bool {
+        let Some(origin) = Parts::parse(origin_header) else { return false };
+        ((self.0.is_empty() || self.has_any()) && origin.is_at(host_header))
+            || self.0.iter().any(|pattern| pattern.0 != Pattern::Any && pattern.matches(&origin))
+    }
+
+    /// The same for a page of the gateway's own origin, whose scheme only the browser knows.
+    pub fn allows_own_cookies(&self, host_header: &str) -> bool {
+        ["https", "http"]
+            .iter()
+            .any(|scheme| self.allows_cookies(&format!("{scheme}://{host_header}"), host_header))
+    }
+
+    fn has_any(&self) -> bool {
+        self.0.contains(&OriginPattern(Pattern::Any))
     }
 }
 
@@ -127,6 +138,14 @@ impl<'a> Parts<'a> {
             && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
         let (host, port) = split_port(authority)?;
         valid_scheme.then_some(Self { scheme, host, port: port.or_else(|| default_port(scheme)) })
+    }
+
+    /// Whether host and port are those of a `Host` header, whose scheme is taken to be the same.
+    fn is_at(&self, host_header: &str) -> bool {
+        let (host, port) = split_port(host_header).unwrap_or_default();
+        !host.is_empty()
+            && same_host(self.host, host)
+            && self.port == port.or_else(|| default_port(self.scheme))
     }
 }
 
@@ -304,6 +323,51 @@ mod tests {
     fn a_star_is_everything() {
         check(&["*"], "gateway.example", &["https://app.example", "null"], &[]);
         check(&["https://app.example", "*"], "gateway.example", &MALFORMED, &[]);
+    }
+
+    /// Each row: the list, the origins for which a cookie counts at `gateway.example`, those for which not.
+    #[test]
+    fn cookies_count_for_origins_that_are_named() {
+        let own = "https://gateway.example";
+        let (app, evil) = ("https://app.example", "https://evil.example");
+        for (list, counts, ignored) in [
+            (&[] as &[&str], &[own, "http://gateway.example"] as &[&str], &[app, evil] as &[&str]),
+            (&["*"], &[own, "http://gateway.example"], &[app, evil, "https://gateway.example:8443"]),
+            (&["*", app], &[own, app], &[evil, "http://app.example"]),
+            (&[app], &[app], &[own, evil, "https://app.example.evil.example"]),
+            (&["https://*.example"], &[own, app, evil], &["http://app.example", "https://example"]),
+        ] {
+            let list = origins(list);
+            for origin in counts {
+                assert!(list.allows_cookies(origin, "gateway.example"), "{list:?} {origin:?}");
+                assert!(list.allows(origin, "gateway.example"), "{list:?} {origin:?}");
+            }
+            for origin in ignored.iter().chain(&MALFORMED) {
+                assert!(!list.allows_cookies(origin, "gateway.example"), "{list:?} {origin:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn own_cookies_count_where_the_own_host_is_allowed() {
+        for (list, hosts, others) in [
+            (
+                &[] as &[&str],
+                &["gateway.example", "[::1]:8080"] as &[&str],
+                &["", "a b", "a:b", "a/b"] as &[&str],
+            ),
+            (&["*"], &["gateway.example:8080"], &[""]),
+            (
+                &["https://app.example"],
+                &["app.example", "App.Example:443"],
+                &["gateway.example", "app.example:80"],
+            ),
+            (&["http://localhost:8080"], &["localhost:8080"], &["localhost", "127.0.0.1:8080"]),
+        ] {
+            let list = origins(list);
+            assert!(hosts.iter().all(|host| list.allows_own_cookies(host)), "{list:?} {hosts:?}");
+            assert!(!others.iter().any(|host| list.allows_own_cookies(host)), "{list:?} {others:?}");
+        }
     }
 
     #[test]

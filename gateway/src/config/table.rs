@@ -14,7 +14,7 @@ use super::{
         OriginList, Parsed, Prefix, SharedKey, Size, Switch, Time, WordList, Words,
     },
 };
-use crate::auth::remote::JwksUrl;
+use crate::auth::{CookieName, remote::JwksUrl};
 
 /// One key.
 pub(super) struct Key<K> {
@@ -411,6 +411,15 @@ table! {
         reload: Live,
         doc: "Names of this gateway; a token's `aud` must have one of them.",
         more: "None listed: a token must not have an `aud`, for it would be meant for somebody else.",
+    };
+    AUTH_COOKIE: Parsed<CookieName> = Key {
+        name: "auth.cookie",
+        kind: Parsed::new("a cookie's name, an HTTP token of 1 to 256 characters such as tidegate_token"),
+        default: Unset { example: r#""__Host-tidegate""# },
+        reload: Live,
+        doc: "The cookie in which pages of allowed origins may carry a token. Not set: no cookie is read.",
+        more: "It counts if the request has no other token and comes from a page of an origin that `origins` \
+               allows; `*` allows cookies of the gateway's own host only.",
     };
     AUTH_LEEWAY: Time = Key {
         name: "auth.leeway",

@@ -10,7 +10,6 @@ use http::{Response, request::Parts};
 
 use super::{Gate, Problem, rooms, upgrade};
 use crate::{
-    auth::{AuthFailure, credential},
     protocol::ProtocolName,
     shard::{Admission, admission::Door},
 };
@@ -28,10 +27,8 @@ pub async fn connection(State(gate): State<Arc<Gate>>, request: Request) -> Resp
 async fn web_socket(gate: &Gate, parts: &Parts) -> Result<Response<Body>, Problem> {
     let handshake = upgrade::accept(parts)?;
     gate.check_origin(parts)?;
-    // The token usually comes in the connect command. One that comes with the request must be valid.
-    let carries_none = credential::find(&parts.headers, parts.uri.query())
-        .is_err_and(|failure| failure == AuthFailure::Missing);
-    let identity = if carries_none { None } else { Some(gate.authenticate(parts).await?) };
+    // The token usually comes in the connect command.
+    let identity = gate.authenticate_early(parts).await?;
     let (mut response, deflate) = upgrade::response(gate, &handshake, parts, SUBPROTOCOL);
     let admission = Admission { identity, rooms: Arc::from([]), door: Door::Centrifuge, deflate };
     response.extensions_mut().insert(admission);

@@ -1,17 +1,20 @@
 //! Which pages may talk to the public listener (Fetch, "CORS protocol").
 //!
-//! Tokens are carried by the page itself, never by a cookie, so credentials are not allowed for.
+//! A page may be allowed to talk and yet not to use the browser's cookies ("credentials"): for these, its
+//! origin must be named. A page that carries its token itself proves that it has it; a cookie proves nothing
+//! about the page that made the browser send it (cross-site request forgery and WebSocket hijacking).
 
 use axum::body::Body;
-use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 
 use super::gate::header_text;
-use crate::config::Origins;
+use crate::{config::Origins, settings::Settings};
 
 /// How long a browser may remember a preflight, in seconds: the most that Chromium honours.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 const ALLOWED_HEADERS: HeaderValue =
     HeaderValue::from_static("Authorization, Content-Type, Last-Event-ID, X-Event");
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("Retry-After");
 
 /// What the request says its page's origin is.
@@ -26,11 +29,29 @@ pub fn allowed_origin<'a>(origins: &Origins, request: &'a Parts) -> Option<&'a H
     origins.allows(value.to_str().ok()?, host).then_some(value)
 }
 
-/// Lets a page of an allowed origin read the response.
-pub fn expose(origins: &Origins, request: &Parts, mut response: Response<Body>) -> Response<Body> {
+/// Whether the request comes from a page that may use cookies, by what its browser says and no page can
+/// forge.
+///
+/// A WebSocket handshake, a `POST` and a request to another origin have `Origin`. A `GET` to the page's own
+/// origin has none; of it the browser says `Sec-Fetch-Site: same-origin` (Fetch Metadata §2.3).
+pub fn may_use_cookies(origins: &Origins, request: &Parts) -> bool {
+    let host = header_text(request, &header::HOST).unwrap_or_default();
+    match origin(request) {
+        Some(origin) => origin.to_str().is_ok_and(|origin| origins.allows_cookies(origin, host)),
+        None => {
+            header_text(request, &SEC_FETCH_SITE) == Some("same-origin") && origins.allows_own_cookies(host)
+        }
+    }
+}
+
+/// Lets a page of an allowed origin read the response, also of a request with cookies if it may use them.
+pub fn expose(settings: &Settings, request: &Parts, mut response: Response<Body>) -> Response<Body> {
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
-    if let Some(origin) = allowed_origin(origins, request) {
+    if let Some(origin) = allowed_origin(&settings.origins, request) {
+        if settings.cookie.is_some() && may_use_cookies(&settings.origins, request) {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
     }
@@ -38,17 +59,59 @@ pub fn expose(origins: &Origins, request: &Parts, mut response: Response<Body>) 
 }
 
 /// The answer to `OPTIONS`: what the path can do, and to an allowed page's preflight, that it may.
-pub fn options(origins: &Origins, request: &Parts, methods: HeaderValue) -> Response<Body> {
+pub fn options(settings: &Settings, request: &Parts, methods: HeaderValue) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(header::ALLOW, methods.clone());
     let preflight = request.method == Method::OPTIONS
         && request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    if preflight && allowed_origin(origins, request).is_some() {
+    if preflight && allowed_origin(&settings.origins, request).is_some() {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
     }
-    expose(origins, request, response)
+    expose(settings, request, response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each row: the list, headers of a request to `gateway.example`, and whether its cookies count.
+    #[test]
+    fn cookies_count_for_pages_that_are_named() {
+        let app = ("origin", "https://app.example");
+        let own = ("origin", "https://gateway.example");
+        let same = ("sec-fetch-site", "same-origin");
+        for (list, headers, counts) in [
+            (&["https://app.example"] as &[&str], &[app] as &[(&str, &str)], true),
+            (&["https://app.example"], &[own], false),
+            (&["https://app.example"], &[own, same], false),
+            (&["https://app.example"], &[same], false),
+            (&["https://app.example", "http://gateway.example"], &[same], true),
+            (&["https://app.example"], &[], false),
+            (&[], &[own], true),
+            (&[], &[same], true),
+            (&[], &[app], false),
+            (&[], &[app, same], false),
+            (&["*"], &[own], true),
+            (&["*"], &[same], true),
+            (&["*"], &[app], false),
+            (&["*"], &[("origin", "null")], false),
+            (&["*"], &[("origin", "null"), same], false),
+            (&["*"], &[("origin", "\u{e9}"), same], false),
+            (&["*"], &[("sec-fetch-site", "same-site")], false),
+            (&["*"], &[("sec-fetch-site", "cross-site")], false),
+            (&["*"], &[("sec-fetch-site", "none")], false),
+            (&["*"], &[("sec-fetch-site", "")], false),
+        ] {
+            let origins = Origins::new(list.iter().map(|pattern| pattern.parse().unwrap()).collect());
+            let request = http::Request::builder().header("host", "gateway.example");
+            let request =
+                headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+            let (request, ()) = request.body(()).unwrap().into_parts();
+            assert_eq!(may_use_cookies(&origins, &request), counts, "{list:?} {headers:?}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use tracing::field::DisplayValue;
 
 use super::{Problem, Refusal, cors};
 use crate::{
-    auth::{AuthFailure, Identity, Operation, credential},
+    auth::{AuthFailure, Authenticator, Identity, Operation, Token, credential},
     metrics::Metrics,
     protocol::ProtocolName,
     settings::{LiveSettings, Settings},
@@ -86,17 +86,32 @@ impl Gate {
     /// Whose request it is. The client hears one answer whatever was wrong with its token.
     ///
     /// A token whose key nobody knows waits for a fetch of the key set, if one may be made, and is verified
-    /// once more.
+    /// once more. A cookie counts where there is no other token and the request's page may use it.
     pub async fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
         let settings = self.settings();
-        let authenticator = &settings.authenticator;
-        let found = credential::find(&request.headers, request.uri.query());
-        let token = found.map_err(|failure| self.unauthorized(request, failure))?;
-        let mut verified = authenticator.verify(&token, SystemTime::now().into());
-        if matches!(verified, Err(AuthFailure::UnknownKey)) && authenticator.keys().wait_for_key().await {
-            verified = authenticator.verify(&token, SystemTime::now().into());
+        let found = match explicit_token(request) {
+            Err(AuthFailure::Missing) => cookie_token(&settings, request),
+            found => found,
+        };
+        self.verify(&settings, request, found).await.map_err(|_| Refusal::Unauthorized.into())
+    }
+
+    /// Whose request it is, if it says so, where the protocol has a place of its own for a token.
+    ///
+    /// A token that was put into the request must be valid. A cookie need not be: browsers send it unasked,
+    /// and an old one must not stand in the way of the token that the client is about to send.
+    pub async fn authenticate_early(&self, request: &Parts) -> Result<Option<Arc<Identity>>, Problem> {
+        let settings = self.settings();
+        match explicit_token(request) {
+            Err(AuthFailure::Missing) => match cookie_token(&settings, request) {
+                Err(AuthFailure::Missing) => Ok(None),
+                found => Ok(self.verify(&settings, request, found).await.ok()),
+            },
+            found => {
+                let verified = self.verify(&settings, request, found).await;
+                verified.map(Some).map_err(|_| Refusal::Unauthorized.into())
+            }
         }
-        verified.map(Arc::new).map_err(|failure| self.unauthorized(request, failure))
     }
 
     /// Refuses unless the identity may do this in all of the rooms.
@@ -128,7 +143,7 @@ impl Gate {
 
     /// Lets a page of an allowed origin read the response.
     pub fn expose(&self, request: &Parts, response: Response<Body>) -> Response<Body> {
-        cors::expose(&self.settings().origins, request, response)
+        cors::expose(&self.settings(), request, response)
     }
 
     /// Counts and answers a refused request.
@@ -164,11 +179,49 @@ impl Gate {
         self.refuse(request, problem)
     }
 
-    fn unauthorized(&self, request: &Parts, failure: AuthFailure) -> Problem {
-        self.metrics.auth_failed(failure);
-        tracing::debug!(request = request_name(request), error = %failure, "a token was refused");
-        Refusal::Unauthorized.into()
+    /// Verifies what was found, and counts a failure.
+    async fn verify(
+        &self,
+        settings: &Settings,
+        request: &Parts,
+        found: Result<Token, AuthFailure>,
+    ) -> Result<Arc<Identity>, AuthFailure> {
+        let verified = match found {
+            Ok(token) => verify_patiently(&settings.authenticator, &token).await,
+            Err(failure) => Err(failure),
+        };
+        verified.map(Arc::new).inspect_err(|failure| {
+            self.metrics.auth_failed(*failure);
+            tracing::debug!(request = request_name(request), error = %failure, "a token was refused");
+        })
     }
+}
+
+async fn verify_patiently(authenticator: &Authenticator, token: &Token) -> Result<Identity, AuthFailure> {
+    let verified = authenticator.verify(token, SystemTime::now().into());
+    if matches!(verified, Err(AuthFailure::UnknownKey)) && authenticator.keys().wait_for_key().await {
+        return authenticator.verify(token, SystemTime::now().into());
+    }
+    verified
+}
+
+/// The token that the client has put into the request.
+fn explicit_token(request: &Parts) -> Result<Token, AuthFailure> {
+    credential::find(&request.headers, request.uri.query())
+}
+
+/// The token of the cookie, if there is to be one and the request comes from a page that may use it.
+fn cookie_token(settings: &Settings, request: &Parts) -> Result<Token, AuthFailure> {
+    let name = settings.cookie.as_ref().ok_or(AuthFailure::Missing)?;
+    let found = name.find(&request.headers);
+    if found != Err(AuthFailure::Missing) && !cors::may_use_cookies(&settings.origins, request) {
+        tracing::debug!(
+            request = request_name(request),
+            "a cookie was passed over: no page that may use it is known to be behind the request"
+        );
+        return Err(AuthFailure::Missing);
+    }
+    found
 }
 
 /// What the log calls the request.

@@ -7,15 +7,11 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use crate::auth;
 
-/// Why a request is refused before it becomes a session. The label of `tidegate_refusals_total`.
+/// Why a request is refused before it becomes a session. A label of `tidegate_refusals_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// Not HTTP/1.1.
     MalformedHttp,
-    /// No TLS handshake, or not in time. There is nobody to be answered.
-    Tls,
-    /// No whole request head in time.
-    HeaderTimeout,
     /// No such path.
     NotFound,
     /// A method that the path does not have.
@@ -44,8 +40,6 @@ pub enum Refusal {
     Body,
     /// A type or encoding that is not taken.
     MediaType,
-    /// No PROXY protocol header where there must be one, or not in time. There is nobody to be answered.
-    ProxyHeader,
     /// `limits.attempts_per_address` is used up.
     Attempts,
     /// `limits.connections_per_address` is reached.
@@ -68,10 +62,8 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 24] = [
         Self::MalformedHttp,
-        Self::Tls,
-        Self::HeaderTimeout,
         Self::NotFound,
         Self::Method,
         Self::RoomName,
@@ -86,7 +78,6 @@ impl Refusal {
         Self::BodyTimeout,
         Self::Body,
         Self::MediaType,
-        Self::ProxyHeader,
         Self::Attempts,
         Self::AddressConnections,
         Self::UserCommands,
@@ -102,8 +93,6 @@ impl Refusal {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MalformedHttp => "malformed_http",
-            Self::Tls => "tls",
-            Self::HeaderTimeout => "header_timeout",
             Self::NotFound => "not_found",
             Self::Method => "method",
             Self::RoomName => "room_name",
@@ -118,7 +107,6 @@ impl Refusal {
             Self::BodyTimeout => "body_timeout",
             Self::Body => "body",
             Self::MediaType => "media_type",
-            Self::ProxyHeader => "proxy_header",
             Self::Attempts => "attempts",
             Self::AddressConnections => "address_connections",
             Self::UserCommands => "user_commands",
@@ -135,8 +123,6 @@ impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
             Self::MalformedHttp
-            | Self::Tls
-            | Self::ProxyHeader
             | Self::RoomName
             | Self::TooManyRooms
             | Self::BadRequest
@@ -147,7 +133,7 @@ impl Refusal {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
-            Self::HeaderTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Attempts | Self::AddressConnections | Self::UserCommands | Self::UserBytes => {
@@ -169,6 +155,32 @@ impl Refusal {
             // Another node takes the next attempt.
             Self::Draining => Some(1..=3),
             _ => None,
+        }
+    }
+}
+
+/// Why a connection is closed before there is a request to be answered. A label of `tidegate_refusals_total`,
+/// too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// No TLS handshake, or not in time.
+    Tls,
+    /// No PROXY protocol header where there must be one, or not in time.
+    ProxyHeader,
+    /// No whole request head in time, upon which hyper closes the connection.
+    HeaderTimeout,
+}
+
+impl Unanswered {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Tls, Self::ProxyHeader, Self::HeaderTimeout];
+
+    /// The metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::ProxyHeader => "proxy_header",
+            Self::HeaderTimeout => "header_timeout",
         }
     }
 }

@@ -49,7 +49,7 @@ pub async fn one_room(State(gate): State<Arc<Gate>>, request: Request) -> Respon
             Ok(response) => gate.expose(&parts, response),
             Err(problem) => gate.refuse(&parts, problem),
         },
-        Method::OPTIONS => cors::options(&gate.settings().origins, &parts, ONE_ROOM_METHODS),
+        Method::OPTIONS => cors::options(&gate.settings(), &parts, ONE_ROOM_METHODS),
         _ => gate.refuse(&parts, wrong_method(&parts, ONE_ROOM_METHODS)),
     }
 }
@@ -66,7 +66,7 @@ pub async fn several_rooms(State(gate): State<Arc<Gate>>, request: Request) -> R
             };
             session(&gate, &parts, ProtocolName::EventStream, began, admission).await
         }
-        Method::OPTIONS => cors::options(&gate.settings().origins, &parts, SEVERAL_ROOMS_METHODS),
+        Method::OPTIONS => cors::options(&gate.settings(), &parts, SEVERAL_ROOMS_METHODS),
         _ => gate.refuse(&parts, wrong_method(&parts, SEVERAL_ROOMS_METHODS)),
     }
 }

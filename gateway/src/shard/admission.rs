@@ -38,7 +38,7 @@ use crate::{
     auth::Identity,
     limits::{AddressLimit, Seat, Verdict},
     protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
-    server::{HandshakeResult, Problem, Refusal},
+    server::{HandshakeResult, Problem, Refusal, Unanswered},
     session::Session,
     websocket::Deflate,
 };
@@ -336,7 +336,7 @@ async fn serve_http(
         if error.is_parse() {
             worker.context.metrics.refused(Refusal::MalformedHttp);
         } else if error.is_timeout() {
-            worker.context.metrics.refused(Refusal::HeaderTimeout);
+            worker.context.metrics.unanswered(Unanswered::HeaderTimeout);
         }
         tracing::debug!(%error, "an HTTP connection ended early");
     }
@@ -374,7 +374,7 @@ async fn hear_proxy(
         Err(error) => {
             // Who connects and says nothing is a probe.
             if error.kind() != io::ErrorKind::UnexpectedEof {
-                worker.context.metrics.refused(Refusal::ProxyHeader);
+                worker.context.metrics.unanswered(Unanswered::ProxyHeader);
             }
             tracing::debug!(%error, %peer, "no PROXY protocol header");
             return None;
@@ -417,12 +417,12 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
         Ok(Err(error)) => {
             // Who connects and says nothing is a probe, as on a plain port.
             if stream.is_heard() {
-                worker.context.metrics.refused(Refusal::Tls);
+                worker.context.metrics.unanswered(Unanswered::Tls);
             }
             tracing::debug!(%error, %peer, "a TLS handshake failed");
         }
         Err(_) => {
-            worker.context.metrics.refused(Refusal::Tls);
+            worker.context.metrics.unanswered(Unanswered::Tls);
             tracing::debug!(%peer, "a TLS handshake took too long");
         }
     }

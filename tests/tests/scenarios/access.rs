@@ -16,6 +16,9 @@ use crate::stage::{Stage, alone, payloads};
 
 const EVERYTHING: &[&str] = &["subscribe", "publish"];
 
+/// A page that may connect, with cookies.
+const ORIGIN: &str = "https://app.example";
+
 /// A good token but for what a row changes.
 fn good() -> Token {
     Token::new("alice").room("lobby", EVERYTHING)
@@ -199,7 +202,10 @@ async fn a_session_ends_when_its_token_does() -> Result<()> {
 #[tokio::test]
 async fn nothing_secret_is_ever_written() -> Result<()> {
     const CANARY: &str = "c4n4ry-p4yl04d";
-    let stage = Stage::set_with(|node| node.set("log.filter", "trace")).await?;
+    let stage = Stage::set_with(|node| {
+        node.set("log.filter", "trace").set("auth.cookie", "session").set("origins", ORIGIN)
+    })
+    .await?;
     let mut secrets = vec![SECRET.to_owned(), CANARY.to_owned()];
     let mut answers = Vec::new();
     for node in [&stage.a, &stage.b] {
@@ -253,10 +259,13 @@ async fn use_every_door(node: &Node, token: &str, payload: &str, answers: &mut V
     let by_list = Client::websocket(&url, &[("Sec-WebSocket-Protocol", &list)]).await?;
     let by_header = Client::websocket(&url, &[("Authorization", &format!("Bearer {token}"))]).await?;
     let by_query = Client::events(&node.url("lobby", token, "")).await?;
+    let cookie = format!("session={token}");
+    let by_cookie = Client::websocket(&url, &[("Cookie", &cookie), ("Origin", ORIGIN)]).await?;
     by_list.send(Payload::text(payload)).await?;
     by_header.send(Payload::binary(payload)).await?;
     node.post("lobby", token, "application/json", format!("\"{payload}\"").as_bytes()).await?;
     by_query.heard(3).await?;
+    by_cookie.heard(3).await?;
     // Payloads in requests that fail.
     for request in [
         Request::post("/rooms/lobby", "application/json", format!("{{{payload}")),
@@ -279,7 +288,13 @@ async fn refused_everywhere(node: &Node, token: &str) -> Result<Vec<String>> {
     let mut answers = Vec::new();
     let list = format!("tidegate, tidegate.bearer.{token}");
     let query = format!("/rooms/lobby?token={token}");
+    let (cookie, twice) = (format!("session={token}"), format!("session={token}; session={token}"));
+    let page = Request::upgrade("/rooms/lobby").header("Origin", ORIGIN);
     for request in [
+        page.clone().header("Cookie", &cookie),
+        page.clone().header("Cookie", &twice),
+        page.header("Cookie", &twice).header("Cookie", &cookie),
+        Request::upgrade("/rooms/lobby").header("Cookie", &cookie),
         Request::upgrade(&query),
         Request::upgrade("/rooms/lobby").bearer(token),
         Request::upgrade("/rooms/lobby").header("Sec-WebSocket-Protocol", &list),

@@ -9,6 +9,7 @@ mod bad_input;
 mod centrifuge;
 mod commands;
 mod compression;
+mod cookies;
 mod doors;
 mod endurance;
 mod faults;
