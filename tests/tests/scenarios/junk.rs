@@ -273,7 +273,7 @@ async fn a_flood_of_pings_is_bounded() -> Result<()> {
 #[tokio::test]
 async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
     const PONG: [u8; 6] = [0x8a, 0x80, 1, 2, 3, 4];
-    const NUMBERS: usize = 50;
+    const NUMBERS: usize = 12;
     let node = Builder::new().set("shards", "1").start().await?;
     let mut witness = Witness::of(&node).await?;
     let before = node.levels_of(1).await?;
