@@ -250,15 +250,13 @@ impl Worker {
         let now = self.now.get();
         loop {
             // The borrow ends here: what is due sets new timers.
-            let Some((at, keys)) = self.timers.borrow_mut().take_due(now) else { break };
-            for key in keys {
-                // An entry counts only if none was set for the connection since.
-                if let Some(connection) = self.connection(key)
-                    && connection.due() == at
-                    && let Some(next) = connection.on_timer(self, now)
-                {
-                    self.set_timer(Tick(next.0.max(now.0 + 1)), &connection);
-                }
+            let Some((at, key)) = self.timers.borrow_mut().take_due(now) else { break };
+            // An entry counts only if none was set for the connection since.
+            if let Some(connection) = self.connection(key)
+                && connection.due() == at
+                && let Some(next) = connection.on_timer(self, now)
+            {
+                self.set_timer(Tick(next.0.max(now.0 + 1)), &connection);
             }
         }
         self.close_share();
