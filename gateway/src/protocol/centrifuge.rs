@@ -10,7 +10,7 @@
 //!
 //! Not served yet, and answered with error 108: presence, history, RPC, refresh of single subscriptions.
 
-use std::{fmt, marker::PhantomData};
+use std::{fmt, io::Write as _, marker::PhantomData};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use broker_bridge::{Data, DataKind, Publication, RoomName};
@@ -50,7 +50,7 @@ pub(super) fn decode(message: &Message, commands: &mut Vec<Command>) {
     };
     for line in text.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
         match serde_json::from_slice::<Object<WireCommand<'_>>>(line) {
-            Ok(Object(command)) if command.methods() <= 1 => commands.extend(command.named()),
+            Ok(Object(command)) if command.methods() <= 1 => commands.extend(command.named(text)),
             // Of several methods in one command, only one could be answered.
             Ok(_) | Err(_) => {
                 commands.push(Command::Break(CloseReason::BadRequest));
@@ -149,8 +149,8 @@ impl WireCommand<'_> {
         served.into_iter().chain(ignored.map(Option::is_some)).filter(|named| *named).count()
     }
 
-    /// What the client means; `None` for a pong.
-    fn named(self) -> Option<Command> {
+    /// What the client means; `None` for a pong. `message` is where it lies: data are kept as a part of it.
+    fn named(self, message: &Bytes) -> Option<Command> {
         let request = self.id;
         let fail = |error| Command::Answer { request, reply: Reply::Failed(error) };
         let with_room = |name: &str, command: &dyn Fn(RoomName) -> Command| {
@@ -169,7 +169,7 @@ impl WireCommand<'_> {
         } else if let Some(Object(Channel { channel })) = self.unsubscribe {
             with_room(&channel, &|room| Command::Unsubscribe { request, room })
         } else if let Some(Object(Publish { channel, data })) = self.publish {
-            let bytes = Bytes::copy_from_slice(data.get().as_bytes());
+            let bytes = message.slice_ref(data.get().as_bytes());
             let data = Data::declare(DataKind::Json, bytes).expect("JSON is UTF-8");
             with_room(&channel, &|room| Command::Publish {
                 request,
@@ -209,10 +209,10 @@ impl Centrifuge {
                 "expires": true,
                 "ttl": ttl,
             }}),
-            Reply::Subscribed => json!({ "id": id, "subscribe": {} }),
-            Reply::Unsubscribed => json!({ "id": id, "unsubscribe": {} }),
-            Reply::Published => json!({ "id": id, "publish": {} }),
-            Reply::Pong => json!({ "id": id, "ping": {} }),
+            Reply::Subscribed => return done(id, "subscribe"),
+            Reply::Unsubscribed => return done(id, "unsubscribe"),
+            Reply::Published => return done(id, "publish"),
+            Reply::Pong => return done(id, "ping"),
             Reply::Failed(error) => {
                 let temporary = matches!(
                     error,
@@ -226,40 +226,50 @@ impl Centrifuge {
     }
 }
 
+/// The reply that says no more than that it is done. One for every publication, so no tree is built for it.
+fn done(id: RequestId, method: &str) -> Bytes {
+    let mut reply = [0; 48];
+    let mut free = reply.as_mut_slice();
+    write!(free, r#"{{"id":{id},"{method}":{{}}}}"#).expect("10 digits and the longest method fit");
+    let free = free.len();
+    let written = reply.len() - free;
+    websocket::encode(Opcode::Text, reply.split_at(written).0)
+}
+
 /// The push that every member of the room is sent.
 pub(super) fn encode(room: &RoomName, publication: &Publication) -> Bytes {
-    let mut out = String::with_capacity(publication.data.bytes().len() + 96);
-    out.push_str("{\"push\":{\"channel\":");
+    // Enough for a room and a user of usual length.
+    let mut out = Vec::with_capacity(publication.data.bytes().len() + 256);
+    out.extend_from_slice(b"{\"push\":{\"channel\":");
     push_json(&mut out, room.as_str());
-    out.push_str(",\"pub\":{\"data\":");
+    out.extend_from_slice(b",\"pub\":{\"data\":");
     let binary = push_data(&mut out, &publication.data);
     if let Some(publisher) = &publication.publisher {
-        out.push_str(",\"info\":{\"client\":");
-        push_json(&mut out, &publisher.session.to_string());
+        write!(out, r#","info":{{"client":"{}""#, publisher.session).expect(GROWS);
         if let Some(user) = &publisher.user {
-            out.push_str(",\"user\":");
+            out.extend_from_slice(b",\"user\":");
             push_json(&mut out, user);
         }
-        out.push('}');
+        out.push(b'}');
     }
     let event = publication.event.as_ref().map(|event| ("event", event.as_str()));
     let encoding = binary.then_some(("encoding", "base64"));
     let mut opening = ",\"tags\":{";
     for (name, value) in event.into_iter().chain(encoding) {
-        out.push_str(std::mem::replace(&mut opening, ","));
+        out.extend_from_slice(std::mem::replace(&mut opening, ",").as_bytes());
         push_json(&mut out, name);
-        out.push(':');
+        out.push(b':');
         push_json(&mut out, value);
     }
     if opening == "," {
-        out.push('}');
+        out.push(b'}');
     }
-    out.push_str("}}}");
-    websocket::encode(Opcode::Text, out.as_bytes())
+    out.extend_from_slice(b"}}}");
+    websocket::encode(Opcode::Text, &out)
 }
 
 /// Appends the data as JSON. Returns whether it is binary data in base64.
-fn push_data(out: &mut String, data: &Data) -> bool {
+fn push_data(out: &mut Vec<u8>, data: &Data) -> bool {
     let Some(text) = data.as_text() else {
         push_json(out, &BASE64.encode(data.bytes()));
         return true;
@@ -267,16 +277,18 @@ fn push_data(out: &mut String, data: &Data) -> bool {
     let is_json = data.kind() == DataKind::Json || serde_json::from_str::<IgnoredAny>(text).is_ok();
     if is_json {
         // A line break ends a message in this protocol; within JSON it can only be white space.
-        out.extend(text.chars().map(|c| if c == '\n' || c == '\r' { ' ' } else { c }));
+        out.extend(text.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
     } else {
         push_json(out, text);
     }
     false
 }
 
-fn push_json(out: &mut String, text: &str) {
-    out.push_str(&serde_json::to_string(text).expect("text is JSON"));
+fn push_json(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect(GROWS);
 }
+
+const GROWS: &str = "text is JSON, and a vector takes everything";
 
 /// The room's topic was interrupted: the client subscribes again by itself.
 pub(super) fn resubscribe(room: &RoomName) -> Bytes {

@@ -1,7 +1,8 @@
 //! Coarse deadlines for many connections at once.
 
 use std::{
-    collections::BTreeMap,
+    cmp::Ordering,
+    collections::BinaryHeap,
     time::{Duration, Instant},
 };
 
@@ -41,29 +42,69 @@ impl Clock {
 
 /// Keys by the tick they are due at. Nothing is ever taken out early: an entry that is no longer of
 /// interest is skipped by its owner when it comes up.
+///
+/// One block of memory, which a heartbeat neither takes nor gives back; it follows the number of entries down
+/// once most of it is unused.
 #[derive(Debug)]
 pub struct Timers<K> {
-    due: BTreeMap<Tick, Vec<K>>,
+    due: BinaryHeap<Due<K>>,
 }
+
+/// An entry; the greatest is the one that is due first.
+#[derive(Debug)]
+struct Due<K> {
+    at: Tick,
+    key: K,
+}
+
+/// Places that are kept in any case.
+const KEPT: usize = 1024;
 
 impl<K> Default for Timers<K> {
     fn default() -> Self {
-        Self { due: BTreeMap::new() }
+        Self { due: BinaryHeap::new() }
     }
 }
 
 impl<K> Timers<K> {
     /// `key` comes up once `at` has come.
     pub fn set(&mut self, at: Tick, key: K) {
-        self.due.entry(at).or_default().push(key);
+        self.due.push(Due { at, key });
     }
 
-    /// Everything due at or before `now`, tick by tick, with the tick it was set for.
-    pub fn take_due(&mut self, now: Tick) -> Option<(Tick, Vec<K>)> {
-        let entry = self.due.first_entry()?;
-        (*entry.key() <= now).then(|| entry.remove_entry())
+    /// The next entry due at or before `now`, with the tick it was set for; of one tick, in no particular order.
+    pub fn take_due(&mut self, now: Tick) -> Option<(Tick, K)> {
+        if self.due.peek()?.at > now {
+            return None;
+        }
+        let Due { at, key } = self.due.pop()?;
+        // To half of it, so that it does not grow and shrink by turns.
+        if self.due.capacity() > KEPT && self.due.len() < self.due.capacity() / 4 {
+            self.due.shrink_to(self.due.capacity() / 2);
+        }
+        Some((at, key))
     }
 }
+
+impl<K> Ord for Due<K> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.at.cmp(&self.at)
+    }
+}
+
+impl<K> PartialOrd for Due<K> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<K> PartialEq for Due<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl<K> Eq for Due<K> {}
 
 #[cfg(test)]
 mod tests {
@@ -72,13 +113,27 @@ mod tests {
     #[test]
     fn keys_come_up_once_and_in_order() {
         let mut timers = Timers::default();
-        timers.set(Tick(5), 'b');
-        timers.set(Tick(3), 'a');
-        timers.set(Tick(5), 'c');
+        for (at, key) in [(5, 'b'), (3, 'a'), (7, 'c')] {
+            timers.set(Tick(at), key);
+        }
         assert_eq!(timers.take_due(Tick(2)), None);
-        assert_eq!(timers.take_due(Tick(5)), Some((Tick(3), vec!['a'])));
-        assert_eq!(timers.take_due(Tick(5)), Some((Tick(5), vec!['b', 'c'])));
+        assert_eq!(timers.take_due(Tick(5)), Some((Tick(3), 'a')));
+        assert_eq!(timers.take_due(Tick(5)), Some((Tick(5), 'b')));
+        assert_eq!(timers.take_due(Tick(5)), None);
+        assert_eq!(timers.take_due(Tick(9)), Some((Tick(7), 'c')));
         assert_eq!(timers.take_due(Tick(9)), None);
+    }
+
+    #[test]
+    fn a_crowd_that_has_gone_leaves_no_memory_behind() {
+        let mut timers = Timers::default();
+        for at in 0..64 * 1024 {
+            timers.set(Tick(at), at);
+        }
+        for at in 0..64 * 1024 {
+            assert_eq!(timers.take_due(Tick(u32::MAX)), Some((Tick(at), at)));
+        }
+        assert!(timers.due.capacity() <= 2 * KEPT, "{} places", timers.due.capacity());
     }
 
     #[test]

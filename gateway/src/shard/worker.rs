@@ -75,6 +75,14 @@ pub struct Worker {
     random: Cell<u64>,
 }
 
+/// What a turn writes. Empty between two turns, and kept for its memory.
+#[derive(Default)]
+struct Written {
+    /// Changes places with [`Worker::dirty`].
+    connections: Vec<Rc<Connection>>,
+    broadcasts: Vec<Arc<Broadcast>>,
+}
+
 /// A drain under way.
 struct Departure {
     pace: Arc<Pace>,
@@ -131,7 +139,7 @@ impl Worker {
     async fn turn_until_left(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(Clock::STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut events, mut broadcasts, mut batch) = (Vec::new(), Vec::new(), Batch::default());
+        let (mut events, mut batch, mut written) = (Vec::new(), Batch::default(), Written::default());
         loop {
             let tick = poll_fn(|cx| {
                 if let Poll::Ready(at) = ticks.poll_tick(cx) {
@@ -153,7 +161,7 @@ impl Worker {
             let mut queued = 0;
             for event in events.drain(..) {
                 if !batch.may_wait(&event) {
-                    queued += self.deliver(&mut batch, &mut broadcasts);
+                    queued += self.deliver(&mut batch, &mut written.broadcasts);
                 }
                 match event {
                     Event::Broadcast(broadcast) => batch.push(broadcast),
@@ -162,13 +170,13 @@ impl Worker {
                 }
                 // No session may look slow only because much arrived at once: write before its queue is full.
                 if queued > self.settings().limits.outbound.get() / 2 {
-                    self.write(&mut broadcasts).await;
+                    self.write(&mut written).await;
                     tokio::task::yield_now().await;
                     queued = 0;
                 }
             }
-            self.deliver(&mut batch, &mut broadcasts);
-            self.write(&mut broadcasts).await;
+            self.deliver(&mut batch, &mut written.broadcasts);
+            self.write(&mut written).await;
             if events.capacity() > KEPT_EVENTS {
                 events = Vec::new();
             }
@@ -214,12 +222,15 @@ impl Worker {
     }
 
     /// Writes every connection that something was queued for, slice by slice.
-    async fn write(&self, broadcasts: &mut Vec<Arc<Broadcast>>) {
-        let mut dirty = self.dirty.take();
+    async fn write(&self, Written { connections, broadcasts }: &mut Written) {
         let mut written = 0;
-        // What is touched while we write is written before the turn ends, too.
-        while !dirty.is_empty() {
-            for connection in dirty.drain(..) {
+        loop {
+            // What is touched while we write is written before the turn ends, too.
+            std::mem::swap(connections, &mut *self.dirty.borrow_mut());
+            if connections.is_empty() {
+                break;
+            }
+            for connection in connections.drain(..) {
                 connection.dirty.set(false);
                 connection.flush(self);
                 written += 1;
@@ -227,9 +238,7 @@ impl Worker {
                     tokio::task::yield_now().await;
                 }
             }
-            dirty = self.dirty.replace(dirty);
         }
-        self.dirty.replace(dirty);
         for age in broadcasts.drain(..).filter_map(|broadcast| broadcast.written()) {
             self.context.metrics.fanout_seconds.observe(age.as_secs_f64());
         }
@@ -241,15 +250,13 @@ impl Worker {
         let now = self.now.get();
         loop {
             // The borrow ends here: what is due sets new timers.
-            let Some((at, keys)) = self.timers.borrow_mut().take_due(now) else { break };
-            for key in keys {
-                // An entry counts only if none was set for the connection since.
-                if let Some(connection) = self.connection(key)
-                    && connection.due() == at
-                    && let Some(next) = connection.on_timer(self, now)
-                {
-                    self.set_timer(Tick(next.0.max(now.0 + 1)), &connection);
-                }
+            let Some((at, key)) = self.timers.borrow_mut().take_due(now) else { break };
+            // An entry counts only if none was set for the connection since.
+            if let Some(connection) = self.connection(key)
+                && connection.due() == at
+                && let Some(next) = connection.on_timer(self, now)
+            {
+                self.set_timer(Tick(next.0.max(now.0 + 1)), &connection);
             }
         }
         self.close_share();

@@ -1,0 +1,84 @@
+//! From a publication to the bytes that members are sent: finding the room, and encoding once per format.
+//!
+//! `cargo bench -p tidegate --bench delivery`
+
+use std::{hint::black_box, sync::Arc};
+
+use broker_bridge::{
+    Broker, Data, DataKind, Publication, Publisher, RoomName, SessionId, Sink as _,
+    memory::{MemoryBroker, MemoryBus},
+};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use prometheus::Registry;
+use tidegate::{
+    hub::{FanOut, Hub},
+    metrics::Metrics,
+    protocol::WireFormat,
+    shard::Inbox,
+};
+
+const ROOMS: usize = 100_000;
+const INBOX: usize = 64 * 1024 * 1024;
+
+fn hub(c: &mut Criterion) {
+    let inbox = Arc::new(Inbox::new(INBOX));
+    let metrics = Arc::new(Metrics::register(Registry::new()).expect("the registry is new"));
+    let fan_out = Arc::new(FanOut::new(Box::new([Arc::clone(&inbox)]), metrics));
+    let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), Arc::clone(&fan_out) as _));
+    let hub = Hub::new(Arc::clone(&fan_out), broker);
+    let rooms: Vec<_> = (0..ROOMS).map(|number| room(&format!("chat:{number}"))).collect();
+    for room in &rooms {
+        drop(hub.join(room, 0));
+    }
+    let publication = publication(r#"{"text":"hello"}"#);
+    let mut next = rooms.iter().cycle().step_by(7919); // nothing of the room before is in a cache
+
+    let mut group = c.benchmark_group("hub of 100,000 rooms");
+    group.bench_function("find a room and post to its shard", |b| {
+        let mut events = Vec::new();
+        b.iter(|| {
+            fan_out.publication(next.next().expect("a cycle does not end"), publication.clone());
+            inbox.take(&mut events);
+            events.clear();
+        });
+    });
+    for room in &rooms {
+        hub.leave(room, 0);
+    }
+    group.bench_function("find a room that everybody has left", |b| {
+        b.iter(|| fan_out.publication(next.next().expect("a cycle does not end"), publication.clone()));
+    });
+}
+
+fn formats(c: &mut Criterion) {
+    let room = room("chat:lobby");
+    let large = format!("[{}\"\"]", "{\"text\":\"hello\"},".repeat(4096));
+    let mut group = c.benchmark_group("format");
+    for (format, name) in [
+        (WireFormat::PlainFrame, "plain"),
+        (WireFormat::Event, "event stream"),
+        (WireFormat::RoomEvent, "event stream of several rooms"),
+        (WireFormat::CentrifugePush, "Centrifuge"),
+    ] {
+        for (size, text) in [("16 B", r#"{"text":"hello"}"#), ("64 KiB", &large)] {
+            let publication = publication(text);
+            group.throughput(Throughput::Bytes(text.len() as u64));
+            group.bench_function(format!("{name}, {size}"), |b| {
+                b.iter(|| format.encode(black_box(&room), black_box(&publication)));
+            });
+        }
+    }
+}
+
+fn room(name: &str) -> RoomName {
+    RoomName::new(name).expect("a sound name")
+}
+
+fn publication(text: &str) -> Publication {
+    let data = Data::declare(DataKind::Json, text.to_owned().into()).expect("text is UTF-8");
+    let publisher = Publisher { user: Some("alice".into()), session: SessionId(7) };
+    Publication { publisher: Some(publisher), ..Publication::new(data) }
+}
+
+criterion_group!(benches, hub, formats);
+criterion_main!(benches);

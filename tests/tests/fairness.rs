@@ -1,0 +1,243 @@
+//! How long others wait while a large room is being served.
+//!
+//! A node with one shard serves a room of `TIDEGATE_MEMBERS` members (10,000 if nothing is said), to which
+//! publications come back to back. Meanwhile one more client, on the same shard, asks for pongs and speaks in a
+//! room of its own. What it has to wait is printed, first without the large room's publications, then with them.
+//! A shard looks at its sockets after every slice of writes: a ping waits for slices. It looks at its inbox when
+//! all writes of a turn are done: another room's message waits for the turn.
+//!
+//! A measurement, so it is ignored by the suite and asserts no time. Clients and node are two processes on one
+//! machine: on less than three free cores they also wait for each other.
+//!
+//! ```text
+//! cargo build --release -p tidegate
+//! TIDEGATE_BIN=target/release/tidegate \
+//!     cargo test --release -p tidegate-tests --test fairness -- --ignored --nocapture
+//! ```
+
+#![allow(clippy::print_stdout, reason = "what it measures is to be seen")]
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::{
+    buffer::spare_capacity,
+    event::{
+        Timespec,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+    },
+    process::{Resource, getrlimit, setrlimit},
+};
+use tidegate_tests::{PATIENCE, http::Request, node::Builder, raw::Frame, token::anywhere};
+
+const MEMBERS: usize = 10_000;
+/// How long each of the two measurements takes.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Between two questions of the prober. It shares the machine with everybody else.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Publications under way at any time: the shard has the next one before it is done with one.
+const IN_FLIGHT: u64 = 2;
+const PAYLOAD: &str = r#"{"user":"alice","text":"The same to everybody, and to everybody at once."}"#;
+
+#[test]
+#[ignore = "a measurement, for a machine that has nothing else to do"]
+fn what_others_wait_for_a_large_room() -> Result<()> {
+    let members = members()?;
+    allow_descriptors(members)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let node = runtime.block_on(Builder::new().set("shards", "1").set("limits.accepts", "off").start())?;
+    let token = anywhere("alice");
+    let mut prober = Prober::new(connect(node.public, "quiet", &token)?)?;
+
+    let room = Room::open(node.public, &token, members)?;
+    println!("{members} members, idle");
+    prober.measure()?.print();
+    let busy = room.begin()?;
+    println!("{members} members, publications back to back");
+    let waits = prober.measure()?;
+    let (publications, took) = busy.end()?;
+    waits.print();
+    let each = took / u32::try_from(publications.max(1))?;
+    println!("  {publications} publications, {each:.1?} each; {} deliveries", publications * members as u64);
+    node.ensure_sound()
+}
+
+fn members() -> Result<usize> {
+    #[expect(clippy::disallowed_methods, reason = "a test's own setting; no node reads it")]
+    let given = std::env::var("TIDEGATE_MEMBERS");
+    given.map_or(Ok(MEMBERS), |count| count.parse().context("TIDEGATE_MEMBERS"))
+}
+
+/// One client that asks and waits.
+struct Prober(TcpStream);
+
+/// What it has waited.
+#[derive(Default)]
+struct Waits {
+    pings: Vec<Duration>,
+    messages: Vec<Duration>,
+}
+
+impl Prober {
+    fn new(stream: TcpStream) -> Result<Self> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(stream))
+    }
+
+    fn measure(&mut self) -> Result<Waits> {
+        let ping = Frame { first: 0x89, ..Frame::text("") }.bytes();
+        let message = Frame::text("hello").bytes();
+        let (mut waits, start) = (Waits::default(), Instant::now());
+        while start.elapsed() < WINDOW {
+            waits.pings.push(self.ask(&ping, b"\x8a\x00")?);
+            std::thread::park_timeout(PAUSE);
+            waits.messages.push(self.ask(&message, b"\x81\x05hello")?);
+            std::thread::park_timeout(PAUSE);
+        }
+        Ok(waits)
+    }
+
+    /// Sends a frame and reads the answer; a heartbeat that comes before it is passed over.
+    fn ask(&mut self, question: &[u8], answer: &[u8]) -> Result<Duration> {
+        let mut buffer = [0; 16];
+        let frame = buffer.get_mut(..answer.len()).context("answers are short")?;
+        let asked = Instant::now();
+        self.0.write_all(question)?;
+        let (head, rest) = frame.split_at_mut(2);
+        self.0.read_exact(head)?;
+        if head == b"\x89\x00" {
+            self.0.read_exact(head)?;
+        }
+        self.0.read_exact(rest)?;
+        let waited = asked.elapsed();
+        ensure!(frame == answer, "{frame:?} in place of {answer:?}");
+        Ok(waited)
+    }
+}
+
+impl Waits {
+    fn print(self) {
+        for (what, mut waits) in [("ping", self.pings), ("message", self.messages)] {
+            waits.sort_unstable();
+            let at = |part: usize| waits.get((waits.len() - 1) * part / 100).copied().unwrap_or_default();
+            let (count, p50, p99, max) = (waits.len(), at(50), at(99), at(100));
+            println!("  {what:<8} p50 {p50:>9.1?}  p99 {p99:>9.1?}  max {max:>9.1?}  of {count}");
+        }
+    }
+}
+
+/// The large room: its members, and who publishes to them.
+struct Room {
+    members: Vec<TcpStream>,
+    publisher: TcpStream,
+    epoll: OwnedFd,
+}
+
+/// A room that is published to, on a thread of its own.
+struct Busy {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<(u64, Duration)>>,
+}
+
+impl Room {
+    fn open(address: SocketAddr, token: &str, count: usize) -> Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let open = |index| {
+            let member = connect(address, "crowd", token).with_context(|| format!("member {index}"))?;
+            member.set_nonblocking(true)?;
+            epoll::add(&epoll, &member, EventData::new_u64(index as u64), EventFlags::IN)?;
+            Ok(member)
+        };
+        let members = (0..count).map(open).collect::<Result<_>>()?;
+        let members: Vec<TcpStream> = members;
+        let publisher = members.first().context("a room without members")?.try_clone()?;
+        Ok(Self { members, publisher, epoll })
+    }
+
+    fn begin(self) -> Result<Busy> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("members".into()).spawn(move || self.serve(&told))?;
+        Ok(Busy { stop, thread })
+    }
+
+    /// Publishes and reads, until told to stop and everything has arrived.
+    fn serve(mut self, stop: &AtomicBool) -> Result<(u64, Duration)> {
+        let message = Frame::text(PAYLOAD).bytes();
+        // Header and payload, for each member.
+        let round = (2 + PAYLOAD.len() as u64) * self.members.len() as u64;
+        let (mut buffer, mut ready) = (vec![0; 64 * 1024], Vec::with_capacity(1024));
+        let (mut published, mut received, start) = (0, 0, Instant::now());
+        let mut heard = start;
+        loop {
+            while !stop.load(Ordering::Relaxed) && received + IN_FLIGHT * round > published * round {
+                self.publisher.write_all(&message)?;
+                published += 1;
+            }
+            // Heartbeats come on top; they only let the next publication go a little earlier.
+            if received >= published * round {
+                return Ok((published, start.elapsed()));
+            }
+            ensure!(heard.elapsed() < PATIENCE, "{received} bytes of {published} publications arrived");
+            ready.clear();
+            let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+            epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&second))?;
+            for event in &ready {
+                let index = usize::try_from(event.data.u64())?;
+                let Some(member) = self.members.get_mut(index) else { continue };
+                match member.read(&mut buffer) {
+                    Ok(0) => anyhow::bail!("member {index} was closed"),
+                    Ok(count) => {
+                        received += count as u64;
+                        heard = Instant::now();
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error).with_context(|| format!("member {index}")),
+                }
+            }
+        }
+    }
+}
+
+impl Busy {
+    /// How many publications were delivered to everybody, and in what time.
+    fn end(self) -> Result<(u64, Duration)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the members' thread returns its errors")
+    }
+}
+
+/// A member of a room, plain.
+fn connect(address: SocketAddr, room: &str, token: &str) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&Request::upgrade(&format!("/rooms/{room}?token={token}")).bytes(address))?;
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.extend(byte);
+    }
+    ensure!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    Ok(stream)
+}
+
+/// The node raises its own limit; its clients need as many.
+fn allow_descriptors(members: usize) -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
+    let allowed = limit.maximum.unwrap_or(u64::MAX);
+    // The node counts its own descriptors among them, too.
+    ensure!(members as u64 + 200 < allowed, "{members} members need more than {allowed} descriptors");
+    Ok(())
+}
