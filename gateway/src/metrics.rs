@@ -22,6 +22,8 @@ pub struct Metrics {
     registry: Registry,
     /// Sockets held on the public listener, whatever they carry.
     pub sockets: IntGauge,
+    /// `limits.connections`: what `sockets` is held against.
+    pub sockets_limit: IntGauge,
     /// Sessions by protocol.
     connections: IntGaugeVec,
     connections_opened: IntCounterVec,
@@ -139,6 +141,11 @@ impl Metrics {
 
         let metrics = Self {
             sockets: int_gauge(&registry, "tidegate_sockets", "Open sockets of the public listener.")?,
+            sockets_limit: int_gauge(
+                &registry,
+                "tidegate_sockets_limit",
+                "Sockets that the public listener may hold: limits.connections.",
+            )?,
             connections: int_gauges(
                 &registry,
                 "tidegate_connections",

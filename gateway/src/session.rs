@@ -1,7 +1,7 @@
 //! A session: one client, whatever carries it.
 //!
-//! A state machine without IO. It turns what the client says into [`Effect`]s after checking them
-//! against the identity's grants and the limits of the session and its user, and news into what this client is told. Who
+//! A state machine without IO. It turns what the client says into [`Effect`]s after checking them against the
+//! identity's grants and the limits of the session and its user, and news into what this client is told. Who
 //! runs the effects (the shard) needs to know nothing of protocols or grants.
 
 use std::{cell::OnceCell, sync::Arc, time::Duration};

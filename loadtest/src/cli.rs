@@ -1,19 +1,21 @@
 //! The command line.
+//!
+//! Owns what every scenario may be told, and how a value is written. A TOML file says the same with the same
+//! names: [`mod@file`] turns it into flags before they are parsed here.
 
-use std::{path::PathBuf, time::Duration};
+pub mod file;
+pub mod load;
+
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{
-    room::Load,
-    stamp::Stamp,
-    target::{PublishArg, Target},
-    websocket::MAX_PAYLOAD,
-};
+pub use self::load::{Chat, Fanout, Idle, Mixed, Rooms, Slow, Storm};
+use crate::{compare::peer::Kind, room::Load, stamp::Stamp, target::TargetArgs, websocket::MAX_PAYLOAD};
 
 /// A load tester for `WebSocket` gateways that counts what was lost.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate-loadtest", version, max_term_width = 100)]
+#[command(name = "tidegate-loadtest", version, max_term_width = 100, args_override_self = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub scenario: Scenario,
@@ -21,30 +23,41 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Scenario {
-    /// One room, many members: what a delivery costs, and whether every one arrived
+    /// One room, many members, a steady rate: latency, throughput, and whether everything arrived
     Fanout(Fanout),
-    /// The physical limit: a bare loop of send(2) over as many sockets
-    Yardstick(Yardstick),
-    /// `fanout` and `yardstick` in alternating rounds, and the ratio between them
-    CompareLimit(CompareLimit),
+    /// Many rooms with a few members each
+    Rooms(Rooms),
+    /// Everybody publishes
+    Chat(Chat),
+    /// Some members stop reading: what do the others feel?
+    Slow(Slow),
+    /// Several of these at once, with clients that come and go
+    Mixed(Mixed),
+    /// Connect as fast as allowed, drop everybody, come back
+    Storm(Storm),
     /// Hold idle connections: what one costs the server in memory and CPU
     Idle(Idle),
+    /// What a delivery costs: rounds in which a batch waits until everybody has the one before
+    Cost(Cost),
+    /// The physical limit: a bare loop of send(2) over as many sockets
+    Yardstick(Yardstick),
+    /// `cost` and `yardstick` in alternating rounds, and the ratio between them
+    CompareLimit(CompareLimit),
+    /// The same scenarios against Tidegate and its peers, in alternating rounds of one session
+    Compare(Compare),
     /// The process that `yardstick` measures
     #[command(hide = true)]
     YardstickServer(YardstickServer),
+    /// A process that holds clients for another scenario, and is told what to do on standard input
+    #[command(hide = true)]
+    Worker,
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Fanout {
-    /// The room that members join
-    #[arg(long, default_value = "ws://127.0.0.1:8080/rooms/demo:load")]
-    pub url: Target,
-    /// How to publish: ws or http (the same room), or a ws://, http://, redis:// or redis+unix:// URL
-    #[arg(long, default_value = "ws")]
-    pub publish: PublishArg,
-    /// The Redis topic to publish to [default: room: and what follows /rooms/ in the URL]
-    #[arg(long)]
-    pub topic: Option<String>,
+#[command(args_override_self = true)]
+pub struct Cost {
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// The server's process, to measure its CPU; several with commas
     #[arg(long, value_delimiter = ',')]
     pub server_pid: Vec<u32>,
@@ -58,13 +71,20 @@ pub struct Fanout {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
 pub struct Yardstick {
     /// Pin the loop of send(2) to this CPU
     #[arg(long)]
     pub server_cpu: Option<usize>,
+    /// One system call per message, even for messages that come together
+    #[arg(long)]
+    pub per_message: bool,
     /// Run one round per line on standard input (its number of messages) and answer with a line of JSON
     #[arg(long, hide = true)]
     pub lockstep: bool,
+    /// Over how many addresses (127.0.0.2 and up) members are spread
+    #[arg(long, default_value_t = 16)]
+    pub addresses: u8,
     #[command(flatten)]
     pub room: RoomArgs,
     #[command(flatten)]
@@ -72,36 +92,71 @@ pub struct Yardstick {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
 pub struct CompareLimit {
     #[command(flatten)]
-    pub fanout: Fanout,
+    pub cost: Cost,
     /// Pin the yardstick's loop to this CPU: the one the server is pinned to
     #[arg(long)]
     pub server_cpu: Option<usize>,
-    /// Fail if the server costs more than this many times the yardstick
+    /// Compare with one system call per message, even for messages that come together
+    #[arg(long)]
+    pub per_message: bool,
+    /// Fail if the server costs more CPU than this many times the yardstick
     #[arg(long)]
     pub expect_ratio: Option<f64>,
+    /// Fail if the server's median p99 is more than this many times the yardstick's; needs --rate
+    #[arg(long, requires = "rate")]
+    pub expect_p99_ratio: Option<f64>,
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct Idle {
-    /// The room that connections join
-    #[arg(long, default_value = "ws://127.0.0.1:8080/rooms/demo:load")]
-    pub url: Target,
-    /// How many connections to hold, ascending; measured at each
-    #[arg(long, value_delimiter = ',', default_value = "3000,15000")]
-    pub connections: Vec<usize>,
-    /// The server's process; several with commas
-    #[arg(long, value_delimiter = ',', required = true)]
-    pub server_pid: Vec<u32>,
-    /// Seconds over which idle CPU is measured, at each level
-    #[arg(long, default_value_t = 10)]
-    pub window: u64,
-    /// Over how many addresses (127.0.0.2 and up) connections to this machine are spread
-    #[arg(long, default_value_t = 16)]
-    pub addresses: u8,
-    #[command(flatten)]
-    pub common: Common,
+#[command(args_override_self = true)]
+pub struct Compare {
+    /// Which servers; those that cannot be had here are skipped with a word
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "tidegate,tidegate-redis,ws,socket-io,nchan"
+    )]
+    pub servers: Vec<Kind>,
+    /// The gateway's program [default: tidegate, beside this program]
+    #[arg(long)]
+    pub tidegate: Option<PathBuf>,
+    /// The directory with the peers' scripts; `npm ci` there installs what they need
+    #[arg(long, default_value = "loadtest/compare")]
+    pub scripts: PathBuf,
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// Members of the room
+    #[arg(long, default_value_t = 1000)]
+    pub members: usize,
+    /// Messages of a round
+    #[arg(long, default_value_t = 400)]
+    pub messages: u64,
+    /// Messages per second where latency is measured
+    #[arg(long, default_value_t = 30.0, value_parser = rate)]
+    pub rate: f64,
+    /// Connections that are held idle, and that come at once
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(10..))]
+    pub idle: u32,
+    /// Pin every server to this CPU
+    #[arg(long)]
+    pub server_cpu: Option<usize>,
+    /// Pin the tester to this CPU
+    #[arg(long)]
+    pub client_cpu: Option<usize>,
+    /// After this time no further round is begun
+    #[arg(long, default_value = "1h")]
+    pub time_limit: Time,
+    /// Write the results as JSON to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Write the results to this Markdown file, such as loadtest/RESULTS.md, and plots to results/ beside it
+    #[arg(long)]
+    pub results: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -126,37 +181,63 @@ pub struct RoomArgs {
     /// Messages published together; the next batch waits until everybody has this one
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub burst: u64,
+    /// Publish so many messages a second in place of waiting for everybody: to compare latencies by
+    #[arg(long, value_parser = rate)]
+    pub rate: Option<f64>,
     /// Measured rounds
     #[arg(long, default_value_t = 5)]
     pub rounds: u32,
     /// Messages of an unmeasured round before the first [default: a tenth of a round, at most 100]
     #[arg(long)]
     pub warmup: Option<u64>,
-    /// Seconds without progress after which a batch is given up
-    #[arg(long, default_value_t = 2)]
-    pub patience: u64,
-    /// Over how many addresses (127.0.0.2 and up) members on this machine are spread
-    #[arg(long, default_value_t = 16)]
-    pub addresses: u8,
+    /// How long a batch may make no progress before it is given up
+    #[arg(long, default_value = "2s")]
+    pub patience: Time,
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct Common {
+    /// Flags from a TOML file, by their names; those on the command line win
+    #[arg(long)]
+    pub config: Option<PathBuf>,
     /// Pin this tester to one CPU
     #[arg(long)]
     pub client_cpu: Option<usize>,
-    /// Seconds after which the run ends with the report so far
-    #[arg(long, default_value_t = 600)]
-    pub time_limit: u64,
+    /// After this time the run ends with the report so far
+    #[arg(long, default_value = "600s")]
+    pub time_limit: Time,
     /// Write the report as JSON to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
 }
 
+/// A time as it is written: a number and `us`, `ms`, `s`, `m` or `h`; a number alone is seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time(pub Duration);
+
+impl FromStr for Time {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim_start() {
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" | "" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err("a time is written 500us, 20ms, 10s, 5m or 1h".into()),
+        };
+        let number: f64 = number.parse().map_err(|_| "a time is written 500us, 20ms, 10s, 5m or 1h")?;
+        Duration::try_from_secs_f64(number * unit).map(Self).map_err(|error| error.to_string())
+    }
+}
+
 impl RoomArgs {
     /// What is sent in a round.
     pub fn load(&self) -> Load {
-        Load { size: self.size, burst: self.burst, patience: Duration::from_secs(self.patience) }
+        Load { size: self.size, burst: self.burst, patience: self.patience.0, rate: self.rate }
     }
 
     /// Messages of the unmeasured round.
@@ -165,19 +246,21 @@ impl RoomArgs {
     }
 }
 
-impl Common {
-    /// How long the whole run may take.
-    pub fn time_limit(&self) -> Duration {
-        Duration::from_secs(self.time_limit)
-    }
-}
-
-fn size(text: &str) -> Result<usize, String> {
+/// A payload's size: large enough for a stamp.
+pub fn size(text: &str) -> Result<usize, String> {
     let size: usize = text.parse().map_err(|_| "not a number".to_owned())?;
     if (Stamp::MIN_SIZE..=MAX_PAYLOAD).contains(&size) {
         Ok(size)
     } else {
         Err(format!("a message has {} to {MAX_PAYLOAD} bytes", Stamp::MIN_SIZE))
+    }
+}
+
+/// Something per second.
+pub fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.001..=1e7).contains(&rate) => Ok(rate),
+        _ => Err("a rate is a number from 0.001 to 10000000, per second".into()),
     }
 }
 
@@ -190,11 +273,34 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-        for (size, accepted) in [("41", false), ("42", true), ("1048576", true), ("1048577", false)] {
-            let parsed = Cli::try_parse_from(["tidegate-loadtest", "fanout", "--size", size]);
+        for (size, accepted) in [("61", false), ("62", true), ("1048576", true), ("1048577", false)] {
+            let parsed = Cli::try_parse_from(["tidegate-loadtest", "cost", "--size", size]);
             assert_eq!(parsed.is_ok(), accepted, "{size}");
         }
-        assert!(Cli::try_parse_from(["tidegate-loadtest", "fanout", "--url", "gopher://x"]).is_err());
-        assert!(Cli::try_parse_from(["tidegate-loadtest", "fanout", "--burst", "0"]).is_err());
+        for bad in [["--burst", "0"], ["--rate", "0"], ["--rate", "fast"], ["--patience", "soon"]] {
+            let words = ["tidegate-loadtest", "cost"].into_iter().chain(bad);
+            assert!(Cli::try_parse_from(words).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_flag_says_what_it_does() {
+        for scenario in Cli::command().get_subcommands().filter(|scenario| !scenario.is_hide_set()) {
+            for flag in scenario.get_arguments().filter(|flag| !flag.is_hide_set()) {
+                assert!(flag.get_help().is_some(), "{} {}", scenario.get_name(), flag.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn times() {
+        for (text, nanos) in
+            [("20ms", 20_000_000), ("1.5s", 1_500_000_000), ("3", 3_000_000_000), ("250us", 250_000)]
+        {
+            assert_eq!(text.parse(), Ok(Time(Duration::from_nanos(nanos))));
+        }
+        for bad in ["", "s", "1d", "-1s", "1 2", "ms"] {
+            assert!(bad.parse::<Time>().is_err(), "{bad}");
+        }
     }
 }

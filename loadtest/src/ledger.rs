@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The books of one run: one room, numbered messages, numbered members.
 #[derive(Debug)]
 pub struct Ledger {
-    members: Vec<Account>,
+    members: Vec<Member>,
     published: u64,
     alive: u64,
     /// Deliveries that are still to come before everybody present has everything published.
@@ -39,14 +39,20 @@ pub struct Counts {
 }
 
 #[derive(Debug, Default)]
-struct Account {
-    /// One more than the highest sequence seen.
-    next: u64,
+struct Member {
+    account: Account,
     /// Distinct messages seen.
     seen: u64,
+    lost: bool,
+}
+
+/// What one client has of one publisher's messages.
+#[derive(Debug, Default)]
+pub struct Account {
+    /// One more than the highest sequence seen.
+    next: u64,
     /// Sequences below `next` that have not arrived, ascending and disjoint.
     holes: Vec<Range<u64>>,
-    lost: bool,
 }
 
 /// What an arrival turned out to be.
@@ -66,7 +72,7 @@ impl Ledger {
     /// Empty books for `members` members.
     pub fn new(members: usize) -> Self {
         Self {
-            members: std::iter::repeat_with(Account::default).take(members).collect(),
+            members: std::iter::repeat_with(Member::default).take(members).collect(),
             published: 0,
             alive: members as u64,
             awaited: 0,
@@ -100,10 +106,10 @@ impl Ledger {
     /// Records that `member` has received message `sequence`.
     pub fn record(&mut self, member: usize, sequence: u64) -> Arrival {
         let known = sequence < self.published;
-        let Some(account) = self.members.get_mut(member).filter(|_| known) else {
+        let Some(member) = self.members.get_mut(member).filter(|_| known) else {
             return self.record_foreign();
         };
-        let arrival = account.record(sequence);
+        let arrival = member.account.record(sequence);
         match arrival {
             Arrival::InOrder => {}
             Arrival::Late => self.counts.out_of_order += 1,
@@ -112,6 +118,7 @@ impl Ledger {
                 return arrival;
             }
         }
+        member.seen += 1;
         self.counts.delivered += 1;
         // After `give_up` a straggler may be taken for an awaited delivery. That can only shorten a wait in
         // a run that has already lost time to a stall; no count depends on it.
@@ -127,11 +134,11 @@ impl Ledger {
 
     /// The connection of `member` has ended; nothing more is awaited from it.
     pub fn lose(&mut self, member: usize) {
-        if let Some(account) = self.members.get_mut(member).filter(|account| !account.lost) {
-            account.lost = true;
+        if let Some(member) = self.members.get_mut(member).filter(|member| !member.lost) {
+            member.lost = true;
             self.counts.members_lost += 1;
             self.alive -= 1;
-            self.awaited = self.awaited.saturating_sub(self.published - account.seen);
+            self.awaited = self.awaited.saturating_sub(self.published - member.seen);
         }
     }
 
@@ -159,13 +166,26 @@ impl Counts {
 }
 
 impl Account {
-    fn record(&mut self, sequence: u64) -> Arrival {
+    /// Of a client that has just come, and of whom nobody knows which message will be its first.
+    pub fn visitor() -> Self {
+        Self { next: u64::MAX, holes: Vec::new() }
+    }
+
+    /// How many messages before the last one that has arrived have not.
+    pub fn missing(&self) -> u64 {
+        self.holes.iter().map(|hole| hole.end - hole.start).sum()
+    }
+
+    /// Records that message `sequence` has arrived.
+    pub fn record(&mut self, sequence: u64) -> Arrival {
+        if self.next == u64::MAX {
+            self.next = sequence;
+        }
         if sequence >= self.next {
             if sequence > self.next {
                 self.holes.push(self.next..sequence);
             }
             self.next = sequence + 1;
-            self.seen += 1;
             return Arrival::InOrder;
         }
         let at = self.holes.partition_point(|hole| hole.end <= sequence);
@@ -182,7 +202,6 @@ impl Account {
                 self.holes.insert(at + 1, after);
             }
         }
-        self.seen += 1;
         Arrival::Late
     }
 }
@@ -194,6 +213,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_visitor_owes_only_what_lies_between() {
+        let mut account = Account::visitor();
+        let arrivals = [7, 9, 6, 9, 8].map(|sequence| account.record(sequence));
+        // What came before its first message may have been sent before it came: a 6 after it proves nothing.
+        let expected =
+            [Arrival::InOrder, Arrival::InOrder, Arrival::Duplicate, Arrival::Duplicate, Arrival::Late];
+        assert_eq!((arrivals, account.missing()), (expected, 0));
+        account.record(20);
+        assert_eq!(account.missing(), 10);
+    }
 
     #[test]
     fn a_clean_run_owes_nothing() {

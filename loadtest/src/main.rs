@@ -1,34 +1,52 @@
 //! `tidegate-loadtest`: what a delivery and a connection cost a `WebSocket` gateway, and what it lost.
 //!
-//! A scenario opens members, publishes numbered messages, and keeps exact books. The layout:
+//! A scenario opens clients, publishes numbered messages, and keeps exact books. The layout:
 //!
 //! | module | what it owns |
 //! |---|---|
+//! | [`cli`] | what may be asked for, by flags and in a file |
 //! | [`scenario`] | what is run, in which order, and what its report holds |
-//! | [`room`] | the pace of a round and its measurements |
-//! | [`swarm`] | the connections that listen: one epoll loop, nothing allocated per message |
-//! | [`publisher`] | the connection that publishes: WebSocket, HTTP, Redis |
-//! | [`ledger`] | delivered, missing, duplicated, out of order, exactly |
-//! | [`stamp`] | the marks a test message carries |
-//! | [`websocket`] | frames and the upgrade, as bytes |
+//! | [`target`], [`token`] | who is tested, how it is published to, who the clients are |
+//! | [`swarm`], [`member`] | the connections: one epoll loop, nothing allocated per message |
+//! | [`dialect`], [`websocket`], [`sse`], [`tls`] | what is said on them |
+//! | [`publisher`] | the connection that publishes past the clients: HTTP, Redis |
+//! | [`stamp`], [`ledger`], [`latency`] | the marks of a message, and the books about it |
+//! | [`compare`] | Tidegate and its peers, started and measured in turn |
+//! | [`room`] | rounds: what a delivery costs |
+//! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and what they say, added up |
+//! | [`worker`], [`books`] | one of these processes: a part of the clients and of the schedule |
 //! | [`process`] | CPU time, memory, pinning, descriptors |
-//! | [`report`] | medians, tables, JSON |
-//! | [`target`], [`cli`], [`stop`] | what was asked for, and when to end |
+//! | [`report`] | warnings, expectations, tables, plots, JSON |
+//! | [`clock`], [`stop`] | the time, and when to end |
 //!
 //! The tester is Linux only: it reads `/proc` and waits with epoll. `README.md` says what each number means.
 
+mod books;
 mod cli;
+mod clock;
+mod compare;
+mod crew;
+mod dialect;
+mod latency;
 mod ledger;
+mod live;
+mod member;
+mod plan;
 mod process;
 mod publisher;
 mod report;
 mod room;
 mod scenario;
+mod sse;
 mod stamp;
 mod stop;
 mod swarm;
 mod target;
+mod timeline;
+mod tls;
+mod token;
 mod websocket;
+mod worker;
 
 use std::{
     io::{self, Write},
@@ -48,13 +66,7 @@ const UNEXPECTED: u8 = 1;
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().scenario {
-        Scenario::Fanout(args) => scenario::fanout::run(&args),
-        Scenario::Yardstick(args) => scenario::yardstick::run(&args),
-        Scenario::CompareLimit(args) => scenario::compare_limit::run(&args),
-        Scenario::Idle(args) => scenario::idle::run(&args),
-        Scenario::YardstickServer(args) => scenario::yardstick::serve(&args).map(|()| Verdict::AsExpected),
-    };
+    let outcome = cli::file::expand(std::env::args_os().collect()).and_then(run);
     let (code, words) = match outcome {
         Ok(Verdict::AsExpected) => return ExitCode::SUCCESS,
         Ok(Verdict::Unexpected(words)) => (UNEXPECTED, words),
@@ -63,4 +75,22 @@ fn main() -> ExitCode {
     // Standard error may be gone; the exit code still speaks.
     let _: io::Result<()> = writeln!(io::stderr(), "tidegate-loadtest: {words}");
     ExitCode::from(code)
+}
+
+fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
+    match Cli::parse_from(arguments).scenario {
+        Scenario::Cost(args) => scenario::cost::run(&args),
+        Scenario::Yardstick(args) => scenario::yardstick::run(&args),
+        Scenario::CompareLimit(args) => scenario::compare_limit::run(&args),
+        Scenario::Compare(args) => compare::run(&args),
+        Scenario::YardstickServer(args) => scenario::yardstick::serve(&args).map(|()| Verdict::AsExpected),
+        Scenario::Fanout(args) => scenario::load::fanout(&args),
+        Scenario::Rooms(args) => scenario::load::rooms(&args),
+        Scenario::Chat(args) => scenario::load::chat(&args),
+        Scenario::Slow(args) => scenario::load::slow(&args),
+        Scenario::Mixed(args) => scenario::load::mixed(&args),
+        Scenario::Storm(args) => scenario::storm::run(&args),
+        Scenario::Idle(args) => scenario::idle::run(&args),
+        Scenario::Worker => worker::run().map(|()| Verdict::AsExpected),
+    }
 }

@@ -120,10 +120,30 @@ impl Server {
         Ok((!self.0.is_empty()).then_some(all))
     }
 
+    /// Their resident bytes together, or `None` if there are none. Cheap, unlike [`memory`](Self::memory).
+    pub fn rss(&self) -> anyhow::Result<Option<u64>> {
+        let mut all = 0;
+        for pid in &self.0 {
+            let path = format!("/proc/{pid}/statm");
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+            all += pages.with_context(|| format!("cannot understand {path}"))?;
+        }
+        Ok((!self.0.is_empty()).then_some(all * rustix::param::page_size() as u64))
+    }
+
     /// Their memory together.
     pub fn memory(&self) -> anyhow::Result<Memory> {
         self.0.iter().map(|&pid| Memory::of(pid)).sum()
     }
+}
+
+/// How many seconds the first thread of `pid` has been ready to run and was not let. 0 where the kernel does not
+/// count it (`CONFIG_SCHED_INFO`).
+pub fn waited(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+    let nanos = text.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
+    crate::clock::seconds(nanos.unwrap_or(0))
 }
 
 /// Pins this process to `cpu`, and with it every process it starts from now on.

@@ -1,20 +1,22 @@
-//! The one connection that publishes.
+//! The one connection that publishes past the clients: by HTTP, into Redis, to the yardstick.
 //!
-//! Owns how a batch of payloads becomes bytes for each way into a room, writes a batch with one system
+//! Owns how a batch of payloads becomes bytes for each of these ways, writes a batch with one system
 //! call, and looks at the answers without waiting for them. It does not pace itself.
 
 use std::{
-    io::Write as _,
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{fd::AsFd, unix::net::UnixStream},
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
-    target::{Redis, RedisAddress, Target, Via},
+    target::{Address, NUMBER, Redis, RedisAddress},
+    tls::Stream,
+    token::Credentials,
     websocket::{self, Leftover, Opcode},
 };
 
@@ -27,59 +29,100 @@ const SCRATCH: usize = websocket::MAX_FRAME + 64 * 1024;
 /// A connection that publishes.
 #[derive(Debug)]
 pub struct Publisher {
-    socket: OwnedFd,
+    channel: Channel,
     speech: Speech,
     out: Vec<u8>,
     scratch: Vec<u8>,
     leftover: Leftover,
-    sent: u64,
+}
+
+#[derive(Debug)]
+enum Channel {
+    Tcp(Stream),
+    Unix(UnixStream),
 }
 
 #[derive(Debug)]
 enum Speech {
-    WebSocket,
-    /// Everything before the value of `Content-Length`.
-    Http(String),
+    /// The path, and everything between it and the value of `Content-Length`.
+    Http(String, String),
     /// The topic.
     Redis(String),
-    /// The yardstick's own: a count and a length (`u32`, big-endian), then that many ready-made frames.
-    Yardstick,
+    /// The yardstick's own: how many writes a socket gets, a count and a length (`u32`, big-endian), then that
+    /// many ready-made frames.
+    Yardstick { coalesce: bool },
 }
 
 impl Publisher {
-    /// Connects, upgrades or authenticates, and is ready to publish.
-    pub fn connect(via: &Via) -> anyhow::Result<Self> {
-        let connected = match via {
-            Via::WebSocket(target) => Self::websocket(target),
-            Via::Http(target) => Self::http(target),
-            Via::Redis(redis) => Self::redis(redis),
+    /// Connects to an HTTP server.
+    pub fn http(address: &Address, credentials: &Credentials) -> anyhow::Result<Self> {
+        let token = credentials.of(u32::MAX)?;
+        let credentials = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let head = format!(
+            " HTTP/1.1\r\nHost: {}\r\n{credentials}Content-Type: text/plain; charset=utf-8\r\nContent-Length: ",
+            address.authority
+        );
+        let mut stream = Stream::Clear(tcp(address.socket)?);
+        if let Some(tls) = &address.tls {
+            stream = tls.wrap(stream)?;
+            while !stream.shake().context("the TLS handshake")? {
+                wait(&stream, PollFlags::IN)?;
+            }
+        }
+        Ok(Self::new(Channel::Tcp(stream), Speech::Http(address.path_and_query.clone(), head)))
+    }
+
+    /// Connects to Redis and authenticates.
+    pub fn redis(redis: &Redis) -> anyhow::Result<Self> {
+        let channel = match &redis.at {
+            RedisAddress::Tcp(address) => Channel::Tcp(Stream::Clear(tcp(*address)?)),
+            RedisAddress::Unix(path) => {
+                let socket = UnixStream::connect(path)
+                    .with_context(|| format!("cannot connect to {}", path.display()))?;
+                socket.set_nonblocking(true)?;
+                Channel::Unix(socket)
+            }
         };
-        connected.with_context(|| format!("cannot publish by {via}"))
+        let mut publisher = Self::new(channel, Speech::Redis(redis.topic.clone()));
+        if !redis.auth.is_empty() {
+            let mut command = format!("*{}\r\n$4\r\nAUTH\r\n", redis.auth.len() + 1).into_bytes();
+            for argument in &redis.auth {
+                write!(command, "${}\r\n{argument}\r\n", argument.len())?;
+            }
+            publisher.out = command;
+            publisher.flush()?;
+            publisher.await_word()?;
+        }
+        Ok(publisher)
     }
 
-    /// Connects to the yardstick's control port.
-    pub fn yardstick(address: SocketAddr) -> anyhow::Result<Self> {
-        Ok(Self::new(tcp(address)?.into(), Speech::Yardstick))
+    /// Connects to the yardstick's control port. `coalesce`: a batch is one write per socket.
+    pub fn yardstick(address: SocketAddr, coalesce: bool) -> anyhow::Result<Self> {
+        let channel = Channel::Tcp(Stream::Clear(tcp(address)?));
+        Ok(Self::new(channel, Speech::Yardstick { coalesce }))
     }
 
-    /// Publishes `batch`, payloads of `size` bytes one after the other, together.
-    pub fn publish(&mut self, batch: &[u8], size: usize) -> anyhow::Result<()> {
+    /// Publishes `batch`, payloads of `size` bytes one after the other, together, each into the room that
+    /// stands at its place in `rooms`.
+    pub fn publish(&mut self, batch: &[u8], size: usize, rooms: &[u32]) -> anyhow::Result<()> {
         self.out.clear();
-        let Self { speech, out, sent, .. } = self;
-        if let Speech::Yardstick = speech {
+        let Self { speech, out, .. } = self;
+        if let Speech::Yardstick { coalesce } = *speech {
+            out.extend_from_slice(&u32::from(coalesce).to_be_bytes());
             out.extend_from_slice(&u32::try_from(batch.len() / size)?.to_be_bytes());
             out.extend_from_slice(&u32::try_from(websocket::unmasked_size(size))?.to_be_bytes());
         }
-        for payload in batch.chunks_exact(size) {
-            *sent += 1;
+        for (payload, room) in batch.chunks_exact(size).zip(rooms) {
             match speech {
-                Speech::WebSocket => websocket::write_masked(out, Opcode::Text, payload, *sent),
-                Speech::Yardstick => websocket::write_unmasked(out, Opcode::Text, payload),
-                Speech::Http(head) => {
+                Speech::Yardstick { .. } => websocket::write_unmasked(out, Opcode::Text, payload),
+                Speech::Http(path, head) => {
+                    out.extend_from_slice(b"POST ");
+                    numbered(out, path, *room)?;
                     write!(out, "{head}{size}\r\n\r\n")?;
                     out.extend_from_slice(payload);
                 }
                 Speech::Redis(topic) => {
+                    let topic = topic.replace(NUMBER, &room.to_string());
                     write!(out, "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{topic}\r\n${size}\r\n", topic.len())?;
                     out.extend_from_slice(payload);
                     out.extend_from_slice(b"\r\n");
@@ -92,136 +135,115 @@ impl Publisher {
 
     /// Looks at what has been answered so far. A refusal is an error.
     pub fn listen(&mut self) -> anyhow::Result<()> {
-        loop {
-            let held = self.leftover.restore(&mut self.scratch);
-            let space = self.scratch.get_mut(held..).unwrap_or_default();
-            ensure!(!space.is_empty(), "an answer to a publication does not end");
-            let received = match rustix::net::recv(&self.socket, space, RecvFlags::DONTWAIT) {
-                Ok((0, _)) => bail!("the connection that publishes was closed by the far side"),
-                Ok((received, _)) => received,
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
-                Err(error) => return Err(error).context("the connection that publishes failed"),
-            };
-            let bytes = self.scratch.get(..held + received).unwrap_or_default();
-            self.out.clear();
-            let rest = match &self.speech {
-                Speech::WebSocket => hear_websocket(bytes, &mut self.out)?,
-                Speech::Http(_) => hear_http(bytes)?,
-                Speech::Redis(_) => hear_redis(bytes)?,
-                Speech::Yardstick => &[],
-            };
-            self.leftover.keep(rest);
-            self.flush()?;
-            if received == 0 {
-                return Ok(());
-            }
+        while self.hear()? {}
+        Ok(())
+    }
+
+    fn await_word(&mut self) -> anyhow::Result<()> {
+        while !self.hear()? {
+            self.channel.wait(PollFlags::IN).context("no answer to the greeting")?;
         }
+        self.listen()
     }
 
-    fn new(socket: OwnedFd, speech: Speech) -> Self {
-        let (out, scratch, leftover) = (Vec::new(), vec![0; SCRATCH], Leftover::default());
-        Self { socket, speech, out, scratch, leftover, sent: 0 }
-    }
-
-    fn websocket(target: &Target) -> anyhow::Result<Self> {
-        let request = websocket::upgrade_request(&target.authority, &target.path_and_query);
-        let mut publisher = Self::new(tcp(target.address)?.into(), Speech::WebSocket);
-        publisher.greet(&request, |bytes| Ok(websocket::read_upgrade(bytes)?))?;
-        Ok(publisher)
-    }
-
-    fn http(target: &Target) -> anyhow::Result<Self> {
-        let head = format!(
-            "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ",
-            target.path_and_query, target.authority
-        );
-        Ok(Self::new(tcp(target.address)?.into(), Speech::Http(head)))
-    }
-
-    fn redis(redis: &Redis) -> anyhow::Result<Self> {
-        let socket: OwnedFd = match &redis.at {
-            RedisAddress::Tcp(address) => tcp(*address)?.into(),
-            RedisAddress::Unix(path) => {
-                let socket = UnixStream::connect(path)
-                    .with_context(|| format!("cannot connect to {}", path.display()))?;
-                socket.set_write_timeout(Some(PATIENCE))?;
-                socket.set_read_timeout(Some(PATIENCE))?;
-                socket.into()
-            }
+    /// Takes what has arrived: whether that was anything.
+    fn hear(&mut self) -> anyhow::Result<bool> {
+        let held = self.leftover.restore(&mut self.scratch);
+        let space = self.scratch.get_mut(held..).unwrap_or_default();
+        ensure!(!space.is_empty(), "an answer to a publication does not end");
+        let received = match self.channel.read(space) {
+            Ok(0) => bail!("the connection that publishes was closed by the far side"),
+            Ok(received) => received,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+            Err(error) => return Err(error).context("the connection that publishes failed"),
         };
-        let mut publisher = Self::new(socket, Speech::Redis(redis.topic.clone()));
-        if !redis.auth.is_empty() {
-            let mut command = format!("*{}\r\n$4\r\nAUTH\r\n", redis.auth.len() + 1).into_bytes();
-            for argument in &redis.auth {
-                write!(command, "${}\r\n{argument}\r\n", argument.len())?;
-            }
-            publisher.greet(&command, |bytes| {
-                let rest = hear_redis(bytes)?;
-                Ok((rest.len() < bytes.len()).then_some(bytes.len() - rest.len()))
-            })?;
-        }
-        Ok(publisher)
+        let bytes = self.scratch.get(..held + received).unwrap_or_default();
+        let rest = match &self.speech {
+            Speech::Http(..) => hear_http(bytes)?,
+            Speech::Redis(_) => hear_redis(bytes)?,
+            Speech::Yardstick { .. } => &[],
+        };
+        self.leftover.keep(rest);
+        Ok(received > 0)
     }
 
-    /// Says `words` and waits until `understood` says how long the answer was. What follows it is kept.
-    fn greet(
-        &mut self,
-        words: &[u8],
-        understood: impl Fn(&[u8]) -> anyhow::Result<Option<usize>>,
-    ) -> anyhow::Result<()> {
-        self.out.clear();
-        self.out.extend_from_slice(words);
-        self.flush()?;
-        let mut filled = 0;
-        loop {
-            let space = self.scratch.get_mut(filled..).unwrap_or_default();
-            // Waits: the socket has a read time-out.
-            let (received, _) = rustix::net::recv(&self.socket, space, RecvFlags::empty())
-                .context("no answer to the greeting")?;
-            ensure!(received > 0, "the far side hung up instead of answering");
-            filled += received;
-            let bytes = self.scratch.get(..filled).unwrap_or_default();
-            if let Some(length) = understood(bytes)? {
-                self.leftover.keep(bytes.get(length..).unwrap_or_default());
-                return Ok(());
-            }
-        }
+    fn new(channel: Channel, speech: Speech) -> Self {
+        Self { channel, speech, out: Vec::new(), scratch: vec![0; SCRATCH], leftover: Leftover::default() }
     }
 
     /// Writes all of `out`, with one system call unless the socket's buffer is full.
     fn flush(&mut self) -> anyhow::Result<()> {
-        let mut rest = self.out.as_slice();
-        while !rest.is_empty() {
-            match rustix::net::send(&self.socket, rest, SendFlags::NOSIGNAL) {
-                Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => bail!("the far side took no publication for {PATIENCE:?}"),
+        let mut written = 0;
+        while let Some(rest) = self.out.get(written..).filter(|rest| !rest.is_empty()) {
+            match self.channel.write(rest) {
+                Ok(some) => written += some,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.channel.wait(PollFlags::OUT).context("the far side takes no publication")?;
+                }
                 Err(error) => return Err(error).context("the connection that publishes failed"),
+            }
+        }
+        while let Channel::Tcp(stream) = &mut self.channel
+            && stream.holds_back()
+        {
+            match stream.flush() {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+                Err(_) => wait(stream, PollFlags::OUT)?,
+                Ok(()) => {}
             }
         }
         Ok(())
     }
 }
 
+impl Channel {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(socket) => socket.read(buffer),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(socket) => socket.write(bytes),
+        }
+    }
+
+    fn wait(&self, what: PollFlags) -> anyhow::Result<()> {
+        match self {
+            Self::Tcp(stream) => wait(stream, what),
+            Self::Unix(socket) => wait(socket, what),
+        }
+    }
+}
+
+fn wait(on: &impl AsFd, what: PollFlags) -> anyhow::Result<()> {
+    let timeout = Timespec::try_from(PATIENCE).context("a time-out")?;
+    let ready = match poll(&mut [PollFd::new(on, what)], Some(&timeout)) {
+        Err(rustix::io::Errno::INTR) => 1,
+        ready => ready?,
+    };
+    ensure!(ready > 0, "nothing for {PATIENCE:?}");
+    Ok(())
+}
+
 fn tcp(address: SocketAddr) -> anyhow::Result<TcpStream> {
     let socket = TcpStream::connect_timeout(&address, PATIENCE)
         .with_context(|| format!("cannot connect to {address}"))?;
     socket.set_nodelay(true)?;
-    socket.set_write_timeout(Some(PATIENCE))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-/// What a server sends to its publisher: pings, perhaps the room's own messages, hopefully no close.
-fn hear_websocket<'a>(bytes: &'a [u8], out: &mut Vec<u8>) -> anyhow::Result<&'a [u8]> {
-    let mut closed = false;
-    let rest = websocket::read_frames(bytes, |frame| match frame.opcode {
-        Opcode::Ping => websocket::write_masked(out, Opcode::Pong, frame.payload, 2),
-        Opcode::Close => closed = true,
-        Opcode::Text | Opcode::Binary | Opcode::Pong => {}
-    })?;
-    ensure!(!closed, "the server closed the connection that publishes");
-    Ok(rest)
+/// Writes `template` with the room's number in it.
+fn numbered(out: &mut Vec<u8>, template: &str, room: u32) -> io::Result<()> {
+    match template.split_once(NUMBER) {
+        Some((before, after)) => write!(out, "{before}{room}{}", after.replace(NUMBER, &room.to_string())),
+        None => write!(out, "{template}"),
+    }
 }
 
 fn hear_http(mut bytes: &[u8]) -> anyhow::Result<&[u8]> {
@@ -285,16 +307,5 @@ mod tests {
         assert_eq!(hear_redis(b"+OK\r\n").unwrap(), b"");
         let error = hear_redis(b":1\r\n-NOAUTH Authentication required.\r\n").unwrap_err();
         assert!(error.to_string().contains("NOAUTH"), "{error}");
-    }
-
-    #[test]
-    fn a_publisher_hears_pings_and_a_close() {
-        let (mut wire, mut out) = (Vec::new(), Vec::new());
-        websocket::write_unmasked(&mut wire, Opcode::Ping, b"p");
-        websocket::write_unmasked(&mut wire, Opcode::Text, b"echo");
-        assert_eq!(hear_websocket(&wire, &mut out).unwrap(), b"");
-        assert_eq!(out.first(), Some(&0x8A));
-        websocket::write_unmasked(&mut wire, Opcode::Close, &[3, 232]);
-        assert!(hear_websocket(&wire, &mut out).is_err());
     }
 }

@@ -1,387 +1,84 @@
 //! What a run found out, for people and for machines.
 //!
-//! Owns medians, warnings, tables and JSON. The same structures are printed and saved, so the two cannot
-//! disagree.
+//! Owns warnings, expectations, tables, plots and JSON. The same structures are printed, drawn and saved, so
+//! that they cannot disagree.
+
+pub mod connections;
+pub mod document;
+pub mod html;
+pub mod load;
+pub mod room;
+pub mod svg;
 
 use std::{
     fmt, fs,
     io::{self, Write},
     path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::{cli::RoomArgs, ledger::Counts, process::Memory, room::Round};
-
-/// Above this part of a core the tester may be what limits the rate.
-const BUSY: f64 = 0.9;
-
-/// So may it be when it works this many times as much as the server, on however little of a shared core.
-const BUSIER: f64 = 1.25;
+use self::document::{Chart, Document, Expectation, Series};
+pub use self::room::{CompareReport, RoomReport};
+use crate::{cli::load::Run, timeline::Point};
 
 /// Whether stated expectations were met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     AsExpected,
-    /// What was not, in words.
+    /// What was not, a line each.
     Unexpected(String),
 }
 
-/// `fanout` or `yardstick`.
-#[derive(Debug, Serialize)]
-pub struct RoomReport {
-    pub what: String,
-    pub members: usize,
-    pub size: usize,
-    pub burst: u64,
-    pub rounds: Vec<Round>,
-    pub median: Option<Medians>,
-    /// Over the whole run, the unmeasured round included.
-    pub counts: Counts,
-    /// Why the first member that was lost was lost.
-    pub first_loss: Option<String>,
-    pub warnings: Vec<String>,
-    #[serde(skip)]
-    planned: u32,
+/// Where and when a run took place.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    pub cpu: String,
+    pub cores: usize,
+    pub memory_bytes: u64,
+    pub kernel: String,
+    pub tester: &'static str,
+    /// UTC, to the second.
+    pub date: String,
 }
 
-/// Medians over the complete rounds.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Medians {
-    pub deliveries_per_second: f64,
-    /// CPU seconds of the server per million deliveries, user and system.
-    pub server_cpu: Option<f64>,
-    pub tester_cpu: f64,
-    pub p50_us: f64,
-    pub p99_us: f64,
+impl Verdict {
+    /// What `expectations` amount to.
+    pub fn of(expectations: &[Expectation]) -> Self {
+        let missed: Vec<_> =
+            expectations.iter().filter(|expectation| !expectation.met).map(|it| it.words.clone()).collect();
+        if missed.is_empty() { Self::AsExpected } else { Self::Unexpected(missed.join("\n")) }
+    }
 }
 
-/// `compare-limit`.
-#[derive(Debug, Serialize)]
-pub struct CompareReport {
-    pub limit: RoomReport,
-    pub server: RoomReport,
-    /// CPU per delivery, server over limit: the ratio of the medians.
-    pub cpu_ratio: Option<f64>,
-    /// The smallest and the largest ratio of two neighbouring rounds.
-    pub cpu_ratio_range: Option<(f64, f64)>,
-    /// Deliveries per second, server over limit.
-    pub rate_ratio: Option<f64>,
-}
-
-/// `idle`.
-#[derive(Debug, Serialize)]
-pub struct IdleReport {
-    pub what: String,
-    pub window_seconds: u64,
-    pub levels: Vec<Level>,
-    /// From the first level that holds connections to the last.
-    pub slope: Option<Slope>,
-    /// Messages that arrived although nobody published.
-    pub messages: u64,
-}
-
-/// The server with so many connections.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Level {
-    pub connections: usize,
-    pub memory: Memory,
-    /// Whether memory stood still before it was measured.
-    pub settled: bool,
-    /// CPU seconds per second over the window.
-    pub cpu_per_second: f64,
-    /// Connections that had ended by then.
-    pub lost: usize,
-}
-
-/// What one more connection costs.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Slope {
-    pub from: usize,
-    pub to: usize,
-    /// Bytes per connection.
-    pub rss: f64,
-    pub pss: f64,
-    pub uss: f64,
-    /// CPU seconds per connection and second.
-    pub cpu: f64,
-}
-
-impl RoomReport {
-    /// An empty report about a room like `args`.
-    pub fn new(what: String, args: &RoomArgs) -> Self {
+impl Machine {
+    /// This one, now.
+    pub fn this() -> Self {
+        let field = |file: &str, name: &str| {
+            let text = fs::read_to_string(file).unwrap_or_default();
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            line.split_once(':').map_or_else(String::new, |(_, value)| value.trim().to_owned())
+        };
+        let memory =
+            field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0_u64) * 1024;
         Self {
-            what,
-            members: args.members,
-            size: args.size,
-            burst: args.burst,
-            rounds: Vec::new(),
-            median: None,
-            counts: Counts::default(),
-            first_loss: None,
-            warnings: Vec::new(),
-            planned: args.rounds,
-        }
-    }
-
-    /// Draws medians and warnings from the rounds and counts.
-    pub fn conclude(&mut self) {
-        let complete: Vec<&Round> = self.rounds.iter().filter(|round| round.complete).collect();
-        let over = |value: fn(&Round) -> f64| median(complete.iter().map(|round| value(round)).collect());
-        let server: Vec<f64> = complete.iter().filter_map(|round| Some(round.server_cpu?.total())).collect();
-        self.median = over(|round| round.deliveries_per_second).and_then(|deliveries_per_second| {
-            Some(Medians {
-                deliveries_per_second,
-                server_cpu: median(server),
-                tester_cpu: over(|round| round.tester_cpu.total())?,
-                p50_us: over(|round| round.latency.p50)?,
-                p99_us: over(|round| round.latency.p99)?,
-            })
-        });
-        let count = |test: fn(&Round) -> bool| self.rounds.iter().filter(|round| test(round)).count();
-        let bottleneck = count(limited_by_tester);
-        let stalls: u32 = self.rounds.iter().map(|round| round.stalls).sum();
-        if bottleneck > 0 {
-            self.warnings.push(format!(
-                "the tester was the bottleneck in {bottleneck} rounds: deliveries/s and latency are its own, CPU \
-                 per million deliveries still holds"
-            ));
-        }
-        if stalls > 0 {
-            self.warnings
-                .push(format!("{stalls} batches ran out of patience: rates and CPU include the waiting"));
-        }
-        if complete.len() < usize::try_from(self.planned).unwrap_or(usize::MAX) {
-            self.warnings.push(format!(
-                "ended early: {} of {} rounds are complete",
-                complete.len(),
-                self.planned
-            ));
-        }
-        if let Some(why) = &self.first_loss {
-            self.warnings.push(format!("members were lost; the first: {why}"));
-        }
-    }
-
-    /// Whether what arrived is what `--expect-lost` allows.
-    pub fn verdict(&self, expect_lost: Option<u64>) -> Verdict {
-        let Counts { missing, duplicated, out_of_order, .. } = self.counts;
-        match expect_lost {
-            Some(allowed) if missing > allowed => {
-                Verdict::Unexpected(format!("{missing} deliveries are missing, at most {allowed} may be"))
-            }
-            Some(_) if duplicated + out_of_order > 0 => Verdict::Unexpected(format!(
-                "{duplicated} deliveries were duplicated and {out_of_order} out of order"
-            )),
-            // Without a single complete round nothing has been shown.
-            Some(_) if self.median.is_none() => Verdict::Unexpected("no round was completed".into()),
-            _ => Verdict::AsExpected,
+            cpu: field("/proc/cpuinfo", "model name"),
+            cores: std::thread::available_parallelism().map_or(1, Into::into),
+            memory_bytes: memory,
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            tester: env!("CARGO_PKG_VERSION"),
+            date: utc(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)),
         }
     }
 }
 
-impl CompareReport {
-    /// Compares two concluded reports.
-    pub fn new(limit: RoomReport, server: RoomReport) -> Self {
-        let medians = limit.median.zip(server.median);
-        let cpu = |round: &Round| Some(round.server_cpu?.total());
-        let pairs: Vec<f64> = limit
-            .rounds
-            .iter()
-            .zip(&server.rounds)
-            .filter(|(limit, server)| limit.complete && server.complete)
-            .filter_map(|(limit, server)| Some(cpu(server)? / cpu(limit)?))
-            .collect();
-        let range = (!pairs.is_empty()).then(|| {
-            (pairs.iter().copied().fold(f64::INFINITY, f64::min), pairs.iter().copied().fold(0.0, f64::max))
-        });
-        Self {
-            cpu_ratio: medians.and_then(|(limit, server)| Some(server.server_cpu? / limit.server_cpu?)),
-            cpu_ratio_range: range,
-            rate_ratio: medians
-                .map(|(limit, server)| server.deliveries_per_second / limit.deliveries_per_second),
-            limit,
-            server,
-        }
-    }
-
-    /// Whether both expectations hold.
-    pub fn verdict(&self, expect_lost: Option<u64>, expect_ratio: Option<f64>) -> Verdict {
-        match (expect_ratio, self.cpu_ratio) {
-            (Some(_), None) => {
-                Verdict::Unexpected("there is no ratio to judge: is --server-pid given?".into())
-            }
-            (Some(allowed), Some(ratio)) if ratio > allowed => Verdict::Unexpected(format!(
-                "the server costs {ratio:.3} × the limit, at most {allowed} is expected"
-            )),
-            _ => match self.limit.verdict(expect_lost.map(|_| 0)) {
-                Verdict::Unexpected(words) => Verdict::Unexpected(format!("the yardstick failed: {words}")),
-                Verdict::AsExpected => self.server.verdict(expect_lost),
-            },
-        }
-    }
-}
-
-impl IdleReport {
-    /// An empty report.
-    pub fn new(what: String, window_seconds: u64) -> Self {
-        Self { what, window_seconds, levels: Vec::new(), slope: None, messages: 0 }
-    }
-
-    /// Draws the slope from the levels.
-    pub fn conclude(&mut self) {
-        let held = || self.levels.iter().filter(|level| level.connections > 0);
-        let (Some(first), Some(last)) = (held().next().copied(), held().next_back().copied()) else { return };
-        // One level alone is compared with no connections at all.
-        let first =
-            if first.connections == last.connections { self.levels.first().copied() } else { Some(first) };
-        self.slope = first.and_then(|first| Slope::between(first, last));
-    }
-
-    /// Idle connections must stay.
-    pub fn verdict(&self) -> Verdict {
-        match self.levels.last() {
-            Some(level) if level.lost > 0 => {
-                Verdict::Unexpected(format!("{} idle connections were lost", level.lost))
-            }
-            _ => Verdict::AsExpected,
-        }
-    }
-}
-
-impl Slope {
-    #[expect(clippy::cast_precision_loss, reason = "bytes and counts below 2^53")]
-    fn between(first: Level, last: Level) -> Option<Self> {
-        let connections = last.connections.checked_sub(first.connections).filter(|&more| more > 0)? as f64;
-        let bytes =
-            |part: fn(Memory) -> u64| (part(last.memory) as f64 - part(first.memory) as f64) / connections;
-        Some(Self {
-            from: first.connections,
-            to: last.connections,
-            rss: bytes(|memory| memory.rss),
-            pss: bytes(|memory| memory.pss),
-            uss: bytes(|memory| memory.uss),
-            cpu: (last.cpu_per_second - first.cpu_per_second) / connections,
-        })
-    }
-}
-
-impl fmt::Display for RoomReport {
+impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.what)?;
-        writeln!(
-            f,
-            "{:>6} {:>9} {:>13} {:>24} {:>8} {:>16} {:>9} {:>9} {:>9} {:>9} {:>9}",
-            "round",
-            "seconds",
-            "deliveries/s",
-            "server CPU s/M (usr+sys)",
-            "of core",
-            "tester CPU s/M",
-            "of core",
-            "p50 µs",
-            "p99 µs",
-            "p99.9 µs",
-            "max µs",
-        )?;
-        for (number, round) in (1..).zip(&self.rounds) {
-            let server = round.server_cpu.map_or_else(
-                || "-".to_owned(),
-                |cpu| format!("{:.3} ({:.3}+{:.3})", cpu.total(), cpu.user, cpu.system),
-            );
-            let share = round.server_share.map_or_else(|| "-".to_owned(), percent);
-            writeln!(
-                f,
-                "{number:>6} {:>9.3} {:>13.0} {server:>24} {share:>8} {:>16.3} {:>9} {:>9.1} {:>9.1} {:>9.1} {:>9.1}{}",
-                round.seconds,
-                round.deliveries_per_second,
-                round.tester_cpu.total(),
-                percent(round.tester_share),
-                round.latency.p50,
-                round.latency.p99,
-                round.latency.p999,
-                round.latency.max,
-                if round.complete { "" } else { "  (incomplete)" },
-            )?;
-        }
-        if let Some(median) = self.median {
-            let server = median.server_cpu.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.3}"));
-            writeln!(
-                f,
-                "median {:>9} {:>13.0} {server:>24} {:>8} {:>16.3} {:>9} {:>9.1} {:>9.1}",
-                "", median.deliveries_per_second, "", median.tester_cpu, "", median.p50_us, median.p99_us,
-            )?;
-        }
-        let counts = self.counts;
-        writeln!(
-            f,
-            "delivered {} of {}, missing {}, duplicated {}, out of order {}, foreign {}, members lost {}",
-            counts.delivered,
-            counts.expected,
-            counts.missing,
-            counts.duplicated,
-            counts.out_of_order,
-            counts.foreign,
-            counts.members_lost,
-        )?;
-        self.warnings.iter().try_for_each(|warning| writeln!(f, "warning: {warning}"))
-    }
-}
-
-impl fmt::Display for CompareReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n{}", self.limit, self.server)?;
-        match (self.cpu_ratio, self.cpu_ratio_range) {
-            (Some(ratio), Some((low, high))) => {
-                writeln!(f, "CPU per delivery: {ratio:.3} × the bare loop (rounds {low:.3} to {high:.3})")?;
-            }
-            _ => writeln!(f, "CPU per delivery: not measured (no --server-pid, or no complete round)")?,
-        }
-        match self.rate_ratio {
-            Some(ratio) => writeln!(f, "deliveries/s: {ratio:.3} × the bare loop"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl fmt::Display for IdleReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.what)?;
-        writeln!(
-            f,
-            "{:>11} {:>12} {:>12} {:>12} {:>16} {:>6}",
-            "connections", "RSS KiB", "Pss KiB", "USS KiB", "CPU ms/s", "lost"
-        )?;
-        for level in &self.levels {
-            writeln!(
-                f,
-                "{:>11} {:>12} {:>12} {:>12} {:>16.2} {:>6}{}",
-                level.connections,
-                level.memory.rss / 1024,
-                level.memory.pss / 1024,
-                level.memory.uss / 1024,
-                level.cpu_per_second * 1e3,
-                level.lost,
-                if level.settled { "" } else { "  (memory still moving)" },
-            )?;
-        }
-        if let Some(slope) = self.slope {
-            writeln!(
-                f,
-                "per connection, slope from {} to {}: RSS {:.0} B, Pss {:.0} B, USS {:.0} B, {:.2} µs CPU per second",
-                slope.from,
-                slope.to,
-                slope.rss,
-                slope.pss,
-                slope.uss,
-                slope.cpu * 1e6,
-            )?;
-        }
-        if self.messages > 0 {
-            writeln!(f, "warning: {} messages arrived; these connections were not idle", self.messages)?;
-        }
-        Ok(())
+        let Self { cpu, cores, memory_bytes, kernel, tester, date } = self;
+        let memory = memory_bytes >> 30;
+        write!(f, "{date}, {cores} × {cpu}, {memory} GiB, Linux {kernel}, tidegate-loadtest {tester}")
     }
 }
 
@@ -400,62 +97,100 @@ pub fn save(report: &impl Serialize, path: Option<&Path>) -> anyhow::Result<()> 
     fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn limited_by_tester(round: &Round) -> bool {
-    let busier = round.server_share.is_some_and(|server| round.tester_share > BUSIER * server);
-    round.tester_share > BUSY || busier
+/// Prints `document`, and writes the page and `report` where `run` asks for them.
+pub fn deliver(document: &Document, report: &impl Serialize, run: &Run) -> anyhow::Result<Verdict> {
+    print(document)?;
+    save(report, run.json.as_deref())?;
+    if let Some(path) = &run.html {
+        fs::write(path, html::page(document)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(Verdict::of(&document.expectations))
 }
 
-fn percent(share: f64) -> String {
-    format!("{:.0}%", share * 100.0)
+/// The plots that every timeline has.
+pub fn over_time(points: &[Point]) -> Vec<Chart> {
+    type Value = fn(&Point) -> Option<f64>;
+    let plot = |title: &str, y: &str, lines: &[(&str, Value)]| Chart {
+        title: title.into(),
+        x: "seconds".into(),
+        y: y.into(),
+        marks: Vec::new(),
+        series: lines
+            .iter()
+            .map(|(name, value)| Series {
+                name: (*name).into(),
+                points: points.iter().filter_map(|point| Some((point.at, value(point)?))).collect(),
+            })
+            .filter(|series| series.points.iter().any(|point| point.1 > 0.0))
+            .collect(),
+    };
+    vec![
+        plot(
+            "Latency over time",
+            "ms",
+            &[
+                ("p50", |point| Some(point.p50? / 1e3)),
+                ("p99", |point| Some(point.p99? / 1e3)),
+                ("max", |point| Some(point.max? / 1e3)),
+            ],
+        ),
+        plot("Deliveries", "per second", &[("delivered", |point| Some(point.delivered))]),
+        plot("Publications", "per second", &[("published", |point| Some(point.published))]),
+        plot("New connections", "per second", &[("connected", |point| Some(point.connected))]),
+        plot("Connections", "standing", &[("standing", |point| Some(f64::from(point.standing)))]),
+        plot(
+            "CPU",
+            "cores",
+            &[("server", |point| point.server_share), ("tester", |point| Some(point.tester_share))],
+        ),
+        plot("Memory of the server", "MiB resident", &[("RSS", |point| point.server_rss.map(mib))]),
+    ]
+}
+
+/// Bytes as MiB.
+#[expect(clippy::cast_precision_loss, reason = "bytes below 2^53")]
+pub fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// The middle value, or the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     let upper = *values.get(middle)?;
     if values.len() % 2 == 1 { Some(upper) } else { Some(f64::midpoint(*values.get(middle - 1)?, upper)) }
 }
 
+/// Microseconds as a person writes them.
+pub fn written(micros: f64) -> String {
+    match micros {
+        long if long >= 1e6 => format!("{:.2} s", long / 1e6),
+        long if long >= 1e4 => format!("{:.1} ms", long / 1e3),
+        long if long >= 1e3 => format!("{:.2} ms", long / 1e3),
+        short => format!("{short:.0} µs"),
+    }
+}
+
+/// A time since 1970 as a date of the Gregorian calendar.
+fn utc(since: Duration) -> String {
+    let seconds = since.as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days are counted from 1 March of year 0, so that a leap day is the last of its year.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = year + era * 400 + carry;
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{process::Cpu, room::Latency};
-
-    fn args() -> RoomArgs {
-        RoomArgs {
-            members: 10,
-            messages: 100,
-            size: 256,
-            burst: 1,
-            rounds: 3,
-            warmup: None,
-            patience: 2,
-            addresses: 0,
-        }
-    }
-
-    fn round(cpu: f64) -> Round {
-        Round {
-            messages: 100,
-            seconds: 1.0,
-            delivered: 1000,
-            deliveries_per_second: 1000.0,
-            server_cpu: Some(Cpu { user: 0.0, system: cpu }),
-            tester_cpu: Cpu { user: 0.1, system: 0.1 },
-            server_share: Some(0.5),
-            tester_share: 0.1,
-            latency: Latency::default(),
-            stalls: 0,
-            complete: true,
-        }
-    }
-
-    fn report(rounds: Vec<Round>, counts: Counts) -> RoomReport {
-        let mut report = RoomReport { rounds, counts, ..RoomReport::new("test".into(), &args()) };
-        report.conclude();
-        report
-    }
 
     #[test]
     fn medians() {
@@ -465,69 +200,30 @@ mod tests {
     }
 
     #[test]
-    fn a_clean_run_meets_every_expectation() {
-        let server = report(vec![round(6.0), round(6.6), round(7.0)], Counts::default());
-        assert!(server.warnings.is_empty(), "{:?}", server.warnings);
-        assert_eq!(server.verdict(Some(0)), Verdict::AsExpected);
-        let compared = CompareReport::new(report(vec![round(6.0); 3], Counts::default()), server);
-        assert!((compared.cpu_ratio.unwrap() - 1.1).abs() < 1e-9);
-        let (low, high) = compared.cpu_ratio_range.unwrap();
-        assert!((low - 1.0).abs() < 1e-9 && (high - 7.0 / 6.0).abs() < 1e-9);
-        assert_eq!(compared.verdict(Some(0), Some(1.11)), Verdict::AsExpected);
-        assert!(matches!(compared.verdict(Some(0), Some(1.05)), Verdict::Unexpected(_)));
-        let server = report(vec![round(6.0); 3], Counts::default());
-        let broken = CompareReport::new(report(vec![], Counts::default()), server);
-        assert!(
-            matches!(broken.verdict(Some(0), None), Verdict::Unexpected(_)),
-            "no yardstick, no comparison"
-        );
-    }
-
-    #[test]
-    fn each_fault_fails_the_run() {
-        let clean = Counts { expected: 10, delivered: 10, ..Counts::default() };
-        for faulty in [
-            Counts { missing: 1, ..clean },
-            Counts { duplicated: 1, ..clean },
-            Counts { out_of_order: 1, ..clean },
+    fn dates() {
+        for (seconds, date) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_827_696, "2000-02-29 12:34:56 UTC"),
+            (1_709_251_199, "2024-02-29 23:59:59 UTC"),
+            (1_709_251_200, "2024-03-01 00:00:00 UTC"),
+            (1_798_761_599, "2026-12-31 23:59:59 UTC"),
         ] {
-            let report = report(vec![round(6.0); 3], faulty);
-            assert!(matches!(report.verdict(Some(0)), Verdict::Unexpected(_)), "{faulty:?}");
-            assert_eq!(report.verdict(None), Verdict::AsExpected);
-        }
-        assert!(matches!(report(vec![], clean).verdict(Some(0)), Verdict::Unexpected(_)));
-    }
-
-    #[test]
-    fn warnings_name_what_spoils_a_number() {
-        let slow = Round { tester_share: 0.95, ..round(6.0) };
-        let starved = Round { tester_share: 0.4, server_share: Some(0.3), ..round(6.0) };
-        let cut = Round { complete: false, stalls: 2, ..round(6.0) };
-        let report = report(vec![slow, starved, cut], Counts::default());
-        assert_eq!(report.warnings.len(), 3, "{:?}", report.warnings);
-        let text = report.to_string();
-        for words in ["bottleneck in 2 rounds", "2 batches", "2 of 3 rounds", "(incomplete)"] {
-            assert!(text.contains(words), "{words}: {text}");
+            assert_eq!(utc(Duration::from_secs(seconds)), date);
         }
     }
 
     #[test]
-    fn the_slope_is_between_the_levels_that_hold_connections() {
-        let level = |connections: usize, rss| Level {
-            connections,
-            memory: Memory { rss, pss: rss, uss: rss },
-            settled: true,
-            cpu_per_second: 0.0,
-            lost: 0,
-        };
-        let mut report = IdleReport::new("test".into(), 1);
-        report.levels = vec![level(0, 5_000_000), level(3_000, 9_000_000), level(15_000, 21_000_000)];
-        report.conclude();
-        let slope = report.slope.unwrap();
-        assert_eq!((slope.from, slope.to), (3_000, 15_000));
-        assert!((slope.rss - 1000.0).abs() < 1e-9);
-        report.levels.truncate(2);
-        report.conclude();
-        assert_eq!(report.slope.map(|slope| (slope.from, slope.to)), Some((0, 3_000)));
+    fn every_missed_expectation_has_its_line() {
+        let expectation = |words: &str, met| Expectation { words: words.into(), met };
+        assert_eq!(Verdict::of(&[expectation("a", true)]), Verdict::AsExpected);
+        let verdict =
+            Verdict::of(&[expectation("a", false), expectation("b", true), expectation("c", false)]);
+        assert_eq!(verdict, Verdict::Unexpected("a\nc".into()));
+    }
+
+    #[test]
+    fn times_as_people_write_them() {
+        let all = [0.4, 250.0, 1234.0, 45_600.0, 2_500_000.0].map(written);
+        assert_eq!(all, ["0 µs", "250 µs", "1.23 ms", "45.6 ms", "2.50 s"]);
     }
 }

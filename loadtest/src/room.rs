@@ -5,26 +5,30 @@
 //! cost per delivery does not depend on how fast the tester happens to be. Latency in a closed loop is
 //! service time; it says nothing about a server that is offered more than it can do.
 
+//!
+//! Or it is paced ([`Load::rate`]): batches go out by a schedule that does not wait for anybody, and latency
+//! counts from when a batch was due. That is the pace to compare latencies by.
+
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use hdrhistogram::Histogram;
+use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    clock,
+    dialect::{Dialect, Seat},
+    latency::{Latencies, Latency},
     ledger::{Counts, Ledger},
     process::{self, Cpu, Server},
     publisher::Publisher,
-    stamp::Stamp,
+    stamp::{Finder, Stamp},
     stop::Stop,
-    swarm::{Entrance, Event, Lost, Swarm},
+    swarm::{Event, Swarm, Unsaid},
+    target::{Entrance, Target, Via},
 };
 
 /// After so many batches in a row that nobody completed, a round is abandoned.
 const STALLS_IN_A_ROW: u32 = 3;
-
-/// Latencies above this are recorded as this.
-const LONGEST: Duration = Duration::from_secs(60);
 
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
@@ -35,27 +39,42 @@ pub struct Load {
     pub burst: u64,
     /// How long a batch may make no progress before the next one goes out all the same.
     pub patience: Duration,
+    /// Messages per second, whoever has received what; `None` for the closed loop.
+    pub rate: Option<f64>,
 }
 
 /// A room that stands: every member is connected.
 pub struct Room {
     swarm: Swarm,
-    publisher: Publisher,
+    sender: Sender,
     server: Server,
     load: Load,
     books: Books,
     batch: Vec<u8>,
+    frames: Vec<u8>,
+}
+
+/// Who publishes.
+#[derive(Debug)]
+pub enum Sender {
+    /// One more connection of the swarm, behind the members.
+    Client(Entrance),
+    Line(Publisher),
 }
 
 /// Everything an arrival changes.
 #[derive(Debug)]
 struct Books {
     ledger: Ledger,
-    latency: Histogram<u64>,
+    latency: Latencies,
+    dialect: Dialect,
+    finder: Finder,
     run: u32,
-    began: Instant,
+    members: usize,
     /// Why the first member was lost, for the report.
     first_loss: Option<String>,
+    /// Why nothing more can be published.
+    silenced: Option<String>,
 }
 
 /// What one round measured.
@@ -73,6 +92,8 @@ pub struct Round {
     pub server_share: Option<f64>,
     /// The part of one core that this tester used.
     pub tester_share: f64,
+    /// Microseconds from just before the publishing system call to just after the receiving one; when paced,
+    /// from when the batch was due.
     pub latency: Latency,
     /// Batches that ran out of patience.
     pub stalls: u32,
@@ -80,51 +101,68 @@ pub struct Round {
     pub complete: bool,
 }
 
-/// Time from just before the publishing system call to just after the receiving one, in microseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Latency {
-    pub p50: f64,
-    pub p90: f64,
-    pub p99: f64,
-    pub p999: f64,
-    pub max: f64,
-}
-
 impl Room {
-    /// Opens `members` members and waits until all stand, then connects the publisher.
+    /// Opens `members` members of `target`'s room 0 and waits until all stand, then connects whoever publishes.
     pub fn open(
+        target: &Target,
+        members: usize,
+        server: Server,
+        load: Load,
+        stop: &Stop,
+    ) -> anyhow::Result<Self> {
+        Self::open_with(&target.entrance, members, || Sender::connect(&target.via), server, load, stop)
+    }
+
+    /// The same with a sender of the caller's choice.
+    pub fn open_with(
         entrance: &Entrance,
         members: usize,
-        connect: impl FnOnce() -> anyhow::Result<Publisher>,
+        connect: impl FnOnce() -> anyhow::Result<Sender>,
         server: Server,
         load: Load,
         stop: &Stop,
     ) -> anyhow::Result<Self> {
         process::allow_descriptors(members)?;
-        let longest = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
+        let run = process::run_id();
         let mut books = Books {
             ledger: Ledger::new(members),
-            latency: Histogram::new_with_bounds(1, longest, 3).context("the latency histogram")?,
-            run: process::run_id(),
-            began: Instant::now(),
+            latency: Latencies::new()?,
+            dialect: entrance.dialect,
+            finder: Finder::new(run, load.size),
+            run,
+            members,
             first_loss: None,
+            silenced: None,
         };
         let mut swarm = Swarm::new()?;
-        swarm.grow(entrance, members, stop, |event| books.note(&event))?;
-        Ok(Self { swarm, publisher: connect()?, server, load, books, batch: Vec::new() })
+        let seat =
+            |member: usize, listens| Seat { user: u32::try_from(member).unwrap_or(0), room: 0, listens };
+        swarm.grow(entrance, members, |member| seat(member, true), stop, |event| books.note(event))?;
+        let sender = connect()?;
+        if let Sender::Client(entrance) = &sender {
+            let publisher = |member| seat(member, false);
+            let stands = swarm.grow(entrance, members + 1, publisher, stop, |event| books.note(event));
+            stands.context("cannot publish as a client")?;
+        }
+        Ok(Self { swarm, sender, server, load, books, batch: Vec::new(), frames: Vec::new() })
     }
 
     /// Publishes `messages` messages and measures until the last one is everywhere.
     pub fn round(&mut self, messages: u64, stop: &Stop) -> anyhow::Result<Round> {
-        self.books.latency.reset();
+        self.books.latency.clear();
         let (server, tester, before) = (self.server.cpu()?, Cpu::of_self()?, self.counts());
-        let start = Instant::now();
+        let (start, schedule) = (Instant::now(), clock::now());
         let (mut published, mut stalls, mut in_a_row) = (0, 0, 0);
         while published < messages && in_a_row < STALLS_IN_A_ROW && !stop.is_set() {
             let count = self.load.burst.min(messages - published);
-            self.publish(count)?;
+            let due = match self.load.rate {
+                Some(rate) => self.await_turn(schedule + clock::due(published, rate))?,
+                None => clock::now(),
+            };
+            self.publish(count, due)?;
             published += count;
-            if self.settle()? {
+            // A schedule waits for nobody, and so only for the last batch.
+            if (self.load.rate.is_some() && published < messages) || self.settle()? {
                 in_a_row = 0;
             } else {
                 stalls += 1;
@@ -132,7 +170,7 @@ impl Room {
             }
         }
         let seconds = start.elapsed().as_secs_f64();
-        self.publisher.listen()?;
+        self.listen()?;
         let tester = Cpu::of_self()?.since(tester);
         let server = match (self.server.cpu()?, server) {
             (Some(now), Some(before)) => Some(now.since(before)),
@@ -151,7 +189,7 @@ impl Room {
             tester_cpu: per_million(tester),
             server_share: server.map(|cpu| cpu.total() / seconds),
             tester_share: tester.total() / seconds,
-            latency: self.books.latency(),
+            latency: self.books.latency.summary(),
             stalls,
             complete: published == messages,
         })
@@ -172,22 +210,64 @@ impl Room {
         let settled = Instant::now() + self.load.patience;
         while self.counts().missing > 0 && self.counts().members_lost == 0 && Instant::now() < settled {
             let Self { swarm, books, .. } = &mut self;
-            swarm.drain(Duration::from_millis(50), |event| books.note(&event))?;
+            swarm.drain(Duration::from_millis(50), |event| books.note(event))?;
         }
         let counts = self.counts();
         self.swarm.close();
         Ok(counts)
     }
 
-    fn publish(&mut self, count: u64) -> anyhow::Result<()> {
+    /// Drains until it is time, and returns that time.
+    fn await_turn(&mut self, due: u64) -> anyhow::Result<u64> {
+        loop {
+            let now = clock::now();
+            if now >= due {
+                return Ok(due);
+            }
+            let Self { swarm, books, .. } = self;
+            swarm.drain(Duration::from_nanos(due - now), |event| books.note(event))?;
+        }
+    }
+
+    fn publish(&mut self, count: u64, sent: u64) -> anyhow::Result<()> {
         self.batch.clear();
         let first = self.books.ledger.published();
         self.books.ledger.publish(count);
-        let sent = u64::try_from(self.books.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         for sequence in first..first + count {
-            Stamp { run: self.books.run, sequence, sent }.write(&mut self.batch, self.load.size);
+            let stamp = Stamp { run: self.books.run, room: 0, publisher: 0, sequence, sent };
+            stamp.write(&mut self.batch, self.load.size);
         }
-        self.publisher.publish(&self.batch, self.load.size)
+        let size = self.load.size;
+        match &mut self.sender {
+            Sender::Line(publisher) => {
+                let rooms = vec![0; usize::try_from(count)?];
+                publisher.publish(&self.batch, size, &rooms)
+            }
+            Sender::Client(entrance) => {
+                self.frames.clear();
+                for (sequence, payload) in (first..).zip(self.batch.chunks_exact(size)) {
+                    entrance.dialect.publish(entrance, 0, payload, sequence, &mut self.frames);
+                }
+                match self.swarm.say(self.books.members, &self.frames) {
+                    Ok(()) => Ok(()),
+                    Err(Unsaid::Full) => bail!("the server takes no publications"),
+                    Err(Unsaid::Gone) => {
+                        self.listen().and_then(|()| bail!("the connection that publishes failed"))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether what was published was taken.
+    fn listen(&mut self) -> anyhow::Result<()> {
+        if let Sender::Line(publisher) = &mut self.sender {
+            publisher.listen()?;
+        }
+        if let Some(why) = &self.books.silenced {
+            bail!("a publication failed: {why}");
+        }
+        Ok(())
     }
 
     /// Drains until everybody has everything. `false` if patience ran out before.
@@ -195,13 +275,13 @@ impl Room {
         let mut progress = (self.counts().delivered, Instant::now());
         while !self.books.ledger.is_settled() {
             let Self { swarm, books, load, .. } = self;
-            swarm.drain(load.patience.min(Duration::from_millis(100)), |event| books.note(&event))?;
+            swarm.drain(load.patience.min(Duration::from_millis(100)), |event| books.note(event))?;
             let (delivered, now) = (books.ledger.counts().delivered, Instant::now());
             if delivered != progress.0 {
                 progress = (delivered, now);
             } else if now.duration_since(progress.1) >= load.patience {
                 // The answers may say why nothing arrives.
-                self.publisher.listen()?;
+                self.listen()?;
                 self.books.ledger.give_up();
                 return Ok(false);
             }
@@ -210,46 +290,43 @@ impl Room {
     }
 }
 
-impl Books {
-    fn note(&mut self, event: &Event<'_>) {
-        match event {
-            Event::Message { member, payload, at } => match Stamp::read(payload) {
-                Some(stamp) if stamp.run == self.run => {
-                    self.ledger.record(*member, stamp.sequence);
-                    let now = u64::try_from(at.duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
-                    self.latency.saturating_record(now.saturating_sub(stamp.sent));
-                }
-                _ => {
-                    self.ledger.record_foreign();
-                }
-            },
-            Event::Lost { member, why, .. } => {
-                self.ledger.lose(*member);
-                self.first_loss.get_or_insert_with(|| format!("member {}: {}", member + 1, describe(why)));
-            }
-        }
-    }
-
-    fn latency(&self) -> Latency {
-        #[expect(clippy::cast_precision_loss, reason = "at most a minute of nanoseconds")]
-        let micros = |nanos: u64| nanos as f64 / 1e3;
-        let at = |quantile| micros(self.latency.value_at_quantile(quantile));
-        Latency {
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: micros(self.latency.max()),
-        }
+impl Sender {
+    /// Connects as `via` says. A client is not connected here: the swarm does that.
+    pub fn connect(via: &Via) -> anyhow::Result<Self> {
+        let connected = match via {
+            Via::Client(entrance) => Ok(Self::Client(entrance.clone())),
+            Via::Http(address, credentials) => Publisher::http(address, credentials).map(Self::Line),
+            Via::Redis(redis) => Publisher::redis(redis).map(Self::Line),
+        };
+        connected.with_context(|| format!("cannot publish by {via}"))
     }
 }
 
-fn describe(why: &Lost) -> String {
-    match why {
-        Lost::Closed(Some(code)) => format!("closed by the server with code {code}"),
-        Lost::Closed(None) => "closed by the server without a code".into(),
-        Lost::Ended => "the server hung up".into(),
-        Lost::Wire(error) => error.to_string(),
-        Lost::Io(error) => error.to_string(),
+impl Books {
+    fn note(&mut self, event: Event<'_>) {
+        match event {
+            Event::Standing { .. } => {}
+            // The one behind the members publishes; what it hears is nobody's.
+            Event::Message { member, .. } if member >= self.members => {}
+            Event::Message { member, payload, at } => match self.finder.find(self.dialect, payload) {
+                Some(stamp) => {
+                    self.ledger.record(member, stamp.sequence);
+                    self.latency.record(at.saturating_sub(stamp.sent));
+                }
+                None => {
+                    self.ledger.record_foreign();
+                }
+            },
+            Event::Lost { member, why, .. } if member >= self.members => {
+                self.silenced.get_or_insert_with(|| why.to_string());
+            }
+            Event::Lost { member, why, .. } => {
+                self.ledger.lose(member);
+                self.first_loss.get_or_insert_with(|| format!("member {}: {why}", member + 1));
+            }
+            Event::Refused { why } => {
+                self.silenced.get_or_insert(why);
+            }
+        }
     }
 }

@@ -4,25 +4,39 @@
 //! takes bytes carry the same thing:
 //!
 //! ```text
-//! "rrrrrrrrssssssssssssssssnnnnnnnnnnnnnnnn....…"
-//!  run (8) sequence (16)   sent (16)       padding to the size asked for
+//! "rrrrrrrroooooooopppppppp ssssssssssss nnnnnnnnnnnnnnnn cccccccc....…"     (without the spaces)
+//!  run (8) room(8) publisher (8)  sequence (12)  sent (16)  check (8)  padding to the size asked for
 //! ```
 //!
-//! all numbers in lower-case hexadecimal. A payload that differs from this in any byte is no stamp.
+//! all numbers in lower-case hexadecimal. The check covers the numbers before it, so that a message altered on
+//! its way is told from one that was never sent. A payload that differs from this in any byte is no stamp.
+
+use crate::dialect::Dialect;
 
 /// The marks of one test message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Which run sent it: strangers' messages in the same room are told apart by it.
     pub run: u32,
-    /// Its place in the run, from 0.
+    /// Which of the run's rooms it was sent to.
+    pub room: u32,
+    /// Which of the room's publishers sent it.
+    pub publisher: u32,
+    /// Its place among the messages of that publisher in that room, from 0; 48 bits.
     pub sequence: u64,
-    /// When it was sent, in nanoseconds since the run began.
+    /// When it was due to be sent, by [`clock::now`](crate::clock::now).
     pub sent: u64,
 }
 
-const NUMBERS: usize = 8 + 16 + 16;
+const NUMBERS: usize = 8 + 8 + 8 + 12 + 16 + 8;
 const PADDING: u8 = b'.';
+
+/// Finds this run's stamps in what arrives.
+#[derive(Clone, Debug)]
+pub struct Finder {
+    run: [u8; 8],
+    size: usize,
+}
 
 impl Stamp {
     /// The smallest payload that holds a stamp, in bytes.
@@ -33,26 +47,92 @@ impl Stamp {
         let start = out.len();
         out.push(b'"');
         push_hex(out, &self.run.to_be_bytes());
-        push_hex(out, &self.sequence.to_be_bytes());
+        push_hex(out, &self.room.to_be_bytes());
+        push_hex(out, &self.publisher.to_be_bytes());
+        let [_, _, sequence @ ..] = self.sequence.to_be_bytes();
+        push_hex(out, &sequence);
         push_hex(out, &self.sent.to_be_bytes());
+        push_hex(out, &self.check().to_be_bytes());
         out.resize((start + size.max(Self::MIN_SIZE)) - 1, PADDING);
         out.push(b'"');
     }
 
-    /// Reads a payload, or returns `None` if it is not exactly what [`write`](Self::write) makes.
-    pub fn read(payload: &[u8]) -> Option<Self> {
-        let inner = payload.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-        let (numbers, padding) = inner.split_at_checked(NUMBERS)?;
+    /// Reads the numbers, or returns `None` if any of them is none or the check does not hold.
+    fn read(numbers: &[u8; NUMBERS]) -> Option<Self> {
         let (run, rest) = numbers.split_at_checked(8)?;
-        let (sequence, sent) = rest.split_at_checked(16)?;
-        if !padding.iter().all(|&byte| byte == PADDING) {
-            return None;
-        }
-        Some(Self {
-            run: u32::try_from(read_hex(run)?).ok()?,
+        let (room, rest) = rest.split_at_checked(8)?;
+        let (publisher, rest) = rest.split_at_checked(8)?;
+        let (sequence, rest) = rest.split_at_checked(12)?;
+        let (sent, check) = rest.split_at_checked(16)?;
+        let word = |digits: &[u8]| u32::try_from(read_hex(digits)?).ok();
+        let stamp = Self {
+            run: word(run)?,
+            room: word(room)?,
+            publisher: word(publisher)?,
             sequence: read_hex(sequence)?,
             sent: read_hex(sent)?,
-        })
+        };
+        (word(check)? == stamp.check()).then_some(stamp)
+    }
+
+    /// Two rounds of multiply and fold: enough that no accident keeps it.
+    fn check(&self) -> u32 {
+        let mut state = u64::from(self.run) << 32 | u64::from(self.room);
+        for word in [u64::from(self.publisher), self.sequence, self.sent] {
+            state = (state ^ word).wrapping_add(0x9E37_79B9_7F4A_7C15).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            state ^= state >> 29;
+        }
+        u32::try_from(state >> 32).unwrap_or_default()
+    }
+}
+
+impl Finder {
+    /// For the payloads of `size` bytes that `run` sends.
+    pub fn new(run: u32, size: usize) -> Self {
+        let (mut digits, mut out) = ([0; 8], Vec::with_capacity(8));
+        push_hex(&mut out, &run.to_be_bytes());
+        digits.copy_from_slice(&out);
+        Self { run: digits, size: size.max(Stamp::MIN_SIZE) }
+    }
+
+    /// Finds the stamp where connections that speak `dialect` have it.
+    pub fn find(&self, dialect: Dialect, payload: &[u8]) -> Option<Stamp> {
+        match dialect {
+            Dialect::Plain | Dialect::Bare => self.whole(payload),
+            Dialect::Sse | Dialect::Centrifuge | Dialect::SocketIo => self.within(payload),
+            Dialect::Raw => self.within(payload).or_else(|| self.bare(payload)),
+        }
+    }
+
+    /// A payload that is a stamp and nothing else.
+    pub fn whole(&self, payload: &[u8]) -> Option<Stamp> {
+        (payload.len() == self.size).then(|| self.at(payload, 0)).flatten()
+    }
+
+    /// A stamp anywhere within `payload`: in an envelope that a protocol or a server has put around it.
+    pub fn within(&self, payload: &[u8]) -> Option<Stamp> {
+        let quote = payload
+            .windows(9)
+            .position(|window| window.ends_with(&self.run) && window.first() == Some(&b'"'))?;
+        self.at(payload, quote)
+    }
+
+    /// The same without its quotes, as a server sends it on that has taken the JSON string for text.
+    pub fn bare(&self, payload: &[u8]) -> Option<Stamp> {
+        let start = payload.windows(8).position(|window| window == self.run)?;
+        let inner = payload.get(start..start + self.size - 2)?;
+        let following = payload.get(start + self.size - 2).is_some_and(|&byte| byte == PADDING);
+        (!following).then(|| Self::inner(inner)).flatten()
+    }
+
+    fn at(&self, payload: &[u8], quote: usize) -> Option<Stamp> {
+        let inner = payload.get(quote..quote + self.size)?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        inner.starts_with(&self.run).then(|| Self::inner(inner)).flatten()
+    }
+
+    fn inner(inner: &[u8]) -> Option<Stamp> {
+        let (numbers, padding) = inner.split_first_chunk::<NUMBERS>()?;
+        padding.iter().all(|&byte| byte == PADDING).then(|| Stamp::read(numbers)).flatten()
     }
 }
 
@@ -81,32 +161,64 @@ mod tests {
 
     use super::*;
 
+    fn payload(stamp: Stamp, size: usize) -> Vec<u8> {
+        let mut payload = Vec::new();
+        stamp.write(&mut payload, size);
+        payload
+    }
+
     proptest! {
         #[test]
-        fn round_trip(run: u32, sequence: u64, sent: u64, size in 0_usize..600) {
-            let stamp = Stamp { run, sequence, sent };
-            let mut payload = Vec::new();
-            stamp.write(&mut payload, size);
+        fn round_trip(
+            run: u32, room: u32, publisher: u32, sequence in 0_u64..1 << 48, sent: u64, size in 0_usize..600,
+            before in "[ -!#-~]{0,40}", after in "[ -~]{0,40}",
+        ) {
+            let stamp = Stamp { run, room, publisher, sequence, sent };
+            let payload = payload(stamp, size);
+            let finder = Finder::new(run, size);
             prop_assert_eq!(payload.len(), size.max(Stamp::MIN_SIZE));
-            prop_assert_eq!(Stamp::read(&payload), Some(stamp));
+            prop_assert_eq!(finder.whole(&payload), Some(stamp));
             prop_assert!(serde_json::from_slice::<String>(&payload).is_ok());
+            let wrapped = [before.as_bytes(), &payload, after.as_bytes()].concat();
+            prop_assert_eq!(finder.within(&wrapped), Some(stamp));
+            let text = &payload[1..payload.len() - 1];
+            prop_assert_eq!(finder.bare(&[b"{", text, b"}"].concat()), Some(stamp));
         }
 
         #[test]
         fn no_byte_may_change_unseen(at in 0_usize..100, to in any::<u8>()) {
-            let stamp = Stamp { run: 0xABCD, sequence: 77, sent: 1_234_567 };
-            let mut payload = Vec::new();
-            stamp.write(&mut payload, 100);
+            let stamp = Stamp { run: 0xABCD, room: 3, publisher: 1, sequence: 77, sent: 1_234_567 };
+            let mut payload = payload(stamp, 100);
             prop_assume!(payload[at] != to);
             payload[at] = to;
-            prop_assert_ne!(Stamp::read(&payload), Some(stamp));
+            let finder = Finder::new(0xABCD, 100);
+            prop_assert_eq!(finder.whole(&payload), None);
+            prop_assert_eq!(finder.within(&payload), None);
+        }
+
+        #[test]
+        fn nothing_cut_or_grown_is_a_stamp(cut in 0_usize..100) {
+            let stamp = Stamp { run: 0xABCD, room: 0, publisher: 0, sequence: 1, sent: 2 };
+            let payload = payload(stamp, 100);
+            let finder = Finder::new(0xABCD, 100);
+            for cut in [&payload[..cut], &payload[100 - cut..]] {
+                prop_assert_eq!(finder.whole(cut), None);
+                prop_assert_eq!(finder.within(cut), None);
+            }
+            let longer = [&payload[..99], b"..\""].concat();
+            prop_assert_eq!(finder.whole(&longer), None);
+            prop_assert_eq!(finder.within(&longer), None);
+            prop_assert_eq!(finder.bare(&longer), None);
         }
     }
 
     #[test]
     fn strangers_are_no_stamps() {
-        for payload in [&b""[..], b"\"", b"\"\"", b"hello", &[b'"'; 42], &[0xFF; 64]] {
-            assert_eq!(Stamp::read(payload), None);
+        let finder = Finder::new(0x2222_2222, 64);
+        for payload in [&b""[..], b"\"", b"\"\"", b"hello", &[b'"'; 64], &[b'2'; 64], &[0xFF; 64]] {
+            assert_eq!(finder.whole(payload), None);
+            assert_eq!(finder.within(payload), None);
+            assert_eq!(finder.bare(payload), None);
         }
     }
 }

@@ -1,19 +1,18 @@
-//! The members: many connections, one epoll loop, one thread.
+//! The clients: many connections, one epoll loop, one thread.
 //!
-//! Owns the sockets that listen, from the connect to the last byte, and hands every whole message to the
-//! caller. It does not know what a message means, and publishes nothing.
+//! Owns the sockets, from the connect to the last byte, and hands every whole message to the caller. It does
+//! not know what a message means, and decides nothing about when to publish one.
 //!
 //! Readiness is level-triggered and each ready socket is read once per turn into one shared scratch buffer,
 //! so a delivery costs one `recv` and its share of an `epoll_wait`, and allocates nothing.
 
 use std::{
-    io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
-    os::fd::OwnedFd,
+    io,
+    os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use rustix::{
     buffer::spare_capacity,
     event::{
@@ -21,52 +20,59 @@ use rustix::{
         epoll::{self, CreateFlags, EventData, EventFlags},
     },
 };
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
+    dialect::Seat,
+    member::Member,
     stop::Stop,
-    websocket::{self, Frame, Leftover, MAX_FRAME, Opcode, WireError},
+    target::Entrance,
+    websocket::{MAX_FRAME, WireError},
 };
 
+pub use crate::member::Unsaid;
+
 /// How many connections may be on their way at once: below any sane listen backlog.
-const OPENING_AT_ONCE: usize = 256;
+pub const OPENING_AT_ONCE: usize = 256;
 
 /// How long no connection may make progress while members are being opened.
-const OPENING_PATIENCE: Duration = Duration::from_secs(15);
+pub const OPENING_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What one read may take. Large enough that a burst of eight 4 KiB messages is one read.
 const READ_SIZE: usize = 256 * 1024;
 
 const EVENTS_PER_TURN: usize = 1024;
 
-/// Where members connect to and what they say first.
-#[derive(Clone, Debug)]
-pub struct Entrance {
-    pub address: SocketAddr,
-    /// The upgrade request; `None` if the server speaks first, and in frames (the yardstick).
-    pub upgrade: Option<Vec<u8>>,
-    /// Over how many addresses (127.0.0.2 and up) members are spread; 0 leaves the choice to the kernel.
-    pub source_addresses: u8,
-}
+/// Marks the descriptor of [`Swarm::watch`] among those of members.
+const WATCHED: u64 = u64::MAX;
 
 /// What happened to a member.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// It is in its room, so many nanoseconds after its connect was begun.
+    Standing { member: usize, took: u64 },
     /// It received a message; `at` is when the read that brought it returned.
-    Message { member: usize, payload: &'a [u8], at: Instant },
+    Message { member: usize, payload: &'a [u8], at: u64 },
+    /// Something it published was refused.
+    Refused { why: String },
     /// Its connection has ended; `stood` tells whether it had ever been ready.
     Lost { member: usize, why: Lost, stood: bool },
 }
 
 /// Why a connection ended.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Lost {
-    /// The server said goodbye, with this code if it gave one.
+    #[error("closed by the server {}", .0.map_or("without a code".to_owned(), |code| format!("with code {code}")))]
     Closed(Option<u16>),
-    /// The stream ended without a close frame.
-    Ended,
-    Wire(WireError),
-    Io(io::Error),
+    /// The protocol above the `WebSocket` said so.
+    #[error("{0}")]
+    Ended(String),
+    /// The stream ended without a word.
+    #[error("the server hung up")]
+    HungUp,
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 /// The members and their loop.
@@ -77,24 +83,6 @@ pub struct Swarm {
     opening: usize,
     scratch: Vec<u8>,
     ready: Vec<epoll::Event>,
-}
-
-#[derive(Debug)]
-struct Member {
-    /// `None` once the connection has ended.
-    socket: Option<TcpStream>,
-    phase: Phase,
-    leftover: Leftover,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Connecting,
-    Upgrading,
-    /// Until the server's first word. A connect alone proves nothing: with a full backlog the client's
-    /// side of a connection stands and the server's does not.
-    Awaiting,
-    Open,
 }
 
 impl Swarm {
@@ -109,6 +97,80 @@ impl Swarm {
         })
     }
 
+    /// Watches `descriptor` too: [`drain`](Self::drain) says when it can be read.
+    pub fn watch(&mut self, descriptor: impl AsFd) -> anyhow::Result<()> {
+        epoll::add(&self.epoll, descriptor, EventData::new_u64(WATCHED), EventFlags::IN)
+            .context("cannot wait for orders")
+    }
+
+    /// How many members have ever been opened; each has its number below this.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// How many are on their way.
+    pub fn opening(&self) -> usize {
+        self.opening
+    }
+
+    /// Whether `member` has a connection, ready or not.
+    pub fn is_connected(&self, member: usize) -> bool {
+        self.members.get(member).is_some_and(Member::is_connected)
+    }
+
+    /// Whether `member` is on its way.
+    pub fn is_opening(&self, member: usize) -> bool {
+        self.members.get(member).is_some_and(|member| member.is_connected() && !member.stands())
+    }
+
+    /// Whether [`say`](Self::say) would take so many bytes from `member`.
+    pub fn can_say(&self, member: usize, bytes: usize) -> bool {
+        self.members.get(member).is_some_and(|member| member.can_say(bytes).is_ok())
+    }
+
+    /// Begins to connect a new member. It has its number even if that fails.
+    pub fn open(&mut self, entrance: &Entrance, seat: Seat) -> anyhow::Result<()> {
+        let index = self.members.len();
+        let connected = Member::connect(&self.epoll, index, entrance, seat);
+        let (member, outcome) = match connected {
+            Ok(member) => (member, Ok(())),
+            Err(error) => (Member::absent(entrance.dialect), Err(error)),
+        };
+        self.opening += usize::from(outcome.is_ok());
+        self.members.push(member);
+        outcome
+    }
+
+    /// Begins to connect `member` anew. What connection it had ends.
+    pub fn reopen(&mut self, member: usize, entrance: &Entrance, seat: Seat) -> anyhow::Result<()> {
+        self.hang_up(member);
+        if let Some(slot) = self.members.get_mut(member) {
+            *slot = Member::connect(&self.epoll, member, entrance, seat)?;
+            self.opening += 1;
+        }
+        Ok(())
+    }
+
+    /// Ends the connection of `member` without a goodbye, as a client does that loses its network.
+    pub fn hang_up(&mut self, member: usize) {
+        let Some(slot) = self.members.get_mut(member) else { return };
+        if slot.is_connected() && !slot.stands() {
+            self.opening -= 1;
+        }
+        slot.drop_connection();
+    }
+
+    /// `member` reads no more: the kernel fills up, then the server's queue.
+    pub fn stall(&mut self, member: usize) -> anyhow::Result<()> {
+        self.members.get_mut(member).map_or(Ok(()), |slot| slot.stall(&self.epoll))
+    }
+
+    /// Writes `bytes`, whole frames, on the connection of `member`: with one system call unless it is full.
+    pub fn say(&mut self, member: usize, bytes: &[u8]) -> Result<(), Unsaid> {
+        let slot = self.members.get_mut(member).ok_or(Unsaid::Gone)?;
+        slot.say(&self.epoll, member, bytes)
+    }
+
     /// Opens members until there are `total`, and returns when every one of them stands. What happens to
     /// those that stand already goes to `on`.
     ///
@@ -117,6 +179,7 @@ impl Swarm {
         &mut self,
         entrance: &Entrance,
         total: usize,
+        seat: impl Fn(usize) -> Seat,
         stop: &Stop,
         mut on: impl FnMut(Event<'_>),
     ) -> anyhow::Result<()> {
@@ -126,27 +189,19 @@ impl Swarm {
             let standing = self.members.len() - self.opening;
             ensure!(!stop.is_set(), "ended while opening members; {standing} of {total} stand");
             while self.members.len() < total && self.opening < OPENING_AT_ONCE {
-                self.connect(entrance).with_context(|| {
-                    format!(
-                        "member {} of {total} cannot connect to {}",
-                        self.members.len() + 1,
-                        entrance.address
-                    )
+                let next = self.members.len();
+                self.open(entrance, seat(next)).with_context(|| {
+                    format!("member {} of {total} cannot connect to {}", next + 1, entrance.address)
                 })?;
             }
             let mut failure = None;
-            self.turn(Duration::from_millis(100), entrance.upgrade.as_deref(), |event| match event {
+            self.drain(Duration::from_millis(100), |event| match event {
                 Event::Lost { member, why, stood: false } => failure = Some((member, why)),
                 event => on(event),
             })?;
             if let Some((member, why)) = failure {
-                let error = match why {
-                    Lost::Closed(code) => anyhow!("the server closed it (code {code:?})"),
-                    Lost::Ended => anyhow!("the server hung up"),
-                    Lost::Wire(error) => error.into(),
-                    Lost::Io(error) => error.into(),
-                };
-                return Err(error.context(format!("member {} of {total} does not stand", member + 1)));
+                return Err(anyhow::Error::from(why))
+                    .with_context(|| format!("member {} of {total} does not stand", member + 1));
             }
             let standing = self.members.len() - self.opening;
             if progress.0 != standing {
@@ -160,158 +215,43 @@ impl Swarm {
         Ok(())
     }
 
-    /// Waits up to `timeout` for something to arrive and hands it to `on`.
-    pub fn drain(&mut self, timeout: Duration, on: impl FnMut(Event<'_>)) -> anyhow::Result<()> {
-        self.turn(timeout, None, on)
-    }
-
-    /// Says goodbye to the server on every connection (RFC 6455 §7.1.1) and forgets them all.
-    pub fn close(self) {
-        let mut goodbye = Vec::new();
-        websocket::write_masked(&mut goodbye, Opcode::Close, &1000_u16.to_be_bytes(), 0);
-        for mut socket in self.members.into_iter().filter_map(|member| member.socket) {
-            // A connection that fails now is as closed as one that does not.
-            let _: io::Result<usize> = socket.write(&goodbye);
-        }
-    }
-
-    fn connect(&mut self, entrance: &Entrance) -> anyhow::Result<()> {
-        let index = self.members.len();
-        let socket = Socket::new(
-            Domain::for_address(entrance.address),
-            Type::STREAM.nonblocking(),
-            Some(Protocol::TCP),
-        )?;
-        if entrance.source_addresses > 0 && entrance.address.is_ipv4() {
-            let host =
-                u8::try_from(index % usize::from(entrance.source_addresses)).unwrap_or(0).saturating_add(2);
-            let source = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, host)), 0);
-            socket.bind(&source.into())?;
-        }
-        socket.set_tcp_nodelay(true)?;
-        match socket.connect(&entrance.address.into()) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-            Err(error) => return Err(error.into()),
-        }
-        epoll::add(&self.epoll, &socket, EventData::new_u64(index as u64), EventFlags::OUT)?;
-        self.opening += 1;
-        self.members.push(Member {
-            socket: Some(socket.into()),
-            phase: Phase::Connecting,
-            leftover: Leftover::default(),
-        });
-        Ok(())
-    }
-
-    fn turn(
-        &mut self,
-        timeout: Duration,
-        upgrade: Option<&[u8]>,
-        mut on: impl FnMut(Event<'_>),
-    ) -> anyhow::Result<()> {
+    /// Waits up to `timeout` for something to arrive and hands it to `on`. Whether the watched descriptor can
+    /// be read.
+    pub fn drain(&mut self, timeout: Duration, mut on: impl FnMut(Event<'_>)) -> anyhow::Result<bool> {
         let timeout = Timespec::try_from(timeout).context("a time-out beyond the clock's range")?;
         self.ready.clear();
         match epoll::wait(&self.epoll, spare_capacity(&mut self.ready), Some(&timeout)) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => return Ok(false),
             Err(error) => return Err(error).context("epoll_wait"),
         }
+        let mut watched = false;
         for event in &self.ready {
+            if event.data.u64() == WATCHED {
+                watched = true;
+                continue;
+            }
             let index = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
-            let Some(member) = self.members.get_mut(index) else { continue };
-            let stood = member.phase == Phase::Open;
-            let outcome = if member.phase == Phase::Connecting {
-                member.start(&self.epoll, index, upgrade)
-            } else {
-                member.read(index, &mut self.scratch, &mut on)
+            let Some(member) = self.members.get_mut(index).filter(|member| member.is_connected()) else {
+                continue;
             };
-            if !stood && (outcome.is_err() || member.phase == Phase::Open) {
+            let stood = member.stands();
+            let outcome = member.turn(&self.epoll, index, &mut self.scratch, &mut on);
+            if !stood && (outcome.is_err() || member.stands()) {
                 self.opening -= 1;
             }
             if let Err(why) = outcome {
-                // Closing the descriptor takes it out of the epoll set.
-                member.socket = None;
+                member.drop_connection();
                 on(Event::Lost { member: index, why, stood });
             }
         }
-        Ok(())
-    }
-}
-
-impl Member {
-    /// The connect has come to an end: asks for the upgrade, if there is one to ask for.
-    fn start(&mut self, epoll: &OwnedFd, index: usize, upgrade: Option<&[u8]>) -> Result<(), Lost> {
-        let Some(socket) = &mut self.socket else { return Ok(()) };
-        if let Some(error) = socket.take_error().map_err(Lost::Io)? {
-            return Err(Lost::Io(error));
-        }
-        self.phase = Phase::Awaiting;
-        if let Some(request) = upgrade {
-            // A fresh socket's buffer takes a request of a few hundred bytes whole.
-            socket.write_all(request).map_err(Lost::Io)?;
-            self.phase = Phase::Upgrading;
-        }
-        epoll::modify(epoll, &*socket, EventData::new_u64(index as u64), EventFlags::IN)
-            .map_err(|error| Lost::Io(error.into()))
+        Ok(watched)
     }
 
-    fn read(&mut self, index: usize, scratch: &mut [u8], on: &mut impl FnMut(Event<'_>)) -> Result<(), Lost> {
-        let Some(socket) = &mut self.socket else { return Ok(()) };
-        let held = self.leftover.restore(scratch);
-        let received = match socket.read(scratch.get_mut(held..).unwrap_or_default()) {
-            Ok(0) => return Err(Lost::Ended),
-            Ok(received) => received,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
-            Err(error) => return Err(Lost::Io(error)),
-        };
-        let at = Instant::now();
-        let mut bytes = scratch.get(..held + received).unwrap_or_default();
-        if self.phase == Phase::Awaiting && received > 0 {
-            self.phase = Phase::Open;
-        }
-        if self.phase == Phase::Upgrading {
-            let Some(length) = websocket::read_upgrade(bytes).map_err(Lost::Wire)? else {
-                self.leftover.keep(bytes);
-                return Ok(());
-            };
-            self.phase = Phase::Open;
-            bytes = bytes.get(length..).unwrap_or_default();
-        }
-        let mut end = Ok(());
-        let rest = websocket::read_frames(bytes, |frame| match answer(frame, socket) {
-            Answer::Message(payload) => on(Event::Message { member: index, payload, at }),
-            Answer::Nothing => {}
-            Answer::End(why) => end = Err(why),
-        })
-        .map_err(Lost::Wire)?;
-        self.leftover.keep(rest);
-        end
-    }
-}
-
-enum Answer<'a> {
-    Message(&'a [u8]),
-    Nothing,
-    End(Lost),
-}
-
-/// Does what RFC 6455 asks of a client that has received `frame`.
-fn answer<'a>(frame: Frame<'a>, socket: &mut TcpStream) -> Answer<'a> {
-    match frame.opcode {
-        Opcode::Text | Opcode::Binary => Answer::Message(frame.payload),
-        Opcode::Pong => Answer::Nothing,
-        Opcode::Close => {
-            Answer::End(Lost::Closed(frame.payload.first_chunk::<2>().map(|&code| u16::from_be_bytes(code))))
-        }
-        Opcode::Ping => {
-            let mut pong = Vec::with_capacity(frame.payload.len() + 6);
-            websocket::write_masked(&mut pong, Opcode::Pong, frame.payload, 1);
-            // Nothing else is ever written here, so the buffer has room unless the server does not read.
-            match socket.write_all(&pong) {
-                Ok(()) => Answer::Nothing,
-                Err(error) => Answer::End(Lost::Io(error)),
-            }
+    /// Says goodbye to the server on every connection and forgets them all.
+    pub fn close(self) {
+        for member in self.members {
+            member.close();
         }
     }
 }

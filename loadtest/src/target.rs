@@ -1,4 +1,7 @@
 //! What is tested and how it is published to, parsed once from the command line.
+//!
+//! A test of many rooms names them all at once: `{room}` in a URL, a channel or a topic stands for the room's
+//! number.
 
 use std::{
     fmt,
@@ -8,28 +11,97 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use clap::{Args, ValueEnum};
 use http::Uri;
 use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Serialize};
 
-/// An HTTP origin and a path on it, resolved. Shows itself without the query, where tokens live.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// Where to connect.
-    pub address: SocketAddr,
-    /// Host and port as written, for the `Host` header.
-    pub authority: String,
-    /// The path and the query, as written.
-    pub path_and_query: String,
-    path: String,
+use crate::{dialect::Dialect, tls::Tls, token::Credentials};
+
+/// Stands for a room's number.
+pub const NUMBER: &str = "{room}";
+
+/// What is tested, as flags and as a worker process is told it.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+pub struct TargetArgs {
+    /// Where clients connect: ws://, wss://, http:// or https:// (server-sent events); {room} is the room's number
+    #[arg(long, default_value = "ws://127.0.0.1:8080/rooms/demo:{room}")]
+    pub url: String,
+    /// What is spoken there
+    #[arg(long, value_enum, default_value_t = Protocol::Plain)]
+    pub protocol: Protocol,
+    /// The channel of a Centrifuge or Socket.IO client [default: load:{room}]
+    #[arg(long)]
+    pub channel: Option<String>,
+    /// How to publish: client (as the protocol does), http (POST to the URL), or a ws(s)://, http(s)://,
+    /// redis:// or redis+unix:// URL
+    #[arg(long, default_value = "client")]
+    pub publish: PublishArg,
+    /// The Redis topic to publish to [default: room: and the channel, or what follows /rooms/ in the URL]
+    #[arg(long)]
+    pub topic: Option<String>,
+    /// A token for every client: a Bearer header, or in the protocol's own place
+    #[arg(long, conflicts_with = "hs256_secret")]
+    pub token: Option<String>,
+    /// Make a token for each client with this secret: its own `sub`, and a grant for the rooms of the test
+    #[arg(long)]
+    pub hs256_secret: Option<String>,
+    /// Trust the certificates in this PEM file in place of the system's
+    #[arg(long)]
+    pub ca: Option<PathBuf>,
+    /// Accept any certificate
+    #[arg(long)]
+    pub insecure: bool,
+    /// Over how many addresses (127.0.0.2 and up) clients of a server on this machine are spread
+    #[arg(long, default_value_t = 16)]
+    pub addresses: u8,
 }
 
-/// How messages get into the room.
+/// What is spoken at the URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// A `WebSocket` whose text frames are the messages
+    Plain,
+    /// The same with any server: a message counts wherever in a frame it is found
+    Raw,
+    /// Server-sent events
+    Sse,
+    /// The Centrifuge protocol in JSON, over a `WebSocket`
+    Centrifuge,
+    /// Socket.IO 5 over a `WebSocket`: events `join` (room) and `m` (room, data)
+    SocketIo,
+}
+
+/// A host and a path template, resolved. Shows itself without the query, where tokens live.
+#[derive(Clone, Debug)]
+pub struct Address {
+    pub socket: SocketAddr,
+    pub tls: Option<Tls>,
+    /// Host and port as written, for the `Host` header.
+    pub authority: String,
+    /// The path and the query, with `{room}` as written.
+    pub path_and_query: String,
+}
+
+/// Where members connect to and what they say there.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    pub address: Address,
+    pub dialect: Dialect,
+    pub channel: String,
+    pub credentials: Credentials,
+    /// Over how many addresses (127.0.0.2 and up) members are spread; 0 leaves the choice to the kernel.
+    pub source_addresses: u8,
+}
+
+/// How messages get into a room.
 #[derive(Clone, Debug)]
 pub enum Via {
-    /// A frame on a connection of its own to this address.
-    WebSocket(Target),
-    /// `POST` to this address, on one connection, a burst pipelined.
-    Http(Target),
+    /// On a connection like any other client's.
+    Client(Entrance),
+    /// `POST`, on one connection, a burst pipelined.
+    Http(Address, Credentials),
     /// `PUBLISH` straight into Redis, a burst pipelined.
     Redis(Redis),
 }
@@ -51,102 +123,185 @@ pub enum RedisAddress {
 }
 
 /// What `--publish` may say; the rest comes from the URL under test.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum PublishArg {
-    /// `ws`: the URL under test.
-    WebSocket,
-    /// `http`: the URL under test by `POST`.
+    /// As the protocol does it, at the URL under test.
+    Client,
+    /// The URL under test by `POST`.
     Http,
     /// Another address altogether.
     Elsewhere(String),
 }
 
-impl Target {
-    /// Whether the target is on this machine, so that members may come from several loopback addresses.
-    pub fn is_loopback(&self) -> bool {
-        self.address.ip().is_loopback()
-    }
-
-    /// The Redis topic of the room this URL names: `room:` and what stands, decoded, after `/rooms/`.
-    fn topic(&self) -> anyhow::Result<String> {
-        let room = self.path.strip_prefix("/rooms/").filter(|room| !room.is_empty());
-        let room = room.with_context(|| format!("{self} names no room; say which topic with --topic"))?;
-        Ok(format!("room:{}", percent_decode_str(room).decode_utf8().context("the room is not UTF-8")?))
-    }
-
-    fn parse(text: &str, scheme: &str, default_port: u16) -> anyhow::Result<Self> {
-        let uri: Uri = text.parse().context("not a URL")?;
-        ensure!(
-            uri.scheme_str() == Some(scheme),
-            "expected {scheme}://host:port/path (TLS is not spoken yet)"
-        );
-        let authority = uri.authority().context("the URL names no host")?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let path_and_query = uri.path_and_query().map_or("/", |path| path.as_str());
-        Ok(Self {
-            address: resolve(host, authority.port_u16().unwrap_or(default_port))?,
-            authority: authority.as_str().to_owned(),
-            path_and_query: path_and_query.to_owned(),
-            path: uri.path().to_owned(),
-        })
-    }
+/// What stands, for one test.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub entrance: Entrance,
+    pub via: Via,
 }
 
-impl FromStr for Target {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> anyhow::Result<Self> {
-        Self::parse(text, "ws", 80)
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.authority, self.path)
-    }
-}
-
-impl FromStr for PublishArg {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text {
-            "ws" => Self::WebSocket,
-            "http" => Self::Http,
-            elsewhere => Self::Elsewhere(elsewhere.to_owned()),
-        })
-    }
-}
-
-impl PublishArg {
-    /// Settles how to publish to `target`. `topic` overrides the Redis topic that the target's room has.
-    pub fn settle(&self, target: &Target, topic: Option<&str>) -> anyhow::Result<Via> {
-        let elsewhere = match self {
-            Self::WebSocket => return Ok(Via::WebSocket(target.clone())),
-            Self::Http => return Ok(Via::Http(target.clone())),
-            Self::Elsewhere(url) => url,
+impl TargetArgs {
+    /// Resolves names, reads certificates, and settles how to publish to `rooms` rooms.
+    pub fn resolve(&self, rooms: u32) -> anyhow::Result<Target> {
+        let protocol = self.protocol;
+        let schemes: &[&str] = if protocol == Protocol::Sse { &["http", "https"] } else { &["ws", "wss"] };
+        let address = self.address(&self.url, schemes).context("--url")?;
+        let names_rooms = matches!(protocol, Protocol::Centrifuge | Protocol::SocketIo);
+        let channel = match &self.channel {
+            Some(channel) => channel.clone(),
+            None if names_rooms => format!("load:{NUMBER}"),
+            None => address.room().unwrap_or_default(),
         };
-        let topic = || topic.map_or_else(|| target.topic(), |topic| Ok(topic.to_owned()));
+        let template = if names_rooms { &channel } else { &address.path_and_query };
+        let of = if names_rooms { "--channel" } else { "--url" };
+        ensure!(rooms < 2 || template.contains(NUMBER), "{rooms} rooms need {NUMBER} in {of}");
+        let entrance = Entrance {
+            source_addresses: if address.socket.ip().is_loopback() { self.addresses } else { 0 },
+            dialect: protocol.into(),
+            credentials: Credentials::new(self.token.as_deref(), self.hs256_secret.as_deref(), &channel),
+            channel,
+            address,
+        };
+        let via = self.via(&entrance).context("--publish")?;
+        Ok(Target { entrance, via })
+    }
+
+    fn via(&self, entrance: &Entrance) -> anyhow::Result<Via> {
+        let http = |address: Address| Via::Http(address, entrance.credentials.clone());
+        let elsewhere = match &self.publish {
+            PublishArg::Client if entrance.dialect == Dialect::Sse => {
+                return Ok(http(entrance.address.clone()));
+            }
+            PublishArg::Client => return Ok(Via::Client(entrance.clone())),
+            PublishArg::Http => return Ok(http(entrance.address.clone())),
+            PublishArg::Elsewhere(url) => url,
+        };
+        let topic = || match &self.topic {
+            Some(topic) => Ok(topic.clone()),
+            None if entrance.channel.is_empty() => {
+                bail!("{} names no room; say which topic with --topic", entrance.address)
+            }
+            None => Ok(format!("room:{}", entrance.channel)),
+        };
         match elsewhere.split_once("://") {
-            Some(("ws", _)) => Target::parse(elsewhere, "ws", 80).map(Via::WebSocket),
-            Some(("http", _)) => Target::parse(elsewhere, "http", 80).map(Via::Http),
+            Some(("ws" | "wss", _)) => {
+                ensure!(entrance.dialect != Dialect::Sse, "events are not published over a WebSocket");
+                let address = self.address(elsewhere, &["ws", "wss"])?;
+                Ok(Via::Client(Entrance { address, ..entrance.clone() }))
+            }
+            Some(("http" | "https", _)) => self.address(elsewhere, &["http", "https"]).map(http),
             Some(("redis", rest)) => Redis::parse(rest, topic()?).map(Via::Redis),
             Some(("redis+unix" | "unix", path)) => Ok(Via::Redis(Redis {
                 at: RedisAddress::Unix(path.into()),
                 auth: Vec::new(),
                 topic: topic()?,
             })),
-            _ => bail!("--publish is ws, http, or a ws://, http://, redis:// or redis+unix:// URL"),
+            _ => bail!("it is client, http, or a ws(s)://, http(s)://, redis:// or redis+unix:// URL"),
         }
-        .context("--publish")
+    }
+
+    fn address(&self, text: &str, schemes: &[&str]) -> anyhow::Result<Address> {
+        // Braces are no URL, so the template is cut out of the text and the rest parsed without it.
+        let uri: Uri = text.replace(NUMBER, "0").parse().context("not a URL")?;
+        let scheme = uri.scheme_str().filter(|scheme| schemes.contains(scheme));
+        let scheme =
+            scheme.with_context(|| format!("expected {}://host:port/path", schemes.join(":// or ")))?;
+        let secure = matches!(scheme, "wss" | "https");
+        let authority = uri.authority().context("the URL names no host")?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let after = text.split_once("://").map_or("", |(_, rest)| rest);
+        let path = after.find(['/', '?']).map_or("", |at| after.get(at..).unwrap_or_default());
+        let tls = secure.then(|| Tls::new(host, self.ca.as_deref(), self.insecure)).transpose()?;
+        Ok(Address {
+            socket: resolve(host, port)?,
+            tls,
+            authority: authority.as_str().to_owned(),
+            path_and_query: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+        })
+    }
+}
+
+impl Address {
+    /// The path and query of room `number`.
+    pub fn path(&self, number: u32) -> String {
+        self.path_and_query.replace(NUMBER, &number.to_string())
+    }
+
+    /// What stands, decoded, after `/rooms/`.
+    fn room(&self) -> Option<String> {
+        let path = self.path_and_query.split('?').next()?;
+        let room = path.strip_prefix("/rooms/").filter(|room| !room.is_empty())?;
+        Some(percent_decode_str(room).decode_utf8().ok()?.into_owned())
+    }
+}
+
+impl Entrance {
+    /// The channel of room `number`.
+    pub fn channel(&self, number: u32) -> String {
+        self.channel.replace(NUMBER, &number.to_string())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path_and_query.split('?').next().unwrap_or_default();
+        write!(f, "{}{path}", self.authority)
+    }
+}
+
+impl FromStr for PublishArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const SCHEMES: [&str; 7] = ["ws", "wss", "http", "https", "redis", "redis+unix", "unix"];
+        match text {
+            "client" => Ok(Self::Client),
+            "http" => Ok(Self::Http),
+            url if url.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme)) => {
+                Ok(Self::Elsewhere(url.to_owned()))
+            }
+            _ => Err("it is client, http, or a ws(s)://, http(s)://, redis:// or redis+unix:// URL".into()),
+        }
+    }
+}
+
+impl TryFrom<String> for PublishArg {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<PublishArg> for String {
+    fn from(argument: PublishArg) -> Self {
+        match argument {
+            PublishArg::Client => "client".into(),
+            PublishArg::Http => "http".into(),
+            PublishArg::Elsewhere(url) => url,
+        }
+    }
+}
+
+impl From<Protocol> for Dialect {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Plain => Self::Plain,
+            Protocol::Raw => Self::Raw,
+            Protocol::Sse => Self::Sse,
+            Protocol::Centrifuge => Self::Centrifuge,
+            Protocol::SocketIo => Self::SocketIo,
+        }
     }
 }
 
 impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WebSocket(_) => f.write_str("a WebSocket"),
-            Self::Http(_) => f.write_str("HTTP POST"),
+            Self::Client(_) => f.write_str("a client"),
+            Self::Http(..) => f.write_str("HTTP POST"),
             Self::Redis(_) => f.write_str("Redis PUBLISH"),
         }
     }
@@ -183,44 +338,75 @@ fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
-    fn target(text: &str) -> Target {
-        text.parse().unwrap()
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        target: TargetArgs,
+    }
+
+    fn target(flags: &str, rooms: u32) -> anyhow::Result<Target> {
+        let only = Only::try_parse_from(["test"].into_iter().chain(flags.split_whitespace()))?;
+        only.target.resolve(rooms)
     }
 
     #[test]
     fn a_url_is_taken_apart() {
-        let room = target("ws://127.0.0.1:8080/rooms/a%3Ab?token=secret");
-        assert_eq!(room.address, "127.0.0.1:8080".parse().unwrap());
-        assert_eq!(room.authority, "127.0.0.1:8080");
-        assert_eq!(room.path_and_query, "/rooms/a%3Ab?token=secret");
-        assert_eq!(room.topic().unwrap(), "room:a:b");
-        assert!(room.is_loopback());
-        assert_eq!(room.to_string(), "127.0.0.1:8080/rooms/a%3Ab");
-        assert_eq!(target("ws://[::1]/").address, "[::1]:80".parse().unwrap());
-        for bad in ["", "http://127.0.0.1/", "wss://127.0.0.1/", "127.0.0.1:80", "ws://"] {
-            assert!(bad.parse::<Target>().is_err(), "{bad}");
+        let Target { entrance, .. } =
+            target("--url ws://127.0.0.1:8080/rooms/a%3A{room}?token=secret", 2).unwrap();
+        let address = &entrance.address;
+        assert_eq!(address.socket, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(address.authority, "127.0.0.1:8080");
+        assert_eq!(address.path(7), "/rooms/a%3A7?token=secret");
+        assert_eq!(entrance.channel(7), "a:7");
+        assert_eq!(address.to_string(), "127.0.0.1:8080/rooms/a%3A{room}");
+        assert_eq!(entrance.source_addresses, 16);
+        let six = target("--url ws://[::1]/", 1).unwrap().entrance.address;
+        assert_eq!((six.socket, six.path(0)), ("[::1]:80".parse().unwrap(), "/".to_owned()));
+        let tls = target("--url wss://127.0.0.1/x --insecure", 1).unwrap().entrance.address;
+        assert!(tls.tls.is_some() && tls.socket.port() == 443);
+        for bad in ["", "http://127.0.0.1/", "gopher://127.0.0.1/", "127.0.0.1:80", "ws://"] {
+            assert!(target(&format!("--url={bad}"), 1).is_err(), "{bad}");
         }
+        assert!(target("--url http://127.0.0.1/ --protocol sse", 1).is_ok());
+        assert!(target("--url ws://127.0.0.1/ --protocol sse", 1).is_err());
+    }
+
+    #[test]
+    fn many_rooms_need_a_number() {
+        let url = "--url ws://127.0.0.1/rooms/x";
+        assert!(target(url, 1).is_ok());
+        let error = format!("{:#}", target(url, 2).unwrap_err());
+        assert!(error.contains("{room} in --url"), "{error}");
+        assert!(target(&format!("{url} --protocol centrifuge"), 2).is_ok());
+        let error = target(&format!("{url} --protocol centrifuge --channel x"), 2).unwrap_err();
+        assert!(format!("{error:#}").contains("{room} in --channel"), "{error:#}");
     }
 
     #[test]
     fn every_way_to_publish() {
-        let room = target("ws://127.0.0.1:8080/rooms/x?token=t");
-        let via = |text: &str| text.parse::<PublishArg>().unwrap().settle(&room, None);
-        assert!(matches!(via("ws").unwrap(), Via::WebSocket(to) if to.path_and_query == "/rooms/x?token=t"));
-        assert!(matches!(via("http").unwrap(), Via::Http(to) if to.address == room.address));
-        assert!(matches!(via("http://127.0.0.1:1/y").unwrap(), Via::Http(to) if to.address.port() == 1));
-        let Via::Redis(redis) = via("redis://me:p%40ss@127.0.0.1/0").unwrap() else { panic!() };
+        let via = |flags: &str| Ok(target(&format!("--url ws://127.0.0.1/rooms/x?a=b {flags}"), 1)?.via);
+        let via: &dyn Fn(&str) -> anyhow::Result<Via> = &via;
+        assert!(matches!(via("").unwrap(), Via::Client(to) if to.address.path(0) == "/rooms/x?a=b"));
+        assert!(matches!(via("--publish http").unwrap(), Via::Http(to, _) if to.socket.port() == 80));
+        let other = via("--publish http://127.0.0.1:1/y").unwrap();
+        assert!(matches!(other, Via::Http(to, _) if to.socket.port() == 1));
+        let other = via("--publish ws://127.0.0.1:2/y").unwrap();
+        assert!(matches!(other, Via::Client(to) if to.address.socket.port() == 2));
+        let Via::Redis(redis) = via("--publish redis://me:p%40ss@127.0.0.1/0").unwrap() else { panic!() };
         assert_eq!(redis.at, RedisAddress::Tcp("127.0.0.1:6379".parse().unwrap()));
         assert_eq!((redis.auth.join(" "), redis.topic.as_str()), ("me p@ss".into(), "room:x"));
         assert!(!format!("{redis:?}").contains("p@ss"));
-        let Via::Redis(redis) = via("redis+unix:///tmp/r.sock").unwrap() else { panic!() };
+        let Via::Redis(redis) = via("--publish redis+unix:///tmp/r.sock").unwrap() else { panic!() };
         assert_eq!(redis.at, RedisAddress::Unix("/tmp/r.sock".into()));
-        assert!(via("carrier-pigeon").is_err());
-        let other = target("ws://127.0.0.1/chat");
-        let redis = PublishArg::Elsewhere("redis://127.0.0.1".into());
-        assert!(redis.settle(&other, None).is_err());
-        assert!(redis.settle(&other, Some("t")).is_ok());
+        assert!(via("--publish carrier-pigeon").is_err());
+        let elsewhere = "--url ws://127.0.0.1/chat --publish redis://127.0.0.1";
+        assert!(target(elsewhere, 1).is_err());
+        assert!(target(&format!("{elsewhere} --topic t"), 1).is_ok());
+        let sse = target("--url http://127.0.0.1/rooms/x --protocol sse", 1).unwrap();
+        assert!(matches!(sse.via, Via::Http(..)), "an event stream is published to by POST");
     }
 }

@@ -75,9 +75,9 @@ pub enum WireError {
     Masked,
     #[error("the server sent a frame of {0} bytes; this tester accepts up to {MAX_PAYLOAD}")]
     TooLarge(u64),
-    #[error("the upgrade was refused with status {0}")]
+    #[error("the connection was refused with status {0}")]
     Refused(u16),
-    #[error("the answer to the upgrade is not a WebSocket handshake: {0}")]
+    #[error("the answer is not the handshake that was asked for: {0}")]
     Handshake(&'static str),
 }
 
@@ -115,15 +115,16 @@ pub fn read_frame(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, WireError>
     Ok(bytes.get(header..end).map(|payload| (Frame { opcode, payload }, end)))
 }
 
-/// Appends a client's frame: masked, final.
+/// Appends a client's frame: masked, final, its payload the `parts` one after the other.
 ///
 /// The mask changes from call to call but is no secret: nothing between a tester and its target is fooled
 /// by a predictable one, and the server has to undo it all the same.
-pub fn write_masked(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], seed: u64) {
-    write_header(out, opcode, payload.len(), 0x80);
+pub fn write_masked(out: &mut Vec<u8>, opcode: Opcode, parts: &[&[u8]], seed: u64) {
+    write_header(out, opcode, parts.iter().map(|part| part.len()).sum(), 0x80);
     let [_, _, _, _, mask @ ..] = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_ne_bytes();
     out.extend_from_slice(&mask);
-    out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    let payload = parts.iter().copied().flatten();
+    out.extend(payload.zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
 }
 
 /// Appends a server's frame: unmasked, final. The yardstick sends these.
@@ -156,11 +157,12 @@ fn write_header(out: &mut Vec<u8>, opcode: Opcode, length: usize, mask_bit: u8) 
     }
 }
 
-/// The upgrade request for `path` (with its query) at `authority`.
-pub fn upgrade_request(authority: &str, path: &str) -> Vec<u8> {
+/// The upgrade request for `path` (with its query) at `authority`, with a Bearer token if there is one.
+pub fn upgrade_request(authority: &str, path: &str, token: Option<&str>) -> Vec<u8> {
+    let credentials = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     format!(
         "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {NONCE}\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {NONCE}\r\n{credentials}\r\n"
     )
     .into_bytes()
 }
@@ -271,7 +273,7 @@ mod tests {
     #[test]
     fn masks_so_that_the_server_can_unmask() {
         let mut wire = Vec::new();
-        write_masked(&mut wire, Opcode::Text, b"hello", 3);
+        write_masked(&mut wire, Opcode::Text, &[b"he", b"llo"], 3);
         assert_eq!(&wire[..2], &[0x81, 0x85]);
         let mask = &wire[2..6];
         assert_ne!(mask, [0; 4]);

@@ -45,9 +45,10 @@ pub fn routes(gate: Arc<Gate>) -> Router {
 }
 
 async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
-    ops.gate.metrics.sockets.set(i64::try_from(ops.gate.connections()).unwrap_or(i64::MAX));
-    let accounts = ops.gate.settings.limiters().accounts();
-    ops.gate.metrics.limit_accounts.set(i64::try_from(accounts).unwrap_or(i64::MAX));
+    let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    ops.gate.metrics.sockets.set(gauge(ops.gate.connections()));
+    ops.gate.metrics.sockets_limit.set(gauge(ops.gate.settings().limits.connections));
+    ops.gate.metrics.limit_accounts.set(gauge(ops.gate.settings.limiters().accounts()));
     match ops.gate.metrics.render() {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));

@@ -7,13 +7,19 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::{GLANCE, fanout::entrance};
+use super::{begin_run, load::silent, plan_of};
 use crate::{
     cli::Idle,
-    process::{self, Memory, Server},
-    report::{self, IdleReport, Level, Verdict},
+    crew::Crew,
+    live::Live,
+    plan::Order,
+    process::Memory,
+    report::{
+        self, Machine, Verdict,
+        connections::{IdleReport, Level},
+        document::Expectation,
+    },
     stop::Stop,
-    swarm::{Event, Swarm},
 };
 
 /// Memory counts as settled when so many samples in a row, [`SAMPLE`] apart, differ by less than
@@ -28,62 +34,74 @@ const SETTLE_PATIENCE: Duration = Duration::from_secs(15);
 /// Runs the scenario and prints its report.
 pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
     ensure!(args.connections.is_sorted(), "--connections must ascend");
+    ensure!(!args.run.server_pid.is_empty(), "idle measures a server: give its process by --server-pid");
     let most = *args.connections.last().context("--connections is empty")?;
-    let stop = super::begin(&args.common)?;
-    process::allow_descriptors(most)?;
-    let server = Server::new(args.server_pid.clone());
-    let entrance = entrance(&args.url, args.addresses);
-    let window = Duration::from_secs(args.window);
-    let mut swarm = Swarm::new()?;
-    let mut held = Held { lost: 0, messages: 0 };
-    let mut report = IdleReport::new(format!("idle connections to {}", args.url), args.window);
+    let target = args.target.resolve(args.rooms)?;
+    let (stop, server) = begin_run(&args.run)?;
+    let live = Live::new(args.run.quiet);
+    let mut crew = Crew::start(plan_of(&args.run, silent("idle", &args.target, args.rooms, most)), server)?;
+    let mut report = IdleReport {
+        what: format!("idle connections to {}", target.entrance.address),
+        machine: Machine::this(),
+        window_seconds: args.window.0.as_secs_f64(),
+        levels: Vec::new(),
+        slope: None,
+        timeline: Vec::new(),
+        warnings: Vec::new(),
+        expectations: Vec::new(),
+    };
     for connections in std::iter::once(0).chain(args.connections.iter().copied()) {
-        if stop.is_set() {
+        live.doing(format!("{connections} connections"));
+        if !level(&mut crew, connections, args, &live, &stop, &mut report)? {
+            report.warnings.push(format!("ended early, at {connections} connections"));
             break;
         }
-        swarm.grow(&entrance, connections, &stop, |event| held.note(&event))?;
-        let (memory, settled) = settle(&server, &mut swarm, &mut held, &stop)?;
-        let (before, start) = (server.cpu()?.unwrap_or_default(), Instant::now());
-        while start.elapsed() < window && !stop.is_set() {
-            swarm.drain(GLANCE.min(window), |event| held.note(&event))?;
-        }
-        let cpu = server.cpu()?.unwrap_or_default().since(before).total() / start.elapsed().as_secs_f64();
-        report.levels.push(Level { connections, memory, settled, cpu_per_second: cpu, lost: held.lost });
     }
-    report.messages = held.messages;
-    swarm.close();
+    crew.end()?;
+    drop(live);
+    report.timeline.clone_from(&crew.timeline.points);
+    let messages: u64 = crew.totals.groups.iter().map(|group| group.counts.foreign).sum();
+    if messages > 0 {
+        report.warnings.push(format!("{messages} messages arrived; these connections were not idle"));
+    }
     report.conclude();
-    report::print(&report)?;
-    report::save(&report, args.common.json.as_deref())?;
-    Ok(report.verdict())
+    judge(args, &mut report, crew.totals.first_loss.as_deref());
+    report::deliver(&report.document(), &report, &args.run)
 }
 
-/// What happened to connections that should have had peace.
-struct Held {
-    lost: usize,
-    messages: u64,
-}
-
-impl Held {
-    fn note(&mut self, event: &Event<'_>) {
-        match event {
-            Event::Lost { .. } => self.lost += 1,
-            Event::Message { .. } => self.messages += 1,
-        }
+/// Measures the server with so many connections. `false` if the run is to end.
+fn level(
+    crew: &mut Crew,
+    connections: u32,
+    args: &Idle,
+    live: &Live,
+    stop: &Stop,
+    report: &mut IdleReport,
+) -> anyhow::Result<bool> {
+    crew.order(&Order::Open(connections))?;
+    if !crew.until(stop, Crew::is_settled, |crew| live.show(crew))? {
+        return Ok(false);
     }
+    let (memory, settled) = settle(crew, live, stop)?;
+    let (before, begun) = (crew.server_cpu()?.unwrap_or_default(), Instant::now());
+    let whole = crew.until(stop, |_| begun.elapsed() >= args.window.0, |crew| live.show(crew))?;
+    let used = crew.server_cpu()?.unwrap_or_default().since(before).total();
+    report.levels.push(Level {
+        connections,
+        memory,
+        settled,
+        cpu_per_second: used / begun.elapsed().as_secs_f64().max(1e-3),
+        lost: u64::from(connections.saturating_sub(crew.totals.standing)),
+    });
+    Ok(whole)
 }
 
 /// Samples memory until it stands still: the last sample, and whether it did.
-fn settle(
-    server: &Server,
-    swarm: &mut Swarm,
-    held: &mut Held,
-    stop: &Stop,
-) -> anyhow::Result<(Memory, bool)> {
-    let start = Instant::now();
+fn settle(crew: &mut Crew, live: &Live, stop: &Stop) -> anyhow::Result<(Memory, bool)> {
+    let begun = Instant::now();
     let mut samples = VecDeque::with_capacity(STEADY_SAMPLES + 1);
     loop {
-        let memory = server.memory()?;
+        let memory = crew.server_memory()?;
         samples.push_back(memory.rss);
         if samples.len() > STEADY_SAMPLES {
             samples.pop_front();
@@ -93,12 +111,24 @@ fn settle(
         if samples.len() == STEADY_SAMPLES && spread < SETTLED {
             return Ok((memory, true));
         }
-        if start.elapsed() > SETTLE_PATIENCE || stop.is_set() {
+        if begun.elapsed() > SETTLE_PATIENCE || stop.is_set() {
             return Ok((memory, false));
         }
-        let until = Instant::now() + SAMPLE;
-        while Instant::now() < until {
-            swarm.drain(until.saturating_duration_since(Instant::now()), |event| held.note(&event))?;
-        }
+        let now = Instant::now();
+        crew.until(stop, |_| now.elapsed() >= SAMPLE, |crew| live.show(crew))?;
+    }
+}
+
+fn judge(args: &Idle, report: &mut IdleReport, first_loss: Option<&str>) {
+    let lost = report.levels.last().map_or(0, |level| level.lost);
+    if lost > 0 {
+        let why = first_loss.map(|why| format!("; the first: {why}")).unwrap_or_default();
+        let words = format!("idle connections stay: {lost} were lost{why}");
+        report.expectations.push(Expectation { words, met: false });
+    }
+    if let Some(allowed) = args.expect_bytes {
+        let found = report.slope.map_or(f64::NAN, |slope| slope.rss);
+        let words = format!("--expect-bytes {allowed}: a connection costs {found:.0} bytes");
+        report.expectations.push(Expectation { words, met: found <= allowed });
     }
 }

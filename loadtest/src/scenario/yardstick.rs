@@ -1,9 +1,10 @@
 //! The physical limit on this machine: a bare loop of `send(2)`.
 //!
 //! A process of its own accepts as many sockets as a room has members, waits for a batch on a control
-//! connection and writes it to every socket: one system call per message and socket when messages come one
-//! at a time, one per batch and socket when they come together. No protocol, no table, no queue. The tester
-//! drains it with the same code, from the same addresses, at the same closed-loop pace as a gateway.
+//! connection and writes it to every socket. There are two limits: the coalescing loop, one system call per batch
+//! and socket, and with `--per-message` the one that does not, one per message and socket. While messages come one
+//! at a time they are the same. No protocol, no table, no queue. The tester drains it with the same code, from the
+//! same addresses, at the same pace as a gateway.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -15,16 +16,18 @@ use std::{
 use anyhow::{Context, ensure};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::fanout::describe_room;
+use super::cost::describe_room;
 use crate::{
-    cli::{Yardstick, YardstickServer},
+    cli::{RoomArgs, Yardstick, YardstickServer},
+    dialect::Dialect,
     ledger::Counts,
     process::{self, Server},
     publisher::Publisher,
     report::{self, RoomReport, Verdict},
-    room::{Room, Round},
+    room::{Room, Round, Sender},
     stop::Stop,
-    swarm::Entrance,
+    target::{Address, Entrance},
+    token::Credentials,
     websocket::MAX_FRAME,
 };
 
@@ -42,19 +45,28 @@ pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
     }
     let stop = super::begin(&args.common)?;
     let server = Running::start(args)?;
-    let entrance = Entrance { address: server.members, upgrade: None, source_addresses: args.room.addresses };
+    let address = Address {
+        socket: server.members,
+        tls: None,
+        authority: server.members.to_string(),
+        path_and_query: String::new(),
+    };
+    let entrance = Entrance {
+        address,
+        dialect: Dialect::Bare,
+        channel: String::new(),
+        credentials: Credentials::None,
+        source_addresses: args.addresses,
+    };
     let measured = Server::new(vec![server.child.id()]);
-    let connect = || Publisher::yardstick(server.control);
-    let mut room = Room::open(&entrance, args.room.members, connect, measured, args.room.load(), &stop)?;
+    let connect = || Publisher::yardstick(server.control, !args.per_message).map(Sender::Line);
+    let mut room = Room::open_with(&entrance, args.room.members, connect, measured, args.room.load(), &stop)?;
     if args.lockstep {
         obey(&mut room, &stop)?;
         room.close()?;
         return Ok(Verdict::AsExpected);
     }
-    let mut report = RoomReport::new(
-        format!("yardstick, a bare loop of send(2): {}", describe_room(&args.room)),
-        &args.room,
-    );
+    let mut report = RoomReport::new(describe(&args.room, args.per_message), &args.room);
     let warmup = args.room.warmup();
     if warmup > 0 {
         room.round(warmup, &stop)?;
@@ -70,6 +82,16 @@ pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
     report::print(&report)?;
     report::save(&report, args.common.json.as_deref())?;
     Ok(report.verdict(Some(0)))
+}
+
+/// One line that says what is measured.
+pub fn describe(room: &RoomArgs, per_message: bool) -> String {
+    let limit = match (room.burst, per_message) {
+        (1, _) => "a bare loop of send(2)",
+        (_, false) => "a bare loop of one send(2) per batch",
+        (_, true) => "a bare loop of one send(2) per message",
+    };
+    format!("yardstick, {limit}: {}", describe_room(room))
 }
 
 /// The loop itself, as the process that is measured.
@@ -95,16 +117,19 @@ pub fn serve(args: &YardstickServer) -> anyhow::Result<()> {
         })
         .collect::<io::Result<Vec<_>>>()?;
     let (mut control, _) = control.accept()?;
-    let (mut header, mut batch) = ([0; 8], Vec::new());
+    let (mut header, mut batch) = ([0; 12], Vec::new());
     while read_or_end(&mut control, &mut header)? {
-        let [c0, c1, c2, c3, l0, l1, l2, l3] = header;
+        let [_, _, _, coalesce, c0, c1, c2, c3, l0, l1, l2, l3] = header;
         let count = usize::try_from(u32::from_be_bytes([c0, c1, c2, c3]))?;
         let length = usize::try_from(u32::from_be_bytes([l0, l1, l2, l3]))?;
         let bytes = count.checked_mul(length).filter(|&bytes| bytes <= MAX_BATCH);
         batch.resize(bytes.context("a batch beyond the bound")?, 0);
         control.read_exact(&mut batch)?;
+        let piece = if coalesce == 0 { length } else { batch.len() };
         for mut socket in &sockets {
-            socket.write_all(&batch)?;
+            for piece in batch.chunks(piece.max(1)) {
+                socket.write_all(piece)?;
+            }
         }
     }
     Ok(())
@@ -130,11 +155,17 @@ impl Lockstep {
             ("--members", room.members.to_string()),
             ("--size", room.size.to_string()),
             ("--burst", room.burst.to_string()),
-            ("--patience", room.patience.to_string()),
-            ("--addresses", room.addresses.to_string()),
-            ("--time-limit", args.common.time_limit.to_string()),
+            ("--patience", format!("{}us", room.patience.0.as_micros())),
+            ("--addresses", args.addresses.to_string()),
+            ("--time-limit", format!("{}s", args.common.time_limit.0.as_secs())),
         ] {
             command.arg(flag).arg(value);
+        }
+        if let Some(rate) = room.rate {
+            command.arg("--rate").arg(rate.to_string());
+        }
+        if args.per_message {
+            command.arg("--per-message");
         }
         for (flag, cpu) in [("--server-cpu", args.server_cpu), ("--client-cpu", args.common.client_cpu)] {
             if let Some(cpu) = cpu {

@@ -1,19 +1,15 @@
-//! One room, many members.
+//! What a delivery costs: one room, many members, rounds.
 
 use crate::{
-    cli::{Fanout, RoomArgs},
+    cli::{Cost, RoomArgs},
     process::Server,
-    publisher::Publisher,
     report::{self, RoomReport, Verdict},
     room::Room,
     stop::Stop,
-    swarm::Entrance,
-    target::Target,
-    websocket,
 };
 
 /// Runs the scenario and prints its report.
-pub fn run(args: &Fanout) -> anyhow::Result<Verdict> {
+pub fn run(args: &Cost) -> anyhow::Result<Verdict> {
     let stop = super::begin(&args.common)?;
     let mut room = open(args, &stop)?;
     let mut report = RoomReport::new(describe(args), &args.room);
@@ -36,19 +32,21 @@ pub fn run(args: &Fanout) -> anyhow::Result<Verdict> {
 }
 
 /// Opens the room that `args` describe.
-pub fn open(args: &Fanout, stop: &Stop) -> anyhow::Result<Room> {
-    let via = args.publish.settle(&args.url, args.topic.as_deref())?;
-    let entrance = entrance(&args.url, args.room.addresses);
+pub fn open(args: &Cost, stop: &Stop) -> anyhow::Result<Room> {
+    let target = args.target.resolve(1)?;
     let server = Server::new(args.server_pid.clone());
     server.cpu()?; // a wrong pid is told before thousands of connections are opened
-    Room::open(&entrance, args.room.members, || Publisher::connect(&via), server, args.room.load(), stop)
+    Room::open(&target, args.room.members, server, args.room.load(), stop)
 }
 
 /// One line that says what is measured.
-pub fn describe(args: &Fanout) -> String {
-    let via = args.publish.settle(&args.url, args.topic.as_deref());
-    let via = via.map_or_else(|_| String::new(), |via| format!(", published by {via}"));
-    format!("fanout of {}{via}: {}", args.url, describe_room(&args.room))
+pub fn describe(args: &Cost) -> String {
+    let target = args.target.resolve(1);
+    let (at, via) = target.map_or_else(
+        |_| Default::default(),
+        |target| (target.entrance.address.to_string(), format!(", published by {}", target.via)),
+    );
+    format!("cost of a delivery at {at}{via}: {}", describe_room(&args.room))
 }
 
 /// The part of it that the yardstick shares.
@@ -57,14 +55,6 @@ pub fn describe_room(room: &RoomArgs) -> String {
         1 => "one message at a time".to_owned(),
         burst => format!("{burst} messages together"),
     };
-    format!("{} members, {} B, {together}, {} messages a round", room.members, room.size, room.messages)
-}
-
-/// How members get in: by an upgrade, and to this machine from several addresses.
-pub fn entrance(url: &Target, addresses: u8) -> Entrance {
-    Entrance {
-        address: url.address,
-        upgrade: Some(websocket::upgrade_request(&url.authority, &url.path_and_query)),
-        source_addresses: if url.is_loopback() { addresses } else { 0 },
-    }
+    let pace = room.rate.map(|rate| format!(", {rate} messages/s")).unwrap_or_default();
+    format!("{} members, {} B, {together}{pace}, {} messages a round", room.members, room.size, room.messages)
 }

@@ -1,11 +1,13 @@
-//! The tester as a process against a broadcasting server that can be told to misbehave.
+//! Rounds: the tester as a process against a broadcasting server that can be told to misbehave.
 //!
 //! What the server does wrong is known exactly, and the report must say exactly that.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test panics where it fails")]
 
+mod support;
+
 use std::{
-    io::{Read, Write},
+    io::Write,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Output},
@@ -14,6 +16,8 @@ use std::{
 };
 
 use serde_json::Value;
+
+use self::support::{SWITCH, read_frame, read_head};
 
 /// What the server does with message number `n` (from 0) for member number `m` (from 0, in order of
 /// arrival): the numbers of the messages it sends in its place.
@@ -57,35 +61,9 @@ fn server(members: usize, misbehave: Misbehaviour) -> SocketAddr {
 
 fn upgrade(listener: &TcpListener) -> TcpStream {
     let (mut socket, _) = listener.accept().unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        socket.read_exact(&mut byte).unwrap();
-        head.extend_from_slice(&byte);
-    }
-    assert!(String::from_utf8(head).unwrap().contains("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="));
-    let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                  Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-    socket.write_all(answer.as_bytes()).unwrap();
+    assert!(read_head(&mut socket).contains("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="));
+    socket.write_all(SWITCH.as_bytes()).unwrap();
     socket
-}
-
-/// A masked frame of up to 64 KiB: opcode and payload. `None` at the end of the stream.
-fn read_frame(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
-    let mut header = [0; 2];
-    socket.read_exact(&mut header).ok()?;
-    assert_eq!(header[1] & 0x80, 0x80, "a client masks");
-    let mut length = usize::from(header[1] & 0x7F);
-    if length == 126 {
-        let mut long = [0; 2];
-        socket.read_exact(&mut long).ok()?;
-        length = usize::from(u16::from_be_bytes(long));
-    }
-    let (mut mask, mut payload) = ([0; 4], vec![0; length]);
-    socket.read_exact(&mut mask).ok()?;
-    socket.read_exact(&mut payload).ok()?;
-    payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
-    Some((header[0] & 0xF, payload))
 }
 
 fn tester(arguments: &[&str]) -> Output {
@@ -100,7 +78,7 @@ fn fanout(address: SocketAddr, name: &str, more: &[&str]) -> (Output, Value) {
     let output = tester(
         &[
             &[
-                "fanout",
+                "cost",
                 "--url",
                 &url,
                 "--members",
@@ -184,12 +162,12 @@ fn a_refused_upgrade_is_told_and_nothing_is_measured() {
         socket.write_all(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n").unwrap();
         end.recv().unwrap();
     });
-    let output = tester(&["fanout", "--url", &format!("ws://{address}/rooms/x"), "--members", "1"]);
+    let output = tester(&["cost", "--url", &format!("ws://{address}/rooms/x"), "--members", "1"]);
     ended.send(()).unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(
-        words.contains("member 1 of 1 does not stand: the upgrade was refused with status 429"),
+        words.contains("member 1 of 1 does not stand: the connection was refused with status 429"),
         "{words}"
     );
 }
@@ -224,12 +202,28 @@ fn the_limit_and_a_server_in_one_run() {
 }
 
 #[test]
-fn idle_connections_have_a_slope() {
+fn a_paced_round_is_compared_by_its_p99() {
     let pid = std::process::id().to_string();
-    let url = format!("ws://{}/rooms/x", server(30, faithful));
-    let output =
-        tester(&["idle", "--url", &url, "--connections", "10,30", "--server-pid", &pid, "--window", "0"]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let url = format!("ws://{}/rooms/x", server(5, faithful));
+    let output = tester(&[
+        "compare-limit",
+        "--url",
+        &url,
+        "--members",
+        "5",
+        "--messages",
+        "20",
+        "--rounds",
+        "2",
+        "--rate",
+        "400",
+        "--server-pid",
+        &pid,
+        "--expect-p99-ratio",
+        "0",
+    ]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("per connection, slope from 10 to 30: RSS"), "{text}");
+    assert!(text.contains("p99: ") && text.contains("× the bare loop at the same pace"), "{text}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("p99 is"), "the expectation is named");
 }

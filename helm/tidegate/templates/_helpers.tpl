@@ -1,0 +1,165 @@
+{{/* Names, labels, and the few numbers that several objects share. What may not be is in _guards.tpl. */}}
+
+{{- define "tidegate.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "tidegate.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- $name := include "tidegate.name" . }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "tidegate.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "tidegate.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end }}
+
+{{/* Labels of every object. Call with a dict of root and component. */}}
+{{- define "tidegate.labels" -}}
+{{- $root := .root -}}
+{{- with $root.Values.commonLabels }}
+{{- toYaml . }}
+{{ end -}}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "tidegate.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ .component | default "gateway" }}
+app.kubernetes.io/part-of: tidegate
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{- end }}
+
+{{/* name, namespace, labels and annotations. Call with a dict of root and, where they differ from the gateway's,
+suffix, component, labels and annotations. */}}
+{{- define "tidegate.metadata" -}}
+name: {{ include "tidegate.fullname" .root }}{{ .suffix | default "" }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "tidegate.labels" . | nindent 2 }}
+  {{- with .labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with mergeOverwrite (deepCopy .root.Values.commonAnnotations) (.annotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "tidegate.serviceAccountName" -}}
+{{- if .Values.serviceAccount.name }}
+{{- .Values.serviceAccount.name }}
+{{- else if .Values.serviceAccount.create }}
+{{- include "tidegate.fullname" . }}
+{{- else -}}
+default
+{{- end }}
+{{- end }}
+
+{{- define "tidegate.image" -}}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) }}
+{{- end }}
+{{- end }}
+
+{{/* The most pods there can be at rest. */}}
+{{- define "tidegate.maxPods" -}}
+{{- if eq .Values.autoscaling.kind "none" }}{{ .Values.replicaCount }}{{ else }}{{ .Values.autoscaling.maxReplicas }}{{ end }}
+{{- end }}
+
+{{/* Whether the cluster knows the sleep action: on by default since Kubernetes 1.30. */}}
+{{- define "tidegate.preStopSleep" -}}
+{{- if and (gt (int .Values.drain.preStopSeconds) 0) (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}yes{{ end }}
+{{- end }}
+
+{{/* drain.pause of the node. */}}
+{{- define "tidegate.pauseSeconds" -}}
+{{- if include "tidegate.preStopSleep" . }}
+{{- int .Values.drain.pauseSeconds }}
+{{- else }}
+{{- add (int .Values.drain.pauseSeconds) (int .Values.drain.preStopSeconds) }}
+{{- end }}
+{{- end }}
+
+{{/* drain.deadline of the node. */}}
+{{- define "tidegate.deadlineSeconds" -}}
+{{- add (include "tidegate.pauseSeconds" . | int) (int .Values.drain.windowSeconds) (int .Values.drain.flushSeconds) }}
+{{- end }}
+
+{{/* From the first word to a pod until the kubelet ends it. */}}
+{{- define "tidegate.graceNeeded" -}}
+{{- with .Values.drain }}
+{{- add (int .preStopSeconds) (int .pauseSeconds) (int .windowSeconds) (int .flushSeconds) (int .marginSeconds) }}
+{{- end }}
+{{- end }}
+
+{{- define "tidegate.graceSeconds" -}}
+{{- .Values.terminationGracePeriodSeconds | int | default (include "tidegate.graceNeeded" . | int) }}
+{{- end }}
+
+{{/* One pod after the other, each with the whole time it may take to come up and the old one to leave. */}}
+{{- define "tidegate.progressDeadlineSeconds" -}}
+{{- if .Values.progressDeadlineSeconds }}
+{{- int .Values.progressDeadlineSeconds }}
+{{- else }}
+{{- $startup := mul (int .Values.startupProbe.periodSeconds) (int .Values.startupProbe.failureThreshold) }}
+{{- $one := add $startup (int .Values.minReadySeconds) (include "tidegate.graceSeconds" . | int) }}
+{{- max 600 (mul (include "tidegate.maxPods" . | int) $one) }}
+{{- end }}
+{{- end }}
+
+{{- define "tidegate.tlsSecret" -}}
+{{- if .Values.tls.certManager.enabled }}
+{{- printf "%s-tls" (include "tidegate.fullname" .) }}
+{{- else }}
+{{- .Values.tls.existingSecret }}
+{{- end }}
+{{- end }}
+
+{{/* Secrets that become files: a map from configuration key to secret, key and file. */}}
+{{- define "tidegate.secretFiles" -}}
+{{- $files := dict }}
+{{- with .Values.auth }}{{- if .existingSecret }}
+{{- $_ := set $files "auth.hs256_secret_file" (dict "name" .existingSecret "key" .existingSecretKey) }}
+{{- end }}{{- end }}
+{{- with .Values.redis }}
+{{- if .existingSecret }}
+{{- $_ := set $files "broker.url_file" (dict "name" .existingSecret "key" .existingSecretKey) }}
+{{- end }}
+{{- if .caSecret }}
+{{- $_ := set $files "broker.ca_file" (dict "name" .caSecret "key" .caSecretKey) }}
+{{- end }}
+{{- end }}
+{{- toYaml (merge $files .Values.secretFiles) }}
+{{- end }}
+
+{{/* Where clients find Redis, if the chart knows it in the open. */}}
+{{- define "tidegate.redisUrl" -}}
+{{- if .Values.redis.development.enabled }}
+{{- printf "redis://%s-redis:6379/0" (include "tidegate.fullname" .) }}
+{{- else }}
+{{- .Values.redis.url }}
+{{- end }}
+{{- end }}
+
+{{/* Whether every pod gets the same key to verify tokens with. */}}
+{{- define "tidegate.commonKey" -}}
+{{- $key := or .Values.auth.existingSecret .Values.extraEnvFrom (pick (get .Values.config "auth" | default dict) "keys" "jwks_file" "jwks_url") }}
+{{- range .Values.extraEnv }}
+{{- if regexMatch "(?i)^TIDEGATE_AUTH__(HS256_SECRET|KEYS|JWKS_)" .name }}{{ $key = true }}{{ end }}
+{{- end }}
+{{- range $name, $_ := .Values.secretFiles }}
+{{- if and (hasPrefix "auth." $name) (not (hasSuffix "_ca_file" $name)) }}{{ $key = true }}{{ end }}
+{{- end }}
+{{- if $key }}yes{{ end }}
+{{- end }}

@@ -1,0 +1,428 @@
+//! The same scenarios against several servers, in alternating rounds of one session.
+//!
+//! Owns what is measured and how the results are told. Every measurement is a run of this program itself with
+//! the flags that a person would use, so that each can be repeated by hand. Machines drift: only ratios of rounds
+//! that stand beside each other are compared, and the median of those is told.
+
+pub mod peer;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+use serde_json::Value;
+
+use self::peer::{Kind, Peer, Workshop};
+use crate::{
+    cli::Compare,
+    process,
+    report::{
+        self, Machine, Verdict,
+        document::{Document, Table},
+        median, svg,
+    },
+    stop::Stop,
+};
+
+/// The bare loop among the servers.
+const YARDSTICK: &str = "bare send loop";
+
+/// Something that is measured of every server.
+struct Measure {
+    title: &'static str,
+    /// The plot's file.
+    file: &'static str,
+    unit: &'static str,
+    flags: Vec<String>,
+    /// Where the report has the number.
+    found: &'static str,
+    factor: f64,
+    /// Whether the bare loop can be measured by it, too.
+    has_limit: bool,
+    /// Whether a server has to be started anew for it.
+    fresh: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+struct Results {
+    machine: Machine,
+    rounds: u32,
+    versions: BTreeMap<&'static str, String>,
+    skipped: BTreeMap<&'static str, String>,
+    measures: Vec<Measured>,
+}
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    title: &'static str,
+    file: &'static str,
+    unit: &'static str,
+    /// The flags, without what is about one server.
+    command: String,
+    servers: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    name: &'static str,
+    /// By round; nothing where a round failed.
+    rounds: Vec<Option<f64>>,
+    median: Option<f64>,
+    /// The median of the rounds' ratios to ours, and to the bare loop.
+    to_ours: Option<f64>,
+    to_limit: Option<f64>,
+    /// Why the first round failed that did.
+    failure: Option<String>,
+}
+
+/// Runs the comparison, prints it, and writes it down.
+pub fn run(args: &Compare) -> anyhow::Result<Verdict> {
+    let stop = Stop::install(args.time_limit.0)?;
+    let scratch = std::env::temp_dir().join(format!("tidegate-compare-{}", process::run_id()));
+    fs::create_dir(&scratch)?;
+    let outcome = compare(args, &scratch, &stop);
+    if outcome.is_ok() {
+        fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+    }
+    outcome.with_context(|| format!("logs are in {}", scratch.display()))
+}
+
+fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdict> {
+    let workshop = Workshop {
+        tidegate: args.tidegate.clone(),
+        scripts: args.scripts.clone(),
+        scratch: scratch.to_owned(),
+        server_cpu: args.server_cpu,
+    };
+    let mut results = Results {
+        machine: Machine::this(),
+        rounds: args.rounds,
+        versions: BTreeMap::new(),
+        skipped: BTreeMap::new(),
+        measures: Vec::new(),
+    };
+    let mut kinds = Vec::new();
+    for &kind in &args.servers {
+        match kind.version(&workshop) {
+            Ok(version) => {
+                results.versions.insert(kind.name(), version);
+                kinds.push(kind);
+            }
+            Err(why) => {
+                results.skipped.insert(kind.name(), format!("{why:#}"));
+            }
+        }
+    }
+    if kinds.is_empty() {
+        bail!("no server can be had here");
+    }
+    for measure in measures(args) {
+        if stop.is_set() {
+            break;
+        }
+        results.measures.push(measured(&measure, &kinds, args, &workshop, stop));
+        // The whole comparison takes a while; what there is is told early, beside the report.
+        let _: std::io::Result<()> =
+            writeln!(std::io::stderr(), "{}", results.table(results.measures.len() - 1));
+    }
+    let document = results.document();
+    report::print(&document)?;
+    report::save(&results, args.json.as_deref())?;
+    if let Some(path) = &args.results {
+        results.write_down(path)?;
+    }
+    Ok(Verdict::AsExpected)
+}
+
+fn measures(args: &Compare) -> Vec<Measure> {
+    let cost = |burst: u32| {
+        vec![
+            "cost".into(),
+            format!("--members={}", args.members),
+            format!("--messages={}", args.messages),
+            format!("--burst={burst}"),
+            "--rounds=1".into(),
+            "--warmup=20".into(),
+        ]
+    };
+    let cpu = |title, file, burst| Measure {
+        title,
+        file,
+        unit: "CPU s per million",
+        flags: cost(burst),
+        found: "/median/server_cpu",
+        factor: 1.0,
+        has_limit: true,
+        fresh: false,
+    };
+    let paced = vec![
+        "cost".into(),
+        format!("--members={}", args.members),
+        format!("--messages={}", args.messages.min(200)),
+        format!("--rate={}", args.rate),
+        "--rounds=1".into(),
+        "--warmup=20".into(),
+    ];
+    let idle = |first: u32| {
+        vec!["idle".into(), format!("--connections={first},{}", args.idle), "--window=1s".into()]
+    };
+    let storm =
+        vec!["storm".into(), format!("--connections={}", args.idle), "--waves=1".into(), "--hold=0s".into()];
+    vec![
+        cpu("Fan-out, messages one at a time", "fanout-1", 1),
+        cpu("Fan-out, eight messages together", "fanout-8", 8),
+        Measure {
+            title: "99th percentile of latency at a steady pace",
+            file: "latency-p99",
+            unit: "ms",
+            flags: paced,
+            found: "/median/p99_us",
+            factor: 1e-3,
+            has_limit: true,
+            fresh: false,
+        },
+        Measure {
+            title: "Memory of an idle connection",
+            file: "idle",
+            unit: "bytes resident",
+            flags: idle(args.idle / 5),
+            found: "/slope/rss",
+            factor: 1.0,
+            has_limit: false,
+            fresh: true,
+        },
+        Measure {
+            title: "CPU of a new connection",
+            file: "connect",
+            unit: "µs",
+            flags: storm,
+            found: "/waves/0/server_cpu_us",
+            factor: 1.0,
+            has_limit: false,
+            fresh: true,
+        },
+    ]
+}
+
+fn measured(measure: &Measure, kinds: &[Kind], args: &Compare, workshop: &Workshop, stop: &Stop) -> Measured {
+    let start = |kind: Kind| Peer::start(kind, workshop);
+    let mut peers: Vec<anyhow::Result<Peer>> =
+        if measure.fresh { Vec::new() } else { kinds.iter().map(|&kind| start(kind)).collect() };
+    let row =
+        |name| Row { name, rounds: Vec::new(), median: None, to_ours: None, to_limit: None, failure: None };
+    let mut rows: Vec<Row> = kinds.iter().map(|kind| row(kind.name())).collect();
+    let mut limit = row(YARDSTICK);
+    for _ in 0..args.rounds {
+        if stop.is_set() {
+            break;
+        }
+        if measure.has_limit {
+            let mut flags = measure.flags.clone();
+            flags.splice(0..1, ["yardstick".to_owned()]);
+            flags.extend(args.server_cpu.map(|cpu| format!("--server-cpu={cpu}")));
+            limit.note(measure, one(measure, &flags, args, workshop));
+        }
+        for (number, (row, &kind)) in rows.iter_mut().zip(kinds).enumerate() {
+            let fresh;
+            let peer = if measure.fresh {
+                fresh = start(kind);
+                Some(&fresh)
+            } else {
+                peers.get(number)
+            };
+            let outcome = match peer {
+                Some(Ok(peer)) => {
+                    let flags = [measure.flags.clone(), peer.flags()].concat();
+                    one(measure, &flags, args, workshop)
+                }
+                Some(Err(why)) => Err(anyhow::anyhow!("{why:#}")),
+                None => continue,
+            };
+            row.note(measure, outcome);
+        }
+    }
+    peers.clear();
+    let ours = |name: &str| kinds.iter().find(|kind| kind.name() == name).map(|kind| kind.ours().name());
+    let by_name: BTreeMap<&str, Vec<Option<f64>>> =
+        rows.iter().map(|row| (row.name, row.rounds.clone())).collect();
+    for row in &mut rows {
+        row.median = median(row.rounds.iter().flatten().copied().collect());
+        row.to_ours = ours(row.name).and_then(|ours| ratio(&row.rounds, by_name.get(ours)?));
+        row.to_limit = ratio(&row.rounds, &limit.rounds);
+    }
+    limit.median = median(limit.rounds.iter().flatten().copied().collect());
+    if measure.has_limit {
+        rows.insert(0, limit);
+    }
+    let command = measure.flags.join(" ");
+    Measured { title: measure.title, file: measure.file, unit: measure.unit, command, servers: rows }
+}
+
+/// One run of this program: the number that is looked for.
+fn one(measure: &Measure, flags: &[String], args: &Compare, workshop: &Workshop) -> anyhow::Result<f64> {
+    let json = workshop.scratch.join("report.json");
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(flags).arg("--json").arg(&json).stdin(Stdio::null()).stdout(Stdio::null());
+    if let Some(cpu) = args.client_cpu {
+        command.arg(format!("--client-cpu={cpu}"));
+    }
+    let output = command.stderr(Stdio::piped()).spawn()?.wait_with_output()?;
+    let report: Value = match fs::read(&json) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(_) => bail!("{}", String::from_utf8_lossy(&output.stderr).trim()),
+    };
+    fs::remove_file(&json)?;
+    if let Some(missing) =
+        report.pointer("/counts/missing").and_then(Value::as_u64).filter(|&count| count > 0)
+    {
+        bail!("{missing} deliveries were missing");
+    }
+    let number = report.pointer(measure.found).and_then(Value::as_f64);
+    Ok(number.context("the run did not come to a result")? * measure.factor)
+}
+
+/// The median of the ratios of rounds that stand beside each other.
+fn ratio(theirs: &[Option<f64>], ours: &[Option<f64>]) -> Option<f64> {
+    let pairs = theirs.iter().zip(ours).filter_map(|(their, our)| Some((*their)? / (*our)?));
+    median(pairs.filter(|ratio| ratio.is_finite()).collect())
+}
+
+impl Row {
+    fn note(&mut self, measure: &Measure, outcome: anyhow::Result<f64>) {
+        match outcome {
+            Ok(number) => self.rounds.push(Some(number)),
+            Err(why) => {
+                self.rounds.push(None);
+                self.failure.get_or_insert_with(|| format!("{}, {}: {why:#}", self.name, measure.title));
+            }
+        }
+    }
+}
+
+impl Results {
+    fn table(&self, number: usize) -> Table {
+        let Some(measured) = self.measures.get(number) else { return Table::default() };
+        let mut table = Table::new(
+            &format!("{}, {} (medians of {} rounds)", measured.title, measured.unit, self.rounds),
+            &["server", "median", "× ours", "× bare loop"],
+        );
+        let times = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+        for row in &measured.servers {
+            let median = row.median.map_or("failed".to_owned(), svg::short);
+            table.row([row.name.to_owned(), median, times(row.to_ours), times(row.to_limit)]);
+        }
+        table
+    }
+
+    fn document(&self) -> Document {
+        let mut facts = vec![self.machine.to_string()];
+        facts.extend(self.versions.iter().map(|(name, version)| format!("{name}: {version}")));
+        facts.extend(self.skipped.iter().map(|(name, why)| format!("{name} is skipped: {why}")));
+        facts.push("CPU and memory are the server's own; what Redis uses is in no number".into());
+        facts.push(
+            "× ours: against tidegate-redis for socket-io, which is on Redis too, and tidegate otherwise"
+                .into(),
+        );
+        let failures = self.measures.iter().flat_map(|measured| &measured.servers);
+        Document {
+            title: "Tidegate and its peers".into(),
+            facts,
+            tables: (0..self.measures.len()).map(|number| self.table(number)).collect(),
+            charts: Vec::new(),
+            warnings: failures.filter_map(|row| row.failure.clone()).collect(),
+            expectations: Vec::new(),
+        }
+    }
+
+    /// Writes a Markdown file and a plot beside it for everything that was measured.
+    fn write_down(&self, path: &Path) -> anyhow::Result<()> {
+        let document = self.document();
+        let plots = path.with_extension("").with_file_name("results");
+        fs::create_dir_all(&plots).with_context(|| format!("cannot make {}", plots.display()))?;
+        let mut text = format!(
+            "# Results\n\nWritten by `tidegate-loadtest compare`; what each number means stands in \
+             [README.md](README.md).\n\n{}\n",
+            document.facts.iter().map(|fact| format!("- {fact}\n")).collect::<Vec<_>>().concat()
+        );
+        for (measured, table) in self.measures.iter().zip(&document.tables) {
+            let bars: Vec<(&str, f64)> =
+                measured.servers.iter().filter_map(|row| Some((row.name, row.median?))).collect();
+            let plot = plots.join(format!("{}.svg", measured.file));
+            fs::write(&plot, svg::bars(measured.title, measured.unit, &bars))?;
+            let head = table.head.join(" | ");
+            let rows: Vec<String> =
+                table.rows.iter().map(|row| format!("| {} |\n", row.join(" | "))).collect();
+            text += &[
+                format!("## {}\n\n", measured.title),
+                format!("{}, medians of {} rounds of `{}`\n\n", measured.unit, self.rounds, measured.command),
+                format!("| {head} |\n|---|---:|---:|---:|\n{}\n", rows.concat()),
+                format!("![{}](results/{}.svg)\n\n", measured.title, measured.file),
+            ]
+            .concat();
+        }
+        for warning in &document.warnings {
+            text += &["- ", warning, "\n"].concat();
+        }
+        fs::write(path, text.trim_end().to_owned() + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_of_rounds_that_stand_beside_each_other() {
+        let theirs = [Some(2.0), None, Some(9.0), Some(8.0)];
+        let ours = [Some(1.0), Some(5.0), Some(3.0), Some(0.0)];
+        assert_eq!(ratio(&theirs, &ours), Some(2.5));
+        assert_eq!(ratio(&[], &ours), None);
+    }
+
+    #[test]
+    fn results_are_written_down_with_their_plots() {
+        let directory = std::env::temp_dir().join(format!("compare-test-{}", process::run_id()));
+        fs::create_dir(&directory).unwrap();
+        let row = |name, median: f64| Row {
+            name,
+            rounds: vec![Some(median)],
+            median: Some(median),
+            to_ours: Some(1.5),
+            to_limit: None,
+            failure: None,
+        };
+        let results = Results {
+            machine: Machine::this(),
+            rounds: 1,
+            versions: [("ws", "8".to_owned())].into(),
+            skipped: [("nchan", "no nginx".to_owned())].into(),
+            measures: vec![Measured {
+                title: "Memory",
+                file: "memory",
+                unit: "bytes",
+                command: "idle".into(),
+                servers: vec![
+                    row("tidegate", 900.0),
+                    Row { failure: Some("x: y".into()), ..row("ws", 3000.0) },
+                ],
+            }],
+        };
+        results.write_down(&directory.join("RESULTS.md")).unwrap();
+        let text = fs::read_to_string(directory.join("RESULTS.md")).unwrap();
+        for words in
+            ["- nchan is skipped: no nginx", "| ws | 3000 | 1.50 | - |", "(results/memory.svg)", "- x: y"]
+        {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        assert!(fs::read_to_string(directory.join("results/memory.svg")).unwrap().contains("3000"));
+        fs::remove_dir_all(directory).unwrap();
+    }
+}

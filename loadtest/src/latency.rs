@@ -1,0 +1,135 @@
+//! How long deliveries took.
+//!
+//! Owns the histogram and what is read from it. Values are nanoseconds, kept to three digits up to a minute.
+
+use anyhow::Context;
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::SECOND;
+
+/// Latencies above this are recorded as this.
+const LONGEST: u64 = 60 * SECOND;
+
+/// A histogram of latencies.
+#[derive(Clone, Debug)]
+pub struct Latencies(Histogram<u64>);
+
+/// What a histogram says, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub p9999: f64,
+    pub max: f64,
+}
+
+/// A histogram's contents: each value with how often it was seen. Travels between processes.
+pub type Sparse = Vec<(u64, u64)>;
+
+impl Latencies {
+    /// An empty histogram.
+    pub fn new() -> anyhow::Result<Self> {
+        Histogram::new_with_bounds(1, LONGEST, 3).map(Self).context("the latency histogram")
+    }
+
+    /// Records one latency in nanoseconds.
+    pub fn record(&mut self, nanos: u64) {
+        self.0.saturating_record(nanos);
+    }
+
+    /// How many were recorded.
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Takes the contents out.
+    pub fn take(&mut self) -> Sparse {
+        let contents =
+            self.0.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value()));
+        let contents = contents.collect();
+        self.0.reset();
+        contents
+    }
+
+    /// Adds what was [taken](Self::take) elsewhere.
+    pub fn add(&mut self, contents: &Sparse) {
+        for &(value, count) in contents {
+            self.0.saturating_record_n(value, count);
+        }
+    }
+
+    /// Adds another histogram.
+    pub fn merge(&mut self, other: &Self) {
+        // Both have the bounds of `new`.
+        let _: Result<(), _> = self.0.add(&other.0);
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.0.reset();
+    }
+
+    /// The latency, in microseconds, that the part `quantile` of all stays below.
+    pub fn at(&self, quantile: f64) -> f64 {
+        micros(self.0.value_at_quantile(quantile).min(self.0.max()))
+    }
+
+    /// The usual ones.
+    pub fn summary(&self) -> Latency {
+        Latency {
+            p50: self.at(0.5),
+            p90: self.at(0.9),
+            p99: self.at(0.99),
+            p999: self.at(0.999),
+            p9999: self.at(0.9999),
+            max: micros(self.0.max()),
+        }
+    }
+
+    /// Points of the percentile curve: the percentile and its latency in microseconds, denser towards the end.
+    pub fn curve(&self) -> Vec<(f64, f64)> {
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        let points = self.0.iter_quantiles(2);
+        points
+            .map(|value| (value.quantile_iterated_to() * 100.0, micros(value.value_iterated_to())))
+            .collect()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "at most a minute of nanoseconds")]
+fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_here_can_be_added_there() {
+        let (mut here, mut there) = (Latencies::new().unwrap(), Latencies::new().unwrap());
+        for nanos in (0..10_000).map(|step| step * 7_919 + 20_000) {
+            here.record(nanos);
+        }
+        let (summary, curve) = (here.summary(), here.curve());
+        there.add(&here.take());
+        assert_eq!((there.summary(), there.count(), here.count()), (summary, 10_000, 0));
+        assert!(summary.p50 < summary.p99 && summary.p99 < summary.p9999 && summary.p9999 <= summary.max);
+        assert_eq!(curve.last().map(|point| point.0), Some(100.0));
+        here.merge(&there);
+        assert_eq!(here.summary(), summary);
+    }
+
+    #[test]
+    fn beyond_a_minute_is_a_minute() {
+        let mut latencies = Latencies::new().unwrap();
+        assert!(latencies.curve().is_empty());
+        latencies.record(3600 * SECOND);
+        assert!((latencies.summary().max / 60e6 - 1.0).abs() < 0.001, "{:?}", latencies.summary());
+    }
+}

@@ -1,0 +1,400 @@
+//! Runs at a steady rate: `fanout`, `rooms`, `chat`, `slow`, `mixed`.
+//!
+//! Messages go out by a schedule that waits for nobody, and latency counts from when a message was due: a server
+//! that stops for a second delays every message of that second, and all of them are seen.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use super::{begin_run, open_all, plan_of};
+use crate::{
+    cli::{
+        Chat, Fanout, Mixed, Rooms, Slow, file,
+        load::{self, Expect, Pace, Run},
+    },
+    clock,
+    crew::{Crew, Share},
+    latency::Latencies,
+    live::Live,
+    plan::{Group, Order, Publishers},
+    process::Cpu,
+    report::{
+        self, Machine, Verdict,
+        load::{Counts, GroupReport, LoadReport, Phase, ServerReport, TesterReport},
+    },
+    stop::Stop,
+    target::TargetArgs,
+};
+
+/// Between the order to publish and the first message: everybody has read it by then.
+const LEAD: Duration = Duration::from_millis(100);
+
+/// What the five have in common.
+struct Common<'a> {
+    what: String,
+    groups: Vec<Group>,
+    pace: &'a Pace,
+    run: &'a Run,
+    expect: &'a Expect,
+    /// At half the time the stalled stop reading.
+    slow: bool,
+    /// So many times its value may p99 grow by that.
+    p99_ratio: Option<f64>,
+}
+
+/// One room, many members.
+pub fn fanout(args: &Fanout) -> anyhow::Result<Verdict> {
+    let group = one("fanout", &args.target, &args.pace, 1, args.members);
+    let what = format!("fanout: 1 room of {} at {}", args.members, place(&args.target)?);
+    run(&Common {
+        what,
+        groups: vec![group],
+        pace: &args.pace,
+        run: &args.run,
+        expect: &args.expect,
+        slow: false,
+        p99_ratio: None,
+    })
+}
+
+/// Many rooms.
+pub fn rooms(args: &Rooms) -> anyhow::Result<Verdict> {
+    let group = one("rooms", &args.target, &args.pace, args.rooms, args.members);
+    let what = format!("rooms: {} of {} each at {}", args.rooms, args.members, place(&args.target)?);
+    run(&Common {
+        what,
+        groups: vec![group],
+        pace: &args.pace,
+        run: &args.run,
+        expect: &args.expect,
+        slow: false,
+        p99_ratio: None,
+    })
+}
+
+/// Everybody publishes.
+pub fn chat(args: &Chat) -> anyhow::Result<Verdict> {
+    let group = Group {
+        publishers: Publishers::Members,
+        ..one("chat", &args.target, &args.pace, args.rooms, args.members)
+    };
+    let what = format!("chat: {} rooms of {} each at {}", args.rooms, args.members, place(&args.target)?);
+    run(&Common {
+        what,
+        groups: vec![group],
+        pace: &args.pace,
+        run: &args.run,
+        expect: &args.expect,
+        slow: false,
+        p99_ratio: None,
+    })
+}
+
+/// Some stop reading.
+pub fn slow(args: &Slow) -> anyhow::Result<Verdict> {
+    let group = Group { stalled: args.stalled, ..one("slow", &args.target, &args.pace, 1, args.members) };
+    let what = format!(
+        "slow: {} of {} stop reading at {}",
+        args.stalled,
+        args.members + args.stalled,
+        place(&args.target)?
+    );
+    run(&Common {
+        what,
+        groups: vec![group],
+        pace: &args.pace,
+        run: &args.run,
+        expect: &args.expect,
+        slow: true,
+        p99_ratio: args.expect_p99_ratio,
+    })
+}
+
+/// Several groups at once.
+pub fn mixed(args: &Mixed) -> anyhow::Result<Verdict> {
+    const USUAL: [&str; 5] = [
+        "name=big members=500 rate=10",
+        "name=small rooms=100 members=5 rate=100",
+        "name=chat rooms=5 members=20 publishers=members rate=50",
+        "name=idle members=500 publishers=nobody",
+        "name=visited rooms=5 members=10 rate=50 visitors=50 churn=10",
+    ];
+    let words: Vec<&str> = match args.group.as_slice() {
+        [] => USUAL.to_vec(),
+        groups => groups.iter().map(String::as_str).collect(),
+    };
+    let mut groups: Vec<Group> = Vec::new();
+    for (number, words) in (1..).zip(words) {
+        let own = file::group(words)?;
+        let name = own.name.clone().unwrap_or_else(|| format!("group {number}"));
+        let mut group = one(&name, &args.target, &args.pace, own.rooms, own.members);
+        group.first_room = groups.last().map_or(0, |last| last.first_room + last.rooms);
+        group.publishers = match own.publishers {
+            load::Publishers::One => Publishers::One,
+            load::Publishers::Members => Publishers::Members,
+            load::Publishers::Nobody => Publishers::Nobody,
+        };
+        group.rate = own.rate.unwrap_or(group.rate);
+        group.size = own.size.unwrap_or(group.size);
+        group.burst = own.burst.unwrap_or(group.burst);
+        group.messages = own.messages.or(group.messages);
+        (group.visitors, group.churn) = (own.visitors, own.churn);
+        ensure!(own.churn >= 0.0 && own.churn <= 1e5, "--group {words}: churn is 0 to 100000 per second");
+        group.target.url = own.url.unwrap_or(group.target.url);
+        group.target.protocol = own.protocol.unwrap_or(group.target.protocol);
+        group.target.channel = own.channel.or(group.target.channel);
+        group.target.publish = own.publish.unwrap_or(group.target.publish);
+        groups.push(group);
+    }
+    let rooms: u32 = groups.iter().map(|group| group.rooms).sum();
+    for group in &groups {
+        // Rooms are numbered through, so each group's template must tell them all apart.
+        group.target.resolve(rooms).with_context(|| format!("group {}", group.name))?;
+    }
+    let what = format!("mixed: {} groups at {}", groups.len(), place(&args.target)?);
+    run(&Common {
+        what,
+        groups,
+        pace: &args.pace,
+        run: &args.run,
+        expect: &args.expect,
+        slow: false,
+        p99_ratio: None,
+    })
+}
+
+fn run(args: &Common<'_>) -> anyhow::Result<Verdict> {
+    for group in &args.groups {
+        group.target.resolve(group.rooms)?;
+    }
+    let (stop, server) = begin_run(args.run)?;
+    let rss_before = server.rss()?;
+    let plan = plan_of(args.run, args.groups.clone());
+    let live = Live::new(args.run.quiet);
+    let mut crew = Crew::start(plan, server)?;
+    open_all(&mut crew, &live, &stop)?;
+    let published = publish(&mut crew, args, &live, &stop)?;
+    let rss_after = crew.server_rss()?;
+    crew.end()?;
+    drop(live);
+    let mut report = assemble(args, &crew, &published)?;
+    if let (Some(cpu), Some(before), Some(after)) = (published.server, rss_before, rss_after) {
+        let most = crew.timeline.points.iter().filter_map(|point| point.server_rss).max().unwrap_or(after);
+        report.server = Some(ServerReport {
+            cpu,
+            cpu_per_million: per_million(cpu, report.counts.delivered),
+            share: cpu.total() / published.measured,
+            rss_before: before,
+            rss_after: after,
+            rss_most: most.max(after),
+        });
+    }
+    let refusals = (crew.totals.refused_publications, crew.totals.first_refusal.as_deref());
+    report.warn(crew.totals.first_loss.as_deref(), refusals, crew.totals.refusals());
+    report.judge(args.expect, &published.latencies, args.p99_ratio);
+    report::deliver(&report.document(), &report, args.run)
+}
+
+/// What was measured while messages were under way.
+struct Published {
+    cut_short: bool,
+    /// Seconds from the first message to the last.
+    seconds: f64,
+    /// The same by the schedule.
+    planned: f64,
+    /// Seconds over which CPU time was measured.
+    measured: f64,
+    server: Option<Cpu>,
+    tester: Cpu,
+    busiest: Share,
+    latencies: Latencies,
+}
+
+fn publish(crew: &mut Crew, args: &Common<'_>, live: &Live, stop: &Stop) -> anyhow::Result<Published> {
+    let duration = clock::nanos(args.pace.duration.0);
+    let start = clock::now() + clock::nanos(LEAD);
+    let (tester, server, begun) = (crew.cpu()?, crew.server_cpu()?, Instant::now());
+    crew.measure()?;
+    live.doing("publishing");
+    crew.order(&Order::Publish { start, duration })?;
+    let mut going_on = true;
+    if args.slow {
+        let half = start + duration / 2;
+        going_on = crew.until(stop, |_| clock::now() >= half, |crew| live.show(crew))?;
+        crew.order(&Order::Stall)?;
+        crew.phase()?;
+        live.doing("publishing past the stalled");
+    }
+    going_on = going_on && crew.until(stop, Crew::is_done, |crew| live.show(crew))?;
+    let busiest = crew.busiest();
+    let ended = clock::now();
+    if !going_on {
+        crew.order(&Order::Halt)?;
+    }
+    live.doing("waiting for the last");
+    settle(crew, args.run.patience.0, live)?;
+    let server = match (crew.server_cpu()?, server) {
+        (Some(now), Some(before)) => Some(now.since(before)),
+        _ => None,
+    };
+    let planned = crew.plan.groups.iter().map(|group| group.lasts(duration)).max().unwrap_or(0);
+    let lasted =
+        if going_on { crew.totals.last_sent.saturating_sub(start).max(planned) } else { ended - start };
+    Ok(Published {
+        cut_short: !going_on,
+        seconds: clock::seconds(lasted),
+        planned: clock::seconds(planned),
+        measured: begun.elapsed().as_secs_f64(),
+        server,
+        tester: crew.cpu()?.since(tester),
+        busiest,
+        latencies: crew.totals.latencies(None)?,
+    })
+}
+
+/// Waits until everything has arrived, or nothing has for `patience`.
+fn settle(crew: &mut Crew, patience: Duration, live: &Live) -> anyhow::Result<()> {
+    let mut progress = (crew.balance().1, Instant::now());
+    loop {
+        let (expected, delivered) = crew.balance();
+        // Only when everybody has said what was published is the balance final.
+        if delivered >= expected && crew.is_done() {
+            return Ok(());
+        }
+        if delivered != progress.0 {
+            progress = (delivered, Instant::now());
+        } else if progress.1.elapsed() >= patience {
+            return Ok(());
+        }
+        crew.listen()?;
+        live.show(crew);
+    }
+}
+
+fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Result<LoadReport> {
+    let (mut all, mut groups) = (Counts::default(), Vec::new());
+    for (group, totals) in crew.plan.groups.iter().zip(&crew.totals.groups) {
+        let tally = &totals.counts;
+        let expected = group.expected(tally.published);
+        let counts = Counts {
+            published: tally.published,
+            unsent: tally.unsent,
+            expected,
+            delivered: tally.delivered,
+            missing: expected.saturating_sub(tally.delivered),
+            duplicated: tally.duplicated,
+            out_of_order: tally.out_of_order,
+            foreign: tally.foreign,
+            members_lost: tally.lost,
+            visits: tally.visits,
+            visitors_delivered: tally.visitors_delivered,
+            visitors_missing: tally.visitors_missing,
+        };
+        all.add(&counts);
+        let mut latencies = Latencies::new()?;
+        totals.phases.iter().for_each(|phase| latencies.merge(phase));
+        let (rooms, members) = (group.rooms, group.members);
+        groups.push(GroupReport {
+            name: group.name.clone(),
+            rooms,
+            members,
+            counts,
+            latency: latencies.summary(),
+        });
+    }
+    let latencies = crew.totals.latencies(None)?;
+    let phases = if args.slow { vec!["all reading", "some stalled"] } else { Vec::new() };
+    let phase = |(number, name): (usize, &'static str)| {
+        let latencies = crew.totals.latencies(Some(number))?;
+        Ok(Phase { name, deliveries: latencies.count(), latency: latencies.summary() })
+    };
+    let duration = clock::nanos(args.pace.duration.0);
+    let due: u64 = crew.plan.groups.iter().map(|group| group.due_within(duration)).sum();
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+    let per_second = |count: u64, seconds: f64| count as f64 / seconds.max(1e-3);
+    Ok(LoadReport {
+        what: args.what.clone(),
+        machine: Machine::this(),
+        processes: crew.plan.parts,
+        clients: crew.plan.clients(),
+        cut_short: published.cut_short,
+        seconds: published.seconds,
+        offered_rate: per_second(due, published.planned),
+        achieved_rate: per_second(all.published, published.seconds),
+        deliveries_per_second: per_second(all.delivered, published.seconds),
+        counts: all,
+        latency: latencies.summary(),
+        groups,
+        phases: phases.into_iter().enumerate().map(phase).collect::<anyhow::Result<_>>()?,
+        server: None,
+        tester: TesterReport {
+            cpu: published.tester,
+            cpu_per_million: per_million(published.tester, all.delivered),
+            busiest: published.busiest.running,
+            starved: published.busiest.waiting,
+        },
+        percentiles: latencies.curve(),
+        timeline: crew.timeline.points.clone(),
+        warnings: Vec::new(),
+        expectations: Vec::new(),
+    })
+}
+
+fn per_million(cpu: Cpu, deliveries: u64) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+    let deliveries = deliveries as f64;
+    (deliveries > 0.0).then(|| cpu.total() / deliveries * 1e6)
+}
+
+fn one(name: &str, target: &TargetArgs, pace: &Pace, rooms: u32, members: u32) -> Group {
+    Group {
+        name: name.to_owned(),
+        target: target.clone(),
+        first_room: 0,
+        rooms,
+        members,
+        publishers: Publishers::One,
+        echo: !pace.no_echo,
+        rate: pace.rate,
+        size: pace.size,
+        burst: pace.burst,
+        messages: pace.messages,
+        stalled: 0,
+        visitors: 0,
+        churn: 0.0,
+    }
+}
+
+/// The target in words, without what a query may hold.
+fn place(target: &TargetArgs) -> anyhow::Result<String> {
+    let resolved = target.resolve(1)?;
+    Ok(format!("{}, published by {}", resolved.entrance.address, resolved.via))
+}
+
+/// Clients that only listen, and of whom nobody publishes.
+pub fn silent(name: &str, target: &TargetArgs, rooms: u32, connections: u32) -> Vec<Group> {
+    let group = |rooms, members, first_room| Group {
+        name: name.to_owned(),
+        target: target.clone(),
+        first_room,
+        rooms,
+        members,
+        publishers: Publishers::Nobody,
+        echo: true,
+        rate: 1.0,
+        size: 0,
+        burst: 1,
+        messages: None,
+        stalled: 0,
+        visitors: 0,
+        churn: 0.0,
+    };
+    // Rooms are filled evenly; those that are left over sit in the first ones.
+    let rooms = rooms.min(connections).max(1);
+    let mut groups = vec![group(rooms, connections / rooms, 0)];
+    if !connections.is_multiple_of(rooms) {
+        groups.push(group(connections % rooms, 1, 0));
+    }
+    groups
+}

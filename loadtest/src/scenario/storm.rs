@@ -1,0 +1,125 @@
+//! Everybody comes at once, is dropped, and comes back.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use super::{begin_run, load::silent, plan_of};
+use crate::{
+    cli::Storm,
+    crew::Crew,
+    live::Live,
+    plan::{Order, Plan},
+    report::{
+        self, Machine, Verdict,
+        connections::{StormReport, Wave},
+        document::Expectation,
+        room::BUSY,
+        written,
+    },
+    stop::Stop,
+};
+
+/// Runs the scenario and prints its report.
+pub fn run(args: &Storm) -> anyhow::Result<Verdict> {
+    let target = args.target.resolve(args.rooms)?;
+    let (stop, server) = begin_run(&args.run)?;
+    let groups = silent("storm", &args.target, args.rooms, args.connections);
+    let plan = Plan { tolerant: true, at_once: args.at_once, ..plan_of(&args.run, groups) };
+    let live = Live::new(args.run.quiet);
+    let mut crew = Crew::start(plan, server)?;
+    let mut report = StormReport {
+        what: format!(
+            "storm: {} connections to {}, {} waves, {} on their way at once in each process",
+            args.connections, target.entrance.address, args.waves, args.at_once
+        ),
+        machine: Machine::this(),
+        processes: crew.plan.parts,
+        waves: Vec::new(),
+        timeline: Vec::new(),
+        warnings: Vec::new(),
+        expectations: Vec::new(),
+    };
+    for number in 1..=args.waves {
+        live.doing(format!("wave {number}"));
+        let whole = wave(&mut crew, args, &live, &stop, &mut report)?;
+        if !whole {
+            report.warnings.push(format!("ended early, in wave {number} of {}", args.waves));
+            break;
+        }
+    }
+    crew.end()?;
+    drop(live);
+    report.timeline.clone_from(&crew.timeline.points);
+    if report.waves.iter().any(|wave| wave.tester_busiest > BUSY) {
+        report.warnings.push("the tester may be the bottleneck: use --processes".into());
+    }
+    if let Some(why) = &crew.totals.first_loss {
+        report.warnings.push(format!("connections that stood were lost; the first: {why}"));
+    }
+    report.expectations = judge(args, &report.waves);
+    report::deliver(&report.document(), &report, &args.run)
+}
+
+/// One wave, and its end. `false` if the run is to end.
+fn wave(
+    crew: &mut Crew,
+    args: &Storm,
+    live: &Live,
+    stop: &Stop,
+    report: &mut StormReport,
+) -> anyhow::Result<bool> {
+    crew.phase()?;
+    crew.measure()?;
+    let (before, cpu, begun) = (crew.totals.refused.clone(), crew.server_cpu()?, Instant::now());
+    crew.order(&Order::Open(args.connections))?;
+    let whole = crew.until(stop, Crew::is_settled, |crew| live.show(crew))?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let cpu = match (crew.server_cpu()?, cpu) {
+        (Some(now), Some(before)) => Some(now.since(before).total()),
+        _ => None,
+    };
+    let standing = crew.totals.standing;
+    let connects = &crew.totals.connects;
+    let refused: BTreeMap<String, u64> = crew
+        .totals
+        .refused
+        .iter()
+        .map(|(why, count)| (why.clone(), count - before.get(why).unwrap_or(&0)))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    let wave = Wave {
+        connections: args.connections,
+        standing,
+        seconds,
+        per_second: f64::from(standing) / seconds,
+        latency: connects.summary(),
+        percentiles: connects.curve(),
+        refused,
+        server_share: cpu.map(|cpu| cpu / seconds),
+        server_cpu_us: cpu.filter(|_| standing > 0).map(|cpu| cpu / f64::from(standing) * 1e6),
+        server_rss: crew.server_rss()?,
+        tester_busiest: crew.busiest().running,
+    };
+    report.waves.push(wave);
+    let held = Instant::now();
+    let stayed = whole && crew.until(stop, |_| held.elapsed() >= args.hold.0, |crew| live.show(crew))?;
+    crew.order(&Order::Drop)?;
+    let dropped =
+        crew.until(stop, |crew| crew.is_settled() && crew.totals.standing == 0, |crew| live.show(crew))?;
+    Ok(stayed && dropped)
+}
+
+fn judge(args: &Storm, waves: &[Wave]) -> Vec<Expectation> {
+    let mut expectations = Vec::new();
+    if let Some(allowed) = args.expect_refused {
+        let failed: u64 = waves.iter().map(|wave| u64::from(wave.connections - wave.standing)).sum();
+        let whole = waves.len() == args.waves as usize;
+        let words = format!("--expect-refused {allowed}: {failed} connections did not come to stand");
+        expectations.push(Expectation { words, met: whole && failed <= allowed });
+    }
+    if let Some(limit) = args.expect_connect_p99 {
+        let p99 = waves.iter().map(|wave| wave.latency.p99).fold(f64::NAN, f64::max);
+        let words = format!("--expect-connect-p99 {:?}: {} in the slowest wave", limit.0, written(p99));
+        expectations.push(Expectation { words, met: p99 <= limit.0.as_secs_f64() * 1e6 });
+    }
+    expectations
+}

@@ -1,0 +1,203 @@
+//! Server-sent events as bytes (WHATWG HTML §9.2), out of an HTTP/1.1 response that never ends.
+//!
+//! Owns the request, the check of its answer, the chunks of its body (RFC 9112 §7.1) and the cutting of events.
+//! It works in place in the swarm's buffer and copies only within it.
+
+use crate::websocket::WireError;
+
+/// The largest response head, in bytes.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// The most digits of a chunk's length that are believed: a terabyte.
+const MAX_DIGITS: u8 = 10;
+
+/// Where a stream's body stands between two reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Everything until the end is the body.
+    Whole,
+    /// In a chunk's length: what has been read of it, in how many digits, and whether the rest of the line is
+    /// to be skipped.
+    Length { so_far: u64, digits: u8, skipping: bool },
+    /// So many bytes of a chunk are still to come.
+    Data { left: u64 },
+    /// In the line break after a chunk.
+    Break,
+    /// The last chunk has been seen.
+    Ended,
+}
+
+impl Body {
+    /// Before the first chunk.
+    pub const CHUNKED: Self = Self::Length { so_far: 0, digits: 0, skipping: false };
+
+    /// Takes the chunks' frames out of `bytes` and moves what they hold to the front: how much that is.
+    pub fn unwrap(&mut self, bytes: &mut [u8]) -> Result<usize, WireError> {
+        let (mut from, mut to) = (0, 0);
+        if *self == Self::Whole {
+            return Ok(bytes.len());
+        }
+        while let Some(&byte) = bytes.get(from) {
+            if let Self::Data { left } = *self {
+                let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - from);
+                bytes.copy_within(from..from + here, to);
+                (from, to) = (from + here, to + here);
+                let left = left - here as u64;
+                *self = if left == 0 { Self::Break } else { Self::Data { left } };
+                continue;
+            }
+            from += 1;
+            *self = self.frame(byte)?;
+        }
+        Ok(to)
+    }
+
+    /// Whether the server has ended the stream.
+    pub fn is_over(self) -> bool {
+        self == Self::Ended
+    }
+
+    fn frame(self, byte: u8) -> Result<Self, WireError> {
+        const BAD: WireError = WireError::Handshake("its chunks are broken");
+        if self == Self::Ended || (matches!(self, Self::Length { skipping: true, .. }) && byte != b'\n') {
+            return Ok(self);
+        }
+        match (self, byte) {
+            (Self::Break, b'\r') => Ok(self),
+            (Self::Break, b'\n') => Ok(Self::CHUNKED),
+            (Self::Length { digits: 0, .. }, b'\n') => Err(BAD),
+            (Self::Length { so_far: 0, .. }, b'\n') => Ok(Self::Ended),
+            (Self::Length { so_far, .. }, b'\n') => Ok(Self::Data { left: so_far }),
+            (Self::Length { so_far, digits, .. }, _) => match char::from(byte).to_digit(16) {
+                Some(digit) if digits < MAX_DIGITS => Ok(Self::Length {
+                    so_far: so_far << 4 | u64::from(digit),
+                    digits: digits + 1,
+                    skipping: false,
+                }),
+                // An extension, or the line's carriage return.
+                None if digits > 0 => Ok(Self::Length { so_far, digits, skipping: true }),
+                _ => Err(BAD),
+            },
+            _ => Err(BAD),
+        }
+    }
+}
+
+/// The request for an event stream.
+pub fn request(authority: &str, path: &str, token: Option<&str>) -> Vec<u8> {
+    let credentials = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\n{credentials}\r\n")
+        .into_bytes()
+}
+
+/// Reads the answer to [`request`]: the length of its head and how its body is framed, `None` while it is not
+/// all there.
+pub fn read_head(bytes: &[u8]) -> Result<Option<(usize, Body)>, WireError> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut response = httparse::Response::new(&mut headers);
+    let length = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
+        Ok(httparse::Status::Partial) => return Err(WireError::Handshake("its head does not end")),
+        Err(_) => return Err(WireError::Handshake("it is not HTTP/1.1")),
+    };
+    match response.code {
+        Some(200) => {}
+        Some(status) => return Err(WireError::Refused(status)),
+        None => return Err(WireError::Handshake("it has no status")),
+    }
+    let has = |name: &str, what: &[u8]| {
+        let mut all = response.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+        all.any(|header| header.value.to_ascii_lowercase().starts_with(what))
+    };
+    if !has("content-type", b"text/event-stream") {
+        return Err(WireError::Handshake("it is no event stream"));
+    }
+    Ok(Some((length, if has("transfer-encoding", b"chunked") { Body::CHUNKED } else { Body::Whole })))
+}
+
+/// Hands every whole event that carries data and has no name of its own to `each`, and returns what is left
+/// over. A line ends with LF or CRLF; a CR alone is not understood.
+pub fn read_events<'a>(mut bytes: &'a [u8], mut each: impl FnMut(&'a [u8])) -> &'a [u8] {
+    let (mut line, mut data, mut named) = (0, false, false);
+    while let Some(end) = bytes.get(line..).and_then(|rest| rest.iter().position(|&byte| byte == b'\n')) {
+        let text = bytes.get(line..line + end).unwrap_or_default();
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        line += end + 1;
+        if !text.is_empty() {
+            data |= text.starts_with(b"data");
+            named |= text.starts_with(b"event:") && !text.ends_with(b"message");
+            continue;
+        }
+        let (event, rest) = bytes.split_at(line);
+        if data && !named {
+            each(event);
+        }
+        (bytes, line, data, named) = (rest, 0, false, false);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: &[u8] = b"retry: 100\n\n: hello\n\ndata: one\n\nevent: tidegate.gap\ndata: {}\n\n\
+                            event: message\r\nid: x\r\ndata: two\r\n\r\n";
+
+    fn chunked(pieces: &[&[u8]]) -> Vec<u8> {
+        let mut wire = Vec::new();
+        for piece in pieces {
+            wire.extend(format!("{:X};why=not\r\n", piece.len()).bytes());
+            wire.extend_from_slice(piece);
+            wire.extend(b"\r\n");
+        }
+        wire
+    }
+
+    #[test]
+    fn events_arrive_however_they_are_cut() {
+        let (front, back) = STREAM.split_at(30);
+        let wire = chunked(&[front, back]);
+        for cut in 0..wire.len() {
+            let (mut body, mut text, mut events) = (Body::CHUNKED, Vec::new(), Vec::new());
+            for piece in [&wire[..cut], &wire[cut..]] {
+                let mut piece = piece.to_vec();
+                let length = body.unwrap(&mut piece).unwrap();
+                text.extend_from_slice(&piece[..length]);
+                let rest = read_events(&text, |event| events.push(event.to_vec())).len();
+                text.drain(..text.len() - rest);
+            }
+            assert_eq!(
+                events,
+                [&b"data: one\n\n"[..], b"event: message\r\nid: x\r\ndata: two\r\n\r\n"],
+                "{cut}"
+            );
+            assert!(text.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_last_chunk_ends_the_stream() {
+        let (mut body, mut wire) = (Body::CHUNKED, b"1\r\nx\r\n0\r\n\r\n".to_vec());
+        assert_eq!(body.unwrap(&mut wire), Ok(1));
+        assert!(body.is_over());
+        for broken in [&b"\r\n"[..], b"x\r\n", b"1\r\nab\r\n", b"FFFFFFFFFFF\r\n"] {
+            let mut body = Body::CHUNKED;
+            assert!(body.unwrap(&mut broken.to_vec()).is_err(), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_says_how_the_body_comes() {
+        let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n").into_bytes();
+        let chunked =
+            head("content-type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: Chunked\r\n");
+        assert_eq!(read_head(&chunked), Ok(Some((chunked.len(), Body::CHUNKED))));
+        assert_eq!(read_head(&chunked[..30]), Ok(None));
+        let whole = head("Content-Type: text/event-stream\r\n");
+        assert_eq!(read_head(&whole), Ok(Some((whole.len(), Body::Whole))));
+        assert!(read_head(&head("content-type: text/html\r\n")).is_err());
+        assert_eq!(read_head(b"HTTP/1.1 401 Unauthorized\r\n\r\n"), Err(WireError::Refused(401)));
+    }
+}

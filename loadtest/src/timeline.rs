@@ -1,0 +1,114 @@
+//! What happened when: a point for every second of a run.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::{
+    latency::Latencies,
+    plan::Update,
+    process::{Cpu, Server},
+};
+
+const STEP: Duration = Duration::from_secs(1);
+
+/// The points so far, and the second that has not ended.
+pub struct Timeline {
+    pub points: Vec<Point>,
+    began: Instant,
+    since: Instant,
+    latency: Latencies,
+    sent: u64,
+    delivered: u64,
+    connected: u64,
+    server: Server,
+    server_cpu: Cpu,
+    tester_cpu: Cpu,
+}
+
+/// One second. Rates are per second, shares are parts of a core.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Point {
+    /// Seconds since the run began.
+    pub at: f64,
+    pub published: f64,
+    pub delivered: f64,
+    pub connected: f64,
+    pub standing: u32,
+    /// Microseconds; nothing if nothing arrived.
+    pub p50: Option<f64>,
+    pub p99: Option<f64>,
+    pub max: Option<f64>,
+    pub server_share: Option<f64>,
+    pub tester_share: f64,
+    /// Resident bytes of the server.
+    pub server_rss: Option<u64>,
+}
+
+impl Timeline {
+    /// Begins now.
+    pub fn new(server: Server) -> anyhow::Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            points: Vec::new(),
+            began: now,
+            since: now,
+            latency: Latencies::new()?,
+            sent: 0,
+            delivered: 0,
+            connected: 0,
+            server_cpu: server.cpu()?.unwrap_or_default(),
+            server,
+            tester_cpu: Cpu::default(),
+        })
+    }
+
+    /// Adds news of this moment.
+    pub fn add(&mut self, update: &Update) {
+        for tally in &update.groups {
+            self.latency.add(&tally.latency);
+            self.sent += tally.published;
+            self.delivered += tally.delivered;
+        }
+        self.connected += update.connects.iter().map(|&(_, count)| count).sum::<u64>();
+    }
+
+    /// Ends the second, if it is over. `tester` is the CPU time of all workers, `standing` how many clients
+    /// stand.
+    pub fn tick(&mut self, tester: Cpu, standing: u32) -> anyhow::Result<()> {
+        let passed = self.since.elapsed();
+        if passed < STEP {
+            return Ok(());
+        }
+        let seconds = passed.as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "counts of a second")]
+        let rate = |count: u64| count as f64 / seconds;
+        let server = self.server.cpu()?;
+        let some = |value: f64| (self.latency.count() > 0).then_some(value);
+        let summary = self.latency.summary();
+        self.points.push(Point {
+            at: self.began.elapsed().as_secs_f64(),
+            published: rate(self.sent),
+            delivered: rate(self.delivered),
+            connected: rate(self.connected),
+            standing,
+            p50: some(summary.p50),
+            p99: some(summary.p99),
+            max: some(summary.max),
+            server_share: server.map(|cpu| cpu.since(self.server_cpu).total() / seconds),
+            tester_share: tester.since(self.tester_cpu).total().max(0.0) / seconds,
+            server_rss: self.server.rss()?,
+        });
+        (self.sent, self.delivered, self.connected) = (0, 0, 0);
+        self.latency.clear();
+        self.server_cpu = server.unwrap_or_default();
+        self.tester_cpu = tester;
+        self.since = Instant::now();
+        Ok(())
+    }
+
+    /// The last whole second.
+    pub fn last(&self) -> Option<&Point> {
+        self.points.last()
+    }
+}

@@ -1,0 +1,187 @@
+//! Connections, in the clear or under TLS, behind one read and one write.
+//!
+//! Owns the client's TLS configuration. What TLS costs the tester is part of its CPU share, like all else.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::TcpStream,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context, ensure};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    StreamOwned,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+};
+
+/// How to speak TLS to one server.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub enum Stream {
+    Clear(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Tls {
+    /// For a server called `host`. Its certificate is checked against `ca` (PEM) if there is one, and against
+    /// the system's certificates if not; `insecure` checks nothing.
+    ///
+    /// Sessions are never resumed: every connection pays for its whole handshake, as a new client's does.
+    pub fn new(host: &str, ca: Option<&Path>, insecure: bool) -> anyhow::Result<Self> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .context("TLS versions")?;
+        let mut config = if insecure {
+            let anybody = Arc::new(Anybody(provider));
+            builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth()
+        } else {
+            builder.with_root_certificates(roots(ca)?).with_no_client_auth()
+        };
+        config.resumption = Resumption::disabled();
+        let name = ServerName::try_from(host.to_owned()).with_context(|| format!("{host} is no TLS name"))?;
+        Ok(Self { config: Arc::new(config), name })
+    }
+
+    /// Begins a session on a connection that stands in the clear.
+    pub fn wrap(&self, stream: Stream) -> anyhow::Result<Stream> {
+        let Stream::Clear(socket) = stream else { return Ok(stream) };
+        let session = ClientConnection::new(Arc::clone(&self.config), self.name.clone())?;
+        Ok(Stream::Tls(Box::new(StreamOwned::new(session, socket))))
+    }
+}
+
+impl Stream {
+    /// Goes on with the handshake. `true` once there is nothing left of it.
+    pub fn shake(&mut self) -> io::Result<bool> {
+        let Self::Tls(stream) = self else { return Ok(true) };
+        while stream.conn.is_handshaking() {
+            match stream.conn.complete_io(&mut stream.sock) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether one read may leave something behind that no readiness will announce.
+    pub fn may_hold_more(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Whether something written has not left for want of room.
+    pub fn holds_back(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.conn.wants_write())
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Clear(socket) => socket,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Clear(socket) => socket.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Clear(socket) => socket.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Clear(_) => Ok(()),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
+    }
+}
+
+fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = ca {
+        let pem = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            roots.add(certificate.with_context(|| format!("{} is not PEM", path.display()))?)?;
+        }
+        ensure!(!roots.is_empty(), "{} holds no certificate", path.display());
+        return Ok(roots);
+    }
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    ensure!(!roots.is_empty(), "this system has no certificates to trust: use --ca or --insecure");
+    Ok(roots)
+}
+
+/// Believes every certificate, as `--insecure` asks; signatures of the handshake are still checked.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,243 @@
+//! Runs at a steady rate, and connections, against servers whose faults are known exactly.
+
+mod support;
+
+use std::{
+    io::Write,
+    net::{Ipv4Addr, TcpListener},
+    process::Stdio,
+    sync::mpsc::sync_channel,
+    thread,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use self::support::{Broadcast, SWITCH, assert_counts, faithful, file, read_head, report, tester};
+
+/// Thirty messages to six members, quickly.
+const SHORT: [&str; 8] = ["--members", "6", "--messages", "30", "--rate", "300", "--patience", "500ms"];
+
+fn url(server: &Broadcast) -> String {
+    format!("--url=ws://{}/rooms/x?secret=hush", server.address)
+}
+
+#[test]
+fn a_faithful_server_loses_nothing() {
+    let server = Broadcast::start(faithful);
+    let (url, html) = (url(&server), file("faithful.html"));
+    let html_flag = format!("--html={}", html.display());
+    let pid = format!("--server-pid={}", std::process::id());
+    let more = [&url, &html_flag, &pid, "--expect-lost=0", "--expect-max=1h", "--processes=3", "--burst=3"];
+    let (output, report) = report("load-faithful", &[&["fanout"], &SHORT[..], &more].concat());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_counts(&report, &[("published", 30), ("expected", 180), ("delivered", 180)]);
+    assert_eq!(report["processes"], 3);
+    assert!(report["latency"]["p9999"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["server"]["rss_after"].as_u64().unwrap() > 0, "{report}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("met: --expect-lost 0: 0 missing of 180"), "{text}");
+    let page = std::fs::read_to_string(html).unwrap();
+    assert!(page.contains("<svg") && page.contains("0 missing of 180"), "{page}");
+    for told in [&text, &report.to_string(), &page] {
+        assert!(!told.contains("hush"), "a secret of the URL was told: {told}");
+    }
+}
+
+#[test]
+fn every_fault_is_counted_exactly_and_named() {
+    // Client 0 never gets message 5, client 1 gets 7 twice, clients 2 and 3 get 8 and 9 in the wrong order, and
+    // client 4 gets 11 with a digit of its time changed, which is one missing and one foreign.
+    let server = Broadcast::start(|client, message, published| match (client, message) {
+        (0, 5) | (2 | 3, 8) => vec![],
+        (1, 7) => vec![published[7].clone(), published[7].clone()],
+        (2 | 3, 9) => vec![published[9].clone(), published[8].clone()],
+        (4, 11) => {
+            let mut altered = published[11].clone();
+            altered[50] = if altered[50] == b'0' { b'1' } else { b'0' };
+            vec![altered]
+        }
+        _ => vec![published[message].clone()],
+    });
+    let more = [&url(&server), "--expect-lost=0", "--expect-p99=1h", "--processes=2"];
+    let (output, report) = report("load-faulty", &[&["fanout"], &SHORT[..], &more].concat());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_counts(
+        &report,
+        &[
+            ("published", 30),
+            ("expected", 180),
+            ("delivered", 178),
+            ("missing", 2),
+            ("duplicated", 1),
+            ("out_of_order", 2),
+            ("foreign", 1),
+        ],
+    );
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        words.contains("--expect-lost 0: 2 missing of 180, 1 duplicated, 2 out of order, 1 foreign"),
+        "{words}"
+    );
+    assert!(!words.contains("--expect-p99"), "only what was not met is named: {words}");
+}
+
+#[test]
+fn a_missed_latency_alone_fails_the_run() {
+    let server = Broadcast::start(faithful);
+    let more = [&url(&server), "--expect-lost=0", "--expect-p50=0us", "--expect-p99=1h"];
+    let output = tester(&[&["fanout"], &SHORT[..], &more].concat()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains("--expect-p50 0ns: ") && !words.contains("--expect-lost"), "{words}");
+}
+
+#[test]
+fn a_message_counts_in_whatever_envelope_a_raw_server_puts_it() {
+    let server = Broadcast::start(|_, message, published| {
+        let text: String = serde_json::from_slice(&published[message]).unwrap();
+        vec![json!({ "from": "somebody", "text": text }).to_string().into_bytes()]
+    });
+    let url = url(&server);
+    let raw = [&url, "--protocol=raw", "--expect-lost=0"];
+    let (output, raw) = report("load-raw", &[&["fanout"], &SHORT[..], &raw].concat());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_counts(&raw, &[("published", 30), ("expected", 180), ("delivered", 180)]);
+    let (_, plain) = report("load-not-raw", &[&["fanout"], &SHORT[..], &[&url[..]]].concat());
+    assert_counts(&plain, &[("published", 30), ("expected", 180), ("missing", 180), ("foreign", 180)]);
+}
+
+#[test]
+fn everybody_publishes_in_a_chat() {
+    let server = Broadcast::start(faithful);
+    let more = [&url(&server), "--expect-lost=0", "--processes=2"];
+    let (output, report) = report("load-chat", &[&["chat"], &SHORT[..], &more].concat());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_counts(&report, &[("published", 30), ("expected", 180), ("delivered", 180)]);
+}
+
+#[test]
+fn a_pause_of_the_server_is_felt_by_every_message_that_was_due() {
+    // A hundred messages in a second, and a pause of 600 ms: those that were due in its first 100 ms, a tenth of
+    // all, arrive 500 ms late or later. A slow machine makes that more, never less.
+    let server = Broadcast::start(|client, message, published| {
+        if (client, message) == (0, 10) {
+            let (_open, never) = sync_channel::<()>(0);
+            let _silence = never.recv_timeout(Duration::from_millis(600));
+        }
+        vec![published[message].clone()]
+    });
+    let flags = ["fanout", &url(&server), "--members=6", "--rate=100", "--duration=1s", "--expect-lost=0"];
+    let (output, report) = report("load-pause", &flags);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let latency = |name: &str| report["latency"][name].as_f64().unwrap();
+    assert!(latency("p90") > 400_000.0 && latency("max") > 550_000.0, "{}", report["latency"]);
+    assert!(latency("p50") > 30_000.0, "{}", report["latency"]);
+}
+
+#[test]
+fn what_a_broken_publisher_could_not_send_is_not_expected() {
+    // The publisher, client 6, is told to go after ten messages.
+    let server = Broadcast::start(|client, message, published| match (client, message) {
+        (6, 9) => vec![b"goodbye".to_vec()],
+        _ => vec![published[message].clone()],
+    });
+    let (output, report) =
+        report("load-broken", &[&["fanout"], &SHORT[..], &[&url(&server), "--expect-lost=0"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let count = |name: &str| report["counts"][name].as_u64().unwrap();
+    // What was written before the end was noticed is published and lost; the rest could not be sent.
+    assert_eq!((count("delivered"), count("published") + count("unsent")), (60, 30), "{}", report["counts"]);
+    assert_eq!(count("missing"), (count("published") - 10) * 6, "{}", report["counts"]);
+    assert!(count("unsent") > 0, "{}", report["counts"]);
+}
+
+#[test]
+fn an_interrupt_ends_a_run_with_the_report_so_far() {
+    let server = Broadcast::start(faithful);
+    let json = file("interrupted.json");
+    let child =
+        tester(&["fanout", &url(&server), "--members=6", "--rate=200", "--duration=1h", "--expect-lost=0"])
+            .arg(format!("--json={}", json.display()))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+    (0..20).for_each(|_| server.sent.recv().unwrap());
+    kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let published = report["counts"]["published"].as_u64().unwrap();
+    assert!(published >= 20, "{report}");
+    assert_counts(
+        &report,
+        &[("published", published), ("expected", published * 6), ("delivered", published * 6)],
+    );
+    assert_eq!(report["cut_short"], true);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("ended early"));
+}
+
+#[test]
+fn a_file_says_what_flags_say_and_all_its_mistakes_at_once() {
+    let server = Broadcast::start(faithful);
+    let good = file("good.toml");
+    let text = format!(
+        "url = \"ws://{}/x\"\nmembers = 6\nmessages = 30\nrate = 5\nexpect-lost = 0\nquiet = true\n",
+        server.address
+    );
+    std::fs::write(&good, text).unwrap();
+    let flag = format!("--config={}", good.display());
+    let (output, report) = report("load-file", &["fanout", "--rate=300", &flag]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_counts(&report, &[("published", 30), ("expected", 180), ("delivered", 180)]);
+
+    let bad = file("bad.toml");
+    std::fs::write(&bad, "membres = 6\nrate = \"fast\"\nduration = 1979-05-27\n").unwrap();
+    let output = tester(&["fanout", &format!("--config={}", bad.display())]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    for key in ["membres: there is no such key", "rate: ", "duration: "] {
+        assert!(words.contains(key), "{key}: {words}");
+    }
+}
+
+#[test]
+fn a_storm_counts_who_was_refused_and_why() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("--url=ws://{}/rooms/x", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let mut held = Vec::new();
+        for number in 0.. {
+            let Ok((mut socket, _)) = listener.accept() else { return };
+            read_head(&mut socket);
+            let refusal = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+            socket.write_all(if number % 5 == 0 { refusal } else { SWITCH }.as_bytes()).unwrap();
+            held.push(socket);
+        }
+    });
+    let flags =
+        ["storm", &url, "--connections=20", "--waves=2", "--hold=0s", "--expect-refused=0", "--processes=2"];
+    let (output, report) = report("storm", &flags);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let waves = report["waves"].as_array().unwrap();
+    assert_eq!(waves.len(), 2);
+    for wave in waves {
+        assert_eq!((&wave["standing"], &wave["refused"]), (&json!(16), &json!({ "status 503": 4 })));
+        assert!(wave["latency"]["p99"].as_f64().unwrap() > 0.0);
+    }
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains("--expect-refused 0: 8 connections did not come to stand"), "{words}");
+}
+
+#[test]
+fn idle_connections_have_a_slope() {
+    let server = Broadcast::start(faithful);
+    let pid = format!("--server-pid={}", std::process::id());
+    let (output, report) =
+        report("idle", &["idle", &url(&server), "--connections=5,15", &pid, "--window=0s", "--processes=2"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!((&report["slope"]["from"], &report["slope"]["to"]), (&json!(5), &json!(15)));
+    assert_eq!(report["levels"].as_array().unwrap().len(), 3);
+}

@@ -1,0 +1,151 @@
+// One node, closely.
+
+import { dashboard, graph, graphs, numbers, stat } from "./panels.js";
+
+const this_ = 'namespace=~"$namespace", pod="$pod"';
+const process = `${this_}, job="tidegate"`;
+const rate = (metric: string, labels = this_) => `rate(${metric}{${labels}}[$__rate_interval])`;
+const quantile = (q: number, metric: string) => `histogram_quantile(${q}, sum by (le) (${rate(`${metric}_bucket`)}))`;
+const quantiles = (metric: string): [string, string][] => [
+  [quantile(0.5, metric), "p50"],
+  [quantile(0.99, metric), "p99"],
+  [quantile(1, metric), "worst"],
+];
+
+export const node = dashboard(
+  "tidegate-node",
+  "Tidegate / One node",
+  "One node, closely.",
+  [
+    {
+      title: "Now",
+      lines: [
+        numbers(
+          stat(
+            "Running since",
+            "Start of the process.",
+            "dateTimeAsIso",
+            `process_start_time_seconds{${process}} * 1000`,
+          ),
+          stat("Connections", "Open sockets of clients.", "short", `tidegate_sockets{${this_}}`),
+          stat(
+            "Of the limit",
+            "Of limits.connections.",
+            "percentunit",
+            `tidegate_sockets{${this_}} / tidegate_sockets_limit{${this_}}`,
+            { from: 0.85 },
+          ),
+          stat("Rooms", "Rooms with a session here.", "short", `tidegate_rooms{${this_}}`),
+          stat("Deliveries", "Per second.", "cps", rate("tidegate_deliveries_total")),
+          stat(
+            "Redis",
+            "1 while everything between this node and Redis works.",
+            "short",
+            `tidegate_broker_up{${this_}}`,
+            { below: 1 },
+          ),
+          stat("Leaving", "1 while it drains.", "short", `tidegate_draining{${this_}}`, { from: 1 }),
+          stat(
+            "Memory per connection",
+            "Resident memory ÷ open sockets; of an idle node it says little.",
+            "bytes",
+            `process_resident_memory_bytes{${process}} / (tidegate_sockets{${this_}} > 0)`,
+          ),
+        ),
+      ],
+    },
+    {
+      title: "Utilisation and saturation",
+      lines: [
+        graphs(
+          graph("Processor", "Cores in use.", "cores", [[rate("process_cpu_seconds_total", process), "cores"]]),
+          graph("Memory", "Resident memory.", "bytes", [[`process_resident_memory_bytes{${process}}`, "resident"]]),
+          graph("Descriptors and sockets", "Open files, and the sockets of clients among them.", "short", [
+            [`process_open_fds{${process}}`, "open files"],
+            [`tidegate_sockets{${this_}}`, "sockets"],
+          ]),
+          graph("Network", "Bytes per second on clients' sockets.", "Bps", [
+            [rate("tidegate_network_bytes_total"), "{{direction}}"],
+          ]),
+        ),
+        graphs(
+          graph(
+            "Shards behind",
+            "How late the regular tick of a shard's loop comes.",
+            "s",
+            quantiles("tidegate_shard_lag_seconds"),
+            { logarithmic: true },
+          ),
+          graph("Waiting for clients", "Bytes in the sessions' outbound queues.", "bytes", [
+            [`tidegate_outbound_bytes{${this_}}`, "outbound"],
+          ]),
+          graph("Waiting for Redis", "Bytes of publications that wait to be sent or acknowledged.", "bytes", [
+            [`tidegate_broker_publish_queue_bytes{${this_}}`, "publish queue"],
+          ]),
+          graph("Dropped inside", "Publications that did not fit into a shard's inbox.", "cps", [
+            [rate("tidegate_inbox_overflows_total"), "inbox overflows"],
+          ]),
+        ),
+      ],
+    },
+    {
+      title: "Sessions",
+      lines: [
+        graphs(
+          graph(
+            "Sessions by protocol",
+            "Open sessions.",
+            "short",
+            [[`tidegate_connections{${this_}}`, "{{protocol}}"]],
+            { stacked: true },
+          ),
+          graph(
+            "Opened by protocol",
+            "Sessions per second.",
+            "cps",
+            [[rate("tidegate_connections_opened_total"), "{{protocol}}"]],
+            { stacked: true },
+          ),
+          graph(
+            "Ends by reason",
+            "Sessions per second.",
+            "cps",
+            [[`sum by (reason) (${rate("tidegate_connections_closed_total")})`, "{{reason}}"]],
+            { stacked: true },
+          ),
+          graph(
+            "Handshake duration",
+            "From a request's head to a session whose subscriptions stand.",
+            "s",
+            quantiles("tidegate_handshake_seconds"),
+          ),
+        ),
+      ],
+    },
+    {
+      title: "Messages",
+      lines: [
+        graphs(
+          graph("Messages", "Messages of clients, and to clients, per second.", "cps", [
+            [rate("tidegate_messages_total"), "{{direction}}"],
+          ]),
+          graph("Payload", "Bytes per second, without any framing.", "Bps", [
+            [rate("tidegate_payload_bytes_total"), "{{direction}}"],
+          ]),
+          graph(
+            "Fan-out duration",
+            "From the receipt of a publication to its last write.",
+            "s",
+            quantiles("tidegate_fanout_seconds"),
+            { logarithmic: true },
+          ),
+          graph("Refusals", "Requests refused and tokens refused, per second.", "cps", [
+            [`sum(${rate("tidegate_refusals_total")})`, "requests"],
+            [`sum(${rate("tidegate_auth_failures_total")})`, "tokens"],
+          ]),
+        ),
+      ],
+    },
+  ],
+  true,
+);

@@ -1,0 +1,172 @@
+// Rooms, and what becomes of a publication.
+
+import { dashboard, graph, graphs, numbers, stat } from "./panels.js";
+
+const these = 'namespace=~"$namespace", pod=~"$pod"';
+const rate = (metric: string, labels = "") => `rate(${metric}{${these}${labels}}[$__rate_interval])`;
+const total = (metric: string, labels = "") => `sum(${rate(metric, labels)})`;
+const quantile = (q: number, metric: string, by = "le") =>
+  `histogram_quantile(${q}, sum by (${by}) (${rate(`${metric}_bucket`)}))`;
+
+export const rooms = dashboard(
+  "tidegate-rooms",
+  "Tidegate / Rooms and delivery",
+  "Rooms, and what becomes of a publication.",
+  [
+    {
+      title: "Rooms",
+      lines: [
+        numbers(
+          stat(
+            "Rooms on nodes",
+            "A room with sessions on two nodes counts twice.",
+            "short",
+            `sum(tidegate_rooms{${these}})`,
+          ),
+          stat(
+            "Subscriptions",
+            "Sessions times the rooms each is in.",
+            "short",
+            `sum(tidegate_subscriptions{${these}})`,
+          ),
+          stat(
+            "Members per room and node",
+            "Subscriptions ÷ rooms.",
+            "short",
+            `sum(tidegate_subscriptions{${these}}) / sum(tidegate_rooms{${these}})`,
+          ),
+          stat(
+            "Sessions per publication",
+            "Deliveries ÷ publications: how wide the fan-out is.",
+            "short",
+            `${total("tidegate_deliveries_total")} / ${total("tidegate_publications_total")}`,
+          ),
+          stat(
+            "Bytes per message",
+            "Mean payload to clients.",
+            "bytes",
+            `${total("tidegate_payload_bytes_total", ', direction="out"')} / ${total("tidegate_messages_total", ', direction="out"')}`,
+          ),
+          stat(
+            "Framing",
+            "Bytes on the wire ÷ payload bytes, to clients.",
+            "short",
+            `${total("tidegate_network_bytes_total", ', direction="out"')} / ${total("tidegate_payload_bytes_total", ', direction="out"')}`,
+          ),
+        ),
+        graphs(
+          graph("Rooms by node", "Rooms that have a session on the node.", "short", [
+            [`sum by (pod) (tidegate_rooms{${these}})`, "{{pod}}"],
+          ]),
+          graph("Subscriptions by node", "Sessions times the rooms each is in.", "short", [
+            [`sum by (pod) (tidegate_subscriptions{${these}})`, "{{pod}}"],
+          ]),
+          graph("Topics in Redis by node", "Topics that the node wants to be subscribed to.", "short", [
+            [`sum by (pod) (tidegate_broker_topics{${these}})`, "{{pod}}"],
+          ]),
+        ),
+      ],
+    },
+    {
+      title: "From clients to Redis",
+      lines: [
+        graphs(
+          graph("Messages of clients", "Per second.", "cps", [
+            [total("tidegate_messages_total", ', direction="in"'), "messages"],
+          ]),
+          graph(
+            "Publications by outcome",
+            "What Redis said to what nodes published.",
+            "cps",
+            [[`sum by (result) (${rate("tidegate_broker_publications_total")})`, "{{result}}"]],
+            { stacked: true },
+          ),
+          graph("Payload of clients", "Bytes per second.", "Bps", [
+            [total("tidegate_payload_bytes_total", ', direction="in"'), "in"],
+          ]),
+        ),
+      ],
+    },
+    {
+      title: "From Redis to clients",
+      lines: [
+        graphs(
+          graph(
+            "Publications by node",
+            "Per second, for rooms with a session there.",
+            "cps",
+            [[`sum by (pod) (${rate("tidegate_publications_total")})`, "{{pod}}"]],
+            { stacked: true },
+          ),
+          graph(
+            "Deliveries by node",
+            "Publications times the sessions each is queued for.",
+            "cps",
+            [[`sum by (pod) (${rate("tidegate_deliveries_total")})`, "{{pod}}"]],
+            { stacked: true },
+          ),
+          graph("Payload to clients", "Bytes per second.", "Bps", [
+            [total("tidegate_payload_bytes_total", ', direction="out"'), "out"],
+          ]),
+        ),
+        graphs(
+          graph(
+            "Fan-out duration",
+            "From the receipt of a publication on a node to its last write.",
+            "s",
+            [
+              [quantile(0.5, "tidegate_fanout_seconds"), "p50"],
+              [quantile(0.99, "tidegate_fanout_seconds"), "p99"],
+              [quantile(1, "tidegate_fanout_seconds"), "worst"],
+            ],
+            { logarithmic: true },
+          ),
+          graph("Fan-out, p99 by node", "The same, node by node.", "s", [
+            [quantile(0.99, "tidegate_fanout_seconds", "pod, le"), "{{pod}}"],
+          ]),
+          graph(
+            "Publications slower than 0.19 s",
+            "Part of all; the promise is less than one in a hundred.",
+            "percentunit",
+            [
+              [
+                `1 - ${total("tidegate_fanout_seconds_bucket", ', le="0.19073486328125"')} / ${total("tidegate_fanout_seconds_count")}`,
+                "slow",
+              ],
+            ],
+          ),
+        ),
+      ],
+    },
+    {
+      title: "What did not arrive",
+      lines: [
+        graphs(
+          graph(
+            "Gaps by cause",
+            "Rooms told that messages may be missing, per second.",
+            "cps",
+            [[`sum by (cause) (${rate("tidegate_gaps_total")})`, "{{cause}}"]],
+            { stacked: true },
+          ),
+          graph(
+            "Slow consumers",
+            "Sessions closed because their outbound queue was full, per second.",
+            "cps",
+            [[`sum by (pod) (${rate("tidegate_slow_consumers_total")})`, "{{pod}}"]],
+            { stacked: true },
+          ),
+          graph(
+            "Too large, or too many",
+            "Publications over broker.max_publication, and those that did not fit into an inbox.",
+            "cps",
+            [
+              [total("tidegate_broker_oversized_total"), "oversized"],
+              [total("tidegate_inbox_overflows_total"), "inbox overflows"],
+            ],
+          ),
+        ),
+      ],
+    },
+  ],
+);

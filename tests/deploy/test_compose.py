@@ -1,0 +1,110 @@
+"""compose.yaml: sound by its schema, and agreeing with the node and with the files that it mounts.
+
+There is no engine here to start it with; what can be started of it (Prometheus, HAProxy, the image) other tests do."""
+
+import re
+import subprocess
+
+import yaml
+
+from chart import ROOT
+from processes import SECRET
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = DEPLOY / "compose.yaml"
+
+
+def services():
+    return yaml.safe_load(COMPOSE.read_text())["services"]
+
+
+def seconds(time):
+    return int(time.removesuffix("s"))
+
+
+def test_it_is_what_compose_takes():
+    tool = ROOT / "tests" / ".venv" / "bin" / "check-jsonschema"
+    checked = subprocess.run(
+        [tool, "--builtin-schema", "vendor.compose-spec", COMPOSE], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_node_takes_its_environment(tidegate, tmp_path):
+    (tmp_path / "hs256").write_text(SECRET)
+    nodes = {name: service for name, service in services().items() if name.startswith("tidegate-")}
+    assert set(nodes) == {"tidegate-a", "tidegate-b"}
+    for service in nodes.values():
+        environment = {
+            key: value.replace("/run/tidegate", str(tmp_path)) for key, value in service["environment"].items()
+        }
+        checked = subprocess.run(
+            [tidegate, "check-config"], capture_output=True, text=True, check=False, env=environment
+        )
+        assert checked.returncode == 0, checked.stderr
+        assert seconds(service["stop_grace_period"]) > seconds(environment["TIDEGATE_DRAIN__DEADLINE"])
+
+
+def test_everything_that_is_mounted_is_there():
+    for name, service in services().items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            if source.startswith("."):
+                assert (DEPLOY / source).exists(), f"{name}: {source}"
+                # A link inside a mounted directory would lead nowhere.
+                if (DEPLOY / source).is_dir():
+                    assert not [path for path in (DEPLOY / source).rglob("*") if path.is_symlink()]
+
+
+def test_names_agree():
+    """Services, the proxy's servers, what is scraped, and where Grafana looks."""
+    names = set(services())
+    servers = set(re.findall(r"^    server \S+ ([\w-]+):8080", (DEPLOY / "proxies" / "haproxy.cfg").read_text(), re.M))
+    scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"][0]
+    targets = {target.split(":")[0] for config in scraped["static_configs"] for target in config["targets"]}
+    assert servers == targets == {"tidegate-a", "tidegate-b"} <= names
+    assert scraped["job_name"] == "tidegate"
+
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/tidegate.yaml").read_text())["providers"]
+    mounts = dict(volume.split(":")[:2] for volume in services()["grafana"]["volumes"])
+    assert provider["options"]["path"] == mounts["../helm/tidegate/files/dashboards"]
+    home = services()["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (DEPLOY / "../helm/tidegate/files/dashboards" / home.rsplit("/", 1)[1]).exists()
+    (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090" and "prometheus" in names
+
+
+def test_nothing_is_open_to_the_network_and_nothing_runs_with_more_than_it_needs():
+    for name, service in services().items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name}: {port}"
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if image := service.get("image", "").removeprefix("tidegate:local"):
+            assert re.search(r":v?\d+\.\d+", image), f"{name}: {image} names no version"
+
+
+def test_prometheus_takes_its_configuration(tmp_path):
+    # Side by side, as they are mounted.
+    (tmp_path / "prometheus.yaml").write_text((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+    (tmp_path / "rules.yaml").write_text((DEPLOY / "prometheus" / "rules.yaml").read_text())
+    checked = subprocess.run(
+        ["promtool", "check", "config", tmp_path / "prometheus.yaml"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "1 rule files found" in checked.stdout
+
+
+def test_haproxy_takes_its_configuration_as_it_is(tmp_path):
+    # Names that only compose knows become addresses.
+    text = (
+        (DEPLOY / "proxies" / "haproxy.cfg")
+        .read_text()
+        .replace("tidegate-a:", "127.0.0.2:")
+        .replace("tidegate-b:", "127.0.0.3:")
+    )
+    (tmp_path / "haproxy.cfg").write_text(text)
+    checked = subprocess.run(
+        ["haproxy", "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr

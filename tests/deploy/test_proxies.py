@@ -1,0 +1,230 @@
+"""The proxies' configurations in deploy/proxies, each before two real nodes and one Redis."""
+
+import contextlib
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+import websockets.exceptions
+import websockets.sync.client
+
+from chart import ROOT
+from processes import Client, Node, Redis, Running, eventually, free_ports, get, token
+
+PROXIES = ROOT / "deploy" / "proxies"
+# What the files say, and what the test makes of it so that nobody has to wait for it.
+TIME_OUT, SHORT = "75s", "2s"
+FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf", "caddy": "Caddyfile", "envoy": "envoy.yaml"}
+
+
+class Proxy(Running):
+    """A proxy with its configuration as it is in the repository, but for addresses and the time-out."""
+
+    def __init__(self, kind, directory, nodes):
+        (self.port,) = free_ports(1)
+        text = (PROXIES / FILES[kind]).read_text()
+        assert text.count(TIME_OUT) >= (1 if kind == "envoy" else 2)
+        text = text.replace(TIME_OUT, SHORT)
+        for name, node in zip(("tidegate-a", "tidegate-b"), nodes, strict=True):
+            for written, here in {
+                f"{name}:8080": f"{node.host}:{node.public}",
+                f"address: {name}, port_value: 8080": f"address: {node.host}, port_value: {node.public}",
+            }.items():
+                text = text.replace(written, here)
+        assert "tidegate-a:" not in text and "8080" not in text
+        text = text.replace("9090", str(nodes[0].ops)).replace("8000", str(self.port))
+        text = text.replace("/run/nginx.pid", f"{directory}/nginx.pid")
+        # More than a machine for tests lets a process open.
+        text = text.replace("maxconn 200000", "maxconn 2000")
+        file = directory / FILES[kind]
+        file.write_text(text)
+        bin_ = ROOT / "tests" / ".venv" / "bin"
+        command = {
+            "haproxy": ["haproxy", "-db", "-f", file],
+            "nginx": ["nginx", "-c", file, "-p", directory, "-g", "daemon off;"],
+            "caddy": [bin_ / "caddy", "run", "--adapter", "caddyfile", "--config", file],
+            "envoy": [
+                bin_ / "envoy",
+                "--config-path",
+                file,
+                "--use-dynamic-base-id",
+                "--concurrency",
+                "1",
+                "--log-level",
+                "warn",
+            ],
+        }[kind]
+        super().__init__(kind, command, directory, env={"HOME": str(directory)})
+        # 404 is a node's answer; before there is one, the proxy says 5xx.
+        self.until(lambda: get(f"http://127.0.0.1:{self.port}/", timeout=2)[0] in (200, 404), "a node's answer")
+
+
+@pytest.fixture
+def stage(tmp_path, tidegate):
+    """Puts nodes and a proxy together, and takes them apart again."""
+    parts = []
+
+    class Stage:
+        """Redis, two nodes at two addresses with the same ports, a proxy, and any number of clients."""
+
+        def __init__(self):
+            self.redis = self.keep(Redis(tmp_path))
+            self.token = token(tidegate)
+
+        def keep(self, part):
+            parts.append(part)
+            return part
+
+        def nodes(self, **settings):
+            ports = free_ports(2)
+            return [
+                self.keep(
+                    Node(
+                        tidegate,
+                        tmp_path,
+                        f"node-{host}-{ports[0]}",
+                        host,
+                        ports,
+                        **{"broker.url": self.redis.url, "heartbeat.timeout": "120s", **settings},
+                    )
+                )
+                for host in ("127.0.0.2", "127.0.0.3")
+            ]
+
+        def proxy(self, kind, nodes):
+            directory = tmp_path / f"{kind}-{nodes[0].public}"
+            directory.mkdir()
+            return self.keep(Proxy(kind, directory, nodes))
+
+        def client(self, kind, proxy, name):
+            address = f"127.0.0.1:{proxy.port}"
+            arguments = {
+                "ws": ["ws.mjs", f"ws://{address}/rooms/lobby?token={self.token}"],
+                "eventsource": ["eventsource.mjs", f"http://{address}/rooms/lobby?token={self.token}"],
+                "centrifuge": ["centrifuge.mjs", f"ws://{address}/connection/websocket", "lobby", self.token],
+            }[kind]
+            return self.keep(Client(arguments[0], tmp_path, f"{kind}-{name}", *arguments[1:]))
+
+        def publish(self, text):
+            command = ["redis-cli", "-p", str(self.redis.port), "PUBLISH", "room:lobby", text]
+            subprocess.run(command, check=True, capture_output=True)
+
+    try:
+        yield Stage()
+    finally:
+        for part in reversed(parts):
+            part.stop()
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_clients_go_through_stay_and_come_back(kind, stage):
+    # Heartbeats as much below the shortened time-out as the real ones are below the real one.
+    nodes = stage.nodes(
+        **{"heartbeat.interval": "600ms", "drain.pause": "3s", "drain.window": "1s", "sse.retry": "200ms"}
+    )
+    proxy = stage.proxy(kind, nodes)
+    clients = {
+        (kind_, number): stage.client(kind_, proxy, f"{number}")
+        for kind_ in ("ws", "eventsource", "centrifuge")
+        for number in range(2)
+    }
+    for client in clients.values():
+        client.until(lambda c=client: c.count("open") == 1, "connected")
+    begun = time.monotonic()
+    sessions = [node.metric("tidegate_connections{") for node in nodes]
+    assert sum(sessions) == len(clients) and min(sessions) > 0, f"both nodes have clients: {sessions}"
+
+    # What is published from a backend, over HTTP and by a client reaches everybody.
+    stage.publish("from-redis")
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{proxy.port}/rooms/lobby",
+        data=b"from-http",
+        headers={"Authorization": f"Bearer {stage.token}", "Content-Type": "text/plain"},
+    )
+    assert urllib.request.urlopen(request, timeout=5).status == 202
+    clients[("ws", 0)].send("from-client")
+    said = ["from-redis", "from-http", "from-client"]
+
+    def heard(client, expected):
+        # The Centrifuge SDK hands out values, which the script writes as JSON.
+        return [message.strip('"') for message in client.messages()] == expected
+
+    for client in clients.values():
+        client.until(lambda c=client: heard(c, said), f"{said}")
+
+    # The page of the proxy's own host may connect, since Host went through; another may not.
+    url = f"ws://127.0.0.1:{proxy.port}/rooms/lobby?token={stage.token}"
+    with websockets.sync.client.connect(url, origin=f"http://127.0.0.1:{proxy.port}"):
+        pass
+    with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
+        websockets.sync.client.connect(url, origin="http://other.example")
+    assert refused.value.response.status_code == 403
+
+    # Nobody says anything for three time-outs.
+    eventually(lambda: time.monotonic() > begun + 3 * float(SHORT.removesuffix("s")), "three time-outs of silence")
+    for name, client in clients.items():
+        assert [h["on"] for h in client.happenings() if h["on"] != "message"] == ["open"], f"{name} was cut"
+
+    # One node leaves. Whoever was there comes back on the other one; a plain WebSocket has nobody to do it for him.
+    leaving, staying = nodes if sessions[0] >= sessions[1] else nodes[::-1]
+    leaving.terminate()
+    back = dict(clients)
+
+    def everybody_is_back():
+        for (kind_, number), client in clients.items():
+            if kind_ == "ws" and client.count("close") and back[(kind_, number)] is client:
+                back[(kind_, number)] = stage.client("ws", proxy, f"{number}-again")
+        return staying.metric("tidegate_connections{") == len(clients)
+
+    staying.until(everybody_is_back, "every client")
+    assert leaving.wait() == 0, "it left in time"
+    moved = [client for client in clients.values() if [h["on"] for h in client.happenings()].count("open") > 1]
+    assert moved or back != clients
+    for client in back.values():
+        client.until(lambda c=client: c.count("open") >= 1, "connected again")
+    stage.publish("afterwards")
+    for name, client in back.items():
+        client.until(lambda c=client: c.messages()[-1:] in (["afterwards"], ['"afterwards"']), f"{name}: afterwards")
+
+    log = proxy.log.read_text()
+    assert stage.token not in log, "a token is in the proxy's log"
+    # Caddy's says nothing of requests; the others must have said something for this to mean anything.
+    assert kind == "caddy" or "/rooms/lobby" in log
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_without_heartbeats_the_same_time_out_cuts(kind, stage):
+    """So that the test above proves something: the time-out is in force, and only heartbeats keep it away."""
+    proxy = stage.proxy(kind, stage.nodes(**{"heartbeat.interval": "60s"}))
+    clients = [stage.client(client, proxy, "quiet") for client in ("ws", "eventsource")]
+    for client in clients:
+        client.until(lambda c=client: c.count("open") == 1, "connected")
+    for client in clients:
+        client.until(lambda c=client: c.count("close") + c.count("interrupted") > 0, "cut")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_client_counts_as_the_address_it_comes_from(kind, stage):
+    # The proxy itself is at 127.0.0.1 for the nodes. Whatever a client says of itself is not believed.
+    nodes = stage.nodes(**{"public.trusted_proxies": "127.0.0.1", "limits.connections_per_address": "2"})
+    proxy = stage.proxy(kind, nodes)
+    open_sockets = contextlib.ExitStack()
+
+    def connect(address):
+        raw = socket.create_connection(("127.0.0.1", proxy.port), source_address=(address, 0))
+        url = f"ws://127.0.0.1:{proxy.port}/rooms/lobby?token={stage.token}"
+        headers = {"X-Forwarded-For": "192.0.2.99"}
+        client = websockets.sync.client.connect(url, sock=raw, additional_headers=headers, ping_interval=None)
+        open_sockets.enter_context(client)
+
+    with open_sockets:
+        # Two on each node at most; how the proxy spreads them is its own matter.
+        connect("127.0.0.5")
+        connect("127.0.0.5")
+        with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
+            for _ in range(3):
+                connect("127.0.0.5")
+        assert refused.value.response.status_code == 429
+        connect("127.0.0.6")

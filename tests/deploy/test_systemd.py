@@ -1,0 +1,128 @@
+"""The systemd unit: sound, hardened by systemd's own count, and what it starts is a node that serves and leaves.
+
+No systemd runs here, so the node is started as the unit says by the test itself: the command, the environment, the
+credentials, a user of its own, no capabilities, the limit of descriptors."""
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from chart import ROOT
+from processes import SECRET, Redis, Running, free_ports, get
+
+UNIT = ROOT / "deploy" / "systemd" / "tidegate.service"
+# systemd's scale goes from 0, safe, to 10. What is left is that it uses the network.
+EXPOSURE = 1.5
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, tidegate):
+    """The unit with the binary where it is here: systemd looks whether it exists."""
+    unit = tmp_path_factory.mktemp("systemd") / "tidegate.service"
+    unit.write_text(UNIT.read_text().replace("/usr/local/bin/tidegate", str(tidegate)))
+    return unit
+
+
+def analyze(*arguments):
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
+
+
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+
+@needs_systemd
+def test_it_is_sound(here):
+    checked = analyze("verify", here)
+    assert checked.returncode == 0 and not checked.stderr, checked.stderr
+
+
+@needs_systemd
+def test_it_is_hardened(here):
+    checked = analyze("security", "--offline=true", here)
+    overall = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", checked.stdout)[1])
+    assert overall <= EXPOSURE, checked.stdout
+
+
+def service():
+    # The same key may come several times: all of its values, in order.
+    class Several(dict):
+        def __setitem__(self, key, value):
+            if isinstance(value, list) and key in self:
+                self[key].extend(value)
+            else:
+                super().__setitem__(key, value)
+
+    parser = configparser.RawConfigParser(strict=False, dict_type=Several, delimiters=("=",), interpolation=None)
+    parser.optionxform = str
+    parser.read(UNIT)
+    return {key: value.split("\n") for key, value in parser["Service"].items()}
+
+
+def counted(metrics, name):
+    return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(name))
+
+
+def test_its_grace_is_longer_than_the_drain():
+    sample = (UNIT.parent / "tidegate.toml").read_text()
+    deadline = int(re.search(r'^deadline = "(\d+)s"$', sample, re.M)[1])
+    assert int(service()["TimeoutStopSec"][0]) > deadline
+
+
+def test_its_limit_of_descriptors_is_enough():
+    sample = (UNIT.parent / "tidegate.toml").read_text()
+    assert int(service()["LimitNOFILE"][0]) > int(re.search(r"^connections = (\d+)$", sample, re.M)[1])
+
+
+def test_what_it_starts_serves_and_leaves(tidegate, tmp_path):
+    redis = Redis(tmp_path)
+    unit = service()
+    public, ops = free_ports(2)
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    secrets = {"hs256": SECRET, "broker-url": redis.url}
+    assert {credential.split(":")[0] for credential in unit["LoadCredential"]} == set(secrets)
+    for name, value in secrets.items():
+        (credentials / name).write_text(value)
+    toml = tmp_path / "tidegate.toml"
+    text = (UNIT.parent / "tidegate.toml").read_text()
+    text = text.replace("0.0.0.0:8080", f"127.0.0.1:{public}").replace("0.0.0.0:9090", f"127.0.0.1:{ops}")
+    toml.write_text(re.sub(r'^window = "60s"$', 'window = "1s"', text, flags=re.M))
+    environment = dict(entry.replace("%d", str(credentials)).split("=", 1) for entry in unit["Environment"])
+
+    def command(line):
+        words = shlex.split(line)
+        assert words[0] == "/usr/local/bin/tidegate"
+        return [tidegate, *(word.replace("/etc/tidegate/tidegate.toml", str(toml)) for word in words[1:])]
+
+    confined = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    node = Running("node", [*confined, *command(unit["ExecStart"][0])], tmp_path, env=environment)
+    try:
+        node.until(lambda: get(f"http://127.0.0.1:{ops}/readyz")[0] == 200, "ready")
+        # What a reload looks at first.
+        subprocess.run(command(unit["ExecReload"][0]), env=environment, check=True, capture_output=True)
+        assert shlex.split(unit["ExecReload"][1]) == ["/bin/kill", "-HUP", "$MAINPID"]
+        reloads = "tidegate_config_reloads_total"
+        if reloads in (metrics := get(f"http://127.0.0.1:{ops}/metrics")[1]):
+            node.process.send_signal(signal.SIGHUP)
+            node.until(
+                lambda: counted(get(f"http://127.0.0.1:{ops}/metrics")[1], reloads) > counted(metrics, reloads),
+                "read again",
+            )
+        node.terminate()
+        assert node.wait() == 0
+    finally:
+        node.stop()
+        redis.stop()
+
+
+def test_a_wrong_configuration_is_not_tried_again(tidegate, tmp_path):
+    toml = tmp_path / "tidegate.toml"
+    toml.write_text("[limits]\nconnectons = 5\n")
+    ended = subprocess.run([tidegate, "serve", "--config", toml], capture_output=True, check=False, env={})
+    assert [str(ended.returncode)] == service()["RestartPreventExitStatus"]
