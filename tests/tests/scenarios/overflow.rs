@@ -149,6 +149,28 @@ async fn who_asked_to_be_closed_at_a_gap_is_closed_in_place_of_a_drop() -> Resul
     Ok(())
 }
 
+/// A policy counts from the next publication on, for sessions that are in the room already.
+#[tokio::test]
+async fn a_policy_counts_as_soon_as_it_is_read() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("tidegate.toml");
+    std::fs::write(&path, "")?;
+    let node = Builder::new().config_file(&path).set("limits.outbound", "256KiB").start().await?;
+    let token = anywhere("alice");
+    let fast = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
+    let mut stalled = RawSocket::connect_narrow(node.public, &format!("/rooms/lobby?token={token}")).await?;
+    std::fs::write(&path, "[rooms.'lob*']\noverflow = 'drop_oldest'\n")?;
+    node.hang_up()?;
+    node.until_samples("a new configuration", |samples| {
+        samples.sum("tidegate_config_reloads_total", &["result=\"applied\""]) == 1
+    })
+    .await?;
+    let count = publish_until_dropped(&node, &token, &[&fast], "drop_oldest", 1).await?;
+    let heard = read_to(&mut stalled, count - 1).await?;
+    ensure!(count - heard.len() == dropped(&node, "drop_oldest").await?, "{heard:?}");
+    Ok(())
+}
+
 /// An event stream is told of the gap where it is, once however many were dropped there.
 #[tokio::test]
 async fn an_event_stream_is_told_of_the_gap_in_its_place() -> Result<()> {
