@@ -96,7 +96,7 @@ impl Outbound {
             let started = index == 0 && self.head_started;
             let goes = !started && waiting.lane.is_of(lane.room) && (all || cost > limit);
             if goes {
-                gap.get_or_insert(index - dropped);
+                gap.get_or_insert(index);
                 cost -= waiting.bytes.len() + Self::PER_FRAME;
                 self.bytes -= waiting.bytes.len();
                 dropped += 1;
