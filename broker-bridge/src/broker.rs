@@ -86,6 +86,8 @@ pub enum GapCause {
     Oversized,
     /// This node could not keep up and dropped publications inside.
     Overflow,
+    /// A session could not keep up, and what waited for it made way for newer publications of the room.
+    Dropped,
 }
 
 impl GapCause {
@@ -95,6 +97,7 @@ impl GapCause {
             Self::Interrupted => "interrupted",
             Self::Oversized => "oversized",
             Self::Overflow => "overflow",
+            Self::Dropped => "dropped",
         }
     }
 }

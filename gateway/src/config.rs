@@ -51,7 +51,10 @@ pub use self::{
     value::{ByteSize, ForwardedHeader, LogFilter, LogFormat, Secret},
 };
 use self::{reader::Reader, table as key, value::format_time};
-use crate::auth::{CookieName, files::LocalKeys, grant::Policy, remote::JwksUrl};
+use crate::{
+    auth::{CookieName, files::LocalKeys, grant::Policy, remote::JwksUrl},
+    delivery::DeliveryPolicy,
+};
 
 /// The configuration of a node. Each field is a key of the reference in `docs/configuration.md`, which
 /// says more about it.
@@ -75,6 +78,8 @@ pub struct Config {
     pub demo: bool,
     /// What every verified identity may do, in the order in which it was written.
     pub rooms: Vec<Policy>,
+    /// What rooms may do in the outbound queues of their members.
+    pub delivery: Vec<DeliveryPolicy>,
     /// How much anybody may use.
     pub limits: Limits,
     /// Whether messages are compressed.
@@ -333,9 +338,11 @@ impl Config {
                 deadline: from.read(&key::DRAIN_DEADLINE),
             },
             log: Log { format: from.read(&key::LOG_FORMAT), filter: from.read(&key::LOG_FILTER) },
-            rooms: from.read_rooms(),
+            rooms: Vec::new(),
+            delivery: Vec::new(),
             snapshot: Snapshot::default(),
         };
+        (config.rooms, config.delivery) = from.read_rooms();
         config.check_together(&mut from);
         config.snapshot = from.finish()?;
         Ok(config)

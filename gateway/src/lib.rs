@@ -18,6 +18,7 @@
 //! | [`protocol`] | wire protocols |
 //! | [`session`] | what one client may do and is told |
 //! | [`hub`] | the rooms of this node |
+//! | [`delivery`] | what a room's publications may do in a full outbound queue |
 //! | [`limits`] | how much anybody may use |
 //! | [`tls`] | the public listener's certificate |
 //! | [`metrics`] | what is measured |
@@ -28,6 +29,7 @@
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod delivery;
 pub mod drain;
 pub mod hub;
 pub mod limits;

@@ -52,6 +52,10 @@ pub struct Metrics {
     pub outbound_bytes: IntGauge,
     /// Sessions closed because their outbound queue was full.
     pub slow_consumers: IntCounter,
+    /// Publications that made way for newer ones, `overflow = "drop_oldest"`.
+    pub dropped_oldest: IntCounter,
+    /// Publications that made way for newer ones, `overflow = "latest"`.
+    pub dropped_for_latest: IntCounter,
     refusals: IntCounterVec,
     auth_failures: IntCounterVec,
     limited: IntCounterVec,
@@ -119,6 +123,12 @@ impl Metrics {
             "tidegate_messages_total",
             "Messages that clients sent (in) and that were queued for clients (out).",
             &["direction"],
+        )?;
+        let outbound_dropped = int_counters(
+            &registry,
+            "tidegate_outbound_dropped_total",
+            "Publications that waited for a slow session and made way for newer ones of their room, by the room's policy.",
+            &["overflow"],
         )?;
         let build_info = int_gauges(
             &registry,
@@ -199,6 +209,8 @@ impl Metrics {
                 "tidegate_slow_consumers_total",
                 "Sessions closed because their outbound queue was full.",
             )?,
+            dropped_oldest: outbound_dropped.with_label_values(&["drop_oldest"]),
+            dropped_for_latest: outbound_dropped.with_label_values(&["latest"]),
             refusals: int_counters(
                 &registry,
                 "tidegate_refusals_total",

@@ -338,6 +338,8 @@ impl Protocol {
         match self {
             Self::Plain(plain) => plain.gap(),
             Self::EventStream(_) => Notice::Send(event_stream::gap(room, cause)),
+            // To subscribe again would bring nothing back, and would end in the same queue.
+            Self::Centrifuge(_) if cause == GapCause::Dropped => Notice::Send(centrifuge::gap(room, cause)),
             Self::Centrifuge(_) => Notice::Leave(centrifuge::resubscribe(room)),
         }
     }

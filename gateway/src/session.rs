@@ -214,6 +214,11 @@ impl Session {
         self.tell(notice, room, effects);
     }
 
+    /// What to tell of publications of `room` that its own outbound queue had no room for.
+    pub fn dropped(&self, room: &RoomName) -> Notice {
+        self.protocol.gap(room, GapCause::Dropped)
+    }
+
     /// The identity, or the time to show one, is over.
     pub fn expired(&self) -> CloseReason {
         if self.begun { CloseReason::TokenExpired } else { CloseReason::Stale }

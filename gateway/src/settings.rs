@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use crate::{
     auth::{AuthConfig, Authenticator, CookieName, Keyring},
     config::{Compression, Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
+    delivery::DeliveryPolicies,
     limits::Limiters,
 };
 
@@ -33,6 +34,8 @@ pub struct Settings {
     pub proxy_protocol: bool,
     /// Whether messages are compressed.
     pub compression: Compression,
+    /// What rooms may do in the outbound queues of their members.
+    pub delivery: DeliveryPolicies,
     /// How a dead peer is noticed.
     pub heartbeat: Heartbeat,
     /// The age at which a session is told to come back, before jitter.
@@ -67,6 +70,7 @@ impl Settings {
             forwarded_header: config.public.forwarded_header,
             proxy_protocol: config.public.proxy_protocol,
             compression: config.compression.clone(),
+            delivery: DeliveryPolicies::new(&config.delivery),
             heartbeat: config.heartbeat.clone(),
             max_session_age: config.public.max_session_age,
             drain: config.drain.clone(),

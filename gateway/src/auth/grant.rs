@@ -174,6 +174,30 @@ impl PolicyPattern {
     }
 }
 
+impl PolicyPattern {
+    /// Whether the pattern covers the room for any subject.
+    pub fn covers(&self, room: &RoomName) -> bool {
+        match &self.0 {
+            Template::Fixed(pattern) => pattern.matches(room),
+            Template::Subject { before, after, .. } => {
+                let Some(rest) = room.as_str().strip_prefix(&**before) else { return false };
+                // A subject never holds what follows it, so there is only one that could fit.
+                let end = after.chars().next().map_or(Some(rest.len()), |next| rest.find(next));
+                end.and_then(|end| rest.get(..end)).is_some_and(|subject| self.matches(subject, room))
+            }
+        }
+    }
+
+    /// How much of a room's name it says, for an order among patterns: the more, the greater.
+    pub fn precision(&self) -> impl Ord + use<> {
+        let (literal, reach) = match &self.0 {
+            Template::Fixed(RoomPattern { literal, reach }) => (literal.len(), reach),
+            Template::Subject { before, after, reach } => (before.len() + after.len(), reach),
+        };
+        (literal, *reach == Reach::Exact)
+    }
+}
+
 /// How far a pattern's literal text reaches.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Reach {
@@ -489,6 +513,18 @@ mod tests {
             let filled = pattern(&format!("{before}{subject}{after}"));
             let lazy = policy(&format!("{before}{{sub}}{after}"));
             prop_assert_eq!(lazy.matches(&subject, &room(&name)), filled.matches(&room(&name)));
+        }
+
+        /// Any subject that fits is found.
+        #[test]
+        fn covering_agrees_with_trying_every_subject(
+            text in "[ab:.]{0,2}(\\{sub\\})?([ab:.]{1,2}\\*?)?", name in "[ab:.*/]{1,8}",
+        ) {
+            prop_assume!(!text.is_empty());
+            let (policy, room) = (policy(&text), room(&name));
+            let subjects = (0..name.len()).flat_map(|start| (start..=name.len()).map(move |end| (start, end)));
+            let any = subjects.into_iter().any(|(start, end)| policy.matches(&name[start..end], &room));
+            prop_assert_eq!(policy.covers(&room), any);
         }
 
         /// No two subjects ever share a room of a policy that names its subject.

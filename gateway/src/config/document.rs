@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::table::{Fallback, ROOMS_GRANT, Reload, Row, TABLE};
+use super::table::{Fallback, ROOMS_GRANT, Reload, Row, TABLE, is_of_rooms};
 
 /// A configuration file that says what holds without one, every key explained.
 pub fn default_config() -> String {
@@ -20,7 +20,7 @@ pub fn default_config() -> String {
         if table != section {
             section = table;
             let comment = if is_pattern(*row) {
-                "# One table for each pattern. What one of them grants is granted:\n# "
+                "# One table for each pattern. What one of them grants is granted; for the rest, the pattern that\n# says most of a room's name counts:\n# "
             } else {
                 ""
             };
@@ -35,7 +35,8 @@ pub fn default_config() -> String {
             let _ = writeln!(text, "# {line}");
         }
         let _ = match row.default() {
-            _ if is_pattern(*row) => writeln!(text, r#"# {key} = ["subscribe", "publish"]"#),
+            _ if row.name() == ROOMS_GRANT.name => writeln!(text, r#"# {key} = ["subscribe", "publish"]"#),
+            Fallback::Is(default) if is_pattern(*row) => writeln!(text, "# {key} = {default}"),
             Fallback::Is(default) => writeln!(text, "{key} = {default}"),
             Fallback::Unset { example } => writeln!(text, "# {key} = {example}"),
         };
@@ -64,7 +65,7 @@ pub fn reference() -> String {
 }
 
 fn is_pattern(row: &dyn Row) -> bool {
-    row.name() == ROOMS_GRANT.name
+    is_of_rooms(row.name())
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {

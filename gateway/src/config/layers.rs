@@ -14,7 +14,7 @@ use super::{
     raw::{Entry, Raw},
     reader::read_text,
     suggest::suggest,
-    table::{ROOMS, ROOMS_GRANT, TABLE},
+    table::{ROOMS, TABLE, is_of_rooms, room_keys},
 };
 
 /// What a configuration file may have, in bytes: it is read every few seconds.
@@ -175,14 +175,8 @@ impl Layers {
         for (name, value) in flags {
             if name == ROOMS {
                 self.inline_rooms(value, &Source::Flag);
-            } else if let Some(pattern) = granted_pattern(name) {
-                let raw = Raw::Table(vec![Entry {
-                    key: "grant".to_owned(),
-                    line: 1,
-                    raw: Raw::Text(value.clone()),
-                }]);
-                self.rooms.retain(|(known, given)| given.source == Source::Flag && known != pattern);
-                self.rooms.push((pattern.to_owned(), Given { raw, source: Source::Flag }));
+            } else if let Some((pattern, key)) = room_key(name) {
+                self.set_room(pattern, key, value);
             } else {
                 self.set(name, Raw::Text(value.clone()), Source::Flag, str::to_owned);
             }
@@ -192,7 +186,7 @@ impl Layers {
     /// Takes over one value, or the complaint that there is no such key. The value of an unknown key is not
     /// shown: it may be a misspelt secret.
     fn set(&mut self, name: &str, raw: Raw, source: Source, write: impl Fn(&str) -> String) {
-        match TABLE.iter().find(|row| row.name() == name && name != ROOMS_GRANT.name) {
+        match TABLE.iter().find(|row| row.name() == name && !is_of_rooms(name)) {
             Some(row) => {
                 self.keys.insert(row.name(), Given { raw, source });
             }
@@ -226,6 +220,20 @@ impl Layers {
         }
     }
 
+    /// Takes over one key of a pattern from a flag. The last one of a key wins.
+    fn set_room(&mut self, pattern: &str, key: &str, value: &str) {
+        self.rooms.retain(|(_, given)| given.source == Source::Flag);
+        let entry = Entry { key: key.to_owned(), line: 1, raw: Raw::Text(value.to_owned()) };
+        let known = self.rooms.iter_mut().find(|(known, _)| known == pattern);
+        if let Some((_, Given { raw: Raw::Table(entries), .. })) = known {
+            entries.retain(|entry| entry.key != key);
+            entries.push(entry);
+        } else {
+            let given = Given { raw: Raw::Table(vec![entry]), source: Source::Flag };
+            self.rooms.push((pattern.to_owned(), given));
+        }
+    }
+
     fn set_rooms(&mut self, rooms: Vec<Entry>, at: &impl Fn(usize) -> Source) {
         let given = |entry: Entry| (entry.key, Given { raw: entry.raw, source: at(entry.line) });
         self.rooms = rooms.into_iter().map(given).collect();
@@ -236,16 +244,17 @@ const PREFIX: &str = "TIDEGATE_";
 
 /// The variable that gives this key its value.
 pub(super) fn variable_of(key: &str) -> String {
-    if key == ROOMS_GRANT.name {
+    if is_of_rooms(key) {
         return format!("{PREFIX}ROOMS");
     }
     format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
 }
 
-/// The pattern in `rooms."<pattern>".grant`, with or without the quotes.
-fn granted_pattern(name: &str) -> Option<&str> {
-    let pattern = name.strip_prefix("rooms.")?.strip_suffix(".grant")?;
-    Some(pattern.strip_prefix('"').and_then(|pattern| pattern.strip_suffix('"')).unwrap_or(pattern))
+/// Pattern and key in `rooms."<pattern>".grant`, with or without the quotes.
+fn room_key(name: &str) -> Option<(&str, &str)> {
+    let (pattern, key) = name.strip_prefix("rooms.")?.rsplit_once('.')?;
+    let bare = pattern.strip_prefix('"').and_then(|pattern| pattern.strip_suffix('"')).unwrap_or(pattern);
+    room_keys().any(|known| known == key).then_some((bare, key))
 }
 
 fn strip_prefix_ignoring_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {

@@ -20,7 +20,10 @@ use super::{
     suggest::suggest,
     table::{self, Fallback, Key, Row},
 };
-use crate::auth::grant::{Operations, Policy, PolicyPattern};
+use crate::{
+    auth::grant::{Operations, Policy, PolicyPattern},
+    delivery::DeliveryPolicy,
+};
 
 /// Reads the keys of the table from the layers.
 pub(super) struct Reader {
@@ -105,9 +108,9 @@ impl Reader {
         }
     }
 
-    /// The room policies, in the order in which they were written.
-    pub(super) fn read_rooms(&mut self) -> Vec<Policy> {
-        let mut policies = Vec::new();
+    /// The room policies, in the order in which they were written: what they grant, and how they deliver.
+    pub(super) fn read_rooms(&mut self) -> (Vec<Policy>, Vec<DeliveryPolicy>) {
+        let (mut policies, mut deliveries) = (Vec::new(), Vec::new());
         for (pattern, Given { raw, source }) in std::mem::take(&mut self.layers.rooms) {
             let name = format!("{}.{pattern:?}", table::ROOMS);
             let error = |source: &Source, key: &str, value, expected| ConfigError {
@@ -130,27 +133,49 @@ impl Reader {
                 self.errors.push(error(&source, &name, Some(raw.show()), expected));
                 continue;
             };
-            let mut operations = Operations::NONE;
+            let (mut operations, mut overflow, mut priority) = (Operations::NONE, None, None);
             for entry in entries {
                 let name = format!("{name}.{}", entry.key);
                 let source = source.at_line(entry.line);
-                if entry.key == "grant" {
-                    match table::ROOMS_GRANT.kind.read(&entry.raw) {
-                        Ok(granted) => operations = granted,
-                        Err(expected) => {
-                            self.errors.push(error(&source, &name, Some(entry.raw.show()), expected));
-                        }
+                let raw = &entry.raw;
+                let read = match &*entry.key {
+                    "grant" => table::ROOMS_GRANT.kind.read(raw).map(|granted| operations = granted),
+                    "overflow" => table::ROOMS_OVERFLOW.kind.read(raw).map(|given| overflow = Some(given)),
+                    "priority" => table::ROOMS_PRIORITY.kind.read(raw).map(|given| priority = Some(given)),
+                    key => {
+                        let near = suggest(key, table::room_keys()).join(" or ");
+                        let hint = if near.is_empty() {
+                            format!("there are {}", table::room_keys().collect::<Vec<_>>().join(", "))
+                        } else {
+                            format!("did you mean {near}?")
+                        };
+                        self.errors.push(error(
+                            &source,
+                            &name,
+                            None,
+                            format!("there is no such key; {hint}"),
+                        ));
+                        continue;
                     }
-                } else {
-                    let near = suggest(&entry.key, std::iter::once("grant"));
-                    let hint = if near.is_empty() { "the only one is grant" } else { "did you mean grant?" };
-                    self.errors.push(error(&source, &name, None, format!("there is no such key; {hint}")));
+                };
+                if let Err(expected) = read {
+                    self.errors.push(error(&source, &name, Some(raw.show()), expected));
                 }
             }
-            policies.extend(parsed.ok().map(|pattern| Policy { pattern, operations }));
+            if let Ok(pattern) = parsed {
+                policies.push(Policy { pattern: pattern.clone(), operations });
+                deliveries.push(DeliveryPolicy { pattern, overflow, priority });
+            }
         }
+        let of = |list: Vec<String>| Some(list.join(" "));
+        let overflows =
+            deliveries.iter().filter_map(|policy| Some(format!("{} {:?}", policy.pattern, policy.overflow?)));
+        let priorities =
+            deliveries.iter().filter_map(|policy| Some(format!("{} {:?}", policy.pattern, policy.priority?)));
+        self.snapshot.set(table::ROOMS_OVERFLOW.name, of(overflows.collect()));
+        self.snapshot.set(table::ROOMS_PRIORITY.name, of(priorities.collect()));
         self.snapshot.set(table::ROOMS_GRANT.name, Some(format!("{policies:?}")));
-        policies
+        (policies, deliveries)
     }
 
     /// Notes an error at `key` unless `holds`. Says nothing if `key`, or one of the `others` that the

@@ -14,7 +14,10 @@ use super::{
         OriginList, Parsed, Prefix, SharedKey, Size, Switch, Time, WordList, Words,
     },
 };
-use crate::auth::{CookieName, remote::JwksUrl};
+use crate::{
+    auth::{CookieName, remote::JwksUrl},
+    delivery::Overflow,
+};
 
 /// One key.
 pub(super) struct Key<K> {
@@ -450,7 +453,7 @@ table! {
         kind: size(1, ByteSize::mib(1024)),
         default: Is(r#""1MiB""#),
         reload: Live,
-        doc: "Bytes that may wait for one session. A session that needs more is closed as slow.",
+        doc: "Bytes that may wait for one session. A session that needs more is closed as slow, unless the room's `overflow` is another.",
         more: "A frame counts 64 bytes beside its own. At least `limits.message_size`.",
     };
     LIMITS_ROOMS_PER_SESSION: Count = Key {
@@ -608,7 +611,38 @@ table! {
         more: "A pattern is a room's name, with `*` at its end for anything that begins so, and `{sub}` for \
                the subject of the token.",
     };
+    ROOMS_OVERFLOW: Parsed<Overflow> = Key {
+        name: r#"rooms."<pattern>".overflow"#,
+        kind: Parsed::new("close, drop_oldest or latest"),
+        default: Is(r#""close""#),
+        reload: Live,
+        doc: "What happens when `limits.outbound` has no room for a publication of such a room.",
+        more: "`close`: the session is closed as slow. `drop_oldest`: the oldest of the room that wait make way. \
+               `latest`: all of the room that wait make way, as soon as the socket does not keep up. The \
+               session is told that it has a gap.",
+    };
+    ROOMS_PRIORITY: Switch = Key {
+        name: r#"rooms."<pattern>".priority"#,
+        kind: Switch,
+        default: Is("false"),
+        reload: Live,
+        doc: "Whether publications of such a room overtake those of other rooms that wait for the same session.",
+        more: "",
+    };
 }
 
 /// The table that is keyed by patterns, and so cannot be looked up by name.
 pub(super) const ROOMS: &str = "rooms";
+
+/// Whether a key belongs to that table.
+pub(super) fn is_of_rooms(name: &str) -> bool {
+    name.strip_prefix(ROOMS).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// The last parts of its keys.
+pub(super) fn room_keys() -> impl Iterator<Item = &'static str> + Clone {
+    TABLE
+        .iter()
+        .filter_map(|row| row.name().rsplit_once('.').filter(|_| is_of_rooms(row.name())))
+        .map(|(_, key)| key)
+}

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     layers::variable_of,
-    table::{Fallback, ROOMS_GRANT, Row, TABLE},
+    table::{Fallback, Row, TABLE, is_of_rooms},
     *,
 };
 
@@ -205,6 +205,39 @@ fn room_policies_keep_their_order_and_belong_to_one_layer() {
     ])
     .flags;
     assert_eq!(patterns(&load(&sources)), ["c:*=subscribe", "d=presence"]);
+}
+
+#[test]
+fn a_room_pattern_takes_its_keys_one_by_one() {
+    use crate::delivery::{DeliveryPolicy, Overflow};
+    let policy = |pattern: &str, overflow, priority| DeliveryPolicy {
+        pattern: pattern.parse().unwrap(),
+        overflow,
+        priority,
+    };
+    let text =
+        "[rooms.'price:*']\noverflow = 'latest'\ngrant = ['subscribe']\n[rooms.alarm]\npriority = true\n";
+    let config = load(&file(text));
+    let expected = [policy("price:*", Some(Overflow::Latest), None), policy("alarm", None, Some(true))];
+    assert_eq!(config.delivery, expected);
+    assert_eq!(config.rooms.len(), 2);
+    let given = [
+        ("rooms.a.overflow", "latest"),
+        ("rooms.a.grant", "subscribe"),
+        ("rooms.a.priority", "true"),
+        ("rooms.a.overflow", "drop_oldest"),
+    ];
+    let config = load(&flags(&given));
+    assert_eq!(config.delivery, [policy("a", Some(Overflow::DropOldest), Some(true))]);
+    assert!(!config.rooms[0].operations.is_empty());
+    assert_eq!(
+        complaints(&file("[rooms.a]\noverflow = 'newest'\npriority = 'high'\nsize = 1\n")),
+        [
+            "rooms.\"a\".overflow = \"newest\" (tidegate.toml:2): expected close, drop_oldest or latest",
+            "rooms.\"a\".priority = \"high\" (tidegate.toml:3): expected true or false",
+            "rooms.\"a\".size (tidegate.toml:4): there is no such key; there are grant, overflow, priority",
+        ]
+    );
 }
 
 #[test]
@@ -511,7 +544,7 @@ fn rows_are_complete() {
 fn takes_any_text(row: &dyn Row) -> bool {
     matches!(row.name(), "log.filter" | "broker.prefix" | "broker.ca_file" | "auth.hs256_secret")
         || matches!(row.name(), "auth.issuer" | "auth.audience")
-        || row.name() == ROOMS_GRANT.name
+        || is_of_rooms(row.name())
 }
 
 proptest! {

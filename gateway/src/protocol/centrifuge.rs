@@ -13,7 +13,7 @@
 use std::{fmt, io::Write as _, marker::PhantomData};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use broker_bridge::{Data, DataKind, Publication, RoomName};
+use broker_bridge::{Data, DataKind, GapCause, Publication, RoomName};
 use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer,
@@ -293,6 +293,13 @@ const GROWS: &str = "text is JSON, and a vector takes everything";
 /// The room's topic was interrupted: the client subscribes again by itself.
 pub(super) fn resubscribe(room: &RoomName) -> Bytes {
     unsubscribe(room, INSUFFICIENT_STATE, "insufficient state")
+}
+
+/// Publications of the room are missing just before: a message outside of all channels, since a channel has
+/// no word for it that leaves the subscription as it is.
+pub(super) fn gap(room: &RoomName, cause: GapCause) -> Bytes {
+    let gap = json!({ "room": room.as_str(), "cause": cause.as_str() });
+    frame(&json!({ "push": { "message": { "data": { "tidegate.gap": gap } } } }))
 }
 
 /// The client's new token does not grant the room.

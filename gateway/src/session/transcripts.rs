@@ -232,7 +232,7 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
         }
         "gap" => {
             let (name, cause) = rest.split_once(' ').expect("a room and a cause");
-            let cause = [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow]
+            let cause = [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow, GapCause::Dropped]
                 .into_iter()
                 .find(|known| known.as_str() == cause);
             session.gap(&room(name), cause.expect("a cause"), &mut effects);

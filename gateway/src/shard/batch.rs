@@ -55,6 +55,13 @@ impl Batch {
         self.broadcasts.first().map(Arc::as_ref)
     }
 
+    /// Each of them alone, as members with this encoding are sent it.
+    pub fn frames(&self, encoding: Encoding, threshold: usize) -> impl Iterator<Item = (&Bytes, usize)> {
+        self.broadcasts
+            .iter()
+            .map(move |broadcast| (broadcast.frame(encoding, threshold), broadcast.payload_len()))
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.broadcasts.len()

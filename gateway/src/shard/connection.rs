@@ -11,6 +11,7 @@
 //! shard's [`Timers`](super::timers::Timers) hold its key) and no frames.
 
 mod carried;
+mod queue;
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,14 +27,12 @@ use std::{
 use broker_bridge::{
     BrokerError, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, SessionId, Ticket,
 };
-use bytes::Bytes;
 use slotmap::{Key as _, new_key_type};
 use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
 use super::{
-    batch::Batch,
-    outbound::{Full, Outbound},
+    outbound::{Lane, Outbound},
     rooms::Membership,
     stream::Stream,
     tally::Tally,
@@ -76,10 +75,12 @@ pub struct Connection {
     waker: RefCell<Option<Waker>>,
     /// In the shard's list of connections to write this turn.
     pub(super) dirty: Cell<bool>,
-    /// The socket was full; its task waits until it can be written.
+    /// The socket was full; its task waits until it can be written. Likewise a response.
     wants_write: Cell<bool>,
-    /// The outbound queue was full at the last delivery; closed as slow at the end of the turn.
-    overflowed: Cell<bool>,
+    /// The body of the response has been told that something waits, and has not come for it since.
+    offered: Cell<bool>,
+    /// The last delivery could not be queued; closed for that at the end of the turn.
+    doomed: Cell<Option<CloseReason>>,
     /// Nothing the client sends is understood any more.
     deaf: Cell<bool>,
     in_flight: Cell<u32>,
@@ -159,7 +160,8 @@ impl Connection {
             waker: RefCell::default(),
             dirty: Cell::new(false),
             wants_write: Cell::new(false),
-            overflowed: Cell::new(false),
+            offered: Cell::new(false),
+            doomed: Cell::new(None),
             deaf: Cell::new(false),
             in_flight: Cell::new(0),
             unpaid: Cell::new(0),
@@ -213,17 +215,6 @@ impl Connection {
     }
 
     // ---- what the shard's turn does ----
-
-    /// Queues a batch, unless it is this session's own echo. The caller writes at the end of its turn.
-    pub fn deliver(&self, worker: &Worker, exclude: Option<SessionId>, batch: &Batch, threshold: usize) {
-        if matches!(self.phase.get(), Phase::Closing(_)) || exclude == Some(self.id) {
-            return;
-        }
-        if self.queue(worker, batch.frame(self.encoding, threshold).clone()) {
-            Tally::add(&worker.tally.deliveries, batch.len());
-            Tally::add(&worker.tally.payload_out, batch.payload_len());
-        }
-    }
 
     /// Tells the session of a gap.
     pub fn gap(&self, worker: &Worker, room: &RoomName, cause: GapCause) {
@@ -297,7 +288,7 @@ impl Connection {
                     self.outbound.borrow_mut().release();
                     self.next_ping.set(now.after(self.heartbeat_interval(worker)));
                     let ping = self.session.borrow_mut().heartbeat();
-                    self.queue(worker, ping);
+                    self.queue(worker, ping, Lane::Heartbeat);
                     worker.touch(self.key);
                 }
                 Some(self.next_ping.get().min(self.expires.get()).min(silent_by).min(self.ages(worker)))
@@ -335,13 +326,18 @@ impl Connection {
     /// Writes what waits, with one system call if the socket takes it, and closes a connection that was
     /// too slow. Returns what is left to the task if the socket does not take everything.
     pub fn flush(&self, worker: &Worker) {
-        if self.overflowed.take() {
-            Tally::add(&worker.tally.slow_consumers, 1);
-            self.begin_close(worker, CloseReason::SlowConsumer);
+        if let Some(reason) = self.doomed.take() {
+            if reason == CloseReason::SlowConsumer {
+                Tally::add(&worker.tally.slow_consumers, 1);
+            }
+            self.begin_close(worker, reason);
         }
         let lost = match &*self.carrier.borrow() {
             Carrier::Coming | Carrier::Gone => false,
             Carrier::Response(_) => {
+                if !self.outbound.borrow().is_empty() && self.offered.replace(true) {
+                    self.wants_write.set(true);
+                }
                 self.wake();
                 false
             }
@@ -406,7 +402,7 @@ impl Connection {
                     }
                 }
                 Effect::Send(bytes) => {
-                    self.queue(worker, bytes);
+                    self.queue(worker, bytes, Lane::Session);
                     worker.touch(self.key);
                 }
                 Effect::Close(reason) => self.begin_close(worker, reason),
@@ -440,19 +436,6 @@ impl Connection {
     /// No publication waits any more: the session may be read again.
     pub fn unblocked(&self) {
         self.wake();
-    }
-
-    /// Queues bytes if the bound allows; marks the connection as too slow if not.
-    fn queue(&self, worker: &Worker, frame: Bytes) -> bool {
-        let before = self.outbound.borrow().len();
-        let pushed = self.outbound.borrow_mut().push(frame, worker.settings().limits.outbound.get());
-        if pushed == Err(Full) {
-            self.overflowed.set(true);
-            worker.touch(self.key);
-            return false;
-        }
-        worker.count_outbound(before, self.outbound.borrow().len());
-        true
     }
 
     fn write(&self, stream: &Stream) -> io::Result<()> {

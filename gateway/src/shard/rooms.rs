@@ -1,11 +1,14 @@
 //! The rooms of one shard and their members.
 
-use std::{collections::HashMap, rc::Rc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    rc::Rc,
+};
 
 use broker_bridge::RoomName;
 use smallvec::SmallVec;
 
-use super::connection::Connection;
+use super::{connection::Connection, outbound::RoomTag};
 
 /// Who is in which room on this shard.
 ///
@@ -13,10 +16,18 @@ use super::connection::Connection;
 /// same in a room of two and of 20,000.
 #[derive(Default)]
 pub struct Rooms {
-    rooms: HashMap<RoomName, Members, foldhash::fast::RandomState>,
+    rooms: HashMap<RoomName, Room, foldhash::fast::RandomState>,
+    /// The tag of the latest room.
+    tagged: u32,
 }
 
-type Members = SmallVec<[Rc<Connection>; 2]>;
+/// One room with members on this shard.
+pub struct Room {
+    /// Tells its frames from those of other rooms in a member's outbound queue. Used again after 2^32 rooms,
+    /// when no frame of the first one can be waiting any more.
+    pub tag: RoomTag,
+    pub members: SmallVec<[Rc<Connection>; 2]>,
+}
 
 /// A connection's place in a room.
 #[derive(Debug)]
@@ -32,7 +43,14 @@ impl Rooms {
         if memberships.iter().any(|membership| membership.room == *room) {
             return false;
         }
-        let members = self.rooms.entry(room.clone()).or_default();
+        let members = match self.rooms.entry(room.clone()) {
+            Entry::Occupied(known) => &mut known.into_mut().members,
+            Entry::Vacant(vacant) => {
+                self.tagged = self.tagged.checked_add(1).unwrap_or(1);
+                let tag = RoomTag::new(self.tagged).unwrap_or(RoomTag::MIN);
+                &mut vacant.insert(Room { tag, members: SmallVec::new() }).members
+            }
+        };
         memberships.push(Membership { room: room.clone(), place: members.len() });
         members.push(Rc::clone(connection));
         true
@@ -62,13 +80,18 @@ impl Rooms {
         true
     }
 
+    /// The room, if it has members.
+    pub fn get(&self, room: &RoomName) -> Option<&Room> {
+        self.rooms.get(room)
+    }
+
     /// The members of `room`.
     pub fn members(&self, room: &RoomName) -> &[Rc<Connection>] {
-        self.rooms.get(room).map_or(&[], |members| members.as_slice())
+        self.get(room).map_or(&[], |room| room.members.as_slice())
     }
 
     fn remove(&mut self, room: &RoomName, place: usize) {
-        let Some(members) = self.rooms.get_mut(room) else { return };
+        let Some(Room { members, .. }) = self.rooms.get_mut(room) else { return };
         members.swap_remove(place);
         if let Some(moved) = members.get(place) {
             let mut memberships = moved.memberships.borrow_mut();

@@ -17,6 +17,8 @@ pub struct Tally {
     pub deliveries: Cell<u64>,
     pub payload_out: Cell<u64>,
     pub slow_consumers: Cell<u64>,
+    pub dropped_oldest: Cell<u64>,
+    pub dropped_for_latest: Cell<u64>,
     pub subscriptions: Cell<i64>,
     pub outbound_bytes: Cell<i64>,
 }
@@ -44,6 +46,8 @@ impl Tally {
         add(&metrics.messages_out, deliveries);
         add(&metrics.payload_bytes_out, self.payload_out.take());
         add(&metrics.slow_consumers, self.slow_consumers.take());
+        add(&metrics.dropped_oldest, self.dropped_oldest.take());
+        add(&metrics.dropped_for_latest, self.dropped_for_latest.take());
         metrics.subscriptions.add(self.subscriptions.take());
         metrics.outbound_bytes.add(self.outbound_bytes.take());
     }

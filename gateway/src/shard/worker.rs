@@ -22,12 +22,13 @@ use super::{
     age::Age,
     batch::Batch,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
-    outbound::Outbound,
-    rooms::Rooms,
+    outbound::{Outbound, RoomLane},
+    rooms::{Room, Rooms},
     tally::Tally,
     timers::{Clock, Tick, Timers},
 };
 use crate::{
+    delivery::Overflow,
     drain::Pace,
     hub::Broadcast,
     limits::bucket::SessionMeters,
@@ -211,12 +212,19 @@ impl Worker {
     /// Queues a batch for every member. Returns what it costs a member's queue at most.
     fn deliver(&self, batch: &mut Batch, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
         let Some(first) = batch.first() else { return 0 };
-        let threshold = self.settings().compression.threshold.get();
-        for member in self.rooms.borrow().members(first.room()) {
-            member.deliver(self, first.exclude(), batch, threshold);
-            self.touch_connection(member);
+        let (threshold, delivery) = {
+            let settings = self.settings();
+            (settings.compression.threshold.get(), settings.delivery.of(first.room()))
+        };
+        if let Some(Room { tag, members }) = self.rooms.borrow().get(first.room()) {
+            let lane = RoomLane { room: *tag, priority: delivery.priority };
+            for member in members {
+                member.deliver(self, first.exclude(), batch, threshold, lane, delivery.overflow);
+                self.touch_connection(member);
+            }
         }
-        let cost = batch.payload_len() + Outbound::PER_FRAME;
+        let frames = if delivery.overflow == Overflow::Close { 1 } else { batch.len() };
+        let cost = batch.payload_len() + frames * Outbound::PER_FRAME;
         batch.finish(broadcasts);
         cost
     }

@@ -20,6 +20,7 @@ mod keys;
 mod leaving;
 mod limits;
 mod metrics;
+mod overflow;
 mod pace;
 mod rebalance;
 mod reload;

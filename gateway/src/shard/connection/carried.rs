@@ -14,7 +14,7 @@ use crate::{
     limits::Allowance,
     protocol::Message,
     session::{CloseReason, Effect, Session, Surroundings},
-    shard::{stream::Stream, tally::Tally, worker::Worker},
+    shard::{outbound::Lane, stream::Stream, tally::Tally, worker::Worker},
     websocket::{self, Event, ProtocolError},
 };
 
@@ -39,7 +39,7 @@ impl Connection {
 
     /// Queues what comes before the first publication.
     pub fn queue_preamble(&self, worker: &Worker, preamble: Bytes) {
-        self.queue(worker, preamble);
+        self.queue(worker, preamble, Lane::Session);
     }
 
     /// Carries the connection in a response from now on.
@@ -50,6 +50,8 @@ impl Connection {
     /// Takes the next bytes for a response; `None` ends it.
     pub fn poll_response(&self, worker: &Worker, cx: &Context<'_>) -> Poll<Option<Bytes>> {
         self.set_waker(cx);
+        self.offered.set(false);
+        self.wants_write.set(false);
         let frame = self.outbound.borrow_mut().pop();
         match (frame, self.phase.get()) {
             (Some(frame), _) => {
