@@ -490,16 +490,34 @@ mod tests {
 
         for protocol in ProtocolName::ALL {
             metrics.connection_opened(protocol);
-            CloseReason::ALL.into_iter().for_each(|reason| metrics.connection_closed(protocol, reason));
-            HandshakeResult::ALL.into_iter().for_each(|result| metrics.handshake(protocol, result, 0.1));
+            for reason in CloseReason::ALL {
+                metrics.connection_closed(protocol, reason);
+            }
+            for result in HandshakeResult::ALL {
+                metrics.handshake(protocol, result, 0.1);
+            }
         }
-        Refusal::ALL.into_iter().for_each(|refusal| metrics.refused(refusal));
-        Unanswered::ALL.into_iter().for_each(|reason| metrics.unanswered(reason));
-        DROPPED_FOR.into_iter().for_each(|refusal| metrics.dropped(refusal));
-        AuthFailure::ALL.into_iter().for_each(|failure| metrics.auth_failed(failure));
-        Limit::ALL.into_iter().for_each(|limit| metrics.limited(limit));
-        ROOM_GAPS.into_iter().for_each(|cause| metrics.gap(cause));
-        ReloadResult::ALL.into_iter().for_each(|result| metrics.config_reloaded(result, UnixSeconds(0)));
+        for refusal in Refusal::ALL {
+            metrics.refused(refusal);
+        }
+        for reason in Unanswered::ALL {
+            metrics.unanswered(reason);
+        }
+        for refusal in DROPPED_FOR {
+            metrics.dropped(refusal);
+        }
+        for failure in AuthFailure::ALL {
+            metrics.auth_failed(failure);
+        }
+        for limit in Limit::ALL {
+            metrics.limited(limit);
+        }
+        for cause in ROOM_GAPS {
+            metrics.gap(cause);
+        }
+        for result in ReloadResult::ALL {
+            metrics.config_reloaded(result, UnixSeconds(0));
+        }
         let added: Vec<_> = series().difference(&before).cloned().collect();
         assert!(added.is_empty(), "{added:?}");
     }
