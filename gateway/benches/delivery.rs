@@ -14,7 +14,7 @@ use tidegate::{
     hub::{FanOut, Hub},
     metrics::Metrics,
     protocol::WireFormat,
-    shard::Inbox,
+    shard::{Event, Inbox},
 };
 
 const ROOMS: usize = 100_000;
@@ -35,11 +35,15 @@ fn hub(c: &mut Criterion) {
 
     let mut group = c.benchmark_group("hub of 100,000 rooms");
     group.bench_function("find a room and post to its shard", |b| {
-        let mut events = Vec::new();
+        let (mut events, mut done) = (Vec::new(), 0);
         b.iter(|| {
             fan_out.publication(next.next().expect("a cycle does not end"), publication.clone());
-            inbox.take(&mut events);
-            events.clear();
+            inbox.take(&mut events, std::mem::take(&mut done));
+            for event in events.drain(..) {
+                if let Event::Broadcast(broadcast) = event {
+                    done += Inbox::cost(&broadcast);
+                }
+            }
         });
     });
     for room in &rooms {

@@ -278,7 +278,7 @@ mod tests {
         fn posted(&self) -> Vec<Vec<String>> {
             let names = |inbox: &Arc<Inbox>| {
                 let mut events = Vec::new();
-                inbox.take(&mut events);
+                inbox.take(&mut events, 0);
                 let name = |event: &Event| match event {
                     Event::Broadcast(broadcast) => broadcast.room().to_string(),
                     other => format!("{other:?}"),
@@ -358,7 +358,7 @@ mod tests {
             .iter()
             .map(|inbox| {
                 let mut events = Vec::new();
-                inbox.take(&mut events);
+                inbox.take(&mut events, 0);
                 let Some(Event::Broadcast(broadcast)) = events.pop() else { panic!("one broadcast") };
                 broadcast.frame(WireFormat::PlainFrame.into(), 0).clone()
             })

@@ -12,13 +12,15 @@
 //! | [`admission`] | from a request to a connection whose subscriptions stand |
 //! | [`body`] | a connection carried by an HTTP response |
 //! | [`age`] | when a session is sent on to another node |
+//! | [`rounds`] | what a large room is told, slice by slice |
 //! | [`batch`], [`outbound`], [`proxy_protocol`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
 //!
 //! # A turn
 //!
 //! A shard takes its whole inbox, queues what it says for every member concerned, and only then writes:
-//! each socket once, with one system call for all that waits. The writes are cut into slices with a look
-//! at readiness in between, so that a room of 20,000 members does not keep pings and other rooms waiting.
+//! each socket once, with one system call for all that waits. A room of more than a slice of members (256) is not
+//! served within the turn: each turn serves one slice of one such room, so that a room of 20,000 keeps neither pings
+//! nor other rooms waiting for more than a slice. After each slice of writes comes a look at readiness.
 
 use std::{
     io,
@@ -42,6 +44,7 @@ pub mod inbox;
 mod outbound;
 mod proxy_protocol;
 mod rooms;
+mod rounds;
 mod stream;
 mod tally;
 mod timers;

@@ -3,8 +3,8 @@
 //! A node with one shard serves a room of `TIDEGATE_MEMBERS` members (10,000 if nothing is said), to which
 //! publications come back to back. Meanwhile one more client, on the same shard, asks for pongs and speaks in a
 //! room of its own. What it has to wait is printed, first without the large room's publications, then with them.
-//! A shard looks at its sockets after every slice of writes: a ping waits for slices. It looks at its inbox when
-//! all writes of a turn are done: another room's message waits for the turn.
+//! A shard looks at its sockets and at its inbox after every slice of writes: a ping or another room's message waits
+//! for slices, not for the whole room.
 //!
 //! A measurement, so it is ignored by the suite and asserts no time. Clients and node are two processes on one
 //! machine: on less than three free cores they also wait for each other.

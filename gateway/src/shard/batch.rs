@@ -90,11 +90,11 @@ impl Batch {
         })
     }
 
-    /// Empties the batch into `delivered`.
-    pub fn finish(&mut self, delivered: &mut Vec<Arc<Broadcast>>) {
-        delivered.append(&mut self.broadcasts);
+    /// Takes the broadcasts out and leaves an empty batch.
+    pub fn take(&mut self) -> impl Iterator<Item = Arc<Broadcast>> {
         self.payload = 0;
         self.frames = Default::default();
+        self.broadcasts.drain(..)
     }
 }
 
@@ -145,9 +145,8 @@ mod tests {
         assert_eq!(batch.frame(WireFormat::Event.into(), 0), &b"data: one\n\ndata: two\n\n"[..]);
         assert_eq!((batch.len(), batch.payload_len()), (2, 6));
 
-        let mut delivered = Vec::new();
-        batch.finish(&mut delivered);
-        assert_eq!((delivered.len(), batch.len(), batch.payload_len()), (2, 0, 0));
+        assert_eq!(batch.take().count(), 2);
+        assert_eq!((batch.len(), batch.payload_len()), (0, 0));
         batch.push(broadcast("b", "three", None));
         assert_eq!(batch.frame(WireFormat::PlainFrame.into(), 0), &b"\x81\x05three"[..]);
     }

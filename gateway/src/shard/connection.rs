@@ -13,6 +13,8 @@
 mod carried;
 mod queue;
 
+pub use self::queue::BatchDelivery;
+
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -79,6 +81,8 @@ pub struct Connection {
     wants_write: Cell<bool>,
     /// The body of the response has been told that something waits, and has not come for it since.
     offered: Cell<bool>,
+    /// A heartbeat goes out at the end of the turn.
+    ping_due: Cell<bool>,
     /// The last delivery could not be queued; closed for that at the end of the turn.
     doomed: Cell<Option<CloseReason>>,
     /// Nothing the client sends is understood any more.
@@ -161,6 +165,7 @@ impl Connection {
             dirty: Cell::new(false),
             wants_write: Cell::new(false),
             offered: Cell::new(false),
+            ping_due: Cell::new(false),
             doomed: Cell::new(None),
             deaf: Cell::new(false),
             in_flight: Cell::new(0),
@@ -287,8 +292,7 @@ impl Connection {
                 if now >= self.next_ping.get() {
                     self.outbound.borrow_mut().release();
                     self.next_ping.set(now.after(self.heartbeat_interval(worker)));
-                    let ping = self.session.borrow_mut().heartbeat();
-                    self.queue(worker, ping, Lane::Heartbeat);
+                    self.ping_due.set(true);
                     worker.touch(self.key);
                 }
                 Some(self.next_ping.get().min(self.expires.get()).min(silent_by).min(self.ages(worker)))
@@ -332,6 +336,9 @@ impl Connection {
             }
             self.begin_close(worker, reason);
         }
+        if self.ping_due.take() {
+            self.ping(worker);
+        }
         let lost = match &*self.carrier.borrow() {
             Carrier::Coming | Carrier::Gone => false,
             Carrier::Response(_) => {
@@ -352,6 +359,18 @@ impl Connection {
             self.lost(worker);
         } else {
             self.shut_if_done();
+        }
+    }
+
+    /// Asks the peer whether it is there. Most connections are idle when they are asked: their queue, empty, stays
+    /// without memory.
+    fn ping(&self, worker: &Worker) {
+        if matches!(self.phase.get(), Phase::Closing(_)) {
+            return;
+        }
+        let ping = self.session.borrow_mut().heartbeat();
+        if !self.send_past_queue(worker, &ping, Lane::Heartbeat) {
+            self.queue(worker, ping, Lane::Heartbeat);
         }
     }
 
@@ -436,6 +455,28 @@ impl Connection {
     /// No publication waits any more: the session may be read again.
     pub fn unblocked(&self) {
         self.wake();
+    }
+
+    /// Writes a frame that nothing waits before, if there is a socket to write to and it is not known to be full.
+    /// Returns how many of its bytes have been taken.
+    fn write_past_queue(&self, frame: &[u8]) -> io::Result<usize> {
+        if self.wants_write.get() || !self.outbound.borrow().is_empty() {
+            return Ok(0);
+        }
+        let outcome = match &*self.carrier.borrow() {
+            // With TLS, a write of its own first sends the records that still wait.
+            Carrier::Socket { stream, .. } => stream.try_write(&[IoSlice::new(frame)]),
+            Carrier::Coming | Carrier::Response(_) | Carrier::Gone => Ok(0),
+        };
+        match outcome {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.wants_write.set(true);
+                self.wake();
+                Ok(0)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            outcome => outcome,
+        }
     }
 
     fn write(&self, stream: &Stream) -> io::Result<()> {

@@ -3,10 +3,11 @@
 //! Many threads post, one shard takes everything there is in one go, and is woken only when the inbox
 //! turns from empty to not empty.
 //!
-//! Bound: broadcasts may hold a fixed number of payload bytes (plus a fixed share for each). What does
-//! not fit is dropped and told as a gap in its place, since blocking the broker's reader would hurt
-//! every room of the node. All other events are bounded by what causes them: an accepted socket by the
-//! connection limit, a settled publication by the sessions' publications in flight, a gap by the rooms.
+//! Bound: broadcasts may hold a fixed number of payload bytes (plus a fixed share for each), those included that
+//! the shard has taken and that wait for their room's turn. What does not fit is dropped and told as a gap in its
+//! place, since blocking the broker's reader would hurt every room of the node. All other events are bounded by
+//! what causes them: an accepted socket by the connection limit, a settled publication by the sessions'
+//! publications in flight, a gap by the rooms.
 
 use std::{
     collections::HashSet,
@@ -72,7 +73,8 @@ pub struct Inbox {
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
-    /// What the broadcasts among them count against the capacity.
+    /// What broadcasts count against the capacity: those among the events, and those that the shard has taken
+    /// and is not done with.
     bytes: usize,
     /// Rooms whose overflow has been told since the shard last looked.
     overflowed: HashSet<RoomName>,
@@ -99,7 +101,7 @@ impl Inbox {
 
     /// Posts a broadcast, or a gap in its place if the inbox is full. Returns whether it fitted.
     pub fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool {
-        let size = broadcast.payload_len() + BROADCAST_OVERHEAD;
+        let size = Self::cost(broadcast);
         let (fits, waker) = {
             let mut state = self.state.lock();
             if state.bytes == 0 || state.bytes + size <= self.capacity {
@@ -120,13 +122,19 @@ impl Inbox {
         self.post(Event::Gap(room.clone(), cause));
     }
 
+    /// What a broadcast counts against the capacity, until the shard is done with it.
+    pub fn cost(broadcast: &Broadcast) -> usize {
+        broadcast.payload_len() + BROADCAST_OVERHEAD
+    }
+
     /// Takes all events, in the order in which they were posted. `into` must be empty and gives its
-    /// memory in exchange.
-    pub fn take(&self, into: &mut Vec<Event>) {
+    /// memory in exchange. The shard is done with broadcasts that cost so many bytes since it took some last.
+    pub fn take(&self, into: &mut Vec<Event>, done: usize) {
         debug_assert!(into.is_empty());
         let mut state = self.state.lock();
         std::mem::swap(&mut state.events, into);
-        state.bytes = 0;
+        debug_assert!(done <= state.bytes, "done with more than there was");
+        state.bytes = state.bytes.saturating_sub(done);
         if !state.overflowed.is_empty() {
             state.overflowed = HashSet::new();
         }
@@ -179,9 +187,9 @@ mod tests {
         Arc::new(Broadcast::new(RoomName::new(room).unwrap(), publication, 1))
     }
 
-    fn take(inbox: &Inbox) -> Vec<String> {
+    fn take(inbox: &Inbox, done: usize) -> Vec<String> {
         let mut events = Vec::new();
-        inbox.take(&mut events);
+        inbox.take(&mut events, done);
         let name = |event: &Event| match event {
             Event::Broadcast(broadcast) => broadcast.room().to_string(),
             Event::Gap(room, cause) => format!("{room}:{}", cause.as_str()),
@@ -198,9 +206,11 @@ mod tests {
             .map(|room| inbox.post_broadcast(&broadcast(room, 100)))
             .collect();
         assert_eq!(fits, [true, true, false, false, false, false]);
-        assert_eq!(take(&inbox), ["a", "a", "a:overflow", "b:overflow"]);
+        assert_eq!(take(&inbox, 0), ["a", "a", "a:overflow", "b:overflow"]);
+        assert!(!inbox.post_broadcast(&broadcast("a", 100)), "what is taken is not done with");
+        assert_eq!(take(&inbox, 100 + BROADCAST_OVERHEAD), ["a:overflow"]);
         assert!(inbox.post_broadcast(&broadcast("a", 100)));
-        assert_eq!(take(&inbox), ["a"]);
+        assert_eq!(take(&inbox, 2 * (100 + BROADCAST_OVERHEAD)), ["a"]);
     }
 
     #[test]
@@ -208,7 +218,7 @@ mod tests {
         let inbox = Inbox::new(10);
         assert!(inbox.post_broadcast(&broadcast("a", 1000)));
         assert!(!inbox.post_broadcast(&broadcast("a", 0)));
-        assert_eq!(take(&inbox), ["a", "a:overflow"]);
+        assert_eq!(take(&inbox, 0), ["a", "a:overflow"]);
     }
 
     #[test]
@@ -219,7 +229,7 @@ mod tests {
         assert!(inbox.poll_ready(&cx).is_pending());
         inbox.post(Event::Stop);
         assert!(inbox.poll_ready(&cx).is_ready());
-        assert_eq!(take(&inbox), ["Stop"]);
+        assert_eq!(take(&inbox, 0), ["Stop"]);
         assert!(inbox.poll_ready(&cx).is_pending());
     }
 }

@@ -79,6 +79,15 @@ impl Outbound {
         self.place(frame, Lane::Session);
     }
 
+    /// Queues what the kernel has left of a frame of which it has taken a part, behind nothing. Returns how much
+    /// that is.
+    pub fn push_started(&mut self, frame: Bytes, written: usize, lane: Lane) -> usize {
+        debug_assert!(self.is_empty(), "a frame was begun behind others");
+        self.place(frame, lane);
+        self.advance(written);
+        self.bytes
+    }
+
     /// Queues a frame of a room in place of older ones of the same room: of the oldest, as many as it takes,
     /// or of `all`. `notice` is put where they stood. Returns how many have made way.
     pub fn push_over(

@@ -1,5 +1,7 @@
 //! The rooms of one shard and their members.
 
+mod members;
+
 use std::{
     collections::{HashMap, hash_map::Entry},
     rc::Rc,
@@ -8,12 +10,12 @@ use std::{
 use broker_bridge::RoomName;
 use smallvec::SmallVec;
 
+use self::members::Members;
 use super::{connection::Connection, outbound::RoomTag};
 
 /// Who is in which room on this shard.
 ///
-/// A connection keeps, for each of its rooms, its place among the members, so that leaving costs the
-/// same in a room of two and of 20,000.
+/// A connection keeps, for each of its rooms, its place among the members.
 #[derive(Default)]
 pub struct Rooms {
     rooms: HashMap<RoomName, Room, foldhash::fast::RandomState>,
@@ -26,7 +28,7 @@ pub struct Room {
     /// Tells its frames from those of other rooms in a member's outbound queue. Used again after 2^32 rooms,
     /// when no frame of the first one can be waiting any more.
     pub tag: RoomTag,
-    pub members: SmallVec<[Rc<Connection>; 2]>,
+    pub members: Members<Rc<Connection>>,
 }
 
 /// A connection's place in a room.
@@ -48,11 +50,11 @@ impl Rooms {
             Entry::Vacant(vacant) => {
                 self.tagged = self.tagged.checked_add(1).unwrap_or(1);
                 let tag = RoomTag::new(self.tagged).unwrap_or(RoomTag::MIN);
-                &mut vacant.insert(Room { tag, members: SmallVec::new() }).members
+                &mut vacant.insert(Room { tag, members: Members::new() }).members
             }
         };
-        memberships.push(Membership { room: room.clone(), place: members.len() });
-        members.push(Rc::clone(connection));
+        let place = members.push(Rc::clone(connection));
+        memberships.push(Membership { room: room.clone(), place });
         true
     }
 
@@ -85,20 +87,19 @@ impl Rooms {
         self.rooms.get(room)
     }
 
-    /// The members of `room`.
-    pub fn members(&self, room: &RoomName) -> &[Rc<Connection>] {
-        self.get(room).map_or(&[], |room| room.members.as_slice())
+    /// The room, for a round that goes on to its next members.
+    pub fn get_mut(&mut self, room: &RoomName) -> Option<&mut Room> {
+        self.rooms.get_mut(room)
     }
 
     fn remove(&mut self, room: &RoomName, place: usize) {
         let Some(Room { members, .. }) = self.rooms.get_mut(room) else { return };
-        members.swap_remove(place);
-        if let Some(moved) = members.get(place) {
+        members.remove(place, |moved, place| {
             let mut memberships = moved.memberships.borrow_mut();
             if let Some(membership) = memberships.iter_mut().find(|membership| membership.room == *room) {
                 membership.place = place;
             }
-        }
+        });
         if members.is_empty() {
             self.rooms.remove(room);
         }

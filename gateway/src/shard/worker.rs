@@ -1,5 +1,7 @@
 //! The loop and the tables of one shard.
 
+mod fanout;
+
 use std::{
     cell::{Cell, Ref, RefCell},
     future::poll_fn,
@@ -22,13 +24,12 @@ use super::{
     age::Age,
     batch::Batch,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
-    outbound::{Outbound, RoomLane},
-    rooms::{Room, Rooms},
+    rooms::Rooms,
+    rounds::Rounds,
     tally::Tally,
     timers::{Clock, Tick, Timers},
 };
 use crate::{
-    delivery::Overflow,
     drain::Pace,
     hub::Broadcast,
     limits::bucket::SessionMeters,
@@ -37,8 +38,6 @@ use crate::{
     settings::Settings,
 };
 
-/// Sockets written before others get a look at readiness.
-const SLICE: usize = 256;
 /// What one read may bring. One buffer serves all connections of the shard.
 const SCRATCH: usize = 64 * 1024;
 /// Places for events, commands and effects that are kept between turns; a burst that needed more gives its
@@ -66,6 +65,9 @@ pub struct Worker {
     effects: RefCell<Vec<Effect>>,
     connections: RefCell<SlotMap<ConnectionKey, Rc<Connection>>>,
     rooms: RefCell<Rooms>,
+    rounds: RefCell<Rounds>,
+    /// What broadcasts that the shard is done with since the last turn count in its inbox.
+    done: Cell<usize>,
     /// Connections to write before the turn ends.
     dirty: RefCell<Vec<Rc<Connection>>>,
     timers: RefCell<Timers<ConnectionKey>>,
@@ -81,6 +83,9 @@ pub struct Worker {
 struct Written {
     /// Changes places with [`Worker::dirty`].
     connections: Vec<Rc<Connection>>,
+    /// The members of a round that are being served.
+    slice: Vec<Rc<Connection>>,
+    /// Written everywhere on this shard when the turn ends.
     broadcasts: Vec<Arc<Broadcast>>,
 }
 
@@ -122,6 +127,8 @@ pub fn run(
         effects: RefCell::default(),
         connections: RefCell::default(),
         rooms: RefCell::default(),
+        rounds: RefCell::default(),
+        done: Cell::default(),
         dirty: RefCell::default(),
         timers: RefCell::default(),
         now: Cell::new(clock.now()),
@@ -146,7 +153,10 @@ impl Worker {
                 if let Poll::Ready(at) = ticks.poll_tick(cx) {
                     return Poll::Ready(Some(at));
                 }
-                self.inbox.poll_ready(cx).map(|()| None)
+                match self.inbox.poll_ready(cx) {
+                    Poll::Pending if self.rounds.borrow().is_empty() => Poll::Pending,
+                    _ => Poll::Ready(None),
+                }
             })
             .await;
             self.now.set(self.clock.now());
@@ -158,11 +168,11 @@ impl Worker {
             if let Some(due) = tick {
                 self.tick(due);
             }
-            self.inbox.take(&mut events);
+            self.inbox.take(&mut events, self.done.take());
             let mut queued = 0;
             for event in events.drain(..) {
                 if !batch.may_wait(&event) {
-                    queued += self.deliver(&mut batch, &mut written.broadcasts);
+                    queued += self.deliver(&mut batch, &mut written);
                 }
                 match event {
                     Event::Broadcast(broadcast) => batch.push(broadcast),
@@ -176,7 +186,8 @@ impl Worker {
                     queued = 0;
                 }
             }
-            self.deliver(&mut batch, &mut written.broadcasts);
+            self.deliver(&mut batch, &mut written);
+            self.serve_slice(&mut written);
             self.write(&mut written).await;
             if events.capacity() > KEPT_EVENTS {
                 events = Vec::new();
@@ -185,19 +196,16 @@ impl Worker {
             if self.has_left() {
                 return;
             }
+            if !self.rounds.borrow().is_empty() {
+                tokio::task::yield_now().await;
+            }
         }
     }
 
     /// Does what an event asks for that is not about delivering.
     fn handle(self: &Rc<Self>, event: Event) {
         match event {
-            Event::Gap(room, cause) => {
-                // A copy, since who asked for it is closed at a gap and leaves the room.
-                let members = self.rooms.borrow().members(&room).to_vec();
-                for member in members {
-                    member.gap(self, &room, cause);
-                }
-            }
+            Event::Gap(room, cause) => self.tell_gap(&room, cause),
             Event::Settled(ticket, outcome) => {
                 if let Some(connection) = self.connection(KeyData::from_ffi(ticket.owner).into()) {
                     connection.settled(self, ticket.request, &outcome);
@@ -206,49 +214,6 @@ impl Worker {
             Event::Accepted(accepted) => self.accept(accepted),
             Event::Drain(pace) => self.depart(pace),
             Event::Broadcast(_) | Event::Stop => {}
-        }
-    }
-
-    /// Queues a batch for every member. Returns what it costs a member's queue at most.
-    fn deliver(&self, batch: &mut Batch, broadcasts: &mut Vec<Arc<Broadcast>>) -> usize {
-        let Some(first) = batch.first() else { return 0 };
-        let (threshold, delivery) = {
-            let settings = self.settings();
-            (settings.compression.threshold.get(), settings.delivery.of(first.room()))
-        };
-        if let Some(Room { tag, members }) = self.rooms.borrow().get(first.room()) {
-            let lane = RoomLane { room: *tag, priority: delivery.priority };
-            for member in members {
-                member.deliver(self, first.exclude(), batch, threshold, lane, delivery.overflow);
-                self.touch_connection(member);
-            }
-        }
-        let frames = if delivery.overflow == Overflow::Close { 1 } else { batch.len() };
-        let cost = batch.payload_len() + frames * Outbound::PER_FRAME;
-        batch.finish(broadcasts);
-        cost
-    }
-
-    /// Writes every connection that something was queued for, slice by slice.
-    async fn write(&self, Written { connections, broadcasts }: &mut Written) {
-        let mut written = 0;
-        loop {
-            // What is touched while we write is written before the turn ends, too.
-            std::mem::swap(connections, &mut *self.dirty.borrow_mut());
-            if connections.is_empty() {
-                break;
-            }
-            for connection in connections.drain(..) {
-                connection.dirty.set(false);
-                connection.flush(self);
-                written += 1;
-                if written % SLICE == 0 {
-                    tokio::task::yield_now().await;
-                }
-            }
-        }
-        for age in broadcasts.drain(..).filter_map(|broadcast| broadcast.written()) {
-            self.context.metrics.fanout_seconds.observe(age.as_secs_f64());
         }
     }
 

@@ -66,7 +66,7 @@ async fn any_byte_counts_as_a_sign_of_life() -> Result<()> {
 #[tokio::test]
 async fn hundreds_of_idle_sessions_live_through_many_heartbeats() -> Result<()> {
     const SESSIONS: usize = 200;
-    let node = restless().await?;
+    let node = Builder::new().set("heartbeat.interval", "200ms").start().await?;
     let token = anywhere("alice");
     let mut clients = Vec::new();
     for _ in 0..SESSIONS {

@@ -10,6 +10,7 @@ mod centrifuge;
 mod commands;
 mod compression;
 mod cookies;
+mod crowd;
 mod doors;
 mod endurance;
 mod faults;

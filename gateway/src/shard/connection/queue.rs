@@ -17,24 +17,70 @@ use crate::{
     },
 };
 
+/// A batch on its way to the members of a room, and what is the same for all of them.
+pub struct BatchDelivery<'a> {
+    pub batch: &'a Batch,
+    /// Who must not hear it.
+    pub exclude: Option<SessionId>,
+    /// Publications with fewer bytes are not compressed.
+    pub threshold: usize,
+    /// The bound of a queue.
+    pub limit: usize,
+    pub lane: RoomLane,
+    pub overflow: Overflow,
+}
+
 impl Connection {
     /// Queues a batch, unless it is this session's own echo. The caller writes at the end of its turn.
-    pub fn deliver(
-        &self,
-        worker: &Worker,
-        exclude: Option<SessionId>,
-        batch: &Batch,
-        threshold: usize,
-        lane: RoomLane,
-        overflow: Overflow,
-    ) {
-        if matches!(self.phase.get(), Phase::Closing(_)) || exclude == Some(self.id) {
+    pub fn deliver(&self, worker: &Worker, delivery: &BatchDelivery<'_>) {
+        if self.hears(delivery) {
+            self.enqueue(worker, delivery);
+        }
+    }
+
+    /// The same, written at once: what nothing has to wait for goes past the queue.
+    pub fn deliver_now(&self, worker: &Worker, delivery: &BatchDelivery<'_>) {
+        if !self.hears(delivery) {
             return;
         }
+        let frame = delivery.batch.frame(self.encoding, delivery.threshold);
+        if self.send_past_queue(worker, frame, Lane::Room(delivery.lane)) {
+            Self::count(worker, delivery.batch);
+        } else {
+            self.enqueue(worker, delivery);
+            self.flush(worker);
+        }
+    }
+
+    /// Writes a frame that nothing waits before and queues what is left of it. Returns false if it has to be queued
+    /// as a whole: there is no socket, or it is full.
+    pub(super) fn send_past_queue(&self, worker: &Worker, frame: &Bytes, lane: Lane) -> bool {
+        match self.write_past_queue(frame) {
+            Ok(0) => return false,
+            Ok(written) => {
+                if written < frame.len() {
+                    let left = self.outbound.borrow_mut().push_started(frame.clone(), written, lane);
+                    worker.count_outbound(0, left);
+                }
+                if self.has_output() {
+                    self.flush(worker);
+                }
+            }
+            Err(_) => self.lost(worker),
+        }
+        true
+    }
+
+    fn hears(&self, delivery: &BatchDelivery<'_>) -> bool {
+        !matches!(self.phase.get(), Phase::Closing(_)) && delivery.exclude != Some(self.id)
+    }
+
+    fn enqueue(&self, worker: &Worker, delivery: &BatchDelivery<'_>) {
+        let &BatchDelivery { batch, threshold, limit, lane, overflow, .. } = delivery;
         if overflow == Overflow::Close {
-            if self.queue(worker, batch.frame(self.encoding, threshold).clone(), Lane::Room(lane)) {
-                Tally::add(&worker.tally.deliveries, batch.len());
-                Tally::add(&worker.tally.payload_out, batch.payload_len());
+            let frame = batch.frame(self.encoding, threshold).clone();
+            if self.queue_within(worker, frame, Lane::Room(lane), limit) {
+                Self::count(worker, batch);
             }
             return;
         }
@@ -48,15 +94,28 @@ impl Connection {
         }
     }
 
+    fn count(worker: &Worker, batch: &Batch) {
+        Tally::add(&worker.tally.deliveries, batch.len());
+        Tally::add(&worker.tally.payload_out, batch.payload_len());
+    }
+
     /// Queues bytes if the bound allows; marks the connection as too slow if not.
     pub(super) fn queue(&self, worker: &Worker, frame: Bytes, lane: Lane) -> bool {
-        let before = self.outbound.borrow().len();
-        let pushed = self.outbound.borrow_mut().push(frame, lane, worker.settings().limits.outbound.get());
+        let limit = worker.settings().limits.outbound.get();
+        self.queue_within(worker, frame, lane, limit)
+    }
+
+    fn queue_within(&self, worker: &Worker, frame: Bytes, lane: Lane, limit: usize) -> bool {
+        let (before, pushed, after) = {
+            let mut outbound = self.outbound.borrow_mut();
+            let before = outbound.len();
+            (before, outbound.push(frame, lane, limit), outbound.len())
+        };
         if pushed == Err(Full) {
             self.doom(worker, CloseReason::SlowConsumer);
             return false;
         }
-        worker.count_outbound(before, self.outbound.borrow().len());
+        worker.count_outbound(before, after);
         true
     }
 

@@ -1,0 +1,169 @@
+//! The members of one room, in an order in which a round can serve them while they come and go.
+
+use smallvec::SmallVec;
+
+/// Members, each at a place of its own. Leaving costs the same in a room of two and of 20,000: others move into the
+/// gap, and are told their new place.
+#[derive(Debug)]
+pub struct Members<T> {
+    list: SmallVec<[T; 2]>,
+    /// How many the round under way has come to: those before this place. Nothing without a round.
+    served: usize,
+}
+
+impl<T> Members<T> {
+    pub fn new() -> Self {
+        Self { list: SmallVec::new(), served: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.list.iter()
+    }
+
+    /// Adds a member and returns its place.
+    pub fn push(&mut self, member: T) -> usize {
+        self.list.push(member);
+        self.list.len() - 1
+    }
+
+    /// Removes the member at `place`, and calls `moved` for each other that stands at another place now.
+    pub fn remove(&mut self, mut place: usize, moved: impl Fn(&T, usize)) {
+        if place < self.served {
+            // The gap wanders to the first that the round has not come to, for one of those is going to fill it.
+            self.served -= 1;
+            self.list.swap(place, self.served);
+            self.list.get(place).inspect(|member| moved(member, place));
+            place = self.served;
+        }
+        self.list.swap_remove(place);
+        self.list.get(place).inspect(|member| moved(member, place));
+    }
+}
+
+impl<T: Clone> Members<T> {
+    /// Copies the next members of a round, at most so many, behind what is in `slice`. Returns whether these were
+    /// the last; the next slice is then the first of another round.
+    ///
+    /// Who is a member from the first slice of a round to the last is in exactly one of them. Who joins in between
+    /// is in one.
+    pub fn next_slice(&mut self, most: usize, slice: &mut Vec<T>) -> bool {
+        let end = self.list.len().min(self.served + most);
+        slice.extend(self.list.get(self.served..end).unwrap_or_default().iter().cloned());
+        self.served = end;
+        let last = end == self.list.len();
+        if last {
+            self.served = 0;
+        }
+        last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::Cell,
+        collections::{HashMap, HashSet},
+        rc::Rc,
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A member that knows its place, as connections do.
+    type Member = Rc<(u32, Cell<usize>)>;
+
+    #[derive(Default)]
+    struct Room {
+        members: Option<Members<Member>>,
+        here: HashMap<u32, Member>,
+        named: u32,
+    }
+
+    impl Room {
+        fn members(&mut self) -> &mut Members<Member> {
+            self.members.get_or_insert_with(Members::new)
+        }
+
+        fn join(&mut self) {
+            self.named += 1;
+            let member = Rc::new((self.named, Cell::new(0)));
+            let place = self.members().push(Rc::clone(&member));
+            member.1.set(place);
+            self.here.insert(self.named, member);
+        }
+
+        fn leave(&mut self, which: usize) -> Option<u32> {
+            let mut names: Vec<_> = self.here.keys().copied().collect();
+            names.sort_unstable();
+            let name = *names.get(which.checked_rem(names.len())?)?;
+            let member = self.here.remove(&name).unwrap();
+            self.members().remove(member.1.get(), |moved, place| moved.1.set(place));
+            Some(name)
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Join,
+        Leave(usize),
+        Slice(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            Just(Step::Join),
+            any::<usize>().prop_map(Step::Leave),
+            (1_usize..4).prop_map(Step::Slice),
+        ];
+        prop::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn who_stays_is_served_once_whoever_comes_and_goes(size in 1_usize..20, steps in steps()) {
+            let mut room = Room::default();
+            (0..size).for_each(|_| room.join());
+            let mut stays: HashSet<u32> = room.here.keys().copied().collect();
+            let mut served = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Join => room.join(),
+                    Step::Leave(which) => {
+                        if let Some(name) = room.leave(which) {
+                            stays.remove(&name);
+                        }
+                    }
+                    Step::Slice(most) => {
+                        let last = room.members().next_slice(most, &mut served);
+                        if !last {
+                            continue;
+                        }
+                        let mut names: Vec<_> = served.drain(..).map(|member| member.0).collect();
+                        let count = names.len();
+                        names.sort_unstable();
+                        names.dedup();
+                        prop_assert_eq!(names.len(), count, "somebody was served twice");
+                        for name in &stays {
+                            prop_assert!(names.contains(name), "{} was passed over", name);
+                        }
+                        // Another round begins.
+                        stays = room.here.keys().copied().collect();
+                    }
+                }
+                for (place, member) in room.members().iter().enumerate() {
+                    prop_assert_eq!(member.1.get(), place);
+                }
+                prop_assert_eq!(room.members().len(), room.here.len());
+            }
+        }
+    }
+}
