@@ -13,7 +13,7 @@
 //! | [`redis`] | [`redis::RedisBroker`]: Redis pub/sub between any number of nodes |
 //! | [`url`] | [`BrokerUrl`]: which broker, and where |
 //! | [`metrics`] | what every broker measures |
-//! | [`conformance`] | the contract as one test suite; every broker runs it (feature `conformance`) |
+//! | `conformance` | the contract as one test suite; every broker runs it (feature `conformance`) |
 
 pub mod broker;
 #[cfg(any(test, feature = "conformance"))]

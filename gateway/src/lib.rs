@@ -21,6 +21,7 @@
 //! | [`delivery`] | what a room's publications may do in a full outbound queue |
 //! | [`limits`] | how much anybody may use |
 //! | [`tls`] | the public listener's certificate |
+//! | [`watch`](mod@watch) | noticing that files have changed |
 //! | [`metrics`] | what is measured |
 //!
 //! What carries publications between nodes is the package [`broker_bridge`]; apart from configuration and
@@ -44,4 +45,5 @@ pub mod settings;
 pub mod shard;
 pub mod telemetry;
 pub mod tls;
+pub mod watch;
 pub mod websocket;

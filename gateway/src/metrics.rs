@@ -4,6 +4,7 @@
 //! do not touch these handles: a shard counts in plain cells ([`crate::shard`]) and adds its tallies here
 //! once per turn of its loop.
 
+use broker_bridge::GapCause;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, process_collector::ProcessCollector,
@@ -16,6 +17,11 @@ use crate::{
     server::{HandshakeResult, Refusal, Unanswered},
     session::CloseReason,
 };
+
+/// For which limits a socket may be closed without an answer.
+const DROPPED_FOR: [Refusal; 3] = [Refusal::Connections, Refusal::Attempts, Refusal::AddressConnections];
+/// Which gaps a whole room is told of; [`GapCause::Dropped`] is told to one session.
+const ROOM_GAPS: [GapCause; 3] = [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow];
 
 /// The handles of all metrics of a node.
 pub struct Metrics {
@@ -92,6 +98,8 @@ pub enum ReloadResult {
 }
 
 impl ReloadResult {
+    const ALL: [Self; 3] = [Self::Applied, Self::Unchanged, Self::Refused];
+
     /// The metric's label.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -300,9 +308,13 @@ impl Metrics {
         for protocol in ProtocolName::ALL {
             self.connections.with_label_values(&[protocol.as_str()]);
             self.connections_opened.with_label_values(&[protocol.as_str()]);
+            for reason in CloseReason::ALL {
+                self.connections_closed.with_label_values(&[protocol.as_str(), reason.as_str()]);
+            }
             for result in HandshakeResult::ALL {
                 self.handshakes.with_label_values(&[protocol.as_str(), result.as_str()]);
             }
+            self.handshake_seconds.with_label_values(&[protocol.as_str()]);
         }
         for refusal in Refusal::ALL {
             self.refusals.with_label_values(&[refusal.as_str()]);
@@ -313,17 +325,17 @@ impl Metrics {
         for failure in AuthFailure::ALL {
             self.auth_failures.with_label_values(&[failure.as_str()]);
         }
-        for result in [ReloadResult::Applied, ReloadResult::Unchanged, ReloadResult::Refused] {
+        for result in ReloadResult::ALL {
             self.config_reloads.with_label_values(&[result.as_str()]);
         }
-        for refusal in [Refusal::Connections, Refusal::Attempts, Refusal::AddressConnections] {
+        for refusal in DROPPED_FOR {
             self.sockets_dropped.with_label_values(&[refusal.as_str()]);
         }
         for limit in Limit::ALL {
             self.limited.with_label_values(&[limit.as_str()]);
         }
-        for cause in ["interrupted", "oversized", "overflow"] {
-            self.gaps.with_label_values(&[cause]);
+        for cause in ROOM_GAPS {
+            self.gaps.with_label_values(&[cause.as_str()]);
         }
     }
 
@@ -371,7 +383,7 @@ impl Metrics {
     }
 
     /// Counts a gap told to a room.
-    pub fn gap(&self, cause: broker_bridge::GapCause) {
+    pub fn gap(&self, cause: GapCause) {
         self.gaps.with_label_values(&[cause.as_str()]).inc();
     }
 
@@ -455,4 +467,58 @@ fn histograms(
     let histograms = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
     registry.register(Box::new(histograms.clone()))?;
     Ok(histograms)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A counter that begins at its first event hides that event from `rate()` and `increase()`.
+    #[test]
+    fn the_first_event_adds_no_series() {
+        let metrics = Metrics::register(Registry::new()).unwrap();
+        let series = || -> BTreeSet<String> {
+            let page = metrics.render().unwrap();
+            let lines = page.lines().filter(|line| !line.starts_with('#') && line.starts_with("tidegate_"));
+            lines.filter_map(|line| line.rsplit_once(' ').map(|(series, _)| series.to_owned())).collect()
+        };
+        let before = series();
+        let labels = r#"tidegate_connections_closed_total{protocol="sse",reason="internal"}"#;
+        assert!(before.contains(labels), "{before:?}");
+
+        for protocol in ProtocolName::ALL {
+            metrics.connection_opened(protocol);
+            for reason in CloseReason::ALL {
+                metrics.connection_closed(protocol, reason);
+            }
+            for result in HandshakeResult::ALL {
+                metrics.handshake(protocol, result, 0.1);
+            }
+        }
+        for refusal in Refusal::ALL {
+            metrics.refused(refusal);
+        }
+        for reason in Unanswered::ALL {
+            metrics.unanswered(reason);
+        }
+        for refusal in DROPPED_FOR {
+            metrics.dropped(refusal);
+        }
+        for failure in AuthFailure::ALL {
+            metrics.auth_failed(failure);
+        }
+        for limit in Limit::ALL {
+            metrics.limited(limit);
+        }
+        for cause in ROOM_GAPS {
+            metrics.gap(cause);
+        }
+        for result in ReloadResult::ALL {
+            metrics.config_reloaded(result, UnixSeconds(0));
+        }
+        let added: Vec<_> = series().difference(&before).cloned().collect();
+        assert!(added.is_empty(), "{added:?}");
+    }
 }

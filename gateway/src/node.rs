@@ -34,6 +34,7 @@ use crate::{
     settings::{LiveSettings, Settings},
     shard::{Context, Event, Inbox, SessionIds, Shard},
     tls::{Tls, TlsError},
+    watch::watch,
 };
 
 /// What an inbox may hold in publications, in bytes. At a rate that a shard cannot keep up with, this is
@@ -178,9 +179,9 @@ impl Node {
         tasks.spawn(running.clone().run_until_cancelled_owned(async move { hub.run().await }));
         tasks.spawn(running.clone().run_until_cancelled_owned(settings.keep_house()));
         if let Some(tls) = &tls {
-            tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(tls).watch()));
+            tasks.spawn(running.clone().run_until_cancelled_owned(watch(Arc::clone(tls))));
         }
-        tasks.spawn(running.clone().run_until_cancelled_owned(Arc::clone(&key_files).watch()));
+        tasks.spawn(running.clone().run_until_cancelled_owned(watch(Arc::clone(&key_files))));
         if let Some(remote_keys) = remote_keys {
             tasks.spawn(running.clone().run_until_cancelled_owned(remote_keys.run()));
         }

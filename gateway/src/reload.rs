@@ -3,14 +3,14 @@
 //! Owns when the configuration is read again, whether it is taken, and how that is told. What it then
 //! changes is the node's ([`Node::reload`]); sockets are touched by neither.
 //!
-//! No file is watched. A look reads all of the configuration as a start would, with every file that it
+//! A look ([`crate::watch`]) reads all of the configuration as a start would, with every file that it
 //! names: a file that is replaced by a rename, a mounted Kubernetes secret that changes by the swap of a
-//! link two directories up, and a key that only now names a file are all the same to it. A change is taken
-//! when two looks in a row have found the same, so that a half-written file is not taken for a broken one.
+//! link two directories up, and a key that only now names a file are all the same to it. Where no file is
+//! named, nothing can change and nothing is read.
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::SystemTime};
 
-use tokio::{signal::unix::Signal, time::MissedTickBehavior};
+use tokio::signal::unix::Signal;
 
 use crate::{
     config::{Changes, Config, ConfigErrors, Secret, Sources},
@@ -18,7 +18,7 @@ use crate::{
     node::{Node, ReloadError},
     serve::check_descriptor_limit,
     telemetry::Filter,
-    tls::LOOK,
+    watch::{Looks, ticks},
 };
 
 /// Reads the configuration again and has the node take it.
@@ -45,9 +45,11 @@ impl Found {
             Err(errors) => Self::Broken(errors),
         }
     }
+}
 
-    /// Whether both would be told, and taken, in the same way.
-    fn is_like(&self, other: &Self) -> bool {
+/// Whether both would be told, and taken, in the same way.
+impl PartialEq for Found {
+    fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Sound(one), Self::Sound(other)) => one.snapshot == other.snapshot,
             (Self::Broken(one), Self::Broken(other)) => one == other,
@@ -71,24 +73,22 @@ impl Reloader {
 
     /// Takes new configurations until dropped. `hangup` has them, and the certificate, taken at once.
     pub async fn run(mut self, node: &Node, hangup: &mut Signal) -> Infallible {
-        let mut looks = tokio::time::interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut seen: Option<Found> = None;
+        let mut ticks = ticks();
+        let mut looks = Looks::default();
         loop {
             let told = tokio::select! {
                 () = received(hangup) => true,
-                _ = looks.tick() => false,
+                _ = ticks.tick(), if self.sources.name_files() => false,
             };
             let found = self.look().await;
             if told {
                 node.reload_files().await;
+                looks.take();
                 self.take(node, found);
-                seen = None;
-            } else if seen.as_ref().is_some_and(|seen| seen.is_like(&found)) && !found.is_like(&self.tried) {
+            } else if looks.agree(Some(found)).is_some_and(|found| *found != self.tried)
+                && let Some(found) = looks.take()
+            {
                 self.take(node, found);
-                seen = None;
-            } else {
-                seen = Some(found);
             }
         }
     }

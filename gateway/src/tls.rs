@@ -2,10 +2,7 @@
 //!
 //! Owns what a new TLS connection is made with ([`Tls::current`]). A replacement that is not sound is
 //! refused and the old one goes on; open connections keep what they began with. Touches no socket: that
-//! is [`crate::shard`]'s.
-//!
-//! Files are looked at instead of watched: a mounted Kubernetes secret changes by the swap of a link two
-//! directories up, which is easy to miss with inotify and impossible to miss by reading.
+//! is [`crate::shard`]'s. When the files are looked at is [`crate::watch`]'s.
 
 use std::{
     fmt, io,
@@ -24,11 +21,10 @@ use rustls::{
     server::{NoServerSessionStorage, ParsedCertificate, ProducesTickets},
 };
 
-use crate::config;
-
-/// How often the files are looked at. A change is taken when two looks in a row have found the same, so
-/// that a certificate whose key is still to be written is not taken for a broken pair.
-pub const LOOK: Duration = Duration::from_secs(2);
+use crate::{
+    config,
+    watch::{Looks, Watched},
+};
 
 /// What new TLS connections are made with.
 pub struct Tls {
@@ -109,7 +105,7 @@ impl fmt::Display for Place {
 
 /// What the two files hold.
 #[derive(Clone, PartialEq, Eq)]
-struct Pair {
+pub struct Pair {
     cert: Vec<u8>,
     key: Vec<u8>,
 }
@@ -160,33 +156,6 @@ impl Tls {
         }
     }
 
-    /// Takes changes of the files until dropped.
-    pub async fn watch(self: Arc<Self>) {
-        let mut looks = tokio::time::interval(LOOK);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut seen = None;
-        loop {
-            looks.tick().await;
-            let own = Arc::clone(&self);
-            let last = seen.take();
-            let look = tokio::task::spawn_blocking(move || own.look(last.as_ref()));
-            seen = look.await.unwrap_or_default();
-        }
-    }
-
-    /// One look; returns what it found. A file that is not there is in the middle of being replaced.
-    fn look(&self, last: Option<&Pair>) -> Option<Pair> {
-        let found = Pair::read(&self.files).ok();
-        if let (Some(pair), true) = (&found, found.as_ref() == last) {
-            let mut tried = self.tried.lock();
-            if *tried != *pair {
-                self.take(pair);
-                tried.clone_from(pair);
-            }
-        }
-        found
-    }
-
     fn take(&self, pair: &Pair) {
         match pair.config(&self.files, &self.tickets) {
             Ok((config, expires)) => {
@@ -202,6 +171,24 @@ impl Tls {
     fn refuse(&self, error: &TlsError) {
         self.reloaded.with_label_values(&["failed"]).inc();
         tracing::error!(%error, "the certificate was not replaced; the old one goes on");
+    }
+}
+
+impl Watched for Tls {
+    type Contents = Pair;
+
+    fn has_files(&self) -> bool {
+        true
+    }
+
+    fn look(&self, looks: &mut Looks<Pair>) {
+        // One of them may be written before the other.
+        let Some(found) = looks.agree(Pair::read(&self.files).ok()) else { return };
+        let mut tried = self.tried.lock();
+        if *tried != *found {
+            self.take(found);
+            tried.clone_from(found);
+        }
     }
 }
 

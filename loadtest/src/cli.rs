@@ -3,6 +3,7 @@
 //! Owns what every scenario may be told, and how a value is written. A TOML file says the same with the same
 //! names: [`mod@file`] turns it into flags before they are parsed here.
 
+pub mod capacity;
 pub mod file;
 pub mod load;
 
@@ -10,6 +11,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::capacity::Capacity;
 pub use self::load::{Chat, Fanout, Idle, Mixed, Rooms, Slow, Storm};
 use crate::{compare::peer::Kind, room::Load, stamp::Stamp, target::TargetArgs, websocket::MAX_PAYLOAD};
 
@@ -45,6 +47,8 @@ pub enum Scenario {
     CompareLimit(CompareLimit),
     /// The same scenarios against Tidegate and its peers, in alternating rounds of one session
     Compare(Compare),
+    /// How many nodes, how much memory, bandwidth and Redis so many connections take: arithmetic, no network
+    Capacity(Capacity),
     /// The process that `yardstick` measures
     #[command(hide = true)]
     YardstickServer(YardstickServer),

@@ -13,6 +13,7 @@
 //! | [`stamp`], [`ledger`], [`latency`] | the marks of a message, and the books about it |
 //! | [`compare`] | Tidegate and its peers, started and measured in turn |
 //! | [`room`] | rounds: what a delivery costs |
+//! | [`capacity`] | what a fleet has to be, from what one of everything costs |
 //! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and what they say, added up |
 //! | [`worker`], [`books`] | one of these processes: a part of the clients and of the schedule |
 //! | [`process`] | CPU time, memory, pinning, descriptors |
@@ -22,6 +23,7 @@
 //! The tester is Linux only: it reads `/proc` and waits with epoll. `README.md` says what each number means.
 
 mod books;
+mod capacity;
 mod cli;
 mod clock;
 mod compare;
@@ -91,6 +93,7 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::Mixed(args) => scenario::load::mixed(&args),
         Scenario::Storm(args) => scenario::storm::run(&args),
         Scenario::Idle(args) => scenario::idle::run(&args),
+        Scenario::Capacity(args) => capacity::run(&args),
         Scenario::Worker => worker::run().map(|()| Verdict::AsExpected),
     }
 }

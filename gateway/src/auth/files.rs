@@ -1,14 +1,13 @@
 //! Keys from files of this machine: the configured ones, and a key set.
 //!
 //! Owns reading them, and replacing them while the node runs: all of them or, if one is not sound, none.
-//! Like the certificate's ([`crate::tls`]) the files are looked at instead of watched.
+//! When the files are looked at is [`crate::watch`]'s.
 
 use std::{
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -19,11 +18,10 @@ use super::{
     key::{Algorithm, Key, KeyError},
     keyring::Keyring,
 };
-use crate::config::Secret;
-
-/// How often the files are looked at. A change is taken when two looks in a row have found the same, so
-/// that a file which is still being written is not taken for a broken one.
-pub const LOOK: Duration = Duration::from_secs(2);
+use crate::{
+    config::Secret,
+    watch::{Looks, Watched},
+};
 
 /// The largest file of a single key, in bytes.
 const MAX_KEY_FILE: usize = 64 * 1024;
@@ -154,7 +152,7 @@ impl LocalKeys {
 
 /// What the files hold.
 #[derive(Clone, PartialEq, Eq)]
-struct Contents {
+pub struct Contents {
     keys: Vec<Vec<u8>>,
     set: Option<Vec<u8>>,
 }
@@ -222,34 +220,6 @@ impl KeyFiles {
         }
     }
 
-    /// Takes changes of the files until dropped.
-    pub async fn watch(self: Arc<Self>) {
-        let mut looks = tokio::time::interval(LOOK);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut seen = None;
-        loop {
-            looks.tick().await;
-            let own = Arc::clone(&self);
-            let last = seen.take();
-            let look = tokio::task::spawn_blocking(move || own.look(last.as_ref()));
-            seen = look.await.unwrap_or_default();
-        }
-    }
-
-    /// One look; returns what it found. A file that is not there is in the middle of being replaced.
-    fn look(&self, last: Option<&Contents>) -> Option<Contents> {
-        let mut state = self.state.lock();
-        let found = state.local.read().ok()?;
-        if last == Some(&found) && state.tried.as_ref() != Some(&found) {
-            match state.local.parse(&found) {
-                Ok(loaded) => self.take(loaded),
-                Err(error) => self.refuse(&error),
-            }
-            state.tried = Some(found.clone());
-        }
-        Some(found)
-    }
-
     fn take(&self, loaded: Loaded) {
         let Loaded { configured, set, ignored } = loaded;
         say_ignored(&ignored, "auth.jwks_file");
@@ -261,6 +231,27 @@ impl KeyFiles {
     fn refuse(&self, error: &LoadError) {
         self.reloads.with_label_values(&["failed"]).inc();
         tracing::error!(key = error.key(), %error, "the keys that are files were not replaced; the old ones go on");
+    }
+}
+
+impl Watched for KeyFiles {
+    type Contents = Contents;
+
+    fn has_files(&self) -> bool {
+        // Who holds it is reading some.
+        self.state.try_lock().is_none_or(|state| !state.local.files.is_empty() || state.local.jwks.is_some())
+    }
+
+    fn look(&self, looks: &mut Looks<Contents>) {
+        let mut state = self.state.lock();
+        let Some(found) = looks.agree(state.local.read().ok()) else { return };
+        if state.tried.as_ref() != Some(found) {
+            match state.local.parse(found) {
+                Ok(loaded) => self.take(loaded),
+                Err(error) => self.refuse(&error),
+            }
+            state.tried = Some(found.clone());
+        }
     }
 }
 

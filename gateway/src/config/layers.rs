@@ -53,6 +53,12 @@ impl Sources {
         }
     }
 
+    /// Whether there is a file that may change: that of the configuration, or one that holds a value.
+    pub fn name_files(&self) -> bool {
+        let mut names = self.env.keys().chain(self.flags.iter().map(|(name, _)| name));
+        self.file.is_some() || names.any(|name| name.to_ascii_lowercase().ends_with("_file"))
+    }
+
     /// The same sources with the file as it is now. Environment and flags are those of the start.
     pub fn read_again(&self) -> Result<Self, ConfigErrors> {
         let mut again = Self { file: None, env: self.env.clone(), flags: self.flags.clone() };
@@ -286,4 +292,20 @@ fn is_service_link(rest: &str, value: &str) -> bool {
             None => end.is_empty() && value.contains("://"),
             Some(end) => is_port_link(end),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_by_the_file_itself_and_by_keys() {
+        let flag = |name: &str| vec![(name.to_owned(), "x".to_owned())];
+        let none = Sources { flags: flag("broker.url"), ..Sources::default() };
+        assert!(!none.name_files());
+        assert!(Sources { flags: flag("broker.url_file"), ..Sources::default() }.name_files());
+        assert!(Sources { file: Some(("tidegate.toml".into(), String::new())), ..none }.name_files());
+        let env = flag("Tidegate_Auth__HS256_Secret_File").into_iter().collect();
+        assert!(Sources { env, ..Sources::default() }.name_files());
+    }
 }

@@ -46,6 +46,29 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// All of them, with one limit for all limits: they have one label.
+    pub const ALL: [Self; 19] = [
+        Self::Client,
+        Self::Lost,
+        Self::ProtocolError,
+        Self::InvalidText,
+        Self::MessageTooBig,
+        Self::TokenExpired,
+        Self::Forbidden,
+        Self::InvalidToken,
+        Self::BadRequest,
+        Self::NotAvailable,
+        Self::Stale,
+        Self::OverLimit(Limit::Commands),
+        Self::SlowConsumer,
+        Self::PublishFailed,
+        Self::Gap,
+        Self::HeartbeatTimeout,
+        Self::Drain,
+        Self::MaxAge,
+        Self::Internal,
+    ];
+
     /// The metric's label and the log's word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -110,5 +133,43 @@ impl CloseReason {
             Self::MaxAge => (CloseCode::SERVICE_RESTART, "time to change the node, come back"),
             Self::Internal => (CloseCode::INTERNAL_ERROR, "internal error"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// A reason that is new does not compile here until it has a place in the list.
+    #[test]
+    fn every_reason_is_listed_once() {
+        for (place, reason) in CloseReason::ALL.into_iter().enumerate() {
+            let listed_at = match reason {
+                CloseReason::Client => 0,
+                CloseReason::Lost => 1,
+                CloseReason::ProtocolError => 2,
+                CloseReason::InvalidText => 3,
+                CloseReason::MessageTooBig => 4,
+                CloseReason::TokenExpired => 5,
+                CloseReason::Forbidden => 6,
+                CloseReason::InvalidToken => 7,
+                CloseReason::BadRequest => 8,
+                CloseReason::NotAvailable => 9,
+                CloseReason::Stale => 10,
+                CloseReason::OverLimit(_) => 11,
+                CloseReason::SlowConsumer => 12,
+                CloseReason::PublishFailed => 13,
+                CloseReason::Gap => 14,
+                CloseReason::HeartbeatTimeout => 15,
+                CloseReason::Drain => 16,
+                CloseReason::MaxAge => 17,
+                CloseReason::Internal => 18,
+            };
+            assert_eq!(listed_at, place, "{reason:?}");
+        }
+        let labels: HashSet<_> = CloseReason::ALL.into_iter().map(CloseReason::as_str).collect();
+        assert_eq!(labels.len(), CloseReason::ALL.len());
     }
 }

@@ -151,7 +151,12 @@ export const fleet = dashboard(
             "Ends by reason",
             "Sessions that ended, per second.",
             "cps",
-            [[`sum by (reason) (${rate("tidegate_connections_closed_total")})`, "{{reason}}"]],
+            [
+              [
+                `sum by (reason) (${rate("tidegate_connections_closed_total")}) > 0 or topk(1, sum by (reason) (${rate("tidegate_connections_closed_total")}))`,
+                "{{reason}}",
+              ],
+            ],
             { stacked: true },
           ),
         ),

@@ -110,7 +110,12 @@ export const node = dashboard(
             "Ends by reason",
             "Sessions per second.",
             "cps",
-            [[`sum by (reason) (${rate("tidegate_connections_closed_total")})`, "{{reason}}"]],
+            [
+              [
+                `sum by (reason) (${rate("tidegate_connections_closed_total")}) > 0 or topk(1, sum by (reason) (${rate("tidegate_connections_closed_total")}))`,
+                "{{reason}}",
+              ],
+            ],
             { stacked: true },
           ),
           graph(
@@ -142,6 +147,49 @@ export const node = dashboard(
           graph("Refusals", "Requests refused and tokens refused, per second.", "cps", [
             [`sum(${rate("tidegate_refusals_total")})`, "requests"],
             [`sum(${rate("tidegate_auth_failures_total")})`, "tokens"],
+          ]),
+        ),
+      ],
+    },
+    {
+      title: "Configuration and limits",
+      lines: [
+        numbers(
+          stat(
+            "Configuration is sound",
+            "0 while the configuration that was read last is refused: the node would not start with it.",
+            "short",
+            `tidegate_config_last_reload_successful{${this_}}`,
+            { below: 1 },
+          ),
+          stat(
+            "Last sound configuration",
+            "When it was read.",
+            "dateTimeAsIso",
+            `tidegate_config_last_reload_success_timestamp_seconds{${this_}} * 1000`,
+          ),
+        ),
+        graphs(
+          graph(
+            "Configuration and keys read again",
+            "Attempts to take a new configuration, and new keys that are files, per second.",
+            "cps",
+            [
+              [`sum by (result) (${rate("tidegate_config_reloads_total")})`, "configuration {{result}}"],
+              [`sum by (result) (${rate("tidegate_key_reloads_total")})`, "keys {{result}}"],
+            ],
+          ),
+          graph(
+            "At the door",
+            "Times that new connections had to wait for limits.accepts, and sockets closed without an answer, per second.",
+            "cps",
+            [
+              [rate("tidegate_accept_pauses_total"), "pauses"],
+              [`sum(${rate("tidegate_sockets_dropped_total")})`, "dropped"],
+            ],
+          ),
+          graph("Accounts of limits", "Addresses and users that have used up some of a limit.", "short", [
+            [`tidegate_limit_accounts{${this_}}`, "accounts"],
           ]),
         ),
       ],

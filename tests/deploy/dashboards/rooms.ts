@@ -157,6 +157,13 @@ export const rooms = dashboard(
             { stacked: true },
           ),
           graph(
+            "Made way",
+            "Publications that waited for a slow session and made way for newer ones of their room, per second.",
+            "cps",
+            [[`sum by (overflow) (${rate("tidegate_outbound_dropped_total")})`, "{{overflow}}"]],
+            { stacked: true },
+          ),
+          graph(
             "Too large, or too many",
             "Publications over broker.max_publication, and those that did not fit into an inbox.",
             "cps",

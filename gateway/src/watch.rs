@@ -1,0 +1,134 @@
+//! Noticing that files have changed.
+//!
+//! Owns how often they are looked at, and what counts as a change: what two looks in a row have found, so that a file
+//! which is still being written is not taken for a broken one. Knows neither what is read nor what becomes of it.
+//!
+//! Files are looked at instead of watched: a mounted Kubernetes secret changes by the swap of a link two directories up,
+//! which is easy to miss with inotify and impossible to miss by reading.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Interval, MissedTickBehavior};
+
+/// How often files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Files that are kept an eye on.
+pub trait Watched: Send + Sync + 'static {
+    /// What they hold.
+    type Contents: PartialEq + Send + 'static;
+
+    /// Whether there is any now. If not, there is no look. Does not block.
+    fn has_files(&self) -> bool;
+
+    /// One look: reads them, and takes what they hold if [`Looks::agree`] on it. Blocks on the file system.
+    fn look(&self, looks: &mut Looks<Self::Contents>);
+}
+
+/// Looks at files until dropped.
+pub async fn watch<W: Watched>(watched: Arc<W>) {
+    let mut ticks = ticks();
+    let mut looks = Looks::default();
+    loop {
+        ticks.tick().await;
+        if !watched.has_files() {
+            looks.take();
+            continue;
+        }
+        let (watched, mut last) = (Arc::clone(&watched), std::mem::take(&mut looks));
+        let look = tokio::task::spawn_blocking(move || {
+            watched.look(&mut last);
+            last
+        });
+        looks = look.await.unwrap_or_default();
+    }
+}
+
+/// When to look.
+pub fn ticks() -> Interval {
+    let mut ticks = tokio::time::interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// What the look before has found.
+pub struct Looks<T>(Option<T>);
+
+impl<T> Default for Looks<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: PartialEq> Looks<T> {
+    /// What was found now, if the look before has found the same. `None` is a file that is not there: one that is being
+    /// replaced.
+    pub fn agree(&mut self, found: Option<T>) -> Option<&T> {
+        let same = found.is_some() && self.0 == found;
+        self.0 = found;
+        self.0.as_ref().filter(|_| same)
+    }
+
+    /// Gives up what was found: the next look is a first one.
+    pub fn take(&mut self) -> Option<T> {
+        self.0.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn two_looks_in_a_row_have_to_find_the_same() {
+        let mut looks = Looks::default();
+        let found = [Some("a"), Some("b"), Some("b"), Some("b"), None, Some("b"), Some("b"), Some("c")];
+        let agreed = found.map(|found| looks.agree(found).copied());
+        assert_eq!(agreed, [None, None, Some("b"), Some("b"), None, None, Some("b"), None]);
+        assert_eq!(looks.take(), Some("c"));
+        assert_eq!(looks.agree(Some("c")), None);
+    }
+
+    #[derive(Default)]
+    struct Count {
+        there: AtomicBool,
+        asked: AtomicUsize,
+        looks: AtomicUsize,
+        agreed: AtomicUsize,
+    }
+
+    impl Watched for Count {
+        type Contents = ();
+
+        fn has_files(&self) -> bool {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.there.load(Ordering::Relaxed)
+        }
+
+        fn look(&self, looks: &mut Looks<()>) {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            self.agreed.fetch_add(looks.agree(Some(())).iter().count(), Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_read_where_there_is_no_file() {
+        let count = Arc::new(Count::default());
+        let until = async |enough: fn(&Count) -> bool| {
+            let watching = watch(Arc::clone(&count));
+            let reached = async {
+                while !enough(&count) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            tokio::select! { () = watching => unreachable!("it has no end"), () = reached => {} }
+        };
+        until(|count| count.asked.load(Ordering::Relaxed) > 3).await;
+        assert_eq!(count.looks.load(Ordering::Relaxed), 0);
+        count.there.store(true, Ordering::Relaxed);
+        until(|count| count.agreed.load(Ordering::Relaxed) > 1).await;
+        assert!(count.looks.load(Ordering::Relaxed) > 2);
+    }
+}
