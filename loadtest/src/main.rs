@@ -13,6 +13,7 @@
 //! | [`stamp`], [`ledger`], [`latency`] | the marks of a message, and the books about it |
 //! | [`compare`] | Tidegate and its peers, started and measured in turn |
 //! | [`room`] | rounds: what a delivery costs |
+//! | [`flow`], [`tap`], [`redis`] | rounds: how much passes, and Redis without a gateway |
 //! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and what they say, added up |
 //! | [`worker`], [`books`] | one of these processes: a part of the clients and of the schedule |
 //! | [`process`] | CPU time, memory, pinning, descriptors |
@@ -27,6 +28,7 @@ mod clock;
 mod compare;
 mod crew;
 mod dialect;
+mod flow;
 mod latency;
 mod ledger;
 mod live;
@@ -34,6 +36,7 @@ mod member;
 mod plan;
 mod process;
 mod publisher;
+mod redis;
 mod report;
 mod room;
 mod scenario;
@@ -41,6 +44,7 @@ mod sse;
 mod stamp;
 mod stop;
 mod swarm;
+mod tap;
 mod target;
 mod timeline;
 mod tls;
@@ -82,8 +86,13 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::Cost(args) => scenario::cost::run(&args),
         Scenario::Yardstick(args) => scenario::yardstick::run(&args),
         Scenario::CompareLimit(args) => scenario::compare_limit::run(&args),
+        Scenario::CompareRooms(args) => scenario::compare_rooms::run(&args),
+        Scenario::Intake(args) => scenario::flow::intake(&args),
+        Scenario::Publish(args) => scenario::flow::publish(&args),
+        Scenario::Resubscribe(args) => scenario::resubscribe::run(&args),
         Scenario::Compare(args) => compare::run(&args),
         Scenario::YardstickServer(args) => scenario::yardstick::serve(&args).map(|()| Verdict::AsExpected),
+        Scenario::TapServer(args) => tap::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Fanout(args) => scenario::load::fanout(&args),
         Scenario::Rooms(args) => scenario::load::rooms(&args),
         Scenario::Chat(args) => scenario::load::chat(&args),
