@@ -12,7 +12,7 @@ use crate::{
     latency::{Latencies, Sparse},
     ledger::{Account, Arrival},
     plan::{Place, Plan, Publishers, Role, Tally, Update},
-    stamp::Finder,
+    stamp::{Finder, Stamp},
     swarm::{Event, Lost},
     websocket::WireError,
 };
@@ -51,6 +51,8 @@ pub struct Chair {
 /// What is counted of one group.
 struct Page {
     first_room: u32,
+    /// How many rooms a listener is in.
+    rooms_per_client: u32,
     voices: u32,
     /// A listener that hears itself has been lied to.
     deaf: bool,
@@ -66,7 +68,8 @@ impl Books {
         let mut accounts = 0_usize;
         let mut chairs = Vec::new();
         for (group, place, number) in plan.own() {
-            let voices = plan.groups.get(group).context("a group of the plan")?.voices();
+            let own = plan.groups.get(group).context("a group of the plan")?;
+            let voices = own.voices() * own.rooms_of(place.role);
             chairs.push(Chair { group, place, number, account: accounts });
             if matches!(place.role, Role::Listener | Role::Visitor) {
                 accounts += voices as usize;
@@ -79,6 +82,7 @@ impl Books {
         let page = |(group, &dialect): (&crate::plan::Group, &Dialect)| {
             Ok(Page {
                 first_room: group.first_room,
+                rooms_per_client: group.rooms_per_client,
                 voices: group.voices(),
                 deaf: group.publishers == Publishers::Members && !group.echo,
                 dialect,
@@ -127,6 +131,7 @@ impl Books {
                     self.arrive(member);
                 }
             }
+            Event::Joined { .. } | Event::Left { .. } => {}
             Event::Refused { why } => {
                 self.news.refused_publications += 1;
                 self.news.first_refusal.get_or_insert(why);
@@ -219,8 +224,10 @@ impl Books {
         }
         let Some(page) = self.pages.get_mut(chair.group) else { return };
         let stamp = page.finder.find(page.dialect, payload);
+        let rooms = if role == Role::Listener { page.rooms_per_client } else { 1 };
+        let which = |stamp: &Stamp| stamp.room.checked_sub(page.first_room + room).filter(|&at| at < rooms);
         let stamp = stamp.filter(|stamp| {
-            stamp.room == page.first_room + room
+            which(stamp).is_some()
                 && stamp.publisher < page.voices
                 && !(page.deaf && role == Role::Listener && stamp.publisher == index)
         });
@@ -228,7 +235,8 @@ impl Books {
             page.tally.foreign += 1;
             return;
         };
-        let Some(account) = self.accounts.get_mut(chair.account + stamp.publisher as usize) else { return };
+        let voice = which(&stamp).unwrap_or(0) * page.voices + stamp.publisher;
+        let Some(account) = self.accounts.get_mut(chair.account + voice as usize) else { return };
         match account.record(stamp.sequence) {
             Arrival::Duplicate | Arrival::Foreign => {
                 page.tally.duplicated += 1;

@@ -5,6 +5,7 @@
 
 pub mod capacity;
 pub mod file;
+pub mod flow;
 pub mod load;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
@@ -45,6 +46,14 @@ pub enum Scenario {
     Yardstick(Yardstick),
     /// `cost` and `yardstick` in alternating rounds, and the ratio between them
     CompareLimit(CompareLimit),
+    /// Many rooms of one member in place of a few big ones, same connections and deliveries: CPU and memory
+    CompareRooms(flow::CompareRooms),
+    /// How much a server takes out of Redis, beside a bare subscriber
+    Intake(flow::Intake),
+    /// How much clients can publish into Redis, beside a pipelined PUBLISH
+    Publish(flow::Publish),
+    /// Redis is restarted under a node with many topics: how soon are they back?
+    Resubscribe(flow::Resubscribe),
     /// The same scenarios against Tidegate and its peers, in alternating rounds of one session
     Compare(Compare),
     /// How many nodes, how much memory, bandwidth and Redis so many connections take: arithmetic, no network
@@ -52,6 +61,9 @@ pub enum Scenario {
     /// The process that `yardstick` measures
     #[command(hide = true)]
     YardstickServer(YardstickServer),
+    /// The bare subscriber that `intake` and `publish` count with
+    #[command(hide = true)]
+    TapServer(flow::TapServer),
     /// A process that holds clients for another scenario, and is told what to do on standard input
     #[command(hide = true)]
     Worker,

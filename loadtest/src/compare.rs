@@ -85,9 +85,14 @@ struct Row {
 /// Runs the comparison, prints it, and writes it down.
 pub fn run(args: &Compare) -> anyhow::Result<Verdict> {
     let stop = Stop::install(args.time_limit.0)?;
+    in_scratch(|scratch| compare(args, scratch, &stop))
+}
+
+/// Runs something that starts servers, with a directory for their files. It stays if that fails, for their logs.
+pub fn in_scratch(run: impl FnOnce(&Path) -> anyhow::Result<Verdict>) -> anyhow::Result<Verdict> {
     let scratch = std::env::temp_dir().join(format!("tidegate-compare-{}", process::run_id()));
     fs::create_dir(&scratch)?;
-    let outcome = compare(args, &scratch, &stop);
+    let outcome = run(&scratch);
     if outcome.is_ok() {
         fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
     }

@@ -4,6 +4,9 @@
 //! it hears are messages, and how it publishes. Knows no socket. What is understood is the least that lets a
 //! client stay and count: everything else is the server's affair.
 
+use std::borrow::Cow;
+
+use anyhow::ensure;
 use serde::Deserialize;
 
 use crate::{
@@ -26,13 +29,25 @@ pub enum Dialect {
     Bare,
 }
 
+/// Centrifuge commands have ids of 32 bits: 1 is the connect, from here on rooms by their numbers, then
+/// publications.
+const SUBSCRIBE_IDS: u64 = 2;
+const PUBLISH_IDS: u64 = 1 << 31;
+
+/// The SDKs subscribe again by themselves after an unsubscribe with such a code.
+const COME_BACK_FROM: u32 = 2500;
+
 /// Who a connection is.
 #[derive(Clone, Copy, Debug)]
 pub struct Seat {
     /// Its number among all clients of the run.
     pub user: u32,
-    /// The room it is in.
+    /// The room it is in, the first if there are several.
     pub room: u32,
+    /// How many it is in, by their numbers one after the other. Only Centrifuge knows more than one.
+    pub rooms: u32,
+    /// Whether it stays connected when the server takes it out of a room.
+    pub stays: bool,
     /// Whether it hears the room. One that only publishes need not, where the protocol lets it.
     pub listens: bool,
 }
@@ -57,8 +72,10 @@ pub enum Heard<'a> {
     Message(&'a [u8]),
     /// The next step of the opening is called for.
     Next,
-    /// One awaited answer has come.
-    Answered,
+    /// One awaited answer has come; where several rooms can be joined, by its room.
+    Answered(Option<u32>),
+    /// The server has taken the connection out of one room, and says that it may come back.
+    Left(Cow<'a, str>),
     /// To be answered with this payload.
     Reply(&'static [u8]),
     /// A publication was refused.
@@ -81,6 +98,10 @@ impl Dialect {
         let token = token.as_deref();
         let json = |text: &str| serde_json::to_string(text);
         let mut opening = Opening::default();
+        ensure!(
+            seat.rooms == 1 || self == Self::Centrifuge,
+            "several rooms on one connection are known to the Centrifuge protocol alone"
+        );
         match self {
             Self::Bare => {}
             Self::Plain | Self::Raw => opening.request = websocket::upgrade_request(authority, &path, token),
@@ -93,9 +114,11 @@ impl Dialect {
                 };
                 opening.awaited = 1;
                 if seat.listens {
-                    let channel = json(&entrance.channel(seat.room))?;
-                    words = format!("{words}\n{{\"id\":2,\"subscribe\":{{\"channel\":{channel}}}}}");
-                    opening.awaited = 2;
+                    for room in seat.room..seat.room + seat.rooms {
+                        words.push('\n');
+                        words += &subscribe(entrance, room)?;
+                    }
+                    opening.awaited += seat.rooms;
                 }
                 opening.steps.push(words.into_bytes());
             }
@@ -138,8 +161,7 @@ impl Dialect {
             Self::Plain | Self::Raw | Self::Sse | Self::Bare => (String::new(), b""),
             Self::Centrifuge => {
                 let channel = serde_json::Value::from(entrance.channel(room));
-                // Replies need an id, and those below are the opening's.
-                let id = number % u64::from(u32::MAX - 8) + 8;
+                let id = number % (u64::from(u32::MAX) - PUBLISH_IDS) + PUBLISH_IDS;
                 (format!(r#"{{"id":{id},"publish":{{"channel":{channel},"data":"#), b"}}")
             }
             Self::SocketIo => {
@@ -151,14 +173,22 @@ impl Dialect {
     }
 }
 
+/// The Centrifuge command that subscribes to room `room`.
+pub fn subscribe(entrance: &Entrance, room: u32) -> anyhow::Result<String> {
+    let channel = serde_json::to_string(&entrance.channel(room))?;
+    let id = SUBSCRIBE_IDS + u64::from(room);
+    Ok(format!(r#"{{"id":{id},"subscribe":{{"channel":{channel}}}}}"#))
+}
+
 /// One line of the Centrifuge protocol; `None` if it asks for nothing.
 fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
     #[derive(Deserialize)]
-    struct Reply {
+    struct Reply<'a> {
         #[serde(default)]
         id: u64,
         error: Option<Problem>,
-        push: Option<Push>,
+        #[serde(borrow)]
+        push: Option<Push<'a>>,
     }
     #[derive(Deserialize)]
     struct Problem {
@@ -167,7 +197,9 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
         message: String,
     }
     #[derive(Deserialize)]
-    struct Push {
+    struct Push<'a> {
+        #[serde(borrow, default)]
+        channel: Cow<'a, str>,
         unsubscribe: Option<Left>,
         disconnect: Option<Left>,
     }
@@ -187,6 +219,11 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
         return Some(Heard::Ended("the server does not speak the Centrifuge protocol".into()));
     };
     match reply {
+        Reply { push: Some(Push { unsubscribe: Some(left), channel, .. }), .. }
+            if left.code >= COME_BACK_FROM =>
+        {
+            Some(Heard::Left(channel))
+        }
         Reply { push: Some(Push { unsubscribe: Some(left), .. }), .. } => {
             Some(Heard::Ended(format!("unsubscribed by the server with code {}", left.code)))
         }
@@ -194,7 +231,7 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
             Some(Heard::Ended(format!("disconnected by the server with code {}", left.code)))
         }
         Reply { push: Some(_), .. } => None,
-        Reply { id: id @ (1 | 2), error: Some(problem), .. } => {
+        Reply { id: id @ 1..PUBLISH_IDS, error: Some(problem), .. } => {
             let what = if id == 1 { "connecting" } else { "subscribing" };
             Some(Heard::Ended(format!(
                 "{what} was refused with error {} ({})",
@@ -204,7 +241,10 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
         Reply { error: Some(problem), .. } => {
             Some(Heard::Refused(format!("error {} ({})", problem.code, problem.message)))
         }
-        Reply { id: 1 | 2, .. } => Some(Heard::Answered),
+        Reply { id: 1, .. } => Some(Heard::Answered(None)),
+        Reply { id: id @ SUBSCRIBE_IDS..PUBLISH_IDS, .. } => {
+            Some(Heard::Answered(u32::try_from(id - SUBSCRIBE_IDS).ok()))
+        }
         Reply { .. } => None,
     }
 }
@@ -215,10 +255,10 @@ fn hear_socket_io<'a>(payload: &'a [u8], mut each: impl FnMut(Heard<'a>)) {
         [b'2', ..] => each(Heard::Reply(b"3")),
         [b'0', ..] => each(Heard::Next),
         [b'4', b'0', ..] => {
-            each(Heard::Answered);
+            each(Heard::Answered(None));
             each(Heard::Next);
         }
-        [b'4', b'3', ..] => each(Heard::Answered),
+        [b'4', b'3', ..] => each(Heard::Answered(None)),
         [b'4', b'4', ..] => {
             each(Heard::Ended(format!("connecting was refused: {}", String::from_utf8_lossy(payload))));
         }
@@ -231,6 +271,32 @@ fn hear_socket_io<'a>(payload: &'a [u8], mut each: impl FnMut(Heard<'a>)) {
 mod tests {
     use super::*;
 
+    #[test]
+    fn one_connection_in_many_rooms() {
+        let channel = "load:{room}".to_owned();
+        let address = crate::target::Address {
+            socket: ([127, 0, 0, 1], 1).into(),
+            tls: None,
+            authority: "x".into(),
+            path_and_query: "/".into(),
+        };
+        let credentials = crate::token::Credentials::None;
+        let entrance =
+            Entrance { address, dialect: Dialect::Centrifuge, channel, credentials, source_addresses: 0 };
+        let seat = Seat { user: 0, room: 7, rooms: 3, stays: false, listens: true };
+        let opening = Dialect::Centrifuge.opening(&entrance, seat).unwrap();
+        assert_eq!(opening.awaited, 4);
+        let words = String::from_utf8(opening.steps.concat()).unwrap();
+        let lines: Vec<_> = words.lines().collect();
+        assert_eq!(lines.len(), 4, "{words}");
+        assert_eq!(lines[3], r#"{"id":11,"subscribe":{"channel":"load:9"}}"#);
+        assert_eq!(
+            (entrance.room("load:9"), entrance.room("load:"), entrance.room("9")),
+            (Some(9), None, None)
+        );
+        assert!(Dialect::Plain.opening(&entrance, seat).is_err());
+    }
+
     fn heard(dialect: Dialect, payload: &str) -> Vec<Heard<'_>> {
         let mut all = Vec::new();
         dialect.hear(payload.as_bytes(), |heard| all.push(heard));
@@ -240,11 +306,12 @@ mod tests {
     #[test]
     fn centrifuge_lines() {
         let publication = r#"{"push":{"channel":"x","pub":{"data":"…"}}}"#;
-        let lines =
-            format!("{{}}\n{publication}\n{{\"id\":2,\"subscribe\":{{}}}}\n{{\"id\":9,\"publish\":{{}}}}\n");
+        let lines = format!(
+            "{{}}\n{publication}\n{{\"id\":2,\"subscribe\":{{}}}}\n{{\"id\":3000000000,\"publish\":{{}}}}\n"
+        );
         assert_eq!(
             heard(Dialect::Centrifuge, &lines),
-            [Heard::Reply(b"{}"), Heard::Message(publication.as_bytes()), Heard::Answered]
+            [Heard::Reply(b"{}"), Heard::Message(publication.as_bytes()), Heard::Answered(Some(0))]
         );
         for (line, words) in [
             (
@@ -252,7 +319,7 @@ mod tests {
                 "connecting was refused with error 101",
             ),
             (r#"{"id":2,"error":{"code":103}}"#, "subscribing was refused with error 103"),
-            (r#"{"push":{"channel":"x","unsubscribe":{"code":2500}}}"#, "code 2500"),
+            (r#"{"push":{"channel":"x","unsubscribe":{"code":2000}}}"#, "code 2000"),
             (r#"{"push":{"disconnect":{"code":3001,"reason":"shutdown"}}}"#, "code 3001"),
             ("hello", "does not speak"),
         ] {
@@ -262,17 +329,19 @@ mod tests {
             }
         }
         assert_eq!(
-            heard(Dialect::Centrifuge, r#"{"id":9,"error":{"code":103,"message":"denied"}}"#),
+            heard(Dialect::Centrifuge, r#"{"id":3000000000,"error":{"code":103,"message":"denied"}}"#),
             [Heard::Refused("error 103 (denied)".into())]
         );
+        let left = heard(Dialect::Centrifuge, r#"{"push":{"channel":"x","unsubscribe":{"code":2500}}}"#);
+        assert_eq!(left, [Heard::Left("x".into())]);
         assert_eq!(heard(Dialect::Centrifuge, r#"{"push":{"channel":"x","join":{"info":{}}}}"#), []);
     }
 
     #[test]
     fn socket_io_packets() {
         assert_eq!(heard(Dialect::SocketIo, r#"0{"sid":"x"}"#), [Heard::Next]);
-        assert_eq!(heard(Dialect::SocketIo, r#"40{"sid":"y"}"#), [Heard::Answered, Heard::Next]);
-        assert_eq!(heard(Dialect::SocketIo, "430[]"), [Heard::Answered]);
+        assert_eq!(heard(Dialect::SocketIo, r#"40{"sid":"y"}"#), [Heard::Answered(None), Heard::Next]);
+        assert_eq!(heard(Dialect::SocketIo, "430[]"), [Heard::Answered(None)]);
         assert_eq!(heard(Dialect::SocketIo, "2"), [Heard::Reply(b"3")]);
         assert_eq!(heard(Dialect::SocketIo, r#"42["m","x"]"#), [Heard::Message(br#"42["m","x"]"#)]);
         assert!(matches!(heard(Dialect::SocketIo, "44{}").as_slice(), [Heard::Ended(_)]));

@@ -14,6 +14,7 @@
 //! | [`compare`] | Tidegate and its peers, started and measured in turn |
 //! | [`room`] | rounds: what a delivery costs |
 //! | [`capacity`] | what a fleet has to be, from what one of everything costs |
+//! | [`flow`], [`tap`], [`redis`] | rounds: how much passes, and Redis without a gateway |
 //! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and what they say, added up |
 //! | [`worker`], [`books`] | one of these processes: a part of the clients and of the schedule |
 //! | [`process`] | CPU time, memory, pinning, descriptors |
@@ -29,6 +30,7 @@ mod clock;
 mod compare;
 mod crew;
 mod dialect;
+mod flow;
 mod latency;
 mod ledger;
 mod live;
@@ -36,6 +38,7 @@ mod member;
 mod plan;
 mod process;
 mod publisher;
+mod redis;
 mod report;
 mod room;
 mod scenario;
@@ -43,6 +46,7 @@ mod sse;
 mod stamp;
 mod stop;
 mod swarm;
+mod tap;
 mod target;
 mod timeline;
 mod tls;
@@ -84,8 +88,13 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::Cost(args) => scenario::cost::run(&args),
         Scenario::Yardstick(args) => scenario::yardstick::run(&args),
         Scenario::CompareLimit(args) => scenario::compare_limit::run(&args),
+        Scenario::CompareRooms(args) => scenario::compare_rooms::run(&args),
+        Scenario::Intake(args) => scenario::flow::intake(&args),
+        Scenario::Publish(args) => scenario::flow::publish(&args),
+        Scenario::Resubscribe(args) => scenario::resubscribe::run(&args),
         Scenario::Compare(args) => compare::run(&args),
         Scenario::YardstickServer(args) => scenario::yardstick::serve(&args).map(|()| Verdict::AsExpected),
+        Scenario::TapServer(args) => tap::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Fanout(args) => scenario::load::fanout(&args),
         Scenario::Rooms(args) => scenario::load::rooms(&args),
         Scenario::Chat(args) => scenario::load::chat(&args),

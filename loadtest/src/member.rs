@@ -39,6 +39,7 @@ pub struct Member {
     backlog: Vec<u8>,
     /// What readiness is waited for.
     interest: EventFlags,
+    stays: bool,
     /// Gone once it stands.
     opening: Option<Box<Entering>>,
 }
@@ -97,6 +98,7 @@ impl Member {
         Ok(Self {
             stream: Some(Stream::Clear(socket.into())),
             opening: Some(Box::new(Entering { opening, tls: entrance.address.tls.clone() })),
+            stays: seat.stays,
             ..Self::absent(entrance.dialect)
         })
     }
@@ -111,6 +113,7 @@ impl Member {
             leftover: Leftover::default(),
             backlog: Vec::new(),
             interest: EventFlags::OUT,
+            stays: false,
             opening: None,
         }
     }
@@ -377,8 +380,17 @@ impl Member {
                     Ok(())
                 }
                 Heard::Ended(why) => Err(Lost::Ended(why)),
-                Heard::Answered => {
-                    if let Some(entering) = &mut self.opening {
+                Heard::Left(channel) if self.stays => {
+                    on(Event::Left { member: index, channel: &channel });
+                    Ok(())
+                }
+                Heard::Left(channel) => {
+                    Err(Lost::Ended(format!("the server has ended the subscription to {channel}")))
+                }
+                Heard::Answered(room) => {
+                    if let Some(room) = room.filter(|_| self.opening.is_none()) {
+                        on(Event::Joined { room });
+                    } else if let Some(entering) = &mut self.opening {
                         entering.opening.awaited = entering.opening.awaited.saturating_sub(1);
                         if entering.opening.awaited == 0 {
                             self.stand(index, at, on);

@@ -36,6 +36,8 @@ pub struct Group {
     pub rooms: u32,
     /// Listeners in each room.
     pub members: u32,
+    /// How many rooms a listener is in; `rooms` is a multiple of it.
+    pub rooms_per_client: u32,
     pub publishers: Publishers,
     /// Whether a publisher that listens hears itself.
     pub echo: bool,
@@ -75,7 +77,7 @@ pub enum Role {
 /// One client of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Within the group.
+    /// Within the group; of a listener in several, the first.
     pub room: u32,
     /// Within the room, of those with the same role.
     pub index: u32,
@@ -196,17 +198,19 @@ impl Group {
 
     /// How many clients are measured.
     pub fn listeners(&self) -> u32 {
-        self.rooms * self.members
+        self.rooms / self.rooms_per_client * self.members
     }
 
     /// Client `number` of the group.
     pub fn place(&self, number: u32) -> Place {
         let mut number = number;
-        for (count, role) in [
-            (self.listeners(), Role::Listener),
-            (self.stalled, Role::Stalled),
-            (self.visitors, Role::Visitor),
-        ] {
+        if number < self.listeners() {
+            let blocks = self.rooms / self.rooms_per_client;
+            let room = number % blocks * self.rooms_per_client;
+            return Place { room, index: number / blocks, role: Role::Listener };
+        }
+        number -= self.listeners();
+        for (count, role) in [(self.stalled, Role::Stalled), (self.visitors, Role::Visitor)] {
             if number < count {
                 return Place { room: number % self.rooms, index: number / self.rooms, role };
             }
@@ -218,7 +222,13 @@ impl Group {
     /// How a client introduces itself.
     pub fn seat(&self, place: Place, number: u32) -> Seat {
         let room = self.first_room + place.room;
-        Seat { user: number, room, listens: place.role != Role::Publisher }
+        let rooms = self.rooms_of(place.role);
+        Seat { user: number, room, rooms, stays: false, listens: place.role != Role::Publisher }
+    }
+
+    /// How many rooms a client is in.
+    pub fn rooms_of(&self, role: Role) -> u32 {
+        if role == Role::Listener { self.rooms_per_client } else { 1 }
     }
 
     /// How many publishers a room has.
@@ -305,6 +315,7 @@ pub mod tests {
             first_room: 5,
             rooms,
             members,
+            rooms_per_client: 1,
             publishers,
             echo: true,
             rate: 100.0,
@@ -342,6 +353,17 @@ pub mod tests {
             }
         }
         assert_eq!(seen.len(), 49);
+    }
+
+    #[test]
+    fn a_client_in_several_rooms_counts_for_each() {
+        let group = Group { rooms_per_client: 3, ..group(6, 2, Publishers::One) };
+        assert_eq!(group.listeners(), 4);
+        let seats: Vec<_> = (0..4).map(|number| group.seat(group.place(number), number)).collect();
+        let rooms: Vec<_> = seats.iter().map(|seat| (seat.room, seat.rooms)).collect();
+        assert_eq!(rooms, [(5, 3), (8, 3), (5, 3), (8, 3)], "rooms begin with 5");
+        assert_eq!(group.expected(10), 20);
+        assert_eq!(group.seat(group.place(5), 5).rooms, 1, "a publisher has its own room");
     }
 
     #[test]

@@ -46,8 +46,8 @@ enum Channel {
 enum Speech {
     /// The path, and everything between it and the value of `Content-Length`.
     Http(String, String),
-    /// The topic.
-    Redis(String),
+    /// The topic, before and after the room's number; without one there is nothing after it.
+    Redis(String, Option<String>),
     /// The yardstick's own: how many writes a socket gets, a count and a length (`u32`, big-endian), then that
     /// many ready-made frames.
     Yardstick { coalesce: bool },
@@ -83,7 +83,7 @@ impl Publisher {
                 Channel::Unix(socket)
             }
         };
-        let mut publisher = Self::new(channel, Speech::Redis(redis.topic.clone()));
+        let mut publisher = Self::new(channel, Speech::redis(&redis.topic));
         if !redis.auth.is_empty() {
             let mut command = format!("*{}\r\n$4\r\nAUTH\r\n", redis.auth.len() + 1).into_bytes();
             for argument in &redis.auth {
@@ -121,9 +121,16 @@ impl Publisher {
                     write!(out, "{head}{size}\r\n\r\n")?;
                     out.extend_from_slice(payload);
                 }
-                Speech::Redis(topic) => {
-                    let topic = topic.replace(NUMBER, &room.to_string());
-                    write!(out, "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{topic}\r\n${size}\r\n", topic.len())?;
+                Speech::Redis(before, after) => {
+                    let digits =
+                        after.as_ref().map_or(0, |_| room.checked_ilog10().unwrap_or(0) as usize + 1);
+                    let length = before.len() + digits + after.as_ref().map_or(0, String::len);
+                    out.extend_from_slice(b"*3\r\n$7\r\nPUBLISH\r\n$");
+                    write!(out, "{length}\r\n{before}")?;
+                    if let Some(after) = after {
+                        write!(out, "{room}{after}")?;
+                    }
+                    write!(out, "\r\n${size}\r\n")?;
                     out.extend_from_slice(payload);
                     out.extend_from_slice(b"\r\n");
                 }
@@ -160,7 +167,7 @@ impl Publisher {
         let bytes = self.scratch.get(..held + received).unwrap_or_default();
         let rest = match &self.speech {
             Speech::Http(..) => hear_http(bytes)?,
-            Speech::Redis(_) => hear_redis(bytes)?,
+            Speech::Redis(..) => hear_redis(bytes)?,
             Speech::Yardstick { .. } => &[],
         };
         self.leftover.keep(rest);
@@ -194,6 +201,17 @@ impl Publisher {
             }
         }
         Ok(())
+    }
+}
+
+impl Speech {
+    fn redis(topic: &str) -> Self {
+        match topic.split_once(NUMBER) {
+            Some((before, after)) if !after.contains(NUMBER) => {
+                Self::Redis(before.to_owned(), Some(after.to_owned()))
+            }
+            _ => Self::Redis(topic.to_owned(), None),
+        }
     }
 }
 

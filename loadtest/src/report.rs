@@ -5,9 +5,12 @@
 
 pub mod connections;
 pub mod document;
+pub mod flow;
 pub mod html;
 pub mod load;
+pub mod resubscribe;
 pub mod room;
+pub mod rooms;
 pub mod svg;
 
 use std::{

@@ -135,8 +135,10 @@ impl Room {
             silenced: None,
         };
         let mut swarm = Swarm::new()?;
-        let seat =
-            |member: usize, listens| Seat { user: u32::try_from(member).unwrap_or(0), room: 0, listens };
+        let seat = |member: usize, listens| {
+            let user = u32::try_from(member).unwrap_or(0);
+            Seat { user, room: 0, rooms: 1, stays: false, listens }
+        };
         swarm.grow(entrance, members, |member| seat(member, true), stop, |event| books.note(event))?;
         let sender = connect()?;
         if let Sender::Client(entrance) = &sender {
@@ -305,7 +307,7 @@ impl Sender {
 impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } => {}
+            Event::Standing { .. } | Event::Joined { .. } | Event::Left { .. } => {}
             // The one behind the members publishes; what it hears is nobody's.
             Event::Message { member, .. } if member >= self.members => {}
             Event::Message { member, payload, at } => match self.finder.find(self.dialect, payload) {

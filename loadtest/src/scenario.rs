@@ -2,11 +2,19 @@
 //! goes to [`report`](crate::report).
 
 pub mod compare_limit;
+pub mod compare_rooms;
 pub mod cost;
+pub mod flow;
 pub mod idle;
 pub mod load;
+pub mod resubscribe;
 pub mod storm;
 pub mod yardstick;
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use anyhow::{bail, ensure};
 
@@ -16,9 +24,10 @@ use crate::{
     crew::Crew,
     live::Live,
     plan::{Group, Order, Plan},
-    process::{self, Server},
+    process::{self, Memory, Server},
     stop::Stop,
     swarm::OPENING_AT_ONCE,
+    target::{Protocol, TargetArgs},
 };
 
 /// Pins this process as asked and starts to listen for the end of the run.
@@ -48,6 +57,60 @@ fn plan_of(run: &Run, groups: Vec<Group>) -> Plan {
         tolerant: false,
         client_cpu: run.client_cpu,
     }
+}
+
+/// Memory counts as settled when so many samples in a row, [`SAMPLE`] apart, differ by less than
+/// [`SETTLED`] bytes.
+const STEADY_SAMPLES: usize = 10;
+const SAMPLE: Duration = Duration::from_millis(200);
+const SETTLED: u64 = 64 * 1024;
+
+/// Then it is measured as it is, and the report says so.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long a look at what has arrived waits.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// Samples memory until it stands still: the last sample, and whether it did. `sample` waits so long first.
+fn settle(
+    stop: &Stop,
+    mut sample: impl FnMut(Duration) -> anyhow::Result<Memory>,
+) -> anyhow::Result<(Memory, bool)> {
+    let begun = Instant::now();
+    let mut samples = VecDeque::with_capacity(STEADY_SAMPLES + 1);
+    loop {
+        let memory = sample(SAMPLE)?;
+        samples.push_back(memory.rss);
+        if samples.len() > STEADY_SAMPLES {
+            samples.pop_front();
+        }
+        let (low, high) = (samples.iter().min(), samples.iter().max());
+        let spread = high.zip(low).map_or(0, |(high, low)| high - low);
+        if samples.len() == STEADY_SAMPLES && spread < SETTLED {
+            return Ok((memory, true));
+        }
+        if begun.elapsed() > SETTLE_PATIENCE || stop.is_set() {
+            return Ok((memory, false));
+        }
+    }
+}
+
+/// Whether the protocol knows several rooms on one connection.
+fn check_several_rooms(target: &TargetArgs) -> anyhow::Result<()> {
+    ensure!(
+        target.protocol == Protocol::Centrifuge,
+        "--rooms-per-client: only the Centrifuge protocol has several rooms on one connection; say --protocol centrifuge"
+    );
+    Ok(())
+}
+
+/// Whether `rooms` can be shared out among clients that are in so many each.
+fn check_rooms_per_client(target: &TargetArgs, rooms: u32, each: u32) -> anyhow::Result<()> {
+    if each > 1 {
+        check_several_rooms(target)?;
+    }
+    ensure!(rooms.is_multiple_of(each), "--rooms must be a multiple of --rooms-per-client");
+    Ok(())
 }
 
 /// Opens every connection of the plan. Anything but all of them standing is an error: a test of fewer clients

@@ -52,6 +52,11 @@ pub enum Event<'a> {
     Standing { member: usize, took: u64 },
     /// It received a message; `at` is when the read that brought it returned.
     Message { member: usize, payload: &'a [u8], at: u64 },
+    /// It has joined one more room, after it stood.
+    Joined { room: u32 },
+    /// The server has taken it out of a room and says that it may come back. Only of members that [stay](
+    /// Seat::stays); the connection of any other ends with it.
+    Left { member: usize, channel: &'a str },
     /// Something it published was refused.
     Refused { why: String },
     /// Its connection has ended; `stood` tells whether it had ever been ready.

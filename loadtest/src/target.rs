@@ -107,7 +107,7 @@ pub enum Via {
 }
 
 /// A Redis server and the topic to publish to. Shows itself without its password.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Redis {
     pub at: RedisAddress,
     /// The arguments of `AUTH`; empty if there is none.
@@ -116,7 +116,7 @@ pub struct Redis {
 }
 
 /// Where a Redis server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RedisAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
@@ -241,6 +241,12 @@ impl Entrance {
     /// The channel of room `number`.
     pub fn channel(&self, number: u32) -> String {
         self.channel.replace(NUMBER, &number.to_string())
+    }
+
+    /// The number of the room whose channel this is.
+    pub fn room(&self, channel: &str) -> Option<u32> {
+        let (before, after) = self.channel.split_once(NUMBER)?;
+        channel.strip_prefix(before)?.strip_suffix(after)?.parse().ok()
     }
 }
 

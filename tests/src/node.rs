@@ -233,6 +233,11 @@ impl Node {
         format!("http://{}{}", self.public, target(room, token, query))
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Option<Pid> {
+        self.pid
+    }
+
     /// Publishes a body by `POST` and expects it to be accepted.
     pub async fn post(&self, room: &str, token: &str, content_type: &str, body: &[u8]) -> Result<()> {
         let request = Request::post(&format!("/rooms/{room}"), content_type, body).bearer(token);
@@ -485,8 +490,8 @@ async fn keep(mut stream: impl AsyncRead + Unpin, output: watch::Sender<Output>)
     output.send_modify(|output| output.line(&pending));
 }
 
-/// `TIDEGATE_BIN`, or the one beside the running test.
-fn binary() -> Result<PathBuf> {
+/// The program: `TIDEGATE_BIN`, or the one beside the running test.
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("TIDEGATE_BIN").filter(|path| path != &OsString::new()) {
         return Ok(path.into());
     }

@@ -33,6 +33,9 @@ pub struct Rooms {
     /// Clients that listen, in each room
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub members: u32,
+    /// How many rooms each client is in, on one connection; Centrifuge only; --rooms is a multiple of it
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rooms_per_client: u32,
     #[command(flatten)]
     pub target: TargetArgs,
     #[command(flatten)]

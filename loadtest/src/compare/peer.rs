@@ -58,6 +58,8 @@ pub struct Peer {
     pub kind: Kind,
     processes: Vec<Child>,
     port: u16,
+    /// Of the Redis that it is on, which is the first of the processes.
+    redis_port: Option<u16>,
     /// Whose CPU time and memory count. Redis is not among them: it is the same for all who use it.
     pub pids: Vec<u32>,
 }
@@ -136,10 +138,21 @@ impl Workshop {
         command
     }
 
-    fn start(&self, name: &str, mut command: Command, port: u16) -> anyhow::Result<Child> {
+    fn spawn(&self, name: &str, mut command: Command) -> anyhow::Result<Child> {
         let log = fs::File::create(self.scratch.join(format!("{name}.log")))?;
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
-        let mut child = child.with_context(|| format!("cannot start {command:?}"))?;
+        child.with_context(|| format!("cannot start {command:?}"))
+    }
+
+    fn redis(&self, port: u16) -> Command {
+        let mut command = Command::new("redis-server");
+        command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port"]);
+        command.arg(port.to_string()).arg("--dir").arg(&self.scratch);
+        command
+    }
+
+    fn start(&self, name: &str, command: Command, port: u16) -> anyhow::Result<Child> {
+        let mut child = self.spawn(name, command)?;
         let begun = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             if let Some(status) = child.try_wait()? {
@@ -159,21 +172,30 @@ impl Workshop {
 impl Peer {
     /// Starts the server and waits until it listens.
     pub fn start(kind: Kind, workshop: &Workshop) -> anyhow::Result<Self> {
+        Self::start_with(kind, workshop, &[])
+    }
+
+    /// The same with further flags.
+    pub fn start_with(kind: Kind, workshop: &Workshop, flags: &[String]) -> anyhow::Result<Self> {
         let port = free_port()?;
         // What has been started so far ends with this, should the rest fail.
-        let mut peer = Self { kind, processes: Vec::new(), port, pids: Vec::new() };
+        let mut peer = Self { kind, processes: Vec::new(), port, redis_port: None, pids: Vec::new() };
         let mut redis = String::new();
         if matches!(kind, Kind::TidegateRedis | Kind::SocketIo) {
             let port = free_port()?;
-            let mut command = Command::new("redis-server");
-            command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port"]);
-            command.arg(port.to_string()).arg("--dir").arg(&workshop.scratch);
-            peer.processes.push(workshop.start("redis-server", command, port)?);
+            peer.processes.push(workshop.start("redis-server", workshop.redis(port), port)?);
+            peer.redis_port = Some(port);
             redis = format!("redis://127.0.0.1:{port}");
         }
         let command = match kind {
             Kind::Tidegate | Kind::TidegateRedis => {
                 let mut command = workshop.command(workshop.tidegate()?);
+                // What a person has exported for nodes of their own is not meant for this one.
+                for (name, _) in std::env::vars_os() {
+                    if name.as_encoded_bytes().starts_with(b"TIDEGATE_") {
+                        command.env_remove(name);
+                    }
+                }
                 command.env("TIDEGATE_AUTH__HS256_SECRET", SECRET).arg("--public-listen");
                 command.arg(format!("127.0.0.1:{port}")).args(["--ops-listen", "127.0.0.1:0"]);
                 // The peers have no limits either, and one tester does what no honest client would.
@@ -183,6 +205,7 @@ impl Peer {
                 if !redis.is_empty() {
                     command.arg("--broker-url").arg(&redis);
                 }
+                command.args(flags);
                 command
             }
             Kind::Ws | Kind::SocketIo => {
@@ -209,6 +232,35 @@ impl Peer {
             peer.pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
         }
         Ok(peer)
+    }
+
+    /// The Redis that it is on, as a URL.
+    pub fn redis(&self) -> Option<String> {
+        self.redis_port.map(|port| format!("redis://127.0.0.1:{port}"))
+    }
+
+    /// Ends its Redis at once, as a crash does.
+    pub fn kill_redis(&mut self) -> anyhow::Result<()> {
+        let redis = self.processes.first_mut().filter(|_| self.redis_port.is_some());
+        let redis = redis.context("it is on no Redis")?;
+        redis.kill()?;
+        redis.wait()?;
+        Ok(())
+    }
+
+    /// Starts its Redis anew, at the same address. Whoever wants to know asks when it is there.
+    pub fn restart_redis(&mut self, workshop: &Workshop) -> anyhow::Result<()> {
+        let port = self.redis_port.context("it is on no Redis")?;
+        let child = workshop.spawn("redis-server", workshop.redis(port))?;
+        if let Some(redis) = self.processes.first_mut() {
+            *redis = child;
+        }
+        Ok(())
+    }
+
+    /// Where the gateway listens, and the secret that its tokens are signed with.
+    pub fn gateway(&self) -> (SocketAddr, &'static str) {
+        (SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)), SECRET)
     }
 
     /// The flags that make the tester speak with it.

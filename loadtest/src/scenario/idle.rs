@@ -1,19 +1,15 @@
 //! Many connections that do nothing.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use super::{begin_run, load::silent, plan_of};
+use super::{begin_run, load::silent, plan_of, settle};
 use crate::{
     cli::Idle,
     crew::Crew,
     live::Live,
     plan::Order,
-    process::Memory,
     report::{
         self, Machine, Verdict,
         connections::{IdleReport, Level},
@@ -21,15 +17,6 @@ use crate::{
     },
     stop::Stop,
 };
-
-/// Memory counts as settled when so many samples in a row, [`SAMPLE`] apart, differ by less than
-/// [`SETTLED`] bytes.
-const STEADY_SAMPLES: usize = 10;
-const SAMPLE: Duration = Duration::from_millis(200);
-const SETTLED: u64 = 64 * 1024;
-
-/// Then it is measured as it is, and the report says so.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Runs the scenario and prints its report.
 pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
@@ -82,7 +69,11 @@ fn level(
     if !crew.until(stop, Crew::is_settled, |crew| live.show(crew))? {
         return Ok(false);
     }
-    let (memory, settled) = settle(crew, live, stop)?;
+    let (memory, settled) = settle(stop, |wait| {
+        let now = Instant::now();
+        crew.until(stop, |_| now.elapsed() >= wait, |crew| live.show(crew))?;
+        crew.server_memory()
+    })?;
     let (before, begun) = (crew.server_cpu()?.unwrap_or_default(), Instant::now());
     let whole = crew.until(stop, |_| begun.elapsed() >= args.window.0, |crew| live.show(crew))?;
     let used = crew.server_cpu()?.unwrap_or_default().since(before).total();
@@ -94,29 +85,6 @@ fn level(
         lost: u64::from(connections.saturating_sub(crew.totals.standing)),
     });
     Ok(whole)
-}
-
-/// Samples memory until it stands still: the last sample, and whether it did.
-fn settle(crew: &mut Crew, live: &Live, stop: &Stop) -> anyhow::Result<(Memory, bool)> {
-    let begun = Instant::now();
-    let mut samples = VecDeque::with_capacity(STEADY_SAMPLES + 1);
-    loop {
-        let memory = crew.server_memory()?;
-        samples.push_back(memory.rss);
-        if samples.len() > STEADY_SAMPLES {
-            samples.pop_front();
-        }
-        let (low, high) = (samples.iter().min(), samples.iter().max());
-        let spread = high.zip(low).map_or(0, |(high, low)| high - low);
-        if samples.len() == STEADY_SAMPLES && spread < SETTLED {
-            return Ok((memory, true));
-        }
-        if begun.elapsed() > SETTLE_PATIENCE || stop.is_set() {
-            return Ok((memory, false));
-        }
-        let now = Instant::now();
-        crew.until(stop, |_| now.elapsed() >= SAMPLE, |crew| live.show(crew))?;
-    }
 }
 
 fn judge(args: &Idle, report: &mut IdleReport, first_loss: Option<&str>) {

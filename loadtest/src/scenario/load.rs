@@ -60,7 +60,11 @@ pub fn fanout(args: &Fanout) -> anyhow::Result<Verdict> {
 
 /// Many rooms.
 pub fn rooms(args: &Rooms) -> anyhow::Result<Verdict> {
-    let group = one("rooms", &args.target, &args.pace, args.rooms, args.members);
+    let group = Group {
+        rooms_per_client: args.rooms_per_client,
+        ..one("rooms", &args.target, &args.pace, args.rooms, args.members)
+    };
+    super::check_rooms_per_client(&args.target, args.rooms, args.rooms_per_client)?;
     let what = format!("rooms: {} of {} each at {}", args.rooms, args.members, place(&args.target)?);
     run(&Common {
         what,
@@ -354,6 +358,7 @@ fn one(name: &str, target: &TargetArgs, pace: &Pace, rooms: u32, members: u32) -
         first_room: 0,
         rooms,
         members,
+        rooms_per_client: 1,
         publishers: Publishers::One,
         echo: !pace.no_echo,
         rate: pace.rate,
@@ -380,6 +385,7 @@ pub fn silent(name: &str, target: &TargetArgs, rooms: u32, connections: u32) -> 
         first_room,
         rooms,
         members,
+        rooms_per_client: 1,
         publishers: Publishers::Nobody,
         echo: true,
         rate: 1.0,

@@ -1,0 +1,162 @@
+//! Asking Redis: one connection, one question after the other.
+//!
+//! Owns the connection and the greeting of both this and the [`tap`](crate::tap). Nothing here is fast; what
+//! publishes by the thousand is [`publisher`](crate::publisher).
+
+use std::{
+    io::{self, Read, Write},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::{
+    process::Cpu,
+    target::{Redis, RedisAddress},
+};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest answer that is read. `INFO` has some 10 KiB.
+const MAX_ANSWER: usize = 1024 * 1024;
+
+/// A connection that asks.
+#[derive(Debug)]
+pub struct Link {
+    socket: Socket,
+    heard: Vec<u8>,
+}
+
+impl Link {
+    /// Connects and authenticates.
+    pub fn open(redis: &Redis) -> anyhow::Result<Self> {
+        let (domain, address) = match &redis.at {
+            RedisAddress::Tcp(address) => (Domain::for_address(*address), SockAddr::from(*address)),
+            RedisAddress::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+        };
+        let socket = Socket::new(domain, Type::STREAM, None)?;
+        socket.connect_timeout(&address, PATIENCE).context("cannot connect to Redis")?;
+        if domain != Domain::UNIX {
+            socket.set_tcp_nodelay(true)?;
+        }
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut link = Self { socket, heard: Vec::new() };
+        if !redis.auth.is_empty() {
+            let words: Vec<&str> =
+                std::iter::once("AUTH").chain(redis.auth.iter().map(String::as_str)).collect();
+            link.ask(&words)?;
+        }
+        Ok(link)
+    }
+
+    /// Asks, and waits for the answer: its text, whatever kind it is of. An error is an error.
+    pub fn ask(&mut self, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = Vec::new();
+        write_command(&mut command, words);
+        self.socket.write_all(&command).context("Redis does not take a command")?;
+        let mut chunk = [0; 16 * 1024];
+        loop {
+            if let Some((answer, length)) = read_answer(&self.heard)? {
+                self.heard.drain(..length);
+                return Ok(answer);
+            }
+            ensure!(self.heard.len() < MAX_ANSWER, "an answer of Redis does not end");
+            match self.socket.read(&mut chunk) {
+                Ok(0) => bail!("Redis closed the connection"),
+                Ok(received) => self.heard.extend_from_slice(chunk.get(..received).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("no answer from Redis"),
+            }
+        }
+    }
+
+    /// The CPU time that the server has used, by its own word: exact, and true of a server elsewhere.
+    pub fn cpu(&mut self) -> anyhow::Result<Cpu> {
+        let info = self.ask(&["INFO", "cpu"])?;
+        let of =
+            |name: &str| field(&info, name)?.parse::<f64>().with_context(|| format!("{name} is no time"));
+        Ok(Cpu { user: of("used_cpu_user")?, system: of("used_cpu_sys")? })
+    }
+
+    /// How many channels somebody is subscribed to.
+    pub fn channels(&mut self) -> anyhow::Result<u64> {
+        let info = self.ask(&["INFO", "stats"])?;
+        field(&info, "pubsub_channels")?.parse().context("pubsub_channels is no number")
+    }
+
+    /// The connection, once authenticated.
+    pub fn into_socket(self) -> Socket {
+        self.socket
+    }
+}
+
+/// Appends a command.
+pub fn write_command(out: &mut Vec<u8>, words: &[&str]) {
+    out.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
+    for word in words {
+        out.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+    }
+}
+
+/// The first line of `bytes`, and what comes after it.
+pub fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|&byte| byte == b'\r')?;
+    let (line, rest) = bytes.split_at(end);
+    Some((line, rest.get(2..)?))
+}
+
+/// The number in a line, behind its first byte.
+pub fn number(line: &[u8]) -> anyhow::Result<usize> {
+    let digits = line.get(1..).unwrap_or_default();
+    let text = std::str::from_utf8(digits).unwrap_or_default();
+    text.parse().with_context(|| format!("not a length: {:?}", String::from_utf8_lossy(line)))
+}
+
+/// One answer from the front of `bytes` and its length, or `None` when it is not all there yet.
+fn read_answer(bytes: &[u8]) -> anyhow::Result<Option<(String, usize)>> {
+    let Some((head, rest)) = line(bytes) else { return Ok(None) };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let after = bytes.len() - rest.len();
+    match head.first() {
+        Some(b'+' | b':') => Ok(Some((text(head.get(1..).unwrap_or_default()), after))),
+        Some(b'$') => {
+            let length = number(head)?;
+            let whole = rest.get(..length).filter(|_| rest.len() >= length + 2);
+            Ok(whole.map(|body| (text(body), after + length + 2)))
+        }
+        _ => bail!("Redis answered {:?}", text(head)),
+    }
+}
+
+fn field<'a>(info: &'a str, name: &str) -> anyhow::Result<&'a str> {
+    let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.with_context(|| format!("Redis does not tell its {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_in_parts() {
+        for (bytes, answer) in [("+PONG\r\n", "PONG"), (":17\r\n", "17"), ("$4\r\na\r\nb\r\n", "a\r\nb")] {
+            let bytes = bytes.as_bytes();
+            for cut in 0..bytes.len() {
+                assert_eq!(read_answer(&bytes[..cut]).unwrap(), None, "{cut}");
+            }
+            let two = [bytes, bytes].concat();
+            assert_eq!(read_answer(&two).unwrap(), Some((answer.to_owned(), bytes.len())));
+        }
+        assert!(read_answer(b"-NOAUTH x\r\n").unwrap_err().to_string().contains("NOAUTH"));
+        assert!(read_answer(b"$x\r\n").is_err());
+    }
+
+    #[test]
+    fn fields_of_info() {
+        let info = "# CPU\r\nused_cpu_sys:1.5\r\nused_cpu_sys_children:9\r\n";
+        assert_eq!(field(info, "used_cpu_sys").unwrap(), "1.5");
+        assert!(field(info, "used_cpu").is_err());
+    }
+}

@@ -1,0 +1,163 @@
+//! How soon a node's topics are back after a restart of Redis.
+
+use serde::Serialize;
+
+use super::{
+    Machine,
+    document::{Document, Expectation, Table},
+    median, written,
+};
+use crate::{cli::flow::Resubscribe, latency::Latency, ledger::Counts};
+
+/// `resubscribe`.
+#[derive(Debug, Serialize)]
+pub struct ResubscribeReport {
+    pub what: String,
+    pub machine: Machine,
+    pub topics: u32,
+    pub restarts: Vec<Restart>,
+    pub median: Option<Medians>,
+    /// Of publications to rooms that were back, and of one to every room after each restart.
+    pub counts: Counts,
+    pub warnings: Vec<String>,
+    pub expectations: Vec<Expectation>,
+}
+
+/// Medians over the restarts.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Medians {
+    pub topics_back: f64,
+    pub clients_back: f64,
+    pub bare: f64,
+    /// `topics_back` over `bare`: the median of the restarts' ratios.
+    pub ratio: f64,
+    pub peace_p99_us: f64,
+    pub storm_p99_us: f64,
+    pub p99_ratio: f64,
+}
+
+/// One restart. Times are seconds from the first answer of the new Redis.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Restart {
+    /// Until Redis had all topics of the node again.
+    pub topics_back: f64,
+    /// Until every client had been told of the gap, and was subscribed again.
+    pub clients_back: f64,
+    /// What a bare subscriber needs for as many topics.
+    pub bare: f64,
+    /// Microseconds from when a publication was due: before the outage, and on the way back.
+    pub peace: Latency,
+    pub storm: Latency,
+}
+
+impl ResubscribeReport {
+    /// An empty report.
+    pub fn new(args: &Resubscribe, topics: u32) -> Self {
+        Self {
+            what: format!(
+                "resubscribe: a node with {topics} topics, {} clients, Redis away for {:?}",
+                args.connections, args.outage.0
+            ),
+            machine: Machine::this(),
+            topics,
+            restarts: Vec::new(),
+            median: None,
+            counts: Counts::default(),
+            warnings: Vec::new(),
+            expectations: Vec::new(),
+        }
+    }
+
+    /// Draws medians, warnings and expectations from the restarts and counts.
+    pub fn conclude(&mut self, args: &Resubscribe) {
+        let of = |value: fn(&Restart) -> f64| median(self.restarts.iter().map(value).collect());
+        self.median = of(|restart| restart.topics_back).and_then(|topics_back| {
+            Some(Medians {
+                topics_back,
+                clients_back: of(|restart| restart.clients_back)?,
+                bare: of(|restart| restart.bare)?,
+                ratio: of(|restart| restart.topics_back / restart.bare)?,
+                peace_p99_us: of(|restart| restart.peace.p99)?,
+                storm_p99_us: of(|restart| restart.storm.p99)?,
+                p99_ratio: of(|restart| restart.storm.p99 / restart.peace.p99)?,
+            })
+        });
+        if self.restarts.len() < args.rounds as usize {
+            self.warnings.push(format!("{} of {} restarts are complete", self.restarts.len(), args.rounds));
+        }
+        let median = |value: fn(&Medians) -> f64| self.median.as_ref().map_or(f64::NAN, value);
+        let mut found = Vec::new();
+        if let Some(allowed) = args.expect_lost {
+            let Counts { missing, duplicated, out_of_order, foreign, expected, .. } = self.counts;
+            let words = format!(
+                "--expect-lost {allowed}: {missing} missing of {expected}, {duplicated} duplicated, {out_of_order} out \
+                 of order, {foreign} foreign"
+            );
+            let met = missing <= allowed && duplicated + out_of_order + foreign == 0 && expected > 0;
+            found.push(Expectation { words, met });
+        }
+        if let Some(allowed) = args.expect_back {
+            let seconds = median(|median| median.topics_back);
+            let words = format!("--expect-back {:?}: all topics are back after {seconds:.3} s", allowed.0);
+            found.push(Expectation { words, met: seconds <= allowed.0.as_secs_f64() });
+        }
+        if let Some(allowed) = args.expect_p99_ratio {
+            let ratio = median(|median| median.p99_ratio);
+            let words = format!("--expect-p99-ratio {allowed}: {ratio:.2} × p99 in peace");
+            found.push(Expectation { words, met: ratio <= allowed });
+        }
+        self.expectations = found;
+    }
+
+    /// The report as it is printed.
+    pub fn document(&self) -> Document {
+        let mut table = Table::new(
+            "Restarts; seconds from Redis' first answer, and latency in rooms that are back",
+            &[
+                "",
+                "topics back",
+                "clients back",
+                "bare",
+                "p50 peace",
+                "p99 peace",
+                "max peace",
+                "p50",
+                "p99",
+                "max",
+            ],
+        );
+        for (number, restart) in (1..).zip(&self.restarts) {
+            let Restart { topics_back, clients_back, bare, peace, storm } = restart;
+            let times = [topics_back, clients_back, bare].map(|seconds| format!("{seconds:.3}"));
+            let latency = [peace.p50, peace.p99, peace.max, storm.p50, storm.p99, storm.max].map(written);
+            table.row(std::iter::once(number.to_string()).chain(times).chain(latency));
+        }
+        let mut facts = vec![self.machine.to_string()];
+        if let Some(median) = self.median {
+            facts.push(format!(
+                "{} topics back after {:.3} s, {:.2} × a bare subscriber's {:.3} s; every client after {:.3} s",
+                self.topics, median.topics_back, median.ratio, median.bare, median.clients_back
+            ));
+            facts.push(format!(
+                "p99 in rooms that are back {}, {:.2} × the {} in peace",
+                written(median.storm_p99_us),
+                median.p99_ratio,
+                written(median.peace_p99_us)
+            ));
+        }
+        let Counts { expected, delivered, missing, duplicated, out_of_order, foreign, members_lost } =
+            self.counts;
+        facts.push(format!(
+            "delivered {delivered} of {expected}, missing {missing}, duplicated {duplicated}, out of order \
+             {out_of_order}, foreign {foreign}, members lost {members_lost}"
+        ));
+        Document {
+            title: self.what.clone(),
+            facts,
+            tables: vec![table],
+            charts: Vec::new(),
+            warnings: self.warnings.clone(),
+            expectations: self.expectations.clone(),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What many small rooms cost more than a few big ones.
+
+use serde::Serialize;
+
+use super::{
+    Machine,
+    document::{Document, Expectation, Table},
+    median, mib,
+};
+use crate::{
+    cli::flow::CompareRooms,
+    ledger::Counts,
+    process::{Cpu, Memory},
+};
+
+/// `compare-rooms`.
+#[derive(Debug, Serialize)]
+pub struct CompareRoomsReport {
+    pub what: String,
+    pub machine: Machine,
+    pub connections: u32,
+    pub rooms_per_client: u32,
+    pub big: Vec<ShapeRound>,
+    pub small: Vec<ShapeRound>,
+    /// CPU seconds of the server per million deliveries: medians.
+    pub big_cpu: Option<f64>,
+    pub small_cpu: Option<f64>,
+    /// Small over big: the median of neighbouring rounds' ratios.
+    pub ratio: Option<f64>,
+    pub ratio_range: Option<(f64, f64)>,
+    pub memory: RoomMemory,
+    /// Resident bytes of a subscription to a room that others are in too, and of a room with its one member.
+    pub bytes_per_subscription: f64,
+    pub bytes_per_room: f64,
+    /// Over the whole run, the unmeasured rounds included.
+    pub counts: Counts,
+    pub warnings: Vec<String>,
+    pub expectations: Vec<Expectation>,
+}
+
+/// One round of one shape.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ShapeRound {
+    pub delivered: u64,
+    pub seconds: f64,
+    pub per_second: f64,
+    pub complete: bool,
+    /// CPU seconds per million deliveries.
+    pub server_cpu: Cpu,
+    pub tester_cpu: Cpu,
+}
+
+/// The server's memory with connections in no room, in the big ones, and in their own as well.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct RoomMemory {
+    pub connected: Memory,
+    pub in_big: Memory,
+    pub in_small: Memory,
+    /// Whether it stood still each time.
+    pub settled: bool,
+}
+
+impl CompareRoomsReport {
+    /// An empty report.
+    pub fn new(args: &CompareRooms, via: &str) -> Self {
+        let CompareRooms { connections, rooms_per_client, size, burst, .. } = *args;
+        let small = u64::from(connections) * u64::from(rooms_per_client);
+        Self {
+            what: format!(
+                "compare-rooms: {rooms_per_client} rooms of {connections} or {small} of one, {connections} connections, \
+                 {size} B, {burst} to each client at a time, published by {via}"
+            ),
+            machine: Machine::this(),
+            connections,
+            rooms_per_client,
+            big: Vec::new(),
+            small: Vec::new(),
+            big_cpu: None,
+            small_cpu: None,
+            ratio: None,
+            ratio_range: None,
+            memory: RoomMemory::default(),
+            bytes_per_subscription: 0.0,
+            bytes_per_room: 0.0,
+            counts: Counts::default(),
+            warnings: Vec::new(),
+            expectations: Vec::new(),
+        }
+    }
+
+    /// Draws medians, warnings and expectations from the rounds and counts.
+    pub fn conclude(&mut self, args: &CompareRooms, first_loss: Option<&str>) {
+        let cpu = |rounds: &[ShapeRound]| {
+            let complete = rounds.iter().filter(|round| round.complete);
+            median(complete.map(|round| round.server_cpu.total()).collect())
+        };
+        (self.big_cpu, self.small_cpu) = (cpu(&self.big), cpu(&self.small));
+        let pairs = self.big.iter().zip(&self.small).filter(|(big, small)| big.complete && small.complete);
+        let ratios: Vec<f64> =
+            pairs.map(|(big, small)| small.server_cpu.total() / big.server_cpu.total()).collect();
+        if ratios.len() < args.rounds as usize {
+            self.warnings.push(format!("{} of {} rounds are complete", ratios.len(), args.rounds));
+        }
+        if let Some((first, rest)) = ratios.split_first() {
+            let range = |(low, high): (f64, f64), &ratio: &f64| (low.min(ratio), high.max(ratio));
+            self.ratio_range = Some(rest.iter().fold((*first, *first), range));
+        }
+        self.ratio = median(ratios);
+        let subscriptions = f64::from(self.connections) * f64::from(self.rooms_per_client);
+        #[expect(clippy::cast_precision_loss, reason = "bytes below 2^53")]
+        let slope = |before: Memory, after: Memory| (after.rss as f64 - before.rss as f64) / subscriptions;
+        self.bytes_per_subscription = slope(self.memory.connected, self.memory.in_big);
+        self.bytes_per_room = slope(self.memory.in_big, self.memory.in_small);
+        if !self.memory.settled {
+            self.warnings.push("the server's memory did not stand still".into());
+        }
+        if let Some(why) = first_loss {
+            self.warnings.push(format!("connections were lost; the first: {why}"));
+        }
+        self.judge(args);
+    }
+
+    fn judge(&mut self, args: &CompareRooms) {
+        let mut expect = |words: String, met| self.expectations.push(Expectation { words, met });
+        if let Some(allowed) = args.expect_lost {
+            let Counts { missing, duplicated, out_of_order, foreign, expected, .. } = self.counts;
+            let words = format!(
+                "--expect-lost {allowed}: {missing} missing of {expected}, {duplicated} duplicated, {out_of_order} out \
+                 of order, {foreign} foreign"
+            );
+            let met = missing <= allowed && duplicated + out_of_order + foreign == 0 && expected > 0;
+            expect(words, met);
+        }
+        if let Some(allowed) = args.expect_ratio {
+            let found = self.ratio.unwrap_or(f64::NAN);
+            expect(format!("--expect-ratio {allowed}: {found:.3} × the CPU of a delivery"), found <= allowed);
+        }
+        if let Some(allowed) = args.expect_bytes {
+            let found = self.bytes_per_room;
+            expect(format!("--expect-bytes {allowed}: {found:.0} bytes for a room"), found <= allowed);
+        }
+    }
+
+    /// The report as it is printed.
+    pub fn document(&self) -> Document {
+        let mut table = Table::new(
+            "Rounds; CPU seconds per million deliveries",
+            &["", "delivered", "seconds", "per second", "server", "tester"],
+        );
+        for number in 0..self.big.len().max(self.small.len()) {
+            for (name, rounds) in [("big", &self.big), ("small", &self.small)] {
+                let Some(round) = rounds.get(number) else { continue };
+                table.row([
+                    format!("{name} {}{}", number + 1, if round.complete { "" } else { " (incomplete)" }),
+                    round.delivered.to_string(),
+                    format!("{:.2}", round.seconds),
+                    format!("{:.0}", round.per_second),
+                    format!("{:.3}", round.server_cpu.total()),
+                    format!("{:.3}", round.tester_cpu.total()),
+                ]);
+            }
+        }
+        let mut facts = vec![self.machine.to_string()];
+        if let (Some(big), Some(small), Some(ratio), Some((low, high))) =
+            (self.big_cpu, self.small_cpu, self.ratio, self.ratio_range)
+        {
+            facts.push(format!(
+                "CPU per delivery: {small:.3} µs in small rooms, {ratio:.3} × the {big:.3} µs in big ones (rounds {low:.3} \
+                 to {high:.3})"
+            ));
+        }
+        let RoomMemory { connected, in_big, in_small, .. } = self.memory;
+        facts.push(format!(
+            "memory: {:.1} MiB RSS connected, {:.1} MiB in the big rooms, {:.1} MiB in small ones too: {:.0} bytes for a \
+             subscription, {:.0} for a room with its one",
+            mib(connected.rss),
+            mib(in_big.rss),
+            mib(in_small.rss),
+            self.bytes_per_subscription,
+            self.bytes_per_room
+        ));
+        let Counts { expected, delivered, missing, duplicated, out_of_order, foreign, members_lost } =
+            self.counts;
+        facts.push(format!(
+            "delivered {delivered} of {expected}, missing {missing}, duplicated {duplicated}, out of order \
+             {out_of_order}, foreign {foreign}, members lost {members_lost}"
+        ));
+        Document {
+            title: self.what.clone(),
+            facts,
+            tables: vec![table],
+            charts: Vec::new(),
+            warnings: self.warnings.clone(),
+            expectations: self.expectations.clone(),
+        }
+    }
+}
