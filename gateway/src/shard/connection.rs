@@ -12,6 +12,7 @@
 
 mod carried;
 mod queue;
+mod write;
 
 pub use self::queue::BatchDelivery;
 
@@ -19,7 +20,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     future::poll_fn,
-    io::{self, IoSlice},
     rc::Rc,
     sync::Arc,
     task::{Context, Waker},
@@ -37,7 +37,6 @@ use super::{
     outbound::{Lane, Outbound},
     rooms::Membership,
     stream::Stream,
-    tally::Tally,
     timers::Tick,
     worker::Worker,
 };
@@ -327,41 +326,6 @@ impl Connection {
         worker.end_of_age(self.id, self.born)
     }
 
-    /// Writes what waits, with one system call if the socket takes it, and closes a connection that was
-    /// too slow. Returns what is left to the task if the socket does not take everything.
-    pub fn flush(&self, worker: &Worker) {
-        if let Some(reason) = self.doomed.take() {
-            if reason == CloseReason::SlowConsumer {
-                Tally::add(&worker.tally.slow_consumers, 1);
-            }
-            self.begin_close(worker, reason);
-        }
-        if self.ping_due.take() {
-            self.ping(worker);
-        }
-        let lost = match &*self.carrier.borrow() {
-            Carrier::Coming | Carrier::Gone => false,
-            Carrier::Response(_) => {
-                if !self.outbound.borrow().is_empty() && self.offered.replace(true) {
-                    self.wants_write.set(true);
-                }
-                self.wake();
-                false
-            }
-            Carrier::Socket { stream, .. } => {
-                let before = self.outbound.borrow().len();
-                let outcome = self.write(stream);
-                worker.count_outbound(before, self.outbound.borrow().len());
-                outcome.is_err()
-            }
-        };
-        if lost {
-            self.lost(worker);
-        } else {
-            self.shut_if_done();
-        }
-    }
-
     /// Asks the peer whether it is there. Most connections are idle when they are asked: their queue, empty, stays
     /// without memory.
     fn ping(&self, worker: &Worker) {
@@ -455,79 +419,6 @@ impl Connection {
     /// No publication waits any more: the session may be read again.
     pub fn unblocked(&self) {
         self.wake();
-    }
-
-    /// Writes a frame that nothing waits before, if there is a socket to write to and it is not known to be full.
-    /// Returns how many of its bytes have been taken.
-    fn write_past_queue(&self, frame: &[u8]) -> io::Result<usize> {
-        if self.wants_write.get() || !self.outbound.borrow().is_empty() {
-            return Ok(0);
-        }
-        let outcome = match &*self.carrier.borrow() {
-            // With TLS, a write of its own first sends the records that still wait.
-            Carrier::Socket { stream, .. } => stream.try_write(&[IoSlice::new(frame)]),
-            Carrier::Coming | Carrier::Response(_) | Carrier::Gone => Ok(0),
-        };
-        match outcome {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.wants_write.set(true);
-                self.wake();
-                Ok(0)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            outcome => outcome,
-        }
-    }
-
-    fn write(&self, stream: &Stream) -> io::Result<()> {
-        let mut outbound = self.outbound.borrow_mut();
-        // With TLS, records of what has left the queue may still wait for the socket.
-        while (!outbound.is_empty() || stream.has_unsent()) && !self.wants_write.get() {
-            let outcome = if outbound.is_empty() {
-                stream.try_flush().map(|()| 0)
-            } else if let Some(frame) = outbound.only() {
-                stream.try_write(&[IoSlice::new(frame)])
-            } else {
-                let mut slices = [IoSlice::new(&[]); Outbound::BATCH];
-                let used = outbound.gather(&mut slices);
-                stream.try_write(slices.get(..used).unwrap_or_default())
-            };
-            match outcome {
-                Ok(written) => outbound.advance(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wants_write.set(true);
-                    self.wake();
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Once the last words are out, tells the peer that nothing more will come. Then its own end of the
-    /// stream, or the deadline, ends the connection: closing at once could destroy the last words, since
-    /// a close with unread input resets the connection (RFC 9293 §3.10.4).
-    fn shut_if_done(&self) {
-        if !matches!(self.phase.get(), Phase::Closing(_)) || self.has_output() {
-            return;
-        }
-        if let Carrier::Socket { stream, shut } = &mut *self.carrier.borrow_mut()
-            && !*shut
-        {
-            *shut = true;
-            stream.shutdown_write();
-            if stream.has_unsent() {
-                self.wants_write.set(true);
-                self.wake();
-            }
-        }
-    }
-
-    /// Whether anything waits for the socket.
-    fn has_output(&self) -> bool {
-        !self.outbound.borrow().is_empty()
-            || matches!(&*self.carrier.borrow(), Carrier::Socket { stream, .. } if stream.has_unsent())
     }
 
     fn lost(&self, worker: &Worker) {

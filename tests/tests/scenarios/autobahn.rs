@@ -11,11 +11,20 @@ use tokio::process::Command;
 const PROTOCOL: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
 const PROTOCOL_CASES: usize = 301;
 
-/// Compression (12: with realistic messages; 13: with everything that may be agreed on), in the sizes of 256 bytes
-/// and, fragmented, 8 KiB: 13 of 216 cases, since all of them take long. In some of the others, such as 12.1.1 and
-/// 12.2.3, the suite itself fails before it sends a byte.
+/// Compression (12: with realistic messages; 13: with everything that may be agreed on).
+const ALL_COMPRESSION: [&str; 2] = ["12.*", "13.*"];
+const ALL_COMPRESSION_CASES: usize = 216;
+
+/// The same in the sizes of 256 bytes and, fragmented, 8 KiB: all of them take minutes.
 const COMPRESSION: [&str; 7] = ["12.1.3", "12.1.11", "12.3.3", "12.3.11", "12.4.3", "12.4.11", "13.*.3"];
 const COMPRESSION_CASES: usize = 13;
+
+/// Cases in which the suite itself fails before it sends a byte ("Strings must be encoded before hashing").
+const SUITE_FAILS: [&str; 30] = [
+    "12.1.1", "12.1.2", "12.2.1", "12.2.2", "12.2.3", "12.3.1", "12.3.2", "12.4.1", "12.4.2", "12.5.1",
+    "12.5.2", "12.5.3", "12.5.4", "12.5.5", "12.5.6", "12.5.11", "13.1.1", "13.1.2", "13.2.1", "13.2.2",
+    "13.3.1", "13.3.2", "13.4.1", "13.4.2", "13.5.1", "13.5.2", "13.6.1", "13.6.2", "13.7.1", "13.7.2",
+];
 
 /// Cases in which the suite only looks on: what a server does there is left open by RFC 6455.
 const INFORMATIONAL: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
@@ -34,8 +43,18 @@ async fn the_suite_finds_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn the_suite_finds_nothing_about_compression() -> Result<()> {
-    let node = Builder::new().set("compression.enabled", "true").set("compression.threshold", "0B");
-    passes(&node, &COMPRESSION, COMPRESSION_CASES).await
+    passes(&compressing(), &COMPRESSION, COMPRESSION_CASES).await
+}
+
+/// Five minutes with a release build. The cases before stand for these.
+#[tokio::test]
+#[ignore = "takes minutes"]
+async fn the_whole_suite_finds_nothing_about_compression() -> Result<()> {
+    passes(&compressing(), &ALL_COMPRESSION, ALL_COMPRESSION_CASES).await
+}
+
+fn compressing() -> Builder {
+    Builder::new().set("compression.enabled", "true").set("compression.threshold", "0B")
 }
 
 async fn passes(node: &Builder, sections: &[&str], count: usize) -> Result<()> {
@@ -66,8 +85,13 @@ async fn passes(node: &Builder, sections: &[&str], count: usize) -> Result<()> {
     for (case, result) in &cases {
         let verdict = |key: &str| result.get(key).and_then(Value::as_str).unwrap_or("absent").to_owned();
         let (behavior, close) = (verdict("behavior"), verdict("behaviorClose"));
-        let expected = if INFORMATIONAL.contains(&case.as_str()) { "INFORMATIONAL" } else { "OK" };
-        let excused = behavior == "NON-STRICT" && MAY_MISS_ITS_ECHO.contains(&case.as_str());
+        let (name, sent) = (case.as_str(), result.get("duration").and_then(Value::as_u64) != Some(0));
+        if SUITE_FAILS.contains(&name) && behavior == "ERROR" && !sent {
+            *table.entry("the suite itself fails".into()).or_default().entry(behavior).or_default() += 1;
+            continue;
+        }
+        let expected = if INFORMATIONAL.contains(&name) { "INFORMATIONAL" } else { "OK" };
+        let excused = behavior == "NON-STRICT" && MAY_MISS_ITS_ECHO.contains(&name);
         if (behavior != expected && !excused) || (close != "OK" && close != expected) {
             failed.push(format!("{case}: {behavior}, close {close}"));
         }

@@ -52,25 +52,6 @@ impl Connection {
         }
     }
 
-    /// Writes a frame that nothing waits before and queues what is left of it. Returns false if it has to be queued
-    /// as a whole: there is no socket, or it is full.
-    pub(super) fn send_past_queue(&self, worker: &Worker, frame: &Bytes, lane: Lane) -> bool {
-        match self.write_past_queue(frame) {
-            Ok(0) => return false,
-            Ok(written) => {
-                if written < frame.len() {
-                    let left = self.outbound.borrow_mut().push_started(frame.clone(), written, lane);
-                    worker.count_outbound(0, left);
-                }
-                if self.has_output() {
-                    self.flush(worker);
-                }
-            }
-            Err(_) => self.lost(worker),
-        }
-        true
-    }
-
     fn hears(&self, delivery: &BatchDelivery<'_>) -> bool {
         !matches!(self.phase.get(), Phase::Closing(_)) && delivery.exclude != Some(self.id)
     }
