@@ -80,7 +80,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         flag: "delivery-kib",
-        default: 0.07,
+        default: 0.1,
         unit: Unit::Microseconds,
         what: "CPU of each further KiB of a delivery",
         measured_by: "`cost --burst 8 --size 4096` less `cost --burst 8`: server CPU s/M ÷ 3.75",
@@ -88,7 +88,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         flag: "centrifuge",
-        default: 1.5,
+        default: 1.4,
         unit: Unit::Times,
         what: "a delivery in the Centrifuge protocol, beside a plain one",
         measured_by: "`cost --protocol centrifuge`: server CPU s/M ÷ that of `cost`",
