@@ -11,7 +11,15 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 pub use self::load::{Chat, Fanout, Idle, Mixed, Rooms, Slow, Storm};
-use crate::{compare::peer::Kind, room::Load, stamp::Stamp, target::TargetArgs, websocket::MAX_PAYLOAD};
+use crate::{
+    budgets::list::{BUDGETS, Budget},
+    compare::peer::Kind,
+    probe::Url,
+    room::Load,
+    stamp::Stamp,
+    target::TargetArgs,
+    websocket::MAX_PAYLOAD,
+};
 
 /// A load tester for `WebSocket` gateways that counts what was lost.
 #[derive(Debug, Parser)]
@@ -43,6 +51,10 @@ pub enum Scenario {
     Yardstick(Yardstick),
     /// `cost` and `yardstick` in alternating rounds, and the ratio between them
     CompareLimit(CompareLimit),
+    /// How long a server takes from its start until it is ready
+    Start(Start),
+    /// The engine's budgets, each measured and held against its bound
+    Budgets(Budgets),
     /// The same scenarios against Tidegate and its peers, in alternating rounds of one session
     Compare(Compare),
     /// The process that `yardstick` measures
@@ -160,6 +172,60 @@ pub struct Compare {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
+pub struct Start {
+    /// What answers with status 200 once the server is ready, such as http://127.0.0.1:9090/readyz
+    #[arg(long)]
+    pub ready: Url,
+    /// Starts that are measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// How long it may take
+    #[arg(long, default_value = "10s")]
+    pub patience: Time,
+    /// Fail if the median is longer than this
+    #[arg(long)]
+    pub expect_ready: Option<Time>,
+    #[command(flatten)]
+    pub common: Common,
+    /// The server's program and its arguments, behind `--`
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
+pub struct Budgets {
+    /// Which budgets, by their names with commas [default: all]
+    #[arg(long, value_delimiter = ',', value_parser = budget)]
+    pub only: Vec<&'static Budget>,
+    /// Say which budgets there are, and measure nothing
+    #[arg(long)]
+    pub list: bool,
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// The gateway's program [default: tidegate, beside this program]
+    #[arg(long)]
+    pub tidegate: Option<PathBuf>,
+    /// Pin every server to this CPU
+    #[arg(long)]
+    pub server_cpu: Option<usize>,
+    /// Pin the tester to this CPU
+    #[arg(long)]
+    pub client_cpu: Option<usize>,
+    /// After this time no further budget is begun
+    #[arg(long, default_value = "3h")]
+    pub time_limit: Time,
+    /// Write the results as JSON to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Write the results to this Markdown file, such as loadtest/BUDGETS.md
+    #[arg(long)]
+    pub results: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct YardstickServer {
     #[arg(long)]
     pub members: usize,
@@ -254,6 +320,14 @@ pub fn size(text: &str) -> Result<usize, String> {
     } else {
         Err(format!("a message has {} to {MAX_PAYLOAD} bytes", Stamp::MIN_SIZE))
     }
+}
+
+/// A budget, by its name.
+fn budget(name: &str) -> Result<&'static Budget, String> {
+    BUDGETS.iter().find(|budget| budget.name == name).ok_or_else(|| {
+        let names: Vec<_> = BUDGETS.iter().map(|budget| budget.name).collect();
+        format!("the budgets are {}", names.join(", "))
+    })
 }
 
 /// Something per second.

@@ -12,6 +12,8 @@
 //! | [`publisher`] | the connection that publishes past the clients: HTTP, Redis |
 //! | [`stamp`], [`ledger`], [`latency`] | the marks of a message, and the books about it |
 //! | [`compare`] | Tidegate and its peers, started and measured in turn |
+//! | [`budgets`] | what Tidegate may cost, and what it does |
+//! | [`workshop`], [`probe`] | servers that are started from here, and questions to them |
 //! | [`room`] | rounds: what a delivery costs |
 //! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and what they say, added up |
 //! | [`worker`], [`books`] | one of these processes: a part of the clients and of the schedule |
@@ -22,6 +24,7 @@
 //! The tester is Linux only: it reads `/proc` and waits with epoll. `README.md` says what each number means.
 
 mod books;
+mod budgets;
 mod cli;
 mod clock;
 mod compare;
@@ -32,6 +35,7 @@ mod ledger;
 mod live;
 mod member;
 mod plan;
+mod probe;
 mod process;
 mod publisher;
 mod report;
@@ -47,6 +51,7 @@ mod tls;
 mod token;
 mod websocket;
 mod worker;
+mod workshop;
 
 use std::{
     io::{self, Write},
@@ -82,6 +87,8 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::Cost(args) => scenario::cost::run(&args),
         Scenario::Yardstick(args) => scenario::yardstick::run(&args),
         Scenario::CompareLimit(args) => scenario::compare_limit::run(&args),
+        Scenario::Start(args) => scenario::start::run(&args),
+        Scenario::Budgets(args) => budgets::run(&args),
         Scenario::Compare(args) => compare::run(&args),
         Scenario::YardstickServer(args) => scenario::yardstick::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Fanout(args) => scenario::load::fanout(&args),

@@ -3,8 +3,10 @@
 
 pub mod compare_limit;
 pub mod cost;
+pub mod held;
 pub mod idle;
 pub mod load;
+pub mod start;
 pub mod storm;
 pub mod yardstick;
 

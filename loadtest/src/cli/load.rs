@@ -74,6 +74,12 @@ pub struct Slow {
     /// Fail if the others' p99 grows to more than this many times what it was
     #[arg(long)]
     pub expect_p99_ratio: Option<f64>,
+    /// The server's metrics in Prometheus' format: how much it holds for the stalled, the most at any time
+    #[arg(long)]
+    pub metrics: Option<crate::probe::Url>,
+    /// The metric that says how many bytes wait in the server's queues
+    #[arg(long, default_value = "tidegate_outbound_bytes")]
+    pub metric: String,
     #[command(flatten)]
     pub target: TargetArgs,
     #[command(flatten)]

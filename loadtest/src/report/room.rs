@@ -57,6 +57,8 @@ pub struct CompareReport {
     pub rate_ratio: Option<f64>,
     /// Median p99, server over limit; only paced rounds compare latencies.
     pub p99_ratio: Option<f64>,
+    /// The smallest and the largest ratio of two neighbouring rounds.
+    pub p99_ratio_range: Option<(f64, f64)>,
 }
 
 impl RoomReport {
@@ -137,21 +139,22 @@ impl CompareReport {
     /// Compares two concluded reports.
     pub fn new(limit: RoomReport, server: RoomReport) -> Self {
         let medians = limit.median.zip(server.median);
+        let pairs = || {
+            limit
+                .rounds
+                .iter()
+                .zip(&server.rounds)
+                .filter(|(limit, server)| limit.complete && server.complete)
+        };
         let cpu = |round: &Round| Some(round.server_cpu?.total());
-        let pairs: Vec<f64> = limit
-            .rounds
-            .iter()
-            .zip(&server.rounds)
-            .filter(|(limit, server)| limit.complete && server.complete)
-            .filter_map(|(limit, server)| Some(cpu(server)? / cpu(limit)?))
-            .collect();
-        let range = (!pairs.is_empty()).then(|| {
-            (pairs.iter().copied().fold(f64::INFINITY, f64::min), pairs.iter().copied().fold(0.0, f64::max))
-        });
+        let p99 = |round: &Round| round.latency.p99;
+        let cpu_range = range(pairs().filter_map(|(limit, server)| Some(cpu(server)? / cpu(limit)?)));
+        let p99_range = range(pairs().map(|(limit, server)| p99(server) / p99(limit)));
         Self {
             cpu_ratio: medians.and_then(|(limit, server)| Some(server.server_cpu? / limit.server_cpu?)),
-            cpu_ratio_range: range,
+            cpu_ratio_range: cpu_range,
             p99_ratio: medians.filter(|_| limit.paced).map(|(limit, server)| server.p99_us / limit.p99_us),
+            p99_ratio_range: p99_range.filter(|_| limit.paced),
             rate_ratio: medians
                 .map(|(limit, server)| server.deliveries_per_second / limit.deliveries_per_second),
             limit,
@@ -266,6 +269,14 @@ impl fmt::Display for CompareReport {
             (None, None) => Ok(()),
         }
     }
+}
+
+/// The smallest and the largest.
+pub fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |ends, value| {
+        let (low, high) = ends.unwrap_or((value, value));
+        Some((low.min(value), high.max(value)))
+    })
 }
 
 fn limited_by_tester(round: &Round) -> bool {

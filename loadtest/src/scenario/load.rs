@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::{begin_run, open_all, plan_of};
+use super::{begin_run, held::Scales, open_all, plan_of};
 use crate::{
     cli::{
         Chat, Fanout, Mixed, Rooms, Slow, file,
@@ -41,13 +41,15 @@ struct Common<'a> {
     slow: bool,
     /// So many times its value may p99 grow by that.
     p99_ratio: Option<f64>,
+    /// What is held for them is weighed.
+    scales: Option<Scales>,
 }
 
 /// One room, many members.
 pub fn fanout(args: &Fanout) -> anyhow::Result<Verdict> {
     let group = one("fanout", &args.target, &args.pace, 1, args.members);
     let what = format!("fanout: 1 room of {} at {}", args.members, place(&args.target)?);
-    run(&Common {
+    run(Common {
         what,
         groups: vec![group],
         pace: &args.pace,
@@ -55,6 +57,7 @@ pub fn fanout(args: &Fanout) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: false,
         p99_ratio: None,
+        scales: None,
     })
 }
 
@@ -62,7 +65,7 @@ pub fn fanout(args: &Fanout) -> anyhow::Result<Verdict> {
 pub fn rooms(args: &Rooms) -> anyhow::Result<Verdict> {
     let group = one("rooms", &args.target, &args.pace, args.rooms, args.members);
     let what = format!("rooms: {} of {} each at {}", args.rooms, args.members, place(&args.target)?);
-    run(&Common {
+    run(Common {
         what,
         groups: vec![group],
         pace: &args.pace,
@@ -70,6 +73,7 @@ pub fn rooms(args: &Rooms) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: false,
         p99_ratio: None,
+        scales: None,
     })
 }
 
@@ -80,7 +84,7 @@ pub fn chat(args: &Chat) -> anyhow::Result<Verdict> {
         ..one("chat", &args.target, &args.pace, args.rooms, args.members)
     };
     let what = format!("chat: {} rooms of {} each at {}", args.rooms, args.members, place(&args.target)?);
-    run(&Common {
+    run(Common {
         what,
         groups: vec![group],
         pace: &args.pace,
@@ -88,19 +92,23 @@ pub fn chat(args: &Chat) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: false,
         p99_ratio: None,
+        scales: None,
     })
 }
 
 /// Some stop reading.
 pub fn slow(args: &Slow) -> anyhow::Result<Verdict> {
     let group = Group { stalled: args.stalled, ..one("slow", &args.target, &args.pace, 1, args.members) };
+    let port = args.target.resolve(1)?.entrance.address.socket.port();
+    let scales = args.metrics.clone().map(|at| Scales::new(at, args.metric.clone(), port, args.stalled));
+    let scales = scales.transpose()?;
     let what = format!(
         "slow: {} of {} stop reading at {}",
         args.stalled,
         args.members + args.stalled,
         place(&args.target)?
     );
-    run(&Common {
+    run(Common {
         what,
         groups: vec![group],
         pace: &args.pace,
@@ -108,6 +116,7 @@ pub fn slow(args: &Slow) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: true,
         p99_ratio: args.expect_p99_ratio,
+        scales,
     })
 }
 
@@ -153,7 +162,7 @@ pub fn mixed(args: &Mixed) -> anyhow::Result<Verdict> {
         group.target.resolve(rooms).with_context(|| format!("group {}", group.name))?;
     }
     let what = format!("mixed: {} groups at {}", groups.len(), place(&args.target)?);
-    run(&Common {
+    run(Common {
         what,
         groups,
         pace: &args.pace,
@@ -161,10 +170,13 @@ pub fn mixed(args: &Mixed) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: false,
         p99_ratio: None,
+        scales: None,
     })
 }
 
-fn run(args: &Common<'_>) -> anyhow::Result<Verdict> {
+fn run(mut args: Common<'_>) -> anyhow::Result<Verdict> {
+    let mut scales = args.scales.take();
+    let args = &args;
     for group in &args.groups {
         group.target.resolve(group.rooms)?;
     }
@@ -174,7 +186,7 @@ fn run(args: &Common<'_>) -> anyhow::Result<Verdict> {
     let live = Live::new(args.run.quiet);
     let mut crew = Crew::start(plan, server)?;
     open_all(&mut crew, &live, &stop)?;
-    let published = publish(&mut crew, args, &live, &stop)?;
+    let published = publish(&mut crew, args, scales.as_mut(), &live, &stop)?;
     let rss_after = crew.server_rss()?;
     crew.end()?;
     drop(live);
@@ -192,6 +204,11 @@ fn run(args: &Common<'_>) -> anyhow::Result<Verdict> {
     }
     let refusals = (crew.totals.refused_publications, crew.totals.first_refusal.as_deref());
     report.warn(crew.totals.first_loss.as_deref(), refusals, crew.totals.refusals());
+    match scales.as_ref().map(Scales::held) {
+        Some(Ok(held)) => report.held = Some(held),
+        Some(Err(why)) => report.warnings.push(format!("what is held for the stalled is not known: {why}")),
+        None => {}
+    }
     report.judge(args.expect, &published.latencies, args.p99_ratio);
     report::deliver(&report.document(), &report, args.run)
 }
@@ -211,7 +228,13 @@ struct Published {
     latencies: Latencies,
 }
 
-fn publish(crew: &mut Crew, args: &Common<'_>, live: &Live, stop: &Stop) -> anyhow::Result<Published> {
+fn publish(
+    crew: &mut Crew,
+    args: &Common<'_>,
+    mut scales: Option<&mut Scales>,
+    live: &Live,
+    stop: &Stop,
+) -> anyhow::Result<Published> {
     let duration = clock::nanos(args.pace.duration.0);
     let start = clock::now() + clock::nanos(LEAD);
     let (tester, server, begun) = (crew.cpu()?, crew.server_cpu()?, Instant::now());
@@ -226,7 +249,13 @@ fn publish(crew: &mut Crew, args: &Common<'_>, live: &Live, stop: &Stop) -> anyh
         crew.phase()?;
         live.doing("publishing past the stalled");
     }
-    going_on = going_on && crew.until(stop, Crew::is_done, |crew| live.show(crew))?;
+    let mut watch = |crew: &Crew| {
+        live.show(crew);
+        if let Some(scales) = &mut scales {
+            scales.look();
+        }
+    };
+    going_on = going_on && crew.until(stop, Crew::is_done, &mut watch)?;
     let busiest = crew.busiest();
     let ended = clock::now();
     if !going_on {
@@ -309,6 +338,7 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
         let latencies = crew.totals.latencies(Some(number))?;
         Ok(Phase { name, deliveries: latencies.count(), latency: latencies.summary() })
     };
+    let phases: Vec<Phase> = phases.into_iter().enumerate().map(phase).collect::<anyhow::Result<_>>()?;
     let duration = clock::nanos(args.pace.duration.0);
     let due: u64 = crew.plan.groups.iter().map(|group| group.due_within(duration)).sum();
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
@@ -326,7 +356,9 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
         counts: all,
         latency: latencies.summary(),
         groups,
-        phases: phases.into_iter().enumerate().map(phase).collect::<anyhow::Result<_>>()?,
+        p99_ratio: growth(&phases),
+        phases,
+        held: None,
         server: None,
         tester: TesterReport {
             cpu: published.tester,
@@ -339,6 +371,12 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
         warnings: Vec::new(),
         expectations: Vec::new(),
     })
+}
+
+/// How many times its value p99 has become from the first phase to the second.
+fn growth(phases: &[Phase]) -> Option<f64> {
+    let [before, after] = phases else { return None };
+    Some(after.latency.p99 / before.latency.p99).filter(|ratio| ratio.is_finite())
 }
 
 fn per_million(cpu: Cpu, deliveries: u64) -> Option<f64> {
