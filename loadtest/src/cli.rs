@@ -10,10 +10,11 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-pub use self::load::{Chat, Fanout, Idle, Mixed, Rooms, Slow, Storm};
+pub use self::load::{Chat, Fanout, Handshakes, Idle, Mixed, Rooms, Slow, Storm};
 use crate::{
     budgets::list::{BUDGETS, Budget},
     compare::peer::Kind,
+    payload::{Payload, Shape},
     probe::Url,
     room::Load,
     stamp::Stamp,
@@ -49,6 +50,8 @@ pub enum Scenario {
     Cost(Cost),
     /// The physical limit: a bare loop of send(2) over as many sockets
     Yardstick(Yardstick),
+    /// The physical limit of connecting by TLS: a `storm` on a bare loop of rustls handshakes
+    Handshakes(Handshakes),
     /// `cost` and `yardstick` in alternating rounds, and the ratio between them
     CompareLimit(CompareLimit),
     /// How long a server takes from its start until it is ready
@@ -60,6 +63,9 @@ pub enum Scenario {
     /// The process that `yardstick` measures
     #[command(hide = true)]
     YardstickServer(YardstickServer),
+    /// The process that `handshakes` measures
+    #[command(hide = true)]
+    HandshakeServer(HandshakeServer),
     /// A process that holds clients for another scenario, and is told what to do on standard input
     #[command(hide = true)]
     Worker,
@@ -172,6 +178,18 @@ pub struct Compare {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct HandshakeServer {
+    #[arg(long)]
+    pub cert: PathBuf,
+    #[arg(long)]
+    pub key: PathBuf,
+    #[arg(long)]
+    pub connections: u32,
+    #[arg(long)]
+    pub cpu: Option<usize>,
+}
+
+#[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Start {
     /// What answers with status 200 once the server is ready, such as http://127.0.0.1:9090/readyz
@@ -244,6 +262,9 @@ pub struct RoomArgs {
     /// Bytes of payload per message
     #[arg(long, default_value_t = 256, value_parser = size)]
     pub size: usize,
+    /// What messages are made of
+    #[arg(long, value_enum, default_value_t = Payload::Dots)]
+    pub payload: Payload,
     /// Messages published together; the next batch waits until everybody has this one
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub burst: u64,
@@ -275,6 +296,9 @@ pub struct Common {
     /// Write the report as JSON to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Write the report as a page with plots to this file
+    #[arg(long)]
+    pub html: Option<PathBuf>,
 }
 
 /// A time as it is written: a number and `us`, `ms`, `s`, `m` or `h`; a number alone is seconds.
@@ -302,8 +326,9 @@ impl FromStr for Time {
 
 impl RoomArgs {
     /// What is sent in a round.
-    pub fn load(&self) -> Load {
-        Load { size: self.size, burst: self.burst, patience: self.patience.0, rate: self.rate }
+    pub fn load(&self) -> anyhow::Result<Load> {
+        let shape = Shape::asked(self.payload, self.size)?;
+        Ok(Load { shape, burst: self.burst, patience: self.patience.0, rate: self.rate })
     }
 
     /// Messages of the unmeasured round.

@@ -80,13 +80,14 @@ impl Dialect {
         let token = entrance.credentials.of(seat.user)?;
         let token = token.as_deref();
         let json = |text: &str| serde_json::to_string(text);
+        let upgrade = |token| websocket::upgrade_request(authority, &path, token, entrance.deflate);
         let mut opening = Opening::default();
         match self {
             Self::Bare => {}
-            Self::Plain | Self::Raw => opening.request = websocket::upgrade_request(authority, &path, token),
+            Self::Plain | Self::Raw => opening.request = upgrade(token),
             Self::Sse => opening.request = sse::request(authority, &path, token),
             Self::Centrifuge => {
-                opening.request = websocket::upgrade_request(authority, &path, None);
+                opening.request = upgrade(None);
                 let mut words = match token {
                     Some(token) => format!(r#"{{"id":1,"connect":{{"token":{}}}}}"#, json(token)?),
                     None => r#"{"id":1,"connect":{}}"#.to_owned(),
@@ -100,7 +101,7 @@ impl Dialect {
                 opening.steps.push(words.into_bytes());
             }
             Self::SocketIo => {
-                opening.request = websocket::upgrade_request(authority, &path, token);
+                opening.request = upgrade(token);
                 opening.steps.push(match token {
                     Some(token) => format!(r#"40{{"token":{}}}"#, json(token)?).into_bytes(),
                     None => b"40".to_vec(),

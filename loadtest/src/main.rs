@@ -8,9 +8,9 @@
 //! | [`scenario`] | what is run, in which order, and what its report holds |
 //! | [`target`], [`token`] | who is tested, how it is published to, who the clients are |
 //! | [`swarm`], [`member`] | the connections: one epoll loop, nothing allocated per message |
-//! | [`dialect`], [`websocket`], [`sse`], [`tls`] | what is said on them |
+//! | [`dialect`], [`websocket`], [`sse`], [`tls`], [`inflate`] | what is said on them |
 //! | [`publisher`] | the connection that publishes past the clients: HTTP, Redis |
-//! | [`stamp`], [`ledger`], [`latency`] | the marks of a message, and the books about it |
+//! | [`stamp`], [`payload`], [`ledger`], [`latency`] | the marks of a message, what it is made of, and the books about it |
 //! | [`compare`] | Tidegate and its peers, started and measured in turn |
 //! | [`budgets`] | what Tidegate may cost, and what it does |
 //! | [`workshop`], [`probe`] | servers that are started from here, and questions to them |
@@ -30,10 +30,12 @@ mod clock;
 mod compare;
 mod crew;
 mod dialect;
+mod inflate;
 mod latency;
 mod ledger;
 mod live;
 mod member;
+mod payload;
 mod plan;
 mod probe;
 mod process;
@@ -87,6 +89,8 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::Cost(args) => scenario::cost::run(&args),
         Scenario::Yardstick(args) => scenario::yardstick::run(&args),
         Scenario::CompareLimit(args) => scenario::compare_limit::run(&args),
+        Scenario::Handshakes(args) => scenario::handshakes::run(&args),
+        Scenario::HandshakeServer(args) => scenario::handshakes::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Start(args) => scenario::start::run(&args),
         Scenario::Budgets(args) => budgets::run(&args),
         Scenario::Compare(args) => compare::run(&args),

@@ -16,11 +16,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     clock,
     dialect::{Dialect, Heard, Opening, Seat},
+    inflate::Inflater,
     sse::{self, Body},
     swarm::{Event, Lost},
     target::Entrance,
     tls::Stream,
-    websocket::{self, Frame, Leftover, Opcode},
+    websocket::{self, Frame, Leftover, Opcode, WireError},
 };
 
 /// What may wait to be written. Beyond it the far side takes nothing, and nothing more is said to it.
@@ -35,6 +36,8 @@ pub struct Member {
     dialect: Dialect,
     /// How the body of an event stream is framed.
     body: Body,
+    /// Compressed messages were asked for.
+    deflate: bool,
     leftover: Leftover,
     backlog: Vec<u8>,
     /// What readiness is waited for.
@@ -47,6 +50,15 @@ pub struct Member {
 struct Entering {
     opening: Opening,
     tls: Option<crate::tls::Tls>,
+}
+
+/// What members borrow while they read: one for all of them.
+#[derive(Debug)]
+pub struct Desk {
+    pub scratch: Vec<u8>,
+    pub inflater: Inflater,
+    /// Bytes that have been read so far.
+    pub received: u64,
 }
 
 /// Why something was not published.
@@ -97,6 +109,7 @@ impl Member {
         Ok(Self {
             stream: Some(Stream::Clear(socket.into())),
             opening: Some(Box::new(Entering { opening, tls: entrance.address.tls.clone() })),
+            deflate: entrance.deflate,
             ..Self::absent(entrance.dialect)
         })
     }
@@ -108,6 +121,7 @@ impl Member {
             phase: Phase::Connecting,
             dialect,
             body: Body::Whole,
+            deflate: false,
             leftover: Leftover::default(),
             backlog: Vec::new(),
             interest: EventFlags::OUT,
@@ -165,14 +179,14 @@ impl Member {
         &mut self,
         epoll: &OwnedFd,
         index: usize,
-        scratch: &mut [u8],
+        desk: &mut Desk,
         on: &mut impl FnMut(Event<'_>),
     ) -> Result<(), Lost> {
         if matches!(self.phase, Phase::Connecting | Phase::Shaking) {
             self.start()?;
         } else {
             self.catch_up()?;
-            self.read(index, scratch, on)?;
+            self.read(index, desk, on)?;
         }
         self.attend(epoll, index)
     }
@@ -245,7 +259,8 @@ impl Member {
         Ok(())
     }
 
-    fn read(&mut self, index: usize, scratch: &mut [u8], on: &mut impl FnMut(Event<'_>)) -> Result<(), Lost> {
+    fn read(&mut self, index: usize, desk: &mut Desk, on: &mut impl FnMut(Event<'_>)) -> Result<(), Lost> {
+        let Desk { scratch, inflater, received: total } = desk;
         loop {
             let Some(stream) = &mut self.stream else { return Ok(()) };
             let held = self.leftover.restore(scratch);
@@ -264,9 +279,10 @@ impl Member {
                 self.leftover.keep(scratch.get(..held).unwrap_or_default());
                 return Ok(());
             }
+            *total += received as u64;
             let more = stream.may_hold_more();
             let bytes = scratch.get_mut(..held + received).unwrap_or_default();
-            self.understand(index, bytes, held, on)?;
+            self.understand(index, bytes, held, inflater, on)?;
             if !more {
                 return Ok(());
             }
@@ -279,6 +295,7 @@ impl Member {
         index: usize,
         mut bytes: &mut [u8],
         mut held: usize,
+        inflater: &mut Inflater,
         on: &mut impl FnMut(Event<'_>),
     ) -> Result<(), Lost> {
         let at = clock::now();
@@ -292,7 +309,7 @@ impl Member {
                     head
                 })
             } else {
-                websocket::read_upgrade(bytes)?
+                websocket::read_upgrade(bytes, self.deflate)?
             };
             let Some(length) = length else {
                 self.leftover.keep(bytes);
@@ -311,9 +328,12 @@ impl Member {
             return if self.body.is_over() { Err(Lost::HungUp) } else { Ok(()) };
         }
         let mut end = Ok(());
-        let rest = websocket::read_frames(bytes, |frame| {
+        let rest = websocket::read_frames(bytes, self.deflate, |frame| {
             if end.is_ok() {
-                end = self.frame(index, frame, at, on);
+                end = match inflated(frame, inflater) {
+                    Ok(frame) => self.frame(index, frame, at, on),
+                    Err(error) => Err(error.into()),
+                };
             }
         })?;
         self.leftover.keep(rest);
@@ -397,6 +417,15 @@ impl Member {
         websocket::write_masked(&mut frame, opcode, &[payload], 1);
         put(stream, &mut self.backlog, &frame).map_err(Lost::Io)
     }
+}
+
+/// `frame` with the message that it stands for.
+fn inflated<'a>(frame: Frame<'a>, inflater: &'a mut Inflater) -> Result<Frame<'a>, WireError> {
+    if !frame.compressed {
+        return Ok(frame);
+    }
+    let payload = inflater.inflate(frame.payload)?;
+    Ok(Frame { payload, compressed: false, ..frame })
 }
 
 /// Writes `bytes` behind what waits already; what does not fit waits.

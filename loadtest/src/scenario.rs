@@ -3,6 +3,7 @@
 
 pub mod compare_limit;
 pub mod cost;
+pub mod handshakes;
 pub mod held;
 pub mod idle;
 pub mod load;

@@ -23,7 +23,8 @@ use rustix::{
 
 use crate::{
     dialect::Seat,
-    member::Member,
+    inflate::Inflater,
+    member::{Desk, Member},
     stop::Stop,
     target::Entrance,
     websocket::{MAX_FRAME, WireError},
@@ -81,7 +82,7 @@ pub struct Swarm {
     members: Vec<Member>,
     /// Members that do not stand yet.
     opening: usize,
-    scratch: Vec<u8>,
+    desk: Desk,
     ready: Vec<epoll::Event>,
 }
 
@@ -92,7 +93,11 @@ impl Swarm {
             epoll: epoll::create(CreateFlags::CLOEXEC).context("cannot create an epoll instance")?,
             members: Vec::new(),
             opening: 0,
-            scratch: vec![0; MAX_FRAME + READ_SIZE],
+            desk: Desk {
+                scratch: vec![0; MAX_FRAME + READ_SIZE],
+                inflater: Inflater::default(),
+                received: 0,
+            },
             ready: Vec::with_capacity(EVENTS_PER_TURN),
         })
     }
@@ -106,6 +111,11 @@ impl Swarm {
     /// How many members have ever been opened; each has its number below this.
     pub fn len(&self) -> usize {
         self.members.len()
+    }
+
+    /// How many bytes have been received.
+    pub fn received(&self) -> u64 {
+        self.desk.received
     }
 
     /// How many are on their way.
@@ -236,7 +246,7 @@ impl Swarm {
                 continue;
             };
             let stood = member.stands();
-            let outcome = member.turn(&self.epoll, index, &mut self.scratch, &mut on);
+            let outcome = member.turn(&self.epoll, index, &mut self.desk, &mut on);
             if !stood && (outcome.is_err() || member.stands()) {
                 self.opening -= 1;
             }

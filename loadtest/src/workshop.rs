@@ -137,7 +137,7 @@ impl Workshop {
     pub fn node(&self, wanted: &Wanted) -> anyhow::Result<Node> {
         let mut processes = Processes::default();
         let redis = if wanted.redis { Some(self.redis(&mut processes)?) } else { None };
-        let certificate = if wanted.tls { Some(self.certificate()?) } else { None };
+        let certificate = if wanted.tls { Some(certificate(&self.scratch)?) } else { None };
         let (public, ops) = (local(free_port()?), local(free_port()?));
         let mut command = self.command(self.tidegate()?);
         command.env("TIDEGATE_AUTH__HS256_SECRET", SECRET);
@@ -175,16 +175,16 @@ impl Workshop {
             missing => bail!("{missing} deliveries were missing"),
         }
     }
+}
 
-    /// A new certificate for this machine and its key, as PEM files.
-    pub fn certificate(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
-        let names = ["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
-        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names)?;
-        let (certificate, key) = (self.scratch.join("node.pem"), self.scratch.join("node.key"));
-        fs::write(&certificate, cert.pem())?;
-        fs::write(&key, signing_key.serialize_pem())?;
-        Ok((certificate, key))
-    }
+/// A new certificate of ECDSA P-256 for this machine and its key, as PEM files in `directory`.
+pub fn certificate(directory: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let names = ["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names)?;
+    let (certificate, key) = (directory.join("node.pem"), directory.join("node.key"));
+    fs::write(&certificate, cert.pem())?;
+    fs::write(&key, signing_key.serialize_pem())?;
+    Ok((certificate, key))
 }
 
 /// What of a report's deliveries did not arrive, whatever scenario it is of.

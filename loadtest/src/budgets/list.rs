@@ -57,6 +57,11 @@ const STALLED: Wanted =
 const SLOW: &str =
     "slow {node} {metrics} --members=1000 --stalled=10 --rate=30 --size=4096 --duration=20s --expect-lost=0";
 
+const DEFLATE: Wanted = Wanted { set: &[("compression.enabled", "true")], ..PLAIN };
+const DEFLATED: &str = "cost {node} --deflate --payload=json --size=1024 --members=1000 --messages=1000 --rounds=1 --expect-lost=0";
+const UNDEFLATED: &str =
+    "cost {node} --payload=json --size=1024 --members=1000 --messages=1000 --rounds=1 --expect-lost=0";
+
 const LIMIT: Found = Found::Rounds { median: "/cpu_ratio", range: "/cpu_ratio_range" };
 
 /// All of them.
@@ -183,6 +188,41 @@ pub const BUDGETS: &[Budget] = &[
         node: Some(PLAIN),
         run: "storm {node} --connections=15000 --waves=1 --hold=0s --expect-refused=0",
         found: Found::Run("/waves/0/per_second"),
+        factor: 1.0,
+    },
+    Budget {
+        name: "handshakes",
+        title: "TLS 1.3 connections per second of CPU, full handshakes, ECDSA P-256, HS256 verified",
+        unit: "× a bare loop of rustls handshakes",
+        bound: Bound::AtLeast(0.7),
+        node: Some(TLS),
+        run: "handshakes {server-cpu} --connections=4000 --waves=1",
+        // Costs, turned over: those of the loop divided by those of the node.
+        found: Found::Ratio {
+            of: "/waves/0/server_cpu_us",
+            to: "storm {node} --connections=4000 --waves=1 --hold=0s --expect-refused=0",
+            at: "/waves/0/server_cpu_us",
+        },
+        factor: 1.0,
+    },
+    Budget {
+        name: "deflate-cpu",
+        title: "CPU per delivery of JSON of 1 KiB by permessage-deflate",
+        unit: "× uncompressed",
+        bound: Bound::Any,
+        node: Some(DEFLATE),
+        run: DEFLATED,
+        found: Found::Ratio { of: "/median/server_cpu", to: UNDEFLATED, at: "/median/server_cpu" },
+        factor: 1.0,
+    },
+    Budget {
+        name: "deflate-bytes",
+        title: "Bytes per delivery of JSON of 1 KiB by permessage-deflate",
+        unit: "× uncompressed",
+        bound: Bound::Any,
+        node: Some(DEFLATE),
+        run: DEFLATED,
+        found: Found::Ratio { of: "/median/wire_bytes", to: UNDEFLATED, at: "/median/wire_bytes" },
         factor: 1.0,
     },
     Budget {

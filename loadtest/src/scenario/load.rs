@@ -17,6 +17,7 @@ use crate::{
     crew::{Crew, Share},
     latency::Latencies,
     live::Live,
+    payload::{Payload, Shape},
     plan::{Group, Order, Publishers},
     process::Cpu,
     report::{
@@ -179,6 +180,7 @@ fn run(mut args: Common<'_>) -> anyhow::Result<Verdict> {
     let args = &args;
     for group in &args.groups {
         group.target.resolve(group.rooms)?;
+        Shape::asked(group.payload, group.size)?;
     }
     let (stop, server) = begin_run(args.run)?;
     let rss_before = server.rss()?;
@@ -396,6 +398,7 @@ fn one(name: &str, target: &TargetArgs, pace: &Pace, rooms: u32, members: u32) -
         echo: !pace.no_echo,
         rate: pace.rate,
         size: pace.size,
+        payload: pace.payload,
         burst: pace.burst,
         messages: pace.messages,
         stalled: 0,
@@ -422,6 +425,7 @@ pub fn silent(name: &str, target: &TargetArgs, rooms: u32, connections: u32) -> 
         echo: true,
         rate: 1.0,
         size: 0,
+        payload: Payload::Dots,
         burst: 1,
         messages: None,
         stalled: 0,

@@ -53,9 +53,7 @@ pub fn run(args: &Start) -> anyhow::Result<Verdict> {
         report.expectations.push(Expectation { words, met: found <= limit.0.as_secs_f64() * 1e3 });
     }
     let document = report.document();
-    report::print(&document)?;
-    report::save(&report, args.common.json.as_deref())?;
-    Ok(Verdict::of(&report.expectations))
+    report::deliver(&document, &report, &args.common)
 }
 
 /// Starts the server, and ends it once it is ready: how long that took.
