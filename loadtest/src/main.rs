@@ -23,6 +23,8 @@
 //!
 //! The tester is Linux only: it reads `/proc` and waits with epoll. `README.md` says what each number means.
 
+#[cfg(test)]
+mod allocations;
 mod books;
 mod budgets;
 mod cli;

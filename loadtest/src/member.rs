@@ -39,6 +39,8 @@ pub struct Member {
     /// Compressed messages were asked for.
     deflate: bool,
     leftover: Leftover,
+    /// Bytes that have been read so far.
+    received: u64,
     backlog: Vec<u8>,
     /// What readiness is waited for.
     interest: EventFlags,
@@ -57,8 +59,6 @@ struct Entering {
 pub struct Desk {
     pub scratch: Vec<u8>,
     pub inflater: Inflater,
-    /// Bytes that have been read so far.
-    pub received: u64,
 }
 
 /// Why something was not published.
@@ -123,6 +123,7 @@ impl Member {
             body: Body::Whole,
             deflate: false,
             leftover: Leftover::default(),
+            received: 0,
             backlog: Vec::new(),
             interest: EventFlags::OUT,
             opening: None,
@@ -131,6 +132,10 @@ impl Member {
 
     pub fn is_connected(&self) -> bool {
         self.stream.is_some()
+    }
+
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     pub fn stands(&self) -> bool {
@@ -260,7 +265,7 @@ impl Member {
     }
 
     fn read(&mut self, index: usize, desk: &mut Desk, on: &mut impl FnMut(Event<'_>)) -> Result<(), Lost> {
-        let Desk { scratch, inflater, received: total } = desk;
+        let Desk { scratch, inflater } = desk;
         loop {
             let Some(stream) = &mut self.stream else { return Ok(()) };
             let held = self.leftover.restore(scratch);
@@ -279,7 +284,7 @@ impl Member {
                 self.leftover.keep(scratch.get(..held).unwrap_or_default());
                 return Ok(());
             }
-            *total += received as u64;
+            self.received += received as u64;
             let more = stream.may_hold_more();
             let bytes = scratch.get_mut(..held + received).unwrap_or_default();
             self.understand(index, bytes, held, inflater, on)?;

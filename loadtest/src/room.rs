@@ -163,7 +163,7 @@ impl Room {
     pub fn round(&mut self, messages: u64, stop: &Stop) -> anyhow::Result<Round> {
         self.books.latency.clear();
         let (server, tester, before) = (self.server.cpu()?, Cpu::of_self()?, self.counts());
-        let received = self.swarm.received();
+        let received = self.swarm.received(self.books.members);
         let (start, schedule) = (Instant::now(), clock::now());
         let (mut published, mut stalls, mut in_a_row) = (0, 0, 0);
         while published < messages && in_a_row < STALLS_IN_A_ROW && !stop.is_set() {
@@ -203,7 +203,7 @@ impl Room {
             server_share: server.map(|cpu| cpu.total() / seconds),
             tester_share: tester.total() / seconds,
             latency: self.books.latency.summary(),
-            wire_bytes: self.swarm.received() - received,
+            wire_bytes: self.swarm.received(self.books.members).saturating_sub(received),
             stalls,
             complete: published == messages,
         })

@@ -93,11 +93,7 @@ impl Swarm {
             epoll: epoll::create(CreateFlags::CLOEXEC).context("cannot create an epoll instance")?,
             members: Vec::new(),
             opening: 0,
-            desk: Desk {
-                scratch: vec![0; MAX_FRAME + READ_SIZE],
-                inflater: Inflater::default(),
-                received: 0,
-            },
+            desk: Desk { scratch: vec![0; MAX_FRAME + READ_SIZE], inflater: Inflater::default() },
             ready: Vec::with_capacity(EVENTS_PER_TURN),
         })
     }
@@ -113,9 +109,9 @@ impl Swarm {
         self.members.len()
     }
 
-    /// How many bytes have been received.
-    pub fn received(&self) -> u64 {
-        self.desk.received
+    /// How many bytes the first `members` have received on the connections that they have.
+    pub fn received(&self, members: usize) -> u64 {
+        self.members.iter().take(members).map(Member::received).sum()
     }
 
     /// How many are on their way.

@@ -486,7 +486,7 @@ async fn keep(mut stream: impl AsyncRead + Unpin, output: watch::Sender<Output>)
 }
 
 /// `TIDEGATE_BIN`, or the one beside the running test.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("TIDEGATE_BIN").filter(|path| path != &OsString::new()) {
         return Ok(path.into());
     }
