@@ -192,7 +192,7 @@ pub struct HandshakeServer {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Start {
-    /// What answers with status 200 once the server is ready, such as http://127.0.0.1:9090/readyz
+    /// What answers with status 200 once the server is ready: http://host:port/path
     #[arg(long)]
     pub ready: Url,
     /// Starts that are measured

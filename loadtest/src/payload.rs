@@ -142,9 +142,12 @@ pub fn write_object(out: &mut Vec<u8>, numbers: &[u8; NUMBERS], sequence: u64, s
             "note"
         }
         _ => {
-            let (order, side) = (dice.below(1_000_000_000), dice.of(&["buy", "sell"]));
+            let (number, action) = (dice.below(1_000_000_000), dice.of(&["buy", "sell"]));
             let (symbol, lots) = (dice.of(&SYMBOLS), dice.below(500));
-            put(out, format_args!("\",\"type\":\"order\",\"order\":{order},\"side\":\"{side}\",\"symbol\":"));
+            put(
+                out,
+                format_args!("\",\"type\":\"order\",\"order\":{number},\"side\":\"{action}\",\"symbol\":"),
+            );
             put(out, format_args!("\"{symbol}\",\"quantity\":{lots},\"state\":\"accepted\""));
             "remark"
         }

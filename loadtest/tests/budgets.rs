@@ -1,6 +1,6 @@
 //! The budgets' own scenarios: small numbers, exact counts, and verdicts that agree with their reports.
 
-#![expect(clippy::indexing_slicing, reason = "a test panics where it fails")]
+#![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
 
 mod support;
 

@@ -52,6 +52,8 @@ const TLS: Wanted = Wanted { tls: true, ..PLAIN };
 
 const IDLE: &str = "idle {node} --connections=3000,15000 --window=25s";
 /// Those that are stalled stay so: by default they would be closed as slow after seconds, and cost nobody anything.
+/// The kernel's bound beside theirs: 16 KiB may be unsent (`TCP_NOTSENT_LOWAT`) when another buffer of up to 64 KiB
+/// is begun.
 const STALLED: Wanted =
     Wanted { set: &[("limits.outbound", "256KiB"), ("rooms.\"load:*\".overflow", "drop_oldest")], ..PLAIN };
 const SLOW: &str =
