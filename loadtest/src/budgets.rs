@@ -316,8 +316,8 @@ impl Row {
 
     fn summary(&self) -> String {
         let [number, range, outcome] = self.cells();
-        let bound = self.bound.as_deref().unwrap_or("no bound");
-        format!("{outcome}: {number} {} ({range}); {bound}", self.unit)
+        let bound = self.bound.as_ref().map_or_else(String::new, |bound| format!("; {bound}"));
+        format!("{outcome}: {number} {} ({range}){bound}", self.unit)
     }
 }
 

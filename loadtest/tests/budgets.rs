@@ -137,7 +137,7 @@ fn budgets_are_measured_and_the_verdict_is_theirs() {
     let program: PathBuf = binary().unwrap();
     let (tidegate, results) = (format!("--tidegate={}", program.display()), file("BUDGETS.md"));
     let results_flag = format!("--results={}", results.display());
-    let flags = ["budgets", &tidegate, "--only=start,size,handshakes", "--rounds=2", &results_flag];
+    let flags = ["budgets", &tidegate, "--only=start,size,handshakes", "--rounds=1", &results_flag];
     let (output, report) = report("budgets", &flags);
     let rows = report["budgets"].as_array().unwrap();
     let names: Vec<_> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
@@ -149,7 +149,7 @@ fn budgets_are_measured_and_the_verdict_is_theirs() {
     assert_eq!(missed + met, 3, "{report}");
     assert_eq!(output.status.code(), Some(i32::from(missed > 0)), "{output:?}");
     let text = fs::read_to_string(results).unwrap();
-    for words in ["| size |", "tidegate-loadtest start --rounds=2 --ready=", "tidegate-loadtest storm $node"]
+    for words in ["| size |", "tidegate-loadtest start --rounds=1 --ready=", "tidegate-loadtest storm $node"]
     {
         assert!(text.contains(words), "{words}: {text}");
     }
