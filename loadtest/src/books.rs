@@ -86,7 +86,7 @@ impl Books {
                 voices: group.voices(),
                 deaf: group.publishers == Publishers::Members && !group.echo,
                 dialect,
-                finder: Finder::new(plan.run, group.size),
+                finder: Finder::new(plan.run, group.shape()),
                 tally: Tally::default(),
                 latency: Latencies::new()?,
             })

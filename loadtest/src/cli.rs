@@ -13,8 +13,17 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 pub use self::capacity::Capacity;
-pub use self::load::{Chat, Fanout, Idle, Mixed, Rooms, Slow, Storm};
-use crate::{compare::peer::Kind, room::Load, stamp::Stamp, target::TargetArgs, websocket::MAX_PAYLOAD};
+pub use self::load::{Chat, Fanout, Handshakes, Idle, Mixed, Rooms, Slow, Storm};
+use crate::{
+    budgets::list::{BUDGETS, Budget},
+    compare::peer::Kind,
+    payload::{Payload, Shape},
+    probe::Url,
+    room::Load,
+    stamp::Stamp,
+    target::TargetArgs,
+    websocket::MAX_PAYLOAD,
+};
 
 /// A load tester for `WebSocket` gateways that counts what was lost.
 #[derive(Debug, Parser)]
@@ -44,6 +53,8 @@ pub enum Scenario {
     Cost(Cost),
     /// The physical limit: a bare loop of send(2) over as many sockets
     Yardstick(Yardstick),
+    /// The physical limit of connecting by TLS: a `storm` on a bare loop of rustls handshakes
+    Handshakes(Handshakes),
     /// `cost` and `yardstick` in alternating rounds, and the ratio between them
     CompareLimit(CompareLimit),
     /// Many rooms of one member in place of a few big ones, same connections and deliveries: CPU and memory
@@ -54,6 +65,10 @@ pub enum Scenario {
     Publish(flow::Publish),
     /// Redis is restarted under a node with many topics: how soon are they back?
     Resubscribe(flow::Resubscribe),
+    /// How long a server takes from its start until it is ready
+    Start(Start),
+    /// The engine's budgets, each measured and held against its bound
+    Budgets(Budgets),
     /// The same scenarios against Tidegate and its peers, in alternating rounds of one session
     Compare(Compare),
     /// How many nodes, how much memory, bandwidth and Redis so many connections take: arithmetic, no network
@@ -64,6 +79,9 @@ pub enum Scenario {
     /// The bare subscriber that `intake` and `publish` count with
     #[command(hide = true)]
     TapServer(flow::TapServer),
+    /// The process that `handshakes` measures
+    #[command(hide = true)]
+    HandshakeServer(HandshakeServer),
     /// A process that holds clients for another scenario, and is told what to do on standard input
     #[command(hide = true)]
     Worker,
@@ -176,6 +194,72 @@ pub struct Compare {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct HandshakeServer {
+    #[arg(long)]
+    pub cert: PathBuf,
+    #[arg(long)]
+    pub key: PathBuf,
+    #[arg(long)]
+    pub connections: u32,
+    #[arg(long)]
+    pub cpu: Option<usize>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
+pub struct Start {
+    /// What answers with status 200 once the server is ready: http://host:port/path
+    #[arg(long)]
+    pub ready: Url,
+    /// Starts that are measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// How long it may take
+    #[arg(long, default_value = "10s")]
+    pub patience: Time,
+    /// Fail if the median is longer than this
+    #[arg(long)]
+    pub expect_ready: Option<Time>,
+    #[command(flatten)]
+    pub common: Common,
+    /// The server's program and its arguments, behind `--`
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
+pub struct Budgets {
+    /// Which budgets, by their names with commas [default: all]
+    #[arg(long, value_delimiter = ',', value_parser = budget)]
+    pub only: Vec<&'static Budget>,
+    /// Say which budgets there are, and measure nothing
+    #[arg(long)]
+    pub list: bool,
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// The gateway's program [default: tidegate, beside this program]
+    #[arg(long)]
+    pub tidegate: Option<PathBuf>,
+    /// Pin every server to this CPU
+    #[arg(long)]
+    pub server_cpu: Option<usize>,
+    /// Pin the tester to this CPU
+    #[arg(long)]
+    pub client_cpu: Option<usize>,
+    /// After this time no further budget is begun
+    #[arg(long, default_value = "3h")]
+    pub time_limit: Time,
+    /// Write the results as JSON to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Write the results to this Markdown file, such as loadtest/BUDGETS.md
+    #[arg(long)]
+    pub results: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct YardstickServer {
     #[arg(long)]
     pub members: usize,
@@ -194,6 +278,9 @@ pub struct RoomArgs {
     /// Bytes of payload per message
     #[arg(long, default_value_t = 256, value_parser = size)]
     pub size: usize,
+    /// What messages are made of
+    #[arg(long, value_enum, default_value_t = Payload::Dots)]
+    pub payload: Payload,
     /// Messages published together; the next batch waits until everybody has this one
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub burst: u64,
@@ -225,6 +312,9 @@ pub struct Common {
     /// Write the report as JSON to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Write the report as a page with plots to this file
+    #[arg(long)]
+    pub html: Option<PathBuf>,
 }
 
 /// A time as it is written: a number and `us`, `ms`, `s`, `m` or `h`; a number alone is seconds.
@@ -252,8 +342,9 @@ impl FromStr for Time {
 
 impl RoomArgs {
     /// What is sent in a round.
-    pub fn load(&self) -> Load {
-        Load { size: self.size, burst: self.burst, patience: self.patience.0, rate: self.rate }
+    pub fn load(&self) -> anyhow::Result<Load> {
+        let shape = Shape::asked(self.payload, self.size)?;
+        Ok(Load { shape, burst: self.burst, patience: self.patience.0, rate: self.rate })
     }
 
     /// Messages of the unmeasured round.
@@ -270,6 +361,14 @@ pub fn size(text: &str) -> Result<usize, String> {
     } else {
         Err(format!("a message has {} to {MAX_PAYLOAD} bytes", Stamp::MIN_SIZE))
     }
+}
+
+/// A budget, by its name.
+fn budget(name: &str) -> Result<&'static Budget, String> {
+    BUDGETS.iter().find(|budget| budget.name == name).ok_or_else(|| {
+        let names: Vec<_> = BUDGETS.iter().map(|budget| budget.name).collect();
+        format!("the budgets are {}", names.join(", "))
+    })
 }
 
 /// Something per second.

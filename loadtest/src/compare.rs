@@ -6,28 +6,22 @@
 
 pub mod peer;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Write,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
 
-use self::peer::{Kind, Peer, Workshop};
+use self::peer::{Kind, Peer};
 use crate::{
     cli::Compare,
-    process,
     report::{
         self, Machine, Verdict,
         document::{Document, Table},
         median, svg,
     },
     stop::Stop,
+    workshop::{self, Workshop},
 };
 
 /// The bare loop among the servers.
@@ -85,26 +79,15 @@ struct Row {
 /// Runs the comparison, prints it, and writes it down.
 pub fn run(args: &Compare) -> anyhow::Result<Verdict> {
     let stop = Stop::install(args.time_limit.0)?;
-    in_scratch(|scratch| compare(args, scratch, &stop))
-}
-
-/// Runs something that starts servers, with a directory for their files. It stays if that fails, for their logs.
-pub fn in_scratch(run: impl FnOnce(&Path) -> anyhow::Result<Verdict>) -> anyhow::Result<Verdict> {
-    let scratch = std::env::temp_dir().join(format!("tidegate-compare-{}", process::run_id()));
-    fs::create_dir(&scratch)?;
-    let outcome = run(&scratch);
-    if outcome.is_ok() {
-        fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
-    }
-    outcome.with_context(|| format!("logs are in {}", scratch.display()))
+    workshop::with_scratch("compare", |scratch| compare(args, scratch, &stop))
 }
 
 fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdict> {
     let workshop = Workshop {
         tidegate: args.tidegate.clone(),
-        scripts: args.scripts.clone(),
         scratch: scratch.to_owned(),
         server_cpu: args.server_cpu,
+        client_cpu: args.client_cpu,
     };
     let mut results = Results {
         machine: Machine::this(),
@@ -115,7 +98,7 @@ fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdic
     };
     let mut kinds = Vec::new();
     for &kind in &args.servers {
-        match kind.version(&workshop) {
+        match kind.version(&workshop, &args.scripts) {
             Ok(version) => {
                 results.versions.insert(kind.name(), version);
                 kinds.push(kind);
@@ -217,7 +200,7 @@ fn measures(args: &Compare) -> Vec<Measure> {
 }
 
 fn measured(measure: &Measure, kinds: &[Kind], args: &Compare, workshop: &Workshop, stop: &Stop) -> Measured {
-    let start = |kind: Kind| Peer::start(kind, workshop);
+    let start = |kind: Kind| Peer::start(kind, workshop, &args.scripts);
     let mut peers: Vec<anyhow::Result<Peer>> =
         if measure.fresh { Vec::new() } else { kinds.iter().map(|&kind| start(kind)).collect() };
     let row =
@@ -232,7 +215,7 @@ fn measured(measure: &Measure, kinds: &[Kind], args: &Compare, workshop: &Worksh
             let mut flags = measure.flags.clone();
             flags.splice(0..1, ["yardstick".to_owned()]);
             flags.extend(args.server_cpu.map(|cpu| format!("--server-cpu={cpu}")));
-            limit.note(measure, one(measure, &flags, args, workshop));
+            limit.note(measure, one(measure, &flags, workshop));
         }
         for (number, (row, &kind)) in rows.iter_mut().zip(kinds).enumerate() {
             let fresh;
@@ -245,7 +228,7 @@ fn measured(measure: &Measure, kinds: &[Kind], args: &Compare, workshop: &Worksh
             let outcome = match peer {
                 Some(Ok(peer)) => {
                     let flags = [measure.flags.clone(), peer.flags()].concat();
-                    one(measure, &flags, args, workshop)
+                    one(measure, &flags, workshop)
                 }
                 Some(Err(why)) => Err(anyhow::anyhow!("{why:#}")),
                 None => continue,
@@ -271,30 +254,13 @@ fn measured(measure: &Measure, kinds: &[Kind], args: &Compare, workshop: &Worksh
 }
 
 /// One run of this program: the number that is looked for.
-fn one(measure: &Measure, flags: &[String], args: &Compare, workshop: &Workshop) -> anyhow::Result<f64> {
-    let json = workshop.scratch.join("report.json");
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(flags).arg("--json").arg(&json).stdin(Stdio::null()).stdout(Stdio::null());
-    if let Some(cpu) = args.client_cpu {
-        command.arg(format!("--client-cpu={cpu}"));
-    }
-    let output = command.stderr(Stdio::piped()).spawn()?.wait_with_output()?;
-    let report: Value = match fs::read(&json) {
-        Ok(bytes) => serde_json::from_slice(&bytes)?,
-        Err(_) => bail!("{}", String::from_utf8_lossy(&output.stderr).trim()),
-    };
-    fs::remove_file(&json)?;
-    if let Some(missing) =
-        report.pointer("/counts/missing").and_then(Value::as_u64).filter(|&count| count > 0)
-    {
-        bail!("{missing} deliveries were missing");
-    }
-    let number = report.pointer(measure.found).and_then(Value::as_f64);
+fn one(measure: &Measure, flags: &[String], workshop: &Workshop) -> anyhow::Result<f64> {
+    let number = workshop.run(flags)?.pointer(measure.found).and_then(Value::as_f64);
     Ok(number.context("the run did not come to a result")? * measure.factor)
 }
 
 /// The median of the ratios of rounds that stand beside each other.
-fn ratio(theirs: &[Option<f64>], ours: &[Option<f64>]) -> Option<f64> {
+pub fn ratio(theirs: &[Option<f64>], ours: &[Option<f64>]) -> Option<f64> {
     let pairs = theirs.iter().zip(ours).filter_map(|(their, our)| Some((*their)? / (*our)?));
     median(pairs.filter(|ratio| ratio.is_finite()).collect())
 }
@@ -383,6 +349,7 @@ impl Results {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process;
 
     #[test]
     fn ratios_are_of_rounds_that_stand_beside_each_other() {

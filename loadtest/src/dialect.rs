@@ -97,6 +97,7 @@ impl Dialect {
         let token = entrance.credentials.of(seat.user)?;
         let token = token.as_deref();
         let json = |text: &str| serde_json::to_string(text);
+        let upgrade = |token| websocket::upgrade_request(authority, &path, token, entrance.deflate);
         let mut opening = Opening::default();
         ensure!(
             seat.rooms == 1 || self == Self::Centrifuge,
@@ -104,10 +105,10 @@ impl Dialect {
         );
         match self {
             Self::Bare => {}
-            Self::Plain | Self::Raw => opening.request = websocket::upgrade_request(authority, &path, token),
+            Self::Plain | Self::Raw => opening.request = upgrade(token),
             Self::Sse => opening.request = sse::request(authority, &path, token),
             Self::Centrifuge => {
-                opening.request = websocket::upgrade_request(authority, &path, None);
+                opening.request = upgrade(None);
                 let mut words = match token {
                     Some(token) => format!(r#"{{"id":1,"connect":{{"token":{}}}}}"#, json(token)?),
                     None => r#"{"id":1,"connect":{}}"#.to_owned(),
@@ -123,7 +124,7 @@ impl Dialect {
                 opening.steps.push(words.into_bytes());
             }
             Self::SocketIo => {
-                opening.request = websocket::upgrade_request(authority, &path, token);
+                opening.request = upgrade(token);
                 opening.steps.push(match token {
                     Some(token) => format!(r#"40{{"token":{}}}"#, json(token)?).into_bytes(),
                     None => b"40".to_vec(),
@@ -281,8 +282,14 @@ mod tests {
             path_and_query: "/".into(),
         };
         let credentials = crate::token::Credentials::None;
-        let entrance =
-            Entrance { address, dialect: Dialect::Centrifuge, channel, credentials, source_addresses: 0 };
+        let entrance = Entrance {
+            address,
+            dialect: Dialect::Centrifuge,
+            channel,
+            credentials,
+            source_addresses: 0,
+            deflate: false,
+        };
         let seat = Seat { user: 0, room: 7, rooms: 3, stays: false, listens: true };
         let opening = Dialect::Centrifuge.opening(&entrance, seat).unwrap();
         assert_eq!(opening.awaited, 4);

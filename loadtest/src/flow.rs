@@ -12,6 +12,7 @@ use anyhow::{bail, ensure};
 use crate::{
     clock,
     ledger::{Account, Arrival, Counts},
+    payload::Shape,
     publisher::Publisher,
     stamp::{Finder, Stamp},
     stop::Stop,
@@ -137,7 +138,8 @@ impl Script {
         let Load { run, lanes, rooms, size, burst, .. } = self.load;
         let (publisher, room) = (self.lane, self.lane % rooms);
         if let Some(sequence) = self.sequences.get_mut(publisher as usize) {
-            Stamp { run, room, publisher, sequence: *sequence, sent: clock::now() }.write(out, size);
+            Stamp { run, room, publisher, sequence: *sequence, sent: clock::now() }
+                .write(out, Shape::dots(size));
             *sequence += 1;
         }
         self.said += 1;
@@ -307,7 +309,7 @@ mod tests {
 
     #[test]
     fn publishers_speak_in_turn_and_number_what_they_say() {
-        let (mut script, finder) = (Script::new(&load()), Finder::new(1, 62));
+        let (mut script, finder) = (Script::new(&load()), Finder::new(1, Shape::dots(62)));
         let said: Vec<_> = (0..8)
             .map(|_| {
                 let mut payload = Vec::new();

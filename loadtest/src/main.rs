@@ -8,10 +8,12 @@
 //! | [`scenario`] | what is run, in which order, and what its report holds |
 //! | [`target`], [`token`] | who is tested, how it is published to, who the clients are |
 //! | [`swarm`], [`member`] | the connections: one epoll loop, nothing allocated per message |
-//! | [`dialect`], [`websocket`], [`sse`], [`tls`] | what is said on them |
+//! | [`dialect`], [`websocket`], [`sse`], [`tls`], [`inflate`] | what is said on them |
 //! | [`publisher`] | the connection that publishes past the clients: HTTP, Redis |
-//! | [`stamp`], [`ledger`], [`latency`] | the marks of a message, and the books about it |
+//! | [`stamp`], [`payload`], [`ledger`], [`latency`] | the marks of a message, what it is made of, and the books about it |
 //! | [`compare`] | Tidegate and its peers, started and measured in turn |
+//! | [`budgets`] | what Tidegate may cost, and what it does |
+//! | [`workshop`], [`probe`] | servers that are started from here, and questions to them |
 //! | [`room`] | rounds: what a delivery costs |
 //! | [`capacity`] | what a fleet has to be, from what one of everything costs |
 //! | [`flow`], [`tap`], [`redis`] | rounds: how much passes, and Redis without a gateway |
@@ -23,7 +25,10 @@
 //!
 //! The tester is Linux only: it reads `/proc` and waits with epoll. `README.md` says what each number means.
 
+#[cfg(test)]
+mod allocations;
 mod books;
+mod budgets;
 mod capacity;
 mod cli;
 mod clock;
@@ -31,11 +36,14 @@ mod compare;
 mod crew;
 mod dialect;
 mod flow;
+mod inflate;
 mod latency;
 mod ledger;
 mod live;
 mod member;
+mod payload;
 mod plan;
+mod probe;
 mod process;
 mod publisher;
 mod redis;
@@ -53,6 +61,7 @@ mod tls;
 mod token;
 mod websocket;
 mod worker;
+mod workshop;
 
 use std::{
     io::{self, Write},
@@ -92,6 +101,10 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::Intake(args) => scenario::flow::intake(&args),
         Scenario::Publish(args) => scenario::flow::publish(&args),
         Scenario::Resubscribe(args) => scenario::resubscribe::run(&args),
+        Scenario::Handshakes(args) => scenario::handshakes::run(&args),
+        Scenario::HandshakeServer(args) => scenario::handshakes::serve(&args).map(|()| Verdict::AsExpected),
+        Scenario::Start(args) => scenario::start::run(&args),
+        Scenario::Budgets(args) => budgets::run(&args),
         Scenario::Compare(args) => compare::run(&args),
         Scenario::YardstickServer(args) => scenario::yardstick::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::TapServer(args) => tap::serve(&args).map(|()| Verdict::AsExpected),

@@ -16,11 +16,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     clock,
     dialect::{Dialect, Heard, Opening, Seat},
+    inflate::Inflater,
     sse::{self, Body},
     swarm::{Event, Lost},
     target::Entrance,
     tls::Stream,
-    websocket::{self, Frame, Leftover, Opcode},
+    websocket::{self, Frame, Leftover, Opcode, WireError},
 };
 
 /// What may wait to be written. Beyond it the far side takes nothing, and nothing more is said to it.
@@ -35,7 +36,11 @@ pub struct Member {
     dialect: Dialect,
     /// How the body of an event stream is framed.
     body: Body,
+    /// Compressed messages were asked for.
+    deflate: bool,
     leftover: Leftover,
+    /// Bytes that have been read so far.
+    received: u64,
     backlog: Vec<u8>,
     /// What readiness is waited for.
     interest: EventFlags,
@@ -48,6 +53,13 @@ pub struct Member {
 struct Entering {
     opening: Opening,
     tls: Option<crate::tls::Tls>,
+}
+
+/// What members borrow while they read: one for all of them.
+#[derive(Debug)]
+pub struct Desk {
+    pub scratch: Vec<u8>,
+    pub inflater: Inflater,
 }
 
 /// Why something was not published.
@@ -99,6 +111,7 @@ impl Member {
             stream: Some(Stream::Clear(socket.into())),
             opening: Some(Box::new(Entering { opening, tls: entrance.address.tls.clone() })),
             stays: seat.stays,
+            deflate: entrance.deflate,
             ..Self::absent(entrance.dialect)
         })
     }
@@ -110,7 +123,9 @@ impl Member {
             phase: Phase::Connecting,
             dialect,
             body: Body::Whole,
+            deflate: false,
             leftover: Leftover::default(),
+            received: 0,
             backlog: Vec::new(),
             interest: EventFlags::OUT,
             stays: false,
@@ -120,6 +135,10 @@ impl Member {
 
     pub fn is_connected(&self) -> bool {
         self.stream.is_some()
+    }
+
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     pub fn stands(&self) -> bool {
@@ -168,14 +187,14 @@ impl Member {
         &mut self,
         epoll: &OwnedFd,
         index: usize,
-        scratch: &mut [u8],
+        desk: &mut Desk,
         on: &mut impl FnMut(Event<'_>),
     ) -> Result<(), Lost> {
         if matches!(self.phase, Phase::Connecting | Phase::Shaking) {
             self.start()?;
         } else {
             self.catch_up()?;
-            self.read(index, scratch, on)?;
+            self.read(index, desk, on)?;
         }
         self.attend(epoll, index)
     }
@@ -248,7 +267,8 @@ impl Member {
         Ok(())
     }
 
-    fn read(&mut self, index: usize, scratch: &mut [u8], on: &mut impl FnMut(Event<'_>)) -> Result<(), Lost> {
+    fn read(&mut self, index: usize, desk: &mut Desk, on: &mut impl FnMut(Event<'_>)) -> Result<(), Lost> {
+        let Desk { scratch, inflater } = desk;
         loop {
             let Some(stream) = &mut self.stream else { return Ok(()) };
             let held = self.leftover.restore(scratch);
@@ -267,9 +287,10 @@ impl Member {
                 self.leftover.keep(scratch.get(..held).unwrap_or_default());
                 return Ok(());
             }
+            self.received += received as u64;
             let more = stream.may_hold_more();
             let bytes = scratch.get_mut(..held + received).unwrap_or_default();
-            self.understand(index, bytes, held, on)?;
+            self.understand(index, bytes, held, inflater, on)?;
             if !more {
                 return Ok(());
             }
@@ -282,6 +303,7 @@ impl Member {
         index: usize,
         mut bytes: &mut [u8],
         mut held: usize,
+        inflater: &mut Inflater,
         on: &mut impl FnMut(Event<'_>),
     ) -> Result<(), Lost> {
         let at = clock::now();
@@ -295,7 +317,7 @@ impl Member {
                     head
                 })
             } else {
-                websocket::read_upgrade(bytes)?
+                websocket::read_upgrade(bytes, self.deflate)?
             };
             let Some(length) = length else {
                 self.leftover.keep(bytes);
@@ -314,9 +336,12 @@ impl Member {
             return if self.body.is_over() { Err(Lost::HungUp) } else { Ok(()) };
         }
         let mut end = Ok(());
-        let rest = websocket::read_frames(bytes, |frame| {
+        let rest = websocket::read_frames(bytes, self.deflate, |frame| {
             if end.is_ok() {
-                end = self.frame(index, frame, at, on);
+                end = match inflated(frame, inflater) {
+                    Ok(frame) => self.frame(index, frame, at, on),
+                    Err(error) => Err(error.into()),
+                };
             }
         })?;
         self.leftover.keep(rest);
@@ -409,6 +434,15 @@ impl Member {
         websocket::write_masked(&mut frame, opcode, &[payload], 1);
         put(stream, &mut self.backlog, &frame).map_err(Lost::Io)
     }
+}
+
+/// `frame` with the message that it stands for.
+fn inflated<'a>(frame: Frame<'a>, inflater: &'a mut Inflater) -> Result<Frame<'a>, WireError> {
+    if !frame.compressed {
+        return Ok(frame);
+    }
+    let payload = inflater.inflate(frame.payload)?;
+    Ok(Frame { payload, compressed: false, ..frame })
 }
 
 /// Writes `bytes` behind what waits already; what does not fit waits.

@@ -7,7 +7,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, dialect::Seat, latency::Sparse, target::TargetArgs};
+use crate::{
+    clock,
+    dialect::Seat,
+    latency::Sparse,
+    payload::{Payload, Shape},
+    target::TargetArgs,
+};
 
 /// A run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +50,7 @@ pub struct Group {
     /// Messages per second, over all rooms.
     pub rate: f64,
     pub size: usize,
+    pub payload: Payload,
     pub burst: u64,
     /// At most so many messages.
     pub messages: Option<u64>,
@@ -196,6 +203,11 @@ impl Group {
         self.listeners() + self.stalled + self.visitors + publishers
     }
 
+    /// A message.
+    pub fn shape(&self) -> Shape {
+        Shape::new(self.payload, self.size)
+    }
+
     /// How many clients are measured.
     pub fn listeners(&self) -> u32 {
         self.rooms / self.rooms_per_client * self.members
@@ -320,6 +332,7 @@ pub mod tests {
             echo: true,
             rate: 100.0,
             size: 64,
+            payload: Payload::Dots,
             burst: 1,
             messages: None,
             stalled: 0,

@@ -45,13 +45,20 @@ impl Cpu {
         Self::read("self")
     }
 
+    /// Of this process and of all that it has started and seen the end of.
+    pub fn of_family() -> anyhow::Result<Self> {
+        let path = "/proc/self/stat";
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+        let own = parse_stat(&text, OWN).zip(parse_stat(&text, ENDED_CHILDREN));
+        let ((user, system), (ended_user, ended_system)) =
+            own.with_context(|| format!("cannot understand {path}"))?;
+        Ok(Self { user: seconds(user + ended_user), system: seconds(system + ended_system) })
+    }
+
     fn read(pid: &str) -> anyhow::Result<Self> {
         let path = format!("/proc/{pid}/stat");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let (user, system) = parse_stat(&text).with_context(|| format!("cannot understand {path}"))?;
-        // Ticks in f64: exact up to 2^53 of them.
-        #[expect(clippy::cast_precision_loss, reason = "a process does not live for 2^53 ticks")]
-        let seconds = |ticks: u64| ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+        let (user, system) = parse_stat(&text, OWN).with_context(|| format!("cannot understand {path}"))?;
         Ok(Self { user: seconds(user), system: seconds(system) })
     }
 }
@@ -181,11 +188,36 @@ pub fn run_id() -> u32 {
     clock.subsec_nanos() ^ std::process::id().rotate_left(16)
 }
 
-/// User and system ticks (fields 14 and 15 of `proc(5)`). The command name before them may hold anything,
-/// spaces and parentheses included, so counting starts after the last `)`.
-fn parse_stat(text: &str) -> Option<(u64, u64)> {
+/// CPU seconds that this machine has used since it was started, over all cores.
+pub fn machine_busy() -> anyhow::Result<f64> {
+    let path = "/proc/stat";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    parse_machine(&text).map(seconds).with_context(|| format!("cannot understand {path}"))
+}
+
+/// Ticks in f64: exact up to 2^53 of them.
+#[expect(clippy::cast_precision_loss, reason = "nothing lives for 2^53 ticks")]
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// Ticks of the first line of `proc(5)`'s `stat` that were not idle and not stolen; guests are counted among users.
+fn parse_machine(text: &str) -> Option<u64> {
+    let line = text.lines().next()?.strip_prefix("cpu ")?;
+    let fields: Option<Vec<u64>> = line.split_ascii_whitespace().map(|field| field.parse().ok()).collect();
+    let [user, nice, system, _idle, _iowait, interrupts, soft, ..] = fields?[..] else { return None };
+    Some(user + nice + system + interrupts + soft)
+}
+
+/// Where the ticks stand behind the name: fields 14 and 15 of `proc(5)`, and 16 and 17.
+const OWN: usize = 11;
+const ENDED_CHILDREN: usize = 13;
+
+/// User and system ticks. The command name before them may hold anything, spaces and parentheses included, so
+/// counting starts after the last `)`.
+fn parse_stat(text: &str, at: usize) -> Option<(u64, u64)> {
     let (_, after_name) = text.rsplit_once(')')?;
-    let mut fields = after_name.split_ascii_whitespace().skip(11);
+    let mut fields = after_name.split_ascii_whitespace().skip(at);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
@@ -208,9 +240,18 @@ mod tests {
     #[test]
     fn stat_with_a_hostile_name() {
         let text = "42 (a) R 7 (b c) S 1 42 42 0 -1 4194560 9 0 0 0 1234 567 3 4 20 0 8 0 100 1 1 1";
-        assert_eq!(parse_stat(text), Some((1234, 567)));
-        assert_eq!(parse_stat("42 (name) S 1 2"), None);
-        assert_eq!(parse_stat(""), None);
+        assert_eq!(parse_stat(text, OWN), Some((1234, 567)));
+        assert_eq!(parse_stat(text, ENDED_CHILDREN), Some((3, 4)));
+        assert_eq!(parse_stat("42 (name) S 1 2", OWN), None);
+        assert_eq!(parse_stat("", OWN), None);
+    }
+
+    #[test]
+    fn a_machine_is_busy_with_all_but_idling() {
+        let text = "cpu  100 20 30 4000 500 6 7 8 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n";
+        assert_eq!(parse_machine(text), Some(163));
+        assert_eq!(parse_machine("intr 1 2 3\n"), None);
+        assert!(machine_busy().unwrap() > 0.0);
     }
 
     #[test]

@@ -25,7 +25,10 @@ use serde::Serialize;
 
 use self::document::{Chart, Document, Expectation, Series};
 pub use self::room::{CompareReport, RoomReport};
-use crate::{cli::load::Run, timeline::Point};
+use crate::{
+    cli::{Common, load::Run},
+    timeline::Point,
+};
 
 /// Whether stated expectations were met.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,14 +103,42 @@ pub fn save(report: &impl Serialize, path: Option<&Path>) -> anyhow::Result<()> 
     fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Prints `document`, and writes the page and `report` where `run` asks for them.
-pub fn deliver(document: &Document, report: &impl Serialize, run: &Run) -> anyhow::Result<Verdict> {
+/// Prints `document`, and writes the page and `report` where that is asked for.
+pub fn deliver(document: &Document, report: &impl Serialize, to: &impl Files) -> anyhow::Result<Verdict> {
     print(document)?;
-    save(report, run.json.as_deref())?;
-    if let Some(path) = &run.html {
+    save(report, to.json())?;
+    if let Some(path) = to.html() {
         fs::write(path, html::page(document)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(Verdict::of(&document.expectations))
+}
+
+/// Flags that name the files of a report.
+pub trait Files {
+    /// The report for machines.
+    fn json(&self) -> Option<&Path>;
+    /// The page with plots.
+    fn html(&self) -> Option<&Path>;
+}
+
+impl Files for Run {
+    fn json(&self) -> Option<&Path> {
+        self.json.as_deref()
+    }
+
+    fn html(&self) -> Option<&Path> {
+        self.html.as_deref()
+    }
+}
+
+impl Files for Common {
+    fn json(&self) -> Option<&Path> {
+        self.json.as_deref()
+    }
+
+    fn html(&self) -> Option<&Path> {
+        self.html.as_deref()
+    }
 }
 
 /// The plots that every timeline has.

@@ -19,6 +19,7 @@ use crate::{
     dialect::{Dialect, Seat},
     latency::{Latencies, Latency},
     ledger::{Counts, Ledger},
+    payload::Shape,
     process::{self, Cpu, Server},
     publisher::Publisher,
     stamp::{Finder, Stamp},
@@ -33,8 +34,8 @@ const STALLS_IN_A_ROW: u32 = 3;
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Bytes of payload per message.
-    pub size: usize,
+    /// A message.
+    pub shape: Shape,
     /// Messages published together.
     pub burst: u64,
     /// How long a batch may make no progress before the next one goes out all the same.
@@ -95,10 +96,21 @@ pub struct Round {
     /// Microseconds from just before the publishing system call to just after the receiving one; when paced,
     /// from when the batch was due.
     pub latency: Latency,
+    /// Bytes that members received: messages as they were framed, compressed or not, and heartbeats. Under TLS,
+    /// what was in its records.
+    pub wire_bytes: u64,
     /// Batches that ran out of patience.
     pub stalls: u32,
     /// Whether every message of the plan was published.
     pub complete: bool,
+}
+
+impl Round {
+    /// Bytes that a member received for each delivery.
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a round")]
+    pub fn wire_bytes_each(&self) -> f64 {
+        self.wire_bytes as f64 / self.delivered.max(1) as f64
+    }
 }
 
 impl Room {
@@ -128,7 +140,7 @@ impl Room {
             ledger: Ledger::new(members),
             latency: Latencies::new()?,
             dialect: entrance.dialect,
-            finder: Finder::new(run, load.size),
+            finder: Finder::new(run, load.shape),
             run,
             members,
             first_loss: None,
@@ -153,6 +165,7 @@ impl Room {
     pub fn round(&mut self, messages: u64, stop: &Stop) -> anyhow::Result<Round> {
         self.books.latency.clear();
         let (server, tester, before) = (self.server.cpu()?, Cpu::of_self()?, self.counts());
+        let received = self.swarm.received(self.books.members);
         let (start, schedule) = (Instant::now(), clock::now());
         let (mut published, mut stalls, mut in_a_row) = (0, 0, 0);
         while published < messages && in_a_row < STALLS_IN_A_ROW && !stop.is_set() {
@@ -192,6 +205,7 @@ impl Room {
             server_share: server.map(|cpu| cpu.total() / seconds),
             tester_share: tester.total() / seconds,
             latency: self.books.latency.summary(),
+            wire_bytes: self.swarm.received(self.books.members).saturating_sub(received),
             stalls,
             complete: published == messages,
         })
@@ -237,9 +251,9 @@ impl Room {
         self.books.ledger.publish(count);
         for sequence in first..first + count {
             let stamp = Stamp { run: self.books.run, room: 0, publisher: 0, sequence, sent };
-            stamp.write(&mut self.batch, self.load.size);
+            stamp.write(&mut self.batch, self.load.shape);
         }
-        let size = self.load.size;
+        let size = self.load.shape.size();
         match &mut self.sender {
             Sender::Line(publisher) => {
                 let rooms = vec![0; usize::try_from(count)?];

@@ -5,9 +5,12 @@ pub mod compare_limit;
 pub mod compare_rooms;
 pub mod cost;
 pub mod flow;
+pub mod handshakes;
+pub mod held;
 pub mod idle;
 pub mod load;
 pub mod resubscribe;
+pub mod start;
 pub mod storm;
 pub mod yardstick;
 

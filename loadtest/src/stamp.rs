@@ -8,10 +8,14 @@
 //!  run (8) room(8) publisher (8)  sequence (12)  sent (16)  check (8)  padding to the size asked for
 //! ```
 //!
-//! all numbers in lower-case hexadecimal. The check covers the numbers before it, so that a message altered on
+//! or a JSON object ([`payload`](crate::payload)) that carries the same numbers,
+//! all of them in lower-case hexadecimal. The check covers the numbers before it, so that a message altered on
 //! its way is told from one that was never sent. A payload that differs from this in any byte is no stamp.
 
-use crate::dialect::Dialect;
+use crate::{
+    dialect::Dialect,
+    payload::{FRONT, Payload, Shape, write_object},
+};
 
 /// The marks of one test message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,33 +32,46 @@ pub struct Stamp {
     pub sent: u64,
 }
 
-const NUMBERS: usize = 8 + 8 + 8 + 12 + 16 + 8;
+/// The digits of all numbers.
+pub const NUMBERS: usize = 8 + 8 + 8 + 12 + 16 + 8;
 const PADDING: u8 = b'.';
 
 /// Finds this run's stamps in what arrives.
 #[derive(Clone, Debug)]
 pub struct Finder {
     run: [u8; 8],
-    size: usize,
+    shape: Shape,
+    /// The object that was found last, and its stamp: a broadcast brings the same one again and again.
+    object: Vec<u8>,
+    stamp: Option<Stamp>,
 }
 
 impl Stamp {
     /// The smallest payload that holds a stamp, in bytes.
     pub const MIN_SIZE: usize = NUMBERS + 2;
 
-    /// Appends a payload of `size` bytes, or of [`MIN_SIZE`](Self::MIN_SIZE) if that is more.
-    pub fn write(&self, out: &mut Vec<u8>, size: usize) {
-        let start = out.len();
-        out.push(b'"');
-        push_hex(out, &self.run.to_be_bytes());
-        push_hex(out, &self.room.to_be_bytes());
-        push_hex(out, &self.publisher.to_be_bytes());
+    /// Appends a payload.
+    pub fn write(&self, out: &mut Vec<u8>, shape: Shape) {
+        let (start, numbers) = (out.len(), self.numbers());
+        match shape.payload {
+            Payload::Dots => {
+                out.push(b'"');
+                out.extend_from_slice(&numbers);
+                out.resize(start + shape.size() - 1, PADDING);
+                out.push(b'"');
+            }
+            Payload::Json => write_object(out, &numbers, self.sequence, shape.size()),
+        }
+    }
+
+    fn numbers(&self) -> [u8; NUMBERS] {
         let [_, _, sequence @ ..] = self.sequence.to_be_bytes();
-        push_hex(out, &sequence);
-        push_hex(out, &self.sent.to_be_bytes());
-        push_hex(out, &self.check().to_be_bytes());
-        out.resize((start + size.max(Self::MIN_SIZE)) - 1, PADDING);
-        out.push(b'"');
+        let bytes = [&self.run.to_be_bytes()[..], &self.room.to_be_bytes(), &self.publisher.to_be_bytes()];
+        let more = [&sequence[..], &self.sent.to_be_bytes(), &self.check().to_be_bytes()];
+        let mut numbers = [0; NUMBERS];
+        let digits = bytes.iter().chain(&more).flat_map(|part| part.iter()).flat_map(|&byte| hex(byte));
+        numbers.iter_mut().zip(digits).for_each(|(place, digit)| *place = digit);
+        numbers
     }
 
     /// Reads the numbers, or returns `None` if any of them is none or the check does not hold.
@@ -87,16 +104,24 @@ impl Stamp {
 }
 
 impl Finder {
-    /// For the payloads of `size` bytes that `run` sends.
-    pub fn new(run: u32, size: usize) -> Self {
-        let (mut digits, mut out) = ([0; 8], Vec::with_capacity(8));
-        push_hex(&mut out, &run.to_be_bytes());
-        digits.copy_from_slice(&out);
-        Self { run: digits, size: size.max(Stamp::MIN_SIZE) }
+    /// For the payloads of `shape` that `run` sends.
+    pub fn new(run: u32, shape: Shape) -> Self {
+        let mut digits = [0; 8];
+        let own = run.to_be_bytes().into_iter().flat_map(hex);
+        digits.iter_mut().zip(own).for_each(|(place, digit)| *place = digit);
+        Self { run: digits, shape, object: Vec::new(), stamp: None }
     }
 
     /// Finds the stamp where connections that speak `dialect` have it.
-    pub fn find(&self, dialect: Dialect, payload: &[u8]) -> Option<Stamp> {
+    pub fn find(&mut self, dialect: Dialect, payload: &[u8]) -> Option<Stamp> {
+        match (self.shape.payload, dialect) {
+            (Payload::Json, Dialect::Plain | Dialect::Bare) => self.object(payload),
+            (Payload::Json, _) => self.object_within(payload),
+            (Payload::Dots, dialect) => self.string(dialect, payload),
+        }
+    }
+
+    fn string(&self, dialect: Dialect, payload: &[u8]) -> Option<Stamp> {
         match dialect {
             Dialect::Plain | Dialect::Bare => self.whole(payload),
             Dialect::Sse | Dialect::Centrifuge | Dialect::SocketIo => self.within(payload),
@@ -104,9 +129,31 @@ impl Finder {
         }
     }
 
+    /// A payload that is an object and nothing else.
+    fn object(&mut self, payload: &[u8]) -> Option<Stamp> {
+        if payload.is_empty() || payload != self.object {
+            let numbers = payload.strip_prefix(FRONT)?.first_chunk::<NUMBERS>()?;
+            let stamp = Stamp::read(numbers).filter(|_| numbers.starts_with(&self.run))?;
+            self.object.clear();
+            stamp.write(&mut self.object, self.shape);
+            self.stamp = Some(stamp);
+            if payload != self.object {
+                return None;
+            }
+        }
+        self.stamp
+    }
+
+    /// An object anywhere within `payload`.
+    fn object_within(&mut self, payload: &[u8]) -> Option<Stamp> {
+        let of_run = |window: &[u8]| window.ends_with(&self.run) && window.starts_with(FRONT);
+        let start = payload.windows(FRONT.len() + self.run.len()).position(of_run)?;
+        self.object(payload.get(start..start + self.shape.size())?)
+    }
+
     /// A payload that is a stamp and nothing else.
     pub fn whole(&self, payload: &[u8]) -> Option<Stamp> {
-        (payload.len() == self.size).then(|| self.at(payload, 0)).flatten()
+        (payload.len() == self.shape.size()).then(|| self.at(payload, 0)).flatten()
     }
 
     /// A stamp anywhere within `payload`: in an envelope that a protocol or a server has put around it.
@@ -120,13 +167,14 @@ impl Finder {
     /// The same without its quotes, as a server sends it on that has taken the JSON string for text.
     pub fn bare(&self, payload: &[u8]) -> Option<Stamp> {
         let start = payload.windows(8).position(|window| window == self.run)?;
-        let inner = payload.get(start..start + self.size - 2)?;
-        let following = payload.get(start + self.size - 2).is_some_and(|&byte| byte == PADDING);
+        let inner = payload.get(start..start + self.shape.size() - 2)?;
+        let following = payload.get(start + self.shape.size() - 2).is_some_and(|&byte| byte == PADDING);
         (!following).then(|| Self::inner(inner)).flatten()
     }
 
     fn at(&self, payload: &[u8], quote: usize) -> Option<Stamp> {
-        let inner = payload.get(quote..quote + self.size)?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+        let inner =
+            payload.get(quote..quote + self.shape.size())?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
         inner.starts_with(&self.run).then(|| Self::inner(inner)).flatten()
     }
 
@@ -136,12 +184,8 @@ impl Finder {
     }
 }
 
-fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
-    for byte in bytes {
-        out.push(digit(byte >> 4));
-        out.push(digit(byte & 0xF));
-    }
+fn hex(byte: u8) -> [u8; 2] {
+    [byte >> 4, byte & 0xF].map(|value| if value < 10 { b'0' + value } else { b'a' + value - 10 })
 }
 
 fn read_hex(digits: &[u8]) -> Option<u64> {
@@ -161,10 +205,39 @@ mod tests {
 
     use super::*;
 
+    fn dots(size: usize) -> Shape {
+        Shape::new(Payload::Dots, size)
+    }
+
     fn payload(stamp: Stamp, size: usize) -> Vec<u8> {
         let mut payload = Vec::new();
-        stamp.write(&mut payload, size);
+        stamp.write(&mut payload, dots(size));
         payload
+    }
+
+    #[test]
+    fn objects_are_known_byte_for_byte() {
+        let shape = Shape::new(Payload::Json, 300);
+        let mut finder = Finder::new(0xABCD, shape);
+        for sequence in 0..9 {
+            let stamp = Stamp { run: 0xABCD, room: 3, publisher: 1, sequence, sent: 1_234_567 };
+            let mut object = Vec::new();
+            stamp.write(&mut object, shape);
+            let wrapped = [b"{\"data\":", &object[..], b"}"].concat();
+            for _ in 0..2 {
+                assert_eq!(finder.find(Dialect::Plain, &object), Some(stamp));
+                assert_eq!(finder.find(Dialect::Centrifuge, &wrapped), Some(stamp));
+                assert_eq!(finder.find(Dialect::Plain, &wrapped), None);
+            }
+            for at in 0..object.len() {
+                let mut altered = object.clone();
+                altered[at] ^= 1;
+                assert_eq!(finder.find(Dialect::Plain, &altered), None, "{at}");
+                assert_eq!(finder.find(Dialect::Centrifuge, &altered), None, "{at}");
+            }
+            assert_eq!(finder.find(Dialect::Plain, &object[..299]), None);
+        }
+        assert_eq!(Finder::new(0xABCE, shape).find(Dialect::Plain, &finder.object), None, "another run's");
     }
 
     proptest! {
@@ -175,7 +248,7 @@ mod tests {
         ) {
             let stamp = Stamp { run, room, publisher, sequence, sent };
             let payload = payload(stamp, size);
-            let finder = Finder::new(run, size);
+            let finder = Finder::new(run, dots(size));
             prop_assert_eq!(payload.len(), size.max(Stamp::MIN_SIZE));
             prop_assert_eq!(finder.whole(&payload), Some(stamp));
             prop_assert!(serde_json::from_slice::<String>(&payload).is_ok());
@@ -191,7 +264,7 @@ mod tests {
             let mut payload = payload(stamp, 100);
             prop_assume!(payload[at] != to);
             payload[at] = to;
-            let finder = Finder::new(0xABCD, 100);
+            let finder = Finder::new(0xABCD, dots(100));
             prop_assert_eq!(finder.whole(&payload), None);
             prop_assert_eq!(finder.within(&payload), None);
         }
@@ -200,7 +273,7 @@ mod tests {
         fn nothing_cut_or_grown_is_a_stamp(cut in 0_usize..100) {
             let stamp = Stamp { run: 0xABCD, room: 0, publisher: 0, sequence: 1, sent: 2 };
             let payload = payload(stamp, 100);
-            let finder = Finder::new(0xABCD, 100);
+            let finder = Finder::new(0xABCD, dots(100));
             for cut in [&payload[..cut], &payload[100 - cut..]] {
                 prop_assert_eq!(finder.whole(cut), None);
                 prop_assert_eq!(finder.within(cut), None);
@@ -214,7 +287,7 @@ mod tests {
 
     #[test]
     fn strangers_are_no_stamps() {
-        let finder = Finder::new(0x2222_2222, 64);
+        let finder = Finder::new(0x2222_2222, dots(64));
         for payload in [&b""[..], b"\"", b"\"\"", b"hello", &[b'"'; 64], &[b'2'; 64], &[0xFF; 64]] {
             assert_eq!(finder.whole(payload), None);
             assert_eq!(finder.within(payload), None);

@@ -23,7 +23,8 @@ use rustix::{
 
 use crate::{
     dialect::Seat,
-    member::Member,
+    inflate::Inflater,
+    member::{Desk, Member},
     stop::Stop,
     target::Entrance,
     websocket::{MAX_FRAME, WireError},
@@ -86,7 +87,7 @@ pub struct Swarm {
     members: Vec<Member>,
     /// Members that do not stand yet.
     opening: usize,
-    scratch: Vec<u8>,
+    desk: Desk,
     ready: Vec<epoll::Event>,
 }
 
@@ -97,7 +98,7 @@ impl Swarm {
             epoll: epoll::create(CreateFlags::CLOEXEC).context("cannot create an epoll instance")?,
             members: Vec::new(),
             opening: 0,
-            scratch: vec![0; MAX_FRAME + READ_SIZE],
+            desk: Desk { scratch: vec![0; MAX_FRAME + READ_SIZE], inflater: Inflater::default() },
             ready: Vec::with_capacity(EVENTS_PER_TURN),
         })
     }
@@ -111,6 +112,11 @@ impl Swarm {
     /// How many members have ever been opened; each has its number below this.
     pub fn len(&self) -> usize {
         self.members.len()
+    }
+
+    /// How many bytes the first `members` have received on the connections that they have.
+    pub fn received(&self, members: usize) -> u64 {
+        self.members.iter().take(members).map(Member::received).sum()
     }
 
     /// How many are on their way.
@@ -241,7 +247,7 @@ impl Swarm {
                 continue;
             };
             let stood = member.stands();
-            let outcome = member.turn(&self.epoll, index, &mut self.scratch, &mut on);
+            let outcome = member.turn(&self.epoll, index, &mut self.desk, &mut on);
             if !stood && (outcome.is_err() || member.stands()) {
                 self.opening -= 1;
             }

@@ -29,6 +29,7 @@ use crate::{
     cli::flow::TapServer,
     flow::Lanes,
     ledger::Counts,
+    payload::Shape,
     process,
     redis::{self, Link},
     stamp::Finder,
@@ -247,7 +248,7 @@ impl Reader {
         }
         let books = args.verify.map(|verify| {
             let [run, lanes, size] = verify.0;
-            (Finder::new(run, size as usize), Lanes::new(lanes))
+            (Finder::new(run, Shape::dots(size as usize)), Lanes::new(lanes))
         });
         Ok(Self {
             epoll,

@@ -52,6 +52,9 @@ pub struct TargetArgs {
     /// Accept any certificate
     #[arg(long)]
     pub insecure: bool,
+    /// Ask for compressed messages (permessage-deflate without context takeover), and inflate them
+    #[arg(long)]
+    pub deflate: bool,
     /// Over how many addresses (127.0.0.2 and up) clients of a server on this machine are spread
     #[arg(long, default_value_t = 16)]
     pub addresses: u8,
@@ -71,6 +74,9 @@ pub enum Protocol {
     Centrifuge,
     /// Socket.IO 5 over a `WebSocket`: events `join` (room) and `m` (room, data)
     SocketIo,
+    /// What the yardsticks speak
+    #[value(skip)]
+    Bare,
 }
 
 /// A host and a path template, resolved. Shows itself without the query, where tokens live.
@@ -91,6 +97,8 @@ pub struct Entrance {
     pub dialect: Dialect,
     pub channel: String,
     pub credentials: Credentials,
+    /// Compressed messages are asked for.
+    pub deflate: bool,
     /// Over how many addresses (127.0.0.2 and up) members are spread; 0 leaves the choice to the kernel.
     pub source_addresses: u8,
 }
@@ -147,6 +155,7 @@ impl TargetArgs {
         let protocol = self.protocol;
         let schemes: &[&str] = if protocol == Protocol::Sse { &["http", "https"] } else { &["ws", "wss"] };
         let address = self.address(&self.url, schemes).context("--url")?;
+        ensure!(!self.deflate || protocol != Protocol::Sse, "--deflate is a WebSocket's");
         let names_rooms = matches!(protocol, Protocol::Centrifuge | Protocol::SocketIo);
         let channel = match &self.channel {
             Some(channel) => channel.clone(),
@@ -159,6 +168,7 @@ impl TargetArgs {
         let entrance = Entrance {
             source_addresses: if address.socket.ip().is_loopback() { self.addresses } else { 0 },
             dialect: protocol.into(),
+            deflate: self.deflate,
             credentials: Credentials::new(self.token.as_deref(), self.hs256_secret.as_deref(), &channel),
             channel,
             address,
@@ -299,6 +309,7 @@ impl From<Protocol> for Dialect {
             Protocol::Sse => Self::Sse,
             Protocol::Centrifuge => Self::Centrifuge,
             Protocol::SocketIo => Self::SocketIo,
+            Protocol::Bare => Self::Bare,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The little of RFC 6455 that a load tester's side of a connection needs.
 //!
 //! Owns the client's upgrade request, the check of its answer, masked frames out and unmasked frames in.
-//! It works on byte slices and knows no socket. Refuses: extensions and fragmented messages, which a
-//! tester that asked for neither must report instead of mending.
+//! It works on byte slices and knows no socket. Refuses: fragmented messages, and extensions that were not asked
+//! for, which a tester must report instead of mending.
 
 use thiserror::Error;
+
+use crate::inflate::{Inflater, OFFER};
 
 /// The largest frame payload a member accepts, in bytes.
 pub const MAX_PAYLOAD: usize = 1024 * 1024;
@@ -62,6 +64,8 @@ impl Opcode {
 pub struct Frame<'a> {
     pub opcode: Opcode,
     pub payload: &'a [u8],
+    /// The payload is a whole message in its compressed form (RFC 7692 §6).
+    pub compressed: bool,
 }
 
 /// Why bytes from the server are not what was asked for.
@@ -75,6 +79,8 @@ pub enum WireError {
     Masked,
     #[error("the server sent a frame of {0} bytes; this tester accepts up to {MAX_PAYLOAD}")]
     TooLarge(u64),
+    #[error("the server sent what is no compressed message")]
+    Compression,
     #[error("the connection was refused with status {0}")]
     Refused(u16),
     #[error("the answer is not the handshake that was asked for: {0}")]
@@ -82,10 +88,11 @@ pub enum WireError {
 }
 
 /// Reads one frame from the front of `bytes`: the frame and how many bytes it took, or `None` when it is
-/// not all there yet.
-pub fn read_frame(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, WireError> {
+/// not all there yet. `deflate`: compressed messages were agreed on.
+pub fn read_frame(bytes: &[u8], deflate: bool) -> Result<Option<(Frame<'_>, usize)>, WireError> {
     let &[first, second, ref rest @ ..] = bytes else { return Ok(None) };
-    if first & 0x70 != 0 {
+    let compressed = first & 0x40 != 0;
+    if first & 0x30 != 0 || compressed && !deflate {
         return Err(WireError::Reserved(first));
     }
     let is_final = first & 0x80 != 0;
@@ -93,6 +100,9 @@ pub fn read_frame(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, WireError>
         (false, _) | (_, 0x0) => return Err(WireError::Fragmented),
         (true, bits) => Opcode::from_bits(bits).ok_or(WireError::Reserved(first))?,
     };
+    if compressed && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+        return Err(WireError::Reserved(first));
+    }
     if second & 0x80 != 0 {
         return Err(WireError::Masked);
     }
@@ -112,7 +122,7 @@ pub fn read_frame(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, WireError>
         .filter(|&length| length <= MAX_PAYLOAD)
         .ok_or(WireError::TooLarge(announced))?;
     let end = header + length;
-    Ok(bytes.get(header..end).map(|payload| (Frame { opcode, payload }, end)))
+    Ok(bytes.get(header..end).map(|payload| (Frame { opcode, payload, compressed }, end)))
 }
 
 /// Appends a client's frame: masked, final, its payload the `parts` one after the other.
@@ -158,18 +168,20 @@ fn write_header(out: &mut Vec<u8>, opcode: Opcode, length: usize, mask_bit: u8) 
 }
 
 /// The upgrade request for `path` (with its query) at `authority`, with a Bearer token if there is one.
-pub fn upgrade_request(authority: &str, path: &str, token: Option<&str>) -> Vec<u8> {
+/// `deflate`: compressed messages are asked for.
+pub fn upgrade_request(authority: &str, path: &str, token: Option<&str>, deflate: bool) -> Vec<u8> {
     let credentials = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let extension = if deflate { format!("Sec-WebSocket-Extensions: {OFFER}\r\n") } else { String::new() };
     format!(
         "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {NONCE}\r\n{credentials}\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {NONCE}\r\n{credentials}{extension}\r\n"
     )
     .into_bytes()
 }
 
 /// Reads the answer to [`upgrade_request`]: the length of its head once the connection is a `WebSocket`,
 /// `None` while it is not all there.
-pub fn read_upgrade(bytes: &[u8]) -> Result<Option<usize>, WireError> {
+pub fn read_upgrade(bytes: &[u8], deflate: bool) -> Result<Option<usize>, WireError> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut response = httparse::Response::new(&mut headers);
     let length = match response.parse(bytes) {
@@ -193,10 +205,12 @@ pub fn read_upgrade(bytes: &[u8]) -> Result<Option<usize>, WireError> {
     if header("sec-websocket-accept") != Some(ACCEPT) {
         return Err(WireError::Handshake("Sec-WebSocket-Accept does not answer the key"));
     }
-    if header("sec-websocket-extensions").is_some() {
-        return Err(WireError::Handshake("it chose an extension that was not offered"));
+    match header("sec-websocket-extensions") {
+        Some(answer) if deflate && Inflater::is_agreed(answer) => Ok(Some(length)),
+        Some(_) => Err(WireError::Handshake("it chose an extension that was not offered")),
+        None if deflate => Err(WireError::Handshake("it does not agree to permessage-deflate")),
+        None => Ok(Some(length)),
     }
-    Ok(Some(length))
 }
 
 /// What one connection has received and not yet understood: at most one incomplete frame or response head.
@@ -224,8 +238,12 @@ impl Leftover {
 }
 
 /// Hands every whole frame at the front of `bytes` to `each` and returns what is left over.
-pub fn read_frames<'a>(mut bytes: &'a [u8], mut each: impl FnMut(Frame<'a>)) -> Result<&'a [u8], WireError> {
-    while let Some((frame, used)) = read_frame(bytes)? {
+pub fn read_frames<'a>(
+    mut bytes: &'a [u8],
+    deflate: bool,
+    mut each: impl FnMut(Frame<'a>),
+) -> Result<&'a [u8], WireError> {
+    while let Some((frame, used)) = read_frame(bytes, deflate)? {
         each(frame);
         bytes = bytes.get(used..).unwrap_or_default();
     }
@@ -252,22 +270,22 @@ mod tests {
             let wire = server_frames(&[vec![7; length]]);
             assert_eq!(wire.len(), length + header);
             assert_eq!(unmasked_size(length), wire.len());
-            let (frame, used) = read_frame(&wire).unwrap().unwrap();
+            let (frame, used) = read_frame(&wire, false).unwrap().unwrap();
             assert_eq!((frame.payload.len(), used), (length, wire.len()));
-            assert_eq!(read_frame(&wire[..wire.len() - 1]), Ok(None));
+            assert_eq!(read_frame(&wire[..wire.len() - 1], false), Ok(None));
         }
     }
 
     #[test]
     fn refuses_what_it_did_not_ask_for() {
-        assert_eq!(read_frame(&[0x01, 0]), Err(WireError::Fragmented));
-        assert_eq!(read_frame(&[0x80, 0]), Err(WireError::Fragmented));
-        assert_eq!(read_frame(&[0xC1, 0]), Err(WireError::Reserved(0xC1)));
-        assert_eq!(read_frame(&[0x83, 0]), Err(WireError::Reserved(0x83)));
-        assert_eq!(read_frame(&[0x81, 0x80]), Err(WireError::Masked));
+        assert_eq!(read_frame(&[0x01, 0], false), Err(WireError::Fragmented));
+        assert_eq!(read_frame(&[0x80, 0], false), Err(WireError::Fragmented));
+        assert_eq!(read_frame(&[0xC1, 0], false), Err(WireError::Reserved(0xC1)));
+        assert_eq!(read_frame(&[0x83, 0], false), Err(WireError::Reserved(0x83)));
+        assert_eq!(read_frame(&[0x81, 0x80], false), Err(WireError::Masked));
         let mut huge = vec![0x82, 127];
         huge.extend_from_slice(&(u64::MAX).to_be_bytes());
-        assert_eq!(read_frame(&huge), Err(WireError::TooLarge(u64::MAX)));
+        assert_eq!(read_frame(&huge, false), Err(WireError::TooLarge(u64::MAX)));
     }
 
     #[test]
@@ -285,12 +303,32 @@ mod tests {
     fn an_upgrade_is_checked() {
         let good = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\
                     sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-        assert_eq!(read_upgrade(good.as_bytes()), Ok(Some(good.len())));
-        assert_eq!(read_upgrade(format!("{good}\u{81}").as_bytes()), Ok(Some(good.len())));
-        assert_eq!(read_upgrade(&good.as_bytes()[..good.len() - 1]), Ok(None));
-        assert_eq!(read_upgrade(b"HTTP/1.1 403 Forbidden\r\n\r\n"), Err(WireError::Refused(403)));
-        assert!(matches!(read_upgrade(b"HTTP/1.1 101 x\r\n\r\n"), Err(WireError::Handshake(_))));
-        assert!(matches!(read_upgrade(b"+PONG\r\n"), Err(WireError::Handshake(_))));
+        assert_eq!(read_upgrade(good.as_bytes(), false), Ok(Some(good.len())));
+        assert_eq!(read_upgrade(format!("{good}\u{81}").as_bytes(), false), Ok(Some(good.len())));
+        assert_eq!(read_upgrade(&good.as_bytes()[..good.len() - 1], false), Ok(None));
+        assert_eq!(read_upgrade(b"HTTP/1.1 403 Forbidden\r\n\r\n", false), Err(WireError::Refused(403)));
+        assert!(matches!(read_upgrade(b"HTTP/1.1 101 x\r\n\r\n", false), Err(WireError::Handshake(_))));
+        assert!(matches!(read_upgrade(b"+PONG\r\n", false), Err(WireError::Handshake(_))));
+    }
+
+    #[test]
+    fn compressed_messages_only_where_agreed() {
+        let frame = [0xC1, 2, 7, 8];
+        assert_eq!(read_frame(&frame, false), Err(WireError::Reserved(0xC1)));
+        let expected = Frame { opcode: Opcode::Text, payload: &[7, 8], compressed: true };
+        assert_eq!(read_frame(&frame, true), Ok(Some((expected, 4))));
+        for first in [0xC9, 0xA1, 0x91] {
+            assert_eq!(read_frame(&[first, 0], true), Err(WireError::Reserved(first)), "{first:#x}");
+        }
+        let answer = |more: &str| {
+            format!("HTTP/1.1 101 x\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n{more}\r\n")
+        };
+        let good = answer("sec-websocket-extensions: permessage-deflate; server_no_context_takeover\r\n");
+        assert_eq!(read_upgrade(good.as_bytes(), true), Ok(Some(good.len())));
+        assert!(matches!(read_upgrade(good.as_bytes(), false), Err(WireError::Handshake(_))));
+        let none = answer("");
+        assert!(matches!(read_upgrade(none.as_bytes(), true), Err(WireError::Handshake(_))));
+        assert!(String::from_utf8(upgrade_request("x", "/", None, true)).unwrap().contains(OFFER));
     }
 
     proptest! {
@@ -309,7 +347,7 @@ mod tests {
                 let piece = cuts.next().unwrap().min(wire.len() - sent);
                 scratch[held..held + piece].copy_from_slice(&wire[sent..sent + piece]);
                 sent += piece;
-                let rest = read_frames(&scratch[..held + piece], |frame| seen.push(frame.payload.to_vec()));
+                let rest = read_frames(&scratch[..held + piece], false, |frame| seen.push(frame.payload.to_vec()));
                 leftover.keep(rest.unwrap());
             }
             prop_assert_eq!(seen, payloads);

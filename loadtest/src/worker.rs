@@ -434,7 +434,7 @@ impl Live {
             match sending {
                 Sending::Line(_) if room % plan.parts != plan.part => {}
                 Sending::Line(_) => {
-                    stamp.write(frames, group.size);
+                    stamp.write(frames, group.shape());
                     batch.rooms.push(stamp.room);
                     *sequence += 1;
                     published += 1;
@@ -447,7 +447,7 @@ impl Live {
                         batch.voice = Some(voice);
                     }
                     batch.payload.clear();
-                    stamp.write(&mut batch.payload, group.size);
+                    stamp.write(&mut batch.payload, group.shape());
                     let began = frames.len();
                     let number = *next;
                     entrance.dialect.publish(entrance, stamp.room, &batch.payload, number, frames);
@@ -465,8 +465,7 @@ impl Live {
             Sending::Clients { .. } => batch.flush(swarm, frames),
             Sending::Line(line) if batch.rooms.is_empty() => line.listen().context("publishing failed")?,
             Sending::Line(line) => {
-                line.publish(frames, group.size.max(Stamp::MIN_SIZE), &batch.rooms)
-                    .context("publishing failed")?;
+                line.publish(frames, group.shape().size(), &batch.rooms).context("publishing failed")?;
             }
         }
         Ok((published, unsent))

@@ -176,8 +176,11 @@ fn a_refused_upgrade_is_told_and_nothing_is_measured() {
 fn the_limit_and_a_server_in_one_run() {
     let pid = std::process::id().to_string();
     let url = format!("ws://{}/rooms/x", server(20, faithful));
+    let html = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare-limit.html");
     let output = tester(&[
         "compare-limit",
+        "--html",
+        html.to_str().unwrap(),
         "--url",
         &url,
         "--members",
@@ -199,6 +202,8 @@ fn the_limit_and_a_server_in_one_run() {
         "{text}"
     );
     assert!(text.contains("× the bare loop"), "{text}");
+    let page = std::fs::read_to_string(html).unwrap();
+    assert!(page.matches("<svg").count() == 3 && page.contains("× the bare loop"), "{page}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Time, rate, size};
-use crate::target::TargetArgs;
+use crate::{payload::Payload, target::TargetArgs};
 
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
@@ -77,6 +77,12 @@ pub struct Slow {
     /// Fail if the others' p99 grows to more than this many times what it was
     #[arg(long)]
     pub expect_p99_ratio: Option<f64>,
+    /// The server's metrics in Prometheus' format: how much it holds for the stalled, the most at any time
+    #[arg(long)]
+    pub metrics: Option<crate::probe::Url>,
+    /// The metric that says how many bytes wait in the server's queues
+    #[arg(long, default_value = "tidegate_outbound_bytes")]
+    pub metric: String,
     #[command(flatten)]
     pub target: TargetArgs,
     #[command(flatten)]
@@ -195,6 +201,31 @@ pub struct Storm {
 
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
+pub struct Handshakes {
+    /// Pin the loop of handshakes to this CPU
+    #[arg(long)]
+    pub server_cpu: Option<usize>,
+    /// Connections of a wave
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: u32,
+    /// How many times everybody comes; in between all are dropped at once
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub waves: u32,
+    /// How many connections may be on their way at once, in each process
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=16384))]
+    pub at_once: u32,
+    /// How long everybody stays before all are dropped
+    #[arg(long, default_value = "0s")]
+    pub hold: Time,
+    /// Over how many addresses (127.0.0.2 and up) clients are spread
+    #[arg(long, default_value_t = 16)]
+    pub addresses: u8,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
 pub struct Idle {
     /// How many connections to hold, ascending; measured at each
     #[arg(long, value_delimiter = ',', default_value = "3000,15000")]
@@ -229,6 +260,9 @@ pub struct Pace {
     /// Bytes of payload per message
     #[arg(long, default_value_t = 256, value_parser = size)]
     pub size: usize,
+    /// What messages are made of
+    #[arg(long, value_enum, default_value_t = Payload::Dots)]
+    pub payload: Payload,
     /// Messages published together
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub burst: u64,

@@ -1,11 +1,13 @@
 //! What rounds found out: medians, ratios, warnings.
 
-use std::fmt;
-
 use serde::Serialize;
 
-use super::{Verdict, median};
-use crate::{cli::RoomArgs, ledger::Counts, room::Round};
+use super::{
+    Machine, Verdict,
+    document::{Chart, Document, Series, Table},
+    median,
+};
+use crate::{cli::RoomArgs, latency::Latency, ledger::Counts, room::Round};
 
 /// Above this part of a core the tester may be what limits the rate.
 pub const BUSY: f64 = 0.9;
@@ -17,6 +19,7 @@ const BUSIER: f64 = 1.25;
 #[derive(Debug, Serialize)]
 pub struct RoomReport {
     pub what: String,
+    pub machine: Machine,
     pub members: usize,
     pub size: usize,
     pub burst: u64,
@@ -42,6 +45,8 @@ pub struct Medians {
     pub tester_cpu: f64,
     pub p50_us: f64,
     pub p99_us: f64,
+    /// Bytes that a member received for each delivery.
+    pub wire_bytes: f64,
 }
 
 /// `compare-limit`.
@@ -57,6 +62,8 @@ pub struct CompareReport {
     pub rate_ratio: Option<f64>,
     /// Median p99, server over limit; only paced rounds compare latencies.
     pub p99_ratio: Option<f64>,
+    /// The smallest and the largest ratio of two neighbouring rounds.
+    pub p99_ratio_range: Option<(f64, f64)>,
 }
 
 impl RoomReport {
@@ -64,6 +71,7 @@ impl RoomReport {
     pub fn new(what: String, args: &RoomArgs) -> Self {
         Self {
             what,
+            machine: Machine::this(),
             members: args.members,
             size: args.size,
             burst: args.burst,
@@ -89,6 +97,7 @@ impl RoomReport {
                 tester_cpu: over(|round| round.tester_cpu.total())?,
                 p50_us: over(|round| round.latency.p50)?,
                 p99_us: over(|round| round.latency.p99)?,
+                wire_bytes: over(Round::wire_bytes_each)?,
             })
         });
         let count = |test: fn(&Round) -> bool| self.rounds.iter().filter(|round| test(round)).count();
@@ -137,21 +146,22 @@ impl CompareReport {
     /// Compares two concluded reports.
     pub fn new(limit: RoomReport, server: RoomReport) -> Self {
         let medians = limit.median.zip(server.median);
+        let pairs = || {
+            limit
+                .rounds
+                .iter()
+                .zip(&server.rounds)
+                .filter(|(limit, server)| limit.complete && server.complete)
+        };
         let cpu = |round: &Round| Some(round.server_cpu?.total());
-        let pairs: Vec<f64> = limit
-            .rounds
-            .iter()
-            .zip(&server.rounds)
-            .filter(|(limit, server)| limit.complete && server.complete)
-            .filter_map(|(limit, server)| Some(cpu(server)? / cpu(limit)?))
-            .collect();
-        let range = (!pairs.is_empty()).then(|| {
-            (pairs.iter().copied().fold(f64::INFINITY, f64::min), pairs.iter().copied().fold(0.0, f64::max))
-        });
+        let p99 = |round: &Round| round.latency.p99;
+        let cpu_range = range(pairs().filter_map(|(limit, server)| Some(cpu(server)? / cpu(limit)?)));
+        let p99_range = range(pairs().map(|(limit, server)| p99(server) / p99(limit)));
         Self {
             cpu_ratio: medians.and_then(|(limit, server)| Some(server.server_cpu? / limit.server_cpu?)),
-            cpu_ratio_range: range,
+            cpu_ratio_range: cpu_range,
             p99_ratio: medians.filter(|_| limit.paced).map(|(limit, server)| server.p99_us / limit.p99_us),
+            p99_ratio_range: p99_range.filter(|_| limit.paced),
             rate_ratio: medians
                 .map(|(limit, server)| server.deliveries_per_second / limit.deliveries_per_second),
             limit,
@@ -188,12 +198,22 @@ impl CompareReport {
     }
 }
 
-impl fmt::Display for RoomReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.what)?;
-        writeln!(
-            f,
-            "{:>6} {:>9} {:>13} {:>24} {:>8} {:>16} {:>9} {:>9} {:>9} {:>9} {:>9}",
+impl RoomReport {
+    /// The report for people.
+    pub fn document(&self) -> Document {
+        let facts = [Some(self.machine.to_string()), self.medians(), Some(self.books())];
+        Document {
+            title: self.what.clone(),
+            facts: facts.into_iter().flatten().collect(),
+            tables: vec![self.table("")],
+            charts: charts(&[("server", self)]),
+            warnings: self.warnings.clone(),
+            expectations: Vec::new(),
+        }
+    }
+
+    fn table(&self, caption: &str) -> Table {
+        let head = [
             "round",
             "seconds",
             "deliveries/s",
@@ -205,38 +225,42 @@ impl fmt::Display for RoomReport {
             "p99 µs",
             "p99.9 µs",
             "max µs",
-        )?;
+        ];
+        let mut table = Table::new(caption, &head);
         for (number, round) in (1..).zip(&self.rounds) {
-            let server = round.server_cpu.map_or_else(
-                || "-".to_owned(),
-                |cpu| format!("{:.3} ({:.3}+{:.3})", cpu.total(), cpu.user, cpu.system),
+            let server =
+                round.server_cpu.map(|cpu| format!("{:.3} ({:.3}+{:.3})", cpu.total(), cpu.user, cpu.system));
+            let Latency { p50, p99, p999, max, .. } = round.latency;
+            table.row(
+                [
+                    format!("{number}{}", if round.complete { "" } else { " (incomplete)" }),
+                    format!("{:.3}", round.seconds),
+                    format!("{:.0}", round.deliveries_per_second),
+                    server.unwrap_or_else(|| "-".into()),
+                    round.server_share.map_or_else(|| "-".into(), percent),
+                    format!("{:.3}", round.tester_cpu.total()),
+                    percent(round.tester_share),
+                ]
+                .into_iter()
+                .chain([p50, p99, p999, max].map(|micros| format!("{micros:.1}"))),
             );
-            let share = round.server_share.map_or_else(|| "-".to_owned(), percent);
-            writeln!(
-                f,
-                "{number:>6} {:>9.3} {:>13.0} {server:>24} {share:>8} {:>16.3} {:>9} {:>9.1} {:>9.1} {:>9.1} {:>9.1}{}",
-                round.seconds,
-                round.deliveries_per_second,
-                round.tester_cpu.total(),
-                percent(round.tester_share),
-                round.latency.p50,
-                round.latency.p99,
-                round.latency.p999,
-                round.latency.max,
-                if round.complete { "" } else { "  (incomplete)" },
-            )?;
         }
-        if let Some(median) = self.median {
-            let server = median.server_cpu.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.3}"));
-            writeln!(
-                f,
-                "median {:>9} {:>13.0} {server:>24} {:>8} {:>16.3} {:>9} {:>9.1} {:>9.1}",
-                "", median.deliveries_per_second, "", median.tester_cpu, "", median.p50_us, median.p99_us,
-            )?;
-        }
+        table
+    }
+
+    fn medians(&self) -> Option<String> {
+        let median = self.median?;
+        let server = median.server_cpu.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.3}"));
+        Some(format!(
+            "medians: {:.0} deliveries/s, server CPU {server} s/M, tester CPU {:.3} s/M, p50 {:.1} µs, p99 {:.1} µs, \
+             {:.0} bytes received per delivery",
+            median.deliveries_per_second, median.tester_cpu, median.p50_us, median.p99_us, median.wire_bytes,
+        ))
+    }
+
+    fn books(&self) -> String {
         let counts = self.counts;
-        writeln!(
-            f,
+        format!(
             "delivered {} of {}, missing {}, duplicated {}, out of order {}, foreign {}, members lost {}",
             counts.delivered,
             counts.expected,
@@ -245,27 +269,81 @@ impl fmt::Display for RoomReport {
             counts.out_of_order,
             counts.foreign,
             counts.members_lost,
-        )?;
-        self.warnings.iter().try_for_each(|warning| writeln!(f, "warning: {warning}"))
+        )
     }
 }
 
-impl fmt::Display for CompareReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n{}", self.limit, self.server)?;
-        match (self.cpu_ratio, self.cpu_ratio_range) {
-            (Some(ratio), Some((low, high))) => {
-                writeln!(f, "CPU per delivery: {ratio:.3} × the bare loop (rounds {low:.3} to {high:.3})")?;
-            }
-            _ => writeln!(f, "CPU per delivery: not measured (no --server-pid, or no complete round)")?,
+impl CompareReport {
+    /// The report for people.
+    pub fn document(&self) -> Document {
+        let Self { limit, server, .. } = self;
+        let within = |range: Option<(f64, f64)>| {
+            range.map_or_else(String::new, |(low, high)| format!(" (rounds {low:.3} to {high:.3})"))
+        };
+        let mut facts = vec![server.machine.to_string(), limit.what.clone()];
+        for (name, leg) in [("bare loop", limit), ("server", server)] {
+            facts.extend(leg.medians().map(|words| format!("{name}, {words}")));
+            facts.push(format!("{name}: {}", leg.books()));
         }
+        facts.push(match self.cpu_ratio {
+            Some(ratio) => {
+                format!("CPU per delivery: {ratio:.3} × the bare loop{}", within(self.cpu_ratio_range))
+            }
+            None => "CPU per delivery: not measured (no --server-pid, or no complete round)".into(),
+        });
         match (self.p99_ratio, self.rate_ratio) {
             // Paced, both deliver what was offered.
-            (Some(ratio), _) => writeln!(f, "p99: {ratio:.3} × the bare loop at the same pace"),
-            (None, Some(ratio)) => writeln!(f, "deliveries/s: {ratio:.3} × the bare loop"),
-            (None, None) => Ok(()),
+            (Some(ratio), _) => {
+                let range = within(self.p99_ratio_range);
+                facts.push(format!("p99: {ratio:.3} × the bare loop at the same pace{range}"));
+            }
+            (None, Some(ratio)) => facts.push(format!("deliveries/s: {ratio:.3} × the bare loop")),
+            (None, None) => {}
+        }
+        let warnings = limit.warnings.iter().map(|words| format!("the bare loop: {words}"));
+        Document {
+            title: server.what.clone(),
+            facts,
+            tables: vec![limit.table("bare loop"), server.table("server")],
+            charts: charts(&[("bare loop", limit), ("server", server)]),
+            warnings: warnings.chain(server.warnings.iter().cloned()).collect(),
+            expectations: Vec::new(),
         }
     }
+}
+
+/// What each round cost, and how long deliveries took in it.
+fn charts(legs: &[(&str, &RoomReport)]) -> Vec<Chart> {
+    type Value = fn(&Round) -> Option<f64>;
+    let plot = |title: &str, y: &str, value: Value| Chart {
+        title: title.into(),
+        x: "round".into(),
+        y: y.into(),
+        marks: Vec::new(),
+        series: legs
+            .iter()
+            .map(|(name, leg)| Series {
+                name: (*name).into(),
+                points: (1_u32..)
+                    .zip(&leg.rounds)
+                    .filter_map(|(number, round)| Some((f64::from(number), value(round)?)))
+                    .collect(),
+            })
+            .collect(),
+    };
+    vec![
+        plot("CPU per delivery", "µs", |round| Some(round.server_cpu?.total())),
+        plot("99th percentile of latency", "µs", |round| Some(round.latency.p99)),
+        plot("Deliveries", "per second", |round| Some(round.deliveries_per_second)),
+    ]
+}
+
+/// The smallest and the largest.
+pub fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |ends, value| {
+        let (low, high) = ends.unwrap_or((value, value));
+        Some((low.min(value), high.max(value)))
+    })
 }
 
 fn limited_by_tester(round: &Round) -> bool {
@@ -280,13 +358,14 @@ pub fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{latency::Latency, process::Cpu};
+    use crate::process::Cpu;
 
     fn args() -> RoomArgs {
         RoomArgs {
             members: 10,
             messages: 100,
             size: 256,
+            payload: crate::payload::Payload::Dots,
             burst: 1,
             rounds: 3,
             warmup: None,
@@ -306,6 +385,7 @@ mod tests {
             server_share: Some(0.5),
             tester_share: 0.1,
             latency: Latency::default(),
+            wire_bytes: 260_000,
             stalls: 0,
             complete: true,
         }
@@ -358,7 +438,7 @@ mod tests {
         let cut = Round { complete: false, stalls: 2, ..round(6.0) };
         let report = report(vec![slow, starved, cut], Counts::default());
         assert_eq!(report.warnings.len(), 3, "{:?}", report.warnings);
-        let text = report.to_string();
+        let text = report.document().to_string();
         for words in ["bottleneck in 2 rounds", "2 batches", "2 of 3 rounds", "(incomplete)"] {
             assert!(text.contains(words), "{words}: {text}");
         }

@@ -49,7 +49,6 @@ pub fn run(args: &CompareLimit) -> anyhow::Result<Verdict> {
     server_report.conclude();
     limit_report.conclude();
     let report = CompareReport::new(limit_report, server_report);
-    report::print(&report)?;
-    report::save(&report, cost.common.json.as_deref())?;
+    report::deliver(&report.document(), &report, &cost.common)?;
     Ok(report.verdict(cost.expect_lost, args.expect_ratio, args.expect_p99_ratio))
 }

@@ -15,6 +15,7 @@ use crate::{
     clock,
     dialect::{Seat, subscribe},
     flow::Lanes,
+    payload::Shape,
     process::{self, Cpu, Memory, Server},
     publisher::Publisher,
     report::{
@@ -105,7 +106,7 @@ impl<'a> Test<'a> {
         process::allow_descriptors(args.connections as usize)?;
         let run = process::run_id();
         let mut books = Books {
-            finder: Finder::new(run, args.size),
+            finder: Finder::new(run, Shape::dots(args.size)),
             entrance: entrance.clone(),
             each: args.rooms_per_client,
             lanes: Lanes::new(2 * args.connections * args.rooms_per_client),
@@ -225,7 +226,7 @@ impl<'a> Test<'a> {
                 let stamp =
                     Stamp { run: self.run, room, publisher: 0, sequence: *sequence, sent: clock::now() };
                 *sequence += 1;
-                stamp.write(&mut payloads, self.args.size);
+                stamp.write(&mut payloads, Shape::dots(self.args.size));
                 rooms.push(room);
             }
             if rooms.len() >= BATCH || client + 1 == clients {
@@ -300,8 +301,9 @@ mod tests {
             channel: String::new(),
             credentials: Credentials::None,
             source_addresses: 0,
+            deflate: false,
         };
-        let finder = Finder::new(1, 64);
+        let finder = Finder::new(1, Shape::dots(64));
         let books = Books { finder, entrance, each: 2, lanes: Lanes::new(12), joined: 0, first_loss: None };
         let of = |member| (0..9).map(|room| books.lane(member, room)).collect::<Vec<_>>();
         let none = None;

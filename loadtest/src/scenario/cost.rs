@@ -26,8 +26,7 @@ pub fn run(args: &Cost) -> anyhow::Result<Verdict> {
     report.first_loss = room.first_loss().map(str::to_owned);
     report.counts = room.close()?;
     report.conclude();
-    report::print(&report)?;
-    report::save(&report, args.common.json.as_deref())?;
+    report::deliver(&report.document(), &report, &args.common)?;
     Ok(report.verdict(args.expect_lost))
 }
 
@@ -36,7 +35,7 @@ pub fn open(args: &Cost, stop: &Stop) -> anyhow::Result<Room> {
     let target = args.target.resolve(1)?;
     let server = Server::new(args.server_pid.clone());
     server.cpu()?; // a wrong pid is told before thousands of connections are opened
-    Room::open(&target, args.room.members, server, args.room.load(), stop)
+    Room::open(&target, args.room.members, server, args.room.load()?, stop)
 }
 
 /// One line that says what is measured.

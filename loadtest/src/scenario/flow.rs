@@ -10,6 +10,7 @@ use crate::{
     cli::flow::{Flow, Intake, Publish},
     dialect::Seat,
     flow::{self, Bare, Clients, Lanes, Load, MemberBooks, Passage, Pipeline, Script, Way, pass},
+    payload::Shape,
     process::{self, Cpu, Server},
     publisher::Publisher,
     redis::Link,
@@ -40,7 +41,7 @@ pub fn intake(args: &Intake) -> anyhow::Result<Verdict> {
     let mut bare = Bare { pipeline: Pipeline::new(Publisher::redis(&bare)?, &load), tap: Tap::start(&wish)? };
     let mut books = MemberBooks {
         lanes: Lanes::new(args.rooms),
-        finder: Finder::new(load.run, load.size),
+        finder: Finder::new(load.run, Shape::dots(load.size)),
         entrance: target.entrance,
         rooms_per_client: args.rooms_per_client,
         first_loss: None,

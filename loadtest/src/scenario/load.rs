@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::{begin_run, open_all, plan_of};
+use super::{begin_run, held::Scales, open_all, plan_of};
 use crate::{
     cli::{
         Chat, Fanout, Mixed, Rooms, Slow, file,
@@ -17,6 +17,7 @@ use crate::{
     crew::{Crew, Share},
     latency::Latencies,
     live::Live,
+    payload::{Payload, Shape},
     plan::{Group, Order, Publishers},
     process::Cpu,
     report::{
@@ -41,13 +42,15 @@ struct Common<'a> {
     slow: bool,
     /// So many times its value may p99 grow by that.
     p99_ratio: Option<f64>,
+    /// What is held for them is weighed.
+    scales: Option<Scales>,
 }
 
 /// One room, many members.
 pub fn fanout(args: &Fanout) -> anyhow::Result<Verdict> {
     let group = one("fanout", &args.target, &args.pace, 1, args.members);
     let what = format!("fanout: 1 room of {} at {}", args.members, place(&args.target)?);
-    run(&Common {
+    run(Common {
         what,
         groups: vec![group],
         pace: &args.pace,
@@ -55,6 +58,7 @@ pub fn fanout(args: &Fanout) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: false,
         p99_ratio: None,
+        scales: None,
     })
 }
 
@@ -66,7 +70,7 @@ pub fn rooms(args: &Rooms) -> anyhow::Result<Verdict> {
     };
     super::check_rooms_per_client(&args.target, args.rooms, args.rooms_per_client)?;
     let what = format!("rooms: {} of {} each at {}", args.rooms, args.members, place(&args.target)?);
-    run(&Common {
+    run(Common {
         what,
         groups: vec![group],
         pace: &args.pace,
@@ -74,6 +78,7 @@ pub fn rooms(args: &Rooms) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: false,
         p99_ratio: None,
+        scales: None,
     })
 }
 
@@ -84,7 +89,7 @@ pub fn chat(args: &Chat) -> anyhow::Result<Verdict> {
         ..one("chat", &args.target, &args.pace, args.rooms, args.members)
     };
     let what = format!("chat: {} rooms of {} each at {}", args.rooms, args.members, place(&args.target)?);
-    run(&Common {
+    run(Common {
         what,
         groups: vec![group],
         pace: &args.pace,
@@ -92,19 +97,23 @@ pub fn chat(args: &Chat) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: false,
         p99_ratio: None,
+        scales: None,
     })
 }
 
 /// Some stop reading.
 pub fn slow(args: &Slow) -> anyhow::Result<Verdict> {
     let group = Group { stalled: args.stalled, ..one("slow", &args.target, &args.pace, 1, args.members) };
+    let port = args.target.resolve(1)?.entrance.address.socket.port();
+    let scales = args.metrics.clone().map(|at| Scales::new(at, args.metric.clone(), port, args.stalled));
+    let scales = scales.transpose()?;
     let what = format!(
         "slow: {} of {} stop reading at {}",
         args.stalled,
         args.members + args.stalled,
         place(&args.target)?
     );
-    run(&Common {
+    run(Common {
         what,
         groups: vec![group],
         pace: &args.pace,
@@ -112,6 +121,7 @@ pub fn slow(args: &Slow) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: true,
         p99_ratio: args.expect_p99_ratio,
+        scales,
     })
 }
 
@@ -157,7 +167,7 @@ pub fn mixed(args: &Mixed) -> anyhow::Result<Verdict> {
         group.target.resolve(rooms).with_context(|| format!("group {}", group.name))?;
     }
     let what = format!("mixed: {} groups at {}", groups.len(), place(&args.target)?);
-    run(&Common {
+    run(Common {
         what,
         groups,
         pace: &args.pace,
@@ -165,12 +175,16 @@ pub fn mixed(args: &Mixed) -> anyhow::Result<Verdict> {
         expect: &args.expect,
         slow: false,
         p99_ratio: None,
+        scales: None,
     })
 }
 
-fn run(args: &Common<'_>) -> anyhow::Result<Verdict> {
+fn run(mut args: Common<'_>) -> anyhow::Result<Verdict> {
+    let mut scales = args.scales.take();
+    let args = &args;
     for group in &args.groups {
         group.target.resolve(group.rooms)?;
+        Shape::asked(group.payload, group.size)?;
     }
     let (stop, server) = begin_run(args.run)?;
     let rss_before = server.rss()?;
@@ -178,7 +192,7 @@ fn run(args: &Common<'_>) -> anyhow::Result<Verdict> {
     let live = Live::new(args.run.quiet);
     let mut crew = Crew::start(plan, server)?;
     open_all(&mut crew, &live, &stop)?;
-    let published = publish(&mut crew, args, &live, &stop)?;
+    let published = publish(&mut crew, args, scales.as_mut(), &live, &stop)?;
     let rss_after = crew.server_rss()?;
     crew.end()?;
     drop(live);
@@ -196,6 +210,11 @@ fn run(args: &Common<'_>) -> anyhow::Result<Verdict> {
     }
     let refusals = (crew.totals.refused_publications, crew.totals.first_refusal.as_deref());
     report.warn(crew.totals.first_loss.as_deref(), refusals, crew.totals.refusals());
+    match scales.as_ref().map(Scales::held) {
+        Some(Ok(held)) => report.held = Some(held),
+        Some(Err(why)) => report.warnings.push(format!("what is held for the stalled is not known: {why}")),
+        None => {}
+    }
     report.judge(args.expect, &published.latencies, args.p99_ratio);
     report::deliver(&report.document(), &report, args.run)
 }
@@ -215,7 +234,13 @@ struct Published {
     latencies: Latencies,
 }
 
-fn publish(crew: &mut Crew, args: &Common<'_>, live: &Live, stop: &Stop) -> anyhow::Result<Published> {
+fn publish(
+    crew: &mut Crew,
+    args: &Common<'_>,
+    mut scales: Option<&mut Scales>,
+    live: &Live,
+    stop: &Stop,
+) -> anyhow::Result<Published> {
     let duration = clock::nanos(args.pace.duration.0);
     let start = clock::now() + clock::nanos(LEAD);
     let (tester, server, begun) = (crew.cpu()?, crew.server_cpu()?, Instant::now());
@@ -230,7 +255,13 @@ fn publish(crew: &mut Crew, args: &Common<'_>, live: &Live, stop: &Stop) -> anyh
         crew.phase()?;
         live.doing("publishing past the stalled");
     }
-    going_on = going_on && crew.until(stop, Crew::is_done, |crew| live.show(crew))?;
+    let mut watch = |crew: &Crew| {
+        live.show(crew);
+        if let Some(scales) = &mut scales {
+            scales.look();
+        }
+    };
+    going_on = going_on && crew.until(stop, Crew::is_done, &mut watch)?;
     let busiest = crew.busiest();
     let ended = clock::now();
     if !going_on {
@@ -313,6 +344,7 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
         let latencies = crew.totals.latencies(Some(number))?;
         Ok(Phase { name, deliveries: latencies.count(), latency: latencies.summary() })
     };
+    let phases: Vec<Phase> = phases.into_iter().enumerate().map(phase).collect::<anyhow::Result<_>>()?;
     let duration = clock::nanos(args.pace.duration.0);
     let due: u64 = crew.plan.groups.iter().map(|group| group.due_within(duration)).sum();
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
@@ -330,7 +362,9 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
         counts: all,
         latency: latencies.summary(),
         groups,
-        phases: phases.into_iter().enumerate().map(phase).collect::<anyhow::Result<_>>()?,
+        p99_ratio: growth(&phases),
+        phases,
+        held: None,
         server: None,
         tester: TesterReport {
             cpu: published.tester,
@@ -343,6 +377,12 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
         warnings: Vec::new(),
         expectations: Vec::new(),
     })
+}
+
+/// How many times its value p99 has become from the first phase to the second.
+fn growth(phases: &[Phase]) -> Option<f64> {
+    let [before, after] = phases else { return None };
+    Some(after.latency.p99 / before.latency.p99).filter(|ratio| ratio.is_finite())
 }
 
 fn per_million(cpu: Cpu, deliveries: u64) -> Option<f64> {
@@ -363,6 +403,7 @@ fn one(name: &str, target: &TargetArgs, pace: &Pace, rooms: u32, members: u32) -
         echo: !pace.no_echo,
         rate: pace.rate,
         size: pace.size,
+        payload: pace.payload,
         burst: pace.burst,
         messages: pace.messages,
         stalled: 0,
@@ -390,6 +431,7 @@ pub fn silent(name: &str, target: &TargetArgs, rooms: u32, connections: u32) -> 
         echo: true,
         rate: 1.0,
         size: 0,
+        payload: Payload::Dots,
         burst: 1,
         messages: None,
         stalled: 0,

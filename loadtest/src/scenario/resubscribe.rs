@@ -16,13 +16,10 @@ use anyhow::{Context, bail, ensure};
 use crate::{
     cli::flow::Resubscribe,
     clock,
-    compare::{
-        in_scratch,
-        peer::{Kind, Peer, Workshop},
-    },
     dialect::{Seat, subscribe},
     flow::Lanes,
     latency::{Latencies, Latency},
+    payload::Shape,
     process,
     publisher::Publisher,
     redis::Link,
@@ -36,6 +33,7 @@ use crate::{
     tap::{Tap, Wish},
     target::{Entrance, Protocol, PublishArg, Redis, TargetArgs, Via},
     websocket::{self, Opcode},
+    workshop::{Node, SECRET, Wanted, Workshop, with_scratch},
 };
 
 /// How often Redis is asked how many topics are back, and whether it is there.
@@ -51,32 +49,32 @@ const WINDOW: u64 = 4096;
 /// Runs the scenario and prints its report.
 pub fn run(args: &Resubscribe) -> anyhow::Result<Verdict> {
     let stop = super::begin(&args.common)?;
-    in_scratch(|scratch| restart(args, scratch, &stop))
+    with_scratch("resubscribe", |scratch| restart(args, scratch, &stop))
 }
 
 fn restart(args: &Resubscribe, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdict> {
     let workshop = Workshop {
         tidegate: args.tidegate.clone(),
-        scripts: scratch.to_owned(),
         scratch: scratch.to_owned(),
         server_cpu: args.server_cpu,
+        client_cpu: None,
     };
     let rooms = args.connections.checked_mul(args.rooms_per_client).filter(|&rooms| rooms < 1 << 24);
     let rooms = rooms.context("more rooms than a node is made for")?;
     let flags = ["--set".into(), format!("limits.rooms_per_session={}", args.rooms_per_client)];
-    let mut peer = Peer::start_with(Kind::TidegateRedis, &workshop, &flags)?;
-    let (at, secret) = peer.gateway();
+    let mut node = workshop.node_with(&Wanted { redis: true, ..Wanted::default() }, &flags)?;
     let target = TargetArgs {
-        url: format!("ws://{at}/connection/websocket"),
+        url: format!("ws://{}/connection/websocket", node.public),
         protocol: Protocol::Centrifuge,
         channel: None,
-        publish: PublishArg::Elsewhere(peer.redis().context("the node is on a Redis")?),
+        publish: PublishArg::Elsewhere(node.redis.clone().context("the node is on a Redis")?),
         topic: None,
         token: None,
-        hs256_secret: Some(secret.to_owned()),
+        hs256_secret: Some(SECRET.to_owned()),
         ca: None,
         insecure: false,
         addresses: 16,
+        deflate: false,
     };
     let target = target.resolve(rooms)?;
     let Via::Redis(redis) = target.via else { bail!("published by Redis") };
@@ -86,7 +84,7 @@ fn restart(args: &Resubscribe, scratch: &Path, stop: &Stop) -> anyhow::Result<Ve
         if stop.is_set() {
             break;
         }
-        report.restarts.push(test.round(&mut peer, &workshop, stop)?);
+        report.restarts.push(test.round(&mut node, &workshop, stop)?);
     }
     report.counts = test.books.lanes.counts;
     report.counts.expected = test.published;
@@ -136,7 +134,7 @@ impl<'a> Test<'a> {
         process::allow_descriptors(args.connections as usize)?;
         let (run, size) = (process::run_id(), Stamp::MIN_SIZE);
         let mut books = Books {
-            finder: Finder::new(run, size),
+            finder: Finder::new(run, Shape::dots(size)),
             entrance: entrance.clone(),
             each: args.rooms_per_client,
             lanes: Lanes::new(rooms),
@@ -158,17 +156,17 @@ impl<'a> Test<'a> {
     }
 
     /// Peace, an outage, and the way back.
-    fn round(&mut self, peer: &mut Peer, workshop: &Workshop, stop: &Stop) -> anyhow::Result<Restart> {
+    fn round(&mut self, node: &mut Node, workshop: &Workshop, stop: &Stop) -> anyhow::Result<Restart> {
         let topics = Link::open(&self.redis)?.channels()?;
         let publisher = Publisher::redis(&self.redis)?;
         let until = Instant::now() + self.args.peace.0;
         let peace = self.measure(publisher, stop, |_, _| Ok(Instant::now() < until))?;
-        peer.kill_redis()?;
+        node.kill_redis()?;
         self.books.back.clear();
         self.books.is_back.fill(false);
         self.attend_for(self.args.outage.0)?;
         let spawned = Instant::now();
-        peer.restart_redis(workshop)?;
+        node.restart_redis(workshop)?;
         let mut link = loop {
             match Link::open(&self.redis).and_then(|mut link| link.ask(&["PING"]).map(|_| link)) {
                 Ok(link) => break link,
@@ -258,7 +256,7 @@ impl<'a> Test<'a> {
             let sequence = self.sequences.get_mut(room as usize).context("a room has a number")?;
             let stamp = Stamp { run: self.run, room, publisher: 0, sequence: *sequence, sent: due };
             *sequence += 1;
-            stamp.write(&mut payloads, Stamp::MIN_SIZE);
+            stamp.write(&mut payloads, Shape::dots(Stamp::MIN_SIZE));
         }
         self.published += rooms.len() as u64;
         publisher.publish(&payloads, Stamp::MIN_SIZE, rooms)

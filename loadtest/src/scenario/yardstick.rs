@@ -21,6 +21,7 @@ use crate::{
     cli::{RoomArgs, Yardstick, YardstickServer},
     dialect::Dialect,
     ledger::Counts,
+    payload::Payload,
     process::{self, Server},
     publisher::Publisher,
     report::{self, RoomReport, Verdict},
@@ -35,7 +36,7 @@ use crate::{
 const MAX_BATCH: usize = 64 * MAX_FRAME;
 
 /// An empty pong: tells a member that its connection has been accepted, and means nothing else.
-const WELCOME: [u8; 2] = [0x8A, 0];
+pub const WELCOME: [u8; 2] = [0x8A, 0];
 
 /// Runs the scenario and prints its report, or obeys a [`Lockstep`] on standard input.
 pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
@@ -56,11 +57,13 @@ pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
         dialect: Dialect::Bare,
         channel: String::new(),
         credentials: Credentials::None,
+        deflate: false,
         source_addresses: args.addresses,
     };
     let measured = Server::new(vec![server.child.id()]);
     let connect = || Publisher::yardstick(server.control, !args.per_message).map(Sender::Line);
-    let mut room = Room::open_with(&entrance, args.room.members, connect, measured, args.room.load(), &stop)?;
+    let mut room =
+        Room::open_with(&entrance, args.room.members, connect, measured, args.room.load()?, &stop)?;
     if args.lockstep {
         obey(&mut room, &stop)?;
         room.close()?;
@@ -79,8 +82,7 @@ pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
     }
     report.counts = room.close()?;
     report.conclude();
-    report::print(&report)?;
-    report::save(&report, args.common.json.as_deref())?;
+    report::deliver(&report.document(), &report, &args.common)?;
     Ok(report.verdict(Some(0)))
 }
 
@@ -160,6 +162,9 @@ impl Lockstep {
             ("--time-limit", format!("{}s", args.common.time_limit.0.as_secs())),
         ] {
             command.arg(flag).arg(value);
+        }
+        if room.payload == Payload::Json {
+            command.arg("--payload=json");
         }
         if let Some(rate) = room.rate {
             command.arg("--rate").arg(rate.to_string());

@@ -121,7 +121,8 @@ pub fn read_frame(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
 /// The tester, not started yet.
 pub fn tester(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate-loadtest"));
-    command.args(arguments);
+    // A node that the tester starts would take it for a setting.
+    command.args(arguments).env_remove("TIDEGATE_BIN");
     command
 }
 

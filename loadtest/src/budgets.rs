@@ -1,0 +1,574 @@
+//! The engine's budgets, each measured and held against its bound.
+//!
+//! Owns how a budget is measured and how the outcome is told; what the budgets are stands in [`list`]. Every
+//! measurement is a run of this program itself with flags that a person could type, against servers that are
+//! started for it.
+
+pub mod list;
+mod site;
+
+use std::{fmt::Write as _, fs, io::Write as _, path::Path, process::Command, time::Instant};
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::Value;
+
+use self::{
+    list::{BUDGETS, Bound, Budget, Found},
+    site::Site,
+};
+use crate::{
+    cli::Budgets,
+    process::{self, Cpu},
+    report::{
+        self, Machine, Verdict,
+        document::{Document, Table},
+        median, svg,
+    },
+    stop::Stop,
+    workshop::{self, Workshop, said},
+};
+
+/// So many rounds a budget asks for.
+const ENOUGH: u32 = 5;
+
+/// If others use more of a core than this, the numbers are theirs, too.
+const QUIET: f64 = 0.1;
+
+/// What came of it all.
+#[derive(Debug, Serialize)]
+struct Results {
+    machine: Machine,
+    tidegate: String,
+    rounds: u32,
+    /// Whether the run was ended before the last budget.
+    cut_short: bool,
+    budgets: Vec<Row>,
+    #[serde(skip)]
+    preamble: String,
+}
+
+/// What came of one budget.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    /// In words; nothing if there is none.
+    bound: Option<String>,
+    median: Option<f64>,
+    /// The smallest and the largest round.
+    range: Option<(f64, f64)>,
+    outcome: Outcome,
+    /// How much of a core processes used that have nothing to do with it.
+    others: f64,
+    /// What gives the number.
+    commands: Vec<String>,
+    /// What the node was started with besides.
+    settings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Met,
+    Missed,
+    /// There is no bound.
+    Known,
+    /// What it needs is not installed.
+    Skipped(String),
+    /// It could not be measured.
+    Failed(String),
+}
+
+/// The rounds of one measurement, by what was run: several budgets may read from it.
+struct Measured {
+    of: &'static Budget,
+    others: f64,
+    /// A round's report, and that of the run beside it.
+    reports: anyhow::Result<Vec<(Value, Value)>>,
+}
+
+/// Measures the budgets, prints them, and writes them down.
+pub fn run(args: &Budgets) -> anyhow::Result<Verdict> {
+    if args.list {
+        report::print(&listed())?;
+        return Ok(Verdict::AsExpected);
+    }
+    let stop = Stop::install(args.time_limit.0)?;
+    workshop::with_scratch("budgets", |scratch| {
+        let workshop = Workshop {
+            tidegate: args.tidegate.clone(),
+            scratch: scratch.to_owned(),
+            server_cpu: args.server_cpu,
+            client_cpu: args.client_cpu,
+        };
+        measure_all(args, &workshop, &stop)
+    })
+}
+
+fn measure_all(args: &Budgets, workshop: &Workshop, stop: &Stop) -> anyhow::Result<Verdict> {
+    let chosen: Vec<&'static Budget> =
+        if args.only.is_empty() { BUDGETS.iter().collect() } else { args.only.clone() };
+    let mut results = Results {
+        machine: Machine::this(),
+        tidegate: said(Command::new(workshop.tidegate()?).arg("--version"))?,
+        rounds: args.rounds,
+        cut_short: false,
+        budgets: Vec::new(),
+        preamble: site::preamble(workshop),
+    };
+    let mut done: Vec<Measured> = Vec::new();
+    for budget in chosen {
+        if stop.is_set() {
+            results.cut_short = true;
+            break;
+        }
+        let mut row = Row::new(budget, args.rounds, workshop);
+        if let Some(why) = lacking(budget) {
+            row.outcome = Outcome::Skipped(why);
+        } else if budget.found == Found::Stripped {
+            row.conclude(budget, stripped(workshop).map(|size| vec![size]));
+        } else {
+            let known = done.iter().position(|measured| measured.of.is_measured_with(budget));
+            let at = known.unwrap_or_else(|| {
+                done.push(Measured::new(budget, args.rounds, workshop, stop));
+                done.len() - 1
+            });
+            if let Some(measured) = done.get(at) {
+                row.others = measured.others;
+                row.read(budget, measured);
+            }
+        }
+        // All of them take a while; what there is is told early, beside the report.
+        let _: std::io::Result<()> = writeln!(std::io::stderr(), "{}: {}", row.name, row.summary());
+        results.budgets.push(row);
+    }
+    report::print(&results.document())?;
+    report::save(&results, args.json.as_deref())?;
+    if let Some(path) = &args.results {
+        results.write_down(path)?;
+    }
+    Ok(results.verdict())
+}
+
+/// What there is to be measured.
+fn listed() -> Document {
+    let mut table = Table::new("", &["name and what it is", "bound"]);
+    for Budget { name, title, unit, bound, .. } in BUDGETS {
+        table.row([format!("{name}: {title}, {unit}"), bound.words().unwrap_or_default()]);
+    }
+    Document { title: "The engine's budgets".into(), tables: vec![table], ..Document::default() }
+}
+
+/// Why `budget` cannot be measured here.
+fn lacking(budget: &Budget) -> Option<String> {
+    let redis = budget.node.is_some_and(|node| node.redis).then_some("redis-server");
+    let strip = (budget.found == Found::Stripped).then_some("strip");
+    let programs = redis.into_iter().chain(strip);
+    programs
+        .filter(|program| said(Command::new(program).arg("--version")).is_err())
+        .map(|program| format!("no {program}"))
+        .next()
+}
+
+/// The size of the gateway's program without its symbols.
+fn stripped(workshop: &Workshop) -> anyhow::Result<f64> {
+    let copy = workshop.scratch.join("stripped");
+    let status = Command::new("strip").arg("-o").arg(&copy).arg(workshop.tidegate()?).status()?;
+    anyhow::ensure!(status.success(), "strip ended with {status}");
+    #[expect(clippy::cast_precision_loss, reason = "a file's size")]
+    let size = fs::metadata(&copy)?.len() as f64;
+    fs::remove_file(copy)?;
+    Ok(size)
+}
+
+impl Measured {
+    fn new(budget: &'static Budget, rounds: u32, workshop: &Workshop, stop: &Stop) -> Self {
+        let neighbours = Neighbours::watch();
+        let reports = measure(budget, rounds, workshop, stop);
+        Self { of: budget, others: neighbours.share(), reports }
+    }
+}
+
+fn measure(
+    budget: &Budget,
+    rounds: u32,
+    workshop: &Workshop,
+    stop: &Stop,
+) -> anyhow::Result<Vec<(Value, Value)>> {
+    let mut site = Site::open(workshop, budget)?;
+    let mut reports = Vec::new();
+    if let Found::Rounds { .. } = budget.found {
+        let mut flags = site.flags(budget.run)?;
+        flags.insert(1.min(flags.len()), format!("--rounds={rounds}"));
+        return Ok(vec![(workshop.run(&flags)?, Value::Null)]);
+    }
+    for round in 0..rounds {
+        if stop.is_set() {
+            break;
+        }
+        let beside = match budget.found {
+            Found::Ratio { to, .. } => Some(to),
+            _ => None,
+        };
+        if round > 0 && beside.is_none() {
+            // The old node ends before the new one begins.
+            drop(site);
+            site = Site::open(workshop, budget)?;
+        }
+        let report = workshop.run(&site.flags(budget.run)?)?;
+        let beside = beside.map(|run| workshop.run(&site.flags(run)?)).transpose()?;
+        reports.push((report, beside.unwrap_or_default()));
+    }
+    Ok(reports)
+}
+
+impl Budget {
+    fn is_measured_with(&self, other: &Self) -> bool {
+        let beside = |budget: &Self| match budget.found {
+            Found::Ratio { to, .. } => Some(to),
+            _ => None,
+        };
+        (self.run, self.node, beside(self)) == (other.run, other.node, beside(other))
+    }
+}
+
+impl Row {
+    fn new(budget: &Budget, rounds: u32, workshop: &Workshop) -> Self {
+        let typed = |run: &str, more: &[String]| site::typed(run, workshop, more);
+        let commands = match budget.found {
+            Found::Rounds { .. } => vec![typed(budget.run, &[format!("--rounds={rounds}")])],
+            Found::Run(_) => vec![typed(budget.run, &[])],
+            Found::Ratio { to, .. } => vec![typed(budget.run, &[]), typed(to, &[])],
+            Found::Stripped => vec!["strip -o stripped tidegate; stat -c %s stripped".into()],
+        };
+        Self {
+            name: budget.name,
+            title: budget.title,
+            unit: budget.unit,
+            bound: budget.bound.words(),
+            median: None,
+            range: None,
+            outcome: Outcome::Known,
+            others: 0.0,
+            commands,
+            settings: budget.node.as_ref().map(site::settings).unwrap_or_default(),
+        }
+    }
+
+    /// Reads the number out of what was measured.
+    fn read(&mut self, budget: &Budget, measured: &Measured) {
+        let reports = match &measured.reports {
+            Ok(reports) => reports,
+            Err(why) => return self.conclude(budget, Err(anyhow::anyhow!("{why:#}"))),
+        };
+        let number = |report: &Value, place: &str| {
+            report.pointer(place).and_then(Value::as_f64).with_context(|| format!("a report without {place}"))
+        };
+        let each = |(report, beside): &(Value, Value)| match budget.found {
+            Found::Rounds { median, .. } => number(report, median),
+            Found::Run(place) => number(report, place),
+            Found::Ratio { of, at, .. } => Ok(number(report, of)? / number(beside, at)?),
+            Found::Stripped => Err(anyhow::anyhow!("nothing is run")),
+        };
+        self.conclude(budget, reports.iter().map(each).collect());
+        if let (Found::Rounds { range, .. }, Some((report, _))) = (budget.found, reports.first()) {
+            let end = |which: usize| report.pointer(range)?.get(which)?.as_f64();
+            self.range = end(0).zip(end(1)).map(|(low, high)| (low * budget.factor, high * budget.factor));
+        }
+    }
+
+    /// Holds the rounds' numbers against the bound.
+    fn conclude(&mut self, budget: &Budget, numbers: anyhow::Result<Vec<f64>>) {
+        let numbers: Vec<f64> = match numbers {
+            Ok(numbers) => numbers.into_iter().map(|number| number * budget.factor).collect(),
+            Err(why) => {
+                self.outcome = Outcome::Failed(format!("{why:#}"));
+                return;
+            }
+        };
+        self.range = report::room::range(numbers.iter().copied());
+        self.median = median(numbers);
+        self.outcome = match (self.median, budget.bound) {
+            (None, _) => Outcome::Failed("ended before the first round".into()),
+            (Some(_), Bound::Any) => Outcome::Known,
+            (Some(number), bound) if bound.allows(number) => Outcome::Met,
+            _ => Outcome::Missed,
+        };
+    }
+
+    /// The number, its rounds, and what they amount to, in words.
+    fn cells(&self) -> [String; 3] {
+        let number = self.median.map_or_else(|| "-".into(), written);
+        let range = self
+            .range
+            .map_or_else(String::new, |(low, high)| format!("{} to {}", written(low), written(high)));
+        let outcome = match &self.outcome {
+            Outcome::Met => "met".into(),
+            Outcome::Missed => "MISSED".into(),
+            Outcome::Known => "no bound".into(),
+            Outcome::Skipped(why) => format!("skipped: {why}"),
+            Outcome::Failed(_) => "FAILED".into(),
+        };
+        [number, range, outcome]
+    }
+
+    fn summary(&self) -> String {
+        let [number, range, outcome] = self.cells();
+        let bound = self.bound.as_ref().map_or_else(String::new, |bound| format!("; {bound}"));
+        format!("{outcome}: {number} {} ({range}){bound}", self.unit)
+    }
+}
+
+impl Results {
+    fn document(&self) -> Document {
+        let mut table = Table::new(
+            &format!("medians of {} rounds, and the smallest and the largest", self.rounds),
+            &["budget", "bound", "median", "rounds", "", "others' CPU"],
+        );
+        for row in &self.budgets {
+            let [number, range, outcome] = row.cells();
+            let bound = row.bound.clone().unwrap_or_default();
+            let others = report::room::percent(row.others);
+            let what = format!("{}: {}, {}", row.name, row.title, row.unit);
+            table.row([what, bound, number, range, outcome, others]);
+        }
+        Document {
+            title: "The engine's budgets".into(),
+            facts: vec![self.machine.to_string(), self.tidegate.clone()],
+            tables: vec![table],
+            warnings: self.warnings(),
+            ..Document::default()
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for row in &self.budgets {
+            if let Outcome::Failed(why) = &row.outcome {
+                warnings.push(format!("{} could not be measured: {why}", row.name));
+            }
+        }
+        let loud = self.budgets.iter().filter(|row| row.others > QUIET).count();
+        if loud > 0 {
+            warnings.push(format!(
+                "other processes used more than {} of a core beside {loud} of the measurements: repeat those on a \
+                 quiet machine",
+                report::room::percent(QUIET)
+            ));
+        }
+        if self.rounds < ENOUGH {
+            warnings.push(format!("a budget asks for the median of at least {ENOUGH} rounds"));
+        }
+        if self.cut_short {
+            warnings.push("ended early: not every budget was measured".into());
+        }
+        warnings
+    }
+
+    /// A budget that was missed, or that could not be measured, fails the run; one that was skipped does not.
+    fn verdict(&self) -> Verdict {
+        let failed = self
+            .budgets
+            .iter()
+            .filter(|row| matches!(row.outcome, Outcome::Missed | Outcome::Failed(_)))
+            .map(|row| match &row.outcome {
+                Outcome::Failed(why) => format!("{} could not be measured: {why}", row.name),
+                _ => format!("{}: {}", row.name, row.summary()),
+            });
+        let failed: Vec<_> = failed.collect();
+        if failed.is_empty() { Verdict::AsExpected } else { Verdict::Unexpected(failed.join("\n")) }
+    }
+
+    /// Writes a Markdown file.
+    fn write_down(&self, path: &Path) -> anyhow::Result<()> {
+        let mut text = format!(
+            "# Budgets\n\nWritten by `tidegate-loadtest budgets`; what each number means stands in \
+             [README.md](README.md).\n\n- {}\n- {}\n- medians of {} rounds, and the smallest and the largest of \
+             them; others' CPU is what the rest of the machine used of a core meanwhile\n\n\
+             | | what | budget | median | rounds | | others' CPU |\n|---|---|---:|---:|---:|---|---:|\n",
+            self.machine, self.tidegate, self.rounds,
+        );
+        for row in &self.budgets {
+            let [number, range, outcome] = row.cells();
+            let bound = row.bound.as_deref().unwrap_or("-");
+            let others = report::room::percent(row.others);
+            let Row { name, title, unit, .. } = row;
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "| {name} | {title}, {unit} | {bound} | {number} | {range} | {outcome} | {others} |"
+            );
+        }
+        for warning in self.warnings() {
+            let _ = writeln!(text, "\n{warning}.");
+        }
+        let _ = write!(
+            text,
+            "\n## By hand\n\nFor each: a node, started anew where its own settings are named, and the command. Where \
+             there are two, they take turns, and the ratio of each turn counts.\n\n```sh\n{}```\n",
+            self.preamble
+        );
+        for row in &self.budgets {
+            let _ = write!(text, "\n**{}**", row.name);
+            if !row.settings.is_empty() {
+                let _ = write!(text, ", the node with `{}`", row.settings.join(" "));
+            }
+            let _ = write!(text, "\n\n```sh\n{}\n```\n", row.commands.join("\n"));
+        }
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Bound {
+    fn words(self) -> Option<String> {
+        match self {
+            Self::AtMost(most) => Some(format!("≤ {}", written(most))),
+            Self::AtLeast(least) => Some(format!("≥ {}", written(least))),
+            Self::Any => None,
+        }
+    }
+}
+
+/// A number with as many digits as it is worth: ratios to the thousandth.
+fn written(number: f64) -> String {
+    match number.abs() {
+        small if small < 10.0 => {
+            format!("{number:.3}").trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+        large if large < 1e5 => format!("{number:.0}"),
+        _ => svg::short(number),
+    }
+}
+
+/// What processes do on this machine that were not started from here.
+struct Neighbours {
+    begun: Instant,
+    machine: f64,
+    own: Cpu,
+}
+
+impl Neighbours {
+    fn watch() -> Self {
+        Self {
+            begun: Instant::now(),
+            machine: process::machine_busy().unwrap_or_default(),
+            own: Cpu::of_family().unwrap_or_default(),
+        }
+    }
+
+    /// The part of a core that they have used since. Whatever was started from here has ended by then.
+    fn share(&self) -> f64 {
+        let now = Self::watch();
+        let others = now.machine - self.machine - now.own.since(self.own).total();
+        (others / self.begun.elapsed().as_secs_f64().max(1e-3)).max(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn budget(name: &str) -> &'static Budget {
+        BUDGETS.iter().find(|budget| budget.name == name).unwrap()
+    }
+
+    fn row(name: &str, reports: Vec<(Value, Value)>) -> Row {
+        let workshop =
+            Workshop { tidegate: None, scratch: "/nowhere".into(), server_cpu: Some(0), client_cpu: Some(1) };
+        let of = budget(name);
+        let mut row = Row::new(of, 5, &workshop);
+        row.read(of, &Measured { of, others: 0.0, reports: Ok(reports) });
+        row
+    }
+
+    fn results(budgets: Vec<Row>) -> Results {
+        Results {
+            machine: Machine::this(),
+            tidegate: "tidegate 1".into(),
+            rounds: 5,
+            cut_short: false,
+            budgets,
+            preamble: "preamble\n".into(),
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_out_of_reports_and_held_against_their_bounds() {
+        let limit = row(
+            "fanout-1000",
+            vec![(json!({ "cpu_ratio": 1.1, "cpu_ratio_range": [1.0, 1.3] }), Value::Null)],
+        );
+        assert_eq!((limit.median, limit.range, limit.outcome), (Some(1.1), Some((1.0, 1.3)), Outcome::Met));
+
+        let pair = |of: f64, to: f64| {
+            (json!({ "median": { "server_cpu": of } }), json!({ "median": { "server_cpu": to } }))
+        };
+        let ratio = row("centrifuge", vec![pair(1.0, 2.0), pair(6.0, 2.0), pair(2.4, 2.0)]);
+        assert_eq!(
+            (ratio.median, ratio.range, &ratio.outcome),
+            (Some(1.2), Some((0.5, 3.0)), &Outcome::Missed)
+        );
+
+        let wave = |rate: f64| (json!({ "waves": [{ "per_second": rate }] }), Value::Null);
+        let storm = row("storm", vec![wave(9_000.0), wave(11_000.0), wave(12_000.0)]);
+        assert_eq!(
+            (storm.median, &storm.outcome),
+            (Some(11_000.0), &Outcome::Met),
+            "at least is not at most"
+        );
+
+        let cpu = row("idle-cpu", vec![(json!({ "slope": { "cpu": 4e-7 } }), Value::Null)]);
+        assert!((cpu.median.unwrap() - 0.4).abs() < 1e-9, "{:?}", cpu.median);
+
+        let broken = row("storm", vec![(json!({}), Value::Null)]);
+        assert!(matches!(&broken.outcome, Outcome::Failed(why) if why.contains("/waves/0/per_second")));
+
+        let Verdict::Unexpected(words) = results(vec![ratio, storm, broken]).verdict() else { panic!() };
+        assert_eq!(words.lines().count(), 2, "what was met is not named: {words}");
+        assert!(words.contains("centrifuge: MISSED: 1.2 × plain WebSocket (0.5 to 3); ≤ 1.15"), "{words}");
+    }
+
+    #[test]
+    fn what_could_not_be_had_fails_nothing() {
+        let mut skipped = row("storm", Vec::new());
+        skipped.outcome = Outcome::Skipped("no redis-server".into());
+        let results = results(vec![skipped]);
+        assert_eq!(results.verdict(), Verdict::AsExpected);
+        assert!(results.document().to_string().contains("skipped: no redis-server"));
+    }
+
+    #[test]
+    fn budgets_of_one_run_share_it() {
+        let shared = |one: &str, other: &str| budget(one).is_measured_with(budget(other));
+        assert!(shared("idle-bytes", "idle-cpu") && shared("stalled-p99", "stalled-bytes"));
+        assert!(!shared("idle-bytes", "idle-bytes-tls") && !shared("fanout-1000", "p99"));
+    }
+
+    #[test]
+    fn results_are_written_down_with_what_repeats_them() {
+        let file = std::env::temp_dir().join(format!("budgets-test-{}.md", process::run_id()));
+        let wave = |rate: f64| (json!({ "waves": [{ "per_second": rate }] }), Value::Null);
+        let slow = row("stalled-p99", vec![(json!({ "p99_ratio": 1.0 }), Value::Null)]);
+        results(vec![row("storm", vec![wave(12_345.6)]), slow]).write_down(&file).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        fs::remove_file(file).unwrap();
+        for words in [
+            "| storm | New connections, HS256 verified, per second on one core | ≥ 10000 | 12346 | 12346 to 12346 | met | 0% |",
+            "```sh\ntidegate-loadtest storm --client-cpu=1 $node --connections=15000",
+            "the node with `--set='limits.outbound=256KiB'",
+            "```sh\npreamble\n```",
+        ] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+
+    #[test]
+    fn numbers_have_as_many_digits_as_they_are_worth() {
+        let all = [1.15, 1.0, 0.4567, 12.6, 2048.0, 250_000.0].map(written);
+        assert_eq!(all, ["1.15", "1", "0.457", "13", "2048", "250k"]);
+    }
+}

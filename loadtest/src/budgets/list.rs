@@ -1,0 +1,261 @@
+//! What the engine may cost.
+//!
+//! A budget is data: what is run, where the number stands in the report, and what it may be. To add one, add it
+//! here. Words in braces stand for several flags ([`Site`](super::site::Site) has them all), among them `{node}`:
+//! where the node is, its process, and a secret for the clients' tokens.
+
+use crate::workshop::Wanted;
+
+/// A budget.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    /// What `--only` calls it.
+    pub name: &'static str,
+    pub title: &'static str,
+    /// What the number is.
+    pub unit: &'static str,
+    pub bound: Bound,
+    /// The node that has to stand; `None` if there is nothing to connect to.
+    pub node: Option<Wanted>,
+    /// A run of this program. Budgets that are read from the same run share it.
+    pub run: &'static str,
+    pub found: Found,
+    /// What the number in the report is multiplied with.
+    pub factor: f64,
+}
+
+/// What a number may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+    /// Whatever it is: to be known, not to be judged.
+    Any,
+}
+
+/// Where the number is: pointers into the report (RFC 6901).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// One run measures all rounds: its median, and the smallest and the largest.
+    Rounds { median: &'static str, range: &'static str },
+    /// A run for every round, each with a new node.
+    Run(&'static str),
+    /// Two runs for every round, against one node that stays: the number of `run` divided by that of `to`.
+    Ratio { of: &'static str, to: &'static str, at: &'static str },
+    /// The size of the gateway's program without its symbols. Nothing is run.
+    Stripped,
+}
+
+/// A node on the broker in its own process, in the clear, with the usual settings.
+const PLAIN: Wanted = Wanted { redis: false, tls: false, set: &[] };
+const TLS: Wanted = Wanted { tls: true, ..PLAIN };
+
+const IDLE: &str = "idle {node} --connections=3000,15000 --window=25s";
+/// Those that are stalled stay so: by default they would be closed as slow after seconds, and cost nobody anything.
+/// The kernel's bound beside theirs: 16 KiB may be unsent (`TCP_NOTSENT_LOWAT`) when another buffer of up to 64 KiB
+/// is begun.
+const STALLED: Wanted =
+    Wanted { set: &[("limits.outbound", "256KiB"), ("rooms.\"load:*\".overflow", "drop_oldest")], ..PLAIN };
+const SLOW: &str =
+    "slow {node} {metrics} --members=1000 --stalled=10 --rate=30 --size=4096 --duration=20s --expect-lost=0";
+
+const DEFLATE: Wanted = Wanted { set: &[("compression.enabled", "true")], ..PLAIN };
+const DEFLATED: &str = "cost {node} --deflate --payload=json --size=1024 --members=1000 --messages=1000 --rounds=1 --expect-lost=0";
+const UNDEFLATED: &str =
+    "cost {node} --payload=json --size=1024 --members=1000 --messages=1000 --rounds=1 --expect-lost=0";
+
+const LIMIT: Found = Found::Rounds { median: "/cpu_ratio", range: "/cpu_ratio_range" };
+
+/// All of them.
+pub const BUDGETS: &[Budget] = &[
+    Budget {
+        name: "fanout-1000",
+        title: "CPU per delivery, 256 B, one room of 1,000, one message at a time",
+        unit: "× a bare send loop",
+        bound: Bound::AtMost(1.10),
+        node: Some(PLAIN),
+        run: "compare-limit {node} {server-cpu} --members=1000 --messages=1000 --expect-lost=0",
+        found: LIMIT,
+        factor: 1.0,
+    },
+    Budget {
+        name: "fanout-10000",
+        title: "CPU per delivery, 256 B, one room of 10,000, one message at a time",
+        unit: "× a bare send loop",
+        bound: Bound::AtMost(1.10),
+        node: Some(PLAIN),
+        run: "compare-limit {node} {server-cpu} --members=10000 --messages=100 --expect-lost=0",
+        found: LIMIT,
+        factor: 1.0,
+    },
+    Budget {
+        name: "fanout-together",
+        title: "CPU per delivery, 256 B, one room of 1,000, eight messages together",
+        unit: "× a bare loop that coalesces",
+        bound: Bound::AtMost(1.15),
+        node: Some(PLAIN),
+        run: "compare-limit {node} {server-cpu} --members=1000 --messages=4000 --burst=8 --expect-lost=0",
+        found: LIMIT,
+        factor: 1.0,
+    },
+    Budget {
+        name: "centrifuge",
+        title: "CPU per delivery by Centrifuge JSON",
+        unit: "× plain WebSocket",
+        bound: Bound::AtMost(1.15),
+        node: Some(PLAIN),
+        run: "cost {centrifuge} --members=1000 --messages=1000 --rounds=1 --expect-lost=0",
+        found: Found::Ratio {
+            of: "/median/server_cpu",
+            to: "cost {node} --members=1000 --messages=1000 --rounds=1 --expect-lost=0",
+            at: "/median/server_cpu",
+        },
+        factor: 1.0,
+    },
+    Budget {
+        name: "p99",
+        title: "p99 at 30,000 deliveries/s, one room of 1,000",
+        unit: "× a bare send loop at the same pace",
+        bound: Bound::AtMost(1.25),
+        node: Some(PLAIN),
+        run: "compare-limit {node} {server-cpu} --members=1000 --rate=30 --messages=300 --expect-lost=0",
+        found: Found::Rounds { median: "/p99_ratio", range: "/p99_ratio_range" },
+        factor: 1.0,
+    },
+    Budget {
+        name: "stalled-p99",
+        title: "p99 of 1,000 members while ten others have stopped reading",
+        unit: "× before they stopped",
+        bound: Bound::AtMost(1.25),
+        node: Some(STALLED),
+        run: SLOW,
+        found: Found::Run("/p99_ratio"),
+        factor: 1.0,
+    },
+    Budget {
+        name: "stalled-bytes",
+        title: "Bytes held for each of them: limits.outbound is 256 KiB, and the kernel takes 80 KiB",
+        unit: "KiB",
+        bound: Bound::AtMost(256.0 + 80.0),
+        node: Some(STALLED),
+        run: SLOW,
+        found: Found::Run("/held/each"),
+        factor: 1.0 / 1024.0,
+    },
+    Budget {
+        name: "idle-bytes",
+        title: "Memory of an idle connection, verified and subscribed",
+        unit: "bytes",
+        bound: Bound::AtMost(2048.0),
+        node: Some(PLAIN),
+        run: IDLE,
+        found: Found::Run("/slope/rss"),
+        factor: 1.0,
+    },
+    Budget {
+        name: "idle-cpu",
+        title: "CPU of an idle connection, heartbeats every 25 s",
+        unit: "µs per second",
+        bound: Bound::AtMost(0.5),
+        node: Some(PLAIN),
+        run: IDLE,
+        found: Found::Run("/slope/cpu"),
+        factor: 1e6,
+    },
+    Budget {
+        name: "idle-bytes-tls",
+        title: "Memory of an idle connection under TLS",
+        unit: "bytes",
+        bound: Bound::AtMost(10_240.0),
+        node: Some(TLS),
+        run: IDLE,
+        found: Found::Run("/slope/rss"),
+        factor: 1.0,
+    },
+    Budget {
+        name: "idle-cpu-tls",
+        title: "CPU of an idle connection under TLS, heartbeats every 25 s",
+        unit: "µs per second",
+        bound: Bound::AtMost(0.5),
+        node: Some(TLS),
+        run: IDLE,
+        found: Found::Run("/slope/cpu"),
+        factor: 1e6,
+    },
+    Budget {
+        name: "storm",
+        title: "New connections, HS256 verified",
+        unit: "per second on one core",
+        bound: Bound::AtLeast(10_000.0),
+        node: Some(PLAIN),
+        run: "storm {node} --connections=15000 --waves=1 --hold=0s --expect-refused=0",
+        found: Found::Run("/waves/0/per_second"),
+        factor: 1.0,
+    },
+    Budget {
+        name: "handshakes",
+        title: "TLS 1.3 connections per second of CPU, full handshakes, ECDSA P-256, HS256 verified",
+        unit: "× a bare loop of rustls handshakes",
+        bound: Bound::AtLeast(0.7),
+        node: Some(TLS),
+        run: "handshakes {server-cpu} --connections=4000 --waves=1",
+        // Costs, turned over: those of the loop divided by those of the node.
+        found: Found::Ratio {
+            of: "/waves/0/server_cpu_us",
+            to: "storm {node} --connections=4000 --waves=1 --hold=0s --expect-refused=0",
+            at: "/waves/0/server_cpu_us",
+        },
+        factor: 1.0,
+    },
+    Budget {
+        name: "deflate-cpu",
+        title: "CPU per delivery of JSON of 1 KiB by permessage-deflate",
+        unit: "× uncompressed",
+        bound: Bound::Any,
+        node: Some(DEFLATE),
+        run: DEFLATED,
+        found: Found::Ratio { of: "/median/server_cpu", to: UNDEFLATED, at: "/median/server_cpu" },
+        factor: 1.0,
+    },
+    Budget {
+        name: "deflate-bytes",
+        title: "Bytes per delivery of JSON of 1 KiB by permessage-deflate",
+        unit: "× uncompressed",
+        bound: Bound::Any,
+        node: Some(DEFLATE),
+        run: DEFLATED,
+        found: Found::Ratio { of: "/median/wire_bytes", to: UNDEFLATED, at: "/median/wire_bytes" },
+        factor: 1.0,
+    },
+    Budget {
+        name: "start",
+        title: "Start to ready, broker in its own process",
+        unit: "ms",
+        bound: Bound::AtMost(100.0),
+        node: None,
+        run: "start {ready} -- {tidegate}",
+        found: Found::Rounds { median: "/median_ms", range: "/range_ms" },
+        factor: 1.0,
+    },
+    Budget {
+        name: "size",
+        title: "Size of the program, stripped",
+        unit: "MB",
+        bound: Bound::AtMost(15.0),
+        node: None,
+        run: "",
+        found: Found::Stripped,
+        factor: 1e-6,
+    },
+];
+
+impl Bound {
+    /// Whether `number` is within it.
+    pub fn allows(self, number: f64) -> bool {
+        match self {
+            Self::AtMost(most) => number <= most,
+            Self::AtLeast(least) => number >= least,
+            Self::Any => true,
+        }
+    }
+}

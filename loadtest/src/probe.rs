@@ -1,0 +1,103 @@
+//! One question to an HTTP server beside the test: is it ready, what do its metrics say?
+//!
+//! Owns a connection for as long as the answer takes. Plain HTTP only; the traffic under test is not its affair.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    str::FromStr,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use http::Uri;
+
+/// How long an answer may take, and how long it may be.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LONGEST: u64 = 4 * 1024 * 1024;
+
+/// Where to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Url {
+    socket: SocketAddr,
+    authority: String,
+    path: String,
+}
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("{text} is not http://host:port/path");
+        let uri: Uri = text.parse().map_err(|_| wrong())?;
+        let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let found = (host, authority.port_u16().unwrap_or(80)).to_socket_addrs();
+        let socket = found.ok().and_then(|mut found| found.next());
+        Ok(Self {
+            socket: socket.ok_or_else(|| format!("cannot resolve {host}"))?,
+            authority: authority.to_string(),
+            path: uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
+        })
+    }
+}
+
+impl Url {
+    /// The status and the body of the answer to a `GET`.
+    pub fn get(&self) -> anyhow::Result<(u16, String)> {
+        let mut socket = TcpStream::connect_timeout(&self.socket, PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        let Self { authority, path, .. } = self;
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        socket.take(LONGEST).read_to_end(&mut answer)?;
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut response = httparse::Response::new(&mut headers);
+        let httparse::Status::Complete(head) = response.parse(&answer)? else { bail!("half an answer") };
+        let chunked =
+            response.headers.iter().any(|header| header.name.eq_ignore_ascii_case("transfer-encoding"));
+        ensure!(!chunked, "an answer in chunks");
+        let body = answer.get(head..).unwrap_or_default();
+        Ok((response.code.unwrap_or(0), String::from_utf8_lossy(body).into_owned()))
+    }
+
+    /// What a page of metrics in Prometheus' text format says of `name`: the sum over its series.
+    pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let (status, page) = self.get()?;
+        ensure!(status == 200, "{} answered with status {status}", self.authority);
+        sum(&page, name).with_context(|| format!("{} has no metric {name}", self.authority))
+    }
+}
+
+fn sum(page: &str, name: &str) -> Option<f64> {
+    let of = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        if !rest.starts_with(['{', ' ']) {
+            return None;
+        }
+        rest.rsplit_once(' ')?.1.parse::<f64>().ok()
+    };
+    page.lines().filter_map(of).reduce(|sum, value| sum + value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_their_series() {
+        let page = "# HELP a words\n# TYPE a gauge\na{x=\"1\"} 2\na{x=\"b c\"} 3.5\na_total 7\nb 0\n";
+        assert_eq!(sum(page, "a"), Some(5.5));
+        assert_eq!((sum(page, "b"), sum(page, "c"), sum(page, "a_tot")), (Some(0.0), None, None));
+    }
+
+    #[test]
+    fn only_plain_http_is_asked() {
+        let url: Url = "http://127.0.0.1:9090/readyz".parse().unwrap();
+        assert_eq!((url.socket.port(), url.path.as_str()), (9090, "/readyz"));
+        for bad in ["https://127.0.0.1/", "127.0.0.1:9090", "http://", ""] {
+            assert!(bad.parse::<Url>().is_err(), "{bad}");
+        }
+    }
+}

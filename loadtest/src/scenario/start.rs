@@ -1,0 +1,97 @@
+//! How long a server takes from its start until it says that it is ready.
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
+
+use crate::{
+    cli::Start,
+    report::{
+        self, Machine, Verdict,
+        document::{Document, Expectation, Table},
+        median,
+    },
+    workshop::{Processes, pause},
+};
+
+/// Between two looks whether it is ready.
+const GLANCE: Duration = Duration::from_millis(1);
+
+#[derive(Debug, Serialize)]
+struct StartReport {
+    what: String,
+    machine: Machine,
+    /// Milliseconds, by round.
+    rounds: Vec<f64>,
+    median_ms: Option<f64>,
+    range_ms: Option<(f64, f64)>,
+    expectations: Vec<Expectation>,
+}
+
+/// Runs the scenario and prints its report.
+pub fn run(args: &Start) -> anyhow::Result<Verdict> {
+    let stop = super::begin(&args.common)?;
+    let mut rounds = Vec::new();
+    while rounds.len() < args.rounds as usize && !stop.is_set() {
+        rounds.push(once(args)?.as_secs_f64() * 1e3);
+    }
+    let mut report = StartReport {
+        what: format!("start to ready: {}", args.command.first().map_or("", String::as_str)),
+        machine: Machine::this(),
+        median_ms: median(rounds.clone()),
+        range_ms: report::room::range(rounds.iter().copied()),
+        rounds,
+        expectations: Vec::new(),
+    };
+    if let Some(limit) = args.expect_ready {
+        let found = report.median_ms.unwrap_or(f64::NAN);
+        let words = format!("--expect-ready {:?}: {found:.1} ms", limit.0);
+        report.expectations.push(Expectation { words, met: found <= limit.0.as_secs_f64() * 1e3 });
+    }
+    let document = report.document();
+    report::deliver(&document, &report, &args.common)
+}
+
+/// Starts the server, and ends it once it is ready: how long that took.
+fn once(args: &Start) -> anyhow::Result<Duration> {
+    ensure!(args.ready.get().is_err(), "something answers at --ready before the server is started");
+    let (program, arguments) = args.command.split_first().context("a command")?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut processes = Processes::default();
+    let begun = Instant::now();
+    let child = processes.add(command.spawn().with_context(|| format!("cannot start {program}"))?)?;
+    loop {
+        // Refused, cut off or not ready yet: all of these are to be asked again.
+        if matches!(args.ready.get(), Ok((200, _))) {
+            return Ok(begun.elapsed());
+        }
+        if let Some(status) = child.try_wait()? {
+            bail!("{program} ended with {status} before it was ready");
+        }
+        ensure!(begun.elapsed() < args.patience.0, "{program} is not ready after {:?}", args.patience.0);
+        pause(GLANCE)?;
+    }
+}
+
+impl StartReport {
+    fn document(&self) -> Document {
+        let mut rounds = Table::new("", &["round", "ms until ready"]);
+        for (number, millis) in (1..).zip(&self.rounds) {
+            rounds.row([number.to_string(), format!("{millis:.1}")]);
+        }
+        let mut facts = vec![self.machine.to_string()];
+        facts.extend(self.median_ms.map(|median| format!("median {median:.1} ms")));
+        Document {
+            title: self.what.clone(),
+            facts,
+            tables: vec![rounds],
+            expectations: self.expectations.clone(),
+            ..Document::default()
+        }
+    }
+}
