@@ -46,8 +46,8 @@ enum Channel {
 enum Speech {
     /// The path, and everything between it and the value of `Content-Length`.
     Http(String, String),
-    /// The topic, before and after the room's number; without one there is nothing after it.
-    Redis(String, Option<String>),
+    /// The topic, cut where the room's number stands.
+    Redis(Vec<String>),
     /// The yardstick's own: how many writes a socket gets, a count and a length (`u32`, big-endian), then that
     /// many ready-made frames.
     Yardstick { coalesce: bool },
@@ -83,7 +83,8 @@ impl Publisher {
                 Channel::Unix(socket)
             }
         };
-        let mut publisher = Self::new(channel, Speech::redis(&redis.topic));
+        let mut publisher =
+            Self::new(channel, Speech::Redis(redis.topic.split(NUMBER).map(str::to_owned).collect()));
         if !redis.auth.is_empty() {
             let mut command = format!("*{}\r\n$4\r\nAUTH\r\n", redis.auth.len() + 1).into_bytes();
             for argument in &redis.auth {
@@ -121,14 +122,17 @@ impl Publisher {
                     write!(out, "{head}{size}\r\n\r\n")?;
                     out.extend_from_slice(payload);
                 }
-                Speech::Redis(before, after) => {
-                    let digits =
-                        after.as_ref().map_or(0, |_| room.checked_ilog10().unwrap_or(0) as usize + 1);
-                    let length = before.len() + digits + after.as_ref().map_or(0, String::len);
+                Speech::Redis(parts) => {
+                    let digits = room.checked_ilog10().map_or(1, |log| log as usize + 1);
+                    let text: usize = parts.iter().map(String::len).sum();
+                    let length = text + digits * parts.len().saturating_sub(1);
                     out.extend_from_slice(b"*3\r\n$7\r\nPUBLISH\r\n$");
-                    write!(out, "{length}\r\n{before}")?;
-                    if let Some(after) = after {
-                        write!(out, "{room}{after}")?;
+                    write!(out, "{length}\r\n")?;
+                    for (number, part) in parts.iter().enumerate() {
+                        if number > 0 {
+                            write!(out, "{room}")?;
+                        }
+                        out.extend_from_slice(part.as_bytes());
                     }
                     write!(out, "\r\n${size}\r\n")?;
                     out.extend_from_slice(payload);
@@ -201,17 +205,6 @@ impl Publisher {
             }
         }
         Ok(())
-    }
-}
-
-impl Speech {
-    fn redis(topic: &str) -> Self {
-        match topic.split_once(NUMBER) {
-            Some((before, after)) if !after.contains(NUMBER) => {
-                Self::Redis(before.to_owned(), Some(after.to_owned()))
-            }
-            _ => Self::Redis(topic.to_owned(), None),
-        }
     }
 }
 
@@ -317,6 +310,23 @@ mod tests {
             assert_eq!(hear_http(&[rest, &two[cut..]].concat()).unwrap(), b"");
         }
         assert!(hear_http(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_topic_has_the_rooms_number_wherever_it_stands() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = RedisAddress::Tcp(listener.local_addr().unwrap());
+        let redis = Redis { at, auth: Vec::new(), topic: "a{room}:{room}".into() };
+        let mut publisher = Publisher::redis(&redis).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        publisher.publish(b"xxyyzz", 2, &[0, 9, 10]).unwrap();
+        drop(publisher);
+        let mut said = String::new();
+        server.read_to_string(&mut said).unwrap();
+        let command = |topic: &str, payload| {
+            format!("*3\r\n$7\r\nPUBLISH\r\n${}\r\n{topic}\r\n$2\r\n{payload}\r\n", topic.len())
+        };
+        assert_eq!(said, command("a0:0", "xx") + &command("a9:9", "yy") + &command("a10:10", "zz"));
     }
 
     #[test]

@@ -107,14 +107,14 @@ impl FlowReport {
         let full = self.server.iter().filter(|round| others(round)).count();
         if full > 0 {
             self.warnings.push(format!(
-                "Redis or the tester had a core to itself and used it up in {full} of {all} rounds: the rate is theirs, the \
-                 server's CPU time still holds"
+                "Redis or the tester used up a core in {full} of {all} rounds: the rate is theirs, the server's CPU time \
+                 still holds"
             ));
         }
         if let Some(why) = first_loss {
             self.warnings.push(format!("connections were lost; the first: {why}"));
         }
-        if ((self.ratio_rounds()) as u64) < u64::from(args.rounds) {
+        if self.ratio_rounds() < args.rounds as usize {
             self.warnings.push(format!("{} of {} rounds are complete", self.ratio_rounds(), args.rounds));
         }
         self.judge(args);
