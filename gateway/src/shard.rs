@@ -20,7 +20,8 @@
 //! A shard takes its whole inbox, queues what it says for every member concerned, and only then writes:
 //! each socket once, with one system call for all that waits. A room of more than a slice of members (256) is not
 //! served within the turn: each turn serves one slice of one such room, so that a room of 20,000 keeps neither pings
-//! nor other rooms waiting for more than a slice. After each slice of writes comes a look at readiness.
+//! nor other rooms waiting for more than a slice; gaps are told in the same way. After each slice of writes comes a look at
+//! readiness.
 
 use std::{
     io,

@@ -39,8 +39,8 @@ static HEAP: dhat::Alloc = dhat::Alloc;
 const PER_PLAIN_PUBLICATION: u64 = 5;
 /// Likewise, and the parsed channel (1), its room (1), the push's text (1) and the reply (1).
 const PER_CENTRIFUGE_PUBLICATION: u64 = 9;
-/// A room that is not served at once keeps what is on its way in a list of its own.
-const PER_LARGE_ROOM: u64 = 1;
+/// A room that is not served at once keeps what is on its way in a box (1) with a list (1).
+const PER_LARGE_ROOM: u64 = 2;
 /// A Centrifuge client's pong: the message while it is looked at.
 const PER_MESSAGE: u64 = 1;
 /// A client's ping: the answer's bytes.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::{
     clock,
@@ -362,6 +362,13 @@ impl Member {
 
     fn stand(&mut self, index: usize, at: u64, on: &mut impl FnMut(Event<'_>)) {
         self.phase = Phase::Open;
+        if let Some(stream) = &self.stream {
+            // Acknowledgements as from a client that has spoken before, as all do sooner or later, if only to answer a
+            // heartbeat. The kernel would otherwise have those that have not spoken yet pay for acknowledgements
+            // that the others leave to their peer, and what a server costs would depend on what was said to it
+            // before. A socket that does not take the option is no worse for it.
+            let _: io::Result<()> = SockRef::from(stream.socket()).set_tcp_quickack(false);
+        }
         let begun = self.opening.take().map_or(at, |entering| entering.opening.begun);
         on(Event::Standing { member: index, took: at.saturating_sub(begun) });
     }

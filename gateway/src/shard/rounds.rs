@@ -1,8 +1,10 @@
-//! Rooms with more members than are served at once.
+//! What takes more than a moment to be told.
 //!
-//! A publication or a gap in such a room is a round: its members are served slice by slice, and between two slices
-//! the shard looks at its sockets, its inbox and the other rounds. Another room's message waits for a slice, however
-//! large this room is. What comes for a room in the meantime waits here, in order, and then goes out together.
+//! A publication in a room with more members than a slice is a round: its members are served slice by slice, and
+//! between two slices the shard looks at its sockets, its inbox and the other rounds. Another room's message waits for
+//! a slice, however large this room is. A gap is a round in any room: after an interruption all rooms of a node are
+//! told of one at once, and a room that is back must not wait for all others. What comes for a room in the meantime
+//! waits here, in order, and then goes out together.
 //!
 //! Owns what is said to whom next. Who is a member, and how far among them a round has come, is known to
 //! [`Rooms`](super::rooms::Rooms), since members come and go between two slices.
@@ -17,8 +19,10 @@ use broker_bridge::{GapCause, RoomName};
 use super::batch::Batch;
 use crate::hub::Broadcast;
 
-/// Members that are served before others get their turn. A room without more is no round.
+/// Members that are served before others get their turn.
 pub const SLICE: usize = 256;
+/// Rounds whose places are kept when there are none any more.
+const KEPT: usize = 1024;
 
 /// The rounds under way. What waits in them counts as being in the inbox and is bounded there.
 #[derive(Default)]
@@ -36,10 +40,9 @@ pub struct Round {
 
 /// Something that all members of a room are told.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each round, and moved once per slice")]
 pub enum Step {
-    /// Publications that arrived together.
-    Publications(Batch),
+    /// Publications that arrived together. Boxed, since gaps are what comes by the thousand.
+    Publications(Box<Batch>),
     /// That publications may be missing just here.
     Gap(GapCause),
 }
@@ -71,7 +74,12 @@ impl Rounds {
 
     /// Takes out the round whose turn it is, until it is [put back](Self::put_back).
     pub fn take(&mut self) -> Option<(RoomName, Round)> {
-        let room = self.order.pop_front()?;
+        let Some(room) = self.order.pop_front() else {
+            if self.order.capacity() > KEPT {
+                *self = Self::default();
+            }
+            return None;
+        };
         self.rounds.remove_entry(&room)
     }
 
@@ -101,6 +109,6 @@ impl Round {
             batch.push(Arc::clone(next));
             self.waiting.pop_front();
         }
-        (batch.len() > 0).then_some(Step::Publications(batch))
+        (batch.len() > 0).then(|| Step::Publications(Box::new(batch)))
     }
 }

@@ -187,7 +187,7 @@ impl Worker {
                 }
             }
             self.deliver(&mut batch, &mut written);
-            self.serve_slice(&mut written);
+            self.serve_rounds(&mut written);
             self.write(&mut written).await;
             if events.capacity() > KEPT_EVENTS {
                 events = Vec::new();

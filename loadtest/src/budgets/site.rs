@@ -40,6 +40,13 @@ impl<'a> Site<'a> {
                     let redis = node()?.redis.as_ref().context("{redis} without a Redis")?;
                     flags.push(format!("--publish={redis}"));
                 }
+                // Ask and use the Redis that the node is on.
+                "{on-redis}" => {
+                    let redis = node()?.redis.as_ref().context("{on-redis} without a Redis")?;
+                    flags.push(format!("--redis={redis}"));
+                }
+                // The gateway's program, for a scenario that starts it by itself.
+                "{program}" => flags.push(format!("--tidegate={}", self.workshop.tidegate()?.display())),
                 // Where the node's metrics are.
                 "{metrics}" => flags.push(format!("--metrics=http://{}/metrics", node()?.ops)),
                 // What runs beside the node runs on the same CPU.
@@ -73,6 +80,8 @@ pub fn typed(run: &str, workshop: &Workshop, more: &[String]) -> String {
             "{node}" => words.push("$node".into()),
             "{centrifuge}" => words.push("$centrifuge".into()),
             "{redis}" => words.push("--publish=redis://127.0.0.1:6379".into()),
+            "{on-redis}" => words.push("--redis=redis://127.0.0.1:6379".into()),
+            "{program}" => {}
             "{metrics}" => words.push("--metrics=http://127.0.0.1:9090/metrics".into()),
             "{server-cpu}" => words.extend(workshop.server_cpu.map(|cpu| format!("--server-cpu={cpu}"))),
             "{ready}" => words.push("--ready=http://127.0.0.1:9090/readyz".into()),

@@ -13,9 +13,13 @@ use crate::{
         batch::Batch,
         connection::BatchDelivery,
         outbound::{Outbound, RoomLane, RoomTag},
-        rounds::{SLICE, Step, Waiting},
+        rounds::{Round, SLICE, Step, Waiting},
     },
 };
+
+/// To tell a session of a gap takes as long as so many deliveries: it is a member no more, and a message is made for
+/// it alone.
+const PER_GAP: usize = 4;
 
 impl Worker {
     /// Queues a batch for every member, or begins a round with it. Returns what it costs a member's queue at most.
@@ -29,7 +33,8 @@ impl Worker {
         if let Some(known) = self.rooms.borrow().get(room) {
             if known.members.len() > SLICE {
                 let room = room.clone();
-                self.rounds.borrow_mut().begin(&room, Step::Publications(std::mem::take(batch)));
+                let step = Step::Publications(Box::new(std::mem::take(batch)));
+                self.rounds.borrow_mut().begin(&room, step);
                 return 0;
             }
             let delivery = self.delivery(batch, known.tag);
@@ -44,34 +49,34 @@ impl Worker {
         cost
     }
 
-    /// Tells every member of a gap, or begins a round with it.
+    /// Begins a round that tells every member of a gap.
     pub(super) fn tell_gap(&self, room: &RoomName, cause: GapCause) {
-        if let Some(round) = self.rounds.borrow_mut().get_mut(room) {
-            return round.wait(Waiting::Gap(cause));
-        }
-        let members = {
-            let rooms = self.rooms.borrow();
-            let Some(known) = rooms.get(room) else { return };
-            if known.members.len() > SLICE {
-                return self.rounds.borrow_mut().begin(room, Step::Gap(cause));
-            }
-            // A copy, since who asked for it is closed at a gap and leaves the room.
-            known.members.iter().cloned().collect::<Vec<_>>()
-        };
-        for member in members {
-            member.gap(self, room, cause);
+        let mut rounds = self.rounds.borrow_mut();
+        match rounds.get_mut(room) {
+            Some(round) => round.wait(Waiting::Gap(cause)),
+            None => rounds.begin(room, Step::Gap(cause)),
         }
     }
 
-    /// Goes on with the round whose turn it is, by one slice.
-    pub(super) fn serve_slice(&self, written: &mut Written) {
-        let Some((room, mut round)) = self.rounds.borrow_mut().take() else { return };
+    /// Goes on with the rounds in turn, until a slice of members has been served.
+    pub(super) fn serve_rounds(&self, written: &mut Written) {
+        let mut left = SLICE;
+        while left > 0 {
+            let Some((room, round)) = self.rounds.borrow_mut().take() else { return };
+            let weight = if matches!(round.step, Step::Gap(_)) { PER_GAP } else { 1 };
+            let served = self.serve(room, round, left.div_ceil(weight), written);
+            left -= (served * weight).min(left);
+        }
+    }
+
+    /// Goes on with a round, by so many members at most. Returns what of a turn that has taken, in members.
+    fn serve(&self, room: RoomName, mut round: Round, most: usize, written: &mut Written) -> usize {
         let slice = &mut written.slice;
         let found = self
             .rooms
             .borrow_mut()
             .get_mut(&room)
-            .map(|known| (known.tag, known.members.next_slice(SLICE, slice)));
+            .map(|known| (known.tag, known.members.next_slice(most, slice)));
         if let Some((tag, _)) = found {
             match &round.step {
                 Step::Publications(batch) => {
@@ -87,19 +92,22 @@ impl Worker {
                 }
             }
         }
+        let served = slice.len().max(1);
         slice.clear();
         if let Some((_, false)) = found {
-            return self.rounds.borrow_mut().put_back(room, round);
+            self.rounds.borrow_mut().put_back(room, round);
+            return served;
         }
         // To its end, if nobody is left who could hear what waits.
         loop {
             if let Step::Publications(batch) = &mut round.step {
                 batch.take().for_each(|broadcast| self.done_with(broadcast, written));
             }
-            let Some(next) = round.next() else { return };
+            let Some(next) = round.next() else { return served };
             round.step = next;
             if found.is_some() {
-                return self.rounds.borrow_mut().put_back(room, round);
+                self.rounds.borrow_mut().put_back(room, round);
+                return served;
             }
         }
     }
