@@ -64,7 +64,7 @@ pub struct UnitCosts {
 pub const TABLE: &[Row] = &[
     Row {
         flag: "delivery",
-        default: 4.6,
+        default: 4.9,
         unit: Unit::Microseconds,
         what: "CPU of a delivery of 256 B that is a write of its own, plain WebSocket",
         measured_by: "`cost`: server CPU s/M",
@@ -160,15 +160,15 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         flag: "idle",
-        default: 0.41,
+        default: 0.53,
         unit: Unit::Microseconds,
         what: "CPU per second of a connection, with heartbeats every 25 s",
-        measured_by: "`idle --connections 3000,15000 --window 50s`: the slope",
+        measured_by: "`idle --connections 3000,15000 --window 25s`: the slope",
         field: |costs| &mut costs.idle,
     },
     Row {
         flag: "idle-tls",
-        default: 0.5,
+        default: 0.67,
         unit: Unit::Microseconds,
         what: "the same with TLS",
         measured_by: "the same with `wss://`",
@@ -176,10 +176,10 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         flag: "connect",
-        default: 67.4,
+        default: 67.1,
         unit: Unit::Microseconds,
         what: "CPU of a connection that comes: TCP, upgrade, a token (HS256), the room",
-        measured_by: "`storm --connections 15000`: 14,838 upgrades per second and core",
+        measured_by: "`storm --connections 15000`: 14,897 upgrades per second and core",
         field: |costs| &mut costs.connect,
     },
     Row {
@@ -200,7 +200,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         flag: "memory",
-        default: 1356.0,
+        default: 1402.0,
         unit: Unit::Bytes,
         what: "resident memory of a connection that is in one room",
         measured_by: "`idle --connections 3000,15000`: the slope",
@@ -208,7 +208,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         flag: "memory-tls",
-        default: 9187.0,
+        default: 9088.0,
         unit: Unit::Bytes,
         what: "the same with TLS",
         measured_by: "the same with `wss://`",
@@ -232,10 +232,10 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         flag: "room-memory",
-        default: 450.0,
+        default: 600.0,
         unit: Unit::Bytes,
         what: "resident memory of a room on a node",
-        measured_by: "`idle --connections 9000,18000 --ramp 4s` on Redis, `--rooms 18000` less `--rooms 1`: the slopes",
+        measured_by: "`compare-rooms`: bytes of a room with its one subscription, less those of a subscription",
         field: |costs| &mut costs.room_memory,
     },
     Row {
