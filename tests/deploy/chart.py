@@ -1,6 +1,8 @@
 """Renders the chart with real helm binaries. Owns how helm is called, and nothing of what is expected."""
 
 import functools
+import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -15,6 +17,28 @@ KUBERNETES = ("1.28", "1.33", "1.37")
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 # Enough for more than one pod.
 FLEET = {"replicaCount": 2, "auth": {"existingSecret": "keys"}, "redis": {"existingSecret": "redis"}}
+
+
+class Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Reads YAML as kubectl, kustomize and Flux do: a key that stands twice is an error, and what their parser (Go's, of
+    YAML 1.1 and 1.2) takes for a number or a truth is one, though PyYAML would take it for text."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{sorted(twice)} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+# PyYAML wants a dot in a float and knows neither 0o17 nor y and n.
+Strict.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+Strict.add_implicit_resolver("!number", re.compile(r"^[-+]?(0o[0-7_]+|[0-9][0-9_]*)$"), list("-+0123456789"))
+Strict.add_implicit_resolver("!truth", re.compile(r"^[yYnN]$"), list("yYnN"))
+Strict.add_constructor("!number", lambda loader, node: int(node.value.replace("_", ""), 0 if "o" in node.value else 10))
+Strict.add_constructor("!truth", lambda loader, node: node.value in "yY")
 
 
 class Refused(Exception):
@@ -40,23 +64,41 @@ def helm(binary, *args, stdin=None):
     return done.stdout
 
 
-def render(values=None, *, files=(), binary="helm4", kubernetes="1.33", release="r", notes=False):
+def load(text):
+    """The objects of a rendered text."""
+    return [document for document in yaml.load_all(text, Strict) if document]
+
+
+def render(
+    values=None,
+    *,
+    files=(),
+    binary="helm4",
+    kubernetes="1.33",
+    release="r",
+    namespace="realtime",
+    chart=CHART,
+    notes=False,
+):
     """The rendered objects, as a list of maps; the text of NOTES.txt with `notes`."""
-    text = _render(yaml.safe_dump(values or {}), tuple(map(str, files)), binary, kubernetes, release, notes)
-    return text if notes else [document for document in yaml.safe_load_all(text) if document]
+    # JSON is YAML that every parser reads alike.
+    text = _render(
+        json.dumps(values or {}), tuple(map(str, files)), binary, kubernetes, release, namespace, chart, notes
+    )
+    return text if notes else load(text)
 
 
 @functools.lru_cache(maxsize=None)
-def _render(values, files, binary, kubernetes, release, notes):
+def _render(values, files, binary, kubernetes, release, namespace, chart, notes):
     # NOTES.txt is rendered by an installation only; a dry run on the client asks no cluster.
     command = (
-        ["install", release, CHART, "--dry-run=client"]
+        ["install", release, chart, "--dry-run=client"]
         if notes
-        else ["template", release, CHART, "--kube-version", kubernetes]
+        else ["template", release, chart, "--kube-version", kubernetes]
     )
     for file in files:
         command += ["--values", file]
-    return helm(binary, *command, "--namespace", "realtime", "--values", "-", stdin=values)
+    return helm(binary, *command, "--namespace", namespace, "--values", "-", stdin=values)
 
 
 def of_kind(objects, kind, name=None):

@@ -1,12 +1,17 @@
 """The configuration that the chart renders is one that the real node takes, and means what the values say."""
 
+import itertools
+import json
+import re
 import subprocess
 import tomllib
 
+import jsonschema
 import pytest
 import yaml
 
-from chart import CHART, config_text, deployment_name, render
+import config_schema
+from chart import CHART, Refused, config_text, deployment_name, render
 
 SECRETS = {
     "auth.hs256_secret_file": "0123456789abcdef0123456789abcdef0123456789abcdef",
@@ -67,11 +72,81 @@ def test_the_node_takes_what_is_rendered(tidegate, values_file, tmp_path, certif
     assert checked.stdout == "configuration is valid\n"
 
 
-def test_the_node_refuses_what_it_does_not_know(tidegate, tmp_path):
-    objects = render({"config": {"limits": {"connectons": 5}}})
-    checked = check(tidegate, config_text(objects), tmp_path)
-    assert checked.returncode == 2
-    assert "limits.connectons" in checked.stderr and "connections" in checked.stderr
+def test_what_the_chart_says_of_config_is_current():
+    assert config_schema.SCHEMA.read_text() == config_schema.schema_with_config(), (
+        "run python tests/deploy/config_schema.py"
+    )
+
+
+# What people write, right and wrong, for keys of every kind.
+CANDIDATES = [
+    *[True, False, 0, 1, 2, 7, 65, 300, 70000, 10_000_001, -1, 0.5, "", "auto", "off", "on", "true", "0", "7", "007", "-1"],
+    *["0s", "5ms", "10ms", "7s", "1m", "2h", "200h", "7", "7 s", "1.5s", "7d", "1B", "7KiB", "7MB", "7 KiB", "2GiB"],
+    *["7/s", "600/m burst 50", "0/s", "7/d", "7KiB/s", "1MiB/s burst 4MiB", "7 / s", "7/s  burst 50", "7/s burst"],
+    *["text", "json", "JSON", "forwarded", "x-forwarded-for", "close", "latest", "drop_oldest", "drop", "info"],
+    *["memory:", "redis://h:6379/0", "https://login.example/jwks", "127.0.0.1:8080", "::1", "10.0.0.0/8", "/a/file"],
+    *[[], ["*"], ["https://a.example"], ["10.0.0.0/8", "::1"], ["subscribe"], ["subscribe", "fly"], [1], [["a"]]],
+    *["subscribe,publish", "https://a.example,https://b.example", "x" * 40, "a{b", {"a": 1}, {}],
+    {"a": {"algorithm": "ES256", "public_key_file": "/a"}},
+    {"a": {"algorithm": "HS256", "secret_file": "/a"}},
+    {"a": {"algorithm": "ES256"}},
+    {"a": {"public_key_file": "/a"}},
+]
+
+
+def toml(value):
+    """A value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+def test_the_chart_refuses_no_value_that_the_node_takes(tidegate, tmp_path):
+    schema = json.loads(config_schema.SCHEMA.read_text())
+    validators = {}
+    for key, _ in config_schema.reference():
+        part = schema["properties"]["config"]
+        for name in key.split("."):
+            part = part["additionalProperties"] if name.startswith('"') else part["properties"][name]
+        validators[key.replace("<pattern>", "news:*")] = jsonschema.Draft7Validator(
+            part | {"definitions": schema["definitions"]}
+        )
+    taken = dict.fromkeys(validators, 0)
+    path = tmp_path / "tidegate.toml"
+    # All keys at once: the node names every one whose value it refuses. A value and its file exclude each other.
+    either = {key for key in validators if f"{key}_file" in validators}
+    halves = [set(validators) - either, set(validators) - {f"{key}_file" for key in either}]
+    for value, keys in itertools.product(CANDIDATES, halves):
+        path.write_text("".join(f"{key} = {toml(value)}\n" for key in sorted(keys)))
+        checked = subprocess.run(
+            [tidegate, "check-config", "--config", path], capture_output=True, text=True, check=False, env={}
+        )
+        assert checked.returncode == 2 and "no such key" not in checked.stderr, checked.stderr
+        refused = {line.split(" ", 1)[0] for line in checked.stderr.splitlines()}
+        for key in keys - refused:
+            taken[key] += 1
+            assert validators[key].is_valid(value), f"the node takes {key} = {toml(value)}, and the chart does not"
+    # Not all: some are compared with another key, and some files are read at once.
+    assert sum(map(bool, taken.values())) > 0.8 * len(taken), taken
+
+
+@pytest.mark.parametrize(("key", "kind"), config_schema.reference())
+def test_the_chart_tells_right_from_wrong_for_every_key(key, kind):
+    """A kind of value that is new in the reference is passed on unlooked at; this says which to add to `choices`."""
+    assert config_schema.value(kind) != config_schema.ANYTHING, f"{key}: config_schema.choices does not know {kind!r}"
+
+
+def test_no_secret_can_be_given_by_config():
+    """A ConfigMap is no place for them: they come from a Secret, as a file."""
+    secret = re.compile("(secrets?|password|private_key|api_keys?)$")
+    secrets = [key for key, _ in config_schema.reference() if secret.search(key)]
+    assert secrets
+    for key in secrets:
+        table, name = key.split(".")
+        with pytest.raises(Refused, match=f"config.{key}: this key is the chart's"):
+            render({"config": {table: {name: "x" * 40}}})
 
 
 @pytest.mark.parametrize("binary", ["helm3", "helm4"])
@@ -81,11 +156,7 @@ def test_values_arrive_as_they_are(binary):
         "demo": False,
         "limits": {"connections": 10_000_000, "message_size": "64KiB", "rooms_per_session": 1},
         "rooms": {"a b.c:*": {"grant": ["subscribe"]}, "inbox:{sub}": {"grant": []}},
-        "future": {
-            "ratio": 0.5,
-            "nested": {"deep": {"x": -1}},
-            "tables": [{"kid": "a", "weight": 1}, {"kid": "b", "weight": 2}],
-        },
+        "auth": {"keys": {"a b": {"algorithm": "ES256", "public_key_file": "/keys/a b.pem"}}},
     }
     read = tomllib.loads(config_text(render({"config": config}, binary=binary)))
     assert {key: read[key] for key in config} == config
@@ -101,8 +172,8 @@ def test_what_is_null_is_left_out():
 def test_the_defaults_of_the_chart_say_nothing_that_the_node_would_not_say_itself(tidegate):
     """Every key that the chart manages is still a key of the node."""
     known = subprocess.run([tidegate, "default-config"], capture_output=True, text=True, check=True).stdout
-    guards = (CHART / "templates" / "_guards.tpl").read_text()
-    managed = [line.split('"')[1] for line in guards.splitlines() if line.startswith('  "') and "." in line]
+    guards = (CHART / "templates" / "_guards.tpl").read_text().split("$managed := dict")[1].split("}}")[0]
+    managed = [line.split('"')[1] for line in guards.splitlines() if line.startswith('  "')]
     assert len(managed) == 12
     table = None
     keys = set()

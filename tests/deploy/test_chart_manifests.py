@@ -1,8 +1,10 @@
 """What the rendered objects say to each other and to the node."""
 
+import json
 import re
 import tomllib
 
+import jsonschema
 import pytest
 import yaml
 
@@ -129,6 +131,20 @@ def test_selectors_find_the_gateway_and_nothing_else(values_file):
         selector = monitor["spec"]["selector"]["matchLabels"]
         found = [o for o in objects if o["kind"] == "Service" and selects(selector, o["metadata"]["labels"])]
         assert [o["metadata"]["name"] for o in found] == [f"{name}-ops"], "scraped once, on the ops port"
+
+
+@pytest.mark.parametrize("peers", [[], [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]])
+def test_the_network_policy_lets_the_test_hook_in(peers):
+    objects = render({"networkPolicy": {"enabled": True, "opsFrom": peers}})
+    (hook,) = [o for o in objects if o["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
+    (rule,) = [
+        rule
+        for rule in of_kind(objects, "NetworkPolicy")["spec"]["ingress"]
+        if [port["port"] for port in rule["ports"]] == ["ops"]
+    ]
+    selectors = [peer["podSelector"] for peer in rule["from"] if set(peer) == {"podSelector"}]
+    assert any(selects(selector.get("matchLabels", {}), hook["metadata"]["labels"]) for selector in selectors)
+    assert all(peer in rule["from"] for peer in peers)
 
 
 def test_the_development_redis_is_found_by_the_node():
@@ -298,6 +314,18 @@ def keys_of_the_node():
     return [(key, when) for key, when in rows if "<" not in key and not key.startswith("auth.hs256_secret")]
 
 
+def another(key):
+    """A value of this key that the schema takes and that is not the default."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    part = schema["properties"]["config"]
+    for name in key.split("."):
+        part = part["properties"][name]
+    validator = jsonschema.Draft7Validator(part | {"definitions": schema["definitions"]})
+    key_table = {"a": {"algorithm": "ES256", "public_key_file": "/a"}}
+    values = ["text", "forwarded", True, 7, "7s", "7KiB", "7/s", "7KiB/s", ["changed"], key_table, "changed"]
+    return next(value for value in values if validator.is_valid(value))
+
+
 @pytest.mark.parametrize(("key", "when"), keys_of_the_node())
 def test_the_chart_knows_which_keys_a_running_node_takes(key, when):
     managed = {
@@ -312,7 +340,7 @@ def test_the_chart_knows_which_keys_a_running_node_takes(key, when):
         "drain.window": {"drain": {"windowSeconds": 1}},
         "drain.deadline": {"drain": {"flushSeconds": 1}},
     }
-    change = "changed"
+    change = another(key)
     for part in reversed(key.split(".")):
         change = {part: change}
     change = managed.get(key, {"config": change})

@@ -117,7 +117,8 @@ def test_an_unsound_configuration_ends_the_container_with_a_word(podman, tmp_pat
         "fullnameOverride": "broken",
         "image": {"repository": "localhost/tidegate", "tag": "check", "pullPolicy": "Never"},
         "containerPorts": {"public": public, "ops": ops},
-        "config": {"limits": {"connectons": 100}},
+        # What only the node can see: one value against another.
+        "config": {"heartbeat": {"interval": "60s", "timeout": "30s"}},
     }
     # Kubernetes would start it again and again; here once is enough.
     container = play(podman, tmp_path, values, {}, restartPolicy="Never")

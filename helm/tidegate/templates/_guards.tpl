@@ -2,11 +2,101 @@
 rendering with what is wrong and what to set instead. */}}
 
 {{- define "tidegate.guards" -}}
+{{- include "tidegate.guardNames" . }}
+{{- include "tidegate.guardLabels" . }}
+{{- include "tidegate.guardTwice" . }}
 {{- include "tidegate.guardSecrets" . }}
+{{- include "tidegate.guardNetwork" . }}
 {{- include "tidegate.guardRedis" . }}
 {{- include "tidegate.guardFleet" . }}
 {{- include "tidegate.guardTimes" . }}
 {{- include "tidegate.guardMonitors" . }}
+{{- end }}
+
+{{/* Names that Kubernetes would refuse: a Service's is a label of RFC 1035, and most names end up in labels. */}}
+{{- define "tidegate.guardNames" -}}
+{{- $full := include "tidegate.fullname" . }}
+{{- $from := .Values.fullnameOverride | empty | ternary (printf "made of the release %q and the chart %q" .Release.Name (include "tidegate.name" .)) "fullnameOverride" }}
+{{- $instead := .Values.fullnameOverride | empty | ternary "; set fullnameOverride, or install under another release name" "" }}
+{{- if gt (len $full) 52 }}
+{{- fail (printf "the name %q (%s) has %d characters: at most 52, since the longest suffix (-test-ready) makes 63 of them, the most that Kubernetes takes for a Service" $full $from (len $full)) }}
+{{- end }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) }}
+{{- fail (printf "the name %q (%s) is none that Kubernetes takes for a Service: it must begin with a letter a-z, end with a letter or digit, and have only a-z, 0-9 and - between%s" $full $from $instead) }}
+{{- end }}
+{{- $name := include "tidegate.name" . }}
+{{- if or (gt (len $name) 63) (not (regexMatch "^[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$" $name)) }}
+{{- fail (printf "the name %q (nameOverride, or the chart's name or alias) becomes the label app.kubernetes.io/name: at most 63 letters, digits, -, _ and ., with a letter or digit at both ends" $name) }}
+{{- end }}
+{{- $space := .Release.Namespace }}
+{{- if or (gt (len $space) 63) (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $space)) }}
+{{- fail (printf "the namespace %q is none that Kubernetes takes: at most 63 characters a-z, 0-9 and -, with a letter or digit at both ends" $space) }}
+{{- end }}
+{{- end }}
+
+{{/* Labels and annotations of the user win over the chart's, but for those without which something breaks. */}}
+{{- define "tidegate.guardLabels" -}}
+{{- $metrics := .Values.metrics }}
+{{- range $where, $labels := dict
+  "commonLabels" .Values.commonLabels
+  "podLabels" .Values.podLabels
+  "metrics.serviceMonitor.labels" $metrics.serviceMonitor.labels
+  "metrics.podMonitor.labels" $metrics.podMonitor.labels
+  "metrics.prometheusRule.labels" $metrics.prometheusRule.labels
+  "metrics.dashboards.labels" $metrics.dashboards.labels
+}}
+{{- range $key := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" }}
+{{- if hasKey ($labels | default dict) $key }}
+{{- fail (printf "%s: selectors use the label %s, so it is the chart's; set nameOverride, or choose another label" $where $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $where, $annotations := dict "commonAnnotations" .Values.commonAnnotations "podAnnotations" .Values.podAnnotations }}
+{{- if hasKey ($annotations | default dict) "checksum/config" }}
+{{- fail (printf "%s: the annotation checksum/config is the chart's; it replaces the pods when the configuration changes" $where) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Lists whose elements have names: each name once, those of the chart included. */}}
+{{- define "tidegate.guardTwice" -}}
+{{- $lists := list
+  (dict "where" "extraVolumes" "key" "name" "own" (list "config" "secrets" "tls") "given" .Values.extraVolumes)
+  (dict "where" "extraVolumeMounts" "key" "mountPath" "own" (list "/etc/tidegate/config" "/etc/tidegate/secrets" "/etc/tidegate/tls") "given" .Values.extraVolumeMounts)
+  (dict "where" "extraEnv" "key" "name" "own" list "given" .Values.extraEnv)
+  (dict "where" "initContainers and extraContainers" "key" "name" "own" (list "tidegate") "given" (concat .Values.initContainers .Values.extraContainers))
+}}
+{{- range $list := $lists }}
+{{- $seen := dict }}
+{{- range $own := $list.own }}{{ $_ := set $seen $own "the chart has one of its own" }}{{ end }}
+{{- range $entry := $list.given }}
+{{- $name := get $entry $list.key | trimSuffix "/" }}
+{{- if hasKey $seen $name }}
+{{- fail (printf "%s: %s %s twice: %s" $list.where $list.key $name (get $seen $name)) }}
+{{- end }}
+{{- $_ := set $seen $name "give each its own" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A NetworkPolicy that cuts the node off from what it needs to become ready. */}}
+{{- define "tidegate.guardNetwork" -}}
+{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.limitEgress }}
+{{- $port := int .Values.networkPolicy.redisPort }}
+{{- with regexFind "^rediss?://[^/?#]*" .Values.redis.url }}
+{{- $named := regexFind ":[0-9]+$" . | trimPrefix ":" | default "6379" | int }}
+{{- if ne $named $port }}
+{{- fail (printf "networkPolicy.redisPort is %d, and redis.url is reached at port %d: networkPolicy.limitEgress would cut the nodes off from Redis" $port $named) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.redis.development.enabled (ne $port 6379) }}
+{{- fail (printf "networkPolicy.redisPort is %d, and redis.development listens at 6379: networkPolicy.limitEgress would cut the nodes off from Redis" $port) }}
+{{- end }}
+{{- $keys := get (get .Values.config "auth" | default dict) "jwks_url" | default "" }}
+{{- if and $keys (not .Values.networkPolicy.extraEgress) (not (regexMatch "^[a-z]+://(localhost|127\\.|\\[::1\\])" $keys)) }}
+{{- fail "config.auth.jwks_url needs a way out: networkPolicy.limitEgress would cut the nodes off from it, and they would not become ready; allow it in networkPolicy.extraEgress" }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "tidegate.guardSecrets" -}}
@@ -31,28 +121,30 @@ rendering with what is wrong and what to set instead. */}}
 {{- fail (printf "config.%s: this key is the chart's; set %s" $key $instead) }}
 {{- end }}
 {{- end }}
-{{- include "tidegate.guardNoSecretIn" (dict "path" "config" "table" $config) }}
+{{- if regexMatch "^[^/]*//[^/?#]*@" (get (get $config "auth" | default dict) "jwks_url" | default "") }}
+{{- fail "config.auth.jwks_url holds a password; give it by extraEnv, TIDEGATE_AUTH__JWKS_URL with valueFrom" }}
+{{- end }}
 {{- range $key, $_ := .Values.secretFiles }}
 {{- if hasKey $managed $key }}
 {{- fail (printf "secretFiles.%s: this key is the chart's; set %s" $key (get $managed $key)) }}
 {{- end }}
 {{- end }}
+{{- range $key, $instead := $managed }}
+{{- $variable := printf "TIDEGATE_%s" ($key | replace "." "__" | upper) }}
+{{- range $.Values.extraEnv }}
+{{- if and (eq (upper .name) $variable) (not (regexMatch "^(broker|auth)\\." $key)) }}
+{{- fail (printf "extraEnv: %s would win over what the chart sets; set %s" .name $instead) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range .Values.extraArgs }}
+{{- if regexMatch "^--(config|public-listen|ops-listen)(=|$)" . }}
+{{- fail (printf "extraArgs: %s is the chart's; set config, listenAddress or containerPorts" .) }}
+{{- end }}
+{{- end }}
 {{- range .Values.extraEnv }}
 {{- if and (hasKey . "value") (regexMatch "(?i)^TIDEGATE_.*(SECRET|PASSWORD|API_KEYS?|PRIVATE_KEY|BROKER__URL)$" .name) }}
 {{- fail (printf "extraEnv: %s holds a secret; take it from a Secret with valueFrom, or mount it with secretFiles" .name) }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* A ConfigMap is no place for secrets. Keys that name a file end in _file and pass. */}}
-{{- define "tidegate.guardNoSecretIn" -}}
-{{- $path := .path }}
-{{- range $key, $value := .table }}
-{{- $here := printf "%s.%s" $path $key }}
-{{- if kindIs "map" $value }}
-{{- include "tidegate.guardNoSecretIn" (dict "path" $here "table" $value) }}
-{{- else if regexMatch "(?i)(secret|secrets|password|passphrase|private_key|api_key|api_keys)$" $key }}
-{{- fail (printf "%s: a secret does not belong into values; put it into a Secret and name the file with secretFiles" $here) }}
 {{- end }}
 {{- end }}
 {{- end }}

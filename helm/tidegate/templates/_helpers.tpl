@@ -1,54 +1,67 @@
 {{/* Names, labels, and the few numbers that several objects share. What may not be is in _guards.tpl. */}}
 
 {{- define "tidegate.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- default .Chart.Name .Values.nameOverride }}
 {{- end }}
 
+{{/* At most 52 characters: the longest suffix, -test-ready, makes 63 of them. An override is never cut; guardNames
+refuses one that is too long. */}}
 {{- define "tidegate.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- .Values.fullnameOverride }}
 {{- else }}
 {{- $name := include "tidegate.name" . }}
-{{- if contains $name .Release.Name }}
-{{- .Release.Name | trunc 52 | trimSuffix "-" }}
-{{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
-{{- end }}
+{{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) }}
+{{- $full | trunc 52 | regexFind "^.*[^-.]" }}
 {{- end }}
 {{- end }}
 
+{{/* The labels that selectors use; nobody may replace them. Call with a dict of root and, if it is not the gateway,
+component. */}}
 {{- define "tidegate.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "tidegate.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/component: gateway
+{{- dict
+  "app.kubernetes.io/name" (include "tidegate.name" .root)
+  "app.kubernetes.io/instance" .root.Release.Name
+  "app.kubernetes.io/component" (.component | default "gateway")
+  | toYaml }}
 {{- end }}
 
-{{/* Labels of every object. Call with a dict of root and component. */}}
+{{/* Labels of every object: the chart's, then the user's for all objects, then those for this one (labels), then what
+selectors use. Call with a dict of root and, where they differ, component and labels. */}}
 {{- define "tidegate.labels" -}}
-{{- $root := .root -}}
-{{- with $root.Values.commonLabels }}
-{{- toYaml . }}
-{{ end -}}
-helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/name: {{ include "tidegate.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
-app.kubernetes.io/component: {{ .component | default "gateway" }}
-app.kubernetes.io/part-of: tidegate
-app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{- $chart := .root.Chart -}}
+{{- $labels := dict
+  "helm.sh/chart" (printf "%s-%s" $chart.Name $chart.Version | replace "+" "_" | trunc 63 | regexFind "^.*[A-Za-z0-9]")
+  "app.kubernetes.io/part-of" "tidegate"
+  "app.kubernetes.io/version" $chart.AppVersion
+  "app.kubernetes.io/managed-by" .root.Release.Service
+-}}
+{{- $selected := include "tidegate.selectorLabels" . | fromYaml -}}
+{{- mergeOverwrite $labels .root.Values.commonLabels (.labels | default dict) $selected | toYaml }}
 {{- end }}
 
-{{/* name, namespace, labels and annotations. Call with a dict of root and, where they differ from the gateway's,
-suffix, component, labels and annotations. */}}
+{{/* Labels of the gateway's pods. Without the chart's version: a new chart alone must not move every connection. */}}
+{{- define "tidegate.podLabels" -}}
+{{- $labels := dict "app.kubernetes.io/part-of" "tidegate" "app.kubernetes.io/version" .Chart.AppVersion -}}
+{{- $selected := include "tidegate.selectorLabels" (dict "root" .) | fromYaml -}}
+{{- mergeOverwrite $labels .Values.commonLabels .Values.podLabels $selected | toYaml }}
+{{- end }}
+
+{{- define "tidegate.podAnnotations" -}}
+{{- $config := .Values.restartOnConfigChange | ternary (include "tidegate.config" .) (include "tidegate.configAtStart" .) -}}
+{{- $annotations := dict "kubectl.kubernetes.io/default-container" "tidegate" -}}
+{{- $checksum := dict "checksum/config" ($config | sha256sum) -}}
+{{- mergeOverwrite $annotations .Values.commonAnnotations .Values.podAnnotations $checksum | toYaml }}
+{{- end }}
+
+{{/* name, namespace, labels and annotations. Call with a dict of root and, where they differ from the gateway's, name or
+suffix, component, labels, annotations of the chart (defaults) and annotations of the user. */}}
 {{- define "tidegate.metadata" -}}
-name: {{ include "tidegate.fullname" .root }}{{ .suffix | default "" }}
-namespace: {{ .root.Release.Namespace }}
+name: {{ .name | default (printf "%s%s" (include "tidegate.fullname" .root) (.suffix | default "")) | quote }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "tidegate.labels" . | nindent 2 }}
-  {{- with .labels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-{{- with mergeOverwrite (deepCopy .root.Values.commonAnnotations) (.annotations | default dict) }}
+{{- with mergeOverwrite dict (.defaults | default dict) .root.Values.commonAnnotations (.annotations | default dict) }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -1,0 +1,93 @@
+"""The chart as a part of another: under an alias, twice, switched off, with what Helm and people add to its values."""
+
+import shutil
+
+import pytest
+import yaml
+
+from chart import CHART, HELM, Refused, helm, load
+
+PARENT = {
+    "apiVersion": "v2",
+    "name": "shop",
+    "version": "1.0.0",
+    "dependencies": [
+        {"name": "tidegate", "version": "0.x", "condition": "tidegate.enabled"},
+        {"name": "tidegate", "version": "0.x", "alias": "chat", "condition": "chat.enabled"},
+    ],
+}
+VALUES = """
+global:
+  imageRegistry: registry.example
+x-labels: &labels
+  owner: shop
+tidegate:
+  enabled: true
+  x-resources: &resources
+    limits: {memory: 2Gi}
+  commonLabels: *labels
+  resources: *resources
+  global: {more: true}
+chat:
+  enabled: %s
+"""
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("parent") / "shop"
+    (directory / "templates").mkdir(parents=True)
+    (directory / "Chart.yaml").write_text(yaml.safe_dump(PARENT))
+    shutil.copytree(CHART, directory / "charts" / "tidegate")
+    return directory
+
+
+def template(binary, parent, values, *options):
+    return load(helm(binary, "template", "r", parent, "--namespace", "n", "--values", "-", *options, stdin=values))
+
+
+def deployments(objects):
+    return {o["metadata"]["name"]: o for o in objects if o["kind"] == "Deployment"}
+
+
+@pytest.mark.parametrize("binary", HELM)
+def test_it_is_a_part_of_another_chart(binary, parent):
+    objects = template(binary, parent, VALUES % "false")
+    (deployment,) = deployments(objects).values()
+    assert deployment["metadata"]["name"] == "r-tidegate"
+    assert deployment["metadata"]["labels"]["owner"] == "shop"
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"memory": "2Gi"}
+
+
+@pytest.mark.parametrize("binary", HELM)
+def test_twice_in_one_release_it_is_two_gateways(binary, parent):
+    objects = template(binary, parent, VALUES % "true")
+    assert set(deployments(objects)) == {"r-tidegate", "r-chat"}
+    named = [(o["kind"], o["metadata"]["name"]) for o in objects]
+    assert len(named) == len(set(named)), "no object is there twice"
+    pods = {name: o["spec"]["template"]["metadata"]["labels"] for name, o in deployments(objects).items()}
+    for o in objects:
+        if o["kind"] == "Service":
+            found = [name for name, labels in pods.items() if o["spec"]["selector"].items() <= labels.items()]
+            assert found == [o["metadata"]["name"].removesuffix("-ops")]
+
+
+@pytest.mark.parametrize("binary", HELM)
+def test_switched_off_it_is_not_there(binary, parent):
+    assert template(binary, parent, "tidegate: {enabled: false}\nchat: {enabled: false}\n") == []
+
+
+@pytest.mark.parametrize("binary", HELM)
+def test_its_own_mistakes_are_still_refused(binary, parent):
+    with pytest.raises(Refused, match="connectons"):
+        template(binary, parent, "tidegate: {config: {limits: {connectons: 5}}}\nchat: {enabled: false}\n")
+    with pytest.raises(Refused, match="enabled"):
+        template(binary, parent, "tidegate: {enabled: sometimes}\nchat: {enabled: false}\n")
+
+
+@pytest.mark.parametrize("binary", HELM)
+def test_alone_it_takes_what_a_parent_would_give_it(binary):
+    values = "enabled: true\nglobal: {a: 1}\nx-common: &common {a: b}\nx-list: [1]\ncommonLabels: *common\n"
+    objects = load(helm(binary, "template", "r", CHART, "--values", "-", stdin=values))
+    assert all(o["metadata"]["labels"]["a"] == "b" for o in objects)
