@@ -85,7 +85,7 @@ def render(
     text = _render(
         json.dumps(values or {}), tuple(map(str, files)), binary, kubernetes, release, namespace, chart, notes
     )
-    return text if notes else load(text)
+    return text.split("\nNOTES:\n", 1)[1] if notes else load(text)
 
 
 @functools.lru_cache(maxsize=None)

@@ -183,30 +183,3 @@ def test_the_defaults_of_the_chart_say_nothing_that_the_node_would_not_say_itsel
         elif " = " in line and (name := line.removeprefix("# ").split(" = ")[0]).replace("_", "").isalnum():
             keys.add(f"{table}.{name}" if table else name)
     assert set(managed) <= keys, f"the node does not know {set(managed) - keys}"
-
-
-def test_notes_name_the_next_three_steps_and_what_is_dangerous():
-    # By Helm 4 alone: a dry run of Helm 3 asks a cluster for its version.
-    told = render({}, notes=True)
-    for step in ("1. ", "2. ", "3. "):
-        assert step in told
-    assert "rollout status deployment/r-tidegate" in told
-    assert "logs deployment/r-tidegate" in told
-    assert "WARNING: no key is set" in told
-    assert "WARNING: one pod." in told
-
-    fleet = yaml.safe_load((CHART / "ci" / "production-nginx-values.yaml").read_text())
-    told = render(fleet, notes=True)
-    assert "WARNING" not in told
-    assert "/tidegate token --config /etc/tidegate/config/tidegate.toml" in told
-
-    open_door = render(fleet | {"ingress": {"enabled": True}}, notes=True)
-    assert "tokens travel in the open" in open_door
-    unlisted = render({"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}, notes=True)
-    assert "config.public.trusted_proxies is empty" in unlisted
-    assert "no machine with a pod of this release can be drained" in render(
-        {"podDisruptionBudget": {"maxUnavailable": 0}}, notes=True
-    )
-    assert "development Redis has no password" in render(
-        yaml.safe_load((CHART / "ci" / "development-values.yaml").read_text()), notes=True
-    )

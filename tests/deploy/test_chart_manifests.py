@@ -157,7 +157,7 @@ def test_the_development_redis_is_found_by_the_node():
 
 
 def test_every_object_has_a_name_that_kubernetes_takes_however_long_the_release_is():
-    for o in render(files=[CHART / "ci" / "production-nginx-values.yaml"], release="r" * 53):
+    for o in render(files=[CHART / "ci" / "production-values.yaml"], release="r" * 53):
         # Names of Services become host names, names of what makes pods become labels; others may be longer.
         most = 253 if o["kind"] in ("ConfigMap", "PrometheusRule") else 63
         name = o["metadata"]["name"]
@@ -414,7 +414,7 @@ def test_presets_speak_tls_to_nodes_that_do(preset, kind, annotation, value):
 
 
 def test_rules_and_dashboards_are_the_files_of_the_chart():
-    objects = render(files=[CHART / "ci" / "production-nginx-values.yaml"])
+    objects = render(files=[CHART / "ci" / "production-values.yaml"])
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
     for group in rules["groups"]:
         for rule in group["rules"]:

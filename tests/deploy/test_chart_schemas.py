@@ -78,5 +78,5 @@ def test_a_cluster_that_is_too_old_is_refused():
 def test_it_can_be_packaged_and_rendered_from_the_package(binary, tmp_path):
     helm(binary, "package", CHART, "--destination", tmp_path)
     (package,) = tmp_path.glob("tidegate-*.tgz")
-    rendered = helm(binary, "template", "r", package, "--values", CHART / "ci" / "production-nginx-values.yaml")
+    rendered = helm(binary, "template", "r", package, "--values", CHART / "ci" / "production-values.yaml")
     assert "PrometheusRule" in {o["kind"] for o in yaml.safe_load_all(rendered) if o}

@@ -1,14 +1,18 @@
 """compose.yaml: sound by its schema, and agreeing with the node and with the files that it mounts.
 
-There is no engine here to start it with; what can be started of it (Prometheus, HAProxy, the image) other tests do."""
+There is no engine here to start it with. What can be started without one is: two nodes with its environment behind its
+HAProxy here, Prometheus and the image by other tests."""
 
 import re
 import subprocess
 
+import pytest
+import websockets.sync.client
 import yaml
 
 from chart import ROOT
-from processes import SECRET
+from processes import SECRET, Node, Redis, get, token
+from test_proxies import Proxy
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
@@ -43,6 +47,60 @@ def test_the_node_takes_its_environment(tidegate, tmp_path):
         )
         assert checked.returncode == 0, checked.stderr
         assert seconds(service["stop_grace_period"]) > seconds(environment["TIDEGATE_DRAIN__DEADLINE"])
+
+
+@pytest.fixture
+def fleet(tidegate, tmp_path):
+    """Redis, both nodes with what compose.yaml sets, and HAProxy, at addresses of the test's own."""
+    parts = [redis := Redis(tmp_path)]
+    own = {"broker.url", "auth.hs256_secret_file", "public.listen", "ops.listen"}
+    try:
+        nodes = []
+        ports = None
+        for number, name in enumerate(("tidegate-a", "tidegate-b")):
+            environment = services()[name]["environment"]
+            settings = {key.removeprefix("TIDEGATE_").replace("__", ".").lower(): environment[key] for key in environment}
+            settings = {key: value for key, value in settings.items() if key not in own}
+            # HAProxy is on this machine.
+            settings |= {"broker.url": redis.url, "public.trusted_proxies": "127.0.0.0/8"}
+            parts.append(node := Node(tidegate, tmp_path, name, f"127.0.0.{number + 2}", ports, **settings))
+            ports = node.public, node.ops
+            nodes.append(node)
+        parts.append(proxy := Proxy("haproxy", tmp_path, nodes))
+        yield proxy
+    finally:
+        for part in reversed(parts):
+            part.stop()
+
+
+def test_every_address_that_it_names_leads_to_something(tidegate, fleet):
+    named = re.findall(r"http://localhost:(\d+)([^\s\"]*)", COMPOSE.read_text().split("\nname:")[0])
+    published = {port.split(":")[1] for service in services().values() for port in service.get("ports", [])}
+    assert {port for port, _ in named} == published == {"8000", "3000", "9091"}
+    made = token(tidegate)
+    page, room = [path for port, path in named if port == "8000"]
+    assert page == "/#token=$TOKEN"
+
+    # The page, and everything that it loads.
+    origin = f"http://127.0.0.1:{fleet.port}"
+    status, text = get(f"{origin}/")
+    assert status == 200 and "<title>" in text
+    for loaded in re.findall(r'(?:src|href)="([^":]+)"', text):
+        assert get(f"{origin}/{loaded.removeprefix('/')}")[0] == 200, loaded
+    # It connects as the page does.
+    protocols = ["tidegate", f"tidegate.bearer.{made}"]
+    with websockets.sync.client.connect(
+        f"ws://127.0.0.1:{fleet.port}/rooms/demo:lobby?gap=close", origin=origin, subprotocols=protocols
+    ) as socket:
+        socket.send("hello")
+        assert socket.recv(timeout=10) == "hello"
+
+    # The room, as curl is told to ask for it.
+    curl = ["curl", "-sN", "--max-time", "2", "-o", "/dev/null", "-w", "%{http_code}"]
+    asked = subprocess.run(
+        [*curl, "-H", f"Authorization: Bearer {made}", f"{origin}{room}"], capture_output=True, text=True, check=False
+    )
+    assert asked.stdout == "200", asked
 
 
 def test_everything_that_is_mounted_is_there():

@@ -176,3 +176,18 @@ default
 {{- end }}
 {{- if $key }}yes{{ end }}
 {{- end }}
+
+{{/* The address by which clients come in from outside, as far as the chart knows it; empty if there is none. */}}
+{{- define "tidegate.entry" -}}
+{{- $annotations := .Values.ingress.annotations }}
+{{- if .Values.httpRoute.enabled }}
+{{- /* Whether it is https is the Gateway's to say; in the open it would be a mistake. */}}
+{{- printf "https://%s" (first .Values.httpRoute.hostnames | default "ADDRESS-OF-THE-GATEWAY") }}
+{{- else if .Values.ingress.enabled }}
+{{- $secure := or .Values.ingress.tls (hasKey $annotations "alb.ingress.kubernetes.io/certificate-arn") (hasKey $annotations "networking.gke.io/managed-certificates") }}
+{{- $host := get (first .Values.ingress.hosts | default dict) "host" | default "ADDRESS-OF-THE-INGRESS" }}
+{{- printf "%s://%s" (empty $secure | ternary "http" "https") $host }}
+{{- else if and (eq .Values.service.type "LoadBalancer") (not (include "tidegate.tlsSecret" .)) }}
+{{- printf "http://$ADDRESS%s" (eq (int .Values.service.port) 80 | ternary "" (printf ":%d" (int .Values.service.port))) }}
+{{- end }}
+{{- end }}
