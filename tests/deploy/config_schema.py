@@ -16,6 +16,9 @@ SCHEMA = CHART / "values.schema.json"
 # What TOML can say, for a kind of value that is not told apart here.
 ANYTHING = {"$ref": "#/definitions/tomlValue"}
 KEY_FILES = {"secret_file", "public_key_file"}
+# What a room's name is made of; {sub} once, * at the end, and not one after the other.
+PART = r"[^\s{}*\x00-\x1f\x7f]"
+PATTERN = rf"^({PART}*\*?|{PART}*\{{sub\}}({PART}+\*?)?)$"
 
 
 def reference():
@@ -41,8 +44,8 @@ def choices(kind):
     if kind.startswith("auto, or "):
         return [{"const": "auto"}, *choices(kind.removeprefix("auto, or "))]
     if kind.startswith("off, or "):
-        # Not one enum: Helm 4 takes "0" and 0 for the same, and a list with both for unsound.
-        return [{"enum": ["off", "0"]}, {"const": 0}, *choices(kind.removeprefix("off, or "))]
+        # Not one enum: Helm 4 takes "0" and 0 for the same, and a list with both for unsound. YAML makes false of off.
+        return [{"enum": ["off", "0", "false", False]}, {"const": 0}, *choices(kind.removeprefix("off, or "))]
     if found := re.fullmatch(r"a whole number from (\d+) to (\d+)", kind):
         return whole(int(found[1]), int(found[2]))
     if found := re.match(r"a time from (\d+)", kind):
@@ -104,7 +107,11 @@ def config():
         for part in path:
             here = here.setdefault(part, table({}))["properties"]
         here[last] = value(kind)
-    tables["rooms"] = {"type": ["object", "null"], "additionalProperties": table(policy)}
+    tables["rooms"] = {
+        "type": ["object", "null"],
+        "propertyNames": {"minLength": 1, "pattern": PATTERN},
+        "additionalProperties": table(policy),
+    }
     # The secret's file belongs to the chart's `secretFiles`, and so the entry may lack it here.
     return {"type": "object", "additionalProperties": False, "properties": tables}
 

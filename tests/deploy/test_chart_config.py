@@ -132,10 +132,34 @@ def test_the_chart_refuses_no_value_that_the_node_takes(tidegate, tmp_path):
     assert sum(map(bool, taken.values())) > 0.8 * len(taken), taken
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["a", "*", "a:*", "{sub}", "user:{sub}", "{sub}:a*", "日本/*", "a b", "a*b", "{sub}*", "{sub}{sub}", "{a}", "a\t", ""],
+)
+def test_room_patterns_are_those_of_the_node(tidegate, tmp_path, pattern):
+    path = tmp_path / "tidegate.toml"
+    path.write_text(f"[rooms.{json.dumps(pattern)}]\npriority = true\n")
+    node = subprocess.run([tidegate, "check-config", "--config", path], capture_output=True, check=False, env={})
+    values = {"config": {"rooms": {pattern: {"priority": True}}}}
+    if node.returncode == 0:
+        assert tomllib.loads(config_text(render(values)))["rooms"] == values["config"]["rooms"]
+    else:
+        with pytest.raises(Refused, match="propertyName|Property name"):
+            render(values)
+
+
 @pytest.mark.parametrize(("key", "kind"), config_schema.reference())
 def test_the_chart_tells_right_from_wrong_for_every_key(key, kind):
     """A kind of value that is new in the reference is passed on unlooked at; this says which to add to `choices`."""
     assert config_schema.value(kind) != config_schema.ANYTHING, f"{key}: config_schema.choices does not know {kind!r}"
+
+
+@pytest.mark.parametrize("binary", ["helm3", "helm4"])
+def test_a_limit_can_be_off_as_yaml_reads_it(tidegate, tmp_path, binary):
+    values = tmp_path / "values.yaml"
+    values.write_text("config:\n  limits:\n    accepts: off\n    bytes: 'off'\n    commands: 0\n")
+    checked = check(tidegate, config_text(render(files=[values], binary=binary)), tmp_path)
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_no_secret_can_be_given_by_config():

@@ -134,24 +134,24 @@ def test_the_loader_of_these_tests_refuses_a_key_that_stands_twice():
 # What Kubernetes would refuse
 
 LONG = "r" * 53
-SERVICE = "is none that Kubernetes takes for a Service"
+SERVICE = "as the name of a Service"
 
 
 @pytest.mark.parametrize("binary", HELM)
 @pytest.mark.parametrize(
     ("release", "namespace", "values", "said"),
     [
-        ("123", "n", {}, f'"123-tidegate" .made of the release "123" and the chart "tidegate". {SERVICE}'),
+        ("123", "n", {}, f'refuses "123-tidegate" {SERVICE} .made of the release "123" and the chart "tidegate".'),
         ("1.5", "n", {}, SERVICE),
-        ("a.b", "n", {}, f'"a.b-tidegate".*{SERVICE}.*set fullnameOverride, or install under another release name'),
-        ("r", "n", {"fullnameOverride": "9lives"}, f'"9lives" .fullnameOverride. {SERVICE}'),
+        ("a.b", "n", {}, f'"a.b-tidegate" {SERVICE}.*set fullnameOverride, or install under another release name'),
+        ("r", "n", {"fullnameOverride": "9lives"}, f'"9lives" {SERVICE} .fullnameOverride.'),
         ("r", "n", {"fullnameOverride": "Rooms"}, SERVICE),
         ("r", "n", {"fullnameOverride": "rooms-"}, SERVICE),
-        ("r", "n", {"fullnameOverride": LONG}, f'"{LONG}" .fullnameOverride. has 53 characters: at most 52'),
-        ("r", "n", {"nameOverride": "x" * 64, "fullnameOverride": "a"}, "becomes the label app.kubernetes.io/name"),
-        ("r", "n", {"nameOverride": "not good", "fullnameOverride": "a"}, "becomes the label app.kubernetes.io/name"),
-        ("r", "A_b", {}, 'namespace "A_b" is none that Kubernetes takes'),
-        ("r", "a.b", {}, 'namespace "a.b" is none that Kubernetes takes'),
+        ("r", "n", {"fullnameOverride": LONG}, f'"{LONG}" .fullnameOverride. has 53, and may have 52'),
+        ("r", "n", {"nameOverride": "x" * 64, "fullnameOverride": "a"}, "as the label app.kubernetes.io/name"),
+        ("r", "n", {"nameOverride": "not good", "fullnameOverride": "a"}, "as the label app.kubernetes.io/name"),
+        ("r", "A_b", {}, 'refuses "A_b" as the name of a namespace'),
+        ("r", "a.b", {}, 'refuses "a.b" as the name of a namespace'),
     ],
 )
 def test_names_of_objects_that_kubernetes_would_refuse_are_refused(binary, release, namespace, values, said):

@@ -19,18 +19,18 @@ rendering with what is wrong and what to set instead. */}}
 {{- $from := .Values.fullnameOverride | empty | ternary (printf "made of the release %q and the chart %q" .Release.Name (include "tidegate.name" .)) "fullnameOverride" }}
 {{- $instead := .Values.fullnameOverride | empty | ternary "; set fullnameOverride, or install under another release name" "" }}
 {{- if gt (len $full) 52 }}
-{{- fail (printf "the name %q (%s) has %d characters: at most 52, since the longest suffix (-test-ready) makes 63 of them, the most that Kubernetes takes for a Service" $full $from (len $full)) }}
+{{- fail (printf "Kubernetes refuses names of more than 63 characters, and the chart appends up to 11 (-test-ready): %q (%s) has %d, and may have 52" $full $from (len $full)) }}
 {{- end }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) }}
-{{- fail (printf "the name %q (%s) is none that Kubernetes takes for a Service: it must begin with a letter a-z, end with a letter or digit, and have only a-z, 0-9 and - between%s" $full $from $instead) }}
+{{- fail (printf "Kubernetes refuses %q as the name of a Service (%s): it must begin with a letter, end with a letter or digit, and consist of a-z, 0-9 and -%s" $full $from $instead) }}
 {{- end }}
 {{- $name := include "tidegate.name" . }}
 {{- if or (gt (len $name) 63) (not (regexMatch "^[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$" $name)) }}
-{{- fail (printf "the name %q (nameOverride, or the chart's name or alias) becomes the label app.kubernetes.io/name: at most 63 letters, digits, -, _ and ., with a letter or digit at both ends" $name) }}
+{{- fail (printf "Kubernetes refuses %q (nameOverride, or the chart's name or alias) as the label app.kubernetes.io/name: it must have at most 63 letters, digits, -, _ and ., and begin and end with a letter or digit" $name) }}
 {{- end }}
 {{- $space := .Release.Namespace }}
 {{- if or (gt (len $space) 63) (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $space)) }}
-{{- fail (printf "the namespace %q is none that Kubernetes takes: at most 63 characters a-z, 0-9 and -, with a letter or digit at both ends" $space) }}
+{{- fail (printf "Kubernetes refuses %q as the name of a namespace: it must have at most 63 characters a-z, 0-9 and -, and begin and end with a letter or digit" $space) }}
 {{- end }}
 {{- end }}
 
