@@ -146,7 +146,8 @@ impl<K: Kind> Kind for Auto<K> {
     }
 }
 
-/// `off` or 0, which becomes `None`, or a limit.
+/// `off`, 0 or false, which becomes `None`, or a limit. YAML reads a bare `off` as false, so false is what a
+/// configuration file made from YAML says.
 pub(super) struct OrOff<K>(pub K);
 
 impl<K: Kind> Kind for OrOff<K> {
@@ -157,7 +158,7 @@ impl<K: Kind> Kind for OrOff<K> {
     }
 
     fn read(&self, raw: &Raw) -> Result<Self::Value, String> {
-        if matches!(raw.scalar(), Some("off" | "0")) {
+        if matches!(raw.scalar(), Some("off" | "0" | "false")) {
             return Ok(None);
         }
         self.0.read(raw).map(Some).map_err(|why| format!("{why}, or off"))

@@ -64,14 +64,15 @@ fn the_defaults_are_what_the_reference_promises() {
 
 #[test]
 fn rates_are_read_from_every_layer_and_refused_in_words() {
-    let mut sources =
-        file("[limits]\ncommands = '100/s burst 200'\nbytes = '1MiB/s burst 4MiB'\nuser_commands = 0");
+    let mut sources = file(
+        "[limits]\ncommands = '100/s burst 200'\nbytes = '1MiB/s burst 4MiB'\nuser_commands = 0\naccepts = false",
+    );
     sources.env = env(&[("TIDEGATE_LIMITS__ATTEMPTS_PER_ADDRESS", "off")]).env;
     sources.flags = flags(&[("limits.user_bytes", "600KiB/m")]).flags;
     let limits = load(&sources).limits;
     assert_eq!(limits.commands, Some("100/s burst 200".parse().unwrap()));
     assert_eq!(limits.bytes, Some("1MiB/s burst 4MiB".parse().unwrap()));
-    assert_eq!((limits.user_commands, limits.attempts_per_address), (None, None));
+    assert_eq!((limits.user_commands, limits.attempts_per_address, limits.accepts), (None, None, None));
     assert_eq!(limits.user_bytes, Some("600KiB/m".parse().unwrap()));
 
     let wrong = flags(&[
