@@ -18,6 +18,7 @@ pub struct BrokerMetrics {
     pub(crate) subscriber_connections: IntGauge,
     pub(crate) publisher_connections: IntGauge,
     pub(crate) interruptions: IntCounter,
+    pub(crate) topic_interruptions: IntCounter,
     pub(crate) resubscriptions: IntCounter,
     pub(crate) canary_missed: IntCounter,
     pub(crate) received: IntCounter,
@@ -67,10 +68,15 @@ impl BrokerMetrics {
                 "interruptions_total",
                 "Subscriber connections that were lost.",
             )?,
+            topic_interruptions: counter(
+                registry,
+                "topic_interruptions_total",
+                "Subscriptions of topics that the broker ended by itself, on connections that stood.",
+            )?,
             resubscriptions: counter(
                 registry,
                 "resubscriptions_total",
-                "Topics that were subscribed again after a connection was lost.",
+                "Topics that were subscribed again after they were lost.",
             )?,
             canary_missed: counter(
                 registry,

@@ -31,6 +31,7 @@ mod connection;
 mod envelope;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod head;
 mod keys;
 mod publisher;
 mod resp;
@@ -51,13 +52,16 @@ use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::url::{Endpoint, RedisUrl, Secret};
 use self::{
     connection::Connector,
     keys::Topics,
     publisher::{Publisher, Queue},
     status::Board,
     subscriber::{Subscriber, Wanted},
+};
+pub use self::{
+    keys::{InvalidPrefix, Prefix},
+    url::{Endpoint, RedisUrl, Secret},
 };
 use crate::{
     Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing, metrics::BrokerMetrics,
@@ -68,8 +72,8 @@ use crate::{
 pub struct RedisConfig {
     /// Where Redis is.
     pub url: RedisUrl,
-    /// What every name in Redis begins with; at most 256 bytes.
-    pub prefix: String,
+    /// What every name in Redis begins with.
+    pub prefix: Prefix,
     /// How many pub/sub connections; at least one.
     pub subscribers: usize,
     /// How many connections for publications; at least one.
@@ -95,7 +99,7 @@ impl RedisConfig {
     pub fn new(url: RedisUrl) -> Self {
         Self {
             url,
-            prefix: String::new(),
+            prefix: Prefix::default(),
             subscribers: 2,
             publishers: 2,
             publish_queue_bytes: 8 * 1024 * 1024,
@@ -143,9 +147,6 @@ pub enum RedisStartError {
     /// The pool cannot be set up.
     #[error("the connection pool: {0}")]
     Pool(String),
-    /// The prefix is too long.
-    #[error("the prefix has at most {max} bytes", max = Topics::MAX_PREFIX)]
-    Prefix,
 }
 
 /// One node's broker on Redis. Dropping it ends its tasks at once; [`close`](Broker::close) lets them finish.
@@ -178,9 +179,6 @@ impl RedisBroker {
         sink: Arc<dyn Sink>,
         metrics: Arc<BrokerMetrics>,
     ) -> Result<Self, RedisStartError> {
-        if config.prefix.len() > Topics::MAX_PREFIX {
-            return Err(RedisStartError::Prefix);
-        }
         let ca_pem = config.ca_file.as_ref().map(connection::read_ca).transpose()?;
         let pool = pool(&config, ca_pem.clone())?;
         let connector =

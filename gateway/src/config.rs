@@ -38,7 +38,7 @@ use std::{net::SocketAddr, num::NonZero, path::PathBuf, thread, time::Duration};
 
 use broker_bridge::{
     BrokerUrl,
-    redis::{Endpoint, RedisUrl},
+    redis::{Endpoint, Prefix, RedisUrl},
 };
 
 pub use self::{
@@ -145,8 +145,8 @@ pub struct Ops {
 pub struct Broker {
     /// Which broker, and where.
     pub url: BrokerUrl,
-    /// Comes before `room:` in every topic. 0 to 64 bytes without white space, braces and control characters.
-    pub prefix: String,
+    /// Comes before `room:` in every topic.
+    pub prefix: Prefix,
     /// Connections that receive publications.
     pub subscribers: usize,
     /// Connections that send publications.

@@ -19,7 +19,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixStream},
-    sync::watch,
+    sync::{Notify, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -133,6 +133,15 @@ impl FaultProxy {
         self.shared.state.lock().target = target;
     }
 
+    /// Says this to the clients of these connections, as if their server had said it. It comes between two pieces
+    /// of what the server says; where that says little at a time, a piece is a whole message.
+    pub fn say(&self, which: &Which, bytes: &[u8]) {
+        for link in self.shared.links(which) {
+            link.said.lock().extend_from_slice(bytes);
+            link.say.notify_one();
+        }
+    }
+
     /// How many connections are open.
     pub fn open(&self, which: &Which) -> usize {
         self.shared.links(which).len()
@@ -177,6 +186,9 @@ struct Link {
     greeting: Mutex<Vec<u8>>,
     to_server: watch::Sender<Flow>,
     to_client: watch::Sender<Flow>,
+    /// What is to be said to the client in the server's place.
+    said: Mutex<Vec<u8>>,
+    say: Notify,
     cut: CancellationToken,
 }
 
@@ -222,6 +234,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, end: CancellationTok
             greeting: Mutex::default(),
             to_server: watch::Sender::new(Flow::Forward),
             to_client: watch::Sender::new(Flow::Forward),
+            said: Mutex::default(),
+            say: Notify::new(),
             cut: end.child_token(),
         });
         shared.tracker.spawn(serve(client, target, link, Arc::clone(&shared)));
@@ -264,8 +278,8 @@ async fn pass(client: &mut TcpStream, target: Target, link: &Link, shared: &Shar
         }
     };
     tokio::select! {
-        result = pump(from_client, to_server, link.to_server.subscribe(), greet) => result,
-        result = pump(from_server, to_client, link.to_client.subscribe(), |_| {}) => result,
+        result = pump(from_client, to_server, link.to_server.subscribe(), greet, None) => result,
+        result = pump(from_server, to_client, link.to_client.subscribe(), |_| {}, Some(link)) => result,
     }
 }
 
@@ -274,7 +288,15 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     mut flow: watch::Receiver<Flow>,
     see: impl Fn(&[u8]),
+    prompter: Option<&Link>,
 ) -> io::Result<()> {
+    let said = async || match prompter {
+        Some(link) => {
+            link.say.notified().await;
+            std::mem::take(&mut *link.said.lock())
+        }
+        None => std::future::pending().await,
+    };
     let mut buffer = vec![0; 16 * 1024];
     loop {
         if flow.wait_for(|flow| *flow != Flow::Stall).await.is_err() {
@@ -284,6 +306,10 @@ async fn pump(
             length = from.read(&mut buffer) => length?,
             // Whatever it is now: a stall must not have a read under way.
             _ = flow.changed() => continue,
+            said = said() => {
+                to.write_all(&said).await?;
+                continue;
+            }
         };
         let bytes = buffer.get(..length).unwrap_or_default();
         if bytes.is_empty() {

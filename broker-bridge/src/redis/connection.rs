@@ -149,6 +149,7 @@ impl Connector {
             match reader.next().map_err(|_| ConnectError::NoResp3)? {
                 Some(Frame::Reply(value)) => return Ok(value),
                 Some(Frame::Error(text)) => return Err(self.refused(text)),
+                Some(Frame::Push(_)) => continue,
                 Some(_) => return Err(ConnectError::NoResp3),
                 None => {}
             }

@@ -2,7 +2,7 @@
 //!
 //! Owns the bytes. A topic carries two kinds of messages: *raw* ones, the payload as it is, which any
 //! program sends with a bare `PUBLISH`, and *envelopes*, which nodes send when there is more to say than the
-//! payload.
+//! payload. Either may come behind a [`head`](super::head), which is skipped.
 //!
 //! # Layout of an envelope
 //!
@@ -42,12 +42,16 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 
+use super::head;
 use crate::{Data, DataKind, EventName, Publication, Publisher, SessionId};
 
+/// The most that a head and an envelope of this version add to their data, in bytes.
+pub(super) const MAX_WRAPPING: usize = head::MAX_BYTES + MAX_OVERHEAD;
+
 /// The most that an envelope of this version adds to its data, in bytes.
-pub(super) const MAX_OVERHEAD: usize =
+const MAX_OVERHEAD: usize =
     FIXED_BYTES + (2 + 1) + (2 + EventName::MAX_BYTES) + (2 + MAX_USER_BYTES) + 2 * (2 + 16);
 
 /// A publication as it goes to Redis: `header`, then `data`. The header of a raw message is empty.
@@ -68,7 +72,8 @@ pub(super) fn encode(publication: &Publication) -> Encoded<'_> {
 }
 
 /// Reads one Redis message. Total: every sequence of bytes is a publication.
-pub(super) fn decode(message: Bytes) -> Publication {
+pub(super) fn decode(mut message: Bytes) -> Publication {
+    message.advance(head::length(&message));
     open(&message).unwrap_or_else(|| Publication::new(Data::detect(message)))
 }
 
@@ -211,6 +216,15 @@ mod tests {
         ]
     }
 
+    fn heads() -> impl Strategy<Value = Vec<u8>> {
+        ("[0-9]{1,20}-[0-9]{1,20}", option::of("[um] [0-9]{1,20}-[0-9]{1,20}"), "( [ -~]{0,99})?").prop_map(
+            |(id, link, other)| {
+                let link = link.map_or_else(String::new, |link| format!(" {link}"));
+                [b"\xF5Th", format!("{id}{link}{other}\n").as_bytes()].concat()
+            },
+        )
+    }
+
     fn publication() -> impl Strategy<Value = Publication> {
         let user = option::of("\\PC{0,60}").prop_map(|user| user.map(Arc::from));
         let publisher =
@@ -236,9 +250,29 @@ mod tests {
 
         #[test]
         fn bytes_without_the_magic_stay_raw(bytes in vec(any::<u8>(), 0..100)) {
-            prop_assume!(!bytes.starts_with(&MAGIC));
+            prop_assume!(!bytes.starts_with(&MAGIC) && head::length(&bytes) == 0);
             let bytes = Bytes::from(bytes);
             prop_assert_eq!(decode(bytes.clone()), Publication::new(Data::detect(bytes)));
+        }
+
+        #[test]
+        fn behind_a_head_everything_reads_as_it_would_alone(
+            publication in publication(), junk in vec(any::<u8>(), 0..60), head in heads()
+        ) {
+            for inner in [written(&publication), header(&publication).into(), junk.into()] {
+                let headed = Bytes::from([head.as_slice(), &inner[..]].concat());
+                prop_assert_eq!(decode(headed), decode(inner));
+            }
+        }
+
+        #[test]
+        fn a_node_writes_nothing_that_reads_as_a_head(publication in publication(), head in heads()) {
+            prop_assert_eq!(head::length(&written(&publication)), 0);
+            for kind in [DataKind::Json, DataKind::Text, DataKind::Binary] {
+                let Some(data) = Data::declare(kind, head.clone().into()) else { continue };
+                let publication = Publication::new(data);
+                prop_assert_eq!(decode(written(&publication)), publication);
+            }
         }
 
         #[test]

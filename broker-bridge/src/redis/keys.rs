@@ -5,16 +5,65 @@
 //! | `<prefix>room:<room>` | the topic of a room |
 //! | `<prefix>tidegate:canary:<node>:<connection>` | a pub/sub connection's messages to itself |
 //!
-//! The prefix is the configuration's, empty by default.
+//! The prefix is the configuration's, empty by default. It holds no braces, and neither does a room's name: Redis
+//! Cluster looks for the slot of a key between them, and a node's keys for a room will name its topic there.
 
 use std::{
+    fmt,
     io::{self, Write},
+    str::FromStr,
     sync::Arc,
 };
 
 use redis::{RedisWrite, ToRedisArgs};
 
 use crate::RoomName;
+
+/// What every name in Redis begins with: at most 64 bytes of UTF-8 without white space, control characters, `{`
+/// and `}`. Empty by default. Cloning shares the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefix(Arc<str>);
+
+/// Why a text is not a [`Prefix`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected {}", Prefix::EXPECTED)]
+pub struct InvalidPrefix;
+
+impl Prefix {
+    /// The longest prefix, in bytes.
+    pub const MAX_BYTES: usize = 64;
+    /// What a prefix is, in words.
+    pub const EXPECTED: &str = "text of at most 64 bytes without white space, control characters, { and }";
+
+    /// The prefix as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self(Arc::from(""))
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = InvalidPrefix;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '{' | '}');
+        if text.len() > Self::MAX_BYTES || text.contains(forbidden) {
+            return Err(InvalidPrefix);
+        }
+        Ok(Self(Arc::from(text)))
+    }
+}
 
 /// Makes topics. Cloning shares the prefix.
 #[derive(Clone, Debug)]
@@ -23,11 +72,8 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    /// The longest prefix, in bytes: a topic then stays well below what the reader accepts.
-    pub(super) const MAX_PREFIX: usize = 256;
-
-    pub(super) fn new(prefix: &str) -> Self {
-        Self { prefix: Arc::from(prefix) }
+    pub(super) fn new(prefix: &Prefix) -> Self {
+        Self { prefix: Arc::clone(&prefix.0) }
     }
 
     /// The topic of `room`.
@@ -79,11 +125,21 @@ mod tests {
     fn topics_are_the_documented_ones() {
         let room = RoomName::new("chat:été").unwrap();
         for (prefix, topic) in [("", "room:chat:été"), ("prod/", "prod/room:chat:été")] {
-            let topics = Topics::new(prefix);
+            let topics = Topics::new(&prefix.parse().unwrap());
             assert_eq!(&*topics.room(&room), topic.as_bytes());
             assert_eq!(topics.argument(&room).to_redis_args(), [topic.as_bytes()]);
         }
-        let canary = Topics::new("p:").canary(10, 3);
+        let canary = Topics::new(&"p:".parse().unwrap()).canary(10, 3);
         assert_eq!(&*canary, b"p:tidegate:canary:0000000000000000000000000000000a:3");
+    }
+
+    #[test]
+    fn a_prefix_holds_no_braces_and_is_short() {
+        for text in ["{", "}", "a{b}", "{room:x}", "a b", "a\n", "a\u{a0}", &"a".repeat(65)] {
+            assert_eq!(text.parse::<Prefix>(), Err(InvalidPrefix), "{text:?}");
+        }
+        for text in ["", "prod:", "été/", &"a".repeat(64)] {
+            assert_eq!(text.parse::<Prefix>().as_ref().map(Prefix::as_str), Ok(text));
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Reads RESP3 (<https://redis.io/docs/latest/develop/reference/protocol-spec/>) from a pub/sub connection.
 //!
 //! Owns the read buffer and the frames: pushes of `message`, `subscribe` and `unsubscribe`, and the few
-//! plain replies such a connection gets. Sends nothing and knows no state of a subscription. A client library
+//! plain replies such a connection gets. A push of any other kind is told apart from a reply, since it answers no
+//! command. Sends nothing and knows no state of a subscription. A client library
 //! would do for correctness; this reader exists because a library's parser and queue cost about
 //! six times the CPU per message, and because the queue between its socket and its stream is unbounded.
 //!
@@ -63,6 +64,8 @@ pub(super) enum Frame<'a> {
     Error(String),
     /// Any other reply.
     Reply(Value),
+    /// Something the server says unasked and this reader does not know. It answers no command.
+    Push(Value),
 }
 
 /// A reply that is neither a publication nor an error.
@@ -158,6 +161,7 @@ impl Reader {
             What::Unsubscribed(topic) => Frame::Unsubscribed(part(&self.buffer, topic)),
             What::Error(text) => Frame::Error(String::from_utf8_lossy(part(&self.buffer, text)).into_owned()),
             What::Reply(value) => Frame::Reply(value),
+            What::Push(value) => Frame::Push(value),
         }))
     }
 
@@ -209,6 +213,7 @@ enum What {
     Unsubscribed(Range<usize>),
     Error(Range<usize>),
     Reply(Value),
+    Push(Value),
 }
 
 enum Stop {
@@ -259,7 +264,7 @@ impl Cursor<'_> {
                 self.value(0)?;
                 Ok(What::Unsubscribed(topic))
             }
-            _ => (0..rest).map(|_| self.value(0)).collect::<Result<_, _>>().map(Value::List).map(What::Reply),
+            _ => (0..rest).map(|_| self.value(0)).collect::<Result<_, _>>().map(Value::List).map(What::Push),
         }
     }
 
@@ -395,6 +400,7 @@ mod tests {
         Unsubscribed(Vec<u8>),
         Error(String),
         Reply(Value),
+        Push(Value),
         Malformed,
     }
 
@@ -420,6 +426,7 @@ mod tests {
                     Ok(Some(Frame::Unsubscribed(topic))) => Seen::Unsubscribed(topic.into()),
                     Ok(Some(Frame::Error(text))) => Seen::Error(text),
                     Ok(Some(Frame::Reply(value))) => Seen::Reply(value),
+                    Ok(Some(Frame::Push(value))) => Seen::Push(value),
                 });
             }
         }
@@ -448,6 +455,13 @@ mod tests {
             }
             Seen::Error(text) => format!("-{text}\r\n").into_bytes(),
             Seen::Reply(value) => value_wire(value),
+            Seen::Push(Value::List(values)) => {
+                let mut bytes = format!(">{}\r\n", values.len() + 1).into_bytes();
+                bytes.extend(bulk(b"sunsubscribe"));
+                bytes.extend(values.iter().flat_map(value_wire));
+                bytes
+            }
+            Seen::Push(_) => unreachable!("a push is a list"),
             Seen::Malformed => b"?\r\n".to_vec(),
         }
     }
@@ -480,6 +494,7 @@ mod tests {
             1 => topic().prop_map(Seen::Unsubscribed),
             1 => "[A-Z]{1,9} [ -~]{0,20}".prop_map(Seen::Error),
             1 => value().prop_map(Seen::Reply),
+            1 => vec(value(), 0..4).prop_map(|values| Seen::Push(Value::List(values))),
         ]
     }
 

@@ -145,8 +145,8 @@ impl Task {
     /// Serves one connection until it is lost, or until the node closes the broker.
     async fn serve(&mut self, connection: Connection) -> Result<(), Lost> {
         let (mut incoming, mut outgoing) = tokio::io::split(connection);
-        // An envelope may be a little longer than what it carries; a newer node's a little longer still.
-        let mut reader = Reader::new(self.on.max_publication.saturating_add(2 * envelope::MAX_OVERHEAD));
+        // What wraps a publication does not count; a newer node may wrap a little more.
+        let mut reader = Reader::new(self.on.max_publication.saturating_add(2 * envelope::MAX_WRAPPING));
         let mut out = BytesMut::new();
         let mut unsent = false;
         let mut canary = Canary::new(
@@ -240,7 +240,16 @@ impl Task {
                 }
                 self.report();
             }
-            Frame::Unsubscribed(topic) => self.table.unsubscribed(topic)?,
+            Frame::Unsubscribed(topic) => match self.table.unsubscribed(topic) {
+                Some(Purpose::Room(room)) => {
+                    tracing::debug!(%room, "the server ended a subscription");
+                    self.on.metrics.topic_interruptions.inc();
+                    self.on.wanted.room_interrupted(&room);
+                }
+                Some(Purpose::Canary) => canary.unsubscribed(),
+                None => {}
+            },
+            Frame::Push(_) => {}
             Frame::Error(text) => self.refused(text, canary)?,
             Frame::Reply(_) => {
                 self.table.replied()?;

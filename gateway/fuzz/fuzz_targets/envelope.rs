@@ -1,5 +1,6 @@
 //! Whatever is published in Redis is delivered: no message panics, none loses a byte of its data, what does not
-//! begin like an envelope is raw, and what was read is written back to the same publication.
+//! begin like a head or an envelope is raw, what comes behind a head is read as if it had come alone, and what was
+//! read is written back to the same publication.
 //!
 //! An input is one Redis message.
 #![no_main]
@@ -15,10 +16,46 @@ fuzz_target!(|input: &[u8]| {
     let message = Bytes::copy_from_slice(input);
     let publication = fuzz::decode(message.clone());
     assert!(message.ends_with(publication.data.bytes()), "the data is the end of the message");
-    if !input.starts_with(b"\xF5Tg\x01") {
-        assert_eq!(publication, Publication::new(Data::detect(message)), "raw stays raw");
+    let inner = strip(input);
+    if let Some(inner) = inner {
+        assert_eq!(publication, fuzz::decode(Bytes::copy_from_slice(inner)), "the inner bytes alone");
+    } else if !input.starts_with(b"\xF5Tg\x01") {
+        assert_eq!(publication, Publication::new(Data::detect(message.clone())), "raw stays raw");
+    }
+    // Behind a head of this target's own, the whole input is read as if it had come alone.
+    for head in [&b"\xF5Th1-1\n"[..], b"\xF5Th5-12 u 4-9\n", b"\xF5Th05-1 m 4-9 new=1\n"] {
+        assert_eq!(fuzz::decode([head, input].concat().into()), publication);
     }
     let written = fuzz::encode(&publication);
     assert!(written.len() <= publication.data.bytes().len() + MAX_OVERHEAD);
     assert_eq!(fuzz::decode(written.into()), publication);
 });
+
+/// What follows the head of a recorded message, by the letter of the grammar: a line of printable ASCII that begins
+/// with an id, holds a link or does not, and has at most 256 bytes besides.
+fn strip(message: &[u8]) -> Option<&[u8]> {
+    let line_and_rest = message.strip_prefix(b"\xF5Th")?;
+    let end = line_and_rest.iter().position(|byte| *byte == b'\n')?;
+    let line = std::str::from_utf8(&line_and_rest[..end]).ok()?;
+    if !line.chars().all(|c| (' '..='~').contains(&c)) {
+        return None;
+    }
+    let mut rest = after_id(line)?;
+    for mark in [" u ", " m "] {
+        if let Some(linked) = rest.strip_prefix(mark).and_then(after_id) {
+            rest = linked;
+            break;
+        }
+    }
+    (rest.len() <= 256).then(|| &line_and_rest[end + 1..])
+}
+
+fn after_id(text: &str) -> Option<&str> {
+    let digits = |text: &str| {
+        let count = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        (1..=20).contains(&count).then_some(count)
+    };
+    let text = &text[digits(text)?..];
+    let text = text.strip_prefix('-')?;
+    Some(&text[digits(text)?..])
+}

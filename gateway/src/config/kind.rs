@@ -202,25 +202,6 @@ impl<T: FromStr<Err: fmt::Display> + fmt::Debug> Kind for Parsed<T> {
     }
 }
 
-/// What comes before `room:` in a topic.
-pub(super) struct Prefix;
-
-impl Kind for Prefix {
-    type Value = String;
-
-    fn describe(&self) -> String {
-        "text of at most 64 bytes without white space, control characters, { and }".to_owned()
-    }
-
-    fn read(&self, raw: &Raw) -> Result<String, String> {
-        let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '{' | '}');
-        match raw.text() {
-            Some(text) if text.len() <= 64 && !text.contains(forbidden) => Ok(text.to_owned()),
-            _ => self.refuse(),
-        }
-    }
-}
-
 /// A file.
 pub(super) struct File {
     /// Whether what it holds is a secret. Then the path is not shown either, since the likeliest mistake is

@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use broker_bridge::BrokerUrl;
+use broker_bridge::{BrokerUrl, redis::Prefix};
 
 use super::{
     ByteRate, ByteSize, LogFilter, Rate,
     kind::{
         Address, Auto, Count, File, Format, Header, KeyTable, Kind, NetworkList, OperationList, OrOff,
-        OriginList, Parsed, Prefix, SharedKey, Size, Switch, Time, WordList, Words,
+        OriginList, Parsed, SharedKey, Size, Switch, Time, WordList, Words,
     },
 };
 use crate::{
@@ -250,9 +250,9 @@ table! {
         doc: "A file that holds what would be `broker.url`.",
         more: "For mounted secrets. A line break at its end is not part of the value.",
     };
-    BROKER_PREFIX: Prefix = Key {
+    BROKER_PREFIX: Parsed<Prefix> = Key {
         name: "broker.prefix",
-        kind: Prefix,
+        kind: Parsed::new(Prefix::EXPECTED),
         default: Is(r#""""#),
         reload: Restart,
         doc: "Comes before `room:` in the name of every topic.",

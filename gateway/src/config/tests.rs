@@ -296,6 +296,11 @@ fn keys_must_agree_with_each_other() {
             "ops.listen = \"0.0.0.0:8080\" (command line): expected another port than public.listen, 127.0.0.1:8080",
         ),
         (
+            ("broker.prefix", "{prod}"),
+            "broker.prefix = \"{prod}\" (command line): expected text of at most 64 bytes without white space, \
+             control characters, { and }",
+        ),
+        (
             ("broker.canary_interval", "6s"),
             "broker.canary_timeout = \"6s\" (default): expected more than broker.canary_interval, 6s",
         ),

@@ -55,7 +55,7 @@ mod with_a_prefix_and_many_connections {
 
     async fn server() -> Server {
         let mut server = Server::start(RedisServer::unix_url).await;
-        "prod:".clone_into(&mut server.config.prefix);
+        server.config.prefix = "prod:".parse().expect("a valid prefix");
         server.config.subscribers = 5;
         server.config.publishers = 3;
         server

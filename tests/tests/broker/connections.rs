@@ -116,6 +116,43 @@ async fn client_kill_is_an_interruption_like_any_other() -> Result<()> {
     expect_one_gap_then_order(&node, &node, &rooms).await
 }
 
+/// What a server says when it ends a subscription by itself, as a Cluster does when a slot moves.
+fn unsubscribed(topic: &str) -> Vec<u8> {
+    format!(">3\r\n$11\r\nunsubscribe\r\n${}\r\n{topic}\r\n:0\r\n", topic.len()).into_bytes()
+}
+
+#[tokio::test]
+async fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alone() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
+    let config = RedisConfig { subscribers: 1, ..config(&proxy.redis_url())? };
+    let (node, speaker) = (Node::up_with(config).await?, Node::up(&redis.url()).await?);
+    let rooms = rooms(20);
+    node.subscribe_all(&rooms).await?;
+    let accepted = proxy.accepted();
+
+    proxy.say(&SUBSCRIBERS, &unsubscribed("room:room:7"));
+    node.heard.wait(&rooms[7], "its gap", has("[interrupted]")).await;
+    // Of a topic that nobody wants, and something that this version does not know.
+    proxy.say(&SUBSCRIBERS, &unsubscribed("room:unknown"));
+    proxy.say(&SUBSCRIBERS, b">3\r\n$12\r\nsunsubscribe\r\n$1\r\nx\r\n:0\r\n");
+    // Asked again, the server says that the room stands: nobody waits in vain.
+    node.subscribe(&rooms[7]).await?;
+    for room in &rooms {
+        speaker.publish(room, "after").await;
+    }
+    for (number, room) in rooms.iter().enumerate() {
+        let heard = brief(&node.heard.wait(room, "what is newer", has("after")).await);
+        let expected: &[_] = if number == 7 { &["[interrupted]", "after"] } else { &["after"] };
+        ensure!(heard == expected, "{room}: {heard:?}");
+    }
+    ensure!(proxy.accepted() == accepted, "no connection was made anew");
+    ensure!(node.sample("tidegate_broker_topic_interruptions_total")? == 1);
+    ensure!(node.sample("tidegate_broker_interruptions_total")? == 0);
+    ensure!(node.broker.status().borrow().is_up());
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_blackholed_connection_is_noticed_by_its_silence() -> Result<()> {
     let redis = RedisServer::start().await?;

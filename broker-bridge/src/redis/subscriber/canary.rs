@@ -187,6 +187,15 @@ impl Canary {
         }
     }
 
+    /// The server has ended the topic's subscription: what is published now cannot come back.
+    pub(super) fn unsubscribed(&mut self) {
+        self.subscribed = false;
+        if let Some(flight) = &mut self.flight {
+            flight.echo = Echo::Over;
+        }
+        self.land();
+    }
+
     /// The `PING` has been answered.
     pub(super) fn ponged(&mut self) {
         if let Some(flight) = &mut self.flight {

@@ -6,7 +6,8 @@
 //!
 //! Redis answers commands in order, and a `SUBSCRIBE` of many topics with one acknowledgement per topic in
 //! the order of its arguments, or with one error for all. So the queue of commands in flight says what
-//! each answer is about, and an answer that does not fit means that the connection is of no use.
+//! each answer is about, and an answer that does not fit means that the connection is of no use. The one thing a
+//! server says unasked is that it has ended a subscription. That concerns its topic alone.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -242,18 +243,34 @@ impl Table {
         Ok(Acknowledged { purpose: &entry.purpose, after_loss, wanted: entry.wanted })
     }
 
-    /// The server has acknowledged an `UNSUBSCRIBE`.
-    pub(super) fn unsubscribed(&mut self, topic: &[u8]) -> Result<(), OutOfStep> {
-        let Some(Command::Unsubscribe(awaited)) = self.in_flight.front_mut() else { return Err(OutOfStep) };
-        if awaited.take(topic)? {
-            self.in_flight.pop_front();
+    /// A subscription has ended. Either the server has acknowledged an `UNSUBSCRIBE`, or it has ended the
+    /// subscription by itself; then what is still wanted is owed, subscribed again and returned.
+    pub(super) fn unsubscribed(&mut self, topic: &[u8]) -> Option<Purpose> {
+        if let Some(Command::Unsubscribe(awaited)) = self.in_flight.front_mut()
+            && let Ok(last) = awaited.take(topic)
+        {
+            if last {
+                self.in_flight.pop_front();
+            }
+            self.in_flight_topics -= 1;
+            self.ended(topic);
+            return None;
         }
-        self.in_flight_topics -= 1;
-        let Some((key, _)) = self.topics.get_key_value(topic) else { return Err(OutOfStep) };
+        let entry = self.topics.get_mut(topic).filter(|entry| entry.wire == Wire::Subscribed)?;
+        // In any other state the answer to a command is still to come, and says what is so.
+        let lost = entry.wanted.then(|| entry.purpose.clone());
+        if lost.is_some() && !std::mem::replace(&mut entry.owed, true) {
+            self.owed += 1;
+        }
+        self.ended(topic);
+        lost
+    }
+
+    fn ended(&mut self, topic: &[u8]) {
+        let Some((key, _)) = self.topics.get_key_value(topic) else { return };
         let key = Arc::clone(key);
         self.set_wire(&key, Wire::Absent);
         self.enqueue(&key);
-        Ok(())
     }
 
     /// The server has answered something else than an acknowledgement or an error: to a `PING`.

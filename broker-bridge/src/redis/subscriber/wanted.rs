@@ -140,6 +140,13 @@ impl Wanted {
         settle(waiters, &Err(error.clone()));
     }
 
+    /// The server has ended this room's subscription: it is not acknowledged any more.
+    pub(super) fn room_interrupted(&self, room: &RoomName) {
+        if let Some(want) = self.state.lock().rooms.get_mut(room) {
+            want.acknowledged = None;
+        }
+    }
+
     /// The connection is lost: nothing is acknowledged any more.
     pub(super) fn interrupted(&self) {
         self.state.lock().epoch += 1;

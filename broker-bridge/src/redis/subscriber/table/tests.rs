@@ -68,6 +68,8 @@ struct World {
     out: BytesMut,
     gaps: BTreeMap<RoomName, usize>,
     refusals: Vec<RoomName>,
+    /// Rooms whose subscription the server has ended by itself.
+    ended: Vec<RoomName>,
 }
 
 const CANARY: &[u8] = b"canary";
@@ -88,6 +90,15 @@ impl World {
             out: BytesMut::new(),
             gaps: BTreeMap::new(),
             refusals: Vec::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    /// The server ends a subscription by itself, if there is one.
+    fn kick(&mut self, index: usize) {
+        let topic = topic(index).to_vec();
+        if self.server.subscribed.remove(&topic) {
+            self.server.answers.push_back(Reply::Unsubscribed(topic));
         }
     }
 
@@ -102,7 +113,11 @@ impl World {
             let Some(reply) = self.server.answers.pop_front() else { return done > 0 };
             match reply {
                 Reply::Pong => self.table.replied().unwrap(),
-                Reply::Unsubscribed(topic) => self.table.unsubscribed(&topic).unwrap(),
+                Reply::Unsubscribed(topic) => {
+                    if let Some(Purpose::Room(room)) = self.table.unsubscribed(&topic) {
+                        self.ended.push(room);
+                    }
+                }
                 Reply::Subscribed(topic) => {
                     let acknowledged = self.table.subscribed(&topic).unwrap();
                     if let (Purpose::Room(room), true) = (acknowledged.purpose, acknowledged.after_loss) {
@@ -153,6 +168,7 @@ enum Step {
     Exchange,
     Answer(usize),
     Ping,
+    Kick(usize),
     Lose,
 }
 
@@ -163,6 +179,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Exchange),
         4 => (1usize..4).prop_map(Step::Answer),
         1 => Just(Step::Ping),
+        1 => (0usize..6).prop_map(Step::Kick),
         1 => Just(Step::Lose),
     ]
 }
@@ -176,7 +193,10 @@ proptest! {
             match step {
                 Step::Want(index) => {
                     let stands = world.table.want(&topic(index), room(index));
-                    prop_assert!(!stands || world.server.subscribed.contains(&*topic(index)), "stands, but does not");
+                    let on_its_way = |reply: &Reply| matches!(reply, Reply::Unsubscribed(ended) if **ended == *topic(index));
+                    let told = world.server.subscribed.contains(&*topic(index))
+                        || world.server.answers.iter().any(on_its_way);
+                    prop_assert!(!stands || told, "stands, but does not");
                     wanted.insert(index);
                 }
                 Step::Unwant(index) => {
@@ -186,6 +206,7 @@ proptest! {
                 Step::Exchange => world.exchange(),
                 Step::Answer(most) => drop(world.answer(most)),
                 Step::Ping => world.table.ping(&mut world.out),
+                Step::Kick(index) => world.kick(index),
                 Step::Lose => world.lose(),
             }
         }
@@ -285,5 +306,30 @@ fn answers_that_fit_no_command_end_the_connection() {
     assert_eq!(world.table.refused(), Err(OutOfStep));
     world.exchange();
     assert_eq!(world.table.subscribed(b"other"), Err(OutOfStep));
-    assert_eq!(world.table.unsubscribed(CANARY), Err(OutOfStep));
+}
+
+#[test]
+fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alone() {
+    let mut world = World::new();
+    for index in 0..3 {
+        world.table.want(&topic(index), room(index));
+    }
+    world.settle();
+    world.kick(1);
+    assert!(world.answer(1));
+    assert_eq!(world.ended, [room(1)]);
+    assert!(!world.table.is_complete(), "it is owed");
+    world.settle();
+    world.expect([0, 1, 2]);
+    assert_eq!(world.gaps, BTreeMap::from([(room(1), 1)]));
+
+    // In the middle of its own UNSUBSCRIBE it is no news, and neither is a topic that nobody knows.
+    world.table.unwant(&topic(2));
+    world.kick(2);
+    world.exchange();
+    assert_eq!(world.table.unsubscribed(b"room:unknown"), None);
+    world.settle();
+    world.expect([0, 1]);
+    assert_eq!(world.ended, [room(1)]);
+    assert_eq!(world.gaps.len(), 1);
 }
