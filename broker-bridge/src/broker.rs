@@ -36,8 +36,10 @@ pub trait Broker: Send + Sync + 'static {
     ///
     /// The request is registered when this returns; dropping the future does not take it back.
     ///
-    /// After [`BrokerError::Refused`] the room is not wanted any more, unless it was acknowledged earlier: then
-    /// the broker goes on trying, its status says so, and the sink hears of the gap when it succeeds. A room that
+    /// After [`BrokerError::Refused`] or [`BrokerError::Forbidden`] the room is not wanted any more, unless it was
+    /// acknowledged earlier: then the broker goes on trying, its status says so, whoever asks meanwhile is told the
+    /// same, and the sink hears of the gap when it succeeds. A broker that only cannot at the moment is waited for,
+    /// like one that is away. A room that
     /// is given up while somebody waits for its acknowledgement is such a refusal for whoever waits.
     fn subscribe(&self, room: &RoomName) -> Subscribing;
 
@@ -195,7 +197,13 @@ pub enum BrokerError {
     /// may not have been delivered.
     #[error("the connection to the broker was lost before it acknowledged")]
     Unknown,
-    /// The broker refused, for example for a missing permission. Trying again will not help by itself.
+    /// The broker answered that it cannot at the moment, and did nothing: trying again is safe.
+    #[error("the broker cannot at the moment: {0}")]
+    NotNow(Arc<str>),
+    /// The broker does not let this node into the room. Trying again will not help by itself.
+    #[error("the broker does not allow it: {0}")]
+    Forbidden(Arc<str>),
+    /// The broker refused, and did nothing. Trying again will not help by itself.
     #[error("the broker refused: {0}")]
     Refused(Arc<str>),
     /// The broker has been closed by this node.
@@ -206,6 +214,6 @@ pub enum BrokerError {
 impl BrokerError {
     /// Whether the same request may succeed later without doing anything twice.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable)
+        matches!(self, Self::Unavailable | Self::NotNow(_))
     }
 }

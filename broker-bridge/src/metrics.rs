@@ -25,13 +25,69 @@ pub struct BrokerMetrics {
     pub(crate) received_bytes: IntCounter,
     pub(crate) oversized: IntCounter,
     pub(crate) topics: IntGauge,
+    pub(crate) topics_refused: IntGauge,
+    pub(crate) subscriptions_refused: IntCounter,
     pub(crate) publish_queue_bytes: IntGauge,
     canary: Histogram,
+    ended: [[IntCounter; End::ALL.len()]; Part::ALL.len()],
     acked: IntCounter,
+    not_now: IntCounter,
+    forbidden: IntCounter,
     refused: IntCounter,
     unknown: IntCounter,
     unavailable: IntCounter,
     closed: IntCounter,
+}
+
+/// Which of the broker's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Subscriber,
+    Publisher,
+}
+
+impl Part {
+    const ALL: [Self; 2] = [Self::Subscriber, Self::Publisher];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Subscriber => "subscriber",
+            Self::Publisher => "publisher",
+        }
+    }
+}
+
+/// Why a connection that stood does not stand any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The other side ended it, or the path broke.
+    Closed,
+    /// Nothing was answered in time.
+    Silent,
+    /// What this node published did not arrive at this node.
+    Missed,
+    /// The server has become a replica.
+    Demoted,
+    /// The server said that it does not serve this connection.
+    Refused,
+    /// The server's answers could not be understood.
+    Protocol,
+}
+
+impl End {
+    const ALL: [Self; 6] =
+        [Self::Closed, Self::Silent, Self::Missed, Self::Demoted, Self::Refused, Self::Protocol];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Silent => "silent",
+            Self::Missed => "missed",
+            Self::Demoted => "demoted",
+            Self::Refused => "refused",
+            Self::Protocol => "protocol",
+        }
+    }
 }
 
 impl BrokerMetrics {
@@ -42,6 +98,16 @@ impl BrokerMetrics {
             IntGaugeVec::new(
                 Opts::new("tidegate_broker_connections", "Connections to the broker that stand, by role."),
                 &["role"],
+            )?,
+        )?;
+        let ended = register(
+            registry,
+            IntCounterVec::new(
+                Opts::new(
+                    "tidegate_broker_connections_ended_total",
+                    "Connections to the broker that stood and were lost or given up, by role and cause.",
+                ),
+                &["role", "cause"],
             )?,
         )?;
         let publications = register(
@@ -56,7 +122,7 @@ impl BrokerMetrics {
         )?;
         let canary = HistogramOpts::new(
             "tidegate_broker_canary_seconds",
-            "Round trip of a message that a broker connection sent to itself.",
+            "How long a message takes from a publishing connection through the broker to a receiving one of this node.",
         )
         .buckets(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
         Ok(Arc::new(Self {
@@ -81,7 +147,7 @@ impl BrokerMetrics {
             canary_missed: counter(
                 registry,
                 "canary_missed_total",
-                "Messages of a connection to itself that did not come back in time.",
+                "Receiving connections that were given up because they fell silent or missed a message of this node to itself.",
             )?,
             received: counter(registry, "received_total", "Publications received from the broker.")?,
             received_bytes: counter(
@@ -95,13 +161,27 @@ impl BrokerMetrics {
                 "Publications that were skipped because they were larger than this node accepts.",
             )?,
             topics: gauge(registry, "topics", "Topics that this node wants to be subscribed to.")?,
+            topics_refused: gauge(
+                registry,
+                "topics_refused",
+                "Topics that the broker delivered once and does not allow now.",
+            )?,
+            subscriptions_refused: counter(
+                registry,
+                "subscriptions_refused_total",
+                "Subscriptions of new topics that the broker refused.",
+            )?,
             publish_queue_bytes: gauge(
                 registry,
                 "publish_queue_bytes",
                 "Bytes of publications that wait to be sent or acknowledged.",
             )?,
             canary: register(registry, Histogram::with_opts(canary)?)?,
+            ended: Part::ALL
+                .map(|part| End::ALL.map(|end| ended.with_label_values(&[part.as_str(), end.as_str()]))),
             acked: publications.with_label_values(&["acked"]),
+            not_now: publications.with_label_values(&["not_now"]),
+            forbidden: publications.with_label_values(&["forbidden"]),
             refused: publications.with_label_values(&["refused"]),
             unknown: publications.with_label_values(&["unknown"]),
             unavailable: publications.with_label_values(&["unavailable"]),
@@ -118,12 +198,20 @@ impl BrokerMetrics {
     pub(crate) fn published(&self, outcome: &Result<(), BrokerError>) {
         match outcome {
             Ok(()) => &self.acked,
+            Err(BrokerError::NotNow(_)) => &self.not_now,
+            Err(BrokerError::Forbidden(_)) => &self.forbidden,
             Err(BrokerError::Refused(_)) => &self.refused,
             Err(BrokerError::Unknown) => &self.unknown,
             Err(BrokerError::Unavailable) => &self.unavailable,
             Err(BrokerError::Closed) => &self.closed,
         }
         .inc();
+    }
+
+    pub(crate) fn connection_ended(&self, part: Part, end: End) {
+        if let Some(counter) = self.ended.get(part as usize).and_then(|ends| ends.get(end as usize)) {
+            counter.inc();
+        }
     }
 
     pub(crate) fn received(&self, bytes: usize) {
@@ -161,6 +249,8 @@ mod tests {
         assert!(BrokerMetrics::register(&registry).is_err(), "one set per registry");
         for outcome in [
             Ok(()),
+            Err(BrokerError::NotNow("x".into())),
+            Err(BrokerError::Forbidden("x".into())),
             Err(BrokerError::Refused("x".into())),
             Err(BrokerError::Unknown),
             Err(BrokerError::Unavailable),
@@ -169,18 +259,21 @@ mod tests {
             metrics.published(&outcome);
         }
         metrics.received(7);
+        metrics.connection_ended(Part::Publisher, End::Demoted);
         metrics.canary_returned(Duration::from_millis(3));
 
         let mut text = Vec::new();
         TextEncoder::new().encode(&registry.gather(), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        for result in ["acked", "refused", "unknown", "unavailable", "closed"] {
+        for result in ["acked", "not_now", "forbidden", "refused", "unknown", "unavailable", "closed"] {
             let line = format!("tidegate_broker_publications_total{{result=\"{result}\"}} 1");
             assert!(text.contains(&line), "{line} in {text}");
         }
         for line in [
             "tidegate_broker_connections{role=\"publisher\"} 0",
             "tidegate_broker_received_bytes_total 7",
+            "tidegate_broker_connections_ended_total{cause=\"demoted\",role=\"publisher\"} 1",
+            "tidegate_broker_connections_ended_total{cause=\"demoted\",role=\"subscriber\"} 0",
             "tidegate_broker_canary_seconds_count 1",
         ] {
             assert!(text.contains(line), "{line} in {text}");

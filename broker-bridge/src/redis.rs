@@ -9,7 +9,13 @@
 //! |---|---|---|
 //! | [`subscribers`](RedisConfig::subscribers) pub/sub connections, own reader | receiving; a room belongs to one of them by hash | no queue: the sink is called in line |
 //! | [`publishers`](RedisConfig::publishers) multiplexed connections | `PUBLISH` in pipelines; a room belongs to one of them by hash | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes) each |
-//! | a small pool | requests with an answer; at present each pub/sub connection's message to itself | [`POOL`] connections |
+//! | a small pool | requests with an answer; at present only the proof that they would be answered | [`POOL`] connections |
+//!
+//! # What a connection has to prove
+//!
+//! That it answers, that its server is the master, and that what this node publishes reaches this node: every
+//! [`canary_interval`](RedisConfig::canary_interval), as long as it lives. See `canaries`, and `answer` for what an
+//! error of the server means. Time in which this process was stopped counts against nobody (`clock`).
 //!
 //! An absent Redis is not an error: the status is [`BrokerStatus::Connecting`] with what was tried, and the tasks
 //! go on trying with jittered delays of up to two seconds.
@@ -20,19 +26,23 @@
 //!
 //! ```text
 //! ACL SETUSER tidegate on >secret resetchannels &room:* &tidegate:canary:*
-//!     -@all +subscribe +unsubscribe +publish +ping +unwatch
+//!     -@all +subscribe +unsubscribe +publish
 //! ```
 //!
-//! A prefix stands before both channel patterns; `+select` is needed for a database other than 0. `unwatch` and
-//! `ping` are how the pool checks a connection before it lends it.
+//! A prefix stands before both channel patterns; `+select` is needed for a database other than 0. `HELLO`, by which
+//! a node asks for the server's role, needs no permission.
 
+mod answer;
 mod backoff;
+mod canaries;
+mod clock;
 mod connection;
 mod envelope;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod head;
 mod keys;
+mod pool;
 mod publisher;
 mod resp;
 mod status;
@@ -53,8 +63,11 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    canaries::Canaries,
+    clock::Clock,
     connection::Connector,
     keys::Topics,
+    pool::Pool,
     publisher::{Publisher, Queue},
     status::Board,
     subscriber::{Subscriber, Wanted},
@@ -86,7 +99,7 @@ pub struct RedisConfig {
     pub connect_timeout: Duration,
     /// How long a publication may wait for a connection, and then for its answer.
     pub publish_timeout: Duration,
-    /// How often each pub/sub connection proves that it delivers.
+    /// How often each connection proves that it is of use. Keep it below the idle time-outs of whatever lies between.
     pub canary_interval: Duration,
     /// How long the proof may take before the connection is given up.
     pub canary_timeout: Duration,
@@ -159,13 +172,14 @@ pub struct RedisBroker {
     flush_limit: Duration,
     board: Arc<Board>,
     metrics: Arc<BrokerMetrics>,
+    pool: Pool,
     tracker: TaskTracker,
     closing: CancellationToken,
     abort: CancellationToken,
 }
 
 /// The most connections in the pool.
-pub const POOL: usize = 4;
+pub const POOL: usize = pool::SIZE;
 
 impl RedisBroker {
     /// Starts the tasks on the ambient tokio runtime and returns at once.
@@ -180,12 +194,16 @@ impl RedisBroker {
         metrics: Arc<BrokerMetrics>,
     ) -> Result<Self, RedisStartError> {
         let ca_pem = config.ca_file.as_ref().map(connection::read_ca).transpose()?;
-        let pool = pool(&config, ca_pem.clone())?;
         let connector =
             Arc::new(Connector::new(config.url.clone(), ca_pem.as_deref(), config.connect_timeout)?);
         let topics = Topics::new(&config.prefix);
-        let node = random_id();
         let (subscribers, publishers) = (config.subscribers.max(1), config.publishers.max(1));
+        let clock = Arc::new(Clock::new());
+        let canaries = Arc::new(Canaries::new(topics.canary(random_id()), publishers, Arc::clone(&clock)));
+        let (tracker, closing) = (TaskTracker::new(), CancellationToken::new());
+        let pool =
+            pool::pool(Arc::clone(&connector), config.canary_timeout, tracker.clone(), closing.clone())
+                .map_err(|error| RedisStartError::Pool(error.to_string()))?;
         let starting = format!("{}: connecting", config.url);
         let mut broker = Self {
             wanted: Vec::with_capacity(subscribers),
@@ -193,10 +211,11 @@ impl RedisBroker {
             hasher: RandomState::new(),
             max_publication: config.max_publication,
             flush_limit: config.publish_timeout,
-            board: Arc::new(Board::new(subscribers + publishers, &starting, Arc::clone(&metrics))),
+            board: Arc::new(Board::new(subscribers + publishers + 1, &starting, Arc::clone(&metrics))),
             metrics,
-            tracker: TaskTracker::new(),
-            closing: CancellationToken::new(),
+            pool: pool.clone(),
+            tracker,
+            closing,
             abort: CancellationToken::new(),
         };
         for index in 0..subscribers {
@@ -206,7 +225,8 @@ impl RedisBroker {
                 part: index,
                 connector: Arc::clone(&connector),
                 topics: topics.clone(),
-                canary_topic: topics.canary(node, index),
+                canaries: Arc::clone(&canaries),
+                clock: Arc::clone(&clock),
                 canary_interval: config.canary_interval,
                 canary_timeout: config.canary_timeout,
                 max_publication: config.max_publication,
@@ -214,21 +234,28 @@ impl RedisBroker {
                 sink: Arc::clone(&sink),
                 metrics: Arc::clone(&broker.metrics),
                 board: Arc::clone(&broker.board),
-                pool: pool.clone(),
-                tracker: broker.tracker.clone(),
                 closing: broker.closing.clone(),
             };
             broker.tracker.spawn(subscriber.run());
         }
         for index in 0..publishers {
-            let (queue, far_end) =
-                Queue::new(config.publish_queue_bytes, config.publish_timeout, Arc::clone(&broker.metrics));
+            let (queue, far_end) = Queue::new(
+                config.publish_queue_bytes,
+                config.publish_timeout,
+                Arc::clone(&clock),
+                Arc::clone(&broker.metrics),
+            );
             broker.queues.push(queue);
             let publisher = Publisher {
+                index,
                 part: subscribers + index,
                 connector: Arc::clone(&connector),
                 topics: topics.clone(),
                 time_limit: config.publish_timeout,
+                canaries: Arc::clone(&canaries),
+                canary_interval: config.canary_interval,
+                canary_timeout: config.canary_timeout,
+                clock: Arc::clone(&clock),
                 metrics: Arc::clone(&broker.metrics),
                 board: Arc::clone(&broker.board),
                 closing: broker.closing.clone(),
@@ -236,6 +263,10 @@ impl RedisBroker {
             };
             broker.tracker.spawn(publisher.run(far_end));
         }
+        let board = Arc::clone(&broker.board);
+        let of = format!("{}: requests", config.url);
+        let watch = pool::watch(pool, config.canary_interval, subscribers + publishers, board, of);
+        broker.tracker.spawn(broker.closing.clone().run_until_cancelled_owned(watch));
         Ok(broker)
     }
 
@@ -310,6 +341,7 @@ impl RedisBroker {
     /// Takes nothing more, and tells the tasks to finish.
     fn end(&self) {
         self.closing.cancel();
+        self.pool.close();
         self.wanted.iter().for_each(|wanted| wanted.close());
         self.queues.iter().for_each(Queue::close);
         self.tracker.close();
@@ -339,48 +371,4 @@ fn random_id() -> u128 {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the system gives random bytes");
     u128::from_be_bytes(bytes)
-}
-
-/// The pool connects by itself, with the library's own greeting, TLS and time-outs.
-fn pool(config: &RedisConfig, ca_pem: Option<Vec<u8>>) -> Result<deadpool_redis::Pool, RedisStartError> {
-    use ::redis::{
-        AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
-        RedisConnectionInfo, TlsCertificates,
-    };
-
-    let failed = |error: ::redis::RedisError| RedisStartError::Pool(error.to_string());
-    let (address, tls) = match config.url.endpoint.clone() {
-        Endpoint::Tcp { host, port } => (ConnectionAddr::Tcp(host, port), false),
-        Endpoint::Tls { host, port } => {
-            (ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }, true)
-        }
-        Endpoint::Unix(path) => (ConnectionAddr::Unix(path), false),
-    };
-    let mut settings = RedisConnectionInfo::default()
-        .set_db(config.url.database.into())
-        .set_protocol(ProtocolVersion::RESP3)
-        .set_skip_set_lib_name();
-    if let Some(user) = &config.url.user {
-        settings = settings.set_username(user).set_password("");
-    }
-    if let Some(password) = &config.url.password {
-        settings = settings.set_password(password.reveal());
-    }
-    let mut info = address.into_connection_info().map_err(failed)?.set_redis_settings(settings);
-    if tls {
-        let certificates = TlsCertificates { client_tls: None, root_cert: ca_pem };
-        info = Client::build_with_tls(info, certificates).map_err(failed)?.get_connection_info().clone();
-    }
-    let timeouts = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(config.connect_timeout))
-        .set_response_timeout(Some(config.canary_timeout));
-    let manager = deadpool_redis::Manager::new_with_config(info, timeouts).map_err(failed)?;
-    deadpool_redis::Pool::builder(manager)
-        .max_size(POOL)
-        .runtime(deadpool_redis::Runtime::Tokio1)
-        .wait_timeout(Some(config.canary_timeout))
-        .create_timeout(Some(config.connect_timeout))
-        .recycle_timeout(Some(config.canary_timeout))
-        .build()
-        .map_err(|error| RedisStartError::Pool(error.to_string()))
 }

@@ -36,6 +36,7 @@ pub mod hub;
 pub mod limits;
 pub mod metrics;
 pub mod node;
+pub mod outcome;
 pub mod protocol;
 pub mod reload;
 pub mod serve;

@@ -205,6 +205,12 @@ pub enum ReplyError {
     /// The broker could not be reached; the same request may succeed later.
     #[error("the broker cannot be reached")]
     Unavailable,
+    /// The broker cannot at the moment; the same request may succeed later.
+    #[error("the broker cannot at the moment")]
+    NotNow,
+    /// The broker refused; the same request fails again.
+    #[error("the broker refused")]
+    Refused,
     /// It may or may not have been done.
     #[error("internal server error")]
     Internal,

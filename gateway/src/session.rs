@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Subject, Token, UnixSeconds},
     limits::{Allowance, Limit, bucket::Purse},
+    outcome::Told,
     protocol::{Command, Message, Notice, Protocol, Reply, ReplyError, RequestId},
 };
 
@@ -185,25 +186,25 @@ impl Session {
         &mut self,
         request: RequestId,
         room: &RoomName,
-        acknowledged: bool,
+        outcome: Result<(), ReplyError>,
         effects: &mut Vec<Effect>,
     ) -> bool {
         let Some(place) = self.place_of(room, request) else { return false };
-        if acknowledged {
-            self.answer(request, &Reply::Subscribed, effects);
-        } else {
-            self.subscriptions.swap_remove(place);
-            self.answer(request, &Reply::Failed(ReplyError::Unavailable), effects);
+        match outcome {
+            Ok(()) => self.answer(request, &Reply::Subscribed, effects),
+            Err(error) => {
+                self.subscriptions.swap_remove(place);
+                self.answer(request, &Reply::Failed(error), effects);
+            }
         }
-        acknowledged
+        outcome.is_ok()
     }
 
     /// A publication of this session was taken by the broker, or was not.
     pub fn settled(&self, request: RequestId, outcome: &Result<(), BrokerError>, effects: &mut Vec<Effect>) {
         let reply = match outcome {
             Ok(()) => Reply::Published,
-            Err(BrokerError::Unavailable) => Reply::Failed(ReplyError::Unavailable),
-            Err(_) => Reply::Failed(ReplyError::Internal),
+            Err(error) => Reply::Failed(Told::from(error).reply),
         };
         self.answer(request, &reply, effects);
     }

@@ -89,7 +89,7 @@ impl RedisServer {
 
     /// Its TLS address as a URL.
     pub fn tls_url(&self) -> Result<String> {
-        Ok(format!("rediss://localhost:{}", self.tls_port.context("this server has no TLS")?))
+        Ok(format!("rediss://localhost:{}", self.tls_port()?))
     }
 
     /// Its unix socket as a URL.
@@ -100,6 +100,11 @@ impl RedisServer {
     /// Its TCP port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Its TCP port for TLS.
+    pub fn tls_port(&self) -> Result<u16> {
+        self.tls_port.context("this server has no TLS")
     }
 
     /// Its unix socket.
@@ -120,8 +125,31 @@ impl RedisServer {
         Ok(())
     }
 
-    /// Starts it again, empty, at the same addresses, and waits until it answers.
+    /// Starts it again, with what it has saved, at the same addresses, and waits until it answers.
     pub async fn restart(&mut self) -> Result<()> {
+        self.restart_until(Self::is_serving).await
+    }
+
+    /// The same, but does not wait until it has loaded what it has saved.
+    pub async fn restart_loading(&mut self) -> Result<()> {
+        self.restart_until(|answer| !answer.is_empty()).await
+    }
+
+    /// Adds a line to the configuration file, for the next start.
+    pub fn set(&mut self, line: &str) {
+        self.settings.push(line.to_owned());
+    }
+
+    /// Whether it is loading what it has saved.
+    pub async fn is_loading(&self) -> Result<bool> {
+        Ok(ping(&self.socket()).await?.starts_with("-LOADING"))
+    }
+
+    fn is_serving(answer: &str) -> bool {
+        !answer.is_empty() && !answer.starts_with("-LOADING")
+    }
+
+    async fn restart_until(&mut self, ready: impl Fn(&str) -> bool) -> Result<()> {
         self.kill().await?;
         tokio::fs::write(self.file("redis.conf"), self.configuration()).await?;
         let log = std::fs::File::options().create(true).append(true).open(self.file("redis.log"))?;
@@ -141,7 +169,11 @@ impl RedisServer {
             if let Ok(Some(status)) = child.try_wait() {
                 return Ok(Err(status));
             }
-            ping(&socket).await.map(Ok).map_err(|error| format!("{error:#}"))
+            match ping(&socket).await {
+                Ok(answer) if ready(&answer) => Ok(Ok(())),
+                Ok(answer) => Err(format!("it said {answer:?}")),
+                Err(error) => Err(format!("{error:#}")),
+            }
         });
         match answered.await? {
             Ok(()) => Ok(()),
@@ -228,15 +260,13 @@ impl Drop for RedisServer {
     }
 }
 
-/// `PING` on the socket; an error reply other than LOADING is an answer too.
-async fn ping(socket: &Path) -> Result<()> {
+/// What it says to `PING` on the socket.
+async fn ping(socket: &Path) -> Result<String> {
     let mut stream = UnixStream::connect(socket).await?;
     stream.write_all(b"PING\r\n").await?;
     let mut answer = [0; 64];
     let length = stream.read(&mut answer).await?;
-    let answer = String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned();
-    ensure!(!answer.is_empty() && !answer.starts_with("-LOADING"), "it said {answer:?}");
-    Ok(())
+    Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
 }
 
 /// A port that nothing listens on, from below the range that the system draws from for outgoing

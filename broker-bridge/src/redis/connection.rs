@@ -28,6 +28,7 @@ use super::{
 pub(super) enum Role {
     Subscriber,
     Publisher,
+    Request,
 }
 
 /// Why a connection could not be opened.
@@ -114,6 +115,7 @@ impl Connector {
         let name: &[u8] = match role {
             Role::Subscriber => b"tidegate-subscriber",
             Role::Publisher => b"tidegate-publisher",
+            Role::Request => b"tidegate-request",
         };
         let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
         if self.url.user.is_some() || self.url.password.is_some() {
@@ -214,7 +216,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// The `role` that a greeting tells. Proxies may leave it out.
-fn role_of(greeting: &Value) -> Option<&[u8]> {
+pub(super) fn role_of(greeting: &Value) -> Option<&[u8]> {
     let Value::List(pairs) = greeting else { return None };
     pairs.chunks_exact(2).find_map(|pair| match pair {
         [Value::Text(key), Value::Text(role)] if key == b"role" => Some(&role[..]),

@@ -3,7 +3,7 @@
 //! | name | what |
 //! |---|---|
 //! | `<prefix>room:<room>` | the topic of a room |
-//! | `<prefix>tidegate:canary:<node>:<connection>` | a pub/sub connection's messages to itself |
+//! | `<prefix>tidegate:canary:<node>` | a node's messages to itself |
 //!
 //! The prefix is the configuration's, empty by default. It holds no braces, and neither does a room's name: Redis
 //! Cluster looks for the slot of a key between them, and a node's keys for a room will name its topic there.
@@ -86,9 +86,9 @@ impl Topics {
         TopicArgument { prefix: &self.prefix, room }
     }
 
-    /// Where connection `index` of the node `node` sends messages to itself.
-    pub(super) fn canary(&self, node: u128, index: usize) -> Arc<[u8]> {
-        format!("{}tidegate:canary:{node:032x}:{index}", self.prefix).into_bytes().into()
+    /// Where the node `node` sends messages to itself.
+    pub(super) fn canary(&self, node: u128) -> Arc<[u8]> {
+        format!("{}tidegate:canary:{node:032x}", self.prefix).into_bytes().into()
     }
 }
 
@@ -129,8 +129,8 @@ mod tests {
             assert_eq!(&*topics.room(&room), topic.as_bytes());
             assert_eq!(topics.argument(&room).to_redis_args(), [topic.as_bytes()]);
         }
-        let canary = Topics::new(&"p:".parse().unwrap()).canary(10, 3);
-        assert_eq!(&*canary, b"p:tidegate:canary:0000000000000000000000000000000a:3");
+        let canary = Topics::new(&"p:".parse().unwrap()).canary(10);
+        assert_eq!(&*canary, b"p:tidegate:canary:0000000000000000000000000000000a");
     }
 
     #[test]

@@ -8,6 +8,15 @@
 //! connection. A pool would take turns on many connections and lose the order of a room; a round trip
 //! per publication would lose the speed.
 //!
+//! # Proof
+//!
+//! The first thing on a connection, and then one every interval, is a [canary](super::canaries) together with
+//! `HELLO`, which tells the server's role as long as the connection lives. A server that has become a replica keeps
+//! publications to itself, and acknowledges them all the same. The canary also keeps the connection from being idle.
+//!
+//! An error is the answer to one publication. It ends the connection only where another one could do better, and
+//! then what is in flight is waited for.
+//!
 //! # Never twice
 //!
 //! What was handed to a connection is never handed to another. If the connection is lost before the answer,
@@ -15,7 +24,12 @@
 //! connection, or is settled as [`BrokerError::Unavailable`] when its time is over. The connection reconnects
 //! nothing by itself: when it is lost it is dropped, and its queue inside the client library with it.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use redis::{
@@ -29,13 +43,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    answer::{Answer, Link as After},
     backoff::Backoff,
-    connection::{ConnectError, Connector, Role},
+    canaries::{Asked, Canaries},
+    clock::{Clock, LOOK},
+    connection::{ConnectError, Connection, Connector, Role},
     envelope::{self, Encoded},
     keys::{Topics, write_parts},
     status::Board,
 };
-use crate::{BrokerError, PublishRequest, metrics::BrokerMetrics};
+use crate::{
+    BrokerError, PublishRequest,
+    metrics::{BrokerMetrics, End, Part},
+};
 
 /// What a queued request is charged beside its payload, in bytes.
 const REQUEST_BYTES: usize = 256;
@@ -45,6 +65,8 @@ const PIPELINE: usize = 128;
 const PIPELINE_BYTES: usize = 256 * 1024;
 /// The most pipelines in flight.
 const IN_FLIGHT: usize = 4;
+/// So many canaries in a row that could not be published are worth a word.
+const FAILURES: u32 = 2;
 
 /// The way into one queue.
 #[derive(Debug)]
@@ -53,6 +75,7 @@ pub(super) struct Queue {
     space: Arc<Semaphore>,
     capacity: usize,
     time_limit: Duration,
+    clock: Arc<Clock>,
     metrics: Arc<BrokerMetrics>,
 }
 
@@ -61,13 +84,15 @@ impl Queue {
     pub(super) fn new(
         capacity: usize,
         time_limit: Duration,
+        clock: Arc<Clock>,
         metrics: Arc<BrokerMetrics>,
     ) -> (Self, mpsc::Receiver<Outgoing>) {
         // A semaphore counts at most `u32::MAX` at once.
         let capacity = capacity.clamp(REQUEST_BYTES, (u32::MAX >> 3) as usize);
         // The semaphore bounds the number: this channel is never full.
         let (sender, receiver) = mpsc::channel(capacity / REQUEST_BYTES);
-        (Self { sender, space: Arc::new(Semaphore::new(capacity)), capacity, time_limit, metrics }, receiver)
+        let space = Arc::new(Semaphore::new(capacity));
+        (Self { sender, space, capacity, time_limit, clock, metrics }, receiver)
     }
 
     /// See [`Broker::try_publish`](crate::Broker::try_publish).
@@ -110,7 +135,7 @@ impl Queue {
     fn outgoing(&self, request: PublishRequest) -> Outgoing {
         Outgoing {
             request: Some(request),
-            until: Instant::now() + self.time_limit,
+            until: self.clock.now() + self.time_limit,
             space: None,
             sent: false,
             metrics: Arc::clone(&self.metrics),
@@ -131,7 +156,8 @@ impl Queue {
 pub(super) struct Outgoing {
     /// Taken when it is settled.
     request: Option<PublishRequest>,
-    until: Instant,
+    /// When it has waited long enough for a connection, by the broker's clock.
+    until: Duration,
     space: Option<OwnedSemaphorePermit>,
     sent: bool,
     metrics: Arc<BrokerMetrics>,
@@ -169,12 +195,19 @@ fn bytes_of(space: &OwnedSemaphorePermit) -> i64 {
 
 /// The owner of one connection for publications.
 pub(super) struct Publisher {
+    /// Which of the publishers.
+    pub(super) index: usize,
     /// Its part on the status board.
     pub(super) part: usize,
     pub(super) connector: Arc<Connector>,
     pub(super) topics: Topics,
     /// How long a publication may wait for a connection, and then for its answer.
     pub(super) time_limit: Duration,
+    pub(super) canaries: Arc<Canaries>,
+    pub(super) canary_interval: Duration,
+    /// How long a canary may wait for its answer.
+    pub(super) canary_timeout: Duration,
+    pub(super) clock: Arc<Clock>,
     pub(super) metrics: Arc<BrokerMetrics>,
     pub(super) board: Arc<Board>,
     /// The node closes the broker: send what is queued, then end.
@@ -187,7 +220,7 @@ impl Publisher {
     /// Sends what arrives from `queue` until the node closes the broker.
     pub(super) async fn run(self, queue: mpsc::Receiver<Outgoing>) {
         let abort = self.abort.clone();
-        let mut task = Task { on: self, queue, waiting: VecDeque::new() };
+        let mut task = Task { on: self, queue, waiting: VecDeque::new(), failures: 0 };
         // What is left is settled by being dropped.
         abort.run_until_cancelled(task.run()).await;
     }
@@ -198,13 +231,18 @@ struct Task {
     queue: mpsc::Receiver<Outgoing>,
     /// Taken out of the queue and not sent.
     waiting: VecDeque<Outgoing>,
+    /// How many canaries in a row could not be published.
+    failures: u32,
 }
 
 /// A connection and what drives it. Dropping it ends it, with whatever it has not sent.
 struct Link {
     connection: MultiplexedConnection,
-    driver: Pin<Box<dyn Future<Output = ()> + Send>>,
+    driver: Driver,
 }
+
+/// What moves a connection's bytes.
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Why a connection that stood does not stand any more.
 #[derive(Debug, thiserror::Error)]
@@ -213,8 +251,38 @@ enum Lost {
     Disconnected,
     #[error("{0}")]
     Failed(#[from] RedisError),
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
     #[error("the server said: {0}")]
-    NotNow(Arc<str>),
+    Refused(Arc<str>),
+    #[error("the server has become a replica, which keeps publications to itself")]
+    Demoted,
+    #[error("what is published here does not arrive at this node")]
+    Missed,
+}
+
+impl Lost {
+    fn end(&self) -> End {
+        match self {
+            Self::Disconnected | Self::Failed(_) => End::Closed,
+            Self::Silent(_) => End::Silent,
+            Self::Refused(_) => End::Refused,
+            Self::Demoted => End::Demoted,
+            Self::Missed => End::Missed,
+        }
+    }
+}
+
+/// A pipeline and its answers.
+struct Flight {
+    cargo: Cargo,
+    answers: Result<Vec<Value>, RedisError>,
+}
+
+enum Cargo {
+    Publications(Vec<Outgoing>),
+    /// `HELLO`, and a publication to the canaries' topic.
+    Canary,
 }
 
 impl Task {
@@ -222,11 +290,14 @@ impl Task {
         let mut backoff = Backoff::new();
         while let Some(link) = self.connect(&mut backoff).await {
             let since = Instant::now();
+            self.failures = 0;
+            self.on.canaries.connected(self.on.index);
             self.on.board.up(self.on.part);
             self.on.metrics.publisher_connections.inc();
             let end = self.serve(link).await;
             self.on.metrics.publisher_connections.dec();
             let Err(lost) = end else { break };
+            self.on.metrics.connection_ended(Part::Publisher, lost.end());
             self.on.board.down(self.on.part, format!("{}: {lost}", self.on.connector.url()));
             backoff.stood(since.elapsed());
         }
@@ -236,7 +307,7 @@ impl Task {
     /// nothing is left to send.
     async fn connect(&mut self, backoff: &mut Backoff) -> Option<Link> {
         loop {
-            let attempt = attempt(Arc::clone(&self.on.connector), backoff.next(), self.on.time_limit);
+            let attempt = attempt(Arc::clone(&self.on.connector), backoff.next());
             tokio::pin!(attempt);
             let result = loop {
                 self.take();
@@ -244,7 +315,7 @@ impl Task {
                 if self.is_done() {
                     return None;
                 }
-                let next = self.waiting.front().map(|outgoing| outgoing.until);
+                let next = self.waiting.front().map(|outgoing| self.on.clock.next_look(outgoing.until));
                 tokio::select! {
                     result = &mut attempt => break result,
                     () = self.on.closing.cancelled(), if !self.queue.is_closed() => self.queue.close(),
@@ -265,46 +336,132 @@ impl Task {
     async fn serve(&mut self, link: Link) -> Result<(), Lost> {
         let Link { connection, mut driver } = link;
         let mut flights = FuturesUnordered::new();
-        let mut not_now = None;
+        // When each flight has waited long enough. Answers come in order.
+        let mut due = VecDeque::new();
+        let mut next_canary = Instant::now();
+        let mut canary_flies = false;
+        let mut timer = pin!(sleep_until(next_canary));
+        let canaries = Arc::clone(&self.on.canaries);
+        let mut asked = pin!(canaries.notified(self.on.index));
+        // Nothing more is sent, and the connection ends when what is in flight has its answers.
+        let mut leaving = None;
         let lost = loop {
-            while flights.len() < IN_FLIGHT && not_now.is_none() {
+            let now = Instant::now();
+            if !canary_flies && leaving.is_none() && next_canary <= now {
+                flights.push(launch(&connection, self.canary()));
+                due.push_back((self.on.clock.now(), self.on.canary_timeout));
+                canary_flies = true;
+                next_canary = now + self.on.canary_interval;
+            }
+            while flights.len() < IN_FLIGHT && leaving.is_none() {
                 let batch = self.batch();
                 if batch.is_empty() {
                     break;
                 }
-                flights.push(self.launch(&connection, batch));
+                flights.push(launch(&connection, self.pipeline(batch)));
+                due.push_back((self.on.clock.now(), self.on.time_limit));
             }
             if flights.is_empty() {
-                if let Some(text) = not_now {
-                    return Err(Lost::NotNow(text));
+                if let Some(lost) = leaving {
+                    return Err(lost);
                 }
                 if self.is_done() {
                     return Ok(());
                 }
             }
-            tokio::select! {
+            // The timer is set seldom, so that a message does not pay for it.
+            if !flights.is_empty() && timer.deadline() > now + LOOK {
+                timer.as_mut().reset(now + LOOK);
+            }
+            let landed = tokio::select! {
                 // Answers first: a connection that has just been lost may have brought some.
                 biased;
-                Some((batch, result)) = flights.next() => match result {
-                    Ok(replies) => not_now = settle(batch, replies).or(not_now),
-                    // The batch is dropped, and so settled as unknown.
-                    Err(error) => break Lost::Failed(error),
-                },
+                Some(flight) = flights.next() => flight,
                 () = &mut driver => break Lost::Disconnected,
-                () = self.on.closing.cancelled(), if !self.queue.is_closed() => self.queue.close(),
-                Some(outgoing) = self.queue.recv(), if flights.len() < IN_FLIGHT && not_now.is_none() => {
+                () = self.on.closing.cancelled(), if !self.queue.is_closed() => {
+                    self.queue.close();
+                    continue;
+                }
+                Some(outgoing) = self.queue.recv(), if flights.len() < IN_FLIGHT && leaving.is_none() => {
                     self.waiting.push_back(outgoing);
+                    continue;
+                }
+                () = asked.as_mut() => {
+                    asked.set(canaries.notified(self.on.index));
+                    match canaries.take_asked(self.on.index) {
+                        Some(Asked::Beat) => next_canary = Instant::now(),
+                        Some(Asked::Renew) => leaving = leaving.or(Some(Lost::Missed)),
+                        None => {}
+                    }
+                    continue;
+                }
+                () = timer.as_mut() => {
+                    let look = Instant::now() + LOOK;
+                    timer.as_mut().reset(if flights.is_empty() { next_canary } else { look });
+                    let Some((since, limit)) = due.front().copied() else { continue };
+                    if self.on.clock.now() < since + limit {
+                        continue;
+                    }
+                    // What has arrived is read before it is judged.
+                    if (&mut driver).now_or_never().is_some() {
+                        break Lost::Disconnected;
+                    }
+                    match flights.next().now_or_never() {
+                        Some(Some(flight)) => flight,
+                        _ => break Lost::Silent(limit),
+                    }
+                }
+            };
+            due.pop_front();
+            match (landed.cargo, landed.answers) {
+                // A batch is dropped, and so settled as unknown.
+                (_, Err(error)) => break Lost::Failed(error),
+                (Cargo::Publications(batch), Ok(answers)) => {
+                    leaving = leaving.or(settle(batch, answers).map(Lost::Refused));
+                }
+                (Cargo::Canary, Ok(answers)) => {
+                    canary_flies = false;
+                    leaving = leaving.or(self.canary_landed(&answers));
                 }
             }
         };
         // Without its driver the connection answers at once: with what it had, or that it is closed.
         drop(driver);
-        while let Some((batch, result)) = flights.next().await {
-            if let Ok(replies) = result {
-                settle(batch, replies);
+        while let Some(flight) = flights.next().await {
+            if let (Cargo::Publications(batch), Ok(answers)) = (flight.cargo, flight.answers) {
+                settle(batch, answers);
             }
         }
         Err(lost)
+    }
+
+    /// Why the connection is to be given up after this, if it is.
+    fn canary_landed(&mut self, answers: &[Value]) -> Option<Lost> {
+        let [hello, published] = answers else { return None };
+        if role_of(hello).is_some_and(|role| role != b"master") {
+            return Some(Lost::Demoted);
+        }
+        let mut refused = None;
+        for answer in [hello, published] {
+            let Value::ServerError(error) = answer else { continue };
+            let answer = Answer::to_server_error(error);
+            if answer.link == After::Renew {
+                return Some(Lost::Refused(answer.text));
+            }
+            refused = Some(answer.text);
+        }
+        if let Value::ServerError(_) = published {
+            self.failures = self.failures.saturating_add(1);
+            if self.failures >= FAILURES {
+                let text = refused.unwrap_or_default();
+                self.on.board.down(self.on.part, format!("{}: {text}", self.on.connector.url()));
+            }
+        } else {
+            self.failures = 0;
+            self.on.canaries.accepted(self.on.index);
+            self.on.board.up(self.on.part);
+        }
+        None
     }
 
     /// Whether the node closes the broker and nothing is left to send.
@@ -322,7 +479,7 @@ impl Task {
     }
 
     fn expire(&mut self) {
-        let now = Instant::now();
+        let now = self.on.clock.now();
         while self.waiting.front().is_some_and(|outgoing| outgoing.until <= now)
             && let Some(outgoing) = self.waiting.pop_front()
         {
@@ -346,12 +503,7 @@ impl Task {
         batch
     }
 
-    /// Hands a pipeline to the connection; when this returns it has its place in the order.
-    fn launch(
-        &self,
-        connection: &MultiplexedConnection,
-        batch: Vec<Outgoing>,
-    ) -> impl Future<Output = (Vec<Outgoing>, Result<Vec<Value>, RedisError>)> + use<> {
+    fn pipeline(&self, batch: Vec<Outgoing>) -> (redis::Pipeline, usize, Cargo) {
         let mut pipeline = redis::Pipeline::with_capacity(batch.len());
         for request in batch.iter().filter_map(|outgoing| outgoing.request.as_ref()) {
             pipeline
@@ -360,56 +512,75 @@ impl Task {
                 .arg(envelope::encode(&request.publication));
         }
         let count = batch.len();
-        let mut connection = connection.clone();
-        // The first poll puts the pipeline into the connection's queue, which is longer than `IN_FLIGHT`; without
-        // `unconstrained` tokio's budget could put the first poll off, and a later pipeline before this one.
-        let mut reply = Box::pin(tokio::task::unconstrained(async move {
-            connection.send_packed_commands(&pipeline, 0, count).await
-        }));
-        let mut early = reply.as_mut().now_or_never();
-        async move {
-            let result = match early.take() {
-                Some(result) => result,
-                None => reply.await,
-            };
-            (batch, result)
-        }
+        (pipeline, count, Cargo::Publications(batch))
+    }
+
+    fn canary(&self) -> (redis::Pipeline, usize, Cargo) {
+        let mut pipeline = redis::Pipeline::with_capacity(2);
+        let canary = self.on.canaries.send(self.on.index);
+        pipeline.cmd("HELLO").arg(3);
+        pipeline.cmd("PUBLISH").arg(&**self.on.canaries.topic()).arg(canary);
+        (pipeline, 2, Cargo::Canary)
+    }
+}
+
+/// Hands a pipeline to the connection; when this returns it has its place in the order.
+fn launch(
+    connection: &MultiplexedConnection,
+    (pipeline, count, cargo): (redis::Pipeline, usize, Cargo),
+) -> impl Future<Output = Flight> + use<> {
+    let mut connection = connection.clone();
+    // The first poll puts the pipeline into the connection's queue, which is longer than `IN_FLIGHT`; without
+    // `unconstrained` tokio's budget could put the first poll off, and a later pipeline before this one.
+    let mut reply = Box::pin(tokio::task::unconstrained(async move {
+        connection.send_packed_commands(&pipeline, 0, count).await
+    }));
+    let mut early = reply.as_mut().now_or_never();
+    async move {
+        let answers = match early.take() {
+            Some(answers) => answers,
+            None => reply.await,
+        };
+        Flight { cargo, answers }
     }
 }
 
 /// Waits, connects and hands the connection to the client library, which greets nobody again.
-async fn attempt(
-    connector: Arc<Connector>,
-    delay: Duration,
-    time_limit: Duration,
-) -> Result<Link, ConnectError> {
+async fn attempt(connector: Arc<Connector>, delay: Duration) -> Result<Link, ConnectError> {
     sleep(delay).await;
     let stream = connector.open(Role::Publisher).await?;
+    let (connection, driver) = hand_over(stream, None).await?;
+    Ok(Link { connection, driver })
+}
+
+/// Makes the client library's connection of one that has been greeted. What it answers is bounded by
+/// `response_timeout`, or by nothing.
+pub(super) async fn hand_over(
+    stream: Connection,
+    response_timeout: Option<Duration>,
+) -> Result<(MultiplexedConnection, Driver), ConnectError> {
     let greeted = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
     let config = AsyncConnectionConfig::new()
-        .set_response_timeout(Some(time_limit))
+        .set_response_timeout(response_timeout)
         .set_pipeline_buffer_size(2 * IN_FLIGHT);
     let (connection, driver) = MultiplexedConnection::new_with_config(&greeted, stream, config)
         .await
         .map_err(|error| ConnectError::Refused(error.to_string()))?;
-    Ok(Link { connection, driver: Box::pin(driver) })
+    Ok((connection, Box::pin(driver)))
 }
 
-/// Settles each publication by its own answer. What the server said if it is of no use at the moment.
-fn settle(batch: Vec<Outgoing>, replies: Vec<Value>) -> Option<Arc<str>> {
-    let mut not_now = None;
-    let mut replies = replies.into_iter();
+/// Settles each publication by its own answer. What the server said if another connection may do better.
+fn settle(batch: Vec<Outgoing>, answers: Vec<Value>) -> Option<Arc<str>> {
+    let mut renew = None;
+    let mut answers = answers.into_iter();
     for outgoing in batch {
-        let outcome = match replies.next() {
+        let outcome = match answers.next() {
             Some(Value::ServerError(error)) => {
-                let text: Arc<str> = match error.details() {
-                    Some(details) => format!("{} {details}", error.code()).into(),
-                    None => error.code().into(),
-                };
-                if is_not_now(error.code()) {
-                    not_now = Some(Arc::clone(&text));
+                let answer = Answer::to_server_error(&error);
+                if answer.link == After::Renew {
+                    renew = Some(Arc::clone(&answer.text));
                 }
-                Err(BrokerError::Refused(text))
+                Err(answer.error())
             }
             Some(_) => Ok(()),
             // The library promises one answer per command; without one the fate is unknown.
@@ -417,13 +588,30 @@ fn settle(batch: Vec<Outgoing>, replies: Vec<Value>) -> Option<Arc<str>> {
         };
         outgoing.settle(outcome);
     }
-    not_now
+    renew
 }
 
-/// Errors after which another connection may do better: this server is no master, or not yet or no longer one
-/// that serves us.
-fn is_not_now(code: &str) -> bool {
-    matches!(code, "READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH" | "CLUSTERDOWN")
+/// The `role` in the client library's reading of an answer to `HELLO`.
+pub(super) fn role_of(hello: &Value) -> Option<&[u8]> {
+    fn text(value: &Value) -> Option<&[u8]> {
+        match value {
+            Value::BulkString(bytes) => Some(bytes),
+            Value::SimpleString(text) => Some(text.as_bytes()),
+            _ => None,
+        }
+    }
+    match hello {
+        Value::Map(pairs) => {
+            pairs.iter().find(|(key, _)| text(key) == Some(b"role")).and_then(|(_, role)| text(role))
+        }
+        Value::Array(items) => items
+            .chunks_exact(2)
+            .find_map(|pair| {
+                matches!(pair, [key, _] if text(key) == Some(b"role")).then(|| text(pair.last()?))
+            })
+            .flatten(),
+        _ => None,
+    }
 }
 
 impl ToRedisArgs for Encoded<'_> {

@@ -5,7 +5,7 @@
 //!
 //! - `wanted`: which rooms this node wants, shared with the callers of `subscribe`
 //! - `table`: what the server has been told and has acknowledged; no I/O
-//! - `canary`: whether the connection still delivers
+//! - `pulse`: whether the connection still answers and delivers, and its server is still the master
 //!
 //! Publications go to the sink in line, from the reading task: there is no queue between the socket and the
 //! sink. A sink that is slow therefore slows the reading, and the backlog is Redis' (which ends the
@@ -17,33 +17,40 @@
 //! A gap is told when the server acknowledges the new subscription, by the task that reads the acknowledgement
 //! and in the place where it was read. Whatever is newer comes behind it on the same connection.
 
-mod canary;
+mod pulse;
 mod table;
 mod wanted;
 
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 pub(super) use self::wanted::Wanted;
 use self::{
-    canary::{Canary, Event, Progress, Verdict},
-    table::{Answer, OutOfStep, Purpose, Table},
+    pulse::{Dead, Pulse},
+    table::{OutOfStep, Purpose, Refusal, Table},
 };
 use super::{
+    answer::{Answer, Fate, Link},
     backoff::Backoff,
-    connection::{ConnectError, Connection, Connector, Role},
+    canaries::Canaries,
+    clock::Clock,
+    connection::{ConnectError, Connection, Connector, Role, role_of},
     envelope,
     keys::Topics,
     resp::{Frame, Malformed, Reader},
     status::Board,
 };
-use crate::{BrokerError, GapCause, Sink, metrics::BrokerMetrics};
+use crate::{
+    GapCause, Sink,
+    metrics::{BrokerMetrics, End, Part},
+};
 
 /// The owner of one pub/sub connection.
 pub(super) struct Subscriber {
@@ -51,7 +58,8 @@ pub(super) struct Subscriber {
     pub(super) part: usize,
     pub(super) connector: Arc<Connector>,
     pub(super) topics: Topics,
-    pub(super) canary_topic: Arc<[u8]>,
+    pub(super) canaries: Arc<Canaries>,
+    pub(super) clock: Arc<Clock>,
     pub(super) canary_interval: Duration,
     pub(super) canary_timeout: Duration,
     /// The largest payload, in bytes.
@@ -60,16 +68,14 @@ pub(super) struct Subscriber {
     pub(super) sink: Arc<dyn Sink>,
     pub(super) metrics: Arc<BrokerMetrics>,
     pub(super) board: Arc<Board>,
-    pub(super) pool: deadpool_redis::Pool,
-    pub(super) tracker: TaskTracker,
     pub(super) closing: CancellationToken,
 }
 
 impl Subscriber {
     /// Keeps the connection until the node closes the broker.
     pub(super) async fn run(self) {
-        let table = Table::new(&self.canary_topic);
-        let mut task = Task { table, progress: Progress::default(), cannot_publish: false, on: self };
+        let table = Table::new(self.canaries.topic());
+        let mut task = Task { table, bytes: 0, retry_at: None, retries: Backoff::new(), on: self };
         let mut backoff = Backoff::new();
         while let Some(connection) = task.connect(&mut backoff).await {
             let since = Instant::now();
@@ -78,10 +84,11 @@ impl Subscriber {
             task.on.metrics.subscriber_connections.dec();
             let Err(lost) = end else { break };
             task.on.metrics.interruptions.inc();
+            task.on.metrics.connection_ended(Part::Subscriber, lost.end());
             task.on.board.down(task.on.part, format!("{}: {lost}", task.on.connector.url()));
             task.on.wanted.interrupted();
             task.table.lost();
-            task.cannot_publish = false;
+            task.retry_at = None;
             backoff.stood(since.elapsed());
         }
         task.on.wanted.close();
@@ -100,17 +107,34 @@ enum Lost {
     #[error("{0}")]
     OutOfStep(#[from] OutOfStep),
     #[error("the server said: {0}")]
-    Refused(String),
+    Refused(Arc<str>),
+    #[error("the server has become a replica")]
+    Demoted,
     #[error("{0}")]
-    Wedged(#[from] canary::Wedged),
+    Dead(#[from] Dead),
+}
+
+impl Lost {
+    fn end(&self) -> End {
+        match self {
+            Self::Closed | Self::Io(_) => End::Closed,
+            Self::Malformed(_) | Self::OutOfStep(_) => End::Protocol,
+            Self::Refused(_) => End::Refused,
+            Self::Demoted => End::Demoted,
+            Self::Dead(Dead::Silent(_)) => End::Silent,
+            Self::Dead(Dead::Missed(_)) => End::Missed,
+        }
+    }
 }
 
 struct Task {
     on: Subscriber,
     table: Table,
-    progress: Progress,
-    /// The last canaries could not be published.
-    cannot_publish: bool,
+    /// How many bytes have arrived.
+    bytes: u64,
+    /// When to try again what the server refused for the moment.
+    retry_at: Option<Instant>,
+    retries: Backoff,
 }
 
 impl Task {
@@ -149,37 +173,58 @@ impl Task {
         let mut reader = Reader::new(self.on.max_publication.saturating_add(2 * envelope::MAX_WRAPPING));
         let mut out = BytesMut::new();
         let mut unsent = false;
-        let mut canary = Canary::new(
-            self.on.pool.clone(),
-            Arc::clone(&self.on.canary_topic),
+        let mut pulse = Pulse::new(
+            Arc::clone(&self.on.canaries),
+            Arc::clone(&self.on.clock),
             self.on.canary_interval,
             self.on.canary_timeout,
-            self.on.tracker.clone(),
         );
         let closing = self.on.closing.clone();
         let wanted = Arc::clone(&self.on.wanted);
         loop {
             self.table.write(&mut out);
             unsent |= !out.is_empty();
+            let retry_at = self.retry_at;
             tokio::select! {
                 () = closing.cancelled() => return Ok(()),
-                read = reader.fill(&mut incoming) => {
-                    match read? {
-                        0 => return Err(Lost::Closed),
-                        bytes => self.progress.bytes += bytes as u64,
-                    }
-                    while let Some(frame) = reader.next()? {
-                        self.hear(frame, &mut canary)?;
-                    }
-                }
+                read = reader.fill(&mut incoming) => self.read(read?, &mut reader, &mut pulse)?,
                 sent = send(&mut outgoing, &mut out), if unsent => {
                     sent?;
                     unsent = false;
                 }
                 () = wanted.changed() => self.take_changes(),
-                event = canary.event() => self.mind(event, &mut canary, &mut out)?,
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                    self.retry_at = None;
+                    self.table.retry_refused();
+                }
+                () = pulse.timer() => {
+                    // What has arrived is read before it is judged.
+                    if let Some(read) = reader.fill(&mut incoming).now_or_never() {
+                        self.read(read?, &mut reader, &mut pulse)?;
+                    }
+                    self.look(&mut pulse, &mut out)?;
+                }
             }
         }
+    }
+
+    fn read(&mut self, bytes: usize, reader: &mut Reader, pulse: &mut Pulse) -> Result<(), Lost> {
+        if bytes == 0 {
+            return Err(Lost::Closed);
+        }
+        self.bytes += bytes as u64;
+        while let Some(frame) = reader.next()? {
+            self.hear(frame, pulse)?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, pulse: &mut Pulse, out: &mut BytesMut) -> Result<(), Lost> {
+        if pulse.look(self.bytes).inspect_err(|_| self.on.metrics.canary_missed.inc())? {
+            self.table.ask(out);
+            self.table.retry_refused();
+        }
+        Ok(())
     }
 
     fn take_changes(&mut self) {
@@ -195,11 +240,10 @@ impl Task {
         self.report();
     }
 
-    fn hear(&mut self, frame: Frame<'_>, canary: &mut Canary) -> Result<(), Lost> {
+    fn hear(&mut self, frame: Frame<'_>, pulse: &mut Pulse) -> Result<(), Lost> {
         match frame {
             Frame::Message { topic, payload } => match self.table.wanted(topic) {
                 Some(Purpose::Room(room)) => {
-                    self.progress.publications += 1;
                     self.on.metrics.received(payload.len());
                     let publication = envelope::decode(payload);
                     if publication.data.bytes().len() <= self.on.max_publication {
@@ -210,7 +254,8 @@ impl Task {
                     }
                 }
                 Some(Purpose::Canary) => {
-                    if let Some(after) = canary.heard(&payload) {
+                    let heard = pulse.heard(&payload).inspect_err(|_| self.on.metrics.canary_missed.inc());
+                    if let Some(after) = heard? {
                         self.on.metrics.canary_returned(after);
                     }
                 }
@@ -218,7 +263,6 @@ impl Task {
             },
             Frame::Oversized { topic, bytes } => {
                 if let Some(Purpose::Room(room)) = self.table.wanted(topic) {
-                    self.progress.publications += 1;
                     tracing::warn!(bytes, "skipped a publication that is larger than this node accepts");
                     self.on.metrics.oversized.inc();
                     self.on.sink.gap(room, GapCause::Oversized);
@@ -227,8 +271,9 @@ impl Task {
             Frame::Subscribed(topic) => {
                 let acknowledged = self.table.subscribed(topic)?;
                 match acknowledged.purpose {
-                    Purpose::Canary => canary.subscribed(),
+                    Purpose::Canary => pulse.subscribed(),
                     Purpose::Room(room) => {
+                        self.retries = Backoff::new();
                         if acknowledged.after_loss {
                             self.on.metrics.resubscriptions.inc();
                             self.on.sink.gap(room, GapCause::Interrupted);
@@ -246,67 +291,55 @@ impl Task {
                     self.on.metrics.topic_interruptions.inc();
                     self.on.wanted.room_interrupted(&room);
                 }
-                Some(Purpose::Canary) => canary.unsubscribed(),
+                Some(Purpose::Canary) => pulse.unsubscribed(),
                 None => {}
             },
             Frame::Push(_) => {}
-            Frame::Error(text) => self.refused(text, canary)?,
-            Frame::Reply(_) => {
+            Frame::Error(text) => self.refused(&text, pulse)?,
+            Frame::Reply(value) => {
                 self.table.replied()?;
-                canary.ponged();
+                if role_of(&value).is_some_and(|role| role != b"master") {
+                    return Err(Lost::Demoted);
+                }
+                pulse.answered();
             }
         }
         Ok(())
     }
 
-    /// An error belongs to the oldest command that has no answer yet. Most are about permissions and
-    /// concern that command alone; a few say that this server is of no use at the moment.
-    fn refused(&mut self, text: String, canary: &mut Canary) -> Result<(), Lost> {
-        const NOT_NOW: [&str; 6] = ["LOADING", "BUSY", "MASTERDOWN", "NOAUTH", "TRYAGAIN", "CLUSTERDOWN"];
-        if text.split(' ').next().is_some_and(|code| NOT_NOW.contains(&code)) {
-            return Err(Lost::Refused(text));
+    /// An error belongs to the oldest command that has no answer yet, and concerns that command alone, unless
+    /// another connection could do better.
+    fn refused(&mut self, text: &str, pulse: &mut Pulse) -> Result<(), Lost> {
+        let answer = Answer::to(text);
+        if answer.link == Link::Renew {
+            return Err(Lost::Refused(answer.text));
         }
-        let error = || BrokerError::Refused(text.as_str().into());
-        match self.table.refused()? {
-            Answer::Pong => canary.ponged(),
-            Answer::OneByOne | Answer::StillSubscribed | Answer::Refused(Purpose::Canary) => {}
-            Answer::Refused(Purpose::Room(room)) => self.on.wanted.refused(&room, &error()),
-            Answer::StillOwed(purpose) => {
+        match self.table.refused(answer.fate == Fate::Later)? {
+            Refusal::Answered => pulse.answered(),
+            Refusal::OneByOne | Refusal::StillSubscribed | Refusal::Refused(Purpose::Canary) => {}
+            Refusal::Refused(Purpose::Room(room)) => {
+                self.on.metrics.subscriptions_refused.inc();
+                self.on.wanted.refused(&room, &answer.error());
+            }
+            Refusal::StillOwed(purpose) => {
                 if let Purpose::Room(room) = purpose {
-                    self.on.wanted.refused_again(&room, &error());
+                    self.on.wanted.refused_again(&room, &answer.error());
                 }
                 self.on.board.down(self.on.part, format!("a subscription was refused: {text}"));
             }
-        }
-        Ok(())
-    }
-
-    fn mind(&mut self, event: Event, canary: &mut Canary, out: &mut BytesMut) -> Result<(), Lost> {
-        match canary.mind(event, self.progress) {
-            Ok(Verdict::Fine) => {}
-            Ok(Verdict::Start) => {
-                self.table.ping(out);
-                self.table.retry_refused();
-                canary.start(self.progress);
-            }
-            Ok(Verdict::CannotPublish(why)) => {
-                self.cannot_publish = true;
-                self.on.board.down(self.on.part, format!("cannot publish to this connection: {why}"));
-            }
-            Ok(Verdict::CanPublish) => {
-                self.cannot_publish = false;
-                self.report();
-            }
-            Err(wedged) => {
-                self.on.metrics.canary_missed.inc();
-                return Err(wedged.into());
+            Refusal::Later { owed } => {
+                let delay = self.retries.next();
+                self.retry_at.get_or_insert_with(|| Instant::now() + delay);
+                if owed {
+                    self.on.board.down(self.on.part, format!("subscriptions have to wait: {text}"));
+                }
             }
         }
         Ok(())
     }
 
     fn report(&self) {
-        if self.table.is_complete() && !self.cannot_publish {
+        if self.table.is_complete() {
             self.on.board.up(self.on.part);
         }
     }

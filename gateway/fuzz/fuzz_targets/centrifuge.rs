@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Subject, UnixSeconds, mint},
     limits::{Allowance, Limiters, bucket::SessionMeters},
-    protocol::{Message, Protocol, centrifuge::Centrifuge},
+    protocol::{Message, Protocol, ReplyError, centrifuge::Centrifuge},
     session::{Effect, Session, Surroundings},
 };
 
@@ -58,8 +58,8 @@ fuzz_target!(|input: &[u8]| {
                 match effect {
                     Effect::Join(request, room) => {
                         assert!(room.as_str().starts_with('a'), "{room} was not granted");
-                        let acknowledged = n % 3 != 1;
-                        if session.joined(request, &room, acknowledged, &mut effects) {
+                        let outcome = if n % 3 == 1 { Err(ReplyError::Unavailable) } else { Ok(()) };
+                        if session.joined(request, &room, outcome, &mut effects) {
                             rooms.insert(room.clone());
                         }
                         if n % 3 == 2 {

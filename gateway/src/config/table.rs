@@ -319,15 +319,16 @@ table! {
         kind: some_time(HOUR),
         default: Is(r#""2s""#),
         reload: Restart,
-        doc: "Time between two messages that a receiving connection sends to itself.",
-        more: "They prove that it still receives, which an answered PING does not.",
+        doc: "How often each connection to the broker proves that it is of use.",
+        more: "By a message from each publishing connection to each receiving one of this node, and by the server's \
+               role. Keep it below the idle time-outs of what lies between.",
     };
     BROKER_CANARY_TIMEOUT: Time = Key {
         name: "broker.canary_timeout",
         kind: some_time(HOUR),
         default: Is(r#""6s""#),
         reload: Restart,
-        doc: "A receiving connection that got none of its own messages for this long is made anew.",
+        doc: "A connection whose proof is missing for this long is made anew.",
         more: "Longer than `broker.canary_interval`.",
     };
     BROKER_CA_FILE: File = Key {

@@ -216,7 +216,10 @@ impl Centrifuge {
             Reply::Failed(error) => {
                 let temporary = matches!(
                     error,
-                    ReplyError::Unavailable | ReplyError::KeyAwaited | ReplyError::TooManyRequests(_)
+                    ReplyError::Unavailable
+                        | ReplyError::NotNow
+                        | ReplyError::KeyAwaited
+                        | ReplyError::TooManyRequests(_)
                 );
                 let (code, message) = (code(*error), error.to_string());
                 json!({ "id": id, "error": { "code": code, "message": message, "temporary": temporary } })
@@ -333,7 +336,8 @@ pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
         | CloseReason::ProtocolError
         | CloseReason::InvalidText
         | CloseReason::MessageTooBig
-        | CloseReason::PublishFailed => {
+        | CloseReason::PublishFailed
+        | CloseReason::BrokerRefused => {
             return reason.plain_close().map(|(code, text)| websocket::close_frame(code, text));
         }
     };
@@ -343,14 +347,14 @@ pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
 /// The protocol's numbers for errors.
 fn code(error: ReplyError) -> u16 {
     match error {
-        ReplyError::Unavailable | ReplyError::KeyAwaited | ReplyError::Internal => 100,
+        ReplyError::Unavailable | ReplyError::NotNow | ReplyError::KeyAwaited | ReplyError::Internal => 100,
         ReplyError::Unauthorized => 101,
         ReplyError::Forbidden => 103,
         ReplyError::UnknownMethod => 104,
         ReplyError::AlreadySubscribed => 105,
         ReplyError::LimitExceeded => 106,
         ReplyError::BadRequest => 107,
-        ReplyError::NotAvailable => 108,
+        ReplyError::NotAvailable | ReplyError::Refused => 108,
         ReplyError::TokenExpired => 109,
         ReplyError::TooManyRequests(_) => 111,
     }

@@ -45,6 +45,7 @@ impl Plain {
 pub(super) fn reply(reply: &Reply) -> Notice {
     match reply {
         Reply::Failed(ReplyError::Forbidden) => Notice::Close(CloseReason::Forbidden),
+        Reply::Failed(ReplyError::Refused) => Notice::Close(CloseReason::BrokerRefused),
         Reply::Failed(ReplyError::TooManyRequests(limit)) => Notice::Close(CloseReason::OverLimit(*limit)),
         Reply::Failed(_) => Notice::Close(CloseReason::PublishFailed),
         _ => Notice::Silent,

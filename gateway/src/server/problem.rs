@@ -54,6 +54,10 @@ pub enum Refusal {
     Draining,
     /// The broker cannot be reached.
     Broker,
+    /// The broker cannot at the moment.
+    BrokerNotNow,
+    /// The broker does not allow the room.
+    BrokerForbidden,
     /// The broker refuses.
     BrokerRefused,
     /// The broker may or may not have taken the publication.
@@ -62,7 +66,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::MalformedHttp,
         Self::NotFound,
         Self::Method,
@@ -85,6 +89,8 @@ impl Refusal {
         Self::Connections,
         Self::Draining,
         Self::Broker,
+        Self::BrokerNotNow,
+        Self::BrokerForbidden,
         Self::BrokerRefused,
         Self::BrokerUnknown,
     ];
@@ -114,6 +120,8 @@ impl Refusal {
             Self::Connections => "connections",
             Self::Draining => "draining",
             Self::Broker => "broker",
+            Self::BrokerNotNow => "broker_not_now",
+            Self::BrokerForbidden => "broker_forbidden",
             Self::BrokerRefused => "broker_refused",
             Self::BrokerUnknown => "broker_unknown",
         }
@@ -129,7 +137,7 @@ impl Refusal {
             | Self::Handshake
             | Self::Body => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::Origin | Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::Origin | Self::Forbidden | Self::BrokerForbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
@@ -140,7 +148,9 @@ impl Refusal {
                 StatusCode::TOO_MANY_REQUESTS
             }
             Self::BrokerRefused => StatusCode::BAD_GATEWAY,
-            Self::Connections | Self::Draining | Self::Broker => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Connections | Self::Draining | Self::Broker | Self::BrokerNotNow => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::BrokerUnknown => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -149,7 +159,7 @@ impl Refusal {
     /// range, because all who are refused together must not come back together.
     fn retry_after(self) -> Option<RangeInclusive<u32>> {
         match self {
-            Self::Connections | Self::Broker => Some(2..=8),
+            Self::Connections | Self::Broker | Self::BrokerNotNow => Some(2..=8),
             // Somebody else of this address has to leave first.
             Self::AddressConnections => Some(5..=20),
             // Another node takes the next attempt.
@@ -318,7 +328,9 @@ impl From<Refusal> for Problem {
             Refusal::UserBytes => "this user publishes too much",
             Refusal::Draining => "this node is leaving; come back and reach another one",
             Refusal::Broker => "the broker cannot be reached; nothing was published or subscribed",
-            Refusal::BrokerRefused => "the broker refused",
+            Refusal::BrokerNotNow => "the broker cannot at the moment; nothing was published or subscribed",
+            Refusal::BrokerForbidden => "the broker does not allow this room",
+            Refusal::BrokerRefused => "the broker refused; nothing was published or subscribed",
             Refusal::BrokerUnknown => "the publication may or may not have been delivered",
             Refusal::Unauthorized => "a valid token is needed",
             Refusal::Forbidden => "the token does not grant this",

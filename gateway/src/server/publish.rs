@@ -19,7 +19,7 @@ use super::{
     gate::{header_text, request_name},
     query::Query,
 };
-use crate::auth::Operation;
+use crate::{auth::Operation, outcome::Told};
 
 const X_EVENT: HeaderName = HeaderName::from_static("x-event");
 
@@ -58,12 +58,7 @@ pub async fn publish(
         }
         Err(error) => {
             tracing::debug!(request = request_name(parts), %error, "a publication was not delivered");
-            Err(match error {
-                BrokerError::Unavailable | BrokerError::Closed => Refusal::Broker,
-                BrokerError::Refused(_) => Refusal::BrokerRefused,
-                BrokerError::Unknown => Refusal::BrokerUnknown,
-            }
-            .into())
+            Err(Told::from(&error).refusal.into())
         }
     }
 }

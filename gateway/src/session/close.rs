@@ -33,6 +33,8 @@ pub enum CloseReason {
     SlowConsumer,
     /// A publication of this session could not be delivered, and its protocol has no error reply.
     PublishFailed,
+    /// The broker refused a publication of this session for good, and its protocol has no error reply.
+    BrokerRefused,
     /// Publications may have been missed, and the client asked to be closed then.
     Gap,
     /// No byte from the client for `heartbeat.timeout`.
@@ -47,7 +49,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All of them, with one limit for all limits: they have one label.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Client,
         Self::Lost,
         Self::ProtocolError,
@@ -62,6 +64,7 @@ impl CloseReason {
         Self::OverLimit(Limit::Commands),
         Self::SlowConsumer,
         Self::PublishFailed,
+        Self::BrokerRefused,
         Self::Gap,
         Self::HeartbeatTimeout,
         Self::Drain,
@@ -86,6 +89,7 @@ impl CloseReason {
             Self::OverLimit(_) => "over_limit",
             Self::SlowConsumer => "slow_consumer",
             Self::PublishFailed => "publish_failed",
+            Self::BrokerRefused => "broker_refused",
             Self::Gap => "gap",
             Self::HeartbeatTimeout => "heartbeat_timeout",
             Self::Drain => "drain",
@@ -127,6 +131,7 @@ impl CloseReason {
             Self::OverLimit(limit) => (CloseCode::POLICY_VIOLATION, limit.close_text()),
             Self::SlowConsumer => (CloseCode::TRY_AGAIN_LATER, "too slow: outbound queue full"),
             Self::PublishFailed => (CloseCode::TRY_AGAIN_LATER, "publication not delivered"),
+            Self::BrokerRefused => (CloseCode::INTERNAL_ERROR, "the broker refused the publication"),
             Self::Gap => (CloseCode::SERVICE_RESTART, "messages may have been missed"),
             Self::HeartbeatTimeout => (CloseCode::GOING_AWAY, "no answer to pings"),
             Self::Drain => (CloseCode::SERVICE_RESTART, "node is leaving, come back"),
@@ -161,11 +166,12 @@ mod tests {
                 CloseReason::OverLimit(_) => 11,
                 CloseReason::SlowConsumer => 12,
                 CloseReason::PublishFailed => 13,
-                CloseReason::Gap => 14,
-                CloseReason::HeartbeatTimeout => 15,
-                CloseReason::Drain => 16,
-                CloseReason::MaxAge => 17,
-                CloseReason::Internal => 18,
+                CloseReason::BrokerRefused => 14,
+                CloseReason::Gap => 15,
+                CloseReason::HeartbeatTimeout => 16,
+                CloseReason::Drain => 17,
+                CloseReason::MaxAge => 18,
+                CloseReason::Internal => 19,
             };
             assert_eq!(listed_at, place, "{reason:?}");
         }

@@ -24,7 +24,9 @@ use super::{CloseReason, Effect, Session, Surroundings};
 use crate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Subject, Token, UnixSeconds, mint},
     limits::{Allowance, Limiters, bucket::SessionMeters, tests::limits as limits_of},
-    protocol::{Message, Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
+    protocol::{
+        Message, Protocol, ReplyError, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain,
+    },
 };
 
 #[test]
@@ -243,14 +245,27 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
                 "ok" => Ok(()),
                 "unavailable" => Err(BrokerError::Unavailable),
                 "unknown" => Err(BrokerError::Unknown),
+                "not_now" => Err(BrokerError::NotNow("BUSY".into())),
+                "forbidden" => Err(BrokerError::Forbidden("NOPERM".into())),
+                "refused" => Err(BrokerError::Refused("ERR".into())),
                 other => panic!("no outcome {other}"),
             };
             session.settled(request.parse().expect("a request"), &outcome, &mut effects);
         }
         "joined" | "refused" => {
             let (request, name) = rest.split_once(' ').expect("a request and a room");
+            let (name, refusal) = match name.split_once(' ') {
+                None => (name, ReplyError::Unavailable),
+                Some((name, "forbidden")) => (name, ReplyError::Forbidden),
+                Some((_, other)) => panic!("no refusal {other}"),
+            };
             let request = request.parse().expect("a request");
-            let member = session.joined(request, &room(name), what == "joined", &mut effects);
+            let member = session.joined(
+                request,
+                &room(name),
+                if what == "joined" { Ok(()) } else { Err(refusal) },
+                &mut effects,
+            );
             let member = if member { "member" } else { "no member" };
             return effects
                 .into_iter()

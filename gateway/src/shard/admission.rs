@@ -37,6 +37,7 @@ use super::{
 use crate::{
     auth::Identity,
     limits::{AddressLimit, Seat, Verdict},
+    outcome::Told,
     protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
     server::{HandshakeResult, Problem, Refusal, Unanswered},
     session::Session,
@@ -193,7 +194,7 @@ impl Worker {
         let seconds = began.elapsed().as_secs_f64();
         if let Some(refusal) = refused {
             metrics.refused(refusal);
-            metrics.handshake(protocol, HandshakeResult::Unavailable, seconds);
+            metrics.handshake(protocol, refusal.into(), seconds);
             return Problem::from(refusal).into_response().map(ShardBody::Router);
         }
         metrics.connection_opened(protocol);
@@ -283,8 +284,8 @@ impl Worker {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
                 let session = lease.connection.id();
-                tracing::warn!(%session, %error, "the broker did not grant a subscription");
-                Err(Refusal::Broker)
+                tracing::debug!(%session, %error, "the broker did not grant a subscription");
+                Err(Told::from(&error).refusal)
             }
             Err(_) => Err(Refusal::Broker),
         }

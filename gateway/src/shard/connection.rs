@@ -42,7 +42,7 @@ use super::{
 };
 use crate::{
     limits::Seat,
-    protocol::{Encoding, ProtocolName, RequestId},
+    protocol::{Encoding, ProtocolName, ReplyError, RequestId},
     session::{CloseReason, Effect, Session},
     websocket::{Decoder, Deflate},
 };
@@ -247,12 +247,18 @@ impl Connection {
 
     /// The broker has acknowledged a room that the session asked for, or has not. Returns whether the session
     /// is to be a member now.
-    pub fn joined(&self, worker: &Worker, request: RequestId, room: &RoomName, acknowledged: bool) -> bool {
+    pub fn joined(
+        &self,
+        worker: &Worker,
+        request: RequestId,
+        room: &RoomName,
+        outcome: Result<(), ReplyError>,
+    ) -> bool {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return false;
         }
         let mut effects = worker.take_effects();
-        let member = self.session.borrow_mut().joined(request, room, acknowledged, &mut effects);
+        let member = self.session.borrow_mut().joined(request, room, outcome, &mut effects);
         self.run(worker, &mut effects);
         worker.give_effects(effects);
         member

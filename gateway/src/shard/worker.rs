@@ -33,7 +33,8 @@ use crate::{
     drain::Pace,
     hub::Broadcast,
     limits::bucket::SessionMeters,
-    protocol::{Command, RequestId},
+    outcome::Told,
+    protocol::{Command, ReplyError, RequestId},
     session::{CloseReason, Effect},
     settings::Settings,
 };
@@ -383,12 +384,18 @@ impl Worker {
         let acknowledged = self.context.hub.join(&room, self.index);
         self.tasks.spawn_local(async move {
             let time = worker.settings().subscribe_timeout;
-            let acknowledged = tokio::time::timeout(time, acknowledged).await;
-            let acknowledged = matches!(acknowledged, Ok(Ok(())));
+            let outcome = match tokio::time::timeout(time, acknowledged).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "the broker did not grant a subscription");
+                    Err(Told::from(&error).reply)
+                }
+                Err(_) => Err(ReplyError::Unavailable),
+            };
             let connection = worker.connection(key);
             let member = connection
                 .as_ref()
-                .is_some_and(|connection| connection.joined(&worker, request, &room, acknowledged));
+                .is_some_and(|connection| connection.joined(&worker, request, &room, outcome));
             match connection {
                 Some(connection) if member && worker.join(&room, &connection) => connection.flush(&worker),
                 Some(connection) => {

@@ -20,7 +20,7 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis, as 
         stat("Nodes without", "Nodes that have lost a connection.", "short", `sum(1 - tidegate_broker_up{${these}})`, {
           from: 1,
         }),
-        stat("Canary, p99", "Round trip of a message that a connection sends to itself.", "s", canary(0.99), {
+        stat("Canary, p99", "Time from a publishing connection through Redis to a receiving one of the same node.", "s", canary(0.99), {
           from: 0.5,
         }),
         stat(
@@ -61,6 +61,17 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis, as 
         ]),
         graph("Subscribed again", "Topics per second.", "cps", [
           [`sum by (pod) (${rate("resubscriptions_total")})`, "{{pod}}"],
+          [`sum(${rate("topic_interruptions_total")})`, "ended by Redis"],
+        ]),
+        graph(
+          "Connections ended",
+          "Per second. demoted: the server became a replica. missed: publications did not arrive. silent: no answer.",
+          "cps",
+          [[`sum by (role, cause) (${rate("connections_ended_total")})`, "{{role}}, {{cause}}"]],
+        ),
+        graph("Refused rooms", "Topics that Redis does not allow any more, and refusals of new ones per second.", "short", [
+          [`sum(tidegate_broker_topics_refused{${these}})`, "allowed once"],
+          [`sum(${rate("subscriptions_refused_total")})`, "never allowed, per second"],
         ]),
       ),
     ],
@@ -71,7 +82,7 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis, as 
       graphs(
         graph(
           "Canary",
-          "Round trip of a message that a connection sends to itself.",
+          "Time from a publishing connection through Redis to a receiving one of the same node.",
           "s",
           [
             [canary(0.5), "p50"],

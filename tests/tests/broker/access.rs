@@ -8,7 +8,7 @@ use crate::stage::{Node, brief, config, has, room, rooms};
 
 /// The permissions that the documentation of `broker_bridge::redis` names.
 const DOCUMENTED: &str = "user tidegate on >s3cret! resetchannels &room:* &tidegate:canary:* \
-                          -@all +subscribe +unsubscribe +publish +ping +unwatch";
+                          -@all +subscribe +unsubscribe +publish";
 
 #[tokio::test]
 async fn tls_and_the_documented_permissions_are_enough() -> Result<()> {
@@ -93,12 +93,13 @@ async fn a_room_without_permission_is_refused_and_disturbs_no_other() -> Result<
     let outcomes = futures_util::future::join_all(waiting).await;
     for (index, outcome) in outcomes.iter().enumerate() {
         match outcome {
-            Err(BrokerError::Refused(why)) if index == 20 => ensure!(why.contains("NOPERM"), "{why}"),
+            Err(BrokerError::Forbidden(why)) if index == 20 => ensure!(why.contains("NOPERM"), "{why}"),
             Ok(()) if index != 20 => {}
             other => anyhow::bail!("{index}: {other:?}"),
         }
     }
     ensure!(node.sample("tidegate_broker_topics")? == 40);
+    ensure!(node.sample("tidegate_broker_subscriptions_refused_total")? == 1);
 
     for room in &allowed {
         node.publish(room, "fine").await;
@@ -106,7 +107,7 @@ async fn a_room_without_permission_is_refused_and_disturbs_no_other() -> Result<
     node.publish(&forbidden, "not so").await;
     let settled = node.receipts.wait(41).await;
     let refused =
-        settled.values().filter(|outcomes| matches!(&outcomes[..], [Err(BrokerError::Refused(_))])).count();
+        settled.values().filter(|outcomes| matches!(&outcomes[..], [Err(BrokerError::Forbidden(_))])).count();
     let fine = settled.values().filter(|outcomes| matches!(&outcomes[..], [Ok(())])).count();
     ensure!((fine, refused) == (40, 1), "{settled:?}");
     for room in &allowed {
@@ -129,10 +130,15 @@ async fn a_room_that_lost_its_permission_gets_its_gap_when_it_has_it_again() -> 
     let refused =
         |status: &BrokerStatus| matches!(status, BrokerStatus::Interrupted(why) if why.contains("NOPERM"));
     node.until("told of the refusal", refused).await?;
+    ensure!(node.sample("tidegate_broker_topics_refused")? == 1);
+    // Who asks now is told at once, and not to come back.
+    let asked = node.broker.subscribe(&room).await;
+    ensure!(matches!(&asked, Err(BrokerError::Forbidden(why)) if why.contains("NOPERM")), "{asked:?}");
     redis.cli(&["ACL", "SETUSER", "tidegate", "&room:*"], b"").await?;
     node.until_up().await?;
     node.publish(&room, "again").await;
     let heard = node.heard.wait(&room, "a publication", has("again")).await;
     ensure!(brief(&heard) == ["[interrupted]", "again"], "{heard:?}");
+    ensure!(node.sample("tidegate_broker_topics_refused")? == 0);
     Ok(())
 }

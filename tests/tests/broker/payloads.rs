@@ -89,7 +89,7 @@ async fn a_publication_over_the_limit_is_a_gap_between_intact_neighbours() -> Re
 #[tokio::test]
 async fn topics_that_are_no_rooms_are_nobodys_business() -> Result<()> {
     let redis = RedisServer::start().await?;
-    let node = Node::up_with(RedisConfig { prefix: "p:".to_owned(), ..config(&redis.url())? }).await?;
+    let node = Node::up_with(RedisConfig { prefix: "p:".parse()?, ..config(&redis.url())? }).await?;
     let room = room("a");
     node.subscribe(&room).await?;
     for topic in ["room:a", "p:room:b", "p:room:", "p:a", "p:room:a"] {

@@ -46,15 +46,20 @@ pub(super) struct Acknowledged<'a> {
 
 /// What an error meant.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// A `PING` that is not permitted is answered all the same.
-    Pong,
+pub(super) enum Refusal {
+    /// A question is answered all the same.
+    Answered,
     /// One of several topics was refused, and nobody knows which: each is tried alone now.
     OneByOne,
     /// A new topic was refused. It has been forgotten.
     Refused(Purpose),
     /// A topic that once stood was refused. It will be tried again by [`Table::retry_refused`].
     StillOwed(Purpose),
+    /// The server cannot at the moment. All of it will be tried again by [`Table::retry_refused`].
+    Later {
+        /// Some of it once stood.
+        owed: bool,
+    },
     /// An `UNSUBSCRIBE` was refused. What the topic brings is ignored.
     StillSubscribed,
 }
@@ -101,7 +106,7 @@ enum Wire {
 enum Command {
     Subscribe(Awaited),
     Unsubscribe(Awaited),
-    Ping,
+    Hello,
 }
 
 #[derive(Debug)]
@@ -215,10 +220,10 @@ impl Table {
         self.send(out, false, unsubscribe);
     }
 
-    /// Writes a `PING`.
-    pub(super) fn ping(&mut self, out: &mut BytesMut) {
-        write_command(out, &[b"PING"]);
-        self.in_flight.push_back(Command::Ping);
+    /// Writes a `HELLO`, which asks the server how it is and changes nothing.
+    pub(super) fn ask(&mut self, out: &mut BytesMut) {
+        write_command(out, &[b"HELLO", b"3"]);
+        self.in_flight.push_back(Command::Hello);
     }
 
     /// The server has acknowledged a `SUBSCRIBE`.
@@ -273,36 +278,50 @@ impl Table {
         self.enqueue(&key);
     }
 
-    /// The server has answered something else than an acknowledgement or an error: to a `PING`.
+    /// The server has answered something else than an acknowledgement or an error: to a `HELLO`.
     pub(super) fn replied(&mut self) -> Result<(), OutOfStep> {
         match self.in_flight.pop_front() {
-            Some(Command::Ping) => Ok(()),
+            Some(Command::Hello) => Ok(()),
             _ => Err(OutOfStep),
         }
     }
 
-    /// The server has answered with an error.
-    pub(super) fn refused(&mut self) -> Result<Answer, OutOfStep> {
+    /// The server has answered with an error; whether the same command may succeed later.
+    pub(super) fn refused(&mut self, later: bool) -> Result<Refusal, OutOfStep> {
         match self.in_flight.pop_front().ok_or(OutOfStep)? {
-            Command::Ping => Ok(Answer::Pong),
+            Command::Hello => Ok(Refusal::Answered),
             Command::Subscribe(Awaited { topics, answered: 0 }) => {
                 self.in_flight_topics -= topics.len();
-                Ok(self.subscribe_refused(topics))
+                Ok(if later { self.subscribe_later(topics) } else { self.subscribe_refused(topics) })
             }
             Command::Unsubscribe(Awaited { topics, answered: 0 }) => {
                 self.in_flight_topics -= topics.len();
                 for topic in topics {
-                    // Not queued again: it would be refused again.
                     self.set_wire(&topic, Wire::Subscribed);
+                    // For good, it would only be refused again.
+                    if later {
+                        self.refused.push(topic);
+                    }
                 }
-                Ok(Answer::StillSubscribed)
+                Ok(if later { Refusal::Later { owed: false } } else { Refusal::StillSubscribed })
             }
             // A command that is half acknowledged cannot fail any more.
             Command::Subscribe(_) | Command::Unsubscribe(_) => Err(OutOfStep),
         }
     }
 
-    /// Tries again what stood once and was refused.
+    /// Nothing is wrong with these topics: they stay in one batch.
+    fn subscribe_later(&mut self, topics: Vec<Arc<[u8]>>) -> Refusal {
+        let mut owed = false;
+        for topic in topics {
+            self.set_wire(&topic, Wire::Absent);
+            owed |= self.topics.get(&topic).is_some_and(|entry| entry.owed);
+            self.refused.push(topic);
+        }
+        Refusal::Later { owed }
+    }
+
+    /// Tries again what was refused and is to be tried again.
     pub(super) fn retry_refused(&mut self) {
         for topic in std::mem::take(&mut self.refused) {
             self.enqueue(&topic);
@@ -331,9 +350,9 @@ impl Table {
         }
     }
 
-    fn subscribe_refused(&mut self, topics: Vec<Arc<[u8]>>) -> Answer {
+    fn subscribe_refused(&mut self, topics: Vec<Arc<[u8]>>) -> Refusal {
         let several = topics.len() > 1;
-        let mut answer = Answer::OneByOne;
+        let mut answer = Refusal::OneByOne;
         for topic in topics {
             let Some(entry) = self.topics.get_mut(&topic) else { continue };
             entry.wire = Wire::Absent;
@@ -341,10 +360,10 @@ impl Table {
             if several || !entry.wanted {
                 self.enqueue(&topic);
             } else if entry.owed {
-                answer = Answer::StillOwed(entry.purpose.clone());
+                answer = Refusal::StillOwed(entry.purpose.clone());
                 self.refused.push(topic);
             } else {
-                answer = Answer::Refused(entry.purpose.clone());
+                answer = Refusal::Refused(entry.purpose.clone());
                 self.topics.remove(&topic);
             }
         }

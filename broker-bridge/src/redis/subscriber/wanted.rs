@@ -36,6 +36,8 @@ struct State {
 struct Want {
     /// The epoch of its acknowledgement.
     acknowledged: Option<u64>,
+    /// Why the server does not deliver it, though it once did. Whoever asks meanwhile is told so at once.
+    refused: Option<BrokerError>,
     waiters: Vec<Waiter>,
 }
 
@@ -65,6 +67,9 @@ impl Wanted {
         if want.acknowledged == Some(state.epoch) {
             return Box::pin(future::ready(Ok(())));
         }
+        if let Some(error) = &want.refused {
+            return Box::pin(future::ready(Err(error.clone())));
+        }
         // Waiters that gave up are swept whenever the list would grow, so that asking again and again
         // while the broker is away cannot make it long.
         if want.waiters.len() == want.waiters.capacity() {
@@ -82,6 +87,7 @@ impl Wanted {
             let Some(want) = state.rooms.remove(room) else { return };
             state.changed.insert(room.clone());
             self.metrics.topics.dec();
+            self.metrics.topics_refused.sub(i64::from(want.refused.is_some()));
             self.wake.notify_one();
             want.waiters
         };
@@ -114,6 +120,7 @@ impl Wanted {
             let epoch = state.epoch;
             let Some(want) = state.rooms.get_mut(room) else { return };
             want.acknowledged = Some(epoch);
+            self.metrics.topics_refused.sub(i64::from(want.refused.take().is_some()));
             std::mem::take(&mut want.waiters)
         };
         settle(waiters, &Ok(()));
@@ -130,13 +137,13 @@ impl Wanted {
 
     /// The server will not deliver this room for the moment, though it once did. The wish stays.
     pub(super) fn refused_again(&self, room: &RoomName, error: &BrokerError) {
-        let waiters = self
-            .state
-            .lock()
-            .rooms
-            .get_mut(room)
-            .map(|want| std::mem::take(&mut want.waiters))
-            .unwrap_or_default();
+        let waiters = {
+            let mut state = self.state.lock();
+            let Some(want) = state.rooms.get_mut(room) else { return };
+            let first = want.refused.replace(error.clone()).is_none();
+            self.metrics.topics_refused.add(i64::from(first));
+            std::mem::take(&mut want.waiters)
+        };
         settle(waiters, &Err(error.clone()));
     }
 
@@ -162,6 +169,7 @@ impl Wanted {
         };
         self.metrics.topics.sub(i64::try_from(rooms.len()).unwrap_or(i64::MAX));
         for want in rooms.into_values() {
+            self.metrics.topics_refused.sub(i64::from(want.refused.is_some()));
             settle(want.waiters, &Err(BrokerError::Closed));
         }
     }

@@ -14,6 +14,8 @@ struct Server {
     forbidden: BTreeSet<Vec<u8>>,
     answers: VecDeque<Reply>,
     largest_batch: usize,
+    /// It subscribes nobody at the moment.
+    busy: bool,
 }
 
 #[derive(Debug)]
@@ -21,10 +23,15 @@ enum Reply {
     Subscribed(Vec<u8>),
     Unsubscribed(Vec<u8>),
     Error,
-    Pong,
+    Busy,
+    Hello,
 }
 
 impl Server {
+    fn has_ended_any(&self) -> bool {
+        self.answers.iter().any(|reply| matches!(reply, Reply::Unsubscribed(_)))
+    }
+
     fn take(&mut self, out: &mut BytesMut) {
         let taken = out.split();
         let mut parts =
@@ -39,7 +46,10 @@ impl Server {
             let arguments = (1..count).map(|_| part()).collect::<Vec<_>>();
             self.largest_batch = self.largest_batch.max(arguments.len());
             match &name[..] {
-                b"PING" => self.answers.push_back(Reply::Pong),
+                b"HELLO" => self.answers.push_back(Reply::Hello),
+                // An end that is on its way would be taken for the answer to an UNSUBSCRIBE.
+                b"UNSUBSCRIBE" if self.busy && !self.has_ended_any() => self.answers.push_back(Reply::Busy),
+                b"SUBSCRIBE" if self.busy => self.answers.push_back(Reply::Busy),
                 b"SUBSCRIBE" if arguments.iter().any(|topic| self.forbidden.contains(topic)) => {
                     self.answers.push_back(Reply::Error);
                 }
@@ -112,7 +122,11 @@ impl World {
         for done in 0..most {
             let Some(reply) = self.server.answers.pop_front() else { return done > 0 };
             match reply {
-                Reply::Pong => self.table.replied().unwrap(),
+                Reply::Hello => self.table.replied().unwrap(),
+                Reply::Busy => {
+                    let refusal = self.table.refused(true).unwrap();
+                    assert!(matches!(refusal, Refusal::Later { .. }), "{refusal:?}");
+                }
                 Reply::Unsubscribed(topic) => {
                     if let Some(Purpose::Room(room)) = self.table.unsubscribed(&topic) {
                         self.ended.push(room);
@@ -125,7 +139,7 @@ impl World {
                     }
                 }
                 Reply::Error => {
-                    if let Answer::Refused(Purpose::Room(room)) = self.table.refused().unwrap() {
+                    if let Refusal::Refused(Purpose::Room(room)) = self.table.refused(false).unwrap() {
                         self.refusals.push(room);
                     }
                 }
@@ -167,7 +181,8 @@ enum Step {
     Unwant(usize),
     Exchange,
     Answer(usize),
-    Ping,
+    Ask,
+    Busy(bool),
     Kick(usize),
     Lose,
 }
@@ -178,7 +193,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0usize..6).prop_map(Step::Unwant),
         4 => Just(Step::Exchange),
         4 => (1usize..4).prop_map(Step::Answer),
-        1 => Just(Step::Ping),
+        1 => Just(Step::Ask),
+        1 => any::<bool>().prop_map(Step::Busy),
         1 => (0usize..6).prop_map(Step::Kick),
         1 => Just(Step::Lose),
     ]
@@ -205,11 +221,15 @@ proptest! {
                 }
                 Step::Exchange => world.exchange(),
                 Step::Answer(most) => drop(world.answer(most)),
-                Step::Ping => world.table.ping(&mut world.out),
+                Step::Ask => world.table.ask(&mut world.out),
+                Step::Busy(busy) => world.server.busy = busy,
                 Step::Kick(index) => world.kick(index),
                 Step::Lose => world.lose(),
             }
         }
+        world.settle();
+        world.server.busy = false;
+        world.table.retry_refused();
         world.settle();
         world.expect(wanted.iter().copied());
         prop_assert!(world.table.is_complete());
@@ -303,7 +323,8 @@ fn answers_that_fit_no_command_end_the_connection() {
     let mut world = World::new();
     assert_eq!(world.table.subscribed(CANARY), Err(OutOfStep));
     assert_eq!(world.table.replied(), Err(OutOfStep));
-    assert_eq!(world.table.refused(), Err(OutOfStep));
+    assert_eq!(world.table.refused(true), Err(OutOfStep));
+    assert_eq!(world.table.refused(false), Err(OutOfStep));
     world.exchange();
     assert_eq!(world.table.subscribed(b"other"), Err(OutOfStep));
 }
@@ -332,4 +353,30 @@ fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alone() {
     world.expect([0, 1]);
     assert_eq!(world.ended, [room(1)]);
     assert_eq!(world.gaps.len(), 1);
+}
+
+#[test]
+fn a_server_that_cannot_at_the_moment_is_asked_again_in_whole_batches() {
+    let mut world = World::new();
+    world.server.busy = true;
+    for index in 0..BATCH {
+        world.table.want(&topic(index), room(index));
+    }
+    world.settle();
+    assert_eq!((world.refusals.len(), world.server.answers.len()), (0, 0), "asked once");
+    world.table.retry_refused();
+    world.server.largest_batch = 0;
+    world.server.busy = false;
+    world.settle();
+    assert_eq!(world.server.largest_batch, BATCH);
+    world.expect(0..BATCH);
+
+    world.server.busy = true;
+    world.table.unwant(&topic(0));
+    world.settle();
+    world.server.busy = false;
+    world.table.retry_refused();
+    world.settle();
+    world.expect(1..BATCH);
+    assert!(world.gaps.is_empty());
 }

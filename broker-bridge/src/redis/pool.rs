@@ -1,0 +1,119 @@
+//! The pool of connections for requests with an answer.
+//!
+//! Owns how such a connection is made and when it is good for another request: it is opened and greeted like every
+//! other one, and asked for its server's role before it is lent. Owns the proof that the pool works, too: one
+//! request every interval. That also keeps a connection from being idle.
+
+use std::{sync::Arc, time::Duration};
+
+use deadpool::{
+    Runtime,
+    managed::{self, Metrics, RecycleError, RecycleResult},
+};
+use redis::{Value, aio::MultiplexedConnection};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    answer::{Answer, Link},
+    connection::{ConnectError, Connector, Role},
+    publisher::{hand_over, role_of},
+    status::Board,
+};
+
+/// Connections for requests.
+pub(super) type Pool = managed::Pool<Manager>;
+
+/// The most connections in the pool.
+pub(super) const SIZE: usize = 4;
+
+/// Makes connections, and decides whether one may be lent again.
+pub(super) struct Manager {
+    connector: Arc<Connector>,
+    /// How long a request may wait for its answer.
+    time_limit: Duration,
+    tracker: TaskTracker,
+    closing: CancellationToken,
+}
+
+/// Why no connection can be lent.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PoolError {
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Request(#[from] redis::RedisError),
+    #[error("the server said: {0}")]
+    Refused(Arc<str>),
+    #[error("the server has become a replica")]
+    Demoted,
+}
+
+impl managed::Manager for Manager {
+    type Type = MultiplexedConnection;
+    type Error = PoolError;
+
+    async fn create(&self) -> Result<MultiplexedConnection, PoolError> {
+        let stream = self.connector.open(Role::Request).await?;
+        let (connection, driver) = hand_over(stream, Some(self.time_limit)).await?;
+        // Ends with its connection, or with the broker.
+        self.tracker.spawn(self.closing.clone().run_until_cancelled_owned(driver));
+        Ok(connection)
+    }
+
+    async fn recycle(&self, connection: &mut MultiplexedConnection, _: &Metrics) -> RecycleResult<PoolError> {
+        let mut hello = redis::cmd("HELLO");
+        hello.arg(3);
+        let answer = connection.send_packed_command(&hello).await;
+        let server_error = match answer {
+            Ok(Value::ServerError(error)) => Answer::to_server_error(&error),
+            Ok(value) if role_of(&value).is_some_and(|role| role != b"master") => {
+                return Err(RecycleError::Backend(PoolError::Demoted));
+            }
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(RecycleError::Backend(error.into())),
+        };
+        match server_error.link {
+            Link::Keep => Ok(()),
+            Link::Renew => Err(RecycleError::Backend(PoolError::Refused(server_error.text))),
+        }
+    }
+}
+
+/// A pool that connects when somebody asks.
+pub(super) fn pool(
+    connector: Arc<Connector>,
+    time_limit: Duration,
+    tracker: TaskTracker,
+    closing: CancellationToken,
+) -> Result<Pool, managed::BuildError> {
+    let manager = Manager { connector, time_limit, tracker, closing };
+    Pool::builder(manager)
+        .max_size(SIZE)
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(time_limit))
+        .recycle_timeout(Some(time_limit))
+        .build()
+}
+
+/// Borrows a connection every interval, and reports as `part` whether there was one. A single failure is not worth
+/// a word: the next connection is made anew.
+pub(super) async fn watch(pool: Pool, interval: Duration, part: usize, board: Arc<Board>, of: String) {
+    let mut failures = 0_u32;
+    loop {
+        let next = Instant::now() + interval;
+        match pool.get().await {
+            Ok(_) => {
+                failures = 0;
+                board.up(part);
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                if failures >= 2 {
+                    board.down(part, format!("{of}: {error}"));
+                }
+            }
+        }
+        sleep_until(next).await;
+    }
+}

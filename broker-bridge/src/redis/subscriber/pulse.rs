@@ -1,0 +1,203 @@
+//! Whether a pub/sub connection is still what it was.
+//!
+//! Every interval it asks its server with `HELLO`, which no permission stands against, which is answered while the
+//! server loads or runs a script, and which tells the server's role. No answer within the time limit, and not a
+//! byte: the path is dead. What the publishers' canaries prove is [`Listener`]'s.
+//!
+//! Bytes that arrive in the meantime are as good as an answer: behind a backlog the answer is late on a connection
+//! that works, and dropping it would make the backlog a loss.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::redis::{
+    canaries::{Canaries, Listener, Missed},
+    clock::{Clock, LOOK},
+};
+
+/// The connection is of no use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Dead {
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
+    #[error("what this node publishes does not arrive here: {0}")]
+    Missed(#[from] Missed),
+}
+
+/// The pulse of one connection.
+pub(super) struct Pulse {
+    clock: Arc<Clock>,
+    listener: Listener,
+    interval: Duration,
+    time_limit: Duration,
+    timer: Pin<Box<Sleep>>,
+    /// When to ask next.
+    next: Instant,
+    question: Option<Question>,
+    /// When the last question was sent that has been answered.
+    answered: Option<Duration>,
+}
+
+/// A question that waits for its answer.
+struct Question {
+    sent_at: Duration,
+    /// The last time that the connection was seen to move, and how many bytes had arrived by then.
+    moved_at: Duration,
+    bytes: u64,
+}
+
+impl Pulse {
+    /// A pulse whose first question is due at once.
+    pub(super) fn new(
+        canaries: Arc<Canaries>,
+        clock: Arc<Clock>,
+        interval: Duration,
+        time_limit: Duration,
+    ) -> Self {
+        Self {
+            clock,
+            listener: Listener::new(canaries, time_limit),
+            interval,
+            time_limit,
+            timer: Box::pin(sleep(Duration::ZERO)),
+            next: Instant::now(),
+            question: None,
+            answered: None,
+        }
+    }
+
+    /// Resolves when [`Pulse::look`] is due. Cancel safe.
+    pub(super) async fn timer(&mut self) {
+        self.timer.as_mut().await;
+    }
+
+    /// Judges, given how many bytes have arrived so far; whether to ask now. What has arrived has been read.
+    pub(super) fn look(&mut self, bytes: u64) -> Result<bool, Dead> {
+        let now = self.clock.now();
+        if let Some(question) = &mut self.question {
+            if bytes > question.bytes {
+                question.bytes = bytes;
+                question.moved_at = now;
+            } else if now >= question.moved_at + self.time_limit {
+                return Err(Dead::Silent(self.time_limit));
+            }
+        }
+        let owed = self.listener.look(self.answered)?;
+        let ask = self.question.is_none() && Instant::now() >= self.next;
+        if ask {
+            self.question = Some(Question { sent_at: now, moved_at: now, bytes });
+            self.next = Instant::now() + self.interval;
+        }
+        let look = Instant::now() + LOOK;
+        self.timer.as_mut().reset(match (&self.question, owed) {
+            (Some(_), _) => look,
+            (None, Some(_)) => look.min(self.next),
+            (None, None) => self.next,
+        });
+        Ok(ask)
+    }
+
+    /// The question has been answered, if only with an error.
+    pub(super) fn answered(&mut self) {
+        if let Some(question) = self.question.take() {
+            self.answered = Some(question.sent_at);
+        }
+    }
+
+    /// The canaries' topic is subscribed.
+    pub(super) fn subscribed(&mut self) {
+        self.listener.subscribed();
+    }
+
+    /// The canaries' topic is not subscribed any more.
+    pub(super) fn unsubscribed(&mut self) {
+        self.listener.unsubscribed();
+    }
+
+    /// A message to the canaries' topic; how long it took, if it is the last one of its publisher.
+    pub(super) fn heard(&mut self, payload: &[u8]) -> Result<Option<Duration>, Dead> {
+        Ok(self.listener.heard(payload)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(3);
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    fn pulse() -> (Pulse, Arc<Canaries>) {
+        let clock = Arc::new(Clock::new());
+        let canaries = Arc::new(Canaries::new(b"topic"[..].into(), 1, Arc::clone(&clock)));
+        canaries.connected(0);
+        (Pulse::new(Arc::clone(&canaries), clock, INTERVAL, LIMIT), canaries)
+    }
+
+    /// Looks whenever it is time to, with the same number of bytes, until there is something to do.
+    async fn until_asked(pulse: &mut Pulse, bytes: u64) -> Result<Duration, Dead> {
+        let start = Instant::now();
+        loop {
+            pulse.timer().await;
+            if pulse.look(bytes)? {
+                return Ok(start.elapsed());
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_asks_at_once_and_then_every_interval() {
+        let (mut pulse, _) = pulse();
+        assert_eq!(until_asked(&mut pulse, 0).await, Ok(Duration::ZERO));
+        for _ in 0..3 {
+            pulse.answered();
+            assert_eq!(until_asked(&mut pulse, 9).await, Ok(INTERVAL));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_a_dead_path_and_a_backlog_is_not() {
+        let (mut pulse, _) = pulse();
+        until_asked(&mut pulse, 0).await.unwrap();
+        for bytes in 1..20 {
+            pulse.timer().await;
+            assert_eq!(pulse.look(bytes), Ok(false));
+            tokio::time::sleep(LIMIT / 4).await;
+        }
+        let start = Instant::now();
+        assert_eq!(until_asked(&mut pulse, 19).await, Err(Dead::Silent(LIMIT)));
+        assert!(start.elapsed() <= LIMIT + LOOK, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_of_the_process_is_no_silence() {
+        let (mut pulse, _) = pulse();
+        until_asked(&mut pulse, 0).await.unwrap();
+        tokio::time::advance(20 * LIMIT).await;
+        pulse.timer().await;
+        assert_eq!(pulse.look(0), Ok(false), "the answer may wait in the socket");
+        assert_eq!(until_asked(&mut pulse, 0).await, Err(Dead::Silent(LIMIT)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_canary_that_others_do_not_bring_is_missed_whatever_else_arrives() {
+        let (mut pulse, canaries) = pulse();
+        until_asked(&mut pulse, 0).await.unwrap();
+        pulse.answered();
+        pulse.subscribed();
+        canaries.send(0);
+        canaries.accepted(0);
+        let mut bytes = 0;
+        let missed = loop {
+            pulse.timer().await;
+            bytes += 1000;
+            match pulse.look(bytes) {
+                Ok(true) => pulse.answered(),
+                Ok(false) => {}
+                Err(dead) => break dead,
+            }
+        };
+        assert_eq!(missed, Dead::Missed(Missed));
+    }
+}
