@@ -30,12 +30,11 @@ use broker_bridge::{
     BrokerError, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, SessionId, Ticket,
 };
 use slotmap::{Key as _, new_key_type};
-use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
 use super::{
     outbound::{Lane, Outbound},
-    rooms::Membership,
+    rooms::Memberships,
     stream::Stream,
     timers::Tick,
     worker::Worker,
@@ -65,7 +64,7 @@ pub struct Connection {
     encoding: Encoding,
     name: ProtocolName,
     session: RefCell<Session>,
-    pub(super) memberships: RefCell<SmallVec<[Membership; 1]>>,
+    pub(super) memberships: RefCell<Memberships>,
     outbound: RefCell<Outbound>,
     carrier: RefCell<Carrier>,
     decoder: RefCell<Decoder>,
@@ -218,7 +217,17 @@ impl Connection {
         self.opened.get()
     }
 
+    /// The number of the first thing said in `room` that is said to this connection.
+    pub fn since(&self, room: &RoomName) -> u64 {
+        self.memberships.borrow().get(room).map_or(u64::MAX, |membership| membership.since)
+    }
+
     // ---- what the shard's turn does ----
+
+    /// Other settings count now: what waits was queued by the old ones.
+    pub fn seal_outbound(&self) {
+        self.outbound.borrow_mut().seal();
+    }
 
     /// Tells the session of a gap.
     pub fn gap(&self, worker: &Worker, room: &RoomName, cause: GapCause) {
