@@ -215,6 +215,11 @@ impl Session {
         self.protocol.gap(room, GapCause::Dropped)
     }
 
+    /// When its identity ends; `None` before the client has begun the session.
+    pub fn ends(&self) -> Option<UnixSeconds> {
+        self.identity.as_ref().filter(|_| self.begun).map(|identity| identity.expires_at())
+    }
+
     /// The identity, or the time to show one, is over.
     pub fn expired(&self) -> CloseReason {
         if self.begun { CloseReason::TokenExpired } else { CloseReason::Stale }

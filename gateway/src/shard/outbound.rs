@@ -210,20 +210,22 @@ impl Outbound {
         used
     }
 
-    /// The kernel has taken the first `written` bytes.
-    pub fn advance(&mut self, mut written: usize) {
+    /// The kernel has taken the first `written` bytes. Returns whether the end of a heartbeat was among them.
+    pub fn advance(&mut self, mut written: usize) -> bool {
         debug_assert!(written <= self.bytes, "the kernel took more than there was");
+        let mut heartbeat = false;
         while let Some(first) = self.first {
             let head = &mut self.frame_mut(first).bytes;
             if written < head.len() {
                 head.advance(written);
                 self.bytes = self.bytes.saturating_sub(written);
                 self.head_started |= written > 0;
-                return;
+                return heartbeat;
             }
             written -= head.len();
-            self.unlink(first);
+            heartbeat |= self.unlink(first).lane == Lane::Heartbeat;
         }
+        heartbeat
     }
 
     /// Takes the first frame.

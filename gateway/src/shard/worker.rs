@@ -23,11 +23,12 @@ use super::{
     Context, Event, Inbox, Vitals,
     age::Age,
     batch::Batch,
+    clock::Clock,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
     rooms::Rooms,
     rounds::{Rounds, SLICE},
     tally::Tally,
-    timers::{Clock, Tick, Timers},
+    timers::{Tick, Timers},
 };
 use crate::{
     drain::Pace,
@@ -75,6 +76,8 @@ pub struct Worker {
     dirty: RefCell<Vec<Rc<Connection>>>,
     timers: RefCell<Timers<ConnectionKey>>,
     clock: Clock,
+    /// How often the clock had been stopped at the last look.
+    pauses: Cell<u32>,
     now: Cell<Tick>,
     departure: RefCell<Option<Departure>>,
     age: Cell<Age>,
@@ -115,6 +118,7 @@ pub fn run(
     router: Router,
 ) {
     let clock = Clock::new();
+    clock.rule_this_thread();
     let settings = context.settings.load();
     let worker = Rc::new_cyclic(|this| Worker {
         this: Weak::clone(this),
@@ -139,6 +143,7 @@ pub fn run(
         dirty: RefCell::default(),
         timers: RefCell::default(),
         now: Cell::new(clock.now()),
+        pauses: Cell::default(),
         clock,
         departure: RefCell::default(),
         random: Cell::new(getrandom::u64().unwrap_or(1) | 1),
@@ -213,6 +218,11 @@ impl Worker {
         if let Some(before) = replaced {
             self.meters.borrow_mut().adopt(&self.settings().limits);
             self.adjust(&before);
+        }
+        if self.pauses.replace(self.clock.pauses()) != self.clock.pauses() {
+            // Timers go by the shard's clock, which has stood still; what ends in real time may have ended.
+            let now = self.now();
+            self.connections.borrow().values().for_each(|connection| connection.set_expiry_timer(self, now));
         }
         if let Some(due) = tick {
             self.tick(due);
@@ -314,7 +324,7 @@ impl Worker {
 
     /// When the session has to be sent on. A leaving node sends everybody on in an order of its own.
     pub fn end_of_age(&self, session: SessionId, born: Tick) -> Tick {
-        if self.leaving.is_cancelled() { Tick(u32::MAX) } else { self.age.get().end(session, born) }
+        if self.leaving.is_cancelled() { Tick::NEVER } else { self.age.get().end(session, born) }
     }
 
     // ---- connections ----
@@ -322,11 +332,12 @@ impl Worker {
     /// Makes a connection, carried by nothing yet.
     pub fn open(self: &Rc<Self>, start: Start) -> Lease {
         let ages = self.end_of_age(start.session.id(), start.now);
-        let first = start.first_ping.min(start.expires).min(ages);
+        let first = start.first_ping.min(ages);
+        let now = start.now;
         let mut connections = self.connections.borrow_mut();
         let key = connections.insert_with_key(|key| Rc::new(Connection::new(key, start)));
         let connection = Rc::clone(connections.get(key).expect("inserted above"));
-        self.set_timer(first, &connection);
+        self.set_timer(first.min(connection.expires(now)), &connection);
         Lease { worker: Rc::clone(self), connection }
     }
 
@@ -402,7 +413,7 @@ impl Worker {
         let acknowledged = self.context.hub.join(&room, self.index);
         self.tasks.spawn_local(async move {
             let time = worker.settings().subscribe_timeout;
-            let outcome = match tokio::time::timeout(time, acknowledged).await {
+            let outcome = match super::timeout(time, acknowledged).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "the broker did not grant a subscription");
@@ -456,6 +467,11 @@ impl Worker {
     /// The rates that count in this turn.
     pub fn meters(&self) -> Ref<'_, SessionMeters> {
         self.meters.borrow()
+    }
+
+    /// The shard's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The shard's time at the beginning of the turn.
