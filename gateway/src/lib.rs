@@ -18,6 +18,7 @@
 //! | [`protocol`] | wire protocols |
 //! | [`session`] | what one client may do and is told |
 //! | [`hub`] | the rooms of this node |
+//! | `room_map` | what a session keeps of each of its rooms |
 //! | [`delivery`] | what a room's publications may do in a full outbound queue |
 //! | [`limits`] | how much anybody may use |
 //! | [`tls`] | the public listener's certificate |
@@ -39,6 +40,7 @@ pub mod node;
 pub mod outcome;
 pub mod protocol;
 pub mod reload;
+mod room_map;
 pub mod serve;
 pub mod server;
 pub mod session;

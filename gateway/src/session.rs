@@ -14,6 +14,7 @@ use crate::{
     limits::{Allowance, Limit, bucket::Purse},
     outcome::Told,
     protocol::{Command, Message, Notice, Protocol, Reply, ReplyError, RequestId},
+    room_map::RoomMap,
 };
 
 mod close;
@@ -31,20 +32,12 @@ pub struct Session {
     /// Whether the client has begun the session; from the start where the door itself was the beginning.
     begun: bool,
     protocol: Protocol,
-    /// The rooms that the client has asked for within the session.
-    subscriptions: Vec<Subscription>,
+    /// The rooms that the client has asked for within the session, each with the request that asked for it.
+    subscriptions: RoomMap<RequestId, 0>,
     /// What it has used of its limits; nothing is kept of a session that has never said anything.
     purse: OnceCell<Box<Purse>>,
     /// Whether the client owes an answer to a ping.
     pinged: bool,
-}
-
-/// A room that the client has asked for.
-#[derive(Debug)]
-struct Subscription {
-    room: RoomName,
-    /// The request that asked for it.
-    request: RequestId,
 }
 
 /// What a session looks at besides itself.
@@ -98,7 +91,7 @@ impl Session {
             identity,
             begun,
             protocol,
-            subscriptions: Vec::new(),
+            subscriptions: RoomMap::default(),
             purse: OnceCell::new(),
             pinged: false,
         }
@@ -189,11 +182,13 @@ impl Session {
         outcome: Result<(), ReplyError>,
         effects: &mut Vec<Effect>,
     ) -> bool {
-        let Some(place) = self.place_of(room, request) else { return false };
+        if self.subscriptions.get(room) != Some(&request) {
+            return false;
+        }
         match outcome {
             Ok(()) => self.answer(request, &Reply::Subscribed, effects),
             Err(error) => {
-                self.subscriptions.swap_remove(place);
+                self.subscriptions.remove(room);
                 self.answer(request, &Reply::Failed(error), effects);
             }
         }
@@ -218,6 +213,11 @@ impl Session {
     /// What to tell of publications of `room` that its own outbound queue had no room for.
     pub fn dropped(&self, room: &RoomName) -> Notice {
         self.protocol.gap(room, GapCause::Dropped)
+    }
+
+    /// When its identity ends; `None` before the client has begun the session.
+    pub fn ends(&self) -> Option<UnixSeconds> {
+        self.identity.as_ref().filter(|_| self.begun).map(|identity| identity.expires_at())
     }
 
     /// The identity, or the time to show one, is over.
@@ -329,13 +329,11 @@ impl Session {
 
     /// Ends the subscriptions that the identity does not grant.
     fn expel(&mut self, effects: &mut Vec<Effect>) {
-        let lost: Vec<_> = self
+        let identity = self.identity.as_deref();
+        let lost = self
             .subscriptions
-            .extract_if(.., |subscription| {
-                !self.identity.as_ref().is_some_and(|own| own.may(Operation::Subscribe, &subscription.room))
-            })
-            .collect();
-        for Subscription { room, .. } in lost {
+            .extract(|room| !identity.is_some_and(|own| own.may(Operation::Subscribe, room)));
+        for room in lost {
             effects.push(Effect::Leave(room.clone()));
             let notice = self.protocol.expelled(&room);
             self.tell(notice, &room, effects);
@@ -349,7 +347,7 @@ impl Session {
         around: &Surroundings<'_>,
         effects: &mut Vec<Effect>,
     ) {
-        let refusal = if self.subscriptions.iter().any(|subscription| subscription.room == room) {
+        let refusal = if self.subscriptions.get(&room).is_some() {
             Some(ReplyError::AlreadySubscribed)
         } else if self.granted(Operation::Subscribe, &room).is_none() {
             Some(ReplyError::Forbidden)
@@ -361,13 +359,13 @@ impl Session {
         if let Some(error) = refusal {
             return self.answer(request, &Reply::Failed(error), effects);
         }
-        self.subscriptions.push(Subscription { room: room.clone(), request });
+        self.subscriptions.insert(room.clone(), request);
         effects.push(Effect::Join(request, room));
     }
 
     /// Answered also where there was nothing to end: the client is where it wants to be.
     fn unsubscribe(&mut self, request: RequestId, room: &RoomName, effects: &mut Vec<Effect>) {
-        self.subscriptions.retain(|subscription| subscription.room != *room);
+        self.subscriptions.remove(room);
         effects.push(Effect::Leave(room.clone()));
         self.answer(request, &Reply::Unsubscribed, effects);
     }
@@ -402,12 +400,6 @@ impl Session {
         self.identity.as_deref().filter(|identity| identity.may(operation, room))
     }
 
-    fn place_of(&self, room: &RoomName, request: RequestId) -> Option<usize> {
-        self.subscriptions
-            .iter()
-            .position(|subscription| subscription.request == request && subscription.room == *room)
-    }
-
     fn answer(&self, request: RequestId, reply: &Reply, effects: &mut Vec<Effect>) {
         match self.protocol.reply(request, reply) {
             Notice::Silent | Notice::Leave(_) => {}
@@ -422,7 +414,7 @@ impl Session {
             Notice::Send(bytes) => effects.push(Effect::Send(bytes)),
             Notice::Close(reason) => effects.push(Effect::Close(reason)),
             Notice::Leave(bytes) => {
-                self.subscriptions.retain(|subscription| subscription.room != *room);
+                self.subscriptions.remove(room);
                 effects.push(Effect::Leave(room.clone()));
                 effects.push(Effect::Send(bytes));
             }

@@ -12,6 +12,7 @@
 //! | [`admission`] | from a request to a connection whose subscriptions stand |
 //! | [`body`] | a connection carried by an HTTP response |
 //! | [`age`] | when a session is sent on to another node |
+//! | [`clock`] | time in which the shard looked |
 //! | [`rounds`] | what a large room is told, slice by slice |
 //! | [`batch`], [`outbound`], [`proxy_protocol`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
 //!
@@ -40,6 +41,7 @@ pub mod admission;
 mod age;
 mod batch;
 mod body;
+mod clock;
 mod connection;
 pub mod inbox;
 mod outbound;
@@ -52,8 +54,9 @@ mod timers;
 mod worker;
 
 pub use admission::{Admission, Peer, RequestName, Standing};
+pub use clock::{Elapsed, timeout};
 pub use inbox::{Accepted, Entry, Event, Inbox};
-pub use stream::Meter;
+pub use stream::{Meter, patience};
 
 /// What all shards of a node share.
 pub struct Context {

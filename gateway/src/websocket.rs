@@ -31,7 +31,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use close::{CloseCode, CloseFrame, close_frame};
+pub use close::{CloseCode, CloseFrame, close_answer, close_frame};
 pub use decoder::{Decoder, Event, Feed, Payload};
 pub use deflate::{Deflate, compressed};
 pub use error::ProtocolError;

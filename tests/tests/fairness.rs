@@ -6,7 +6,10 @@
 //! A shard looks at its sockets and at its inbox after every slice of writes: a ping or another room's message waits
 //! for slices, not for the whole room.
 //!
-//! A measurement, so it is ignored by the suite and asserts no time. Clients and node are two processes on one
+//! The second measurement is of a room with `overflow = "drop_oldest"` and 200 members who do not read, whose queues are
+//! full: each publication makes room in all of them, 100 times a second. Others must not notice, nor must `/livez`.
+//!
+//! Measurements, so they are ignored by the suite and assert no time. Clients and node are two processes on one
 //! machine: on less than three free cores they also wait for each other.
 //!
 //! ```text
@@ -69,6 +72,66 @@ fn what_others_wait_for_a_large_room() -> Result<()> {
     waits.print();
     let each = took / u32::try_from(publications.max(1))?;
     println!("  {publications} publications, {each:.1?} each; {} deliveries", publications * members as u64);
+    node.ensure_sound()
+}
+
+const STALLED: usize = 200;
+const STALLED_PACE: Duration = Duration::from_millis(10);
+/// As many as a queue of the default size takes, and what fits into the kernel.
+const STALLED_FILL: usize = 30_000;
+
+#[test]
+#[ignore = "a measurement, for a machine that has nothing else to do"]
+fn what_others_wait_for_a_room_whose_members_do_not_read() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let node = runtime.block_on(
+        Builder::new()
+            .set("shards", "1")
+            .set(r#"rooms."crowd".overflow"#, "drop_oldest")
+            .set("heartbeat.timeout", "1h")
+            .start(),
+    )?;
+    let token = anywhere("alice");
+    let mut prober = Prober::new(connect(node.public, "quiet", &token)?)?;
+    let stalled = (0..STALLED).map(|_| connect(node.public, "crowd", &token)).collect::<Result<Vec<_>>>()?;
+    println!("{STALLED} members who do not read, nothing published");
+    prober.measure()?.print();
+
+    let mut publisher = connect(node.public, "crowd", &token)?;
+    let echo = publisher.try_clone()?;
+    let reading = std::thread::Builder::new()
+        .name("echo".into())
+        .spawn(move || io::copy(&mut &echo, &mut io::sink()))?;
+    let message = Frame::text("8 bytes.").bytes();
+    let began = Instant::now();
+    for _ in 0..STALLED_FILL {
+        publisher.write_all(&message)?;
+    }
+    let sum = |name: &str| -> Result<u64> { Ok(runtime.block_on(node.samples())?.sum(name, &[])) };
+    while sum("tidegate_publications_total")? < STALLED_FILL as u64 {
+        std::thread::park_timeout(STALLED_PACE);
+    }
+    println!("{STALLED_FILL} publications back to back, all queues are full: {:.1?}", began.elapsed());
+    let before = sum("tidegate_outbound_dropped_total")?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let publishing = std::thread::Builder::new().name("publisher".into()).spawn(move || {
+        while !told.load(Ordering::Relaxed) {
+            publisher.write_all(&message)?;
+            std::thread::park_timeout(STALLED_PACE);
+        }
+        publisher.shutdown(std::net::Shutdown::Both)
+    })?;
+    println!("100 publications of 8 bytes a second");
+    prober.measure()?.print();
+    let dropped = sum("tidegate_outbound_dropped_total")? - before;
+    let alive = runtime.block_on(node.ask_ops("/livez"))?.status;
+    println!("  {dropped} dropped, /livez {alive}");
+    stop.store(true, Ordering::Relaxed);
+    publishing.join().expect("a thread that returns its errors")?;
+    reading.join().expect("a thread that returns its errors")?;
+    drop(stalled);
     node.ensure_sound()
 }
 

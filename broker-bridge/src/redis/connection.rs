@@ -199,9 +199,6 @@ pub(super) fn write_part(out: &mut BytesMut, part: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
-/// How long data that was sent may stay unacknowledged before the kernel gives the connection up.
-const USER_TIMEOUT: Duration = Duration::from_secs(20);
-
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -210,8 +207,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_interval(Duration::from_secs(5))
         .with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    // No TCP_USER_TIMEOUT: it would end connections to a Redis that is only slow to read. Canaries judge.
     Ok(())
 }
 

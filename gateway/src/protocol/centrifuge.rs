@@ -333,6 +333,7 @@ pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
         CloseReason::NotAvailable => (3508, "not available"),
         CloseReason::Client
         | CloseReason::Lost
+        | CloseReason::NoProgress
         | CloseReason::ProtocolError
         | CloseReason::InvalidText
         | CloseReason::MessageTooBig

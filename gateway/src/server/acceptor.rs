@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     limits::{AddressLimit, Verdict},
     server::{Gate, Refusal},
-    shard::{Accepted, Entry, Shard},
+    shard::{Accepted, Entry, Shard, patience},
 };
 
 /// Connections that the kernel holds for us while we are busy. A reconnect storm is the normal case.
@@ -21,10 +21,11 @@ const BACKLOG: i32 = 4096;
 /// Unsent bytes in the kernel at which a socket counts as full: what a stalled client costs there,
 /// without bounding the window of a fast one.
 const NOT_SENT_LOW_WATER: u32 = 16 * 1024;
-/// Unacknowledged data for this long, and the kernel gives the connection up.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Idle connections prove themselves to the kernel, too: an event stream's client never answers us.
+/// Idle connections prove themselves to the kernel, too: an event stream's client never answers us. After this long
+/// without a byte the kernel asks, and again at the interval; whoever leaves that many unanswered is gone.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 4;
 /// How far beyond the limit sockets are still taken, to be told so with a status.
 const COURTESY: usize = 256;
 /// How long to wait when the process has no descriptor left.
@@ -64,7 +65,7 @@ pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, s
                     continue; // dropped, and thereby closed
                 }
                 let Some(entry) = entry(&gate, peer) else { continue };
-                match prepare(socket) {
+                match prepare(socket, gate.settings().heartbeat.timeout) {
                     Ok(socket) => shard.accept(Accepted { socket, peer, entry }),
                     Err(error) => tracing::debug!(%error, %peer, "a socket was lost while it was accepted"),
                 }
@@ -104,12 +105,16 @@ impl From<AddressLimit> for Refusal {
     }
 }
 
-fn prepare(socket: tokio::net::TcpStream) -> io::Result<std::net::TcpStream> {
+fn prepare(socket: tokio::net::TcpStream, heartbeat_timeout: Duration) -> io::Result<std::net::TcpStream> {
     let options = SockRef::from(&socket);
     options.set_tcp_nodelay(true)?;
     options.set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)?;
-    options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    options.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    options.set_tcp_user_timeout(Some(patience(heartbeat_timeout)))?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    options.set_tcp_keepalive(&keepalive)?;
     socket.into_std()
 }
 

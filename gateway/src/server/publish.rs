@@ -19,7 +19,7 @@ use super::{
     gate::{header_text, request_name},
     query::Query,
 };
-use crate::{auth::Operation, outcome::Told};
+use crate::{auth::Operation, outcome::Told, shard};
 
 const X_EVENT: HeaderName = HeaderName::from_static("x-event");
 
@@ -147,7 +147,7 @@ fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
 async fn body_bytes(gate: &Gate, body: Body) -> Result<Bytes, Problem> {
     let settings = gate.settings();
     let (time, size) = (settings.body_timeout, settings.limits.message_size.get());
-    let read = tokio::time::timeout(time, to_bytes(body, size));
+    let read = shard::timeout(time, to_bytes(body, size));
     match read.await {
         Err(_) => {
             let detail = format!("expected the whole body within {time:?}");

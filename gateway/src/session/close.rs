@@ -9,6 +9,8 @@ pub enum CloseReason {
     Client,
     /// The connection was lost without a goodbye.
     Lost,
+    /// The peer has acknowledged or taken nothing for so long that the kernel has given the connection up.
+    NoProgress,
     /// The client broke RFC 6455.
     ProtocolError,
     /// Text that is not UTF-8.
@@ -49,9 +51,10 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All of them, with one limit for all limits: they have one label.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Client,
         Self::Lost,
+        Self::NoProgress,
         Self::ProtocolError,
         Self::InvalidText,
         Self::MessageTooBig,
@@ -77,6 +80,7 @@ impl CloseReason {
         match self {
             Self::Client => "client",
             Self::Lost => "lost",
+            Self::NoProgress => "no_progress",
             Self::ProtocolError => "protocol_error",
             Self::InvalidText => "invalid_text",
             Self::MessageTooBig => "message_too_big",
@@ -114,11 +118,10 @@ impl CloseReason {
     }
 
     /// The close code (RFC 6455 §7.4 and the IANA registry) and text of a plain WebSocket. `None` where
-    /// nobody is there to read one.
+    /// nobody is there to read one, and where the client has said its own, which is its answer, too.
     pub fn plain_close(self) -> Option<(CloseCode, &'static str)> {
         Some(match self {
-            Self::Lost => return None,
-            Self::Client => (CloseCode::NORMAL, ""),
+            Self::Client | Self::Lost | Self::NoProgress => return None,
             Self::ProtocolError => (CloseCode::PROTOCOL_ERROR, "protocol error"),
             Self::InvalidText => (CloseCode::INVALID_PAYLOAD, "text must be UTF-8"),
             Self::MessageTooBig => (CloseCode::MESSAGE_TOO_BIG, "message too big"),
@@ -154,24 +157,25 @@ mod tests {
             let listed_at = match reason {
                 CloseReason::Client => 0,
                 CloseReason::Lost => 1,
-                CloseReason::ProtocolError => 2,
-                CloseReason::InvalidText => 3,
-                CloseReason::MessageTooBig => 4,
-                CloseReason::TokenExpired => 5,
-                CloseReason::Forbidden => 6,
-                CloseReason::InvalidToken => 7,
-                CloseReason::BadRequest => 8,
-                CloseReason::NotAvailable => 9,
-                CloseReason::Stale => 10,
-                CloseReason::OverLimit(_) => 11,
-                CloseReason::SlowConsumer => 12,
-                CloseReason::PublishFailed => 13,
-                CloseReason::BrokerRefused => 14,
-                CloseReason::Gap => 15,
-                CloseReason::HeartbeatTimeout => 16,
-                CloseReason::Drain => 17,
-                CloseReason::MaxAge => 18,
-                CloseReason::Internal => 19,
+                CloseReason::NoProgress => 2,
+                CloseReason::ProtocolError => 3,
+                CloseReason::InvalidText => 4,
+                CloseReason::MessageTooBig => 5,
+                CloseReason::TokenExpired => 6,
+                CloseReason::Forbidden => 7,
+                CloseReason::InvalidToken => 8,
+                CloseReason::BadRequest => 9,
+                CloseReason::NotAvailable => 10,
+                CloseReason::Stale => 11,
+                CloseReason::OverLimit(_) => 12,
+                CloseReason::SlowConsumer => 13,
+                CloseReason::PublishFailed => 14,
+                CloseReason::BrokerRefused => 15,
+                CloseReason::Gap => 16,
+                CloseReason::HeartbeatTimeout => 17,
+                CloseReason::Drain => 18,
+                CloseReason::MaxAge => 19,
+                CloseReason::Internal => 20,
             };
             assert_eq!(listed_at, place, "{reason:?}");
         }

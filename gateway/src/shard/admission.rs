@@ -14,7 +14,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use axum::body::Body as RouterBody;
@@ -22,14 +22,14 @@ use broker_bridge::{RoomName, SessionId};
 use futures_util::future::try_join_all;
 use http::{Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::AbortHandle, time::Instant};
 use tower::ServiceExt as _;
 
 use super::{
     Accepted, Entry,
     body::ShardBody,
-    connection::{LINGER, Lease, Start},
+    connection::{ConnectionKey, LINGER, Lease, Start},
     proxy_protocol::{self, Source},
     stream::Stream,
     worker::Worker,
@@ -40,7 +40,7 @@ use crate::{
     outcome::Told,
     protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
     server::{HandshakeResult, Problem, Refusal, Unanswered},
-    session::Session,
+    session::{CloseReason, Session},
     websocket::Deflate,
 };
 
@@ -123,6 +123,8 @@ struct HttpConnection {
     task: OnceCell<AbortHandle>,
     /// A request is being served, or a response carries a session.
     busy: Cell<bool>,
+    /// The session that a response carries.
+    session: Cell<Option<ConnectionKey>>,
 }
 
 impl Worker {
@@ -224,6 +226,7 @@ impl Worker {
                 if let Some(task) = http.task.get() {
                     lease.connection.attach_response(task.clone());
                 }
+                http.session.set(Some(lease.connection.key()));
                 // The router has measured the empty body that stood here.
                 response.headers_mut().remove(header::CONTENT_LENGTH);
                 response.map(|_| ShardBody::Session(lease))
@@ -254,17 +257,16 @@ impl Worker {
         let now = self.now();
         let first_ping = now.after(heartbeat.mul_f32(0.5 + self.spread() / 2.0));
         let id = self.context.ids.next();
-        let (session, good_for) = match (admission.door, identity) {
-            (Door::Centrifuge, identity) => (Session::to_begin(id, identity, protocol), TIME_TO_BEGIN),
+        let session = match (admission.door, identity) {
+            (Door::Centrifuge, identity) => Session::to_begin(id, identity, protocol),
             (_, identity) => {
                 let identity = identity.expect("this door lets nobody in without an identity");
-                let remaining = identity.remaining(SystemTime::now().into());
-                (Session::new(id, identity, protocol), remaining)
+                Session::new(id, identity, protocol)
             }
         };
-        let expires = now.after(good_for);
+        let begin_by = now.after(TIME_TO_BEGIN);
         let deflate = admission.deflate;
-        let lease = self.open(Start { session, deflate, now, expires, first_ping, seat });
+        let lease = self.open(Start { session, deflate, now, begin_by, first_ping, seat });
         if let Some(preamble) = preamble {
             lease.connection.queue_preamble(self, preamble);
         }
@@ -279,7 +281,7 @@ impl Worker {
             }
         }
         let time = self.settings().subscribe_timeout;
-        let all = tokio::time::timeout(time, try_join_all(subscribing));
+        let all = super::timeout(time, try_join_all(subscribing));
         match all.await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
@@ -316,7 +318,7 @@ async fn serve_http(
         async { Ok::<_, Infallible>(response.await) }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(worker.clock().clone())
         .header_read_timeout(worker.settings().header_timeout)
         // Bounds a request's head, and what a slow reader of a response holds here in place of its queue.
         .max_buf_size(MAX_HEAD)
@@ -329,11 +331,16 @@ async fn serve_http(
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection => ended,
-                () = http.lingered() => return,
+                () = http.lingered(&worker) => return,
             }
         }
     };
     if let Err(error) = ended {
+        if is_timed_out(&error)
+            && let Some(session) = http.session.get().and_then(|key| worker.connection(key))
+        {
+            session.begin_close(&worker, CloseReason::NoProgress);
+        }
         if error.is_parse() {
             worker.context.metrics.refused(Refusal::MalformedHttp);
         } else if error.is_timeout() {
@@ -343,11 +350,17 @@ async fn serve_http(
     }
 }
 
+/// Whether the kernel has given the connection up.
+fn is_timed_out(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
+}
+
 impl HttpConnection {
     /// Waits until whoever has sent half a request, or takes his answer slowly, had time enough to end.
-    async fn lingered(&self) {
+    async fn lingered(&self, worker: &Worker) {
         loop {
-            tokio::time::sleep(LINGER).await;
+            worker.clock().sleep(LINGER).await;
             if !self.busy.get() {
                 return;
             }
@@ -367,7 +380,7 @@ async fn hear_proxy(
         return Some((peer.into(), entry));
     }
     let time = worker.settings().header_timeout;
-    let heard = tokio::time::timeout(time, proxy_protocol::read(stream));
+    let heard = super::timeout(time, proxy_protocol::read(stream));
     let heard = worker.leaving.run_until_cancelled(heard).await?;
     let client = match heard.map_err(io::Error::from).flatten() {
         Ok(Source::Client(client)) => client,
@@ -408,7 +421,7 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
         }
     };
     let time = worker.settings().header_timeout;
-    let handshake = tokio::time::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
+    let handshake = super::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
     let ended = tokio::select! {
         ended = handshake => ended,
         () = worker.leaving.cancelled() => return None,

@@ -20,6 +20,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     future::poll_fn,
+    io,
     rc::Rc,
     sync::Arc,
     task::{Context, Waker},
@@ -29,13 +30,13 @@ use std::{
 use broker_bridge::{
     BrokerError, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, SessionId, Ticket,
 };
+use bytes::Bytes;
 use slotmap::{Key as _, new_key_type};
-use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 
 use super::{
     outbound::{Lane, Outbound},
-    rooms::Membership,
+    rooms::Memberships,
     stream::Stream,
     timers::Tick,
     worker::Worker,
@@ -65,7 +66,7 @@ pub struct Connection {
     encoding: Encoding,
     name: ProtocolName,
     session: RefCell<Session>,
-    pub(super) memberships: RefCell<SmallVec<[Membership; 1]>>,
+    pub(super) memberships: RefCell<Memberships>,
     outbound: RefCell<Outbound>,
     carrier: RefCell<Carrier>,
     decoder: RefCell<Decoder>,
@@ -95,8 +96,13 @@ pub struct Connection {
     born: Tick,
     /// When the last byte came.
     heard: Cell<Tick>,
+    /// Since when, without a byte since, a ping has been in the hands of the kernel.
+    asked: Cell<Tick>,
+    /// A ping has left the queue; TLS may still keep it from the kernel.
+    asking: Cell<bool>,
     next_ping: Cell<Tick>,
-    expires: Cell<Tick>,
+    /// The client has to begin its session before that, unless the door was the beginning.
+    begin_by: Cell<Tick>,
     /// The tick of its entry among the shard's timers.
     due: Cell<Tick>,
     close_by: Cell<Tick>,
@@ -132,8 +138,8 @@ pub struct Start {
     /// What was agreed on about compression.
     pub deflate: Option<Deflate>,
     pub now: Tick,
-    /// When its token is over.
-    pub expires: Tick,
+    /// When the client must have begun its session, unless the door was the beginning.
+    pub begin_by: Tick,
     /// When it is first pinged.
     pub first_ping: Tick,
     /// Its place among the connections of its address, if that is known by its request only.
@@ -143,7 +149,7 @@ pub struct Start {
 impl Connection {
     /// A connection that is not carried by anything yet.
     pub fn new(key: ConnectionKey, start: Start) -> Self {
-        let Start { session, deflate, now, expires, first_ping, seat } = start;
+        let Start { session, deflate, now, begin_by, first_ping, seat } = start;
         let mut decoder = Decoder::new();
         if deflate.is_some() {
             decoder.allow_deflate();
@@ -172,8 +178,10 @@ impl Connection {
             blocked: RefCell::default(),
             born: now,
             heard: Cell::new(now),
+            asked: Cell::new(Tick::NEVER),
+            asking: Cell::new(false),
             next_ping: Cell::new(first_ping),
-            expires: Cell::new(expires),
+            begin_by: Cell::new(begin_by),
             due: Cell::new(Tick::default()),
             close_by: Cell::new(Tick::default()),
             _seat: seat,
@@ -218,7 +226,17 @@ impl Connection {
         self.opened.get()
     }
 
+    /// The number of the first thing said in `room` that is said to this connection.
+    pub fn since(&self, room: &RoomName) -> u64 {
+        self.memberships.borrow().get(room).map_or(u64::MAX, |membership| membership.since)
+    }
+
     // ---- what the shard's turn does ----
+
+    /// Other settings count now: what waits was queued by the old ones.
+    pub fn seal_outbound(&self) {
+        self.outbound.borrow_mut().seal();
+    }
 
     /// Tells the session of a gap.
     pub fn gap(&self, worker: &Worker, room: &RoomName, cause: GapCause) {
@@ -274,25 +292,29 @@ impl Connection {
                 self.cut();
                 None
             }
-            Phase::Admitting | Phase::Open if now >= self.expires.get() => {
+            Phase::Admitting | Phase::Open if now >= self.expires(now) => {
                 let reason = self.session.borrow().expired();
+                // What the client has said already is read before it is late; once.
+                let unheard = reason == CloseReason::Stale && self.has_unread();
+                if self.begin_by.replace(Tick::default()) > Tick::default() && unheard {
+                    return Some(now);
+                }
                 self.begin_close(worker, reason);
                 Some(self.close_by.get())
             }
-            Phase::Admitting => Some(now.after(self.heartbeat_interval(worker)).min(self.expires.get())),
+            Phase::Admitting => Some(now.after(self.heartbeat_interval(worker)).min(self.expires(now))),
             Phase::Open if now >= self.ages(worker) => {
                 self.begin_close(worker, CloseReason::MaxAge);
                 Some(self.close_by.get())
             }
             Phase::Open => {
-                let mut silent_by = Tick(u32::MAX);
                 // Only a WebSocket's client answers; for the others the kernel's time-outs watch.
-                if self.is_socket() {
-                    silent_by = self.heard.get().after(worker.settings().heartbeat.timeout);
-                    if now >= silent_by {
+                if now >= self.silent_by(worker) {
+                    if !self.has_unread() {
                         self.begin_close(worker, CloseReason::HeartbeatTimeout);
                         return Some(self.close_by.get());
                     }
+                    self.hear(now);
                 }
                 if now >= self.next_ping.get() {
                     self.outbound.borrow_mut().release();
@@ -300,7 +322,8 @@ impl Connection {
                     self.ping_due.set(true);
                     worker.touch(self.key);
                 }
-                Some(self.next_ping.get().min(self.expires.get()).min(silent_by).min(self.ages(worker)))
+                let silent_by = self.silent_by(worker);
+                Some(self.next_ping.get().min(self.expires(now)).min(silent_by).min(self.ages(worker)))
             }
         }
     }
@@ -311,10 +334,13 @@ impl Connection {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
         }
+        if let Carrier::Socket { stream, .. } = &*self.carrier.borrow() {
+            stream.set_patience(worker.settings().heartbeat.timeout);
+        }
         let now = worker.now();
-        self.heard.set(now);
+        self.hear(now);
         self.next_ping.set(now.after(self.heartbeat_interval(worker).mul_f32(worker.spread())));
-        let first = self.next_ping.get().min(self.expires.get()).min(self.ages(worker));
+        let first = self.next_ping.get().min(self.expires(now)).min(self.ages(worker));
         worker.set_timer(Tick(first.0.max(now.0 + 1)), self);
     }
 
@@ -325,6 +351,51 @@ impl Connection {
             .protocol()
             .promised_heartbeat()
             .map_or(interval, |promised| interval.min(promised))
+    }
+
+    /// The peer has said something.
+    fn hear(&self, now: Tick) {
+        self.heard.set(now);
+        self.asked.set(Tick::NEVER);
+    }
+
+    /// The kernel has a ping for the peer.
+    fn ask(&self, worker: &Worker) {
+        self.asked.set(self.asked.get().min(worker.now()));
+        let silent_by = self.silent_by(worker);
+        if silent_by < self.due.get() && self.phase.get() == Phase::Open {
+            worker.set_timer(silent_by, self);
+        }
+    }
+
+    /// When the peer will have been silent for too long: no byte for `heartbeat.timeout`, and none since it was asked,
+    /// for which it has as long as it would have had if it had been asked in time. A ping that waits behind what the
+    /// peer does not read is no question.
+    fn silent_by(&self, worker: &Worker) -> Tick {
+        let timeout = worker.settings().heartbeat.timeout;
+        let to_answer = timeout.saturating_sub(self.heartbeat_interval(worker));
+        self.heard.get().after(timeout).max(self.asked.get().after(to_answer))
+    }
+
+    /// When its time is over, by the shard's clock.
+    ///
+    /// A token ends in real time, whether the node has run in the meantime or not.
+    pub fn expires(&self, now: Tick) -> Tick {
+        let ends = self.session.borrow().ends();
+        ends.map_or(self.begin_by.get(), |at| now.after(at.since(SystemTime::now().into())))
+    }
+
+    /// The shard's clock has stood still: the end of a token may be nearer than was thought.
+    pub fn set_expiry_timer(&self, worker: &Worker, now: Tick) {
+        let expires = self.expires(now);
+        if expires < self.due.get() && !matches!(self.phase.get(), Phase::Closing(_)) {
+            worker.set_timer(expires, self);
+        }
+    }
+
+    /// Whether the peer has sent something that has not been read.
+    fn has_unread(&self) -> bool {
+        matches!(&*self.carrier.borrow(), Carrier::Socket { stream, .. } if stream.has_unread())
     }
 
     /// When the session is old enough to be sent on.
@@ -347,6 +418,11 @@ impl Connection {
     /// Starts to end the connection: it leaves its rooms, hears its last words, and is cut off if it does
     /// not close its side in time. The first reason counts.
     pub fn begin_close(&self, worker: &Worker, reason: CloseReason) {
+        self.close_with(worker, reason, None);
+    }
+
+    /// Likewise, with last words that the protocol does not choose.
+    fn close_with(&self, worker: &Worker, reason: CloseReason, words: Option<Bytes>) {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
         }
@@ -359,7 +435,8 @@ impl Connection {
             if reason == CloseReason::SlowConsumer {
                 outbound.clear();
             }
-            if let Some(words) = self.session.borrow().protocol().farewell(reason, worker.spread()) {
+            let farewell = || self.session.borrow().protocol().farewell(reason, worker.spread());
+            if let Some(words) = words.or_else(farewell) {
                 outbound.push_last(words);
             }
         }
@@ -383,13 +460,7 @@ impl Connection {
                 Effect::Leave(room) => worker.leave(&room, self),
                 Effect::Refused(failure) => worker.context.metrics.auth_failed(failure),
                 Effect::Limited(limit) => worker.context.metrics.limited(limit),
-                Effect::Expires(at) => {
-                    let expires = worker.now().after(at.since(SystemTime::now().into()));
-                    self.expires.set(expires);
-                    if expires < self.due.get() {
-                        worker.set_timer(expires, self);
-                    }
-                }
+                Effect::Expires(_) => self.set_expiry_timer(worker, worker.now()),
                 Effect::Send(bytes) => {
                     self.queue(worker, bytes, Lane::Session);
                     worker.touch(self.key);
@@ -427,8 +498,11 @@ impl Connection {
         self.wake();
     }
 
-    fn lost(&self, worker: &Worker) {
-        self.begin_close(worker, CloseReason::Lost);
+    /// What carries the connection has come to its end, by this error or at the peer's wish.
+    fn lost(&self, worker: &Worker, error: Option<&io::Error>) {
+        let timed_out = error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
+        let reason = if timed_out { CloseReason::NoProgress } else { CloseReason::Lost };
+        self.begin_close(worker, reason);
         self.cut();
     }
 
@@ -452,10 +526,6 @@ impl Connection {
         let left = outbound.len();
         outbound.discard();
         left
-    }
-
-    fn is_socket(&self) -> bool {
-        matches!(&*self.carrier.borrow(), Carrier::Socket { .. })
     }
 
     fn set_waker(&self, cx: &Context<'_>) {

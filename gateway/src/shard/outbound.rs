@@ -2,10 +2,19 @@
 //!
 //! Owns the order of what waits, its bound, and what may make way for what. Does not know what a frame says
 //! or what its session is told of a gap.
+//!
+//! # Cost
+//!
+//! Every operation takes constant time, however much waits: a slow client must not slow the shard down. The frames
+//! are a doubly linked list in a slab, so that one in the middle can leave. Where a frame with priority belongs is
+//! remembered ([`Outbound::barrier`]). The oldest frame of a room is found through an index, which is made when a
+//! room's frames first have to make way, by one walk through the queue, and kept until the queue is empty. Most
+//! queues never have one.
 
-use std::{collections::VecDeque, io::IoSlice, num::NonZeroU32};
+use std::{collections::HashMap, io::IoSlice, num::NonZeroU32};
 
 use bytes::{Buf as _, Bytes};
+use slab::Slab;
 
 /// Frames that wait for their socket, bounded in bytes.
 ///
@@ -17,17 +26,41 @@ use bytes::{Buf as _, Bytes};
 /// A frame that has been written in part is never moved and never dropped: a peer must see whole frames.
 #[derive(Debug, Default)]
 pub struct Outbound {
-    frames: VecDeque<Frame>,
-    bytes: usize,
-    /// Whether the head frame has been written in part.
+    frames: Slab<Frame>,
+    first: Option<Place>,
+    last: Option<Place>,
+    /// The last frame that publications with priority do not overtake: they stand directly behind it.
+    barrier: Option<Place>,
+    /// Whether the first frame has been written in part.
     head_started: bool,
+    bytes: usize,
+    /// What waits of each room, once something had to make way.
+    rooms: Option<Box<Rooms>>,
 }
 
 #[derive(Debug)]
 struct Frame {
     bytes: Bytes,
     lane: Lane,
+    previous: Option<Place>,
+    next: Option<Place>,
+    /// The next publication of the same room. Only kept up to date while there is an index.
+    next_of_room: Option<Place>,
 }
+
+/// Where a frame lies in the slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place(NonZeroU32);
+
+/// What waits of a room: publications, oldest first, and the newest notice of a gap.
+#[derive(Debug, Default)]
+struct Waiting {
+    oldest: Option<Place>,
+    newest: Option<Place>,
+    gap: Option<Place>,
+}
+
+type Rooms = HashMap<RoomTag, Waiting, foldhash::fast::RandomState>;
 
 /// A room of a shard, for as long as it has members there.
 pub type RoomTag = NonZeroU32;
@@ -57,6 +90,9 @@ pub enum Lane {
 /// The queue has no room for another frame.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
+
+/// Places that an empty queue keeps. Beyond that, a queue that was long gives its memory back at once.
+const KEPT: usize = 64;
 
 impl Outbound {
     /// What a frame costs beside its bytes: a handle here, and for a frame of one's own an allocation.
@@ -96,26 +132,18 @@ impl Outbound {
         lane: RoomLane,
         limit: usize,
         all: bool,
-        notice: Option<Bytes>,
+        mut notice: Option<Bytes>,
     ) -> Result<usize, Full> {
         let noticed = notice.as_ref().map_or(0, |notice| notice.len() + Self::PER_FRAME);
-        let mut cost = self.cost_with(frame.len()) + noticed;
-        let (mut index, mut dropped, mut gap) = (0, 0, None);
-        self.frames.retain(|waiting| {
-            let started = index == 0 && self.head_started;
-            let goes = !started && waiting.lane.is_of(lane.room) && (all || cost > limit);
-            if goes {
-                gap.get_or_insert(index);
-                cost -= waiting.bytes.len() + Self::PER_FRAME;
-                self.bytes -= waiting.bytes.len();
-                dropped += 1;
+        let mut dropped = 0;
+        while all || self.cost_with(frame.len()) + notice.as_ref().map_or(0, |_| noticed) > limit {
+            let Some(oldest) = self.oldest_of(lane.room) else { break };
+            if let Some(notice) = notice.take() {
+                let ahead = self.frame(oldest).previous;
+                self.link(notice, Lane::Gap(lane), ahead);
             }
-            index += 1;
-            !goes
-        });
-        if let (Some(at), Some(notice)) = (gap, notice) {
-            self.bytes += notice.len();
-            self.frames.insert(at, Frame { bytes: notice, lane: Lane::Gap(lane) });
+            self.unlink(oldest);
+            dropped += 1;
         }
         self.push(frame, Lane::Room(lane), limit).map(|()| dropped)
     }
@@ -126,19 +154,30 @@ impl Outbound {
     }
 
     /// Whether frames of the room wait that may still make way.
-    pub fn may_drop(&self, room: RoomTag) -> bool {
-        self.not_started().any(|frame| frame.lane.is_of(room))
+    pub fn may_drop(&mut self, room: RoomTag) -> bool {
+        self.oldest_of(room).is_some()
     }
 
     /// Whether a notice of a gap in the room waits. Whatever waits of the room stands behind it.
-    pub fn tells_gap(&self, room: RoomTag) -> bool {
-        self.not_started().any(|frame| matches!(frame.lane, Lane::Gap(lane) if lane.room == room))
+    pub fn tells_gap(&mut self, room: RoomTag) -> bool {
+        let gap = self.rooms().get(&room).and_then(|waiting| waiting.gap);
+        gap.is_some() && gap != self.started()
+    }
+
+    /// From now on nothing overtakes what waits. To be called when rooms are given priority or lose it: what
+    /// waits was queued by other rules, and a room must not overtake itself.
+    pub fn seal(&mut self) {
+        self.barrier = self.last;
     }
 
     /// Forgets all frames but one that is half written.
     pub fn clear(&mut self) {
-        self.frames.truncate(usize::from(self.head_started));
-        self.bytes = self.frames.iter().map(|frame| frame.bytes.len()).sum();
+        let started = self.started().map(|head| self.frames.remove(head.key()));
+        self.discard();
+        if let Some(Frame { bytes, lane, .. }) = started {
+            self.place(bytes, lane);
+            self.head_started = true;
+        }
     }
 
     /// Forgets everything.
@@ -153,51 +192,51 @@ impl Outbound {
 
     /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.first.is_none()
     }
 
     /// The frame, if there is just one.
     pub fn only(&self) -> Option<&Bytes> {
-        if self.frames.len() == 1 { self.frames.front().map(|frame| &frame.bytes) } else { None }
+        if self.first == self.last { self.first.map(|first| &self.frame(first).bytes) } else { None }
     }
 
     /// Points `slices` at the first frames and returns how many it used.
     pub fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>; Self::BATCH]) -> usize {
         let mut used = 0;
-        for (slice, frame) in slices.iter_mut().zip(&self.frames) {
+        for (slice, frame) in slices.iter_mut().zip(self.iter()) {
             *slice = IoSlice::new(&frame.bytes);
             used += 1;
         }
         used
     }
 
-    /// The kernel has taken the first `written` bytes.
-    pub fn advance(&mut self, mut written: usize) {
+    /// The kernel has taken the first `written` bytes. Returns whether the end of a heartbeat was among them.
+    pub fn advance(&mut self, mut written: usize) -> bool {
         debug_assert!(written <= self.bytes, "the kernel took more than there was");
-        self.bytes = self.bytes.saturating_sub(written);
-        while let Some(Frame { bytes: head, .. }) = self.frames.front_mut() {
+        let mut heartbeat = false;
+        while let Some(first) = self.first {
+            let head = &mut self.frame_mut(first).bytes;
             if written < head.len() {
                 head.advance(written);
+                self.bytes = self.bytes.saturating_sub(written);
                 self.head_started |= written > 0;
-                return;
+                return heartbeat;
             }
             written -= head.len();
-            self.frames.pop_front();
-            self.head_started = false;
+            heartbeat |= self.unlink(first).lane == Lane::Heartbeat;
         }
+        heartbeat
     }
 
     /// Takes the first frame.
     pub fn pop(&mut self) -> Option<Bytes> {
-        let Frame { bytes, .. } = self.frames.pop_front()?;
-        self.bytes -= bytes.len();
-        Some(bytes)
+        self.first.map(|first| self.unlink(first).bytes)
     }
 
     /// Gives unused memory back.
     pub fn release(&mut self) {
-        if self.frames.is_empty() {
-            self.frames = VecDeque::new();
+        if self.is_empty() {
+            self.frames = Slab::new();
         }
     }
 
@@ -205,20 +244,105 @@ impl Outbound {
         if frame.is_empty() {
             return;
         }
-        self.bytes += frame.len();
-        let frame = Frame { bytes: frame, lane };
-        match lane {
-            Lane::Room(own) if own.priority => {
-                let overtaken =
-                    self.not_started().rev().take_while(|ahead| ahead.lane.lets_pass(own)).count();
-                self.frames.insert(self.frames.len() - overtaken, frame);
-            }
-            _ => self.frames.push_back(frame),
+        let ahead = match lane {
+            Lane::Room(own) if own.priority => self.barrier.or(self.started()),
+            _ => self.last,
+        };
+        let place = self.link(frame, lane, ahead);
+        if lane.stops_priority() {
+            self.barrier = Some(place);
         }
     }
 
-    fn not_started(&self) -> impl DoubleEndedIterator<Item = &Frame> {
-        self.frames.range(usize::from(self.head_started)..)
+    /// Puts a frame behind another one, or before all.
+    fn link(&mut self, bytes: Bytes, lane: Lane, ahead: Option<Place>) -> Place {
+        self.bytes += bytes.len();
+        let next = ahead.map_or(self.first, |ahead| self.frame(ahead).next);
+        let frame = Frame { bytes, lane, previous: ahead, next, next_of_room: None };
+        let place = Place::of(self.frames.insert(frame));
+        match ahead {
+            Some(ahead) => self.frame_mut(ahead).next = Some(place),
+            None => self.first = Some(place),
+        }
+        match next {
+            Some(next) => self.frame_mut(next).previous = Some(place),
+            None => self.last = Some(place),
+        }
+        if let Some(rooms) = &mut self.rooms {
+            enter(rooms, &mut self.frames, place, lane);
+        }
+        place
+    }
+
+    /// Takes a frame out: the first of all, or the oldest of its room.
+    fn unlink(&mut self, place: Place) -> Frame {
+        let frame = self.frames.remove(place.key());
+        self.bytes -= frame.bytes.len();
+        match frame.previous {
+            Some(previous) => self.frame_mut(previous).next = frame.next,
+            None => {
+                self.first = frame.next;
+                self.head_started = false;
+            }
+        }
+        match frame.next {
+            Some(next) => self.frame_mut(next).previous = frame.previous,
+            None => self.last = frame.previous,
+        }
+        if self.barrier == Some(place) {
+            // Frames with priority stand together, directly behind what they must not overtake.
+            self.barrier = frame.previous;
+        }
+        if self.is_empty() {
+            self.rooms = None;
+            if self.frames.capacity() > KEPT {
+                self.frames = Slab::new();
+            }
+        } else if let Some(rooms) = &mut self.rooms {
+            exit(rooms, &mut self.frames, place, &frame);
+        }
+        frame
+    }
+
+    /// The oldest publication of a room that may still make way.
+    fn oldest_of(&mut self, room: RoomTag) -> Option<Place> {
+        let oldest = self.rooms().get(&room)?.oldest?;
+        if Some(oldest) == self.started() { self.frame(oldest).next_of_room } else { Some(oldest) }
+    }
+
+    /// The index, made if there is none.
+    fn rooms(&mut self) -> &Rooms {
+        let rooms = self.rooms.get_or_insert_with(|| {
+            let mut rooms = Box::<Rooms>::default();
+            let mut next = self.first;
+            while let Some((place, frame)) =
+                next.and_then(|place| Some((place, self.frames.get(place.key())?)))
+            {
+                next = frame.next;
+                let lane = frame.lane;
+                enter(&mut rooms, &mut self.frames, place, lane);
+            }
+            rooms
+        });
+        rooms
+    }
+
+    /// The first frame, if it has been written in part.
+    fn started(&self) -> Option<Place> {
+        self.first.filter(|_| self.head_started)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Frame> {
+        let first = self.first.map(|first| self.frame(first));
+        std::iter::successors(first, |frame| frame.next.map(|next| self.frame(next)))
+    }
+
+    fn frame(&self, place: Place) -> &Frame {
+        self.frames.get(place.key()).expect("a link leads to a frame")
+    }
+
+    fn frame_mut(&mut self, place: Place) -> &mut Frame {
+        self.frames.get_mut(place.key()).expect("a link leads to a frame")
     }
 
     /// What the queue costs with another frame of so many bytes.
@@ -227,266 +351,66 @@ impl Outbound {
     }
 }
 
-impl Lane {
-    fn is_of(self, room: RoomTag) -> bool {
-        matches!(self, Self::Room(lane) if lane.room == room)
+/// Takes a frame that has been put behind all others of its room into the index.
+fn enter(rooms: &mut Rooms, frames: &mut Slab<Frame>, place: Place, lane: Lane) {
+    match lane {
+        Lane::Session | Lane::Heartbeat => {}
+        Lane::Gap(RoomLane { room, .. }) => rooms.entry(room).or_default().gap = Some(place),
+        Lane::Room(RoomLane { room, .. }) => {
+            let waiting = rooms.entry(room).or_default();
+            match waiting.newest.replace(place).and_then(|newest| frames.get_mut(newest.key())) {
+                Some(newest) => newest.next_of_room = Some(place),
+                None => waiting.oldest = Some(place),
+            }
+        }
+    }
+}
+
+/// Takes a frame out of the index: a notice, or the oldest publication of its room that may still make way.
+fn exit(rooms: &mut Rooms, frames: &mut Slab<Frame>, place: Place, frame: &Frame) {
+    let (Lane::Room(RoomLane { room, .. }) | Lane::Gap(RoomLane { room, .. })) = frame.lane else { return };
+    let Some(waiting) = rooms.get_mut(&room) else { return };
+    if matches!(frame.lane, Lane::Gap(_)) {
+        waiting.gap.take_if(|gap| *gap == place);
+    } else if waiting.oldest == Some(place) {
+        waiting.oldest = frame.next_of_room;
+        waiting.newest.take_if(|_| frame.next_of_room.is_none());
+    } else if let Some(head) = waiting.oldest.and_then(|oldest| frames.get_mut(oldest.key())) {
+        // The oldest has been written in part and stays; this was the one behind it.
+        head.next_of_room = frame.next_of_room;
+        if frame.next_of_room.is_none() {
+            waiting.newest = waiting.oldest;
+        }
+    }
+    if waiting.oldest.is_none() && waiting.gap.is_none() {
+        rooms.remove(&room);
+    }
+}
+
+impl Place {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the queue's bound allows far fewer frames than 2^32"
+    )]
+    fn of(key: usize) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(key as u32))
     }
 
-    /// Whether publications of a room with priority overtake it. A room that was given priority with frames in
-    /// the queue must not overtake itself.
-    fn lets_pass(self, priority: RoomLane) -> bool {
+    fn key(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
+impl Lane {
+    /// Whether publications of rooms with priority stay behind it.
+    fn stops_priority(self) -> bool {
         match self {
-            Self::Session => false,
-            Self::Heartbeat => true,
-            Self::Room(lane) | Self::Gap(lane) => !lane.priority && lane.room != priority.room,
+            Self::Session => true,
+            Self::Heartbeat => false,
+            Self::Room(lane) | Self::Gap(lane) => lane.priority,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const PLAIN: Lane = Lane::Session;
-
-    fn contents(outbound: &Outbound) -> Vec<u8> {
-        let mut slices = [IoSlice::new(&[]); Outbound::BATCH];
-        let used = outbound.gather(&mut slices);
-        slices[..used].iter().flat_map(|slice| slice.to_vec()).collect()
-    }
-
-    #[test]
-    fn the_bound_counts_bytes_and_spares_a_first_frame() {
-        const TWO: usize = 2 * Outbound::PER_FRAME;
-        let mut outbound = Outbound::default();
-        assert_eq!(outbound.push(Bytes::from_static(b"0123456789"), PLAIN, 4), Ok(()));
-        assert_eq!(outbound.push(Bytes::from_static(b"x"), PLAIN, TWO + 10), Err(Full));
-        outbound.advance(9);
-        assert_eq!(outbound.push(Bytes::from_static(b"abc"), PLAIN, TWO + 4), Ok(()));
-        assert_eq!(outbound.push(Bytes::from_static(b"d"), PLAIN, TWO + 4), Err(Full));
-        assert_eq!((contents(&outbound), outbound.len()), (b"9abc".to_vec(), 4));
-    }
-
-    #[test]
-    fn small_frames_are_bounded_by_what_they_cost_in_memory() {
-        let mut outbound = Outbound::default();
-        while outbound.push(Bytes::from_static(b"\x8a\x00"), PLAIN, 1 << 20).is_ok() {}
-        let handles = outbound.frames.capacity() * size_of::<Frame>();
-        assert!(handles <= 1 << 20, "{handles} bytes for a bound of a mebibyte");
-    }
-
-    #[test]
-    fn clearing_keeps_a_half_written_frame() {
-        let mut outbound = Outbound::default();
-        for frame in [&b"first"[..], b"second", b"third"] {
-            outbound.push_last(Bytes::from_static(frame));
-        }
-        outbound.advance(7);
-        outbound.clear();
-        assert_eq!((contents(&outbound), outbound.len()), (b"cond".to_vec(), 4));
-        outbound.advance(4);
-        outbound.push_last(Bytes::from_static(b"fourth"));
-        outbound.clear();
-        assert!(outbound.is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_the_kernel_takes_the_bytes_keep_their_order(
-            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..100),
-            steps in prop::collection::vec(1_usize..50, 1..200),
-        ) {
-            let expected: Vec<u8> = frames.concat();
-            let mut outbound = Outbound::default();
-            for frame in frames {
-                outbound.push_last(Bytes::from(frame));
-            }
-            prop_assert_eq!(outbound.len(), expected.len());
-            let mut written = Vec::new();
-            for step in steps.into_iter().cycle() {
-                let front = contents(&outbound);
-                if front.is_empty() {
-                    break;
-                }
-                let taken = step.min(front.len());
-                written.extend_from_slice(&front[..taken]);
-                outbound.advance(taken);
-            }
-            prop_assert_eq!(written, expected);
-            prop_assert_eq!(outbound.len(), 0);
-        }
-    }
-
-    /// A frame of the model: its lane and how many of that lane came before it.
-    type Named = (u8, u32);
-
-    /// Two rooms without priority, two with, answers (`S`) and heartbeats (`H`).
-    const LANES: [(u8, bool); 4] = [(b'a', false), (b'b', false), (b'P', true), (b'Q', true)];
-
-    fn lane(name: u8) -> Lane {
-        match LANES.iter().find(|(own, _)| *own == name) {
-            Some(&(_, priority)) => Lane::Room(room_lane(name, priority)),
-            None if name == b'H' => Lane::Heartbeat,
-            None => Lane::Session,
-        }
-    }
-
-    fn room_lane(name: u8, priority: bool) -> RoomLane {
-        RoomLane { room: RoomTag::new(name.into()).unwrap(), priority }
-    }
-
-    /// `a7` and so much more that it has `length` bytes, ended by `;`.
-    fn named((name, number): Named, length: usize) -> Bytes {
-        let text = format!("{}{number}", name as char);
-        Bytes::from(format!("{text:-<length$};"))
-    }
-
-    /// The frames in `written`, which are whole but for the last one; `!a` is a notice of a gap in `a`.
-    fn read(written: &[u8]) -> Vec<(bool, Named)> {
-        let whole = written.iter().rposition(|&byte| byte == b';').map_or(&[][..], |end| &written[..end]);
-        let frames = whole.split(|&byte| byte == b';').filter(|frame| !frame.is_empty());
-        frames
-            .map(|frame| {
-                let text = std::str::from_utf8(frame).unwrap();
-                match text.strip_prefix('!') {
-                    Some(room) => (true, (room.as_bytes()[0], 0)),
-                    None => (false, (frame[0], text[1..].trim_end_matches('-').parse().unwrap())),
-                }
-            })
-            .collect()
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Push { name: u8, length: usize },
-        Over { name: u8, length: usize, all: bool },
-        Write(usize),
-        Pop,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let push = (prop::sample::select(b"abPQSH".to_vec()), 1_usize..200)
-            .prop_map(|(name, length)| Step::Push { name, length });
-        let over = (prop::sample::select(b"abPQ".to_vec()), 1_usize..200, any::<bool>())
-            .prop_map(|(name, length, all)| Step::Over { name, length, all });
-        let write = (1_usize..300).prop_map(Step::Write);
-        prop::collection::vec(prop_oneof![3 => push, 4 => over, 1 => write, 1 => Just(Step::Pop)], 1..200)
-    }
-
-    proptest! {
-        /// Whatever is queued, dropped and written: the bound holds, every frame comes out whole, each room's
-        /// in order, what is missing was reported as dropped, and a notice stands wherever it is missing.
-        #[test]
-        fn order_and_bound_hold_whatever_makes_way(steps in steps(), limit in 500_usize..3000) {
-            let mut outbound = Outbound::default();
-            let mut written = Vec::new();
-            let mut numbers = [0_u32; 256];
-            let (mut accepted, mut dropped) = (0, 0);
-            for step in steps {
-                match step {
-                    Step::Push { name, length } => {
-                        let number = &mut numbers[usize::from(name)];
-                        let frame = named((name, *number), length);
-                        if outbound.push(frame, lane(name), limit).is_ok() {
-                            *number += 1;
-                            accepted += 1;
-                        }
-                    }
-                    Step::Over { name, length, all } => {
-                        let Lane::Room(lane) = lane(name) else { unreachable!() };
-                        let told = outbound.tells_gap(lane.room);
-                        let notice = (!told).then(|| Bytes::from(format!("!{};", name as char)));
-                        let could = outbound.may_drop(lane.room);
-                        let number = &mut numbers[usize::from(name)];
-                        let frame = named((name, *number), length);
-                        let before = outbound.frames.len();
-                        let Ok(gone) = outbound.push_over(frame, lane, limit, all, notice) else {
-                            // The session is closed as slow: nothing that waits is sent any more.
-                            prop_assert!(outbound.frames.len() <= before + 1);
-                            outbound.clear();
-                            let front = contents(&outbound);
-                            written.extend_from_slice(&front);
-                            check(&written, None)?;
-                            return Ok(());
-                        };
-                        *number += 1;
-                        accepted += 1;
-                        dropped += gone;
-                        prop_assert!(could || gone == 0);
-                        prop_assert!(!all || gone > 0 || !could);
-                        prop_assert!(gone == 0 || outbound.tells_gap(lane.room));
-                        let waiting = outbound.not_started().filter(|f| f.lane.is_of(lane.room)).count();
-                        prop_assert!(!all || waiting == 1, "only the latest of {waiting}");
-                    }
-                    Step::Write(most) => {
-                        let front = contents(&outbound);
-                        let taken = most.min(front.len());
-                        written.extend_from_slice(&front[..taken]);
-                        outbound.advance(taken);
-                    }
-                    Step::Pop if !outbound.head_started => written.extend(outbound.pop().unwrap_or_default()),
-                    Step::Pop => {}
-                }
-                let cost = outbound.bytes + outbound.frames.len() * Outbound::PER_FRAME;
-                prop_assert!(cost <= limit || outbound.frames.len() == 1, "{cost} of {limit}");
-                prop_assert_eq!(outbound.bytes, outbound.frames.iter().map(|f| f.bytes.len()).sum::<usize>());
-            }
-            while let Some(frame) = outbound.pop() {
-                written.extend_from_slice(&frame);
-            }
-            check(&written, Some(accepted - dropped))?;
-        }
-
-        /// Nobody waits for what has no priority, and nobody with priority overtakes another.
-        #[test]
-        fn priority_goes_first_and_answers_keep_their_place(
-            names in prop::collection::vec(prop::sample::select(b"abPQSH".to_vec()), 1..60), started in any::<bool>()
-        ) {
-            let mut outbound = Outbound::default();
-            for (number, &name) in (0_u32..).zip(&names) {
-                outbound.push(named((name, number), 9), lane(name), usize::MAX).unwrap();
-                if number == 0 && started {
-                    outbound.advance(1);
-                }
-            }
-            let mut written = if started { vec![names[0]] } else { Vec::new() };
-            while let Some(frame) = outbound.pop() {
-                written.extend_from_slice(&frame);
-            }
-            // Between two answers: first what has priority, then the rest, each in the order in which it came.
-            let (free, fixed) = if started { (1, 1) } else { (0, 0) };
-            let mut expected: Vec<Named> = (0_u32..).zip(&names).take(fixed).map(|(n, &name)| (name, n)).collect();
-            let rest: Vec<Named> = (0_u32..).zip(&names).skip(free).map(|(n, &name)| (name, n)).collect();
-            for part in rest.split_inclusive(|(name, _)| *name == b'S') {
-                let urgent = |(name, _): &&Named| b"PQ".contains(name);
-                expected.extend(part.iter().filter(urgent));
-                expected.extend(part.iter().filter(|frame| !urgent(frame)));
-            }
-            prop_assert_eq!(read(&written).into_iter().map(|(_, frame)| frame).collect::<Vec<_>>(), expected);
-        }
-    }
-
-    /// Each lane's numbers ascend, and where one is left out a notice stands before the next.
-    fn check(written: &[u8], count: Option<usize>) -> Result<(), TestCaseError> {
-        let (mut next, mut told) = ([0_u32; 256], [false; 256]);
-        let mut frames = 0;
-        for (notice, (name, number)) in read(written) {
-            let place = usize::from(name);
-            if notice {
-                told[place] = true;
-                continue;
-            }
-            frames += 1;
-            prop_assert!(number >= next[place], "{}{number} is late", name as char);
-            if number > next[place] {
-                prop_assert!(told[place], "{}{number} follows a gap that nobody has told", name as char);
-            }
-            told[place] = false;
-            next[place] = number + 1;
-        }
-        prop_assert!(count.is_none_or(|count| count == frames));
-        Ok(())
-    }
-}
+mod tests;

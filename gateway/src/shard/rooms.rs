@@ -8,10 +8,10 @@ use std::{
 };
 
 use broker_bridge::RoomName;
-use smallvec::SmallVec;
 
 use self::members::Members;
 use super::{connection::Connection, outbound::RoomTag};
+use crate::room_map::RoomMap;
 
 /// Who is in which room on this shard.
 ///
@@ -31,18 +31,24 @@ pub struct Room {
     pub members: Members<Rc<Connection>>,
 }
 
+/// What a connection keeps of its rooms.
+pub type Memberships = RoomMap<Membership, 1>;
+
 /// A connection's place in a room.
 #[derive(Debug)]
 pub struct Membership {
-    room: RoomName,
-    place: usize,
+    place: u32,
+    /// The number of the first thing said in the room that is said to this member, if a
+    /// [round](super::rounds) was under way when it joined.
+    pub since: u64,
 }
 
 impl Rooms {
-    /// Makes `connection` a member of `room`. Returns false if it is one already.
-    pub fn join(&mut self, room: &RoomName, connection: &Rc<Connection>) -> bool {
+    /// Makes `connection` a member of `room`, for what is said there from number `since` on. Returns false if it is
+    /// one already.
+    pub fn join(&mut self, room: &RoomName, connection: &Rc<Connection>, since: u64) -> bool {
         let mut memberships = connection.memberships.borrow_mut();
-        if memberships.iter().any(|membership| membership.room == *room) {
+        if memberships.get(room).is_some() {
             return false;
         }
         let members = match self.rooms.entry(room.clone()) {
@@ -54,32 +60,17 @@ impl Rooms {
             }
         };
         let place = members.push(Rc::clone(connection));
-        memberships.push(Membership { room: room.clone(), place });
+        memberships.insert(room.clone(), Membership { place, since });
         true
-    }
-
-    /// Ends all memberships of `connection` and returns their rooms.
-    pub fn leave_all(&mut self, connection: &Connection) -> SmallVec<[RoomName; 1]> {
-        let memberships = connection.memberships.take();
-        memberships
-            .into_iter()
-            .map(|Membership { room, place }| {
-                self.remove(&room, place);
-                room
-            })
-            .collect()
     }
 
     /// Ends one membership of `connection`. Returns whether there was one.
     pub fn leave(&mut self, room: &RoomName, connection: &Connection) -> bool {
-        let mut memberships = connection.memberships.borrow_mut();
-        let Some(index) = memberships.iter().position(|membership| membership.room == *room) else {
-            return false;
-        };
-        let Membership { place, .. } = memberships.swap_remove(index);
-        drop(memberships);
-        self.remove(room, place);
-        true
+        let membership = connection.memberships.borrow_mut().remove(room);
+        if let Some(Membership { place, .. }) = membership {
+            self.remove(room, place);
+        }
+        membership.is_some()
     }
 
     /// The room, if it has members.
@@ -92,11 +83,10 @@ impl Rooms {
         self.rooms.get_mut(room)
     }
 
-    fn remove(&mut self, room: &RoomName, place: usize) {
+    fn remove(&mut self, room: &RoomName, place: u32) {
         let Some(Room { members, .. }) = self.rooms.get_mut(room) else { return };
         members.remove(place, |moved, place| {
-            let mut memberships = moved.memberships.borrow_mut();
-            if let Some(membership) = memberships.iter_mut().find(|membership| membership.room == *room) {
+            if let Some(membership) = moved.memberships.borrow_mut().get_mut(room) {
                 membership.place = place;
             }
         });

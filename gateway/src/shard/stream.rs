@@ -5,12 +5,14 @@ mod tls;
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use rustls::ServerConfig;
@@ -54,6 +56,17 @@ impl Meter {
 /// lock the bus once per delivery.
 fn add(counter: &AtomicU64, bytes: usize) {
     counter.store(counter.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
+}
+
+/// The shortest time without progress after which the kernel gives a connection up.
+const LEAST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// For how long a connection may make no progress before the kernel gives it up (`TCP_USER_TIMEOUT`, RFC 5482).
+///
+/// The kernel counts from the moment at which the peer's window closes, too, whether the peer answers its probes or not:
+/// less than `heartbeat.timeout` would end clients that are only slow.
+pub fn patience(heartbeat_timeout: Duration) -> Duration {
+    heartbeat_timeout.max(LEAST_PATIENCE)
 }
 
 /// A client's socket, from accept to close: HTTP reads and writes it through [`AsyncRead`] and
@@ -157,6 +170,22 @@ impl Stream {
             None => self.socket.try_read(buffer),
             Some(tls) => tls.borrow_mut().try_read(&self.socket, buffer),
         }
+    }
+
+    /// How long the peer may make no progress, neither acknowledging nor taking what it is sent: long enough for who is
+    /// slow to be treated as slow, and for who is gone to be found by its heartbeats first.
+    pub fn set_patience(&self, heartbeat_timeout: Duration) {
+        let patience = patience(heartbeat_timeout);
+        // A socket that takes no option any more has an error, which the next read or write tells.
+        drop(socket2::SockRef::from(&self.socket.tcp).set_tcp_user_timeout(Some(patience)));
+    }
+
+    /// Whether the peer has sent something that has not been read. Asks the kernel: what the runtime knows of the socket
+    /// may be older.
+    pub fn has_unread(&self) -> bool {
+        let decrypted = self.tls.as_ref().is_some_and(|tls| tls.borrow_mut().is_readable());
+        let mut byte = [MaybeUninit::uninit()];
+        decrypted || matches!(socket2::SockRef::from(&self.socket.tcp).peek(&mut byte), Ok(1..))
     }
 
     /// Writes what is taken: by the kernel, in one system call, or by TLS, which may keep some of it

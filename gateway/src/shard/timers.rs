@@ -1,42 +1,21 @@
 //! Coarse deadlines for many connections at once.
 
-use std::{
-    cmp::Ordering,
-    collections::BinaryHeap,
-    time::{Duration, Instant},
-};
+use std::{cmp::Ordering, collections::BinaryHeap, time::Duration};
+
+use super::clock::Clock;
 
 /// A shard's time, in steps of [`Clock::STEP`] since the shard began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tick(pub u32);
 
 impl Tick {
+    /// Later than anything that comes.
+    pub const NEVER: Self = Self(u32::MAX);
+
     /// This much later, rounded up to a whole step.
     pub fn after(self, duration: Duration) -> Self {
         let steps = duration.as_nanos().div_ceil(Clock::STEP.as_nanos());
         Self(self.0.saturating_add(u32::try_from(steps).unwrap_or(u32::MAX)))
-    }
-}
-
-/// Counts ticks.
-#[derive(Debug)]
-pub struct Clock {
-    start: Instant,
-}
-
-impl Clock {
-    /// Length of a tick. Deadlines are late by at most this, heartbeats and expiry do not need better.
-    pub const STEP: Duration = Duration::from_millis(100);
-
-    /// A clock that begins now.
-    pub fn new() -> Self {
-        Self { start: Instant::now() }
-    }
-
-    /// The tick that runs now.
-    pub fn now(&self) -> Tick {
-        let steps = self.start.elapsed().as_millis() / Self::STEP.as_millis();
-        Tick(u32::try_from(steps).unwrap_or(u32::MAX)) // after 13 years
     }
 }
 

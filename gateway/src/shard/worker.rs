@@ -23,11 +23,12 @@ use super::{
     Context, Event, Inbox, Vitals,
     age::Age,
     batch::Batch,
+    clock::Clock,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
     rooms::Rooms,
-    rounds::Rounds,
+    rounds::{Rounds, SLICE},
     tally::Tally,
-    timers::{Clock, Tick, Timers},
+    timers::{Tick, Timers},
 };
 use crate::{
     drain::Pace,
@@ -41,6 +42,8 @@ use crate::{
 
 /// What one read may bring. One buffer serves all connections of the shard.
 const SCRATCH: usize = 64 * 1024;
+/// Deliveries into queues after which a turn writes and lets others have theirs, before it goes on with its events.
+const TURN: usize = 16 * SLICE;
 /// Places for events, commands and effects that are kept between turns; a burst that needed more gives its
 /// memory back.
 const KEPT_EVENTS: usize = 4096;
@@ -73,6 +76,8 @@ pub struct Worker {
     dirty: RefCell<Vec<Rc<Connection>>>,
     timers: RefCell<Timers<ConnectionKey>>,
     clock: Clock,
+    /// How often the clock had been stopped at the last look.
+    pauses: Cell<u32>,
     now: Cell<Tick>,
     departure: RefCell<Option<Departure>>,
     age: Cell<Age>,
@@ -88,6 +93,10 @@ struct Written {
     slice: Vec<Rc<Connection>>,
     /// Written everywhere on this shard when the turn ends.
     broadcasts: Vec<Arc<Broadcast>>,
+    /// What has been queued since the last write costs a session at most, in bytes of its queue.
+    queued: usize,
+    /// Deliveries into queues since then.
+    deliveries: usize,
 }
 
 /// A drain under way.
@@ -109,6 +118,7 @@ pub fn run(
     router: Router,
 ) {
     let clock = Clock::new();
+    clock.rule_this_thread();
     let settings = context.settings.load();
     let worker = Rc::new_cyclic(|this| Worker {
         this: Weak::clone(this),
@@ -133,6 +143,7 @@ pub fn run(
         dirty: RefCell::default(),
         timers: RefCell::default(),
         now: Cell::new(clock.now()),
+        pauses: Cell::default(),
         clock,
         departure: RefCell::default(),
         random: Cell::new(getrandom::u64().unwrap_or(1) | 1),
@@ -160,31 +171,28 @@ impl Worker {
                 }
             })
             .await;
-            self.now.set(self.clock.now());
-            let replaced = self.context.settings.refresh(&mut self.settings.borrow_mut());
-            if let Some(before) = replaced {
-                self.meters.borrow_mut().adopt(&self.settings().limits);
-                self.adjust(&before);
-            }
-            if let Some(due) = tick {
-                self.tick(due);
-            }
+            self.look_around(tick);
             self.inbox.take(&mut events, self.done.take());
-            let mut queued = 0;
             for event in events.drain(..) {
                 if !batch.may_wait(&event) {
-                    queued += self.deliver(&mut batch, &mut written);
+                    self.deliver(&mut batch, &mut written);
                 }
                 match event {
                     Event::Broadcast(broadcast) => batch.push(broadcast),
                     Event::Stop => return,
                     event => self.handle(event),
                 }
-                // No session may look slow only because much arrived at once: write before its queue is full.
-                if queued > self.settings().limits.outbound.get() / 2 {
+                // No session may look slow only because much arrived at once: write before its queue is full. And
+                // nobody waits until everything that has arrived is delivered.
+                if written.queued > self.settings().limits.outbound.get() / 2 || written.deliveries >= TURN {
+                    self.serve_rounds(&mut written);
                     self.write(&mut written).await;
                     tokio::task::yield_now().await;
-                    queued = 0;
+                    let tick = poll_fn(|cx| Poll::Ready(ticks.poll_tick(cx))).await;
+                    self.look_around(match tick {
+                        Poll::Ready(at) => Some(at),
+                        Poll::Pending => None,
+                    });
                 }
             }
             self.deliver(&mut batch, &mut written);
@@ -200,6 +208,24 @@ impl Worker {
             if !self.rounds.borrow().is_empty() {
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    /// Looks at the clock and at the settings, and does what is due.
+    fn look_around(&self, tick: Option<Instant>) {
+        self.now.set(self.clock.now());
+        let replaced = self.context.settings.refresh(&mut self.settings.borrow_mut());
+        if let Some(before) = replaced {
+            self.meters.borrow_mut().adopt(&self.settings().limits);
+            self.adjust(&before);
+        }
+        if self.pauses.replace(self.clock.pauses()) != self.clock.pauses() {
+            // Timers go by the shard's clock, which has stood still; what ends in real time may have ended.
+            let now = self.now();
+            self.connections.borrow().values().for_each(|connection| connection.set_expiry_timer(self, now));
+        }
+        if let Some(due) = tick {
+            self.tick(due);
         }
     }
 
@@ -288,8 +314,9 @@ impl Worker {
         if age {
             self.age.set(Age::new(self.settings().max_session_age, self.now()));
         }
-        if heartbeat || age {
-            for connection in self.connections.borrow().values() {
+        for connection in self.connections.borrow().values() {
+            connection.seal_outbound();
+            if heartbeat || age {
                 connection.begin_heartbeat(self);
             }
         }
@@ -297,7 +324,7 @@ impl Worker {
 
     /// When the session has to be sent on. A leaving node sends everybody on in an order of its own.
     pub fn end_of_age(&self, session: SessionId, born: Tick) -> Tick {
-        if self.leaving.is_cancelled() { Tick(u32::MAX) } else { self.age.get().end(session, born) }
+        if self.leaving.is_cancelled() { Tick::NEVER } else { self.age.get().end(session, born) }
     }
 
     // ---- connections ----
@@ -305,11 +332,12 @@ impl Worker {
     /// Makes a connection, carried by nothing yet.
     pub fn open(self: &Rc<Self>, start: Start) -> Lease {
         let ages = self.end_of_age(start.session.id(), start.now);
-        let first = start.first_ping.min(start.expires).min(ages);
+        let first = start.first_ping.min(ages);
+        let now = start.now;
         let mut connections = self.connections.borrow_mut();
         let key = connections.insert_with_key(|key| Rc::new(Connection::new(key, start)));
         let connection = Rc::clone(connections.get(key).expect("inserted above"));
-        self.set_timer(first, &connection);
+        self.set_timer(first.min(connection.expires(now)), &connection);
         Lease { worker: Rc::clone(self), connection }
     }
 
@@ -362,7 +390,8 @@ impl Worker {
 
     /// Makes the connection a member on this shard. Returns false if it is one already.
     pub fn join(&self, room: &RoomName, connection: &Rc<Connection>) -> bool {
-        let joined = self.rooms.borrow_mut().join(room, connection);
+        let since = self.rounds.borrow_mut().join(room);
+        let joined = self.rooms.borrow_mut().join(room, connection, since);
         if joined {
             Tally::shift(&self.tally.subscriptions, 1);
         }
@@ -384,7 +413,7 @@ impl Worker {
         let acknowledged = self.context.hub.join(&room, self.index);
         self.tasks.spawn_local(async move {
             let time = worker.settings().subscribe_timeout;
-            let outcome = match tokio::time::timeout(time, acknowledged).await {
+            let outcome = match super::timeout(time, acknowledged).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "the broker did not grant a subscription");
@@ -407,12 +436,25 @@ impl Worker {
         });
     }
 
-    /// Ends all memberships of the connection, here and in the hub.
+    /// Ends all memberships of the connection, here and in the hub; of very many, some at a time.
     pub fn leave_rooms(&self, connection: &Connection) {
-        for room in self.rooms.borrow_mut().leave_all(connection) {
-            Tally::shift(&self.tally.subscriptions, -1);
-            self.context.hub.leave(&room, self.index);
+        let rooms: Vec<_> = connection.memberships.borrow().rooms().cloned().collect();
+        let (first, rest) = rooms.split_at(rooms.len().min(SLICE));
+        first.iter().for_each(|room| self.leave(room, connection));
+        if rest.is_empty() {
+            return;
         }
+        let (Some(worker), Some(connection)) = (self.this.upgrade(), self.connection(connection.key()))
+        else {
+            return rest.iter().for_each(|room| self.leave(room, connection));
+        };
+        let rest: Box<[_]> = rest.into();
+        self.tasks.spawn_local(async move {
+            for some in rest.chunks(SLICE) {
+                tokio::task::yield_now().await;
+                some.iter().for_each(|room| worker.leave(room, &connection));
+            }
+        });
     }
 
     // ---- small things ----
@@ -425,6 +467,11 @@ impl Worker {
     /// The rates that count in this turn.
     pub fn meters(&self) -> Ref<'_, SessionMeters> {
         self.meters.borrow()
+    }
+
+    /// The shard's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The shard's time at the beginning of the turn.

@@ -94,6 +94,11 @@ impl<'a> CloseFrame<'a> {
     }
 }
 
+/// The answer to a close frame: it says the peer's own code (§5.5.1), or that all is well if the peer gave none.
+pub fn close_answer(code: Option<CloseCode>) -> Bytes {
+    close_frame(code.unwrap_or(CloseCode::NORMAL), "")
+}
+
 /// A close frame to send. A reason longer than [`CloseFrame::MAX_REASON`] loses its end, never half a
 /// character.
 pub fn close_frame(code: CloseCode, reason: &str) -> Bytes {

@@ -1,6 +1,6 @@
 //! What no honest client would send: a clear answer, no panic, and nobody else disturbed.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
     client::Client,
     http::{Incoming, Request},
@@ -194,5 +194,61 @@ async fn healthy(node: &Node) -> Result<()> {
     client.send(Payload::text("pulse")).await?;
     ensure!(payloads(&client.heard(1).await?) == [Payload::text("pulse")]);
     ensure!(!node.output().contains("panicked"), "the node panicked");
+    Ok(())
+}
+
+/// The code and the reason of the close frame with which the node answers.
+async fn farewell(socket: &mut RawSocket) -> Result<(u16, String)> {
+    let frame = socket.receive().await?.context("a close frame")?;
+    let code = frame.close_code().with_context(|| format!("a close frame, not {frame:?}"))?;
+    Ok((code, String::from_utf8(frame.payload.into_iter().skip(2).collect())?))
+}
+
+/// RFC 6455 §5.5.1: the answer echoes the status code that was received.
+#[tokio::test]
+async fn a_close_is_answered_with_its_own_code() -> Result<()> {
+    let node = alone().await?;
+    let token = anywhere("alice");
+    for target in [format!("/rooms/lobby?token={token}"), "/connection/websocket".to_owned()] {
+        for code in [1000_u16, 1001, 1003, 1011, 3000, 4999] {
+            let mut socket = RawSocket::connect(node.public, &target).await?;
+            let payload = [&code.to_be_bytes()[..], b"bye"].concat();
+            socket.send(&Frame { first: 0x88, ..Frame::text(payload) }).await?;
+            ensure!(farewell(&mut socket).await? == (code, String::new()), "{target}: {code}");
+            ensure!(socket.receive().await?.is_none());
+        }
+        let mut socket = RawSocket::connect(node.public, &target).await?;
+        socket.send(&Frame { first: 0x88, ..Frame::text("") }).await?;
+        ensure!(farewell(&mut socket).await?.0 == 1000, "{target}: no code");
+    }
+    let closed = ["reason=\"client\""];
+    node.until_samples("all of them counted", |samples| {
+        samples.sum("tidegate_connections_closed_total", &closed) == 14
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_close_says_what_was_wrong() -> Result<()> {
+    let node = Builder::new().set("compression.enabled", "true").start().await?;
+    let target = format!("/rooms/lobby?token={}", anywhere("alice"));
+    let offer = ("Sec-WebSocket-Extensions", "permessage-deflate");
+    // RSV1 says that the message is compressed; its first block has the type that is reserved.
+    let compressed = |first| Frame { first, ..Frame::text(*b"\x07\x00") };
+    for (frame, code, word) in [
+        (compressed(0xc2), 1007, "DEFLATE"),
+        (compressed(0xc1), 1007, "DEFLATE"),
+        (Frame::text(*b"\xff"), 1007, "a text message"),
+        (Frame { first: 0x88, ..Frame::text(*b"\x03\xe8\xff") }, 1007, "a close reason"),
+        (Frame { masked: false, ..Frame::text("x") }, 1002, "not masked"),
+        (Frame { first: 0x83, ..Frame::text("x") }, 1002, "opcode 3"),
+        (Frame { claimed: Some(1 << 40), ..Frame::text("x") }, 1009, "too big"),
+    ] {
+        let mut socket = RawSocket::connect_with(node.public, &target, &[offer]).await?;
+        socket.send(&frame).await?;
+        let (closed, reason) = farewell(&mut socket).await?;
+        ensure!(closed == code && reason.contains(word), "{code} {word:?}, not {closed} {reason:?}");
+    }
     Ok(())
 }

@@ -1,14 +1,26 @@
 //! A dead peer is noticed, a living one is kept, however idle.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use tidegate_tests::{
     client::Client,
     http::Request,
     journal::Payload,
     node::{Builder, Node},
-    raw::{Frame, RawSocket},
+    raw::{Frame, RawSocket, start},
+    redis_server::RedisServer,
+    samples::Samples,
     token::anywhere,
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+};
+
+use crate::stage::{payloads, publish};
 
 const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
@@ -97,5 +109,138 @@ async fn an_idle_event_stream_is_kept_alive_by_comments() -> Result<()> {
         text.push_str(std::str::from_utf8(&chunk)?);
     }
     ensure!(text.starts_with("retry: "), "{text}");
+    Ok(())
+}
+
+/// A client in the lobby by the Centrifuge protocol that answers every ping, until it has heard so many publications.
+async fn answer_pings(node: &Node, token: &str, count: usize) -> Result<JoinHandle<Result<Vec<String>>>> {
+    let mut socket = RawSocket::connect(node.public, "/connection/websocket").await?;
+    socket.send(&Frame::text(format!(r#"{{"id":1,"connect":{{"token":"{token}"}}}}"#))).await?;
+    socket.receive().await?.context("an answer")?;
+    socket.send(&Frame::text(r#"{"id":2,"subscribe":{"channel":"lobby"}}"#)).await?;
+    socket.receive().await?.context("an answer")?;
+    Ok(tokio::spawn(async move {
+        let mut heard = Vec::new();
+        while heard.len() < count {
+            let frame = socket.receive().await?.context("it is not closed")?;
+            let said: serde_json::Value = serde_json::from_slice(&frame.payload)
+                .with_context(|| format!("{:#x} {:?}", frame.first, frame.close_code()))?;
+            match said.pointer("/push/pub/data") {
+                Some(data) => heard.push(data.to_string()),
+                None => socket.send(&Frame::text("{}")).await?,
+            }
+        }
+        Ok(heard)
+    }))
+}
+
+/// A frozen container, a machine that swaps, a debugger: the node was not there to hear the answers, and judges nobody
+/// for that.
+#[tokio::test]
+async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
+    const CLIENTS: usize = 20;
+    const MESSAGES: usize = 10;
+    /// Longer than all time-outs: this is the fault, not a wait.
+    const STOPPED: Duration = Duration::from_secs(4);
+    let redis = RedisServer::start().await?;
+    let node = Builder::new()
+        .set("heartbeat.interval", "300ms")
+        .set("heartbeat.timeout", "1500ms")
+        .set("public.header_timeout", "2s")
+        .set("public.body_timeout", "2s")
+        .set("broker.url", &redis.url())
+        .set("broker.canary_timeout", "30s")
+        .start()
+        .await?;
+    let token = anywhere("alice");
+    let (mut plain, mut centrifuge) = (Vec::new(), Vec::new());
+    for _ in 0..CLIENTS / 2 {
+        plain.push(Client::websocket(&node.ws("lobby", &token, ""), &[]).await?);
+        centrifuge.push(answer_pings(&node, &token, MESSAGES).await?);
+    }
+    let stream = Client::events(&node.url("lobby", &token, "")).await?;
+    // A head and a body of which half has arrived.
+    let post = Request::post("/rooms/halves", "text/plain", *b"whole").bearer(&token).bytes(node.public);
+    let (head, body) = (post.len() / 2, post.len() - 2);
+    let mut halves = Vec::new();
+    for half in [head, body] {
+        let mut halved = TcpStream::connect(node.public).await?;
+        halved.write_all(start(&post, half)).await?;
+        halves.push((halved, half));
+    }
+    let mut silent = RawSocket::connect(node.public, &format!("/rooms/quiet?token={token}")).await?;
+    ensure!(silent.receive().await?.context("a ping")?.first == PING);
+
+    node.signal(Signal::STOP)?;
+    for n in 0..MESSAGES {
+        publish(&redis, "lobby", format!("{n}").as_bytes()).await?;
+    }
+    for (halved, half) in &mut halves {
+        halved.write_all(post.get(*half..).context("the other half")?).await?;
+    }
+    tokio::time::sleep(STOPPED).await;
+    node.signal(Signal::CONT)?;
+
+    let expected: Vec<_> = (0..MESSAGES).map(|n| n.to_string()).collect();
+    for client in plain.iter().chain([&stream]) {
+        let texts = expected.iter().cloned().map(Payload::text);
+        ensure!(payloads(&client.heard(MESSAGES).await?).into_iter().eq(texts), "{client:?}");
+    }
+    for client in centrifuge {
+        ensure!(client.await?? == expected);
+    }
+    for (mut halved, _) in halves {
+        let mut answer = [0; 12];
+        halved.read_exact(&mut answer).await.context("half a request goes on")?;
+        ensure!(&answer == b"HTTP/1.1 202", "{}", String::from_utf8_lossy(&answer));
+    }
+    // Who has been asked and says nothing is still closed, and nobody else.
+    ensure!(silent.close_code().await? == Some(1001));
+    let samples = node
+        .until_samples("the silent one is counted", |samples| {
+            samples.sum("tidegate_connections_closed_total", &["reason=\"heartbeat_timeout\""]) == 1
+        })
+        .await?;
+    ensure!(samples.sum("tidegate_connections_closed_total", &["protocol=\"plain\""]) == 1, "{samples:?}");
+    ensure!(
+        samples.sum("tidegate_connections", &["protocol=\"plain\""]) == CLIENTS as u64 / 2,
+        "{samples:?}"
+    );
+    ensure!(samples.sum("tidegate_connections", &["protocol=\"sse\""]) == 1, "{samples:?}");
+    Ok(())
+}
+
+/// Who takes nothing is not asked, so it is not silent; when that has lasted for long enough the kernel ends it.
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_ended_by_the_kernel_and_by_name() -> Result<()> {
+    let node = Builder::new()
+        .set("heartbeat.interval", "1s")
+        .set("heartbeat.timeout", "5s")
+        .set(r#"rooms."lobby".overflow"#, "drop_oldest")
+        .start()
+        .await?;
+    let token = anywhere("alice");
+    let stalled = RawSocket::connect_narrow(node.public, &format!("/rooms/lobby?token={token}")).await?;
+    let request = Request::get("/rooms/lobby").header("Accept", "text/event-stream").bearer(&token);
+    let stream = request.open(node.public).await?;
+    let body = vec![b'x'; 60 * 1024];
+    let dropped = |samples: &Samples| samples.sum("tidegate_outbound_dropped_total", &[]);
+    while dropped(&node.samples().await?) < 200 {
+        node.post("lobby", &token, "text/plain", &body).await?;
+    }
+    // 30 s, of which the harness waits for as many at a time.
+    let closed = |samples: &Samples, reason| samples.sum("tidegate_connections_closed_total", &[reason]);
+    let given_up = async || {
+        node.until_samples("connections that the kernel gave up", |samples| {
+            closed(samples, "reason=\"no_progress\"") == 2
+        })
+        .await
+    };
+    let samples = match given_up().await {
+        Ok(samples) => samples,
+        Err(_) => given_up().await?,
+    };
+    ensure!(samples.sum("tidegate_connections_closed_total", &[]) == 2, "{samples:?}");
+    drop((stalled, stream));
     Ok(())
 }

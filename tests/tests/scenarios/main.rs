@@ -16,6 +16,7 @@ mod endurance;
 mod faults;
 mod first_run;
 mod heartbeat;
+mod interruptions;
 mod junk;
 mod keys;
 mod leaving;

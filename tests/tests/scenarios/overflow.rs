@@ -8,6 +8,7 @@ use tidegate_tests::{
     node::{Builder, Node},
     raw::{Frame, RawSocket},
     token::anywhere,
+    witness::Witness,
 };
 
 use crate::stage::payloads;
@@ -272,6 +273,58 @@ async fn priority_overtakes_what_waits() -> Result<()> {
     heard.drain(alarm..alarm + 2);
     ensure!(heard.into_iter().eq((0..count).map(|n| n.to_string())));
     Ok(())
+}
+
+/// What makes way in one queue costs nobody anything, however much waits there and in however many others.
+#[tokio::test]
+async fn drops_for_hundreds_of_sockets_hold_up_nobody() -> Result<()> {
+    const STALLED: usize = 200;
+    // A mebibyte takes some 14,000 of them.
+    const MESSAGES: usize = 20_000;
+    let node = Builder::new()
+        .set("shards", "1")
+        .set(r#"rooms."lobby".overflow"#, "drop_oldest")
+        .set("heartbeat.interval", "59m")
+        .set("heartbeat.timeout", "1h")
+        .start()
+        .await?;
+    let token = anywhere("alice");
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        let target = format!("/rooms/lobby?token={token}");
+        stalled.push(RawSocket::connect_narrow(node.public, &target).await?);
+    }
+    let mut witness = Witness::of(&node).await?;
+    let mut sender =
+        RawSocket::connect(node.public, &format!("/rooms/lobby?token={token}&echo=false")).await?;
+    for (count, number) in (0..MESSAGES).map(|n| (n + 1, format!("{n:08}"))) {
+        sender.send(&Frame::text(number)).await?;
+        if count % 4000 == 0 {
+            let bytes = (8 * count * STALLED) as u64;
+            let payload = ["direction=\"out\""];
+            node.until_samples("everything queued", |samples| {
+                samples.sum("tidegate_payload_bytes_total", &payload) >= bytes
+            })
+            .await?;
+            ensure!(node.ask_ops("/livez").await?.status == 200);
+        }
+    }
+    witness.until(witness.heard() + 100).await?;
+    witness.finish().await?;
+    let mut missing = 0;
+    for socket in stalled.iter_mut().take(5) {
+        let (mut heard, mut last) = (0, None);
+        while last != Some(MESSAGES - 1) {
+            let frame = socket.receive().await?.context("it stays open")?;
+            let number: usize = std::str::from_utf8(&frame.payload)?.parse()?;
+            ensure!(last.is_none_or(|last| last < number), "{number} after {last:?}");
+            (heard, last) = (heard + 1, Some(number));
+        }
+        missing += MESSAGES - heard;
+    }
+    let dropped = dropped(&node, "drop_oldest").await?;
+    ensure!(dropped > STALLED * 1000 && missing > 5 * 1000, "{missing} are missing, {dropped} were dropped");
+    node.ensure_sound()
 }
 
 /// A session in these rooms that has read all answers, and stops reading.

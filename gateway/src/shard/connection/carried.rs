@@ -91,7 +91,7 @@ impl Connection {
             };
             match outcome {
                 Ok(0) => {
-                    self.lost(worker);
+                    self.lost(worker, None);
                     return Poll::Ready(());
                 }
                 Ok(_) => {
@@ -100,8 +100,8 @@ impl Connection {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => {
-                    self.lost(worker);
+                Err(error) => {
+                    self.lost(worker, Some(&error));
                     return Poll::Ready(());
                 }
             }
@@ -115,7 +115,7 @@ impl Connection {
     fn read(&self, worker: &Worker, stream: &Stream) -> io::Result<usize> {
         let mut buffer = worker.scratch.borrow_mut();
         let read = stream.try_read(&mut buffer)?;
-        self.heard.set(worker.now());
+        self.hear(worker.now());
         if let Some(bytes) = buffer.get_mut(..read) {
             self.consume(worker, bytes);
         }
@@ -147,7 +147,8 @@ impl Connection {
                 Err(error) => {
                     self.deaf.set(true);
                     tracing::debug!(session = %self.id, %error, "the client broke the protocol");
-                    self.begin_close(worker, broken_by(error));
+                    let words = websocket::close_frame(error.close_code(), &error.to_string());
+                    self.close_with(worker, broken_by(error), Some(words));
                 }
             }
         }
@@ -176,9 +177,10 @@ impl Connection {
                     session.pong(size, around, effects);
                 });
             }
-            Event::Close(_) => {
+            Event::Close(frame) => {
                 self.deaf.set(true);
-                self.begin_close(worker, CloseReason::Client);
+                let answer = websocket::close_answer(frame.map(|frame| frame.code));
+                self.close_with(worker, CloseReason::Client, Some(answer));
                 return;
             }
         };
@@ -221,9 +223,9 @@ impl Connection {
 }
 
 fn broken_by(error: ProtocolError) -> CloseReason {
-    match error.close_code() {
-        websocket::CloseCode::INVALID_PAYLOAD => CloseReason::InvalidText,
-        websocket::CloseCode::MESSAGE_TOO_BIG => CloseReason::MessageTooBig,
+    match error {
+        ProtocolError::InvalidUtf8 | ProtocolError::InvalidCloseReason => CloseReason::InvalidText,
+        _ if error.close_code() == websocket::CloseCode::MESSAGE_TOO_BIG => CloseReason::MessageTooBig,
         _ => CloseReason::ProtocolError,
     }
 }

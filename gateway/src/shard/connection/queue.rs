@@ -30,6 +30,13 @@ pub struct BatchDelivery<'a> {
     pub overflow: Overflow,
 }
 
+impl BatchDelivery<'_> {
+    /// How many frames a member's queue takes for it: what may have to make way one by one is queued one by one.
+    pub fn frames(&self) -> usize {
+        if self.overflow == Overflow::Close { 1 } else { self.batch.len() }
+    }
+}
+
 impl Connection {
     /// Queues a batch, unless it is this session's own echo. The caller writes at the end of its turn.
     pub fn deliver(&self, worker: &Worker, delivery: &BatchDelivery<'_>) {
@@ -52,26 +59,43 @@ impl Connection {
         }
     }
 
+    /// The batch without its first `said_before` publications, which came before this member; written at once.
+    pub fn deliver_rest(&self, worker: &Worker, delivery: &BatchDelivery<'_>, said_before: usize) {
+        if said_before < delivery.batch.len() && self.hears(delivery) {
+            self.enqueue_each(worker, delivery, said_before);
+            self.flush(worker);
+        }
+    }
+
     fn hears(&self, delivery: &BatchDelivery<'_>) -> bool {
         !matches!(self.phase.get(), Phase::Closing(_)) && delivery.exclude != Some(self.id)
     }
 
     fn enqueue(&self, worker: &Worker, delivery: &BatchDelivery<'_>) {
-        let &BatchDelivery { batch, threshold, limit, lane, overflow, .. } = delivery;
-        if overflow == Overflow::Close {
-            let frame = batch.frame(self.encoding, threshold).clone();
-            if self.queue_within(worker, frame, Lane::Room(lane), limit) {
-                Self::count(worker, batch);
+        if delivery.overflow == Overflow::Close {
+            let frame = delivery.batch.frame(self.encoding, delivery.threshold).clone();
+            if self.queue_within(worker, frame, Lane::Room(delivery.lane), delivery.limit) {
+                Self::count(worker, delivery.batch);
             }
-            return;
+        } else {
+            self.enqueue_each(worker, delivery, 0);
         }
-        // What may have to make way one by one is queued one by one.
+    }
+
+    /// Queues the publications of a batch one by one, but for the first few.
+    fn enqueue_each(&self, worker: &Worker, delivery: &BatchDelivery<'_>, skip: usize) {
+        let &BatchDelivery { batch, threshold, limit, lane, overflow, .. } = delivery;
         let Some(room) = batch.first().map(Broadcast::room) else { return };
-        for (frame, payload) in batch.frames(self.encoding, threshold) {
-            if self.queue_over(worker, frame.clone(), lane, overflow, room) {
-                Tally::add(&worker.tally.deliveries, 1);
-                Tally::add(&worker.tally.payload_out, payload);
+        for (frame, payload) in batch.frames(self.encoding, threshold).skip(skip) {
+            let queued = match overflow {
+                Overflow::Close => self.queue_within(worker, frame.clone(), Lane::Room(lane), limit),
+                _ => self.queue_over(worker, frame.clone(), lane, overflow, room),
+            };
+            if !queued {
+                return;
             }
+            Tally::add(&worker.tally.deliveries, 1);
+            Tally::add(&worker.tally.payload_out, payload);
         }
     }
 
@@ -114,7 +138,7 @@ impl Connection {
         }
         let limit = worker.settings().limits.outbound.get();
         let told = {
-            let outbound = self.outbound.borrow();
+            let mut outbound = self.outbound.borrow_mut();
             let full = !outbound.fits(frame.len(), limit);
             let behind = overflow == Overflow::Latest && self.wants_write.get();
             if !(full || behind) || !outbound.may_drop(lane.room) {

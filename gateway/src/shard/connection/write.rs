@@ -28,26 +28,25 @@ impl Connection {
         if self.ping_due.take() {
             self.ping(worker);
         }
-        let lost = match &*self.carrier.borrow() {
-            Carrier::Coming | Carrier::Gone => false,
+        let outcome = match &*self.carrier.borrow() {
+            Carrier::Coming | Carrier::Gone => Ok(()),
             Carrier::Response(_) => {
                 if !self.outbound.borrow().is_empty() && self.offered.replace(true) {
                     self.wants_write.set(true);
                 }
                 self.wake();
-                false
+                Ok(())
             }
             Carrier::Socket { stream, .. } => {
                 let before = self.outbound.borrow().len();
-                let outcome = self.write(stream);
+                let outcome = self.write(worker, stream);
                 worker.count_outbound(before, self.outbound.borrow().len());
-                outcome.is_err()
+                outcome
             }
         };
-        if lost {
-            self.lost(worker);
-        } else {
-            self.shut_if_done();
+        match outcome {
+            Ok(()) => self.shut_if_done(),
+            Err(error) => self.lost(worker, Some(&error)),
         }
     }
 
@@ -57,6 +56,9 @@ impl Connection {
         match self.write_past_queue(frame) {
             Ok(0) => return false,
             Ok(written) => {
+                if written == frame.len() && lane == Lane::Heartbeat {
+                    self.has_sent_ping(worker);
+                }
                 if written < frame.len() {
                     let left = self.outbound.borrow_mut().push_started(frame.clone(), written, lane);
                     worker.count_outbound(0, left);
@@ -65,7 +67,7 @@ impl Connection {
                     self.flush(worker);
                 }
             }
-            Err(_) => self.lost(worker),
+            Err(error) => self.lost(worker, Some(&error)),
         }
         true
     }
@@ -98,7 +100,7 @@ impl Connection {
         }
     }
 
-    fn write(&self, stream: &Stream) -> io::Result<()> {
+    fn write(&self, worker: &Worker, stream: &Stream) -> io::Result<()> {
         let mut outbound = self.outbound.borrow_mut();
         // With TLS, records of what has left the queue may still wait for the socket.
         while (!outbound.is_empty() || stream.has_unsent()) && !self.wants_write.get() {
@@ -112,7 +114,18 @@ impl Connection {
                 stream.try_write(slices.get(..used).unwrap_or_default())
             };
             match outcome {
-                Ok(written) => outbound.advance(written),
+                Ok(written) => {
+                    // TLS takes nothing while it keeps something: the kernel has what was taken before.
+                    if self.asking.take() {
+                        self.ask(worker);
+                    }
+                    if outbound.advance(written) {
+                        self.asking.set(stream.has_unsent());
+                        if !stream.has_unsent() {
+                            self.ask(worker);
+                        }
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wants_write.set(true);
                     self.wake();
@@ -122,6 +135,14 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// A ping has been taken past the queue, by TLS or by the kernel.
+    fn has_sent_ping(&self, worker: &Worker) {
+        self.asking.set(self.has_output());
+        if !self.asking.get() {
+            self.ask(worker);
+        }
     }
 
     /// Once the last words are out, tells the peer that nothing more will come. Then its own end of the

@@ -29,22 +29,25 @@ impl<T> Members<T> {
     }
 
     /// Adds a member and returns its place.
-    pub fn push(&mut self, member: T) -> usize {
+    #[expect(clippy::cast_possible_truncation, reason = "a process has far fewer sockets than 2^32")]
+    pub fn push(&mut self, member: T) -> u32 {
         self.list.push(member);
-        self.list.len() - 1
+        self.list.len() as u32 - 1
     }
 
     /// Removes the member at `place`, and calls `moved` for each other that stands at another place now.
-    pub fn remove(&mut self, mut place: usize, moved: impl Fn(&T, usize)) {
+    #[expect(clippy::cast_possible_truncation, reason = "places were given by `push`")]
+    pub fn remove(&mut self, place: u32, moved: impl Fn(&T, u32)) {
+        let mut place = place as usize;
         if place < self.served {
             // The gap wanders to the first that the round has not come to, for one of those is going to fill it.
             self.served -= 1;
             self.list.swap(place, self.served);
-            self.list.get(place).inspect(|member| moved(member, place));
+            self.list.get(place).inspect(|member| moved(member, place as u32));
             place = self.served;
         }
         self.list.swap_remove(place);
-        self.list.get(place).inspect(|member| moved(member, place));
+        self.list.get(place).inspect(|member| moved(member, place as u32));
     }
 }
 
@@ -53,7 +56,7 @@ impl<T: Clone> Members<T> {
     /// the last; the next slice is then the first of another round.
     ///
     /// Who is a member from the first slice of a round to the last is in exactly one of them. Who joins in between
-    /// is in one.
+    /// is in one, too: whether what is being said is meant for it, is for others to know.
     pub fn next_slice(&mut self, most: usize, slice: &mut Vec<T>) -> bool {
         let end = self.list.len().min(self.served + most);
         slice.extend(self.list.get(self.served..end).unwrap_or_default().iter().cloned());
@@ -79,7 +82,7 @@ mod tests {
     use super::*;
 
     /// A member that knows its place, as connections do.
-    type Member = Rc<(u32, Cell<usize>)>;
+    type Member = Rc<(u32, Cell<u32>)>;
 
     #[derive(Default)]
     struct Room {
@@ -159,7 +162,7 @@ mod tests {
                         stays = room.here.keys().copied().collect();
                     }
                 }
-                for (place, member) in room.members().iter().enumerate() {
+                for (place, member) in (0_u32..).zip(room.members().iter()) {
                     prop_assert_eq!(member.1.get(), place);
                 }
                 prop_assert_eq!(room.members().len(), room.here.len());

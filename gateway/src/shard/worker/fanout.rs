@@ -6,12 +6,11 @@ use broker_bridge::{GapCause, RoomName};
 
 use super::{Worker, Written};
 use crate::{
-    delivery::Overflow,
     hub::Broadcast,
     shard::{
         Inbox,
         batch::Batch,
-        connection::BatchDelivery,
+        connection::{BatchDelivery, Connection},
         outbound::{Outbound, RoomLane, RoomTag},
         rounds::{Round, SLICE, Step, Waiting},
     },
@@ -22,31 +21,30 @@ use crate::{
 const PER_GAP: usize = 4;
 
 impl Worker {
-    /// Queues a batch for every member, or begins a round with it. Returns what it costs a member's queue at most.
-    pub(super) fn deliver(&self, batch: &mut Batch, written: &mut Written) -> usize {
-        let Some(room) = batch.first().map(Broadcast::room) else { return 0 };
+    /// Queues a batch for every member, or begins a round with it.
+    pub(super) fn deliver(&self, batch: &mut Batch, written: &mut Written) {
+        let Some(room) = batch.first().map(Broadcast::room) else { return };
         if let Some(round) = self.rounds.borrow_mut().get_mut(room) {
             batch.take().for_each(|broadcast| round.wait(Waiting::Publication(broadcast)));
-            return 0;
+            return;
         }
-        let mut cost = 0;
         if let Some(known) = self.rooms.borrow().get(room) {
-            if known.members.len() > SLICE {
+            let delivery = self.delivery(batch, known.tag);
+            let frames = delivery.frames();
+            if known.members.len() * frames > SLICE {
                 let room = room.clone();
                 let step = Step::Publications(Box::new(std::mem::take(batch)));
                 self.rounds.borrow_mut().begin(&room, step);
-                return 0;
+                return;
             }
-            let delivery = self.delivery(batch, known.tag);
             for member in known.members.iter() {
                 member.deliver(self, &delivery);
                 self.touch_connection(member);
             }
-            let frames = if delivery.overflow == Overflow::Close { 1 } else { batch.len() };
-            cost = batch.payload_len() + frames * Outbound::PER_FRAME;
+            written.queued += batch.payload_len() + frames * Outbound::PER_FRAME;
+            written.deliveries += known.members.len() * frames;
         }
         batch.take().for_each(|broadcast| self.done_with(broadcast, written));
-        cost
     }
 
     /// Begins a round that tells every member of a gap.
@@ -63,9 +61,20 @@ impl Worker {
         let mut left = SLICE;
         while left > 0 {
             let Some((room, round)) = self.rounds.borrow_mut().take() else { return };
-            let weight = if matches!(round.step, Step::Gap(_)) { PER_GAP } else { 1 };
+            let weight = self.weight(&room, &round);
             let served = self.serve(room, round, left.div_ceil(weight), written);
             left -= (served * weight).min(left);
+        }
+    }
+
+    /// What a step of a round costs a member, in deliveries.
+    fn weight(&self, room: &RoomName, round: &Round) -> usize {
+        match &round.step {
+            Step::Gap(_) => PER_GAP,
+            Step::Publications(batch) => {
+                // The tag does not matter here.
+                self.rooms.borrow().get(room).map_or(1, |known| self.delivery(batch, known.tag).frames())
+            }
         }
     }
 
@@ -78,15 +87,21 @@ impl Worker {
             .get_mut(&room)
             .map(|known| (known.tag, known.members.next_slice(most, slice)));
         if let Some((tag, _)) = found {
+            let said_before = |member: &Connection| {
+                if round.has_newcomers() { round.said_before(member.since(&room)) } else { 0 }
+            };
             match &round.step {
                 Step::Publications(batch) => {
                     let delivery = self.delivery(batch, tag);
                     for member in slice.iter() {
-                        member.deliver_now(self, &delivery);
+                        match said_before(member) {
+                            0 => member.deliver_now(self, &delivery),
+                            some => member.deliver_rest(self, &delivery, some),
+                        }
                     }
                 }
                 Step::Gap(cause) => {
-                    for member in slice.iter() {
+                    for member in slice.iter().filter(|member| said_before(member) == 0) {
                         member.gap(self, &room, *cause);
                     }
                 }
@@ -103,10 +118,14 @@ impl Worker {
             if let Step::Publications(batch) = &mut round.step {
                 batch.take().for_each(|broadcast| self.done_with(broadcast, written));
             }
-            let Some(next) = round.next() else { return served };
-            round.step = next;
+            let goes_on = round.advance();
+            let mut rounds = self.rounds.borrow_mut();
+            if !goes_on {
+                rounds.end(&round);
+                return served;
+            }
             if found.is_some() {
-                self.rounds.borrow_mut().put_back(room, round);
+                rounds.put_back(room, round);
                 return served;
             }
         }
@@ -148,6 +167,7 @@ impl Worker {
                 }
             }
         }
+        (written.queued, written.deliveries) = (0, 0);
         for age in written.broadcasts.drain(..).filter_map(|broadcast| broadcast.written()) {
             self.context.metrics.fanout_seconds.observe(age.as_secs_f64());
         }

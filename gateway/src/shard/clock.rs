@@ -1,0 +1,218 @@
+//! A shard's clock: time in which the shard looked.
+//!
+//! Most deadlines are about the other side: a client that answers no ping, half a request that does not go on. They
+//! take for granted that this side was there to hear. A process that was stopped (a frozen container, a machine that
+//! swaps, a debugger) was not: when it goes on, all its deadlines have passed, and every answer waits in its sockets.
+//! So a look that comes late adds nothing to this clock. Whatever was to be heard meanwhile is heard before the next
+//! look, which is on time again. A shard that is late at every look is busy, not stopped: for it, each look adds a
+//! second at most.
+//!
+//! What does not wait for anybody goes by real time: the end of a token, a drain.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::timers::Tick;
+
+/// A look later than this after the one before is late. A shard looks at every [`Clock::STEP`].
+const LATE: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// The clock of the shard whose thread this is.
+    static OWN: RefCell<Option<Clock>> = const { RefCell::new(None) };
+}
+
+/// A shard's clock. Clones are the same clock.
+#[derive(Clone, Debug)]
+pub struct Clock(Arc<Mutex<Looked>>);
+
+#[derive(Debug)]
+struct Looked {
+    /// The last look.
+    at: Instant,
+    /// What the clock said then.
+    time: Duration,
+    /// Whether it came late.
+    late: bool,
+    /// How often a look came late, and the one before had not.
+    pauses: u32,
+}
+
+/// Why something was given up: its time is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elapsed;
+
+impl From<Elapsed> for io::Error {
+    fn from(Elapsed: Elapsed) -> Self {
+        io::ErrorKind::TimedOut.into()
+    }
+}
+
+impl Clock {
+    /// Length of a tick. Deadlines are late by at most this, heartbeats and expiry do not need better.
+    pub const STEP: Duration = Duration::from_millis(100);
+
+    /// A clock that begins now.
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new(Looked {
+            at: Instant::now(),
+            time: Duration::ZERO,
+            late: false,
+            pauses: 0,
+        })))
+    }
+
+    /// Makes it the clock of this thread.
+    pub fn rule_this_thread(&self) {
+        OWN.set(Some(self.clone()));
+    }
+
+    /// Looks: the tick that runs now.
+    pub fn now(&self) -> Tick {
+        let steps = self.time().as_millis() / Self::STEP.as_millis();
+        Tick(u32::try_from(steps).unwrap_or(u32::MAX)) // after 13 years
+    }
+
+    /// How often the process has been stopped, or looked so.
+    pub fn pauses(&self) -> u32 {
+        self.0.lock().pauses
+    }
+
+    /// Waits for so much of this clock's time.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        let until = self.time().saturating_add(duration);
+        Sleep { clock: self.clone(), until, timer: Box::pin(tokio::time::sleep(duration)) }
+    }
+
+    /// Looks: how much time has passed since the clock began.
+    fn time(&self) -> Duration {
+        self.look(Instant::now())
+    }
+
+    fn look(&self, now: Instant) -> Duration {
+        let mut looked = self.0.lock();
+        let passed = now.saturating_duration_since(looked.at);
+        let late = passed > LATE;
+        if late && !looked.late {
+            looked.pauses = looked.pauses.wrapping_add(1);
+        } else {
+            looked.time += passed.min(LATE);
+        }
+        (looked.at, looked.late) = (now, late);
+        looked.time
+    }
+}
+
+/// Gives `future` so much time, by the clock of the shard on whose thread this is called; elsewhere by the usual one.
+/// The future is asked first: what has come in time counts.
+pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let Some(clock) = OWN.with_borrow(Clone::clone) else {
+        return tokio::time::timeout(duration, future).await.map_err(|_| Elapsed);
+    };
+    tokio::select! {
+        biased;
+        output = future => Ok(output),
+        () = clock.sleep(duration) => Err(Elapsed),
+    }
+}
+
+/// See [`Clock::sleep`]. Whoever holds one relies on the shard's ticks: a clock that nobody looks at stands still.
+#[derive(Debug)]
+pub struct Sleep {
+    clock: Clock,
+    until: Duration,
+    timer: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let left = self.until.saturating_sub(self.clock.time());
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(tokio::time::Instant::now() + left);
+        }
+    }
+}
+
+impl hyper::rt::Sleep for Sleep {}
+
+impl hyper::rt::Timer for Clock {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Clock::sleep(self, duration))
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        hyper::rt::Timer::sleep(self, deadline.saturating_duration_since(Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_pause_adds_nothing_and_is_counted() {
+        let clock = Clock::new();
+        let start = clock.0.lock().at;
+        assert_eq!(clock.look(start + SECOND / 2), SECOND / 2);
+        assert_eq!(clock.look(start + 100 * SECOND), SECOND / 2);
+        assert_eq!(clock.pauses(), 1);
+        assert_eq!(clock.look(start + 100 * SECOND + SECOND / 4), SECOND * 3 / 4);
+        assert_eq!(clock.look(start + 200 * SECOND), SECOND * 3 / 4);
+        assert_eq!(clock.pauses(), 2);
+    }
+
+    #[test]
+    fn a_shard_that_is_always_late_does_not_stop_its_clock() {
+        let clock = Clock::new();
+        let start = clock.0.lock().at;
+        let times: Vec<_> = (1..=4).map(|n| clock.look(start + 3 * n * SECOND)).collect();
+        assert_eq!(times, [Duration::ZERO, SECOND, 2 * SECOND, 3 * SECOND]);
+        assert_eq!(clock.pauses(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_sleep_outlasts_a_pause() {
+        let clock = Clock::new();
+        let sleep = clock.sleep(Duration::from_millis(300));
+        // As if the process had been stopped for an hour.
+        clock.0.lock().at -= 3600 * SECOND;
+        let looks = async {
+            loop {
+                clock.now();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let start = Instant::now();
+        tokio::select! {
+            () = sleep => {}
+            () = looks => {}
+        }
+        assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
+        assert_eq!(clock.pauses(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_has_come_in_time_counts() {
+        Clock::new().rule_this_thread();
+        assert_eq!(timeout(Duration::ZERO, async { 1 }).await, Ok(1));
+        assert_eq!(timeout(Duration::ZERO, std::future::pending::<()>()).await, Err(Elapsed));
+        OWN.set(None);
+        assert_eq!(timeout(Duration::ZERO, std::future::pending::<()>()).await, Err(Elapsed));
+    }
+}
