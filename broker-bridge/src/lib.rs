@@ -12,17 +12,21 @@
 //! | [`memory`] | [`memory::MemoryBroker`]: one process, the embedded default |
 //! | [`redis`] | [`redis::RedisBroker`]: Redis pub/sub between any number of nodes |
 //! | [`url`] | [`BrokerUrl`]: which broker, and where |
+//! | [`dial`] | connecting by name: all addresses of a host are raced |
+//! | [`tls`] | whom to trust when connecting by TLS |
 //! | [`metrics`] | what every broker measures |
 //! | `conformance` | the contract as one test suite; every broker runs it (feature `conformance`) |
 
 pub mod broker;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod dial;
 pub mod memory;
 pub mod metrics;
 pub mod publication;
 pub mod redis;
 pub mod room;
+pub mod tls;
 pub mod url;
 
 pub use broker::{

@@ -78,6 +78,7 @@ pub use self::{
 };
 use crate::{
     Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing, metrics::BrokerMetrics,
+    tls::TrustError,
 };
 
 /// What a [`RedisBroker`] is told.
@@ -103,7 +104,7 @@ pub struct RedisConfig {
     pub canary_interval: Duration,
     /// How long the proof may take before the connection is given up.
     pub canary_timeout: Duration,
-    /// Certificates to trust instead of the system's, in PEM.
+    /// Certificates to trust instead of the system's, in PEM: authorities', or the server's own.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -145,18 +146,12 @@ pub enum RedisStartError {
         /// Why.
         error: io::Error,
     },
-    /// The CA file holds something that is not a certificate.
-    #[error("bad certificate in the CA file: {0}")]
-    BadCa(String),
-    /// No certificate to trust: an empty CA file, or a system without any.
-    #[error("no trusted certificate was found; name a CA file")]
-    NoRoots,
+    /// The CA file is of no use, or the system trusts nobody.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// No certificate can be valid for this host.
     #[error("not a host name that a certificate can be for: {0}")]
     ServerName(String),
-    /// TLS cannot be set up.
-    #[error("TLS: {0}")]
-    Tls(String),
     /// The pool cannot be set up.
     #[error("the connection pool: {0}")]
     Pool(String),

@@ -1,6 +1,7 @@
-//! A real reverse proxy before a node: nginx, with a few kept connections that all its clients share.
+//! nginx: a real reverse proxy before a node, with a few kept connections that all its clients share, or a real
+//! server of a document.
 
-use std::{net::SocketAddr, process::Stdio};
+use std::{net::SocketAddr, path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
@@ -16,22 +17,18 @@ use crate::eventually::eventually;
 pub struct Nginx {
     address: SocketAddr,
     _child: Child,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Nginx {
     /// One process, two kept connections to the node.
     pub async fn before(node: SocketAddr) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        // The system's choice, free again a moment later.
-        let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
-        let configuration = format!(
-            "daemon off; master_process off; error_log stderr warn; pid nginx.pid;
-            events {{ worker_connections 512; }}
-            http {{
-                access_log off;
-                client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
-                uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+        let address = free_address().await?;
+        Self::start(
+            address,
+            tempfile::tempdir()?,
+            &format!(
+                "access_log off;
                 map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
                 upstream node {{ server {node}; keepalive 2; }}
                 server {{
@@ -44,7 +41,43 @@ impl Nginx {
                         proxy_set_header Upgrade $http_upgrade;
                         proxy_set_header Connection $connection_upgrade;
                     }}
-                }}
+                }}"
+            ),
+        )
+        .await
+    }
+
+    /// Serves `document` as `/jwks.json` by HTTPS with this certificate, compressed for whoever takes it, and keeps
+    /// connections open.
+    pub async fn publishing(document: &str, certificate: &Path, key: &Path) -> Result<Self> {
+        let (address, directory) = (free_address().await?, tempfile::tempdir()?);
+        let (certificate, key) = (certificate.display(), key.display());
+        tokio::fs::write(directory.path().join("jwks.json"), document).await?;
+        let configuration = format!(
+            "log_format exchanges '$connection_requests $status $sent_http_content_encoding';
+            access_log exchanges.log exchanges;
+            default_type application/json;
+            gzip on; gzip_types application/json; gzip_min_length 1;
+            keepalive_timeout 1h;
+            server {{
+                listen {address} ssl;
+                ssl_certificate {certificate};
+                ssl_certificate_key {key};
+                root {};
+            }}",
+            directory.path().display()
+        );
+        Self::start(address, directory, &configuration).await
+    }
+
+    async fn start(address: SocketAddr, directory: TempDir, configuration: &str) -> Result<Self> {
+        let configuration = format!(
+            "daemon off; master_process off; error_log stderr warn; pid nginx.pid;
+            events {{ worker_connections 512; }}
+            http {{
+                client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+                uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+                {configuration}
             }}\n"
         );
         let file = directory.path().join("nginx.conf");
@@ -61,11 +94,23 @@ impl Nginx {
             .spawn()
             .context("nginx cannot be started; is it installed?")?;
         eventually("nginx listens", async || TcpStream::connect(address).await).await?;
-        Ok(Self { address, _child: child, _directory: directory })
+        Ok(Self { address, _child: child, directory })
     }
 
     /// Where clients reach it.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// What was exchanged with one that is [publishing](Self::publishing), a line each: how many requests have come
+    /// on the connection by then, the status, and how the answer was encoded (`-` if it was not).
+    pub fn exchanges(&self) -> Result<Vec<String>> {
+        let log = std::fs::read_to_string(self.directory.path().join("exchanges.log"))?;
+        Ok(log.lines().map(str::to_owned).collect())
+    }
+}
+
+/// The system's choice, free again a moment later.
+async fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?)
 }

@@ -18,7 +18,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::eventually::eventually;
+use crate::{eventually::eventually, tls};
 
 /// A running server, or one that was killed and can be restarted.
 #[derive(Debug)]
@@ -34,7 +34,16 @@ pub struct RedisServer {
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     settings: Vec<String>,
-    tls: bool,
+    certificate: Option<Certificate>,
+}
+
+/// Who vouches for a server.
+#[derive(Clone, Debug)]
+enum Certificate {
+    /// An authority of its own.
+    Signed,
+    /// It vouches for itself: what `openssl req -x509` makes of these arguments.
+    OpenSsl(Vec<String>),
 }
 
 impl Builder {
@@ -49,7 +58,16 @@ impl Builder {
     /// Listens for TLS too, with a certificate for `localhost` and 127.0.0.1.
     #[must_use]
     pub fn tls(mut self) -> Self {
-        self.tls = true;
+        self.certificate = Some(Certificate::Signed);
+        self
+    }
+
+    /// Listens for TLS too, with the certificate that `openssl req -x509` makes of these arguments, such as
+    /// `-subj /CN=localhost`. It is its own [`RedisServer::ca_file`].
+    #[must_use]
+    pub fn tls_by_openssl(mut self, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        self.certificate = Some(Certificate::OpenSsl(arguments));
         self
     }
 
@@ -63,10 +81,16 @@ impl Builder {
     /// Chooses addresses and starts nothing yet.
     pub fn absent(self) -> Result<RedisServer> {
         let directory = tempfile::Builder::new().prefix("redis-").tempdir()?;
-        if self.tls {
-            write_certificates(directory.path())?;
+        match &self.certificate {
+            None => {}
+            Some(Certificate::Signed) => write_certificates(directory.path())?,
+            Some(Certificate::OpenSsl(arguments)) => {
+                let at = |name: &str| directory.path().join(name);
+                tls::self_made(arguments, &at("server.pem"), &at("server.key"))?;
+                std::fs::copy(at("server.pem"), at("ca.pem"))?;
+            }
         }
-        let tls_port = if self.tls { Some(free_port()?) } else { None };
+        let tls_port = self.certificate.is_some().then(free_port).transpose()?;
         Ok(RedisServer { child: None, directory, port: free_port()?, tls_port, settings: self.settings })
     }
 }
@@ -112,7 +136,7 @@ impl RedisServer {
         self.file("redis.sock")
     }
 
-    /// The certificate that has signed its own.
+    /// The certificate to trust: the authority's, or its own if it vouches for itself.
     pub fn ca_file(&self) -> PathBuf {
         self.file("ca.pem")
     }

@@ -2,9 +2,15 @@
 //!
 //! A pair lies in a directory of its own, where it can be replaced. Knows nothing of how a node takes it.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rcgen::{CertifiedKey, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore,
@@ -20,6 +26,21 @@ use crate::{PATIENCE, node::Builder};
 /// A certificate and its key in two files.
 #[derive(Debug)]
 pub struct PairOfFiles(TempDir);
+
+/// Makes a certificate that signed itself, and its key, with `openssl req -x509`, as people do by hand: OpenSSL's
+/// defaults make it an authority. `arguments` name its subject and whatever else.
+pub fn self_made(arguments: &[String], certificate: &Path, key: &Path) -> Result<()> {
+    let output = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout"])
+        .arg(key)
+        .arg("-out")
+        .arg(certificate)
+        .args(arguments)
+        .output()
+        .context("openssl cannot be started; is it installed?")?;
+    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
 
 /// A certificate for `localhost` that has signed itself.
 pub struct Pair(CertifiedKey<KeyPair>);

@@ -3,24 +3,24 @@
 //! Owns everything up to the point where the server has said who it is. What a connection is used for,
 //! and when to try again, is its user's. No error shows a password, not even one that the server repeats.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use bytes::{BufMut, BytesMut};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
-};
+use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
 
 use super::{
     Endpoint, RedisStartError, RedisUrl,
     resp::{Frame, Reader, Value},
+};
+use crate::{
+    dial::{self, DialError, Failure, Failures},
+    tls::{self, HandshakeError},
 };
 
 /// What a connection is for. Redis shows it in `CLIENT LIST` as `tidegate-<role>`.
@@ -36,6 +36,11 @@ pub(super) enum Role {
 pub(super) enum ConnectError {
     #[error("{0}")]
     Io(#[from] io::Error),
+    #[error("{0}")]
+    Tls(#[from] HandshakeError),
+    /// The name leads nowhere, or each of its several addresses failed.
+    #[error("{0}")]
+    Dial(Box<DialError<Self>>),
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     #[error("the server said: {0}")]
@@ -46,6 +51,20 @@ pub(super) enum ConnectError {
     Closed,
     #[error("the server does not speak RESP3: Redis 6 or later is needed")]
     NoResp3,
+}
+
+/// A lone address fails as if there had been no race.
+impl From<DialError<Self>> for ConnectError {
+    fn from(error: DialError<Self>) -> Self {
+        match error {
+            DialError::Attempts(Failures(mut failures)) if failures.len() == 1 => match failures.pop() {
+                Some((_, Failure::Error(error))) => error,
+                Some((_, Failure::Timeout(limit))) => Self::TimedOut(limit),
+                None => Self::Closed,
+            },
+            several => Self::Dial(Box::new(several)),
+        }
+    }
 }
 
 /// A connection after the greeting.
@@ -59,7 +78,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// Opens connections to one server.
 pub(super) struct Connector {
     url: RedisUrl,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<(tls::Client, ServerName<'static>)>,
     time_limit: Duration,
 }
 
@@ -74,7 +93,7 @@ impl Connector {
             Endpoint::Tls { host, .. } => {
                 let name = ServerName::try_from(host.clone())
                     .map_err(|_| RedisStartError::ServerName(host.clone()))?;
-                Some((TlsConnector::from(Arc::new(client_config(ca_pem)?)), name))
+                Some((tls::Client::new(ca_pem)?, name))
             }
             Endpoint::Tcp { .. } | Endpoint::Unix(_) => None,
         };
@@ -87,31 +106,35 @@ impl Connector {
     }
 
     /// Connects and greets, within the time limit.
+    ///
+    /// A host that has several addresses is reached at the first one that greets: a server that is down, frozen or
+    /// a replica does not stand in the way of one that serves.
     pub(super) async fn open(&self, role: Role) -> Result<Connection, ConnectError> {
-        timeout(self.time_limit, async {
-            let mut connection = self.connect().await?;
-            self.greet(&mut connection, role).await?;
-            Ok(connection)
-        })
-        .await
-        .unwrap_or(Err(ConnectError::TimedOut(self.time_limit)))
-    }
-
-    async fn connect(&self) -> io::Result<Connection> {
         let (host, port) = match &self.url.endpoint {
-            Endpoint::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
+            Endpoint::Unix(path) => {
+                let attempt = async { self.greet(Box::new(UnixStream::connect(path).await?), role).await };
+                let timed_out = Err(ConnectError::TimedOut(self.time_limit));
+                return timeout(self.time_limit, attempt).await.unwrap_or(timed_out);
+            }
             Endpoint::Tcp { host, port } | Endpoint::Tls { host, port } => (host, *port),
         };
-        let stream = TcpStream::connect((host.as_str(), port)).await?;
+        let connection =
+            dial::dial(host, port, self.time_limit, |address| self.attempt(address, role)).await?;
+        Ok(connection)
+    }
+
+    async fn attempt(&self, address: SocketAddr, role: Role) -> Result<Connection, ConnectError> {
+        let stream = TcpStream::connect(address).await?;
         tune(&stream)?;
-        match &self.tls {
-            None => Ok(Box::new(stream)),
-            Some((tls, name)) => Ok(Box::new(tls.connect(name.clone(), stream).await?)),
-        }
+        let connection: Connection = match &self.tls {
+            None => Box::new(stream),
+            Some((tls, name)) => Box::new(tls.connect(name, stream).await?),
+        };
+        self.greet(connection, role).await
     }
 
     /// `HELLO 3` with user and name, then `SELECT` (<https://redis.io/docs/latest/commands/hello/>).
-    async fn greet(&self, connection: &mut Connection, role: Role) -> Result<(), ConnectError> {
+    async fn greet(&self, mut connection: Connection, role: Role) -> Result<Connection, ConnectError> {
         let name: &[u8] = match role {
             Role::Subscriber => b"tidegate-subscriber",
             Role::Publisher => b"tidegate-publisher",
@@ -128,15 +151,15 @@ impl Connector {
         let mut reader = Reader::new(0);
         let mut out = BytesMut::new();
         write_command(&mut out, &hello);
-        let greeting = self.exchange(connection, &mut reader, &mut out).await?;
+        let greeting = self.exchange(&mut connection, &mut reader, &mut out).await?;
         if role_of(&greeting).is_some_and(|role| role != b"master") {
             return Err(ConnectError::Replica);
         }
         if self.url.database != 0 {
             write_command(&mut out, &[b"SELECT", self.url.database.to_string().as_bytes()]);
-            self.exchange(connection, &mut reader, &mut out).await?;
+            self.exchange(&mut connection, &mut reader, &mut out).await?;
         }
-        if reader.is_empty() { Ok(()) } else { Err(ConnectError::NoResp3) }
+        if reader.is_empty() { Ok(connection) } else { Err(ConnectError::NoResp3) }
     }
 
     async fn exchange(
@@ -218,31 +241,6 @@ pub(super) fn role_of(greeting: &Value) -> Option<&[u8]> {
         [Value::Text(key), Value::Text(role)] if key == b"role" => Some(&role[..]),
         _ => None,
     })
-}
-
-fn client_config(ca_pem: Option<&[u8]>) -> Result<ClientConfig, RedisStartError> {
-    let mut roots = RootCertStore::empty();
-    match ca_pem {
-        Some(pem) => {
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                let certificate = certificate.map_err(|error| RedisStartError::BadCa(error.to_string()))?;
-                roots.add(certificate).map_err(|error| RedisStartError::BadCa(error.to_string()))?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    if roots.is_empty() {
-        return Err(RedisStartError::NoRoots);
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| RedisStartError::Tls(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config)
 }
 
 /// Reads a CA file.

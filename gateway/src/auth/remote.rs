@@ -1,11 +1,10 @@
 //! Keys from a URL: a key set that is fetched again and again.
 //!
-//! Owns the fetches: when, how they are bounded, what a failed one means. A fetch that fails changes no
-//! key: the old ones go on for as long as it takes, since an issuer that is away for an hour must not close
-//! this node's doors. Who waits for a fetch is [`keyring`](super::keyring)'s matter.
-//!
-//! No redirect is followed and no proxy is asked: the set comes from the host that is configured, which
-//! proves itself by its certificate, or it does not come.
+//! Owns when the set is fetched and what a failed fetch means. A fetch that fails changes no key: the old ones
+//! go on for as long as it takes, since an issuer that is away for an hour must not close this node's doors. How
+//! a set is fetched is [`fetch`]'s, and who waits for one [`keyring`](super::keyring)'s.
+
+mod fetch;
 
 use std::{
     fmt, io,
@@ -15,24 +14,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use broker_bridge::tls::TrustError;
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use http::Uri;
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
 
+use self::fetch::Fetcher;
 use super::{
     UnixSeconds, files,
-    jwks::{Document, DocumentError, Origin},
+    jwks::{Document, Origin},
     keyring::{Fetching, Keyring},
 };
 
@@ -79,7 +69,8 @@ impl FromStr for JwksUrl {
 
 fn is_this_machine(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Without the query, which may hold a key of another kind.
@@ -107,45 +98,30 @@ pub enum RemoteError {
         /// What the operating system said.
         error: io::Error,
     },
-    /// There is no certificate in it.
-    #[error("auth.jwks_ca_file ({path}): expected at least one certificate in PEM (BEGIN CERTIFICATE)")]
+    /// It is of no use.
+    #[error("auth.jwks_ca_file ({path}): {error}")]
     Ca {
         /// The file.
         path: PathBuf,
+        /// What is wrong with it.
+        error: TrustError,
     },
-    /// This machine has no list of authorities.
-    #[error(
-        "auth.jwks_url: this machine trusts no certificate authority; install ca-certificates or set auth.jwks_ca_file"
-    )]
-    NoRoots,
-    /// TLS cannot be set up.
+    /// There is nobody to trust, or nothing to check.
     #[error("auth.jwks_url: {0}")]
-    Tls(#[from] rustls::Error),
+    Trust(#[from] TrustError),
+    /// No certificate can be for this host.
+    #[error("auth.jwks_url: {0} is not a host name that a certificate can be for")]
+    Host(String),
     /// Two metrics have one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-}
-
-/// Why one fetch failed. What it prints holds nothing of the answer.
-#[derive(Debug, thiserror::Error)]
-enum FetchError {
-    #[error("no answer within {FETCH:?}")]
-    Timeout,
-    #[error("{0}")]
-    Connect(String),
-    #[error("answered {0}; expected 200 (redirects are not followed)")]
-    Status(StatusCode),
-    #[error("the answer broke off: {0}")]
-    Body(String),
-    #[error(transparent)]
-    Document(#[from] DocumentError),
 }
 
 /// Keeps a keyring as a key set at a URL is.
 pub struct RemoteKeys {
     url: JwksUrl,
     interval: Duration,
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    fetcher: Fetcher,
     keyring: Arc<Keyring>,
     refreshes: IntCounterVec,
     last_success: IntGauge,
@@ -161,13 +137,7 @@ impl RemoteKeys {
         keyring: Arc<Keyring>,
         registry: &Registry,
     ) -> Result<Self, RemoteError> {
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(&url, ca_file)?)
-            .https_or_http()
-            .enable_http1()
-            .build();
-        // One request every few minutes: an idle connection would mostly be one that has died.
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(https);
+        let fetcher = Fetcher::new(&url, ca_file)?;
         let refreshes = IntCounterVec::new(
             Opts::new("tidegate_jwks_refreshes_total", "Fetches of auth.jwks_url, by result."),
             &["result"],
@@ -183,7 +153,7 @@ impl RemoteKeys {
         registry.register(Box::new(refreshes.clone()))?;
         registry.register(Box::new(last_success.clone()))?;
         registry.register(Box::new(keys.clone()))?;
-        Ok(Self { url, interval, client, keyring, refreshes, last_success, keys })
+        Ok(Self { url, interval, fetcher, keyring, refreshes, last_success, keys })
     }
 
     /// Fetches now, then at every interval, and when a token names a key that nobody knows, until dropped.
@@ -201,7 +171,7 @@ impl RemoteKeys {
 
     /// Fetches and takes the set; returns whether that succeeded.
     async fn refresh(&self, last: &mut Bytes) -> bool {
-        let fetched = tokio::time::timeout(FETCH, self.fetch()).await.unwrap_or(Err(FetchError::Timeout));
+        let fetched = self.fetcher.fetch(FETCH).await;
         let document = fetched.and_then(|json| Ok((Document::read(&json, Origin::Url)?, json)));
         let result = match document {
             Ok((document, json)) => {
@@ -227,28 +197,6 @@ impl RemoteKeys {
         result == "ok"
     }
 
-    async fn fetch(&self) -> Result<Bytes, FetchError> {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() = self.url.0.clone();
-        let headers = request.headers_mut();
-        headers
-            .insert(header::ACCEPT, HeaderValue::from_static("application/jwk-set+json, application/json"));
-        headers.insert(
-            header::USER_AGENT,
-            HeaderValue::from_static(concat!("tidegate/", env!("CARGO_PKG_VERSION"))),
-        );
-        let response =
-            self.client.request(request).await.map_err(|error| FetchError::Connect(chain(&error)))?;
-        if response.status() != StatusCode::OK {
-            return Err(FetchError::Status(response.status()));
-        }
-        match Limited::new(response.into_body(), Document::MAX_BYTES).collect().await {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(DocumentError::TooLong.into()),
-            Err(error) => Err(FetchError::Body(chain(&*error))),
-        }
-    }
-
     /// Waits until the next fetch is due, or wanted.
     async fn pause(&self, fetching: &Fetching, failures: u32) {
         let regular = if failures == 0 {
@@ -263,32 +211,4 @@ impl RemoteKeys {
         // Due or wanted is the same from here on.
         drop(tokio::time::timeout(wait, fetching.wanted()).await);
     }
-}
-
-fn tls(url: &JwksUrl, ca_file: Option<&Path>) -> Result<ClientConfig, RemoteError> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = ca_file {
-        let pem =
-            std::fs::read(path).map_err(|error| RemoteError::ReadCa { path: path.to_owned(), error })?;
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        let (added, _) = roots.add_parsable_certificates(certificates.unwrap_or_default());
-        if added == 0 {
-            return Err(RemoteError::Ca { path: path.to_owned() });
-        }
-    } else if url.0.scheme_str() == Some("https") {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            return Err(RemoteError::NoRoots);
-        }
-    }
-    Ok(ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-/// An error with its causes: the library's outermost says no more than "client error".
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

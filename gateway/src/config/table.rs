@@ -336,8 +336,8 @@ table! {
         kind: File { holds_secret: false },
         default: Unset { example: r#""/etc/tidegate/redis-ca.pem""# },
         reload: Restart,
-        doc: "Certificates (PEM) to trust when the broker is reached by TLS.",
-        more: "",
+        doc: "Certificates (PEM) to trust when the broker is reached by TLS, in place of the system's.",
+        more: "Authorities, or the broker's own certificate.",
     };
     AUTH_HS256_SECRET: SharedKey = Key {
         name: "auth.hs256_secret",
@@ -398,7 +398,7 @@ table! {
         default: Unset { example: r#""/etc/tidegate/login-ca.pem""# },
         reload: Restart,
         doc: "Certificates (PEM) to trust for `auth.jwks_url`, in place of the system's.",
-        more: "",
+        more: "Authorities, or the server's own certificate.",
     };
     AUTH_ISSUER: Words = Key {
         name: "auth.issuer",

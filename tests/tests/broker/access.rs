@@ -57,6 +57,45 @@ async fn a_certificate_that_nobody_trusts_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_self_made_certificate_that_is_its_own_ca_file_is_trusted_on_every_connection() -> Result<()> {
+    let names = ["-subj", "/CN=redis", "-addext", "subjectAltName=DNS:localhost"];
+    let redis = RedisServer::builder().tls_by_openssl(&names).start().await?;
+    let url = redis.tls_url()?;
+    let node = Node::up_with(RedisConfig { ca_file: Some(redis.ca_file()), ..config(&url)? }).await?;
+    let room = room("self-made");
+    node.subscribe(&room).await?;
+    node.publish(&room, "over TLS").await;
+    node.heard.wait(&room, "its publication", has("over TLS")).await;
+    // Publishers, subscribers and the pool: each proves itself.
+    eventually("canaries come back", async || match node.sample("tidegate_broker_canary_seconds_count") {
+        Ok(count) if count >= 3 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await?;
+    // The same bytes under another name are worth nothing.
+    let by_address = url.replace("localhost", "127.0.0.1");
+    let node = Node::start(RedisConfig { ca_file: Some(redis.ca_file()), ..config(&by_address)? })?;
+    let refused = |status: &BrokerStatus| {
+        let words = "the server's certificate is for localhost, not for 127.0.0.1";
+        matches!(status, BrokerStatus::Connecting(why) if why.contains(words))
+    };
+    node.until("refused for its name", refused).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_common_name_alone_is_refused_by_that_word() -> Result<()> {
+    let redis = RedisServer::builder().tls_by_openssl(&["-subj", "/CN=localhost"]).start().await?;
+    let node = Node::start(RedisConfig { ca_file: Some(redis.ca_file()), ..config(&redis.tls_url()?)? })?;
+    let refused = |status: &BrokerStatus| {
+        matches!(status, BrokerStatus::Connecting(why)
+            if why.contains("a common name alone does not count (RFC 9525)"))
+    };
+    node.until("refused for its common name", refused).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_ca_file_that_is_none_is_an_error_at_the_start() -> Result<()> {
     let redis = RedisServer::builder().tls().absent()?;
     for file in ["does-not-exist", "/dev/null"] {

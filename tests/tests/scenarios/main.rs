@@ -22,6 +22,7 @@ mod keys;
 mod leaving;
 mod limits;
 mod metrics;
+mod outgoing;
 mod overflow;
 mod pace;
 mod rebalance;
