@@ -278,12 +278,11 @@ impl Outbound {
     fn unlink(&mut self, place: Place) -> Frame {
         let frame = self.frames.remove(place.key());
         self.bytes -= frame.bytes.len();
-        match frame.previous {
-            Some(previous) => self.frame_mut(previous).next = frame.next,
-            None => {
-                self.first = frame.next;
-                self.head_started = false;
-            }
+        if let Some(previous) = frame.previous {
+            self.frame_mut(previous).next = frame.next;
+        } else {
+            self.first = frame.next;
+            self.head_started = false;
         }
         match frame.next {
             Some(next) => self.frame_mut(next).previous = frame.previous,
@@ -312,7 +311,7 @@ impl Outbound {
 
     /// The index, made if there is none.
     fn rooms(&mut self) -> &Rooms {
-        let rooms = self.rooms.get_or_insert_with(|| {
+        self.rooms.get_or_insert_with(|| {
             let mut rooms = Box::<Rooms>::default();
             let mut next = self.first;
             while let Some((place, frame)) =
@@ -323,8 +322,7 @@ impl Outbound {
                 enter(&mut rooms, &mut self.frames, place, lane);
             }
             rooms
-        });
-        rooms
+        })
     }
 
     /// The first frame, if it has been written in part.

@@ -33,7 +33,7 @@ const KEPT: usize = 1024;
 /// The rounds under way. What waits in them counts as being in the inbox and is bounded there.
 #[derive(Default)]
 pub struct Rounds {
-    rounds: HashMap<RoomName, Round, foldhash::fast::RandomState>,
+    by_room: HashMap<RoomName, Round, foldhash::fast::RandomState>,
     /// Whose turn it is: each room of the map once.
     order: VecDeque<RoomName>,
     /// No round that has ended has reached this number.
@@ -76,14 +76,14 @@ impl Rounds {
 
     /// The round of this room.
     pub fn get_mut(&mut self, room: &RoomName) -> Option<&mut Round> {
-        self.rounds.get_mut(room)
+        self.by_room.get_mut(room)
     }
 
     /// Begins a round in a room that has none.
     pub fn begin(&mut self, room: &RoomName, step: Step) {
         let length = step.length();
         let round = Round { step, number: self.next, length, waiting: VecDeque::new(), joined: 0 };
-        let before = self.rounds.insert(room.clone(), round);
+        let before = self.by_room.insert(room.clone(), round);
         debug_assert!(before.is_none(), "two rounds in one room");
         self.order.push_back(room.clone());
     }
@@ -96,13 +96,13 @@ impl Rounds {
             }
             return None;
         };
-        self.rounds.remove_entry(&room)
+        self.by_room.remove_entry(&room)
     }
 
     /// Goes on with a round when all others have had their turn.
     pub fn put_back(&mut self, room: RoomName, round: Round) {
         self.order.push_back(room.clone());
-        self.rounds.insert(room, round);
+        self.by_room.insert(room, round);
     }
 
     /// A round has come to its end.
@@ -112,7 +112,7 @@ impl Rounds {
 
     /// The number of the first thing that is said to who joins `room` now.
     pub fn join(&mut self, room: &RoomName) -> u64 {
-        let Some(round) = self.rounds.get_mut(room) else { return 0 };
+        let Some(round) = self.by_room.get_mut(room) else { return 0 };
         round.joined = round.after();
         round.joined
     }

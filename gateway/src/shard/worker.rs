@@ -440,19 +440,26 @@ impl Worker {
     pub fn leave_rooms(&self, connection: &Connection) {
         let rooms: Vec<_> = connection.memberships.borrow().rooms().cloned().collect();
         let (first, rest) = rooms.split_at(rooms.len().min(SLICE));
-        first.iter().for_each(|room| self.leave(room, connection));
+        for room in first {
+            self.leave(room, connection);
+        }
         if rest.is_empty() {
             return;
         }
         let (Some(worker), Some(connection)) = (self.this.upgrade(), self.connection(connection.key()))
         else {
-            return rest.iter().for_each(|room| self.leave(room, connection));
+            for room in rest {
+                self.leave(room, connection);
+            }
+            return;
         };
         let rest: Box<[_]> = rest.into();
         self.tasks.spawn_local(async move {
             for some in rest.chunks(SLICE) {
                 tokio::task::yield_now().await;
-                some.iter().for_each(|room| worker.leave(room, &connection));
+                for room in some {
+                    worker.leave(room, &connection);
+                }
             }
         });
     }

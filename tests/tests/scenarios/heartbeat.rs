@@ -17,7 +17,7 @@ use tidegate_tests::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    task::JoinHandle,
+    task::JoinSet,
 };
 
 use crate::stage::{payloads, publish};
@@ -112,26 +112,32 @@ async fn an_idle_event_stream_is_kept_alive_by_comments() -> Result<()> {
     Ok(())
 }
 
-/// A client in the lobby by the Centrifuge protocol that answers every ping, until it has heard so many publications.
-async fn answer_pings(node: &Node, token: &str, count: usize) -> Result<JoinHandle<Result<Vec<String>>>> {
+/// A client in the lobby by the Centrifuge protocol.
+async fn centrifuge(node: &Node, token: &str) -> Result<RawSocket> {
     let mut socket = RawSocket::connect(node.public, "/connection/websocket").await?;
-    socket.send(&Frame::text(format!(r#"{{"id":1,"connect":{{"token":"{token}"}}}}"#))).await?;
-    socket.receive().await?.context("an answer")?;
-    socket.send(&Frame::text(r#"{"id":2,"subscribe":{"channel":"lobby"}}"#)).await?;
-    socket.receive().await?.context("an answer")?;
-    Ok(tokio::spawn(async move {
-        let mut heard = Vec::new();
-        while heard.len() < count {
-            let frame = socket.receive().await?.context("it is not closed")?;
-            let said: serde_json::Value = serde_json::from_slice(&frame.payload)
-                .with_context(|| format!("{:#x} {:?}", frame.first, frame.close_code()))?;
-            match said.pointer("/push/pub/data") {
-                Some(data) => heard.push(data.to_string()),
-                None => socket.send(&Frame::text("{}")).await?,
-            }
+    for command in [
+        format!(r#"{{"id":1,"connect":{{"token":"{token}"}}}}"#),
+        r#"{"id":2,"subscribe":{"channel":"lobby"}}"#.to_owned(),
+    ] {
+        socket.send(&Frame::text(command)).await?;
+        socket.receive().await?.context("an answer")?;
+    }
+    Ok(socket)
+}
+
+/// Answers every ping, until so many publications have been heard.
+async fn answer_pings(mut socket: RawSocket, count: usize) -> Result<Vec<String>> {
+    let mut heard = Vec::new();
+    while heard.len() < count {
+        let frame = socket.receive().await?.context("it is not closed")?;
+        let said: serde_json::Value = serde_json::from_slice(&frame.payload)
+            .with_context(|| format!("{:#x} {:?}", frame.first, frame.close_code()))?;
+        match said.pointer("/push/pub/data") {
+            Some(data) => heard.push(data.to_string()),
+            None => socket.send(&Frame::text("{}")).await?,
         }
-        Ok(heard)
-    }))
+    }
+    Ok(heard)
 }
 
 /// A frozen container, a machine that swaps, a debugger: the node was not there to hear the answers, and judges nobody
@@ -153,10 +159,10 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
         .start()
         .await?;
     let token = anywhere("alice");
-    let (mut plain, mut centrifuge) = (Vec::new(), Vec::new());
+    let (mut plain, mut answering) = (Vec::new(), JoinSet::new());
     for _ in 0..CLIENTS / 2 {
         plain.push(Client::websocket(&node.ws("lobby", &token, ""), &[]).await?);
-        centrifuge.push(answer_pings(&node, &token, MESSAGES).await?);
+        answering.spawn(answer_pings(centrifuge(&node, &token).await?, MESSAGES));
     }
     let stream = Client::events(&node.url("lobby", &token, "")).await?;
     // A head and a body of which half has arrived.
@@ -164,9 +170,9 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
     let (head, body) = (post.len() / 2, post.len() - 2);
     let mut halves = Vec::new();
     for half in [head, body] {
-        let mut halved = TcpStream::connect(node.public).await?;
-        halved.write_all(start(&post, half)).await?;
-        halves.push((halved, half));
+        let mut sender = TcpStream::connect(node.public).await?;
+        sender.write_all(start(&post, half)).await?;
+        halves.push((sender, half));
     }
     let mut silent = RawSocket::connect(node.public, &format!("/rooms/quiet?token={token}")).await?;
     ensure!(silent.receive().await?.context("a ping")?.first == PING);
@@ -175,8 +181,8 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
     for n in 0..MESSAGES {
         publish(&redis, "lobby", format!("{n}").as_bytes()).await?;
     }
-    for (halved, half) in &mut halves {
-        halved.write_all(post.get(*half..).context("the other half")?).await?;
+    for (sender, half) in &mut halves {
+        sender.write_all(post.get(*half..).context("the other half")?).await?;
     }
     tokio::time::sleep(STOPPED).await;
     node.signal(Signal::CONT)?;
@@ -186,12 +192,12 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
         let texts = expected.iter().cloned().map(Payload::text);
         ensure!(payloads(&client.heard(MESSAGES).await?).into_iter().eq(texts), "{client:?}");
     }
-    for client in centrifuge {
-        ensure!(client.await?? == expected);
+    while let Some(heard) = answering.join_next().await {
+        ensure!(heard?? == expected);
     }
-    for (mut halved, _) in halves {
+    for (mut sender, _) in halves {
         let mut answer = [0; 12];
-        halved.read_exact(&mut answer).await.context("half a request goes on")?;
+        sender.read_exact(&mut answer).await.context("half a request goes on")?;
         ensure!(&answer == b"HTTP/1.1 202", "{}", String::from_utf8_lossy(&answer));
     }
     // Who has been asked and says nothing is still closed, and nobody else.

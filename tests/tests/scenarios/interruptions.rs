@@ -103,7 +103,8 @@ async fn who_comes_back_during_a_round_is_told_once_and_hears_everything_once() 
     subscriptions(MEMBERS).await?;
     let speaker = Client::websocket(&node.ws("lobby", &token, "echo=false"), &[]).await?;
     let stop = CancellationToken::new();
-    let counting = tokio::spawn(count(speaker, stop.clone()));
+    let mut counting = JoinSet::new();
+    counting.spawn(count(speaker, stop.clone()));
 
     for interruption in 1..=3 {
         proxy.cut(&SUBSCRIBERS);
@@ -112,7 +113,7 @@ async fn who_comes_back_during_a_round_is_told_once_and_hears_everything_once() 
         ensure!(gaps == interruption as u64, "{gaps} interruptions of {interruption}");
     }
     stop.cancel();
-    let count = counting.await??;
+    let count = counting.join_next().await.context("it was started")???;
     node.post("lobby", &token, "application/json", END.to_string().as_bytes()).await?;
 
     while let Some(heard) = members.join_next().await {
