@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 
-use broker_bridge::{Data, DataKind, EventName, Publication, Publisher, SessionId, redis::fuzz};
+use broker_bridge::{Data, EventName, Publication, Publisher, SessionId, redis::fuzz};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -12,7 +12,7 @@ fn envelope(c: &mut Criterion) {
     let mut group = c.benchmark_group("envelope");
     for (size, length) in [("64 B", 64), ("64 KiB", 64 * 1024)] {
         let text = Bytes::from(format!("\"{}\"", "a".repeat(length - 2)));
-        let data = Data::declare(DataKind::Json, text.clone()).expect("text is UTF-8");
+        let data = Data::json(text.clone()).expect("a string");
         let full = Publication {
             data,
             event: Some(EventName::new("message.created").expect("a sound name")),

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`broker`] | the [`Broker`] contract: what subscribe, publish and events promise about order, acknowledgement and loss |
 //! | [`publication`] | [`Publication`] and its parts, valid by construction |
+//! | `json` | whether bytes are JSON, for [`Data::json`] |
 //! | [`room`] | [`RoomName`] |
 //! | [`memory`] | [`memory::MemoryBroker`]: one process, the embedded default |
 //! | [`redis`] | [`redis::RedisBroker`]: Redis pub/sub between any number of nodes |
@@ -21,6 +22,7 @@ pub mod broker;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod dial;
+mod json;
 pub mod memory;
 pub mod metrics;
 pub mod publication;
@@ -33,6 +35,8 @@ pub use broker::{
     Broker, BrokerError, BrokerStatus, GapCause, PublishRequest, Receipt, ReceiptSink, Sink, Subscribing,
     Ticket,
 };
-pub use publication::{Data, DataKind, EventName, InvalidEventName, Publication, Publisher, SessionId};
+pub use publication::{
+    Data, DataKind, EventName, InvalidEventName, InvalidJson, Publication, Publisher, SessionId,
+};
 pub use room::{InvalidRoomName, RoomName};
 pub use url::{BrokerUrl, InvalidBrokerUrl};

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use bytes::Bytes;
 
+use crate::json;
+
 /// One message in a room, as it travels between nodes.
 ///
 /// Cloning shares all bytes.
@@ -36,7 +38,7 @@ pub struct Data {
 /// What is known about a payload's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataKind {
-    /// UTF-8 that its publisher declared to be JSON and the gateway has checked.
+    /// JSON text, declared so by its publisher and checked by [`Data::json`].
     Json,
     /// UTF-8. It may still happen to be JSON.
     Text,
@@ -51,12 +53,31 @@ impl Data {
         Self { kind, bytes }
     }
 
-    /// Declares `bytes` to be of `kind`. `None` if the kind is text or JSON and the bytes are not UTF-8.
-    ///
-    /// Whether a payload declared JSON *is* JSON is checked where it enters the gateway, not here.
+    /// Declares `bytes` to be of `kind`. `None` if the kind is text and the bytes are not UTF-8, or JSON and
+    /// [`json`](Self::json) refuses them.
     pub fn declare(kind: DataKind, bytes: Bytes) -> Option<Self> {
-        (kind == DataKind::Binary || std::str::from_utf8(&bytes).is_ok()).then_some(Self { kind, bytes })
+        match kind {
+            DataKind::Json => Self::json(bytes).ok(),
+            DataKind::Text => std::str::from_utf8(&bytes).is_ok().then_some(Self { kind, bytes }),
+            DataKind::Binary => Some(Self { kind, bytes }),
+        }
     }
+
+    /// A JSON payload.
+    ///
+    /// Checks that `bytes` are one JSON text (RFC 8259) that every usual parser takes: nested at most
+    /// [`MAX_DEPTH`](Self::MAX_DEPTH) deep, without halves of surrogate pairs in strings, and with numbers that
+    /// a double can hold. Protocols copy JSON into their own frames as it is, so this is the only way to make
+    /// data of this kind.
+    pub fn json(bytes: impl Into<Bytes>) -> Result<Self, InvalidJson> {
+        let bytes = bytes.into();
+        json::check(&bytes, Self::MAX_DEPTH)?;
+        Ok(Self { kind: DataKind::Json, bytes })
+    }
+
+    /// How deep the arrays and objects of a JSON payload may be nested. Common parsers stop at 128 levels, and
+    /// protocols wrap a few of their own around the payload.
+    pub const MAX_DEPTH: usize = 120;
 
     /// A text payload.
     pub fn text(text: impl Into<String>) -> Self {
@@ -87,17 +108,32 @@ impl Data {
     }
 }
 
-/// An event's name: 1 to 64 bytes of UTF-8 without control characters.
+/// Why bytes are not JSON that [`Data::json`] takes. Says where.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct InvalidJson(#[from] serde_json::Error);
+
+/// An event's name: 1 to 64 bytes of UTF-8 without control characters, and none of the reserved names.
 ///
 /// Control characters are refused because a line break would end the field in an event stream
 /// (WHATWG HTML §9.2.6).
+///
+/// Reserved are `tidegate.` and whatever follows it, because a gateway says under these names what it has to say
+/// itself, and `error` and `open`, because an `EventSource` in a browser dispatches them to the handlers that
+/// hear of the connection (§9.2.2). White space around a name and the case of `tidegate.` make no difference.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct EventName(Arc<str>);
 
 /// Why a text is not an [`EventName`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an event name has 1 to {max} bytes of UTF-8 and no control characters", max = EventName::MAX_BYTES)]
-pub struct InvalidEventName;
+pub enum InvalidEventName {
+    /// Too long, empty, or with a control character.
+    #[error("an event name has 1 to {max} bytes of UTF-8 and no control characters", max = EventName::MAX_BYTES)]
+    Malformed,
+    /// It would be taken for the gateway's own word, or for the client's.
+    #[error("the event names `error`, `open` and all that begin with `tidegate.` are reserved")]
+    Reserved,
+}
 
 impl EventName {
     /// The longest name, in bytes.
@@ -105,8 +141,18 @@ impl EventName {
 
     /// Checks `name` and takes it.
     pub fn new(name: &str) -> Result<Self, InvalidEventName> {
-        let valid = (1..=Self::MAX_BYTES).contains(&name.len()) && !name.chars().any(char::is_control);
-        if valid { Ok(Self(Arc::from(name))) } else { Err(InvalidEventName) }
+        if !(1..=Self::MAX_BYTES).contains(&name.len()) || name.chars().any(char::is_control) {
+            return Err(InvalidEventName::Malformed);
+        }
+        // Some clients trim the field.
+        let bare = name.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+        let own = bare.as_bytes().get(..OWN_EVENTS.len());
+        if own.is_some_and(|start| start.eq_ignore_ascii_case(OWN_EVENTS))
+            || ["error", "open"].contains(&bare)
+        {
+            return Err(InvalidEventName::Reserved);
+        }
+        Ok(Self(Arc::from(name)))
     }
 
     /// The name as text.
@@ -114,6 +160,9 @@ impl EventName {
         &self.0
     }
 }
+
+/// What the names of the gateway's own events begin with.
+const OWN_EVENTS: &[u8] = b"tidegate.";
 
 impl FromStr for EventName {
     type Err = InvalidEventName;
@@ -132,7 +181,7 @@ impl fmt::Debug for EventName {
 /// Who published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publisher {
-    /// The verified subject of the publisher's token, if it has one. At most 255 bytes.
+    /// The verified subject of the publisher's token, if it has one: 1 to 255 bytes without control characters.
     pub user: Option<Arc<str>>,
     /// The publisher's session.
     pub session: SessionId,
@@ -151,5 +200,37 @@ impl fmt::Display for SessionId {
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_event_names() {
+        for name in [
+            "tidegate.gap",
+            "tidegate.",
+            "Tidegate.Gap",
+            " tidegate.gap",
+            "\u{feff}\u{2003}tidegate.x",
+            "error",
+            "open",
+            "open ",
+        ] {
+            assert_eq!(EventName::new(name), Err(InvalidEventName::Reserved), "{name:?}");
+        }
+        for name in ["tidegate", "tidegate_gap", "my.tidegate.gap", "Error", "opened", "message", "été", " "]
+        {
+            assert_eq!(
+                EventName::new(name).map(|name| name.as_str().to_owned()),
+                Ok(name.to_owned()),
+                "{name:?}"
+            );
+        }
+        for name in ["", "a\nb", "a\rb", "tidegate.\n", "\0", "\u{85}", &"x".repeat(65)] {
+            assert_eq!(EventName::new(name), Err(InvalidEventName::Malformed), "{name:?}");
+        }
     }
 }

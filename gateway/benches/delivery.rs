@@ -5,7 +5,7 @@
 use std::{hint::black_box, sync::Arc};
 
 use broker_bridge::{
-    Broker, Data, DataKind, Publication, Publisher, RoomName, SessionId, Sink as _,
+    Broker, Data, Publication, Publisher, RoomName, SessionId, Sink as _,
     memory::{MemoryBroker, MemoryBus},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -79,7 +79,7 @@ fn room(name: &str) -> RoomName {
 }
 
 fn publication(text: &str) -> Publication {
-    let data = Data::declare(DataKind::Json, text.to_owned().into()).expect("text is UTF-8");
+    let data = Data::json(text.to_owned()).expect("the payloads are JSON");
     let publisher = Publisher { user: Some("alice".into()), session: SessionId(7) };
     Publication { publisher: Some(publisher), ..Publication::new(data) }
 }

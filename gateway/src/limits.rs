@@ -205,6 +205,12 @@ impl Limiters {
         charge(&self.user_bytes, user, bytes)
     }
 
+    /// A user sends so many more bytes of something of which `paid` bytes have been charged already.
+    pub fn more_user_bytes(&self, user: &Subject, paid: usize, bytes: usize) -> Result<(), Duration> {
+        let buckets = self.user_bytes.load();
+        buckets.as_ref().as_ref().map_or(Ok(()), |keyed| keyed.charge_more(user, paid, bytes))
+    }
+
     /// Forgets who has used up nothing. To be called about once a second.
     pub fn sweep(&self) {
         self.courtesy.sweep();
@@ -265,6 +271,19 @@ impl Allowance<'_> {
     pub fn bytes(&self, purse: &Purse, user: Option<&Subject>, bytes: usize) -> Result<(), Limit> {
         self.session.bytes(purse, bytes).map_err(|_| Limit::Bytes)?;
         let paid = user.map_or(Ok(()), |user| self.node.user_bytes(user, bytes));
+        paid.map_err(|_| Limit::UserBytes)
+    }
+
+    /// So many more bytes of a message have come, of which `paid` bytes have been charged already.
+    pub fn more_bytes(
+        &self,
+        purse: &Purse,
+        user: Option<&Subject>,
+        paid: usize,
+        bytes: usize,
+    ) -> Result<(), Limit> {
+        self.session.more_bytes(purse, paid, bytes).map_err(|_| Limit::Bytes)?;
+        let paid = user.map_or(Ok(()), |user| self.node.more_user_bytes(user, paid, bytes));
         paid.map_err(|_| Limit::UserBytes)
     }
 

@@ -93,6 +93,8 @@ pub enum Command {
         request: RequestId,
         /// The room.
         room: RoomName,
+        /// Whether to hear also what the client has missed.
+        recover: bool,
     },
     /// Hear it no more.
     Unsubscribe {
@@ -158,7 +160,10 @@ pub enum Reply {
         ttl: u64,
     },
     /// The subscription stands.
-    Subscribed,
+    Subscribed {
+        /// Whether the client asked for what it has missed. It does not get it.
+        recover: bool,
+    },
     /// The subscription has ended.
     Unsubscribed,
     /// The broker has taken the publication.

@@ -32,12 +32,21 @@ pub struct Session {
     /// Whether the client has begun the session; from the start where the door itself was the beginning.
     begun: bool,
     protocol: Protocol,
-    /// The rooms that the client has asked for within the session, each with the request that asked for it.
-    subscriptions: RoomMap<RequestId, 0>,
+    /// The rooms that the client has asked for within the session.
+    subscriptions: RoomMap<Subscription, 0>,
     /// What it has used of its limits; nothing is kept of a session that has never said anything.
     purse: OnceCell<Box<Purse>>,
     /// Whether the client owes an answer to a ping.
     pinged: bool,
+}
+
+/// A room that the client has asked for.
+#[derive(Clone, Copy, Debug)]
+struct Subscription {
+    /// The request that asked for it.
+    request: RequestId,
+    /// Whether it asked for what had been missed.
+    recover: bool,
 }
 
 /// What a session looks at besides itself.
@@ -50,6 +59,35 @@ pub struct Surroundings<'a> {
     pub rooms_per_session: usize,
     /// The rates that it and its user are held to.
     pub allowance: Allowance<'a>,
+}
+
+/// What a message costs the client in bytes: what it was on its way or what it has become, whichever is more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Charge {
+    /// What it has become and what of that has been paid for by [`Session::inflate`].
+    inflated: usize,
+    /// The limit for which a part of it has not been paid.
+    refused: Option<Limit>,
+    /// What it was on its way.
+    received: usize,
+}
+
+impl Charge {
+    /// The message took so many bytes on its way, frame heads included.
+    #[must_use]
+    pub fn received(self, bytes: usize) -> Self {
+        Self { received: bytes, ..self }
+    }
+
+    /// What it was on its way.
+    pub fn bytes_received(self) -> usize {
+        self.received
+    }
+
+    /// The limit that the message is over.
+    pub fn refused(self) -> Option<Limit> {
+        self.refused
+    }
 }
 
 /// What has to happen because of what a client said or is told.
@@ -107,14 +145,34 @@ impl Session {
         &self.protocol
     }
 
-    /// The client sent `message`, which took so many bytes on its way.
+    /// A compressed message of the client has grown by so many bytes. Charges them, and returns whether there was
+    /// an allowance for them.
+    pub fn inflate(&self, charge: &mut Charge, bytes: usize, allowance: &Allowance<'_>) -> bool {
+        let paid = allowance.more_bytes(self.purse(), self.user(), charge.inflated, bytes);
+        charge.inflated += bytes;
+        charge.refused = charge.refused.or(paid.err());
+        charge.refused.is_none()
+    }
+
+    fn pay(&self, charge: Charge, allowance: &Allowance<'_>) -> Result<(), Limit> {
+        match charge {
+            Charge { refused: Some(limit), .. } => Err(limit),
+            Charge { inflated: 0, received, .. } => allowance.bytes(self.purse(), self.user(), received),
+            Charge { inflated, received, .. } => {
+                let rest = received.saturating_sub(inflated);
+                allowance.more_bytes(self.purse(), self.user(), inflated, rest)
+            }
+        }
+    }
+
+    /// The client sent `message`.
     ///
     /// Its bytes are charged once and each of its commands for itself. What the client has no allowance for
     /// is not done, and the client is told.
     pub fn receive(
         &mut self,
         message: Message,
-        bytes: usize,
+        charge: Charge,
         around: &Surroundings<'_>,
         commands: &mut Vec<Command>,
         effects: &mut Vec<Effect>,
@@ -123,7 +181,7 @@ impl Session {
         if commands.is_empty() && std::mem::take(&mut self.pinged) {
             return;
         }
-        let paid = around.allowance.bytes(self.purse(), self.user(), bytes);
+        let paid = self.pay(charge, &around.allowance);
         if commands.is_empty() {
             // It asked for nothing, and still was to be read.
             if let Err(limit) = paid.and_then(|()| around.allowance.command(self.purse(), self.user())) {
@@ -182,11 +240,14 @@ impl Session {
         outcome: Result<(), ReplyError>,
         effects: &mut Vec<Effect>,
     ) -> bool {
-        if self.subscriptions.get(room) != Some(&request) {
+        let Some(&Subscription { request: latest, recover }) = self.subscriptions.get(room) else {
+            return false;
+        };
+        if latest != request {
             return false;
         }
         match outcome {
-            Ok(()) => self.answer(request, &Reply::Subscribed, effects),
+            Ok(()) => self.answer(request, &Reply::Subscribed { recover }, effects),
             Err(error) => {
                 self.subscriptions.remove(room);
                 self.answer(request, &Reply::Failed(error), effects);
@@ -237,7 +298,9 @@ impl Session {
         match command {
             Command::Connect { request, token } => self.connect(request, token, around, effects),
             Command::Refresh { request, token } => self.refresh(request, &token, around, effects),
-            Command::Subscribe { request, room } => self.subscribe(request, room, around, effects),
+            Command::Subscribe { request, room, recover } => {
+                self.subscribe(room, Subscription { request, recover }, around, effects);
+            }
             Command::Unsubscribe { request, room } => self.unsubscribe(request, &room, effects),
             Command::Answer { request, reply } => self.answer(request, &reply, effects),
             Command::Publish { request, room, event, data, echo } => {
@@ -342,11 +405,12 @@ impl Session {
 
     fn subscribe(
         &mut self,
-        request: RequestId,
         room: RoomName,
+        subscription: Subscription,
         around: &Surroundings<'_>,
         effects: &mut Vec<Effect>,
     ) {
+        let request = subscription.request;
         let refusal = if self.subscriptions.get(&room).is_some() {
             Some(ReplyError::AlreadySubscribed)
         } else if self.granted(Operation::Subscribe, &room).is_none() {
@@ -359,7 +423,7 @@ impl Session {
         if let Some(error) = refusal {
             return self.answer(request, &Reply::Failed(error), effects);
         }
-        self.subscriptions.insert(room.clone(), request);
+        self.subscriptions.insert(room.clone(), subscription);
         effects.push(Effect::Join(request, room));
     }
 

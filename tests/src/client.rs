@@ -67,7 +67,12 @@ impl Client {
         script::node(&[&["centrifuge.mjs", url, room], tokens].concat())?.opened().await
     }
 
-    /// The Centrifuge SDK for Python, likewise.
+    /// The Centrifuge SDK for JavaScript, which asks for this and that besides and tells what became of it.
+    pub async fn node_centrifuge_asks(url: &str, room: &str, token: &str) -> Result<Self> {
+        script::node(&["centrifuge_asks.mjs", url, room, token])?.opened().await
+    }
+
+    /// The Centrifuge SDK for Python in a room, with a token and perhaps a next one for a refresh.
     pub async fn python_centrifuge(url: &str, room: &str, tokens: &[&str]) -> Result<Self> {
         script::python(&[&["centrifuge_client.py", url, room], tokens].concat())?.opened().await
     }

@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | 1 | kind, always present | 1 byte: 0 JSON, 1 text, 2 binary |
 //! | 2 | event | 1 to 64 bytes, an [`EventName`] |
-//! | 3 | publisher's user | up to 255 bytes of UTF-8; only together with 4 |
+//! | 3 | publisher's user | 1 to 255 bytes of UTF-8 without control characters; only together with 4 |
 //! | 4 | publisher's session | 16 bytes, big endian |
 //! | 5 | excluded session | 16 bytes, big endian |
 //!
@@ -37,15 +37,19 @@
 //! binary that is not UTF-8 and does not begin with the first byte of the magic. JSON and UTF-8 declared
 //! binary need one.
 //!
-//! Whoever may publish to a topic may write envelopes too, and so say who published. Permission to
-//! `PUBLISH` is trust.
+//! # What is believed
+//!
+//! Whoever may publish to a topic may write envelopes too. What would reach beyond the topic's own room if it were
+//! believed is checked: data that claim to be JSON and are not ([`Data::json`]) are text, for protocols
+//! copy JSON into their frames as it is; an event's name that is reserved for the gateway is left out. Who
+//! published, and which session is left out, is believed: permission to `PUBLISH` is trust within the room.
 
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 
 use super::head;
-use crate::{Data, DataKind, EventName, Publication, Publisher, SessionId};
+use crate::{Data, DataKind, EventName, InvalidEventName, Publication, Publisher, SessionId};
 
 /// The most that a head and an envelope of this version add to their data, in bytes.
 pub(super) const MAX_WRAPPING: usize = head::MAX_BYTES + MAX_OVERHEAD;
@@ -113,8 +117,8 @@ fn header(publication: &Publication) -> Vec<u8> {
         put(&mut fields, EVENT, event.as_str().as_bytes());
     }
     if let Some(Publisher { user, session }) = publisher {
-        // An over-long user breaks the contract of `Publisher`. Nobody is better than somebody else.
-        if let Some(user) = user.as_ref().filter(|user| user.len() <= MAX_USER_BYTES) {
+        // Another user breaks the contract of `Publisher`. Nobody is better than somebody else.
+        if let Some(user) = user.as_ref().filter(|user| is_user(user)) {
             put(&mut fields, USER, user.as_bytes());
         }
         put(&mut fields, SESSION, &session.0.to_be_bytes());
@@ -160,8 +164,8 @@ fn open(message: &Bytes) -> Option<Publication> {
         fields = rest;
         match tag {
             KIND => kind = Some(read_kind(value)?),
-            EVENT => event = Some(EventName::new(std::str::from_utf8(value).ok()?).ok()?),
-            USER => user = Some(Arc::from(std::str::from_utf8(value).ok()?)),
+            EVENT => event = read_event(value)?,
+            USER => user = Some(Arc::from(std::str::from_utf8(value).ok().filter(|user| is_user(user))?)),
             SESSION => session = Some(read_session(value)?),
             EXCLUDE => exclude = Some(read_session(value)?),
             _ => {}
@@ -172,7 +176,7 @@ fn open(message: &Bytes) -> Option<Publication> {
         (None, None) => None,
         (Some(_), None) => return None,
     };
-    let data = Data::declare(kind?, message.slice_ref(data))?;
+    let data = read_data(kind?, message.slice_ref(data))?;
     Some(Publication { data, event, publisher, exclude })
 }
 
@@ -183,6 +187,25 @@ fn read_kind(value: &[u8]) -> Option<DataKind> {
         [2] => Some(DataKind::Binary),
         _ => None,
     }
+}
+
+fn read_data(kind: DataKind, bytes: Bytes) -> Option<Data> {
+    let kind_it_is = if kind == DataKind::Json { DataKind::Text } else { kind };
+    Data::declare(kind, bytes.clone()).or_else(|| Data::declare(kind_it_is, bytes))
+}
+
+/// The name, or that there is none to be used.
+#[expect(clippy::option_option, reason = "no event, or no envelope")]
+fn read_event(value: &[u8]) -> Option<Option<EventName>> {
+    match EventName::new(std::str::from_utf8(value).ok()?) {
+        Ok(event) => Some(Some(event)),
+        Err(InvalidEventName::Reserved) => Some(None),
+        Err(InvalidEventName::Malformed) => None,
+    }
+}
+
+fn is_user(user: &str) -> bool {
+    (1..=MAX_USER_BYTES).contains(&user.len()) && !user.chars().any(char::is_control)
 }
 
 fn read_session(value: &[u8]) -> Option<SessionId> {
@@ -202,7 +225,7 @@ mod tests {
 
     fn data() -> impl Strategy<Value = Data> {
         prop_oneof![
-            ".{0,40}".prop_map(|text| Data::declare(DataKind::Json, text.into()).unwrap()),
+            json().prop_map(|json| Data::json(json).unwrap()),
             ".{0,40}".prop_map(Data::text),
             ".{0,40}".prop_map(|text| Data::binary(text.into_bytes())),
             vec(any::<u8>(), 0..200).prop_map(Data::binary),
@@ -225,8 +248,22 @@ mod tests {
         )
     }
 
+    fn json() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            ".{0,20}".prop_map(|text| serde_json::to_string(&text).unwrap()),
+            any::<i64>().prop_map(|number| number.to_string()),
+            Just("null".to_owned()),
+        ];
+        leaf.prop_recursive(4, 16, 4, |inner| {
+            vec(inner, 0..4).prop_map(|items| {
+                let members = items.iter().enumerate().map(|(n, item)| format!("\"{n}\" : {item}"));
+                format!("[[{}],\n{{{}}}]", items.join(","), members.collect::<Vec<_>>().join(","))
+            })
+        })
+    }
+
     fn publication() -> impl Strategy<Value = Publication> {
-        let user = option::of("\\PC{0,60}").prop_map(|user| user.map(Arc::from));
+        let user = option::of("\\PC{1,60}").prop_map(|user| user.map(Arc::from));
         let publisher =
             (user, any::<u128>()).prop_map(|(user, session)| Publisher { user, session: SessionId(session) });
         let event = "\\PC{1,16}".prop_map(|event| EventName::new(&event).unwrap());
@@ -339,12 +376,53 @@ mod tests {
         assert!(!bare(DataKind::Json, b"{}"), "would be read as text");
     }
 
+    /// An envelope as anybody may write it.
+    fn envelope(fields: &[&[u8]], data: &[u8]) -> Bytes {
+        let fields = fields.concat();
+        let length = u16::try_from(fields.len()).unwrap().to_be_bytes();
+        let size = u32::try_from(data.len()).unwrap().to_be_bytes();
+        [&MAGIC[..], &[VERSION], &length, &fields, &size, data].concat().into()
+    }
+
+    /// A field of an envelope.
+    fn field(tag: u8, value: &[u8]) -> Vec<u8> {
+        [&[tag, u8::try_from(value.len()).unwrap()], value].concat()
+    }
+
+    #[test]
+    fn data_that_are_not_the_json_they_claim_to_be_are_text() {
+        let deep = "[".repeat(30_000) + &"]".repeat(30_000);
+        for data in [
+            r#"{"pay":"x"}},"channel":"admin","x":{"y":1"#,
+            r#"1}}},{"disconnect":{"code":3500"#,
+            "{}\n{}",
+            "",
+            r#""\ud800""#,
+            "1e999",
+            &deep,
+        ] {
+            let event = field(EVENT, b"chat");
+            let decoded = decode(envelope(&[&field(KIND, &[0]), &event], data.as_bytes()));
+            assert_eq!(decoded.data, Data::text(data));
+            assert_eq!(decoded.event, EventName::new("chat").ok(), "the rest is believed");
+        }
+        let latin = envelope(&[&field(KIND, &[0])], b"\"\xe9\"");
+        assert_eq!(decode(latin.clone()), Publication::new(Data::binary(latin)), "no text either");
+    }
+
+    #[test]
+    fn a_reserved_event_is_left_out() {
+        for name in ["tidegate.gap", "error", "open"] {
+            let decoded = decode(envelope(&[&field(KIND, &[1]), &field(EVENT, name.as_bytes())], b"hi"));
+            assert_eq!(decoded, Publication::new(Data::text("hi")), "{name}");
+        }
+    }
+
     #[test]
     fn inconsistent_fields_are_raw() {
         let envelope = |fields: &[u8]| {
-            let length = u8::try_from(fields.len()).unwrap();
-            let bytes = [&[0xF5, b'T', b'g', 1, 0, length], fields, &[0, 0, 0, 1, b'x']].concat();
-            decode(bytes.clone().into()) == Publication::new(Data::binary(bytes))
+            let bytes = envelope(&[fields], b"x");
+            decode(bytes.clone()) == Publication::new(Data::binary(bytes))
         };
         assert!(!envelope(&[1, 1, 1]), "the smallest envelope");
         assert!(envelope(&[]), "no kind");
@@ -354,6 +432,10 @@ mod tests {
         assert!(envelope(&[1, 1, 1, 2, 0]), "an empty event");
         assert!(envelope(&[1, 1, 1, 2, 1, b'\n']), "a control character in an event");
         assert!(envelope(&[1, 1, 1, 3, 1, b'u']), "a user without a session");
+        let session = field(SESSION, &[0; 16]);
+        assert!(!envelope(&[&[1, 1, 1, 3, 1, b'u'], &session[..]].concat()));
+        assert!(envelope(&[&[1, 1, 1, 3, 0], &session[..]].concat()), "an empty user");
+        assert!(envelope(&[&[1, 1, 1, 3, 1, 7], &session[..]].concat()), "a control character in a user");
         assert!(envelope(&[1, 1, 1, 4, 1, 0]), "a short session");
         assert!(envelope(&[1, 1, 1, 9]), "a field cut short");
     }

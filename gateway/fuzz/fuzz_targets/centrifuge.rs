@@ -13,7 +13,7 @@ use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Subject, UnixSeconds, mint},
     limits::{Allowance, Limiters, bucket::SessionMeters},
     protocol::{Message, Protocol, ReplyError, centrifuge::Centrifuge},
-    session::{Effect, Session, Surroundings},
+    session::{Charge, Effect, Session, Surroundings},
 };
 
 const SECRET: [u8; 32] = [7; 32];
@@ -49,7 +49,7 @@ fuzz_target!(|input: &[u8]| {
     let mut rooms: HashSet<RoomName> = HashSet::new();
     for (n, frame) in input.split('\0').enumerate() {
         let text = frame.replace("TOKEN", &TOKEN);
-        session.receive(Message::Text(text.into()), 0, &around, &mut commands, &mut effects);
+        session.receive(Message::Text(text.into()), Charge::default(), &around, &mut commands, &mut effects);
         assert!(commands.is_empty(), "every command has been judged");
         // What is asked of the broker succeeds, fails, or is interrupted, in turn.
         let mut pending = std::mem::take(&mut effects);

@@ -15,7 +15,7 @@ use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Subject, UnixSeconds, mint},
     limits::{Allowance, Limiters, bucket::SessionMeters},
     protocol::{Message, Protocol, plain::Plain},
-    session::{Effect, Session, Surroundings},
+    session::{Charge, Effect, Session, Surroundings},
     websocket::{Decoder, Event},
 };
 
@@ -66,7 +66,7 @@ fuzz_target!(|input: &[u8]| {
             rooms_per_session: 1,
             allowance: Allowance { session: &meters, node: &LIMITERS },
         };
-        session.receive(message, 0, &around, &mut commands, &mut effects);
+        session.receive(message, Charge::default(), &around, &mut commands, &mut effects);
         assert!(commands.is_empty(), "every command has been judged");
         let [Effect::Publish(0, to, publication)] = effects.as_slice() else { panic!("{effects:?}") };
         assert_eq!(*to, room);

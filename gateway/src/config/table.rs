@@ -502,7 +502,7 @@ table! {
         kind: BYTES,
         default: Is(r#""4MiB/s burst 16MiB""#),
         reload: Live,
-        doc: "Bytes of one session, frame heads included. More are refused likewise.",
+        doc: "Bytes of one session, frame heads included, compressed messages as what they become. More are refused likewise.",
         more: "The burst is at least `limits.message_size`.",
     };
     LIMITS_USER_COMMANDS: OrOff<Parsed<Rate>> = Key {

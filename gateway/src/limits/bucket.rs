@@ -6,6 +6,7 @@
 use std::{
     cell::Cell,
     hash::{Hash, Hasher},
+    num::NonZeroU32,
 };
 
 use governor::{
@@ -81,7 +82,15 @@ impl<C: Clock> Meter<C> {
     }
 
     fn charge(&self, bucket: &Bucket, units: usize) -> Result<(), Empty> {
-        match self.limiter.check_key_n(bucket, self.measure.cells(units)) {
+        self.take(bucket, self.measure.cells(units))
+    }
+
+    fn charge_more(&self, bucket: &Bucket, paid: usize, units: usize) -> Result<(), Empty> {
+        self.measure.more_cells(paid, units).map_or(Ok(()), |cells| self.take(bucket, cells))
+    }
+
+    fn take(&self, bucket: &Bucket, cells: NonZeroU32) -> Result<(), Empty> {
+        match self.limiter.check_key_n(bucket, cells) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Empty),
         }
@@ -145,6 +154,11 @@ impl<C: Clock + Clone> SessionMeters<C> {
     /// So many bytes have come.
     pub fn bytes(&self, purse: &Purse, bytes: usize) -> Result<(), Empty> {
         self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge(&purse.bytes, bytes))
+    }
+
+    /// So many more bytes have come of something of which `paid` bytes have been charged already.
+    pub fn more_bytes(&self, purse: &Purse, paid: usize, bytes: usize) -> Result<(), Empty> {
+        self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge_more(&purse.bytes, paid, bytes))
     }
 
     /// Something has been refused. Returns whether that may still be forgiven.

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher as _, Hash},
+    num::NonZeroU32,
     time::Duration,
 };
 
@@ -54,7 +55,16 @@ impl<K: Key, C: Clock> Keyed<K, C> {
 
     /// Takes so many units out of the key's bucket, all or none; `Err` says how long to wait for them.
     pub fn charge(&self, key: &K, units: usize) -> Result<(), Duration> {
-        match self.limiter.check_key_n(key, self.measure.cells(units)) {
+        self.take(key, self.measure.cells(units))
+    }
+
+    /// Likewise, for more of something of which `paid` units have been charged already.
+    pub fn charge_more(&self, key: &K, paid: usize, units: usize) -> Result<(), Duration> {
+        self.measure.more_cells(paid, units).map_or(Ok(()), |cells| self.take(key, cells))
+    }
+
+    fn take(&self, key: &K, cells: NonZeroU32) -> Result<(), Duration> {
+        match self.limiter.check_key_n(key, cells) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(until)) => Err(until.wait_time_from(self.limiter.clock().now())),
             // Not reached: what is asked for never exceeds the burst.

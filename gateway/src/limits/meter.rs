@@ -51,6 +51,13 @@ impl Measure {
         let cells = u32::try_from(units.div_ceil(1 << self.shift)).unwrap_or(u32::MAX);
         NonZero::new(cells).unwrap_or(NonZeroU32::MIN).min(self.burst)
     }
+
+    /// How many cells so many more units take of something of which `paid` units have been paid for. `None`: no
+    /// more, as for what is beyond a whole burst.
+    pub fn more_cells(self, paid: usize, units: usize) -> Option<NonZeroU32> {
+        let before = if paid == 0 { 0 } else { self.cells(paid).get() };
+        NonZero::new(self.cells(paid.saturating_add(units)).get() - before)
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +72,9 @@ mod tests {
         assert_eq!(exact.cells(0).get(), 1);
         assert_eq!(exact.cells(7).get(), 7);
         assert_eq!(exact.cells(1 << 40).get(), 50);
+        let more = |paid, units| exact.more_cells(paid, units).map(NonZeroU32::get);
+        assert_eq!([more(0, 7), more(7, 3), more(7, 1 << 40)], [Some(7), Some(3), Some(43)]);
+        assert_eq!([more(50, 1), more(7, 0)], [None, None], "nothing costs more than a whole burst");
 
         let fast = Measure::of_bytes("1GiB/s burst 1GiB".parse().unwrap());
         let per_second = f64::from(1_u32 << fast.shift) / fast.interval.as_secs_f64();

@@ -5,27 +5,30 @@
 //! `{"id":1,"subscribe":{"channel":"lobby"}}`; it is answered by a reply with the same id, or the client is
 //! told by a push without one. `{}` is a ping from the server and a pong from the client.
 //!
-//! Publications that are JSON go out as they are; other text goes out as a JSON string, and binary data as a
+//! Publications that are JSON ([`Data::json`]) go out as they are; other text goes out as a JSON string, and binary data as a
 //! string in base64 with the tag `"encoding":"base64"`. An event's name is the tag `"event"`.
 //!
-//! Not served yet, and answered with error 108: presence, history, RPC, refresh of single subscriptions.
+//! Not served yet, and answered with error 108: presence, history, RPC, refresh of single subscriptions, and whatever
+//! a served command asks for beyond what is done here ([`fields`]).
 
-use std::{fmt, io::Write as _, marker::PhantomData};
+use std::io::Write as _;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use broker_bridge::{Data, DataKind, GapCause, Publication, RoomName};
 use bytes::Bytes;
-use serde::{
-    Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer},
-};
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{json, value::RawValue};
 
+use self::fields::{Connect, Object, Publish, Refresh, Subscribe, Unsubscribe};
 use super::{Command, Message, Reply, ReplyError, RequestId};
 use crate::{
     session::CloseReason,
     websocket::{self, CloseCode, Opcode},
 };
+
+mod fields;
+#[cfg(test)]
+mod tests;
 
 /// The server's ping, shared by all sessions; the client answers with the same.
 pub(super) const PING: Bytes = Bytes::from_static(b"\x81\x02{}");
@@ -34,6 +37,10 @@ pub(super) const PING: Bytes = Bytes::from_static(b"\x81\x02{}");
 const UNSUBSCRIBED_BY_SERVER: u16 = 2000;
 /// "insufficient state": the client subscribes again by itself.
 const INSUFFICIENT_STATE: u16 = 2500;
+
+/// The longest `ttl` that is announced, in seconds. The protocol's number is 32 bits wide, and JavaScript's timers
+/// count milliseconds in 31 bits: `setTimeout` fires at once beyond that.
+const MAX_TTL: u64 = 2_147_483;
 
 /// The state of one Centrifuge session.
 #[derive(Debug)]
@@ -50,14 +57,24 @@ pub(super) fn decode(message: &Message, commands: &mut Vec<Command>) {
     };
     for line in text.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
         match serde_json::from_slice::<Object<WireCommand<'_>>>(line) {
-            Ok(Object(command)) if command.methods() <= 1 => commands.extend(command.named(text)),
             // Of several methods in one command, only one could be answered.
-            Ok(_) | Err(_) => {
-                commands.push(Command::Break(CloseReason::BadRequest));
-                return;
+            Ok(Object(command)) if command.methods() <= 1 => commands.extend(command.named(text)),
+            // The SDKs take a close for final, so only what could not be answered ends the connection.
+            Ok(Object(WireCommand { id: request @ 1.., .. })) => commands.push(bad_request(request)),
+            Ok(_) => commands.push(Command::Break(CloseReason::BadRequest)),
+            Err(_) => {
+                let Ok(Object(Numbered { id: request @ 1.. })) = serde_json::from_slice(line) else {
+                    commands.push(Command::Break(CloseReason::BadRequest));
+                    return;
+                };
+                commands.push(bad_request(request));
             }
         }
     }
+}
+
+fn bad_request(request: RequestId) -> Command {
+    Command::Answer { request, reply: Reply::Failed(ReplyError::BadRequest) }
 }
 
 /// A command as it is on the wire: an id and one method.
@@ -67,8 +84,8 @@ struct WireCommand<'a> {
     id: RequestId,
     connect: Option<Object<Connect>>,
     refresh: Option<Object<Refresh>>,
-    subscribe: Option<Object<Channel>>,
-    unsubscribe: Option<Object<Channel>>,
+    subscribe: Option<Object<Subscribe>>,
+    unsubscribe: Option<Object<Unsubscribe>>,
     #[serde(borrow)]
     publish: Option<Object<Publish<'a>>>,
     ping: Option<IgnoredAny>,
@@ -80,50 +97,11 @@ struct WireCommand<'a> {
     sub_refresh: Option<IgnoredAny>,
 }
 
+/// What can be answered of a command that cannot be understood.
 #[derive(Deserialize)]
-struct Connect {
+struct Numbered {
     #[serde(default)]
-    token: String,
-}
-
-#[derive(Deserialize)]
-struct Refresh {
-    token: String,
-}
-
-#[derive(Deserialize)]
-struct Channel {
-    channel: String,
-}
-
-#[derive(Deserialize)]
-struct Publish<'a> {
-    channel: String,
-    #[serde(borrow)]
-    data: &'a RawValue,
-}
-
-/// A JSON object. Left to itself, serde takes an array of the fields' values for the same.
-struct Object<T>(T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
-            type Value = T;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map))
-            }
-        }
-
-        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
-    }
+    id: RequestId,
 }
 
 impl WireCommand<'_> {
@@ -164,20 +142,30 @@ impl WireCommand<'_> {
             Command::Connect { request, token: (!token.is_empty()).then_some(token) }
         } else if let Some(Object(Refresh { token })) = self.refresh {
             Command::Refresh { request, token }
-        } else if let Some(Object(Channel { channel })) = self.subscribe {
-            with_room(&channel, &|room| Command::Subscribe { request, room })
-        } else if let Some(Object(Channel { channel })) = self.unsubscribe {
+        } else if let Some(Object(subscribe)) = self.subscribe {
+            if subscribe.asks_for_more() {
+                fail(ReplyError::NotAvailable)
+            } else {
+                let recover = subscribe.recover.0;
+                with_room(&subscribe.channel, &|room| Command::Subscribe { request, room, recover })
+            }
+        } else if let Some(Object(Unsubscribe { channel })) = self.unsubscribe {
             with_room(&channel, &|room| Command::Unsubscribe { request, room })
-        } else if let Some(Object(Publish { channel, data })) = self.publish {
-            let bytes = message.slice_ref(data.get().as_bytes());
-            let data = Data::declare(DataKind::Json, bytes).expect("JSON is UTF-8");
-            with_room(&channel, &|room| Command::Publish {
-                request,
-                room,
-                event: None,
-                data: data.clone(),
-                echo: true,
-            })
+        } else if let Some(Object(publish)) = self.publish {
+            let json = |data: &RawValue| Data::json(message.slice_ref(data.get().as_bytes())).ok();
+            if publish.asks_for_more() {
+                fail(ReplyError::NotAvailable)
+            } else if let Some(data) = publish.data.and_then(json) {
+                with_room(&publish.channel, &|room| Command::Publish {
+                    request,
+                    room,
+                    event: None,
+                    data: data.clone(),
+                    echo: true,
+                })
+            } else {
+                fail(ReplyError::BadRequest)
+            }
         } else if self.ping.is_some() {
             Command::Answer { request, reply: Reply::Pong }
         } else if unserved.iter().any(Option::is_some) {
@@ -201,15 +189,20 @@ impl Centrifuge {
                 "ping": self.ping_seconds,
                 "pong": true,
                 "expires": true,
-                "ttl": ttl,
+                "ttl": ttl.min(&MAX_TTL),
             }}),
             Reply::Refreshed { session, ttl } => json!({ "id": id, "refresh": {
                 "client": session.to_string(),
                 "version": concat!("tidegate ", env!("CARGO_PKG_VERSION")),
                 "expires": true,
-                "ttl": ttl,
+                "ttl": ttl.min(&MAX_TTL),
             }}),
-            Reply::Subscribed => return done(id, "subscribe"),
+            // Nothing is kept that could be recovered; the client has to load its state anew.
+            Reply::Subscribed { recover: true } => json!({ "id": id, "subscribe": {
+                "was_recovering": true,
+                "recovered": false,
+            }}),
+            Reply::Subscribed { recover: false } => return done(id, "subscribe"),
             Reply::Unsubscribed => return done(id, "unsubscribe"),
             Reply::Published => return done(id, "publish"),
             Reply::Pong => return done(id, "ping"),
@@ -277,8 +270,7 @@ fn push_data(out: &mut Vec<u8>, data: &Data) -> bool {
         push_json(out, &BASE64.encode(data.bytes()));
         return true;
     };
-    let is_json = data.kind() == DataKind::Json || serde_json::from_str::<IgnoredAny>(text).is_ok();
-    if is_json {
+    if data.kind() == DataKind::Json || Data::json(data.bytes().clone()).is_ok() {
         // A line break ends a message in this protocol; within JSON it can only be white space.
         out.extend(text.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
     } else {

@@ -25,11 +25,11 @@ pub async fn connection(State(gate): State<Arc<Gate>>, request: Request) -> Resp
 }
 
 async fn web_socket(gate: &Gate, parts: &Parts) -> Result<Response<Body>, Problem> {
-    let handshake = upgrade::accept(parts)?;
+    let handshake = upgrade::accept(parts, SUBPROTOCOL)?;
     gate.check_origin(parts)?;
     // The token usually comes in the connect command.
     let identity = gate.authenticate_early(parts).await?;
-    let (mut response, deflate) = upgrade::response(gate, &handshake, parts, SUBPROTOCOL);
+    let (mut response, deflate) = upgrade::response(gate, handshake);
     let admission = Admission { identity, rooms: Arc::from([]), door: Door::Centrifuge, deflate };
     response.extensions_mut().insert(admission);
     Ok(response)

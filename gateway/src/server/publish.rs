@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
 use http_body_util::LengthLimitError;
 use parking_lot::Mutex;
-use serde::de::IgnoredAny;
 use tokio::sync::oneshot;
 
 use super::{
@@ -106,13 +105,8 @@ impl MediaType {
             Self::Binary => Ok(Data::binary(bytes)),
             Self::Text => Data::declare(DataKind::Text, bytes)
                 .ok_or_else(|| Problem::new(Refusal::Body, "expected the text to be UTF-8")),
-            Self::Json => {
-                if let Err(error) = serde_json::from_slice::<IgnoredAny>(&bytes) {
-                    return Err(Problem::new(Refusal::Body, format!("expected JSON: {error}")));
-                }
-                Data::declare(DataKind::Json, bytes)
-                    .ok_or_else(|| Problem::new(Refusal::Body, "expected the JSON to be UTF-8"))
-            }
+            Self::Json => Data::json(bytes)
+                .map_err(|error| Problem::new(Refusal::Body, format!("expected JSON: {error}"))),
         }
     }
 }

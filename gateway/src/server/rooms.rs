@@ -89,7 +89,7 @@ pub(super) async fn session(
 }
 
 async fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Body>, Problem> {
-    let handshake = upgrade::accept(parts)?;
+    let handshake = upgrade::accept(parts, credential::PLAIN_SUBPROTOCOL)?;
     let query = Query::new(parts.uri.query());
     let echo = query.choice("echo", ["true", "false"])? == "true";
     let close_on_gap = query.choice("gap", ["ignore", "close"])? == "close";
@@ -98,7 +98,7 @@ async fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Respon
     let rooms = Arc::from([room]);
     gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
 
-    let (mut response, deflate) = upgrade::response(gate, &handshake, parts, credential::PLAIN_SUBPROTOCOL);
+    let (mut response, deflate) = upgrade::response(gate, handshake);
     response.extensions_mut().insert(Admission {
         identity: Some(identity),
         rooms,

@@ -12,26 +12,51 @@ use crate::{
     },
 };
 
-/// Checks a client's handshake.
-pub fn accept(request: &Parts) -> Result<Handshake<'_>, Problem> {
-    handshake::accept(&request.method, request.version, &request.headers).map_err(|error| {
-        Problem::new(Refusal::Handshake, error.to_string())
-            .with_status(error.status())
-            .with_headers(error.headers())
-    })
+/// A correct handshake, and the subprotocol that the answer picks.
+pub struct Accepted<'a> {
+    handshake: Handshake<'a>,
+    subprotocol: Option<HeaderValue>,
 }
 
-/// The answer, which picks `subprotocol` if the client offers it: a client that offers subprotocols expects
-/// one of them back, and never its token. With it, what is agreed on about compression.
-pub fn response(
-    gate: &Gate,
-    handshake: &Handshake<'_>,
-    request: &Parts,
-    subprotocol: &'static str,
-) -> (Response<Body>, Option<Deflate>) {
-    let offered = credential::offered_subprotocols(&request.headers).any(|name| name == subprotocol);
-    let picked = offered.then(|| HeaderValue::from_static(subprotocol));
-    let mut response = handshake.response(picked).map(|()| Body::empty());
+/// Checks a client's handshake, for a door that speaks `subprotocol`.
+///
+/// A client that offers subprotocols expects one of them back, and never its token: a browser drops the connection
+/// after a 101 that picks none (the WHATWG standard), and its page learns no
+/// reason. So such an offer is refused, before the connection is anything.
+pub fn accept<'a>(request: &'a Parts, subprotocol: &'static str) -> Result<Accepted<'a>, Problem> {
+    let handshake =
+        handshake::accept(&request.method, request.version, &request.headers).map_err(|error| {
+            Problem::new(Refusal::Handshake, error.to_string())
+                .with_status(error.status())
+                .with_headers(error.headers())
+        })?;
+    let picked = if handshake.protocols().any(|name| name == subprotocol) {
+        Some(HeaderValue::from_static(subprotocol))
+    } else if handshake.protocols().next().is_none() {
+        None
+    } else {
+        let offered = credential::offered_subprotocols(&request.headers);
+        return Err(Problem::new(Refusal::Handshake, not_spoken(offered, subprotocol)));
+    };
+    Ok(Accepted { handshake, subprotocol: picked })
+}
+
+/// What was offered is not repeated: a mistyped prefix would make it a token.
+fn not_spoken<'a>(mut offered: impl Iterator<Item = &'a str>, subprotocol: &str) -> String {
+    let offer = format!("expected `{subprotocol}` in Sec-WebSocket-Protocol");
+    match offered.next() {
+        None => format!("{offer}, beside the token"),
+        Some("centrifuge-protobuf") => {
+            format!("{offer}, or none: the Centrifuge protocol is spoken in JSON, not in Protobuf")
+        }
+        Some(_) => format!("{offer}, or none: no subprotocol that was offered is spoken here"),
+    }
+}
+
+/// The answer, and what is agreed on about compression.
+pub fn response(gate: &Gate, accepted: Accepted<'_>) -> (Response<Body>, Option<Deflate>) {
+    let Accepted { handshake, subprotocol } = accepted;
+    let mut response = handshake.response(subprotocol).map(|()| Body::empty());
     let agreed = if gate.settings().compression.enabled { handshake.deflate() } else { None };
     let deflate = agreed.map(|(deflate, confirmation)| {
         response.headers_mut().insert(header::SEC_WEBSOCKET_EXTENSIONS, confirmation);

@@ -20,7 +20,7 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 use broker_bridge::{BrokerError, Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use super::{CloseReason, Effect, Session, Surroundings};
+use super::{Charge, CloseReason, Effect, Session, Surroundings};
 use crate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Subject, Token, UnixSeconds, mint},
     limits::{Allowance, Limiters, bucket::SessionMeters, tests::limits as limits_of},
@@ -63,6 +63,8 @@ fn centrifuge_junk() {
         ("client text {\"id\":\"one\",\"connect\":{}}", Some("close 3501 bad request")),
         ("client text {\"id\":-1,\"connect\":{}}", Some("close 3501 bad request")),
         ("client text {\"id\":1,\"connect\":{\"token\":7}}", Some("close 3501 bad request")),
+        ("client text {\"id\":1,\"id\":1,\"connect\":{}}", Some("close 3501 bad request")),
+        ("client text {\"id\":1,\"connect\":{}", Some("close 3501 bad request")),
         ("client text {\"connect\":{}}", Some("close 3501 bad request")),
         ("client text {\"id\":1,\"subscribe\":{\"channel\":\"lobby\"}}", Some("close 3501 bad request")),
         ("client binary {}", Some("close 3501 bad request")),
@@ -218,8 +220,8 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
                 allowance: Allowance { session: meters, node: limiters },
             };
             let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
-            let size = bytes.len();
-            session.receive(message, size, &around, &mut Vec::new(), &mut effects);
+            let charge = Charge::default().received(bytes.len());
+            session.receive(message, charge, &around, &mut Vec::new(), &mut effects);
         }
         "room" => {
             let (name, rest) = rest.split_once(' ').expect("a room and a payload");

@@ -114,15 +114,21 @@ impl Feed<'_> {
         reason = "an event borrows from the feed; an iterator's item cannot"
     )]
     pub fn next(&mut self) -> Result<Option<Event<'_>>, ProtocolError> {
-        self.next_sized().map(|event| event.map(|(event, _)| event))
+        self.next_paid(&mut |_| true).map(|event| event.map(|(event, _)| event))
     }
 
     /// Likewise, with the bytes of this input that were looked at for it: those of its frames, or of as much
     /// of them as came in this input.
-    pub fn next_sized(&mut self) -> Result<Option<(Event<'_>, usize)>, ProtocolError> {
+    ///
+    /// `pay` is told how many bytes a compressed message becomes, some at a time while it is inflated. Where it
+    /// says no, the message must end there: one that goes on is [`ProtocolError::NotPaidFor`].
+    pub fn next_paid(
+        &mut self,
+        pay: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Option<(Event<'_>, usize)>, ProtocolError> {
         loop {
             let before = self.input.len();
-            let step = self.step();
+            let step = self.step(pay);
             self.read += before - self.input.len();
             let event = match step {
                 Ok(Step::Continue) => continue,
@@ -176,7 +182,7 @@ enum Step<'a> {
 
 impl<'a> Feed<'a> {
     /// Takes one frame, or what is there of one.
-    fn step(&mut self) -> Result<Step<'a>, ProtocolError> {
+    fn step(&mut self, pay: &mut dyn FnMut(usize) -> bool) -> Result<Step<'a>, ProtocolError> {
         // The event lent by the step before is gone: what it was made of can go too.
         if self.decoder.ended || self.decoder.partial.as_ref().is_some_and(|partial| partial.is_done()) {
             self.decoder.partial = None;
@@ -191,7 +197,7 @@ impl<'a> Feed<'a> {
             && let Some(frame) = partial.frame.take()
         {
             let piece = take(&mut self.input, frame.length);
-            return partial.take_piece(frame, piece, self.max_message);
+            return partial.take_piece(frame, piece, self.max_message, pay);
         }
 
         let Some(mut header) = self.header()? else { return Ok(Step::Drained) };
@@ -205,7 +211,7 @@ impl<'a> Feed<'a> {
             ClientHeader { kind: FrameKind::First(kind), fin: true, .. } if whole => {
                 header.mask.apply(payload);
                 let payload = if header.compressed {
-                    Payload::Owned(deflate::inflated(payload, self.max_message)?)
+                    Payload::Owned(deflate::inflated(payload, self.max_message, pay)?)
                 } else {
                     Payload::Borrowed(payload)
                 };
@@ -217,7 +223,7 @@ impl<'a> Feed<'a> {
             _ => {
                 let partial = self.decoder.partial.get_or_insert_default();
                 partial.begin(&header);
-                partial.take_piece(header, payload, self.max_message)
+                partial.take_piece(header, payload, self.max_message, pay)
             }
         }
     }
@@ -298,6 +304,7 @@ impl Partial {
         mut frame: ClientHeader,
         piece: &mut [u8],
         max_message: usize,
+        pay: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Step<'a>, ProtocolError> {
         frame.mask.apply(piece);
         let missing = frame.length - piece.len();
@@ -314,7 +321,7 @@ impl Partial {
                 message.extend(piece, final_size.unwrap_or(deflate::longest(max_message)))?;
                 if missing == 0 && frame.fin {
                     let message = self.message.take().expect("it was there a moment ago");
-                    return message.finish(max_message);
+                    return message.finish(max_message, pay);
                 }
             }
         }
@@ -355,9 +362,13 @@ impl Message {
         Ok(())
     }
 
-    fn finish<'a>(self, max_message: usize) -> Result<Step<'a>, ProtocolError> {
+    fn finish<'a>(
+        self,
+        max_message: usize,
+        pay: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Step<'a>, ProtocolError> {
         if self.compressed {
-            let bytes = deflate::inflated(&self.bytes, max_message)?;
+            let bytes = deflate::inflated(&self.bytes, max_message, pay)?;
             if self.kind == MessageKind::Text {
                 utf8::verify(&bytes)?;
             }

@@ -170,10 +170,16 @@ const MAX_RATIO: usize = 200;
 const STEP: usize = 16 * 1024;
 
 /// The message that `compressed` is the whole of (§7.2.2), if it has at most `max_message` bytes.
-pub(super) fn inflated(compressed: &[u8], max_message: usize) -> Result<Vec<u8>, ProtocolError> {
+///
+/// `pay` is told of the bytes as the message grows, some at a time. Where it says no, the message must end there.
+pub(super) fn inflated(
+    compressed: &[u8],
+    max_message: usize,
+    pay: &mut dyn FnMut(usize) -> bool,
+) -> Result<Vec<u8>, ProtocolError> {
     let by_ratio = compressed.len().saturating_mul(MAX_RATIO).max(FREE_OF_RATIO);
     let most = max_message.min(by_ratio);
-    let mut message = Vec::new();
+    let (mut message, mut may_grow) = (Vec::new(), true);
     INFLATER.with_borrow_mut(|inflater| {
         let inflater = inflater.get_or_insert_with(|| Decompress::new(false));
         inflater.reset(false);
@@ -194,6 +200,13 @@ pub(super) fn inflated(compressed: &[u8], max_message: usize) -> Result<Vec<u8>,
                     } else {
                         ProtocolError::MessageTooBig { limit: max_message }
                     });
+                }
+                let grown = message.len() - written;
+                if grown > 0 {
+                    if !may_grow {
+                        return Err(ProtocolError::NotPaidFor);
+                    }
+                    may_grow = pay(grown);
                 }
                 if status == Status::StreamEnd {
                     // A client may end its stream with a message (§7.2.3.4); what follows begins a new one.
@@ -360,6 +373,41 @@ mod tests {
         assert_eq!(seen(&bomb(1 << 20), 16 << 20), [Seen::Error(too_well)]);
     }
 
+    /// Inflated at nobody's expense.
+    fn free(compressed: &[u8], max_message: usize) -> Result<Vec<u8>, ProtocolError> {
+        inflated(compressed, max_message, &mut |_| true)
+    }
+
+    #[test]
+    fn what_is_inflated_is_paid_for_as_it_grows() {
+        let zeros = compressed(&encode(Opcode::Binary, &vec![0; 60_000]), Deflate::Wide);
+        let (_, body) = frame::opened(&[&[zeros[0] & !RSV1], &zeros[1..]].concat())
+            .map(|(opcode, body)| (opcode, body.to_vec()))
+            .expect("a frame");
+        let inflate = |allowance: usize| {
+            let (mut paid, mut asked) = (0, 0);
+            let message = inflated(&body, 60_000, &mut |bytes| {
+                asked += bytes;
+                paid += if asked <= allowance { bytes } else { 0 };
+                asked <= allowance
+            });
+            (message.map(|message| message.len()), paid, asked)
+        };
+        assert_eq!(inflate(60_000), (Ok(60_000), 60_000, 60_000));
+        // Most of it is never made.
+        for allowance in [0, 1_000, 30_000] {
+            let (message, paid, asked) = inflate(allowance);
+            assert_eq!(message, Err(ProtocolError::NotPaidFor));
+            assert!(paid <= allowance && asked <= allowance + 2 * STEP, "{paid} of {asked} bytes were paid");
+        }
+        // Who gets what is there already needs no more of it to be told so.
+        let small = compressed(&encode(Opcode::Binary, &[7; 500]), Deflate::Wide);
+        let (_, body) = frame::opened(&[&[small[0] & !RSV1], &small[1..]].concat())
+            .map(|(opcode, body)| (opcode, body.to_vec()))
+            .expect("a frame");
+        assert_eq!(inflated(&body, 500, &mut |_| false), Ok(vec![7; 500]));
+    }
+
     #[test]
     fn a_text_is_utf8_after_inflating() {
         let latin = compressed(&encode(Opcode::Text, &[0xe9; 200]), Deflate::Wide);
@@ -400,13 +448,13 @@ mod tests {
                 plain[0] &= !RSV1;
                 let (kind, body) = frame::opened(&plain).expect("a frame");
                 prop_assert_eq!(kind, opcode);
-                prop_assert_eq!(inflated(body, message.len()).expect("what was deflated"), message.as_bytes());
+                prop_assert_eq!(free(body, message.len()).expect("what was deflated"), message.as_bytes());
             }
         }
 
         #[test]
         fn junk_is_bounded(junk in any::<Vec<u8>>(), limit in 0_usize..100_000) {
-            if let Ok(message) = inflated(&junk, limit) {
+            if let Ok(message) = free(&junk, limit) {
                 prop_assert!(message.len() <= limit);
             }
         }

@@ -50,6 +50,9 @@ pub enum ProtocolError {
         /// The largest ratio taken.
         limit: usize,
     },
+    /// Whoever reads the messages has refused to let a compressed one grow any further.
+    #[error("a compressed message is more than the client may send now: expected less")]
+    NotPaidFor,
     /// §8.1: a text message is UTF-8.
     #[error("a text message is not valid: expected UTF-8")]
     InvalidUtf8,
@@ -83,6 +86,7 @@ impl ProtocolError {
                 CloseCode::INVALID_PAYLOAD
             }
             Self::MessageTooBig { .. } | Self::CompressedTooWell { .. } => CloseCode::MESSAGE_TOO_BIG,
+            Self::NotPaidFor => CloseCode::POLICY_VIOLATION,
         }
     }
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
     client::Client,
     fault_proxy::{FaultProxy, Target},
-    journal::Payload,
+    journal::{Message, Payload},
     node::{Builder, Node},
     raw::{Frame, RawSocket},
     token::{Token, anywhere},
@@ -116,6 +116,52 @@ async fn sdks_are_refused_what_is_not_granted() -> Result<()> {
         samples.sum("tidegate_auth_failures_total", &["reason=\"malformed\""]) == 1
     })
     .await?;
+    Ok(())
+}
+
+/// What is not served is not passed over, and no connection ends for it.
+#[tokio::test]
+async fn an_sdk_is_told_what_it_does_not_get() -> Result<()> {
+    let node = alone().await?;
+    let sdk = Client::node_centrifuge_asks(&url(&node), "lobby", &anywhere("alice")).await?;
+    let answers = [
+        ("filter", "108"),
+        ("token", "108"),
+        ("joinLeave", "108"),
+        ("map", "108"),
+        ("sharedPoll", "108"),
+        ("state", "108"),
+        ("since", r#"{"wasRecovering":true,"recovered":false,"positioned":false,"recoverable":false}"#),
+        ("declined", r#"{"wasRecovering":false,"recovered":false,"positioned":false,"recoverable":false}"#),
+        ("mapPublish", "108"),
+        ("mapRemove", "108"),
+        ("message", "\"still here\""),
+    ];
+    let expected =
+        answers.map(|(event, said)| Message { event: event.to_owned(), ..Message::plain(text(said)) });
+    let heard = sdk.heard(answers.len()).await?;
+    ensure!(heard == expected, "{heard:?}");
+    let journal = sdk.now();
+    ensure!((journal.opened, journal.interrupted, journal.end) == (1, 0, None));
+    Ok(())
+}
+
+/// A timer of JavaScript fires at once beyond 2^31 ms, and the protocol's number has 32 bits.
+#[tokio::test]
+async fn a_token_for_centuries_is_announced_as_what_clients_can_hold() -> Result<()> {
+    let node = alone().await?;
+    let token = Token::new("alice").room("*", &["subscribe", "publish"]).expires_in(1 << 33).sign();
+    let mut socket = RawSocket::connect(node.public, PATH).await?;
+    for method in ["connect", "refresh"] {
+        let command = format!(r#"{{"id":1,"{method}":{{"token":"{token}"}}}}"#);
+        socket.send(&Frame::text(command)).await?;
+        let answer = socket.receive().await?.context("an answer")?.payload;
+        let answer: serde_json::Value = serde_json::from_slice(&answer)?;
+        ensure!(answer[method]["expires"] == true && answer[method]["ttl"] == 2_147_483, "{answer}");
+    }
+    let sdk = Client::node_centrifuge(&url(&node), "lobby", &[&token]).await?;
+    sdk.send(text("1")).await?;
+    ensure!(sdk.heard(1).await?[0].payload == text("1"), "and no refresh before it");
     Ok(())
 }
 

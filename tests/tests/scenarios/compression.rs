@@ -149,6 +149,72 @@ async fn a_bomb_is_refused_and_a_neighbour_hears_everything() -> Result<()> {
     Ok(())
 }
 
+/// A message costs its sender what it becomes, and none is made that nobody may send.
+#[tokio::test]
+async fn a_compressed_message_is_charged_for_what_it_becomes() -> Result<()> {
+    const MESSAGE: usize = 1 + 232 * 258;
+    let node = Builder::new()
+        .set("compression.enabled", "true")
+        .set("limits.user_bytes", "1KiB/m burst 256KiB")
+        .start()
+        .await?;
+    let listener = Client::websocket(&node.ws("lobby", &anywhere("bob"), ""), &[]).await?;
+    let target = format!("/rooms/lobby?token={}", anywhere("alice"));
+    let headers = [("Sec-WebSocket-Extensions", "permessage-deflate")];
+    let message = Frame { first: 0xc2, masked: true, claimed: None, payload: zeros(232) };
+    ensure!(message.payload.len() < 400, "the wire costs next to nothing");
+
+    // 256 KiB are four messages of 60 KB, whichever of the user's sessions sends them.
+    let mut first = RawSocket::connect_with(node.public, &target, &headers).await?;
+    for _ in 0..3 {
+        first.send(&message).await?;
+    }
+    listener.heard(3).await?;
+    let mut second = RawSocket::connect_with(node.public, &target, &headers).await?;
+    second.send(&message).await?;
+    listener.heard(4).await?;
+    for socket in [&mut first, &mut second] {
+        socket.send(&message).await?;
+        ensure!(socket.close_code().await? == Some(1008));
+    }
+    node.until_samples("four messages handed on and two refused", |samples| {
+        samples.sum("tidegate_limited_total", &["limit=\"user_bytes\""]) == 2
+            && samples.sum("tidegate_payload_bytes_total", &["direction=\"in\""]) == 4 * MESSAGE as u64
+    })
+    .await?;
+
+    // What fits into one step of inflating is answered, as an uncompressed message is.
+    let mut centrifuge = RawSocket::connect_with(node.public, "/connection/websocket", &headers).await?;
+    let connect = format!(r#"{{"id":1,"connect":{{"token":"{}"}}}}"#, anywhere("carol"));
+    centrifuge.send(&Frame::text(connect)).await?;
+    centrifuge.receive().await?;
+    for id in 2..200 {
+        let publish =
+            format!(r#"{{"id":{id},"publish":{{"channel":"lobby","data":"{}"}}}}"#, "x".repeat(8_000));
+        centrifuge.send(&Frame { first: 0xc1, ..Frame::text(stored(publish.as_bytes())) }).await?;
+        let answer = centrifuge.receive().await?.context("an answer")?.payload;
+        let answer = String::from_utf8(answer)?;
+        if answer.contains("error") {
+            ensure!(answer.contains("\"code\":111") && answer.contains(&format!("\"id\":{id}")), "{answer}");
+            ensure!(id == 2 + 32, "256 KiB are 32 messages of 8 KB, not {}", id - 2);
+            return Ok(());
+        }
+    }
+    anyhow::bail!("nothing was refused");
+}
+
+/// A raw deflate stream that holds `bytes` as they are (RFC 1951 §3.2.4).
+fn stored(bytes: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    let mut stream = vec![0];
+    stream.extend(length.to_le_bytes());
+    stream.extend((!length).to_le_bytes());
+    stream.extend(bytes);
+    // An empty stored block follows, whose last four bytes are not sent.
+    stream.push(0);
+    stream
+}
+
 /// A raw deflate stream (RFC 1951 §3.2.6) of one zero and `references` repetitions of 258 more.
 fn zeros(references: usize) -> Vec<u8> {
     let mut bits = Vec::new();

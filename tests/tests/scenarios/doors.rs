@@ -101,10 +101,6 @@ async fn a_handshake_is_answered_as_the_rfc_says() -> Result<()> {
     let response = plain.send(node.public).await?;
     ensure!(accepted(&response) && response.header("Sec-WebSocket-Protocol").is_none(), "{response:?}");
 
-    let unknown = plain.clone().header("Sec-WebSocket-Protocol", "chat, superchat");
-    let response = unknown.send(node.public).await?;
-    ensure!(accepted(&response) && response.header("Sec-WebSocket-Protocol").is_none(), "{response:?}");
-
     let list = format!("tidegate, tidegate.bearer.{token}");
     let carried = Request::upgrade("/rooms/lobby").header("Sec-WebSocket-Protocol", &list);
     let response = carried.send(node.public).await?;
@@ -115,6 +111,54 @@ async fn a_handshake_is_answered_as_the_rfc_says() -> Result<()> {
 
     let offered = plain.header("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits");
     ensure!(accepted(&offered.send(node.public).await?));
+    Ok(())
+}
+
+/// A browser drops a connection whose server picks none of the subprotocols it offered, without a reason.
+#[tokio::test]
+async fn a_handshake_that_offers_only_what_is_not_spoken_is_refused() -> Result<()> {
+    let node = alone().await?;
+    let token = anywhere("alice");
+    let bearer = format!("tidegate.bearer.{token}");
+    let list = |names: &str| names.replace("TOKEN", &bearer);
+    let ask = async |path: &str, offers: &[&str]| {
+        // The token comes by one way only.
+        let in_list = offers.iter().any(|names| names.contains("TOKEN"));
+        let request = Request::upgrade(path);
+        let request = if in_list { request } else { request.bearer(&token) };
+        let offer = |request: Request, names: &&str| request.header("Sec-WebSocket-Protocol", &list(names));
+        offers.iter().fold(request, offer).send(node.public).await
+    };
+    let (rooms, centrifuge) = ("/rooms/lobby", "/connection/websocket");
+    for (path, offers, picked) in [
+        (rooms, &[][..], None),
+        (rooms, &[""], None),
+        (rooms, &["chat, tidegate"], Some("tidegate")),
+        (rooms, &["chat", "superchat", "tidegate"], Some("tidegate")),
+        (rooms, &["TOKEN, tidegate"], Some("tidegate")),
+        (centrifuge, &[], None),
+        (centrifuge, &["centrifuge-protobuf, centrifuge-json"], Some("centrifuge-json")),
+        (centrifuge, &["centrifuge-json, TOKEN"], Some("centrifuge-json")),
+    ] {
+        let response = ask(path, offers).await?;
+        ensure!(response.status == 101, "{path} {offers:?}: {response:?}");
+        ensure!(response.header("Sec-WebSocket-Protocol") == picked, "{path} {offers:?}: {response:?}");
+    }
+    for (path, offers, expected) in [
+        (rooms, &["chat, superchat"][..], "`tidegate`"),
+        (rooms, &["centrifuge-json"], "`tidegate`"),
+        (rooms, &["Tidegate"], "`tidegate`"),
+        (rooms, &["TOKEN"], "beside the token"),
+        (centrifuge, &["centrifuge-protobuf"], "not in Protobuf"),
+        (centrifuge, &["tidegate"], "`centrifuge-json`"),
+        (centrifuge, &["TOKEN"], "beside the token"),
+    ] {
+        let response = ask(path, offers).await?;
+        ensure!(response.status == 400, "{path} {offers:?}: {response:?}");
+        let problem = response.problem()?;
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        ensure!(detail.contains(expected) && !detail.contains(&token), "{path} {offers:?}: {detail}");
+    }
     Ok(())
 }
 

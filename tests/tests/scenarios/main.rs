@@ -15,6 +15,7 @@ mod doors;
 mod endurance;
 mod faults;
 mod first_run;
+mod forgery;
 mod heartbeat;
 mod interruptions;
 mod junk;

@@ -13,7 +13,7 @@ use super::{Carrier, Connection, MAX_IN_FLIGHT, Phase};
 use crate::{
     limits::Allowance,
     protocol::Message,
-    session::{CloseReason, Effect, Session, Surroundings},
+    session::{Charge, CloseReason, Effect, Session, Surroundings},
     shard::{outbound::Lane, stream::Stream, tally::Tally, worker::Worker},
     websocket::{self, Event, ProtocolError},
 };
@@ -127,10 +127,11 @@ impl Connection {
         let mut decoder = self.decoder.borrow_mut();
         let mut feed = decoder.feed(bytes, max_message);
         while !self.deaf.get() {
-            match feed.next_sized() {
+            let mut charge = Charge::default();
+            match feed.next_paid(&mut |bytes| self.pay(worker, &mut charge, bytes)) {
                 Ok(Some((event, size))) => {
-                    let size = size + self.unpaid.take() as usize;
-                    self.receive(worker, event, size);
+                    let charge = charge.received(size + self.unpaid.take() as usize);
+                    self.receive(worker, event, charge);
                 }
                 Ok(None) => {
                     let unpaid = feed.unfinished() + self.unpaid.get() as usize;
@@ -146,6 +147,11 @@ impl Connection {
                 }
                 Err(error) => {
                     self.deaf.set(true);
+                    if let (ProtocolError::NotPaidFor, Some(limit)) = (error, charge.refused()) {
+                        worker.context.metrics.limited(limit);
+                        self.begin_close(worker, CloseReason::OverLimit(limit));
+                        return;
+                    }
                     tracing::debug!(session = %self.id, %error, "the client broke the protocol");
                     let words = websocket::close_frame(error.close_code(), &error.to_string());
                     self.close_with(worker, broken_by(error), Some(words));
@@ -154,7 +160,15 @@ impl Connection {
         }
     }
 
-    fn receive(&self, worker: &Worker, event: Event<'_>, size: usize) {
+    /// Charges bytes that a compressed message becomes. Returns whether it may become more.
+    fn pay(&self, worker: &Worker, charge: &mut Charge, bytes: usize) -> bool {
+        let meters = worker.meters();
+        let allowance = Allowance { session: &meters, node: worker.context.settings.limiters() };
+        self.session.borrow().inflate(charge, bytes, &allowance)
+    }
+
+    fn receive(&self, worker: &Worker, event: Event<'_>, charge: Charge) {
+        let size = charge.bytes_received();
         if let Phase::Closing(_) = self.phase.get() {
             // Its goodbye ends the wait; anything else came too late.
             self.deaf.set(matches!(event, Event::Close(_)));
@@ -189,7 +203,7 @@ impl Connection {
         Tally::add(&worker.tally.payload_in, bytes.len());
         self.ask_session(worker, |session, around, effects| {
             let mut commands = worker.take_commands();
-            session.receive(message, size, around, &mut commands, effects);
+            session.receive(message, charge, around, &mut commands, effects);
             worker.give_commands(commands);
         });
     }
