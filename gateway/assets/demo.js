@@ -104,10 +104,16 @@ class Room {
   async explainRefusal() {
     const abandoned = (this.probe = new AbortController());
     let status = null;
+    let welcome = true;
     try {
       const headers = { Accept: "text/event-stream", Authorization: `Bearer ${token}` };
       const signal = AbortSignal.any([abandoned.signal, AbortSignal.timeout(5_000)]);
       ({ status } = await fetch(roomPath(this.name), { method: "HEAD", headers, signal, cache: "no-store" }));
+      if (status === 200) {
+        // To its own host a page sends its origin with some methods only, and HEAD is none of them.
+        const options = await fetch(roomPath(this.name), { method: "OPTIONS", signal });
+        welcome = options.headers.has("Access-Control-Allow-Origin");
+      }
     } catch {
       // Not reachable over HTTP either.
     }
@@ -120,6 +126,12 @@ class Room {
     } else if (status === 403) {
       this.become("closed", "The token does not grant this room");
       this.offerRetry();
+    } else if (!welcome) {
+      const here = location.origin;
+      this.become("closed", `The node refuses pages of ${here}: a proxy changed Host, or origins lacks it`);
+      this.offerRetry();
+    } else if (status === 200) {
+      this.retryLater("No WebSocket gets through: does a proxy stop it?");
     } else {
       this.retryLater(status === null ? "Node unreachable" : "Node takes no connections");
     }

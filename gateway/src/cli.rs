@@ -13,10 +13,10 @@ mod tests;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fmt,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
-    sync::LazyLock,
     time::{Duration, SystemTime},
 };
 
@@ -25,10 +25,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::{
     auth::{
         Algorithm, Grant, Subject, UnixSeconds,
-        files::without_line_break,
         mint::{Signer, Wanted},
     },
     config::{Config, ConfigError, ConfigErrors, Loaded, Source, Sources, document, value::parse_time},
+    file::{MAX, MAX_SMALL, read_text, read_value},
     tls,
 };
 
@@ -45,18 +45,14 @@ pub fn main(serve: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
     }
 }
 
-/// The program's version, with the revision it was built from if the build was told (`BUILD_REVISION`).
+/// The program's version, with the revision it was built from.
 pub fn version() -> &'static str {
-    static VERSION: LazyLock<String> = LazyLock::new(|| {
-        let version = env!("CARGO_PKG_VERSION");
-        revision().map_or_else(|| version.to_owned(), |revision| format!("{version} ({revision})"))
-    });
-    &VERSION
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("TIDEGATE_REVISION"), ")")
 }
 
-/// The revision that the program was built from, if the build was told.
-pub fn revision() -> Option<&'static str> {
-    option_env!("BUILD_REVISION").filter(|revision| !revision.is_empty())
+/// The revision that the program was built from, or `unknown` (`build.rs` says when that is).
+pub fn revision() -> &'static str {
+    env!("TIDEGATE_REVISION")
 }
 
 /// What a command line asks for.
@@ -126,7 +122,22 @@ pub fn invoke(
 
 /// Checks what a node would read when it starts, besides the configuration.
 fn check_files(config: &Config) -> Result<(), Failure> {
-    config.tls.as_ref().map_or(Ok(()), tls::check).map_err(|error| Failure::misuse(&error))
+    config.tls.as_ref().map_or(Ok(()), tls::check).map_err(|error| Failure::misuse(&error))?;
+    for (key, file) in
+        [("broker.ca_file", &config.broker.ca_file), ("auth.jwks_ca_file", &config.auth.jwks_ca_file)]
+    {
+        let Some(path) = file else { continue };
+        let text = read_text(path, MAX).map_err(|error| {
+            let path = path.display();
+            Failure::misuse(&format!("{key} ({path}): expected a file that can be read: {error}"))
+        })?;
+        if !tls::holds_certificate(&text) {
+            let path = path.display();
+            let expected = "expected at least one certificate in PEM (BEGIN CERTIFICATE)";
+            return Err(Failure::misuse(&format!("{key} ({path}): {expected}")));
+        }
+    }
+    Ok(())
 }
 
 /// A pub/sub gateway: a room is a URL, and a room is a Redis topic.
@@ -157,7 +168,7 @@ enum Command {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Configuration")]
 struct Layers {
-    /// A configuration file (TOML)
+    /// A configuration file (TOML); without it, the one that `TIDEGATE_CONFIG` names in the environment
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
     /// Sets a key, overriding file and environment; may be repeated
@@ -202,7 +213,19 @@ impl Layers {
     }
 
     fn load_with_sources(self, env: BTreeMap<String, String>) -> Result<(Config, Sources), ConfigErrors> {
+        let (sources, errors) = self.sources(env)?;
+        match Config::load(&sources) {
+            Ok(config) if errors.is_empty() => Ok((config, sources)),
+            Ok(_) => Err(ConfigErrors::from(errors)),
+            Err(more) => Err(ConfigErrors::from([errors, more.into()].concat())),
+        }
+    }
+
+    /// What is to be read, and what is wrong with the flags. The file is read already: what it would have said is
+    /// unknown without it, and judging the rest would mislead.
+    fn sources(self, env: BTreeMap<String, String>) -> Result<(Sources, Vec<ConfigError>), ConfigErrors> {
         let mut errors = Vec::new();
+        let file = self.config.or_else(|| Sources::file_of(&env));
         let mut sources = Sources { env, ..Sources::default() };
         for set in self.set {
             match split_setting(&set) {
@@ -223,15 +246,9 @@ impl Layers {
         ];
         let given = |(key, value): (&str, Option<String>)| value.map(|value| (key.to_owned(), value));
         sources.flags.extend(short.into_iter().filter_map(given));
-        // What a file would have said is unknown: judging the rest without it would mislead.
-        if let Some(error) = self.config.and_then(|path| sources.read_file(path).err()) {
-            errors.push(error);
-            return Err(ConfigErrors::from(errors));
-        }
-        match Config::load(&sources) {
-            Ok(config) if errors.is_empty() => Ok((config, sources)),
-            Ok(_) => Err(ConfigErrors::from(errors)),
-            Err(more) => Err(ConfigErrors::from([errors, more.into()].concat())),
+        match file.map(|path| sources.read_file(path)) {
+            Some(Err(error)) => Err(ConfigErrors::from([errors, vec![error]].concat())),
+            None | Some(Ok(())) => Ok((sources, errors)),
         }
     }
 }
@@ -285,11 +302,11 @@ impl TokenArgs {
         let config = layers.and(self.layers).load(env)?;
         let kid = self.kid.as_deref();
         let signer = if let (Some(path), Some(algorithm)) = (self.key_file, self.algorithm) {
-            let key = std::fs::read(&path).map_err(|error| {
+            let key = if algorithm.is_shared() { read_value(&path) } else { read_text(&path, MAX_SMALL) };
+            let key = key.map_err(|error| {
                 Failure::misuse(&format!("--key-file: expected a file that can be read: {error}"))
             })?;
-            let key = if algorithm.is_shared() { without_line_break(&key) } else { &key };
-            Signer::new(algorithm, key, kid)
+            Signer::new(algorithm, key.as_bytes(), kid)
         } else {
             let secret = config.auth.keys.secret.ok_or_else(|| Failure::misuse(NO_SECRET))?;
             Signer::new(Algorithm::Hs256, secret.expose(), kid)
@@ -325,17 +342,57 @@ impl HealthcheckArgs {
         env: BTreeMap<String, String>,
         out: &mut dyn Write,
     ) -> Result<Invocation, Failure> {
-        let url = match self.url {
-            Some(url) => url,
-            None => healthcheck::readiness_url(layers.and(self.layers).load(env)?.ops.listen),
+        let asked = match self.url {
+            Some(url) => Asked { url, source: None },
+            None => Asked::configured(layers.and(self.layers), env)?,
         };
-        match healthcheck::get(&url) {
+        match healthcheck::get(&asked.url) {
             Ok(status) if status.is_success() => {
-                Ok(Invocation::Done(say(out, &format!("{url}: {status}\n"), Status::Success)))
+                Ok(Invocation::Done(say(out, &format!("{asked}: {status}\n"), Status::Success)))
             }
-            Ok(status) => Err(Failure { text: format!("{url}: {status}"), status: Status::Failure }),
+            Ok(status) => Err(Failure { text: format!("{asked}: {status}"), status: Status::Failure }),
             Err(error @ healthcheck::Error::Url) => Err(Failure::misuse(&error)),
-            Err(error) => Err(Failure { text: format!("{url}: {error}"), status: Status::Failure }),
+            Err(error) => {
+                let hint = match asked.source {
+                    Some(Source::Default) => {
+                        "; a node that listens elsewhere is found by its configuration: --config or TIDEGATE_CONFIG"
+                    }
+                    _ => "",
+                };
+                Err(Failure { text: format!("{asked}: {error}{hint}"), status: Status::Failure })
+            }
+        }
+    }
+}
+
+/// What a health check asks, and what says that it is the node's address.
+struct Asked {
+    url: String,
+    /// `None`: the command line named the URL.
+    source: Option<Source>,
+}
+
+impl Asked {
+    fn configured(layers: Layers, env: BTreeMap<String, String>) -> Result<Self, Failure> {
+        let (sources, wrong) = layers.sources(env)?;
+        if !wrong.is_empty() {
+            return Err(ConfigErrors::from(wrong).into());
+        }
+        let (listen, source) = Config::ops_listen(&sources)?;
+        if listen.port() == 0 {
+            let text =
+                format!("ops.listen ({source}) lets the system choose a port: name the node with --url");
+            return Err(Failure::misuse(&text));
+        }
+        Ok(Self { url: healthcheck::readiness_url(listen), source: Some(source) })
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            None => write!(f, "{}", self.url),
+            Some(source) => write!(f, "{} (ops.listen: {source})", self.url),
         }
     }
 }

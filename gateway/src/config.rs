@@ -10,6 +10,7 @@
 //! | `kind` | what a key may be given, with its bounds |
 //! | [`value`] | sizes, times, secrets |
 //! | [`origin`] | which web pages may connect |
+//! | [`log_filter`] | which events are logged |
 //! | [`rate`], [`networks`] | how often something may happen; sets of addresses |
 //! | `layers`, `raw` | reading the layers and laying them over each other |
 //! | `reader` | from what was given to typed values |
@@ -22,6 +23,7 @@ pub mod document;
 mod error;
 mod kind;
 mod layers;
+pub mod log_filter;
 pub mod networks;
 pub mod origin;
 pub mod rate;
@@ -44,15 +46,21 @@ use broker_bridge::{
 pub use self::{
     error::{ConfigError, ConfigErrors, Source},
     layers::Sources,
+    log_filter::LogFilter,
     networks::Networks,
     origin::Origins,
     rate::{ByteRate, Rate},
     snapshot::{Changes, Snapshot},
-    value::{ByteSize, ForwardedHeader, LogFilter, LogFormat, Secret},
+    value::{ByteSize, ForwardedHeader, LogFormat, Secret},
 };
 use self::{reader::Reader, table as key, value::format_time};
 use crate::{
-    auth::{CookieName, files::LocalKeys, grant::Policy, remote::JwksUrl},
+    auth::{
+        CookieName,
+        files::{Contents, LocalKeys},
+        grant::Policy,
+        remote::JwksUrl,
+    },
     delivery::DeliveryPolicy,
 };
 
@@ -173,8 +181,9 @@ pub struct Broker {
 #[derive(Clone, Debug)]
 pub struct Auth {
     /// Keys on this machine: `auth.hs256_secret` or `auth.hs256_secret_file`, `auth.keys`, `auth.jwks_file`.
-    /// Their files were sound when the configuration was loaded.
     pub keys: LocalKeys,
+    /// What their files held when the configuration was loaded. It is sound.
+    pub key_files: Contents,
     /// Where a key set is fetched.
     pub jwks_url: Option<JwksUrl>,
     /// Time between two fetches.
@@ -348,6 +357,16 @@ impl Config {
         Ok(config)
     }
 
+    /// Where a node of this configuration has its ops listener, and what says so. Nothing else is checked: a node goes
+    /// on when its configuration becomes unsound, and somebody asks for its health.
+    pub fn ops_listen(sources: &Sources) -> Result<(SocketAddr, Source), ConfigErrors> {
+        let mut from = Reader::new(sources);
+        let listen = from.read(&key::OPS_LISTEN);
+        let source = from.source(&key::OPS_LISTEN);
+        from.finish_with(&key::OPS_LISTEN)?;
+        Ok((listen, source))
+    }
+
     /// What must hold between keys.
     fn check_together(&self, from: &mut Reader) {
         let Self { public, ops, broker, limits, heartbeat, drain, .. } = self;
@@ -418,12 +437,22 @@ impl Auth {
     }
 
     fn read(from: &mut Reader) -> Self {
+        let keys = LocalKeys {
+            secret: from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE),
+            files: from.read_optional(&key::AUTH_KEYS).unwrap_or_default(),
+            jwks: from.read_optional(&key::AUTH_JWKS_FILE),
+        };
+        let key_files = keys.read().unwrap_or_else(|errors| {
+            for error in errors {
+                let key: &dyn table::Row =
+                    if error.key() == key::AUTH_KEYS.name { &key::AUTH_KEYS } else { &key::AUTH_JWKS_FILE };
+                from.complain(key, error.to_string());
+            }
+            Contents::default()
+        });
         let auth = Self {
-            keys: LocalKeys {
-                secret: from.text_or_file(&key::AUTH_HS256_SECRET, &key::AUTH_HS256_SECRET_FILE),
-                files: from.read_optional(&key::AUTH_KEYS).unwrap_or_default(),
-                jwks: from.read_optional(&key::AUTH_JWKS_FILE),
-            },
+            keys,
+            key_files,
             jwks_url: from.read_optional(&key::AUTH_JWKS_URL),
             jwks_interval: from.read(&key::AUTH_JWKS_INTERVAL),
             jwks_ca_file: from.read_optional(&key::AUTH_JWKS_CA_FILE),
@@ -432,11 +461,6 @@ impl Auth {
             cookie: from.read_optional(&key::AUTH_COOKIE),
             leeway: from.read(&key::AUTH_LEEWAY),
         };
-        for complaint in auth.keys.complaints() {
-            let key: &dyn table::Row =
-                if complaint.key() == key::AUTH_KEYS.name { &key::AUTH_KEYS } else { &key::AUTH_JWKS_FILE };
-            from.complain(key, complaint.to_string());
-        }
         from.require(
             auth.jwks_ca_file.is_none() || auth.jwks_url.is_some(),
             &key::AUTH_JWKS_CA_FILE,

@@ -22,6 +22,7 @@
 //! | [`delivery`] | what a room's publications may do in a full outbound queue |
 //! | [`limits`] | how much anybody may use |
 //! | [`tls`] | the public listener's certificate |
+//! | [`file`](mod@file) | reading files that an operator provides |
 //! | [`watch`](mod@watch) | noticing that files have changed |
 //! | [`metrics`] | what is measured |
 //!
@@ -33,6 +34,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod drain;
+pub mod file;
 pub mod hub;
 pub mod limits;
 pub mod metrics;

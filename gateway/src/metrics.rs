@@ -4,18 +4,23 @@
 //! do not touch these handles: a shard counts in plain cells ([`crate::shard`]) and adds its tallies here
 //! once per turn of its loop.
 
+mod process;
+
 use broker_bridge::GapCause;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, process_collector::ProcessCollector,
+    TextEncoder,
 };
 
+use self::process::Process;
 use crate::{
     auth::{AuthFailure, UnixSeconds},
+    cli,
     limits::Limit,
     protocol::ProtocolName,
     server::{HandshakeResult, Refusal, Unanswered},
     session::CloseReason,
+    telemetry,
 };
 
 /// For which limits a socket may be closed without an answer.
@@ -142,10 +147,11 @@ impl Metrics {
             &registry,
             "tidegate_build_info",
             "Always 1; the labels tell which build this is.",
-            &["version"],
+            &["version", "revision"],
         )?;
-        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(ProcessCollector::for_self()))?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), cli::revision()]).set(1);
+        registry.register(Box::new(Process::new()?))?;
+        registry.register(Box::new(telemetry::dropped_lines().clone()))?;
 
         let metrics = Self {
             sockets: int_gauge(&registry, "tidegate_sockets", "Open sockets of the public listener.")?,

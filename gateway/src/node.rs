@@ -28,6 +28,7 @@ use crate::{
     },
     config::{Changes, Config, Snapshot},
     drain::Pace,
+    file::Reads,
     hub::{FanOut, Hub},
     metrics::Metrics,
     server::{self, Gate},
@@ -57,6 +58,8 @@ pub struct Node {
     broker: Arc<dyn Broker>,
     tls: Option<Arc<Tls>>,
     key_files: Arc<KeyFiles>,
+    /// Of certificate and keys, when it is told to.
+    reads: tokio::sync::Mutex<Reads>,
     /// Stops the acceptor.
     accepting: CancellationToken,
     /// Stops everything else that is not a shard.
@@ -214,6 +217,7 @@ impl Node {
             broker,
             tls,
             key_files,
+            reads: tokio::sync::Mutex::default(),
             accepting,
             running,
             tasks,
@@ -236,7 +240,7 @@ impl Node {
     }
 
     /// Takes over from `config` what may change while the node runs, all of it in one moment, and says what
-    /// is different. Open connections stay. Blocks on the files of keys.
+    /// is different. Open connections stay.
     pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
         // Held to the end: of two reloads at once, the later one counts as a whole.
         let mut configured = self.configured.lock();
@@ -245,7 +249,7 @@ impl Node {
         }
         // The one step that may fail comes first.
         if !self.key_files.hold(&config.auth.keys) {
-            self.key_files.replace(config.auth.keys.clone())?;
+            self.key_files.replace(config.auth.keys.clone(), config.auth.key_files.clone())?;
         }
         let changes = configured.take_over(&config.snapshot);
         if !changes.live.is_empty() {
@@ -258,14 +262,17 @@ impl Node {
     /// not sound is refused, with a line in the log.
     pub async fn reload_files(&self) {
         let (tls, key_files) = (self.tls.clone(), Arc::clone(&self.key_files));
-        let reload = tokio::task::spawn_blocking(move || {
-            key_files.reload();
-            if let Some(tls) = tls {
-                tls.reload();
+        let read = move || (key_files.read_now(), tls.map(|tls| tls.read()));
+        match self.reads.lock().await.run(read).await {
+            Ok((keys, pair)) => {
+                self.key_files.take_now(keys);
+                if let Some((tls, pair)) = self.tls.as_ref().zip(pair) {
+                    tls.replace(pair);
+                }
             }
-        });
-        if let Err(error) = reload.await {
-            tracing::error!(%error, "not everything was read again");
+            Err(error) => {
+                tracing::error!(%error, "certificate and keys were not read again; the old ones go on");
+            }
         }
     }
 
@@ -334,7 +341,8 @@ fn start_keys(
     registry: &Registry,
 ) -> Result<(Arc<KeyFiles>, Option<RemoteKeys>), StartError> {
     let auth = &config.auth;
-    let files = KeyFiles::load(auth.keys.clone(), auth.jwks_url.is_some(), registry)?;
+    let with_url = auth.jwks_url.is_some();
+    let files = KeyFiles::new(auth.keys.clone(), auth.key_files.clone(), with_url, registry)?;
     let remote = auth.jwks_url.clone().map(|url| {
         RemoteKeys::new(url, auth.jwks_interval, auth.jwks_ca_file.as_deref(), files.keyring(), registry)
     });

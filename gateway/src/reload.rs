@@ -6,7 +6,8 @@
 //! A look ([`crate::watch`]) reads all of the configuration as a start would, with every file that it
 //! names: a file that is replaced by a rename, a mounted Kubernetes secret that changes by the swap of a
 //! link two directories up, and a key that only now names a file are all the same to it. Where no file is
-//! named, nothing can change and nothing is read.
+//! named, nothing can change and nothing is read. A file system that does not answer ends a look after a while
+//! ([`crate::file`]); that is told as a refused configuration, and the next look begins anew.
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::SystemTime};
 
@@ -14,6 +15,7 @@ use tokio::signal::unix::Signal;
 
 use crate::{
     config::{Changes, Config, ConfigErrors, Secret, Sources},
+    file::{Hung, Reads},
     metrics::ReloadResult,
     node::{Node, ReloadError},
     serve::check_descriptor_limit,
@@ -30,12 +32,15 @@ pub struct Reloader {
     own_secret: Option<Secret>,
     /// What was last tried, whether it was sound or not.
     tried: Found,
+    reads: Reads,
 }
 
 /// What a look has found.
 enum Found {
     Sound(Box<Config>),
     Broken(ConfigErrors),
+    /// Nothing: the file system does not answer.
+    Nothing(Hung),
 }
 
 impl Found {
@@ -53,7 +58,7 @@ impl PartialEq for Found {
         match (self, other) {
             (Self::Sound(one), Self::Sound(other)) => one.snapshot == other.snapshot,
             (Self::Broken(one), Self::Broken(other)) => one == other,
-            (Self::Sound(_), Self::Broken(_)) | (Self::Broken(_), Self::Sound(_)) => false,
+            _ => false,
         }
     }
 }
@@ -61,7 +66,13 @@ impl PartialEq for Found {
 impl Reloader {
     /// Begins with the configuration that the node was started with, and where that came from.
     pub fn new(sources: Sources, config: Config, log: Option<Filter>) -> Self {
-        Self { sources: Arc::new(sources), log, own_secret: None, tried: Found::Sound(Box::new(config)) }
+        Self {
+            sources: Arc::new(sources),
+            log,
+            own_secret: None,
+            tried: Found::Sound(Box::new(config)),
+            reads: Reads::default(),
+        }
     }
 
     /// With the key that a node made for itself.
@@ -80,9 +91,16 @@ impl Reloader {
                 () = received(hangup) => true,
                 _ = ticks.tick(), if self.sources.name_files() => false,
             };
+            // A look that nobody asked for waits until the one before has come to its end.
+            if !told && self.reads.hang() {
+                continue;
+            }
             let found = self.look().await;
             if told {
                 node.reload_files().await;
+                looks.take();
+                self.take(node, found);
+            } else if let Found::Nothing(_) = found {
                 looks.take();
                 self.take(node, found);
             } else if looks.agree(Some(found)).is_some_and(|found| *found != self.tried)
@@ -93,15 +111,10 @@ impl Reloader {
         }
     }
 
-    /// Reads everything. A file may keep its reader waiting: not on a thread that others need.
-    async fn look(&self) -> Found {
+    /// Reads everything, within the time that a file may take.
+    async fn look(&mut self) -> Found {
         let sources = Arc::clone(&self.sources);
-        let found = tokio::task::spawn_blocking(move || Found::read(&sources));
-        match found.await {
-            Ok(found) => found,
-            // Never to be polled again: the runtime is at its end.
-            Err(_) => pending().await,
-        }
+        self.reads.run(move || Found::read(&sources)).await.unwrap_or_else(Found::Nothing)
     }
 
     fn take(&mut self, node: &Node, mut found: Found) {
@@ -117,7 +130,11 @@ impl Reloader {
                 }
                 ReloadResult::Refused
             }
-            Found::Sound(config) => match tokio::task::block_in_place(|| node.reload(config)) {
+            Found::Nothing(error) => {
+                tracing::error!(%error, "the configuration was not read again; the old one goes on");
+                ReloadResult::Refused
+            }
+            Found::Sound(config) => match node.reload(config) {
                 Ok(changes) => self.tell(config, &changes),
                 Err(error @ (ReloadError::NoKey | ReloadError::Keys(_))) => {
                     tracing::error!(%error, "the new configuration is refused; the old one goes on");

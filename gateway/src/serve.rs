@@ -4,9 +4,11 @@
 //! without a key prints. A new configuration while it runs is [`crate::reload`]'s.
 
 use std::{
+    fmt::Write as _,
     io::{self, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -15,10 +17,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     auth::{Grant, Subject, mint},
-    config::{Loaded, Secret},
+    cli,
+    config::{Config, Loaded, Secret, Sources},
     node::{Departure, Node},
     reload::Reloader,
-    telemetry,
+    telemetry::{self, InitError},
 };
 
 /// Threads for everything that is not a client's socket: broker, listeners, ops.
@@ -34,11 +37,20 @@ const DEMO_SUBJECT: &str = "demo";
 ///
 /// The exit code is 0 after a whole drain, 1 if the node could not start or the drain was cut short.
 pub fn run(loaded: Loaded) -> ExitCode {
-    let log = telemetry::init(&loaded.config.log);
-    if let Err(error) = &log {
+    // Dropped last: the log's last lines are about the end.
+    let log = match telemetry::init(&loaded.config.log) {
+        Ok(log) => Some(log),
         // Somebody has installed a subscriber before us: there is a log, if not ours.
-        tracing::warn!(%error, "logging was set up already");
-    }
+        Err(error @ InitError::Taken(_)) => {
+            tracing::warn!(%error, "the log was not set up");
+            None
+        }
+        Err(error @ InitError::Thread(_)) => {
+            let _ = writeln!(io::stderr(), "{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    say_what_starts(&loaded.config, &loaded.sources);
     raise_descriptor_limit(loaded.config.limits.connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
@@ -46,7 +58,7 @@ pub fn run(loaded: Loaded) -> ExitCode {
         .enable_all()
         .build();
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let outcome = runtime.block_on(serve(loaded, log.ok()));
+        let outcome = runtime.block_on(serve(loaded, log.as_ref().map(|log| log.filter.clone())));
         // A file that is being read may keep its thread for as long as it likes; everything else has ended.
         runtime.shutdown_background();
         outcome
@@ -77,7 +89,7 @@ async fn serve(loaded: Loaded, log: Option<telemetry::Filter>) -> anyhow::Result
         reloader = reloader.with_own_secret(own.clone());
         config.auth.keys.secret = Some(own);
         let node = Node::start(config)?;
-        greet(scheme, node.public_address(), &secret, demo)?;
+        say(greeting(scheme, node.public_address(), &secret, demo)?);
         node
     };
     let signal = tokio::select! {
@@ -92,6 +104,20 @@ async fn serve(loaded: Loaded, log: Option<telemetry::Filter>) -> anyhow::Result
             Ok(Departure::Cut(0))
         }
     }
+}
+
+/// The first line of the log: what is asked of whoever reports a fault.
+fn say_what_starts(config: &Config, sources: &Sources) {
+    let file =
+        sources.file.as_ref().map_or_else(|| "none".to_owned(), |(path, _)| path.display().to_string());
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        revision = cli::revision(),
+        broker = %config.broker.url,
+        shards = config.shards,
+        config_file = file,
+        "starting"
+    );
 }
 
 /// Takes as many file descriptors as the process may have, and says so if they are too few.
@@ -116,20 +142,34 @@ pub(crate) fn check_descriptor_limit(connections: usize) {
     }
 }
 
-/// Tells a first user what to do next. The secret lives as long as the process, and so does the token.
-fn greet(scheme: &str, public: SocketAddr, secret: &[u8], demo: bool) -> anyhow::Result<()> {
+/// What tells a first user what to do next. The secret lives as long as the process, and so does the token.
+fn greeting(scheme: &str, public: SocketAddr, secret: &[u8], demo: bool) -> anyhow::Result<String> {
     let subject = Subject::new(DEMO_SUBJECT)?;
     let grants: [Grant; 1] = [DEMO_GRANT.parse()?];
     let token = mint::mint(secret, &subject, &grants, DEMO_TOKEN_TTL, SystemTime::now().into())?;
     let token = token.expose();
-    let host = reachable(public);
-    let mut out = io::stdout().lock();
-    writeln!(out, "No key is configured (under auth), so this run has one of its own.")?;
-    writeln!(out, "A token for {DEMO_GRANT}, valid for a day or until this node ends:\n\n  {token}\n")?;
+    let mut text = format!(
+        "No key is configured (under auth), so this run has one of its own.\n\
+         A token for {DEMO_GRANT}, valid for a day or until this node ends:\n\n  {token}\n\n"
+    );
     if demo {
-        writeln!(out, "Open the demo page, twice:\n\n  {scheme}://{host}/#token={token}\n")?;
+        let host = reachable(public);
+        let _ = writeln!(text, "Open the demo page, twice:\n\n  {scheme}://{host}/#token={token}\n");
     }
-    Ok(out.flush()?)
+    Ok(text)
+}
+
+/// Writes to standard output, from a thread of its own: whoever should read it may never do so.
+fn say(text: String) {
+    let write = move || {
+        let mut out = io::stdout().lock();
+        if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            tracing::warn!(%error, "the token of this run could not be printed");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("greeting".to_owned()).spawn(write) {
+        tracing::warn!(%error, "the token of this run could not be printed");
+    }
 }
 
 /// The address as a browser on this machine can reach it.

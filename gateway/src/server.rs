@@ -10,6 +10,7 @@
 //! | [`ops`] | the second listener: metrics and probes |
 //! | [`acceptor`] | sockets, handed to the emptiest shard |
 //! | [`problem`] | [`Problem`] and [`Refusal`]: answers that say no (RFC 9457) |
+//! | `refusals` | refused tokens, origins and grants, in the log |
 //!
 //! Routes are ordinary axum handlers; what becomes of an admitted request is the shard's
 //! ([`crate::shard::admission`]).
@@ -29,6 +30,7 @@ pub mod peer;
 pub mod problem;
 mod publish;
 mod query;
+pub(crate) mod refusals;
 pub mod rooms;
 mod upgrade;
 

@@ -10,8 +10,19 @@
 //!
 //! A line of JSON holds `timestamp` (RFC 3339, UTC), `level`, `target`, `message`, the event's own fields
 //! beside them, and `spans`: the fields of each span around it, outermost first.
+//!
+//! Lines go through a bounded queue ([`queue`]) to a thread of its own: a log that nobody reads costs lines, which are
+//! counted, and nothing else. So do the messages of panics.
 
-use std::io::{self, IsTerminal};
+mod queue;
+
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    io::{self, IsTerminal},
+    panic::{self, PanicHookInfo},
+    thread,
+    time::Duration,
+};
 
 use tracing::{Dispatch, dispatcher::SetGlobalDefaultError};
 use tracing_subscriber::{
@@ -21,7 +32,12 @@ use tracing_subscriber::{
     reload,
 };
 
+pub use self::queue::dropped_lines;
+use self::queue::{Queue, Stderr};
 use crate::config::{Log, LogFilter, LogFormat};
+
+/// How long the end of the process waits for the log's reader.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Decides which events are logged, and may be told to decide otherwise.
 #[derive(Clone, Debug)]
@@ -35,14 +51,63 @@ impl Filter {
     }
 }
 
-/// Logs to standard error from now on, in the whole process. `Err` if logs go somewhere already: then they
-/// still do.
-///
-/// A line is written by the thread that has something to say, which waits as long as standard error does.
-pub fn init(log: &Log) -> Result<Filter, SetGlobalDefaultError> {
+/// Why the log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// Logs go somewhere already, and still do.
+    #[error(transparent)]
+    Taken(#[from] SetGlobalDefaultError),
+    /// The thread that writes the log could not be made.
+    #[error("cannot start the log's thread: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// The log of this process. When dropped, it waits a second at most until everything has been written.
+#[derive(Debug)]
+pub struct Logging {
+    /// Decides what is logged.
+    pub filter: Filter,
+    queue: Queue,
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.queue.flush(LAST_WORDS);
+    }
+}
+
+/// Logs to standard error from now on, in the whole process; panics are logged, too.
+pub fn init(log: &Log) -> Result<Logging, InitError> {
+    let queue = Queue::start(Stderr, dropped_lines().clone(), |lines| {
+        tracing::warn!(lines, "lines of the log are missing here: nobody read them fast enough");
+    })?;
     // Colour is for people who look at it; `NO_COLOR` is heeded by the layer itself.
-    let (dispatch, filter) = dispatch(log, io::stderr, io::stderr().is_terminal());
-    tracing::dispatcher::set_global_default(dispatch).map(|()| filter)
+    let (dispatch, filter) = dispatch(log, queue.clone(), io::stderr().is_terminal());
+    tracing::dispatcher::set_global_default(dispatch)?;
+    let last_resort = queue.clone();
+    panic::set_hook(Box::new(move |panic| log_panic(panic, &last_resort)));
+    Ok(Logging { filter, queue })
+}
+
+/// Logs a panic. The standard library would write to standard error itself, and wait for its reader.
+fn log_panic(panic: &PanicHookInfo<'_>, queue: &Queue) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let payload = panic.payload();
+    let said = payload.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    let location = panic.location().map(tracing::field::display);
+    let backtrace = Backtrace::capture();
+    let captured = backtrace.status() == BacktraceStatus::Captured;
+    if tracing::enabled!(tracing::Level::ERROR) {
+        let backtrace = captured.then(|| tracing::field::display(&backtrace));
+        tracing::error!(thread = name, location, backtrace, error = said, "a thread panicked");
+    } else {
+        // A filter must not hide it.
+        let place = panic.location().map(|location| format!(" at {location}")).unwrap_or_default();
+        let backtrace = if captured { format!("{backtrace}\n") } else { String::new() };
+        queue.push(format!("thread {name:?} panicked{place}: {said}\n{backtrace}").as_bytes());
+    }
 }
 
 /// What [`init`] installs, writing to `writer`.
@@ -159,10 +224,10 @@ mod tests {
 
     #[test]
     fn another_filter_counts_from_then_on() {
-        let event = || info!(target: "tidegate::reloaded", "said");
+        let event = || info!(target: "tidegate::reload", "said");
         let lines = lines_with(LogFormat::Json, "warn", |filter| {
             event();
-            filter.set(&"warn,tidegate::reloaded=info".parse().unwrap());
+            filter.set(&"warn,tidegate::reload=info".parse().unwrap());
             event();
             event();
             filter.set(&"off".parse().unwrap());

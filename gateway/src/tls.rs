@@ -5,7 +5,7 @@
 //! is [`crate::shard`]'s. When the files are looked at is [`crate::watch`]'s.
 
 use std::{
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -23,15 +23,15 @@ use rustls::{
 
 use crate::{
     config,
-    watch::{Looks, Watched},
+    file::{FileError, MAX, read_text},
+    watch::Watched,
 };
 
 /// What new TLS connections are made with.
 pub struct Tls {
     files: config::Tls,
     current: RwLock<Arc<ServerConfig>>,
-    /// What the files held when they were last tried, whether that was sound or not. Held while one is
-    /// tried, so that attempts come one after another.
+    /// What the files held when they were last tried, whether that was sound or not.
     tried: Mutex<Pair>,
     /// Kept over reloads: who comes back with a ticket is not asked for the expensive handshake.
     tickets: Arc<dyn ProducesTickets>,
@@ -48,8 +48,8 @@ pub enum TlsError {
     Read {
         /// Which one.
         place: Place,
-        /// What the operating system said.
-        error: io::Error,
+        /// Why not.
+        error: FileError,
     },
     /// There is no certificate in the file, or something that only looks like one.
     #[error("{place}: expected at least one certificate in PEM (BEGIN CERTIFICATE)")]
@@ -106,13 +106,19 @@ impl fmt::Display for Place {
 /// What the two files hold.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pair {
-    cert: Vec<u8>,
-    key: Vec<u8>,
+    cert: String,
+    key: String,
 }
 
 /// Reads and checks the files, and does no more.
 pub fn check(files: &config::Tls) -> Result<(), TlsError> {
     Pair::read(files)?.config(files, &aws_lc_rs::Ticketer::new()?).map(drop)
+}
+
+/// Whether there are certificates in this PEM, and nothing that only looks like one.
+pub fn holds_certificate(pem: &str) -> bool {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    chain.is_ok_and(|chain| !chain.is_empty())
 }
 
 impl Tls {
@@ -129,7 +135,7 @@ impl Tls {
             reloaded.with_label_values(&[result]);
         }
         let expiry = IntGauge::new(
-            "tidegate_tls_certificate_expiry_seconds",
+            "tidegate_tls_certificate_expiry_timestamp_seconds",
             "When the certificate in use ends, in Unix time; 0 if it does not say so in a way that is understood.",
         )?;
         expiry.set(expires);
@@ -144,11 +150,16 @@ impl Tls {
         Arc::clone(&self.current.read())
     }
 
-    /// Reads the files now and takes what they hold if it is sound. Blocks on the file system.
-    pub fn reload(&self) {
-        let mut tried = self.tried.lock();
-        match Pair::read(&self.files) {
+    /// What the files hold. Blocks on the file system.
+    pub fn read(&self) -> Result<Pair, TlsError> {
+        Pair::read(&self.files)
+    }
+
+    /// Takes what was read if it is sound, also if it is nothing new.
+    pub fn replace(&self, read: Result<Pair, TlsError>) {
+        match read {
             Ok(pair) => {
+                let mut tried = self.tried.lock();
                 self.take(&pair);
                 *tried = pair;
             }
@@ -181,20 +192,23 @@ impl Watched for Tls {
         true
     }
 
-    fn look(&self, looks: &mut Looks<Pair>) {
-        // One of them may be written before the other.
-        let Some(found) = looks.agree(Pair::read(&self.files).ok()) else { return };
+    // One of them may be written before the other: then the next look finds something else.
+    fn read(&self) -> Option<Pair> {
+        self.read().ok()
+    }
+
+    fn found(&self, pair: &Pair) {
         let mut tried = self.tried.lock();
-        if *tried != *found {
-            self.take(found);
-            tried.clone_from(found);
+        if *tried != *pair {
+            self.take(pair);
+            tried.clone_from(pair);
         }
     }
 }
 
 impl Pair {
     fn read(files: &config::Tls) -> Result<Self, TlsError> {
-        let read = |place, path: &Path| std::fs::read(path).map_err(|error| TlsError::Read { place, error });
+        let read = |place, path: &Path| read_text(path, MAX).map_err(|error| TlsError::Read { place, error });
         let cert = read(Place::cert(&files.cert), &files.cert)?;
         Ok(Self { cert, key: read(Place::Key, &files.key)? })
     }
@@ -205,13 +219,13 @@ impl Pair {
         files: &config::Tls,
         tickets: &Arc<dyn ProducesTickets>,
     ) -> Result<(ServerConfig, i64), TlsError> {
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.cert).collect();
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.cert.as_bytes()).collect();
         let chain = chain.unwrap_or_default();
         let Some(own) = chain.first() else {
             return Err(TlsError::Certificate { place: Place::cert(&files.cert) });
         };
         let expires = expires(own);
-        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| TlsError::Key)?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| TlsError::Key)?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_no_client_auth()

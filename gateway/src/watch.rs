@@ -10,6 +10,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Interval, MissedTickBehavior};
 
+use crate::file::Reads;
+
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -21,26 +23,39 @@ pub trait Watched: Send + Sync + 'static {
     /// Whether there is any now. If not, there is no look. Does not block.
     fn has_files(&self) -> bool;
 
-    /// One look: reads them, and takes what they hold if [`Looks::agree`] on it. Blocks on the file system.
-    fn look(&self, looks: &mut Looks<Self::Contents>);
+    /// One look: what they hold, or `None` if they cannot be read. May block on the file system, and holds no lock
+    /// that others need while it does.
+    fn read(&self) -> Option<Self::Contents>;
+
+    /// Two looks in a row have found this. Does not block.
+    fn found(&self, contents: &Self::Contents);
 }
 
 /// Looks at files until dropped.
 pub async fn watch<W: Watched>(watched: Arc<W>) {
     let mut ticks = ticks();
-    let mut looks = Looks::default();
+    let (mut looks, mut reads) = (Looks::default(), Reads::default());
     loop {
         ticks.tick().await;
         if !watched.has_files() {
             looks.take();
             continue;
         }
-        let (watched, mut last) = (Arc::clone(&watched), std::mem::take(&mut looks));
-        let look = tokio::task::spawn_blocking(move || {
-            watched.look(&mut last);
-            last
-        });
-        looks = look.await.unwrap_or_default();
+        if reads.hang() {
+            continue;
+        }
+        let reader = Arc::clone(&watched);
+        match reads.run(move || reader.read()).await {
+            Ok(read) => {
+                if let Some(contents) = looks.agree(read) {
+                    watched.found(contents);
+                }
+            }
+            Err(error) => {
+                looks.take();
+                tracing::error!(%error, "files were not looked at; what they held goes on");
+            }
+        }
     }
 }
 
@@ -107,9 +122,13 @@ mod tests {
             self.there.load(Ordering::Relaxed)
         }
 
-        fn look(&self, looks: &mut Looks<()>) {
+        fn read(&self) -> Option<()> {
             self.looks.fetch_add(1, Ordering::Relaxed);
-            self.agreed.fetch_add(looks.agree(Some(())).iter().count(), Ordering::Relaxed);
+            Some(())
+        }
+
+        fn found(&self, (): &()) {
+            self.agreed.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -285,10 +285,9 @@ fn a_changed_certificate_is_for_new_connections() {
     stage.tls(&third).unwrap();
     echo(&mut old, Bytes::from_static(b"still here, too"));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
-    let expiry = stage
-        .metrics()
-        .lines()
-        .find_map(|line| line.strip_prefix("tidegate_tls_certificate_expiry_seconds ")?.parse::<f64>().ok());
+    let expiry = stage.metrics().lines().find_map(|line| {
+        line.strip_prefix("tidegate_tls_certificate_expiry_timestamp_seconds ")?.parse::<f64>().ok()
+    });
     assert!(expiry.is_some_and(|expiry| expiry > now), "{expiry:?}");
 }
 

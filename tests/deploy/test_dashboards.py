@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 INTERVAL = "10s"
 # Of nodes that are configured for them, and not of those here: TLS, and key sets that are fetched.
 ELSEWHERE = {
-    "tidegate_tls_certificate_expiry_seconds",
+    "tidegate_tls_certificate_expiry_timestamp_seconds",
     "tidegate_tls_reloads_total",
     "tidegate_jwks_keys",
     "tidegate_jwks_last_success_timestamp_seconds",

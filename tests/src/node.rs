@@ -5,6 +5,7 @@
 
 use std::{
     ffi::OsString,
+    io::{self, PipeReader, PipeWriter, Write as _, pipe},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -41,6 +42,7 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     config_file: Option<PathBuf>,
     pid_one: bool,
+    unread_stdout: bool,
 }
 
 impl Builder {
@@ -67,10 +69,16 @@ impl Builder {
 
     /// A node on ports of the system's choice, and otherwise as it comes.
     pub fn unconfigured() -> Self {
-        Self { settings: Vec::new(), environment: Vec::new(), config_file: None, pid_one: false }
-            .set("public.listen", "127.0.0.1:0")
-            .set("ops.listen", "127.0.0.1:0")
-            .set("log.format", "json")
+        Self {
+            settings: Vec::new(),
+            environment: Vec::new(),
+            config_file: None,
+            pid_one: false,
+            unread_stdout: false,
+        }
+        .set("public.listen", "127.0.0.1:0")
+        .set("ops.listen", "127.0.0.1:0")
+        .set("log.format", "json")
     }
 
     /// Sets a configuration key. The last value counts.
@@ -99,6 +107,13 @@ impl Builder {
     #[must_use]
     pub fn as_pid_one(mut self) -> Self {
         self.pid_one = true;
+        self
+    }
+
+    /// Gives the node a standard output that is full already, and that nobody reads.
+    #[must_use]
+    pub fn with_unread_stdout(mut self) -> Self {
+        self.unread_stdout = true;
         self
     }
 
@@ -152,11 +167,18 @@ impl Builder {
         for (key, value) in &self.settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
+        let unread_stdout = self.unread_stdout.then(full_pipe).transpose()?;
+        if let Some((_, full)) = &unread_stdout {
+            command.stdout(full.try_clone()?);
+        }
         let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
         let (writer, output) = watch::channel(Output::default());
+        let (reading, read) = watch::channel(true);
         let mut readers = JoinSet::new();
-        readers.spawn(keep(child.stdout.take().context("stdout is piped")?, writer.clone()));
-        readers.spawn(keep(child.stderr.take().context("stderr is piped")?, writer));
+        if let Some(stdout) = child.stdout.take() {
+            readers.spawn(keep(stdout, writer.clone(), read.clone()));
+        }
+        readers.spawn(keep(child.stderr.take().context("stderr is piped")?, writer, read));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         Ok(Node {
             child,
@@ -165,7 +187,9 @@ impl Builder {
             public: unknown,
             ops: unknown,
             output,
+            reading,
             readers,
+            _unread_stdout: unread_stdout.map(|(unread, _)| unread),
             _directory: directory,
         })
     }
@@ -218,7 +242,10 @@ pub struct Node {
     /// Where probes and metrics are.
     pub ops: SocketAddr,
     output: watch::Receiver<Output>,
+    /// Whether what it writes is read.
+    reading: watch::Sender<bool>,
     readers: JoinSet<()>,
+    _unread_stdout: Option<PipeReader>,
     _directory: TempDir,
 }
 
@@ -304,6 +331,16 @@ impl Node {
         String::from_utf8_lossy(&self.output.borrow().bytes).into_owned()
     }
 
+    /// From now on nobody reads what the node writes: its pipes fill.
+    pub fn stop_reading(&self) {
+        self.reading.send_replace(false);
+    }
+
+    /// Goes on reading what the node writes.
+    pub fn read_on(&self) {
+        self.reading.send_replace(true);
+    }
+
     /// Waits until the node has written this.
     pub async fn until_written(&self, text: &str) -> Result<()> {
         let mut output = self.output.clone();
@@ -340,6 +377,7 @@ impl Node {
         let Ok(status) = timeout(PATIENCE, self.child.wait()).await else {
             bail!("the node has not ended within {PATIENCE:?}");
         };
+        self.read_on();
         while self.readers.join_next().await.is_some() {}
         Ok(status?)
     }
@@ -474,9 +512,17 @@ fn listening(line: &[u8]) -> Option<(String, SocketAddr)> {
     Some((field("listener")?.to_owned(), field("address")?.parse().ok()?))
 }
 
-async fn keep(mut stream: impl AsyncRead + Unpin, output: watch::Sender<Output>) {
+async fn keep(
+    mut stream: impl AsyncRead + Unpin,
+    output: watch::Sender<Output>,
+    mut reading: watch::Receiver<bool>,
+) {
     let mut pending = Vec::new();
-    while matches!(stream.read_buf(&mut pending).await, Ok(count) if count > 0) {
+    // An error means that the node has been dropped: the rest is still read.
+    while {
+        let _ = reading.wait_for(|reading| *reading).await;
+        matches!(stream.read_buf(&mut pending).await, Ok(count) if count > 0)
+    } {
         if let Some(end) = pending.iter().rposition(|&byte| byte == b'\n') {
             let rest = pending.split_off(end + 1);
             let lines = std::mem::replace(&mut pending, rest);
@@ -488,6 +534,21 @@ async fn keep(mut stream: impl AsyncRead + Unpin, output: watch::Sender<Output>)
         }
     }
     output.send_modify(|output| output.line(&pending));
+}
+
+/// Both ends of a pipe that takes no more.
+fn full_pipe() -> Result<(PipeReader, PipeWriter)> {
+    let (reader, writer) = pipe()?;
+    rustix::io::ioctl_fionbio(&writer, true)?;
+    loop {
+        match (&writer).write(&[b'.'; 4096]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    rustix::io::ioctl_fionbio(&writer, false)?;
+    Ok((reader, writer))
 }
 
 /// The program: `TIDEGATE_BIN`, or the one beside the running test.

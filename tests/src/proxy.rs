@@ -23,6 +23,15 @@ pub struct Nginx {
 impl Nginx {
     /// One process, two kept connections to the node.
     pub async fn before(node: SocketAddr) -> Result<Self> {
+        Self::naming(node, "$http_host").await
+    }
+
+    /// The same, and the node is told a host that browsers do not know.
+    pub async fn renaming(node: SocketAddr) -> Result<Self> {
+        Self::naming(node, "gateway.internal").await
+    }
+
+    async fn naming(node: SocketAddr, host: &str) -> Result<Self> {
         let address = free_address().await?;
         Self::start(
             address,
@@ -37,7 +46,7 @@ impl Nginx {
                         proxy_pass http://node;
                         proxy_http_version 1.1;
                         proxy_request_buffering off;
-                        proxy_set_header Host $http_host;
+                        proxy_set_header Host {host};
                         proxy_set_header Upgrade $http_upgrade;
                         proxy_set_header Connection $connection_upgrade;
                     }}

@@ -1,14 +1,9 @@
 //! Keys from files of this machine: the configured ones, and a key set.
 //!
-//! Owns reading them, and replacing them while the node runs: all of them or, if one is not sound, none.
+//! Owns what their files hold, and replacing them while the node runs: all of them or, if one is not sound, none.
 //! When the files are looked at is [`crate::watch`]'s.
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, Opts, Registry};
@@ -20,11 +15,9 @@ use super::{
 };
 use crate::{
     config::Secret,
-    watch::{Looks, Watched},
+    file::{FileError, MAX_SMALL, read_text, read_value},
+    watch::Watched,
 };
-
-/// The largest file of a single key, in bytes.
-const MAX_KEY_FILE: usize = 64 * 1024;
 
 /// What the configuration says of keys on this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,8 +52,8 @@ pub enum LoadError {
     Read {
         /// The key.
         id: String,
-        /// What the operating system said.
-        error: io::Error,
+        /// Why not.
+        error: FileError,
     },
     /// A key's file does not hold such a key.
     #[error("{id:?}, {algorithm}: in its file, {error}", algorithm = .algorithm.as_str())]
@@ -74,7 +67,7 @@ pub enum LoadError {
     },
     /// The key set cannot be read.
     #[error("expected a file that can be read: {0}")]
-    ReadSet(io::Error),
+    ReadSet(FileError),
     /// The key set cannot be used.
     #[error("in that file, {0}")]
     Set(DocumentError),
@@ -108,59 +101,96 @@ impl LocalKeys {
         self.secret.is_none() && self.files.is_empty() && self.jwks.is_none()
     }
 
-    /// Everything that is wrong with them, one sentence each.
-    pub fn complaints(&self) -> Vec<LoadError> {
-        let one = |files: Vec<KeyFile>, jwks| {
-            let local = Self { secret: None, files, jwks };
-            local.read().and_then(|contents| local.parse(&contents)).err()
+    /// What the files hold, or everything that is wrong with them. Blocks on the file system.
+    pub fn read(&self) -> Result<Contents, Vec<LoadError>> {
+        let alone = |files: Vec<KeyFile>, jwks| {
+            let alone = Self { secret: None, files, jwks };
+            let contents = alone.contents()?;
+            alone.parse(&contents).map(|_| contents)
         };
-        let keys = self.files.iter().filter_map(|file| one(vec![file.clone()], None));
-        keys.chain(self.jwks.clone().and_then(|jwks| one(Vec::new(), Some(jwks)))).collect()
+        let files = self.files.iter().map(|file| alone(vec![file.clone()], None));
+        let set = self.jwks.iter().map(|jwks| alone(Vec::new(), Some(jwks.clone())));
+        let (mut whole, mut wrong) = (Contents::default(), Vec::new());
+        for read in files.chain(set) {
+            match read {
+                Ok(Contents { keys, set }) => {
+                    whole.keys.extend(keys);
+                    whole.set = set;
+                }
+                Err(error) => wrong.push(error),
+            }
+        }
+        if wrong.is_empty() { Ok(whole) } else { Err(wrong) }
     }
 
-    fn read(&self) -> Result<Contents, LoadError> {
-        let key = |file: &KeyFile| {
-            read_file(&file.path, MAX_KEY_FILE)
-                .map_err(|error| LoadError::Read { id: file.id.clone(), error })
-        };
-        let set = |path: &PathBuf| read_file(path, Document::MAX_BYTES).map_err(LoadError::ReadSet);
+    /// What the files hold, sound or not. Blocks on the file system.
+    fn contents(&self) -> Result<Contents, LoadError> {
+        let set = |path: &PathBuf| read_text(path, Document::MAX_BYTES).map_err(LoadError::ReadSet);
         Ok(Contents {
-            keys: self.files.iter().map(key).collect::<Result<_, _>>()?,
+            keys: self.files.iter().map(KeyFile::read).collect::<Result<_, _>>()?,
             set: self.jwks.as_ref().map(set).transpose()?,
         })
     }
 
+    /// The keys that are there if the files hold this.
     fn parse(&self, contents: &Contents) -> Result<Loaded, LoadError> {
         let secret = self
             .secret
             .iter()
             .map(|secret| Key::shared(None, Algorithm::Hs256, secret.expose()).map_err(LoadError::Secret));
-        let keys = self.files.iter().zip(&contents.keys).map(|(KeyFile { id, algorithm, .. }, bytes)| {
-            let key = if algorithm.is_shared() {
-                Key::shared(Some(id), *algorithm, without_line_break(bytes))
-            } else {
-                Key::public(Some(id), *algorithm, bytes)
-            };
-            key.map_err(|error| LoadError::Key { id: id.clone(), algorithm: *algorithm, error })
-        });
+        let keys = self.files.iter().zip(&contents.keys).map(|(file, text)| file.key(text));
         let configured = secret.chain(keys).collect::<Result<_, _>>()?;
-        let set = contents.set.as_ref().map(|json| Document::read(json, Origin::File)).transpose();
-        let Document { keys: set, ignored } = set.map_err(LoadError::Set)?.unwrap_or_default();
+        let set = contents.set.as_ref().map(|text| Document::read(text.as_bytes(), Origin::File));
+        let Document { keys: set, ignored } = set.transpose().map_err(LoadError::Set)?.unwrap_or_default();
         Ok(Loaded { configured, set, ignored })
     }
 }
 
+impl KeyFile {
+    fn read(&self) -> Result<String, LoadError> {
+        let text = if self.algorithm.is_shared() {
+            read_value(&self.path)
+        } else {
+            read_text(&self.path, MAX_SMALL)
+        };
+        text.map_err(|error| LoadError::Read { id: self.id.clone(), error })
+    }
+
+    fn key(&self, text: &str) -> Result<Key, LoadError> {
+        let Self { id, algorithm, .. } = self;
+        let key = if algorithm.is_shared() { Key::shared } else { Key::public };
+        key(Some(id), *algorithm, text.as_bytes()).map_err(|error| LoadError::Key {
+            id: id.clone(),
+            algorithm: *algorithm,
+            error,
+        })
+    }
+}
+
 /// What the files hold.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Contents {
-    keys: Vec<Vec<u8>>,
-    set: Option<Vec<u8>>,
+    keys: Vec<String>,
+    set: Option<String>,
+}
+
+/// What was read of the files of some keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    local: LocalKeys,
+    contents: Contents,
+}
+
+/// Secrets may be among it.
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Contents").finish_non_exhaustive()
+    }
 }
 
 /// Keeps a keyring as the files are.
 pub struct KeyFiles {
     keyring: Arc<Keyring>,
-    /// Held while files are tried, so that attempts come one after another.
     state: Mutex<State>,
     reloads: IntCounterVec,
 }
@@ -168,13 +198,17 @@ pub struct KeyFiles {
 struct State {
     local: LocalKeys,
     /// What the files held when they were last tried, whether that was sound or not.
-    tried: Option<Contents>,
+    tried: Contents,
 }
 
 impl KeyFiles {
-    /// Reads and checks the keys. `with_url` says whether more will come from a URL.
-    pub fn load(local: LocalKeys, with_url: bool, registry: &Registry) -> Result<Self, LoadError> {
-        let contents = local.read()?;
+    /// Begins with keys whose files hold `contents`. `with_url` says whether more will come from a URL.
+    pub fn new(
+        local: LocalKeys,
+        contents: Contents,
+        with_url: bool,
+        registry: &Registry,
+    ) -> Result<Self, LoadError> {
         let Loaded { configured, set, ignored } = local.parse(&contents)?;
         say_ignored(&ignored, "auth.jwks_file");
         let keyring = Keyring::new(configured, set);
@@ -190,7 +224,7 @@ impl KeyFiles {
             reloads.with_label_values(&[result]);
         }
         registry.register(Box::new(reloads.clone()))?;
-        Ok(Self { keyring, state: Mutex::new(State { local, tried: Some(contents) }), reloads })
+        Ok(Self { keyring, state: Mutex::new(State { local, tried: contents }), reloads })
     }
 
     /// The keys.
@@ -203,19 +237,23 @@ impl KeyFiles {
         self.state.lock().local == *local
     }
 
-    /// From now on `local` counts, if all of it is sound. Blocks on the file system.
-    pub fn replace(&self, local: LocalKeys) -> Result<(), LoadError> {
+    /// From now on `local` counts, whose files hold `contents`, if all of it is sound.
+    pub fn replace(&self, local: LocalKeys, contents: Contents) -> Result<(), LoadError> {
         let mut state = self.state.lock();
-        let contents = local.read()?;
         self.take(local.parse(&contents)?);
-        *state = State { local, tried: Some(contents) };
+        *state = State { local, tried: contents };
         Ok(())
     }
 
-    /// Reads the files now and takes what they hold if all of it is sound. Blocks on the file system.
-    pub fn reload(&self) {
+    /// What the files hold that count now. Blocks on the file system.
+    pub fn read_now(&self) -> Result<Read, LoadError> {
         let local = self.state.lock().local.clone();
-        if let Err(error) = self.replace(local) {
+        local.contents().map(|contents| Read { local, contents })
+    }
+
+    /// Takes what was read if all of it is sound, also if it is nothing new.
+    pub fn take_now(&self, read: Result<Read, LoadError>) {
+        if let Err(error) = read.and_then(|Read { local, contents }| self.replace(local, contents)) {
             self.refuse(&error);
         }
     }
@@ -235,22 +273,26 @@ impl KeyFiles {
 }
 
 impl Watched for KeyFiles {
-    type Contents = Contents;
+    type Contents = Read;
 
     fn has_files(&self) -> bool {
-        // Who holds it is reading some.
-        self.state.try_lock().is_none_or(|state| !state.local.files.is_empty() || state.local.jwks.is_some())
+        let state = self.state.lock();
+        !state.local.files.is_empty() || state.local.jwks.is_some()
     }
 
-    fn look(&self, looks: &mut Looks<Contents>) {
+    fn read(&self) -> Option<Read> {
+        self.read_now().ok()
+    }
+
+    fn found(&self, Read { local, contents }: &Read) {
         let mut state = self.state.lock();
-        let Some(found) = looks.agree(state.local.read().ok()) else { return };
-        if state.tried.as_ref() != Some(found) {
-            match state.local.parse(found) {
+        // Otherwise a new configuration has come in between.
+        if state.local == *local && state.tried != *contents {
+            match local.parse(contents) {
                 Ok(loaded) => self.take(loaded),
                 Err(error) => self.refuse(&error),
             }
-            state.tried = Some(found.clone());
+            state.tried.clone_from(contents);
         }
     }
 }
@@ -260,18 +302,4 @@ pub(super) fn say_ignored(ignored: &[Ignored], set: &'static str) {
     for ignored in ignored {
         tracing::warn!(set, %ignored, "a key is not used");
     }
-}
-
-/// Without the one line break that an editor leaves at a file's end.
-pub(crate) fn without_line_break(bytes: &[u8]) -> &[u8] {
-    bytes.strip_suffix(b"\n").map_or(bytes, |line| line.strip_suffix(b"\r").unwrap_or(line))
-}
-
-fn read_file(path: &Path, max: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
-    if read > max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max} bytes")));
-    }
-    Ok(bytes)
 }

@@ -75,7 +75,7 @@ fn flags_stand_before_and_after_the_command() {
 
 #[test]
 fn a_wrong_configuration_is_said_and_not_served() {
-    for command in [&[][..], &["serve"], &["check-config"], &["token", "--sub", "a"], &["healthcheck"]] {
+    for command in [&[][..], &["serve"], &["check-config"], &["token", "--sub", "a"]] {
         let args: Vec<&str> =
             command.iter().chain(&["--set", "shards=0", "--set=hunter2"]).copied().collect();
         let (status, out, err) = run(&args, &[("TIDEGATE_SHARD", "1")]);
@@ -348,10 +348,95 @@ fn a_healthcheck_asks_the_configured_node() {
         let server = answer_once(listener, answer);
         let (got, out, err) = run(&["healthcheck"], &[("TIDEGATE_OPS__LISTEN", &address.to_string())]);
         assert_eq!(got, Some(status), "{out}{err}");
-        assert!(format!("{out}{err}").starts_with(&format!("http://{address}/readyz: ")), "{out}{err}");
+        let from = "(ops.listen: environment TIDEGATE_OPS__LISTEN): ";
+        assert!(format!("{out}{err}").starts_with(&format!("http://{address}/readyz {from}")), "{out}{err}");
         let asked = server.join().unwrap();
         let host = format!("Host: {address}");
         assert_eq!(asked, ["GET /readyz HTTP/1.1", &host, "Connection: close"]);
+    }
+}
+
+/// A node goes on when its configuration is broken while it runs, and so does the question whether it is ready.
+#[test]
+fn a_healthcheck_finds_the_node_where_its_configuration_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tidegate.toml");
+    let named = path.to_str().unwrap();
+    for (args, env) in [
+        (&["healthcheck"][..], &[("TIDEGATE_CONFIG", named)][..]),
+        (&["healthcheck", "--config", named], &[("TIDEGATE_CONFIG", "/nonexistent.toml")]),
+        (&["healthcheck", "--config", named], &[("TIDEGATE_CONFIG", "")]),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        fs::write(&path, format!("shards = 0\nops.listen = '{address}'\nsse.rety = '1s'\n")).unwrap();
+        let server = answer_once(listener, b"HTTP/1.1 200 OK\r\n\r\n");
+        let (status, out, err) = run(args, env);
+        let expected = format!("http://{address}/readyz (ops.listen: {named}:2): 200 OK\n");
+        assert_eq!((status, out, err.as_str()), (Some(Status::Success), expected, ""), "{args:?}");
+        server.join().unwrap();
+    }
+    // What it needs must be sound.
+    for (text, complaint) in [
+        ("ops.listen = 'here'", "ops.listen = \"here\""),
+        ("ops.listen = ", "expected TOML"),
+        ("ops.listen = '127.0.0.1:0'", "lets the system choose a port"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let (status, _, err) = run(&["healthcheck"], &[("TIDEGATE_CONFIG", named)]);
+        assert_eq!(status, Some(Status::Misuse), "{text}");
+        assert!(err.contains(complaint), "{text}: {err}");
+    }
+    let (status, _, err) = run(&["healthcheck", "--set=x"], &[]);
+    assert_eq!((status, err.as_str()), (Some(Status::Misuse), "--set (command line): expected KEY=VALUE\n"));
+    let (_, _, err) = run(&["healthcheck"], &[("TIDEGATE_CONFIG", "/nonexistent.toml")]);
+    assert!(err.starts_with("/nonexistent.toml: expected a file"), "{err}");
+}
+
+/// One file for all commands, so that each sees what the node sees.
+#[test]
+fn the_environment_names_the_file_for_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, other) = (dir.path().join("tidegate.toml"), dir.path().join("other.toml"));
+    fs::write(&path, format!("shards = 3\nauth.hs256_secret = '{SECRET}'")).unwrap();
+    fs::write(&other, "shards = 4").unwrap();
+    let env = [("TIDEGATE_CONFIG", path.to_str().unwrap())];
+    let shards = |args: &[&str]| match invoke_with(args, &env).0 {
+        Invocation::Serve(loaded) => loaded.config.shards,
+        Invocation::Done(_) => panic!("a node would run"),
+    };
+    assert_eq!((shards(&[]), shards(&["serve"])), (3, 3));
+    assert_eq!(shards(&["--config", other.to_str().unwrap()]), 4, "the command line wins");
+    assert_eq!(run(&["check-config"], &env).0, Some(Status::Success));
+    assert_eq!(run(&["token", "--sub", "a"], &env).0, Some(Status::Success));
+    fs::write(&path, "shards = 0").unwrap();
+    for command in [&["serve"][..], &["check-config"], &["token", "--sub", "a"]] {
+        let (status, _, err) = run(command, &env);
+        assert_eq!(status, Some(Status::Misuse), "{command:?}");
+        assert!(err.contains("tidegate.toml:1"), "{command:?}: {err}");
+    }
+}
+
+/// What a start would refuse, `check-config` refuses.
+#[test]
+fn certificates_to_trust_are_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca.pem");
+    let given = |key: &str| format!("{key}={}", path.display());
+    for (key, with) in [
+        ("broker.ca_file", "broker.url=rediss://redis.example"),
+        ("auth.jwks_ca_file", "auth.jwks_url=https://login.example/jwks"),
+    ] {
+        let check = || run(&["check-config", "--set", with, "--set", &given(key)], &[]);
+        fs::write(&path, "no certificate").unwrap();
+        let (status, _, err) = check();
+        assert_eq!(status, Some(Status::Misuse));
+        assert!(err.starts_with(key) && err.contains("at least one certificate"), "{err}");
+        fs::remove_file(&path).unwrap();
+        assert!(check().2.contains("expected a file that can be read: No such file"), "{key}");
+        let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        fs::write(&path, format!("\u{feff}{}", pair.cert.pem())).unwrap();
+        assert_eq!(check().0, Some(Status::Success), "{key}");
     }
 }
 
@@ -360,7 +445,9 @@ fn a_healthcheck_of_nobody_fails() {
     // Bound and dropped: nobody listens there now.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}/livez?x");
-    assert_eq!(run(&["healthcheck", "--url", &url], &[]).0, Some(Status::Failure));
+    let (status, _, err) = run(&["healthcheck", "--url", &url], &[]);
+    assert_eq!(status, Some(Status::Failure));
+    assert!(err.starts_with(&format!("{url}: ")), "{err}");
     for wrong in
         ["", "/readyz", "127.0.0.1:9090", "https://127.0.0.1/", "http://u:p@127.0.0.1/", "http://a b/"]
     {

@@ -12,13 +12,10 @@ use std::{
 use super::{
     error::{ConfigError, ConfigErrors, Source},
     raw::{Entry, Raw},
-    reader::read_text,
     suggest::suggest,
     table::{ROOMS, TABLE, is_of_rooms, room_keys},
 };
-
-/// What a configuration file may have, in bytes: it is read every few seconds.
-const MAX_FILE: u64 = 1024 * 1024;
+use crate::file;
 
 /// Where a configuration comes from. Nothing else is looked at, so a test can say all there is.
 #[derive(Clone, Default)]
@@ -38,9 +35,15 @@ impl Sources {
         std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect()
     }
 
+    /// The configuration file that the environment names, for when the command line names none.
+    pub fn file_of(env: &BTreeMap<String, String>) -> Option<PathBuf> {
+        let named = env.iter().find(|(name, value)| name.eq_ignore_ascii_case(FILE) && !value.is_empty());
+        named.map(|(_, path)| path.into())
+    }
+
     /// Takes the text of a configuration file as it is now.
     pub fn read_file(&mut self, path: PathBuf) -> Result<(), ConfigError> {
-        match read_text(&path, MAX_FILE) {
+        match file::read_text(&path, file::MAX) {
             Ok(text) => {
                 self.file = Some((path, text));
                 Ok(())
@@ -154,7 +157,7 @@ impl Layers {
         let mut spelt: BTreeMap<String, &str> = BTreeMap::new();
         for (variable, value) in env {
             let Some(rest) = strip_prefix_ignoring_case(variable, PREFIX) else { continue };
-            if is_service_link(rest, value) {
+            if is_service_link(rest, value) || variable.eq_ignore_ascii_case(FILE) {
                 continue;
             }
             let name = rest.to_ascii_lowercase().replace("__", ".");
@@ -247,6 +250,8 @@ impl Layers {
 }
 
 const PREFIX: &str = "TIDEGATE_";
+/// Names the configuration file. Not a key: a file cannot name itself.
+const FILE: &str = "TIDEGATE_CONFIG";
 
 /// The variable that gives this key its value.
 pub(super) fn variable_of(key: &str) -> String {

@@ -3,12 +3,7 @@
 //! Owns the list of errors: a value that cannot be read is noted and its default stands in, so that one
 //! pass finds everything. What stands in never leaves [`Reader::finish`].
 
-use std::{
-    collections::BTreeSet,
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::collections::BTreeSet;
 
 use super::{
     Sources,
@@ -23,6 +18,7 @@ use super::{
 use crate::{
     auth::grant::{Operations, Policy, PolicyPattern},
     delivery::DeliveryPolicy,
+    file::read_value,
 };
 
 /// Reads the keys of the table from the layers.
@@ -86,15 +82,14 @@ impl Reader {
             return self.read_optional(key);
         }
         let path = self.read_optional(file_key)?;
-        let text = match read_text(&path, MAX_VALUE) {
+        let text = match read_value(&path) {
             Ok(text) => text,
             Err(error) => {
                 self.complain(file_key, format!("expected a file of text that can be read: {error}"));
                 return None;
             }
         };
-        let text = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
-        let raw = Raw::Text(text.to_owned());
+        let raw = Raw::Text(text);
         match key.kind.read(&raw) {
             Ok(value) => {
                 self.note(key, Some((&raw, &value)));
@@ -197,6 +192,17 @@ impl Reader {
         }
     }
 
+    /// Where a key was given.
+    pub(super) fn source(&self, key: &dyn Row) -> Source {
+        self.layers.get(key.name()).map_or(Source::Default, |given| given.source.clone())
+    }
+
+    /// Whatever went wrong with this key, or with a file as a whole.
+    pub(super) fn finish_with(mut self, key: &dyn Row) -> Result<(), ConfigErrors> {
+        self.errors.retain(|error| error.key.is_empty() || error.key == key.name());
+        ConfigErrors::check(self.errors)
+    }
+
     /// Whatever went wrong, or what every key came to.
     pub(super) fn finish(self) -> Result<Snapshot, ConfigErrors> {
         ConfigErrors::check(self.errors).map(|()| self.snapshot)
@@ -241,18 +247,4 @@ fn default<K: Kind>(key: &Key<K>) -> Option<K::Value> {
 /// else by what it means: `60s` and `1m` are the same.
 fn printed<K: Kind>(key: &Key<K>, raw: &Raw, value: &K::Value) -> String {
     if key.kind.is_secret() { format!("{raw:?}") } else { format!("{value:?}") }
-}
-
-/// What a file may have that holds one value.
-const MAX_VALUE: u64 = 64 * 1024;
-
-/// A file of UTF-8 that has at most `max` bytes.
-pub(super) fn read_text(path: &Path, max: u64) -> io::Result<String> {
-    let mut text = String::new();
-    let read = File::open(path)?.take(max + 1).read_to_string(&mut text)?;
-    if read as u64 > max {
-        let error = format!("it has more than {} KiB", max / 1024);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
-    }
-    Ok(text)
 }

@@ -18,24 +18,32 @@ pub(super) fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clo
     known.filter(|candidate| last(candidate) == last(name)).take(3).collect()
 }
 
-/// Insertions, deletions and replacements that lead from one text to the other (Levenshtein).
+/// Insertions, deletions, replacements and swaps of neighbours that lead from one text to the other (Damerau and
+/// Levenshtein, each character edited once).
 fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
+    let to: Vec<char> = to.chars().collect();
+    // The row above, the one above that, and the character that led to it.
+    let mut above: Vec<usize> = (0..=to.len()).collect();
+    let mut before: Option<(char, Vec<usize>)> = None;
     for (i, a) in from.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, b) in row.iter_mut().zip(std::iter::once(None).chain(to.chars().map(Some))) {
-            let Some(b) = b else {
-                *cell = left;
-                continue;
-            };
-            let above = *cell;
-            left = (diagonal + usize::from(a != b)).min(above + 1).min(left + 1);
-            diagonal = above;
-            *cell = left;
+        let mut row = Vec::with_capacity(above.len());
+        row.push(i + 1);
+        for (j, b) in to.iter().enumerate() {
+            let at = |row: &[usize], column: usize| row.get(column).copied().unwrap_or(usize::MAX - 1);
+            let mut edits = at(&above, j) + usize::from(a != *b);
+            edits = edits.min(at(&above, j + 1) + 1).min(at(&row, j) + 1);
+            if let Some((previous, row_before)) = &before
+                && previous == b
+                && j > 0
+                && to.get(j - 1) == Some(&a)
+            {
+                edits = edits.min(at(row_before, j - 1) + 1);
+            }
+            row.push(edits);
         }
+        before = Some((a, std::mem::replace(&mut above, row)));
     }
-    row.last().copied().unwrap_or_default()
+    above.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -44,9 +52,16 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (from, to, expected) in
-            [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)]
-        {
+        for (from, to, expected) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("kitten", "sitting", 3),
+            ("flaw", "lawn", 2),
+            ("debgu", "debug", 1),
+            ("atuh", "auth", 1),
+            ("ca", "abc", 3),
+        ] {
             assert_eq!(distance(from, to), expected, "{from} {to}");
             assert_eq!(distance(to, from), expected, "{to} {from}");
         }

@@ -248,7 +248,7 @@ table! {
         default: Unset { example: r#""/run/secrets/broker-url""# },
         reload: Restart,
         doc: "A file that holds what would be `broker.url`.",
-        more: "For mounted secrets. A line break at its end is not part of the value.",
+        more: "For mounted secrets. It has one line; line breaks around it are not part of the value.",
     };
     BROKER_PREFIX: Parsed<Prefix> = Key {
         name: "broker.prefix",
@@ -354,7 +354,7 @@ table! {
         default: Unset { example: r#""/run/secrets/hs256""# },
         reload: Live,
         doc: "A file that holds what would be `auth.hs256_secret`.",
-        more: "A line break at its end is not part of the key.",
+        more: "It has one line; line breaks around it are not part of the key.",
     };
     AUTH_KEYS: KeyTable = Key {
         name: "auth.keys",
@@ -601,7 +601,7 @@ table! {
         default: Is(r#""info""#),
         reload: Live,
         doc: "Which events are logged.",
-        more: "The directives of tracing-subscriber's `EnvFilter`.",
+        more: "Levels and targets that do not exist are refused.",
     };
     ROOMS_GRANT: OperationList = Key {
         name: r#"rooms."<pattern>".grant"#,

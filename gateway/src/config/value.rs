@@ -4,8 +4,6 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use tracing_subscriber::EnvFilter;
-
 /// A number of bytes, written `512B`, `64KiB`, `16MiB`, `1GiB`, or as a plain integer.
 ///
 /// Decimal units (`kB`, `MB`) are refused: half of the world reads `64KB` as 65,536 and the other half as
@@ -146,39 +144,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// Which events are logged: directives that `tracing_subscriber::EnvFilter` understands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogFilter(Arc<str>);
-
-/// Why a text is not a [`LogFilter`].
-#[derive(Debug, thiserror::Error)]
-#[error("a log filter is a level or a list of target=level, such as info,tidegate::auth=debug")]
-pub struct InvalidLogFilter;
-
-impl LogFilter {
-    /// The filter, ready for a subscriber.
-    pub fn to_env_filter(&self) -> EnvFilter {
-        EnvFilter::try_new(&*self.0).expect("the directives were parsed when this value was made")
-    }
-}
-
-impl FromStr for LogFilter {
-    type Err = InvalidLogFilter;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // The parser of tracing-subscriber 0.3.23 slices bytes where a character may be, and panics.
-        // Targets are module paths, so nothing is lost with the rest of Unicode.
-        let valid = text.is_ascii() && !text.trim().is_empty() && EnvFilter::try_new(text).is_ok();
-        if valid { Ok(Self(Arc::from(text))) } else { Err(InvalidLogFilter) }
-    }
-}
-
-impl fmt::Display for LogFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -232,20 +197,6 @@ mod tests {
     }
 
     #[test]
-    fn log_filters() {
-        for text in
-            ["info", "off", "warn,tidegate=debug", "tidegate::auth=trace", "info,[connection{id=3}]=debug"]
-        {
-            let filter: LogFilter = text.parse().unwrap();
-            drop(filter.to_env_filter());
-            assert_eq!(filter.to_string(), text);
-        }
-        for wrong in ["", "  ", "tidegate=loud", "a=b=c", "info,[{", " Ａ="] {
-            assert!(wrong.parse::<LogFilter>().is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn a_secret_shows_nothing() {
         let secret = Secret::new(&b"hunter2"[..]);
         assert_eq!(format!("{secret} {secret:?} {secret:#?}"), "(hidden) Secret(hidden) Secret(hidden)");
@@ -266,7 +217,6 @@ mod tests {
             for text in [text, format!("{number}{unit}")] {
                 let _: Result<_, _> = text.parse::<ByteSize>();
                 let _: Result<_, _> = parse_time(&text);
-                let _: Result<_, _> = text.parse::<LogFilter>();
             }
         }
     }

@@ -13,9 +13,10 @@ use broker_bridge::{Broker, RoomName, SessionId};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tracing::field::DisplayValue;
 
-use super::{Problem, Refusal, cors};
+use super::{Problem, Refusal, cors, refusals};
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Token, credential},
+    config::Origins,
     metrics::Metrics,
     protocol::ProtocolName,
     settings::{LiveSettings, Settings},
@@ -72,10 +73,12 @@ impl Gate {
         Ok(())
     }
 
-    /// Refuses pages of foreign origins. A request without `Origin` does not come from a page.
+    /// Refuses pages of foreign origins. A request without `Origin` does not come from a page. While the node serves
+    /// the demo page, that page may connect whatever `origins` names.
     pub fn check_origin(&self, request: &Parts) -> Result<(), Problem> {
         if cors::origin(request).is_none()
             || cors::allowed_origin(&self.settings().origins, request).is_some()
+            || (self.demo && cors::allowed_origin(&Origins::default(), request).is_some())
         {
             Ok(())
         } else {
@@ -159,6 +162,9 @@ impl Gate {
             reason = refusal.as_str(),
             "request refused"
         );
+        if matches!(refusal, Refusal::Origin | Refusal::Forbidden) {
+            refusals::access(request, &problem);
+        }
         let mut response = self.expose(request, problem.into_response());
         if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
             // The next attempt costs a connection, and connections are counted.
@@ -192,7 +198,7 @@ impl Gate {
         };
         verified.map(Arc::new).inspect_err(|failure| {
             self.metrics.auth_failed(*failure);
-            tracing::debug!(request = request_name(request), error = %failure, "a token was refused");
+            refusals::token(request, *failure);
         })
     }
 }

@@ -294,6 +294,11 @@ impl Problem {
         self.status
     }
 
+    /// What was wrong and what was expected.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The answer: `application/problem+json` with `title`, `status` and `detail`.
     pub fn into_response(self) -> Response<Body> {
         let body = serde_json::json!({

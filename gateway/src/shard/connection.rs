@@ -44,6 +44,7 @@ use super::{
 use crate::{
     limits::Seat,
     protocol::{Encoding, ProtocolName, ReplyError, RequestId},
+    server::refusals,
     session::{CloseReason, Effect, Session},
     websocket::{Decoder, Deflate},
 };
@@ -458,7 +459,10 @@ impl Connection {
                 }
                 Effect::Join(request, room) => worker.join_later(self.key, request, room),
                 Effect::Leave(room) => worker.leave(&room, self),
-                Effect::Refused(failure) => worker.context.metrics.auth_failed(failure),
+                Effect::Refused(failure) => {
+                    worker.context.metrics.auth_failed(failure);
+                    refusals::token_of_session(self.id, failure);
+                }
                 Effect::Limited(limit) => worker.context.metrics.limited(limit),
                 Effect::Expires(_) => self.set_expiry_timer(worker, worker.now()),
                 Effect::Send(bytes) => {

@@ -82,9 +82,15 @@ export const node = dashboard(
           graph("Waiting for Redis", "Bytes of publications that wait to be sent or acknowledged.", "bytes", [
             [`tidegate_broker_publish_queue_bytes{${this_}}`, "publish queue"],
           ]),
-          graph("Dropped inside", "Publications that did not fit into a shard's inbox.", "cps", [
-            [rate("tidegate_inbox_overflows_total"), "inbox overflows"],
-          ]),
+          graph(
+            "Dropped inside",
+            "Publications that did not fit into a shard's inbox, and lines of the log that nobody read fast enough.",
+            "cps",
+            [
+              [rate("tidegate_inbox_overflows_total"), "inbox overflows"],
+              [rate("tidegate_log_lines_dropped_total"), "log lines"],
+            ],
+          ),
         ),
       ],
     },

@@ -7,7 +7,8 @@ use tidegate_tests::{
     journal::Payload,
     node::{Builder, Node},
     pages::Pages,
-    token::anywhere,
+    proxy::Nginx,
+    token::{Token, anywhere},
 };
 
 use crate::stage::{alone, payloads};
@@ -129,6 +130,51 @@ async fn pages_come_back_when_the_node_does() -> Result<()> {
     }
     say(&mut pages, "bob", "still there?").await?;
     pages.see("alice", &said_by("bob"), "still there?").await?;
+    Ok(())
+}
+
+/// Origins that are named are those of an application; the page that the node serves itself needs no mention.
+#[tokio::test]
+async fn the_demo_page_works_beside_origins_that_are_named() -> Result<()> {
+    let node = Builder::new().set("demo", "true").set("origins", "https://app.example").start().await?;
+    let mut pages = Pages::launch()?;
+    pages.open("alice", &format!("http://{}/#token={}", node.public, anywhere("alice"))).await?;
+    pages.see("alice", OPEN, "connected").await?;
+    // Other pages are refused as before, and so is this one where there is no demo.
+    let own = format!("http://{}", node.public);
+    let without = Builder::new().set("origins", "https://app.example").start().await?;
+    for (node, origin, status) in [
+        (&node, "https://elsewhere.example", 403),
+        (&node, "https://app.example", 101),
+        (&node, own.as_str(), 101),
+        (&without, &format!("http://{}", without.public), 403),
+    ] {
+        let request = Request::upgrade("/rooms/lobby").bearer(&anywhere("alice")).header("Origin", origin);
+        ensure!(request.send(node.public).await?.status == status, "{origin}");
+    }
+    Ok(())
+}
+
+/// Behind a proxy that changes `Host`, the page is a stranger. It says so and does not try for ever.
+#[tokio::test]
+async fn the_demo_page_says_why_it_is_refused() -> Result<()> {
+    let node = Builder::new().set("demo", "true").start().await?;
+    let mut pages = Pages::launch()?;
+    let proxy = Nginx::renaming(node.public).await?;
+    pages.open("alice", &format!("http://{}/#token={}", proxy.address(), anywhere("alice"))).await?;
+    let reason = format!("The node refuses pages of http://{}", proxy.address());
+    pages.see("alice", NOT_OPEN, &reason).await?;
+    ensure!(pages.count("alice", "#retry:not([hidden])", "").await? == 1, "a button in place of a countdown");
+    ensure!(pages.count("alice", "#countdown:not(:empty)", "").await? == 0, "no countdown");
+
+    // A token that does not open the room.
+    let guest = Token::new("guest").room("elsewhere", &["subscribe"]).sign();
+    pages.open("guest", &format!("http://{}/#token={guest}", node.public)).await?;
+    pages.see("guest", NOT_OPEN, "The token does not grant this room").await?;
+    // One that is none any more.
+    let old = Token::new("late").expires_in(-3600).sign();
+    pages.open("late", &format!("http://{}/#token={old}", node.public)).await?;
+    pages.see("late", "#welcome-reason", "does not accept this token").await?;
     Ok(())
 }
 

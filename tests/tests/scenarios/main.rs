@@ -22,6 +22,7 @@ mod junk;
 mod keys;
 mod leaving;
 mod limits;
+mod log;
 mod metrics;
 mod outgoing;
 mod overflow;

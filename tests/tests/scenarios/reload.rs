@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use jsonwebtoken::Algorithm;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 use tidegate_tests::{
     client::Client,
@@ -215,6 +216,39 @@ async fn a_broken_configuration_is_refused_as_a_whole() -> Result<()> {
     ensure!(samples.sum(SUCCESSFUL, &[]) == 1 && samples.sum(RELOADS, &["result=\"refused\""]) == 2);
     ensure!(!node.output().contains(LEAKED), "a secret is never in the log");
     Ok(())
+}
+
+/// Reading a FIFO that nobody writes to has no end: neither a signal nor the regular look waits for it.
+#[tokio::test]
+async fn a_file_that_has_no_end_is_refused_and_the_next_one_is_taken() -> Result<()> {
+    let files = Files::new("")?;
+    let node = files.node().start().await?;
+    for (round, name) in [(1, "tidegate.toml"), (2, "secret")] {
+        fs::remove_file(files.path(name))?;
+        mknodat(CWD, files.path(name), FileType::Fifo, Mode::RWXU, 0)?;
+        node.hang_up()?;
+        until_line(&node, &["is refused", "it is a FIFO, not a regular file"]).await?;
+        until_reloads(&node, "refused", round).await?;
+        ensure!(node.samples().await?.sum(SUCCESSFUL, &[]) == 0, "{name}");
+        // Without a signal.
+        files.write_secret(SECRET)?;
+        files.write(&format!("sse.retry = '{}s'\n", 6 + round))?;
+        until_reloads(&node, "applied", round).await?;
+        ensure!(node.samples().await?.sum(SUCCESSFUL, &[]) == 1, "{name}");
+    }
+    node.post("lobby", &anywhere("alice"), "text/plain", b"x").await
+}
+
+/// Some editors put a byte-order mark before a text, Windows ends lines by CRLF, and blank lines are invisible.
+#[tokio::test]
+async fn what_an_editor_adds_to_a_file_changes_nothing() -> Result<()> {
+    let files = Files::new("")?;
+    files.write_secret(&format!("\u{feff}{SECRET}\r\n\r\n"))?;
+    let secret = files.path("secret");
+    let config = format!("\u{feff}[auth]\r\nhs256_secret_file = '{}'\r\n", secret.display());
+    replace(&files.path("tidegate.toml"), &config)?;
+    let node = files.node().start().await?;
+    node.post("lobby", &anywhere("alice"), "text/plain", b"x").await
 }
 
 #[tokio::test]

@@ -1,0 +1,159 @@
+//! Refused tokens, origins and grants, in the log.
+//!
+//! The first thing that somebody looks for whose client does not connect. So they are logged at the default level, but
+//! no more than a few a second: anybody can cause them. At level `debug` none is left out. All of them have the target
+//! `tidegate::auth`, wherever they come from.
+
+use std::{
+    fmt::Display,
+    num::NonZero,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use broker_bridge::SessionId;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use http::{header, request::Parts};
+use tracing::{Level, field::display};
+
+use super::{Problem, gate::header_text};
+use crate::{
+    auth::AuthFailure,
+    shard::{Peer, RequestName},
+};
+
+const TARGET: &str = "tidegate::auth";
+/// Lines a second at level `info`, and at once.
+const PER_SECOND: NonZero<u32> = NonZero::new(10).expect("it is not zero");
+/// The longest part of a request that is quoted, in characters.
+const MAX_QUOTED: usize = 200;
+
+/// Says that a request's token was refused.
+pub fn token(request: &Parts, failure: AuthFailure) {
+    Refused { reason: failure.as_str(), error: &failure, ..Refused::of(request) }.log("a token was refused");
+}
+
+/// Says that the token was refused which a session has sent.
+pub fn token_of_session(session: SessionId, failure: AuthFailure) {
+    let refused = Refused {
+        request: None,
+        session: Some(session),
+        peer: None,
+        path: None,
+        origin: None,
+        host: None,
+        reason: failure.as_str(),
+        error: &failure,
+    };
+    refused.log("a token was refused");
+}
+
+/// Says that a request was refused for its page's origin, or for what its token does not grant.
+pub fn access(request: &Parts, problem: &Problem) {
+    let host = quoted(request, &header::HOST);
+    let (reason, error) = (problem.refusal().as_str(), &problem.detail());
+    Refused { host, reason, error, ..Refused::of(request) }.log("a request was refused");
+}
+
+/// What a line says.
+struct Refused<'a> {
+    request: Option<SessionId>,
+    session: Option<SessionId>,
+    peer: Option<Peer>,
+    path: Option<&'a str>,
+    origin: Option<&'a str>,
+    host: Option<&'a str>,
+    reason: &'static str,
+    error: &'a dyn Display,
+}
+
+impl<'a> Refused<'a> {
+    fn of(request: &'a Parts) -> Self {
+        let path = request.uri.path();
+        Self {
+            request: request.extensions.get::<RequestName>().map(|name| name.0),
+            session: None,
+            peer: request.extensions.get().copied(),
+            path: Some(shorten(path)),
+            origin: quoted(request, &header::ORIGIN),
+            host: None,
+            reason: "",
+            error: &"",
+        }
+    }
+
+    fn log(&self, message: &str) {
+        static LIMIT: LazyLock<Limit> = LazyLock::new(Limit::new);
+        let Self { request, session, peer, path, origin, host, reason, error } = self;
+        let (request, session) = (request.map(display), session.map(display));
+        let peer = peer.map(display);
+        if let Some(suppressed) = LIMIT.admit(|| tracing::enabled!(target: TARGET, Level::DEBUG)) {
+            let suppressed = (suppressed > 0).then_some(suppressed);
+            tracing::info!(
+                target: TARGET,
+                request, session, peer, path, origin, host, reason, %error, suppressed,
+                "{message}"
+            );
+        } else {
+            tracing::debug!(
+                target: TARGET,
+                request, session, peer, path, origin, host, reason, %error,
+                "{message}"
+            );
+        }
+    }
+}
+
+/// How many lines are logged at the default level.
+struct Limit {
+    rate: DefaultDirectRateLimiter,
+    suppressed: AtomicU64,
+}
+
+impl Limit {
+    fn new() -> Self {
+        Self { rate: RateLimiter::direct(Quota::per_second(PER_SECOND)), suppressed: AtomicU64::new(0) }
+    }
+
+    /// If a line may be logged now: how many were not since the last one that was.
+    /// `logged_anyway` says whether a line that may not is logged at a lower level.
+    fn admit(&self, logged_anyway: impl FnOnce() -> bool) -> Option<u64> {
+        if self.rate.check().is_ok() {
+            return Some(self.suppressed.swap(0, Ordering::Relaxed));
+        }
+        if !logged_anyway() {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+        }
+        None
+    }
+}
+
+fn quoted<'a>(request: &'a Parts, name: &header::HeaderName) -> Option<&'a str> {
+    header_text(request, name).map(shorten)
+}
+
+fn shorten(text: &str) -> &str {
+    text.char_indices().nth(MAX_QUOTED).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_a_few_lines_and_a_count() {
+        let limit = Limit::new();
+        let admitted = |anyway| limit.admit(|| anyway);
+        let first: Vec<_> = (0..1000).filter_map(|_| admitted(false)).collect();
+        assert!((10..1000).contains(&first.len()), "{}", first.len());
+        let told = first.iter().sum::<u64>();
+        let kept = limit.suppressed.load(Ordering::Relaxed);
+        assert_eq!(first.len() as u64 + told + kept, 1000, "each is logged or counted");
+        let before = limit.suppressed.load(Ordering::Relaxed);
+        let shown = (0..1000).filter(|_| admitted(true).is_some()).count();
+        assert!(shown < 1000);
+        assert!(limit.suppressed.load(Ordering::Relaxed) <= before, "at level debug none is left out");
+    }
+}
