@@ -39,8 +39,8 @@ pub trait Broker: Send + Sync + 'static {
     /// After [`BrokerError::Refused`] or [`BrokerError::Forbidden`] the room is not wanted any more, unless it was
     /// acknowledged earlier: then the broker goes on trying, its status says so, whoever asks meanwhile is told the
     /// same, and the sink hears of the gap when it succeeds. A broker that only cannot at the moment is waited for,
-    /// like one that is away. A room that
-    /// is given up while somebody waits for its acknowledgement is such a refusal for whoever waits.
+    /// like one that is away. Who waits for a room that this node gives up meanwhile is told
+    /// [`BrokerError::NotNow`]: the broker has not refused.
     fn subscribe(&self, room: &RoomName) -> Subscribing;
 
     /// Stops wanting the room's publications. A few may still arrive.

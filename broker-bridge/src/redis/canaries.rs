@@ -17,6 +17,11 @@
 //!   a connection in order: on the same server, the canary would have come first, however long the backlog is.)
 //!
 //! Then both ends are made anew.
+//!
+//! # Demotions
+//!
+//! Each connection asks for its server's role by itself. What one of them finds out concerns all, whether the server
+//! is still a replica when the others ask or not: [`Canaries::demoted`] makes all of them anew.
 
 use std::{
     sync::Arc,
@@ -24,7 +29,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, futures::Notified};
+use tokio::sync::{Notify, futures::Notified, watch};
 
 use super::clock::Clock;
 
@@ -34,6 +39,8 @@ pub(super) struct Canaries {
     topic: Arc<[u8]>,
     clock: Arc<Clock>,
     publishers: Box<[Trail]>,
+    /// Counts the demotions that have been found out.
+    demotions: watch::Sender<u64>,
 }
 
 /// What one publisher has sent.
@@ -56,6 +63,7 @@ struct State {
     accepted: [Option<Accepted>; 2],
     beat: bool,
     renew: Option<u64>,
+    demoted: bool,
 }
 
 /// A canary that the broker has acknowledged.
@@ -74,11 +82,14 @@ pub(super) enum Asked {
     Beat,
     /// A new connection, since this one's canaries do not arrive.
     Renew,
+    /// A new connection, since the server has become a replica.
+    Leave,
 }
 
 impl Canaries {
     pub(super) fn new(topic: Arc<[u8]>, publishers: usize, clock: Arc<Clock>) -> Self {
-        Self { topic, clock, publishers: (0..publishers).map(|_| Trail::default()).collect() }
+        let publishers = (0..publishers).map(|_| Trail::default()).collect();
+        Self { topic, clock, publishers, demotions: watch::Sender::new(0) }
     }
 
     /// Where canaries are sent.
@@ -91,6 +102,29 @@ impl Canaries {
         let mut state = self.trail(index).state.lock();
         state.connection += 1;
         state.renew = None;
+        state.demoted = false;
+    }
+
+    /// How many demotions have been found out. A connection that stands while this grows is to be given up.
+    pub(super) fn demotions(&self) -> watch::Receiver<u64> {
+        self.demotions.subscribe()
+    }
+
+    /// A connection has found out that its server is a replica. `known` is how many demotions there were when it
+    /// began: if there has been another one since, this is the same.
+    pub(super) fn demoted(&self, known: u64) {
+        let first = self.demotions.send_if_modified(|demotions| {
+            let first = *demotions == known;
+            *demotions += u64::from(first);
+            first
+        });
+        if !first {
+            return;
+        }
+        for trail in &self.publishers {
+            trail.state.lock().demoted = true;
+            trail.asked.notify_one();
+        }
     }
 
     /// Publisher `index` sends a canary: what it says.
@@ -121,6 +155,9 @@ impl Canaries {
     /// What is asked of publisher `index`.
     pub(super) fn take_asked(&self, index: usize) -> Option<Asked> {
         let mut state = self.trail(index).state.lock();
+        if std::mem::take(&mut state.demoted) {
+            return Some(Asked::Leave);
+        }
         if state.renew.take().is_some_and(|connection| connection == state.connection) {
             return Some(Asked::Renew);
         }
@@ -367,6 +404,20 @@ mod tests {
         world.listener.subscribed();
         let later = world.accept(0);
         assert!(world.listener.heard(&later).unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_demotion_concerns_every_connection_that_stands_and_no_later_one() {
+        let world = World::new();
+        let known = *world.canaries.demotions().borrow();
+        world.canaries.demoted(known);
+        assert_eq!((world.asked(0), world.asked(1)), (Some(Asked::Leave), Some(Asked::Leave)));
+        world.canaries.connected(0);
+        world.canaries.demoted(known);
+        assert_eq!(*world.canaries.demotions().borrow(), known + 1, "found out twice, and the same");
+        assert_eq!(world.asked(0), None);
+        world.canaries.demoted(known + 1);
+        assert_eq!(world.asked(0), Some(Asked::Leave));
     }
 
     #[tokio::test(start_paused = true)]

@@ -220,7 +220,7 @@ impl Publisher {
     /// Sends what arrives from `queue` until the node closes the broker.
     pub(super) async fn run(self, queue: mpsc::Receiver<Outgoing>) {
         let abort = self.abort.clone();
-        let mut task = Task { on: self, queue, waiting: VecDeque::new(), failures: 0 };
+        let mut task = Task { on: self, queue, waiting: VecDeque::new(), failures: 0, demotions: 0 };
         // What is left is settled by being dropped.
         abort.run_until_cancelled(task.run()).await;
     }
@@ -233,6 +233,8 @@ struct Task {
     waiting: VecDeque<Outgoing>,
     /// How many canaries in a row could not be published.
     failures: u32,
+    /// How many demotions there had been when the connection began.
+    demotions: u64,
 }
 
 /// A connection and what drives it. Dropping it ends it, with whatever it has not sent.
@@ -291,6 +293,7 @@ impl Task {
         while let Some(link) = self.connect(&mut backoff).await {
             let since = Instant::now();
             self.failures = 0;
+            self.demotions = *self.on.canaries.demotions().borrow();
             self.on.canaries.connected(self.on.index);
             self.on.board.up(self.on.part);
             self.on.metrics.publisher_connections.inc();
@@ -391,6 +394,7 @@ impl Task {
                     match canaries.take_asked(self.on.index) {
                         Some(Asked::Beat) => next_canary = Instant::now(),
                         Some(Asked::Renew) => leaving = leaving.or(Some(Lost::Missed)),
+                        Some(Asked::Leave) => leaving = leaving.or(Some(Lost::Demoted)),
                         None => {}
                     }
                     continue;
@@ -439,6 +443,7 @@ impl Task {
     fn canary_landed(&mut self, answers: &[Value]) -> Option<Lost> {
         let [hello, published] = answers else { return None };
         if role_of(hello).is_some_and(|role| role != b"master") {
+            self.on.canaries.demoted(self.demotions);
             return Some(Lost::Demoted);
         }
         let mut refused = None;

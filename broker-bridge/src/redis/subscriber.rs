@@ -75,7 +75,8 @@ impl Subscriber {
     /// Keeps the connection until the node closes the broker.
     pub(super) async fn run(self) {
         let table = Table::new(self.canaries.topic());
-        let mut task = Task { table, bytes: 0, retry_at: None, retries: Backoff::new(), on: self };
+        let mut task =
+            Task { table, bytes: 0, retry_at: None, retries: Backoff::new(), demotions: 0, on: self };
         let mut backoff = Backoff::new();
         while let Some(connection) = task.connect(&mut backoff).await {
             let since = Instant::now();
@@ -135,6 +136,8 @@ struct Task {
     /// When to try again what the server refused for the moment.
     retry_at: Option<Instant>,
     retries: Backoff,
+    /// How many demotions there had been when the connection began.
+    demotions: u64,
 }
 
 impl Task {
@@ -179,6 +182,8 @@ impl Task {
             self.on.canary_interval,
             self.on.canary_timeout,
         );
+        let mut demotions = self.on.canaries.demotions();
+        self.demotions = *demotions.borrow_and_update();
         let closing = self.on.closing.clone();
         let wanted = Arc::clone(&self.on.wanted);
         loop {
@@ -193,6 +198,7 @@ impl Task {
                     unsent = false;
                 }
                 () = wanted.changed() => self.take_changes(),
+                Ok(()) = demotions.changed() => return Err(Lost::Demoted),
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.retry_at = None;
                     self.table.retry_refused();
@@ -299,6 +305,7 @@ impl Task {
             Frame::Reply(value) => {
                 self.table.replied()?;
                 if role_of(&value).is_some_and(|role| role != b"master") {
+                    self.on.canaries.demoted(self.demotions);
                     return Err(Lost::Demoted);
                 }
                 pulse.answered();

@@ -92,7 +92,7 @@ impl Wanted {
             want.waiters
         };
         let reason = "the room was given up before its subscription was acknowledged";
-        settle(given_up, &Err(BrokerError::Refused(reason.into())));
+        settle(given_up, &Err(BrokerError::NotNow(reason.into())));
     }
 
     /// Resolves when there may be changes to take. Cancel safe.
