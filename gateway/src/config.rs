@@ -122,6 +122,8 @@ pub struct Public {
     pub header_timeout: Duration,
     /// Time for the body of a request.
     pub body_timeout: Duration,
+    /// Time for the next request to begin on an idle connection.
+    pub keep_alive: Duration,
     /// The age at which a session is told to come back, before jitter.
     pub max_session_age: Option<Duration>,
     /// Whose word on a client's address is taken.
@@ -298,6 +300,7 @@ impl Config {
                 listen: from.read(&key::PUBLIC_LISTEN),
                 header_timeout: from.read(&key::PUBLIC_HEADER_TIMEOUT),
                 body_timeout: from.read(&key::PUBLIC_BODY_TIMEOUT),
+                keep_alive: from.read(&key::PUBLIC_KEEP_ALIVE),
                 max_session_age: from.read_optional(&key::PUBLIC_MAX_SESSION_AGE),
                 trusted_proxies: from.read(&key::PUBLIC_TRUSTED_PROXIES),
                 forwarded_header: from.read(&key::PUBLIC_FORWARDED_HEADER),

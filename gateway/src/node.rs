@@ -43,8 +43,7 @@ use crate::{
 const INBOX: usize = 64 * 1024 * 1024;
 /// How often a leaving node looks whether its shards have left.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long a leaving node waits for who is to end at once: a probe that is being answered, a shard that was
-/// told to drop everything.
+/// How long a leaving node waits for a shard that was told to drop everything.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A running node.
@@ -164,6 +163,7 @@ impl Node {
             shards: vitals.clone(),
             demo: config.demo,
             draining: false.into(),
+            closed: false.into(),
         });
         let shards = inboxes
             .iter()
@@ -189,23 +189,7 @@ impl Node {
             tasks.spawn(running.clone().run_until_cancelled_owned(remote_keys.run()));
         }
         let ops_routes = server::ops::routes(Arc::clone(&gate));
-        let ops_end = running.clone();
-        tasks.spawn(async move {
-            let end = ops_end.clone().cancelled_owned();
-            let serve = axum::serve(ops, ops_routes).with_graceful_shutdown(end).into_future();
-            // It would wait for ever for somebody who has sent half a request.
-            let over = async {
-                ops_end.cancelled().await;
-                tokio::time::sleep(GRACE).await;
-            };
-            let ended = tokio::select! {
-                ended = serve => ended,
-                () = over => Ok(()),
-            };
-            if let Err(error) = ended {
-                tracing::error!(%error, "the ops listener ended");
-            }
-        });
+        tasks.spawn(server::ops_listener::run(ops, ops_routes, running.clone()));
         tracing::info!(listener = "public", address = %public_address, "listening");
         tracing::info!(listener = "ops", address = %ops_address, "listening");
         Ok(Self {
@@ -276,8 +260,9 @@ impl Node {
         }
     }
 
-    /// Leaves without hurting anybody: not ready at once, then (after `drain.pause`) sessions are closed
-    /// evenly over `drain.window`, then the broker sends what it has left.
+    /// Leaves without hurting anybody: not ready at once; after `drain.pause`, in which everybody is served,
+    /// new sessions are refused and sessions closed evenly over `drain.window`; then the broker sends what it
+    /// has left.
     pub async fn drain(self) -> Departure {
         let drain = self.gate.settings().drain.clone();
         let deadline = Instant::now() + drain.deadline;
@@ -285,6 +270,7 @@ impl Node {
         self.gate.metrics.draining.set(1);
         tracing::info!(sockets = self.gate.connections(), window = ?drain.window, "draining");
         tokio::time::sleep(drain.pause).await;
+        self.gate.closed.store(true, Ordering::Relaxed);
         self.accepting.cancel();
         let pace = Arc::new(Pace::new(std::time::Instant::now(), drain.window));
         for shard in self.shards.iter() {

@@ -2,12 +2,16 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`connection`] | one HTTP connection: its time-outs, and an end that destroys no answer |
+//! | [`head`] | what the head of every request must keep to |
 //! | [`gate`] | [`Gate`]: what every public route asks: may this request come in? |
 //! | [`peer`] | whom a request comes from, and whether they may knock |
 //! | [`centrifuge`] | `/connection/websocket`: the Centrifuge protocol |
 //! | [`rooms`] | `/rooms/{room}` and `/rooms`: a room is a URL |
+//! | [`event_stream`] | the heads of event streams, and their temporary refusals |
 //! | [`demo`] | the demo page |
 //! | [`ops`] | the second listener: metrics and probes |
+//! | [`ops_listener`] | the second listener's sockets |
 //! | [`acceptor`] | sockets, handed to the emptiest shard |
 //! | [`problem`] | [`Problem`] and [`Refusal`]: answers that say no (RFC 9457) |
 //! | `refusals` | refused tokens, origins and grants, in the log |
@@ -21,11 +25,15 @@ use axum::{Router, extract::Request, middleware::from_fn_with_state, routing::an
 
 pub mod acceptor;
 pub mod centrifuge;
+pub mod connection;
 mod cors;
 pub mod demo;
+pub mod event_stream;
 mod forwarded;
 pub mod gate;
+pub mod head;
 pub mod ops;
+pub mod ops_listener;
 pub mod peer;
 pub mod problem;
 mod publish;
@@ -46,8 +54,10 @@ pub fn public_routes(gate: Arc<Gate>) -> Router {
     if gate.demo {
         routes = routes.merge(demo::routes());
     }
-    let check = from_fn_with_state(Arc::clone(&gate), peer::check);
-    routes.fallback(not_found).layer(check).with_state(gate)
+    let head = from_fn_with_state(Arc::clone(&gate), head::check_public);
+    let peer = from_fn_with_state(Arc::clone(&gate), peer::check);
+    // The last layer is the first to be asked.
+    routes.fallback(not_found).layer(head).layer(peer).with_state(gate)
 }
 
 async fn not_found(

@@ -46,6 +46,8 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// Time for the body of a request.
     pub body_timeout: Duration,
+    /// Time for the next request to begin on an idle connection.
+    pub keep_alive: Duration,
     /// Time for the broker to acknowledge a new session's subscriptions.
     pub subscribe_timeout: Duration,
     /// The shortest time after which an event stream's client should come back, in milliseconds.
@@ -76,6 +78,7 @@ impl Settings {
             drain: config.drain.clone(),
             header_timeout: config.public.header_timeout,
             body_timeout: config.public.body_timeout,
+            keep_alive: config.public.keep_alive,
             subscribe_timeout: config.broker.subscribe_timeout,
             retry_millis: u32::try_from(config.sse.retry.as_millis()).unwrap_or(u32::MAX),
         }

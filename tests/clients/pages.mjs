@@ -21,7 +21,7 @@ async function named(name) {
   return pages.get(name);
 }
 
-// The next two run in the page.
+// The next four run in the page.
 
 const connect = ({ kind, url }) =>
   new Promise((resolve) => {
@@ -42,6 +42,26 @@ const post = ({ url, value }) =>
     () => null,
   );
 
+const beacon = ({ url, value }) => navigator.sendBeacon(url, new Blob([value], { type: "application/json" }));
+
+const fetchEvents = async ({ url }) => {
+  const controller = new AbortController();
+  const headers = {
+    Accept: "text/event-stream",
+    "Cache-Control": "no-cache",
+    "Last-Event-ID": "1",
+    "X-Requested-With": "XMLHttpRequest",
+  };
+  try {
+    const { status } = await fetch(url, { headers, signal: controller.signal });
+    return status;
+  } catch {
+    return null;
+  } finally {
+    controller.abort();
+  }
+};
+
 const actions = {
   goto: async ({ page }, { url }) => (await page.goto(url))?.status(),
   // A page that this script makes up: no server needs to stand at the origin.
@@ -59,6 +79,10 @@ const actions = {
   connect: async ({ page }, { kind, url }) => page.evaluate(connect, { kind, url }),
   // The status of the page's own POST, if the page may read it.
   post: async ({ page }, { url, value }) => page.evaluate(post, { url, value }),
+  // Whether the browser has taken the page's beacon.
+  beacon: async ({ page }, { url, value }) => page.evaluate(beacon, { url, value }),
+  // The status of an event stream that the page fetches by itself, if the page may read it.
+  fetchEvents: async ({ page }, { url }) => page.evaluate(fetchEvents, { url }),
   fill: async ({ page }, { selector, value }) => page.fill(selector, value),
   click: async ({ page }, { selector }) => page.click(selector),
   press: async ({ page }, { selector, value }) => page.press(selector, value),

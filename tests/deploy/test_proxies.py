@@ -1,9 +1,11 @@
 """The proxies' configurations in deploy/proxies, each before two real nodes and one Redis."""
 
+import concurrent.futures
 import contextlib
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -228,3 +230,26 @@ def test_a_client_counts_as_the_address_it_comes_from(kind, stage):
                 connect("127.0.0.5")
         assert refused.value.response.status_code == 429
         connect("127.0.0.6")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_an_early_refusal_is_passed_on_and_poisons_nobody(kind, stage):
+    # A node answers before the body has come. Were the connection reset, the proxy would take the node for dead,
+    # and with both nodes marked so, everybody would read 502.
+    proxy = stage.proxy(kind, stage.nodes())
+    url = f"http://127.0.0.1:{proxy.port}/rooms/lobby"
+    body = b"x" * (1024 * 1024)
+
+    def post(_):
+        request = urllib.request.Request(url, data=body, headers={"Content-Type": "text/plain"})
+        try:
+            return urllib.request.urlopen(request, timeout=10).status
+        except urllib.error.HTTPError as refusal:
+            return refusal.code
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(post, range(12))) == [401] * 12
+    honest = urllib.request.Request(
+        url, data=b"x", headers={"Authorization": f"Bearer {stage.token}", "Content-Type": "text/plain"}
+    )
+    assert urllib.request.urlopen(honest, timeout=5).status == 202

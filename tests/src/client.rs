@@ -9,11 +9,14 @@ mod script;
 mod tungstenite;
 
 use anyhow::{Context as _, Result, ensure};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
 pub use self::event_stream::Parser as EventStreamParser;
 pub(crate) use self::script::Script;
-use crate::journal::{End, Journal, Message, Payload, Reader};
+use crate::{
+    PATIENCE,
+    journal::{End, Journal, Message, Payload, Reader},
+};
 
 /// Commands that may wait for a client: enough for any burst of a scenario.
 const COMMANDS: usize = 4096;
@@ -50,6 +53,24 @@ impl Client {
     /// An event stream by the `eventsource` of Node.js, which hears the events `message` and `names`.
     pub async fn node_events(url: &str, names: &[&str]) -> Result<Self> {
         script::node(&[&["eventsource.mjs", url], names].concat())?.opened().await
+    }
+
+    /// An event stream by the `@microsoft/fetch-event-source` of Node.js.
+    pub async fn node_fetch_events(url: &str) -> Result<Self> {
+        script::node(&["fetch_event_source.mjs", url])?.opened().await
+    }
+
+    /// An event stream by the `httpx-sse` of Python.
+    pub async fn python_events(url: &str) -> Result<Self> {
+        script::python(&["httpx_sse_client.py", url])?.opened().await
+    }
+
+    /// The status of a `POST` of so many bytes by the `fetch` of Node.js.
+    pub async fn node_upload(url: &str, bytes: usize) -> Result<u16> {
+        let mut script = Script::node(&["upload.mjs", url, &bytes.to_string()])?;
+        let answer = timeout(PATIENCE, script.hear()).await.context("an answer")??;
+        let status = answer.get("status").and_then(serde_json::Value::as_u64);
+        Ok(u16::try_from(status.with_context(|| format!("a status, not {answer}"))?)?)
     }
 
     /// A plain WebSocket by the `websockets` of Python.

@@ -53,6 +53,20 @@ impl Pages {
         Ok(serde_json::from_value(status)?)
     }
 
+    /// Sends JSON by `navigator.sendBeacon`, which has cookies and no answer. Returns whether the browser has
+    /// taken it.
+    pub async fn beacon(&mut self, page: &str, url: &str, json: &str) -> Result<bool> {
+        let taken = self.act(page, json!({ "action": "beacon", "url": url, "value": json })).await?;
+        taken.as_bool().context("whether it was taken")
+    }
+
+    /// The status of an event stream that the page asks for as replacements of `EventSource` do, with headers of
+    /// their own; none if the page may not know it.
+    pub async fn fetches_events(&mut self, page: &str, url: &str) -> Result<Option<u16>> {
+        let status = self.act(page, json!({ "action": "fetchEvents", "url": url })).await?;
+        Ok(serde_json::from_value(status)?)
+    }
+
     /// Writes into a field.
     pub async fn fill(&mut self, page: &str, selector: &str, value: &str) -> Result<()> {
         self.act(page, json!({ "action": "fill", "selector": selector, "value": value })).await.map(drop)

@@ -1,16 +1,18 @@
-//! nginx: a real reverse proxy before a node, with a few kept connections that all its clients share, or a real
-//! server of a document.
+//! Real proxies before a node: nginx, with a few kept connections that all its clients share, which also serves a
+//! document; and one of Node.js that compresses.
 
 use std::{net::SocketAddr, path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     net::{TcpListener, TcpStream},
     process::{Child, Command},
+    time::timeout,
 };
 
-use crate::eventually::eventually;
+use crate::{PATIENCE, client::Script, eventually::eventually};
 
 /// A running nginx. Killed when dropped.
 #[derive(Debug)]
@@ -122,4 +124,26 @@ impl Nginx {
 /// The system's choice, free again a moment later.
 async fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?)
+}
+
+/// A proxy that compresses with the `compression` middleware of Express. Killed when dropped.
+#[derive(Debug)]
+pub struct Compressing {
+    address: SocketAddr,
+    _script: Script,
+}
+
+impl Compressing {
+    /// Starts it.
+    pub async fn before(node: SocketAddr) -> Result<Self> {
+        let mut script = Script::node(&["compressing_proxy.mjs", &node.to_string()])?;
+        let line = timeout(PATIENCE, script.hear()).await.context("the proxy listens")??;
+        let port = line.get("port").and_then(Value::as_u64).context("a port")?;
+        Ok(Self { address: ([127, 0, 0, 1], u16::try_from(port)?).into(), _script: script })
+    }
+
+    /// Where clients reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
 }

@@ -54,7 +54,8 @@ impl Origins {
 ///
 /// `*.` stands for one or more labels: `https://*.example` is `https://a.example` and `https://a.b.example`
 /// and not `https://example`. Schemes other than `http` and `https` are those of applications that embed a
-/// browser (`capacitor://localhost`).
+/// browser (`capacitor://localhost`). `file://`, the one origin without a host, is every page that such an
+/// application loads from a file; those that send `Origin: null` for it match only `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginPattern(Pattern);
 
@@ -67,7 +68,7 @@ enum Pattern {
 
 /// Why a text is not an [`OriginPattern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an origin is written scheme://host or scheme://host:port, without a path, or it is *")]
+#[error("an origin is written scheme://host or scheme://host:port, without a path, or it is file:// or *")]
 pub struct InvalidOriginPattern;
 
 impl OriginPattern {
@@ -101,7 +102,7 @@ impl FromStr for OriginPattern {
         let name = parts.host.to_ascii_lowercase();
         if wildcard == text {
             Ok(Self(Pattern::Exactly { scheme, host: name, port }))
-        } else if name.starts_with('[') {
+        } else if name.starts_with('[') || name.is_empty() {
             Err(InvalidOriginPattern)
         } else {
             Ok(Self(Pattern::Below { scheme, domain: name, port }))
@@ -136,6 +137,9 @@ impl<'a> Parts<'a> {
         let (scheme, authority) = text.split_once("://")?;
         let valid_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
             && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+        if scheme.eq_ignore_ascii_case("file") && authority.is_empty() {
+            return Some(Self { scheme, host: "", port: None });
+        }
         let (host, port) = split_port(authority)?;
         valid_scheme.then_some(Self { scheme, host, port: port.or_else(|| default_port(scheme)) })
     }
@@ -273,6 +277,24 @@ mod tests {
             ],
         );
         check(&["https://app.example", "https://*.app.example"], "app.example", &[], &MALFORMED);
+    }
+
+    /// Cordova, Android's `WebView` and Electron send it for pages that they load from files.
+    #[test]
+    fn pages_from_files_can_be_listed() {
+        check(
+            &["file://"],
+            "gateway.example",
+            &["file://", "FILE://"],
+            &["null", "file:", "file:///", "file:///index.html", "file://host", "https://", "files://"],
+        );
+        check(&["https://app.example"], "gateway.example", &[], &["file://"]);
+        check(&[], "gateway.example", &[], &["file://"]);
+        check(&[], "", &[], &["file://"]);
+        assert_eq!("FILE://".parse::<OriginPattern>().unwrap().to_string(), "file://");
+        for wrong in ["file:///", "file://*.", "file:", "files://"] {
+            assert_eq!(wrong.parse::<OriginPattern>(), Err(InvalidOriginPattern), "{wrong:?}");
+        }
     }
 
     #[test]

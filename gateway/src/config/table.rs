@@ -178,6 +178,15 @@ table! {
         doc: "Time for the body of a request to arrive.",
         more: "",
     };
+    PUBLIC_KEEP_ALIVE: Time = Key {
+        name: "public.keep_alive",
+        kind: some_time(HOUR),
+        default: Is(r#""620s""#),
+        reload: Live,
+        doc: "Time for the next request to begin on a connection that is kept open after an answer.",
+        more: "Longer than proxies and load balancers keep their connections to a node, or they send a request \
+               into a connection that the node is closing: 60 s with nginx and AWS, 600 s with Google Cloud.",
+    };
     PUBLIC_MAX_SESSION_AGE: Time = Key {
         name: "public.max_session_age",
         kind: Time { min: ms(10), max: Duration::from_secs(7 * 24 * 3_600) },
@@ -567,8 +576,8 @@ table! {
         kind: Time { min: Duration::ZERO, max: HOUR },
         default: Is(r#""0s""#),
         reload: Live,
-        doc: "Time to be not ready and to refuse new sessions, before the open ones are closed.",
-        more: "As long as load balancers take to notice. Open sessions and `POST` are served meanwhile.",
+        doc: "Time to be not ready and to serve everybody, new sessions too, before the node closes any.",
+        more: "As long as load balancers take to notice.",
     };
     DRAIN_WINDOW: Time = Key {
         name: "drain.window",

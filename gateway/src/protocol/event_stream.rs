@@ -5,14 +5,18 @@
 //! | `event: <name>` | the publication's event; absent for the default, `message` |
 //! | `data: <text>` | the payload; one field per line. The format ends a line at CR, LF and CRLF alike, so a client sees each as LF |
 //! | `data: data:application/octet-stream;base64,…` | a binary payload, as a `data:` URL (RFC 2397) |
-//! | `id: <room>` | on a stream of several rooms: the room that the event belongs to |
+//! | `id: <room>` | on a stream of several rooms: the room that the event belongs to, as it stands in a path |
 //! | `event: tidegate.gap` | data `{"room":…,"cause":…}`: publications of the room may be missing just before |
 //! | `retry: <milliseconds>` | at the start, and with new spread when the node leaves |
 //! | `:` | a comment, to keep the connection alive |
+//!
+//! Only events end with a blank line. The standard passes over one that follows `retry:` or a comment; clients
+//! that read the format themselves (`@microsoft/fetch-event-source`, `httpx-sse`) dispatch an empty message.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use broker_bridge::{DataKind, GapCause, Publication, RoomName};
 use bytes::{BufMut as _, Bytes, BytesMut};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::WireFormat;
 use crate::session::CloseReason;
@@ -20,7 +24,20 @@ use crate::session::CloseReason;
 /// The event that tells of a gap.
 pub const GAP_EVENT: &str = "tidegate.gap";
 /// The comment that keeps a connection alive.
-pub(super) const KEEP_ALIVE: Bytes = Bytes::from_static(b":\n\n");
+pub(super) const KEEP_ALIVE: Bytes = Bytes::from_static(b":\n");
+/// What is encoded in an `id:`. A client sends it back as the value of a header, `Last-Event-ID`, which has to be
+/// ASCII (RFC 9110 §5.5). What is left alone is what `encodeURIComponent` leaves alone, and `:`.
+const ENCODED_IN_IDS: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'!')
+    .remove(b'~')
+    .remove(b'*')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b':');
 
 const DATA_URL: &[u8] = b"data:application/octet-stream;base64,";
 
@@ -41,7 +58,7 @@ impl EventStream {
 
     /// What a stream begins with.
     pub fn preamble(&self, spread: f32) -> Bytes {
-        Bytes::from(format!("retry: {}\n\n", self.retry(spread)))
+        Bytes::from(format!("retry: {}\n", self.retry(spread)))
     }
 
     pub(super) fn farewell(&self, reason: CloseReason, spread: f32) -> Option<Bytes> {
@@ -66,7 +83,9 @@ pub(super) fn encode(room: Option<&RoomName>, publication: &Publication) -> Byte
     let mut out = BytesMut::with_capacity(data.len() + 64);
     if let Some(room) = room {
         out.put_slice(b"id: ");
-        out.put_slice(room.as_str().as_bytes());
+        for piece in utf8_percent_encode(room.as_str(), ENCODED_IN_IDS) {
+            out.put_slice(piece.as_bytes());
+        }
         out.put_u8(b'\n');
     }
     if let Some(event) = &publication.event {
@@ -167,12 +186,28 @@ mod tests {
         );
     }
 
+    /// `encodeURIComponent(name).replaceAll("%3A", ":")`, and `decodeURIComponent` gives the name back.
+    #[test]
+    fn ids_are_ascii() {
+        for (name, id) in [
+            ("日本", "%E6%97%A5%E6%9C%AC"),
+            ("chat:été", "chat:%C3%A9t%C3%A9"),
+            ("a/b+c&d=e?f#g%h", "a%2Fb%2Bc%26d%3De%3Ff%23g%25h"),
+            ("A-z_0.9!~*'()", "A-z_0.9!~*'()"),
+            ("a;b,c@d", "a%3Bb%2Cc%40d"),
+        ] {
+            let room = RoomName::new(name).unwrap();
+            let event = encode(Some(&room), &Publication::new(Data::text("x")));
+            assert_eq!(event, format!("id: {id}\ndata: x\n\n"));
+        }
+    }
+
     #[test]
     fn retry_lies_between_once_and_twice() {
         let stream = EventStream { several_rooms: false, retry_millis: 3000 };
-        assert_eq!(stream.preamble(0.0), "retry: 3000\n\n");
-        assert_eq!(stream.preamble(0.5), "retry: 4500\n\n");
-        assert_eq!(stream.farewell(CloseReason::Drain, 0.5).unwrap(), "retry: 4500\n\n");
+        assert_eq!(stream.preamble(0.0), "retry: 3000\n");
+        assert_eq!(stream.preamble(0.5), "retry: 4500\n");
+        assert_eq!(stream.farewell(CloseReason::Drain, 0.5).unwrap(), "retry: 4500\n");
         assert_eq!(stream.farewell(CloseReason::TokenExpired, 0.5), None);
     }
 

@@ -8,7 +8,7 @@ use axum::{
 };
 use http::{Response, request::Parts};
 
-use super::{Gate, Problem, rooms, upgrade};
+use super::{Gate, Problem, gate::Applicant, rooms, upgrade};
 use crate::{
     protocol::ProtocolName,
     shard::{Admission, admission::Door},
@@ -21,7 +21,8 @@ const SUBPROTOCOL: &str = "centrifuge-json";
 pub async fn connection(State(gate): State<Arc<Gate>>, request: Request) -> Response<Body> {
     let began = Instant::now();
     let (parts, _) = request.into_parts();
-    rooms::session(&gate, &parts, ProtocolName::Centrifuge, began, web_socket(&gate, &parts)).await
+    let admitted = rooms::session(&gate, web_socket(&gate, &parts)).await;
+    Applicant { gate, request: parts, protocol: ProtocolName::Centrifuge, began }.answer(admitted)
 }
 
 async fn web_socket(gate: &Gate, parts: &Parts) -> Result<Response<Body>, Problem> {

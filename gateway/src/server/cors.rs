@@ -7,13 +7,15 @@
 use axum::body::Body;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 
-use super::gate::header_text;
+use super::{gate::header_text, head};
 use crate::{config::Origins, settings::Settings};
 
 /// How long a browser may remember a preflight, in seconds: the most that Chromium honours.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
-const ALLOWED_HEADERS: HeaderValue =
-    HeaderValue::from_static("Authorization, Content-Type, Last-Event-ID, X-Event");
+/// What a page may set. The last two are sent unasked by replacements of `EventSource`.
+const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
+    "Authorization, Content-Type, Last-Event-ID, X-Event, Cache-Control, X-Requested-With",
+);
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("Retry-After");
 
@@ -25,7 +27,7 @@ pub fn origin(request: &Parts) -> Option<&HeaderValue> {
 /// The request's origin, if it may connect.
 pub fn allowed_origin<'a>(origins: &Origins, request: &'a Parts) -> Option<&'a HeaderValue> {
     let value = origin(request)?;
-    let host = header_text(request, &header::HOST).unwrap_or_default();
+    let host = head::authority(request).unwrap_or_default();
     origins.allows(value.to_str().ok()?, host).then_some(value)
 }
 
@@ -35,7 +37,7 @@ pub fn allowed_origin<'a>(origins: &Origins, request: &'a Parts) -> Option<&'a H
 /// A WebSocket handshake, a `POST` and a request to another origin have `Origin`. A `GET` to the page's own
 /// origin has none; of it the browser says `Sec-Fetch-Site: same-origin` (Fetch Metadata §2.3).
 pub fn may_use_cookies(origins: &Origins, request: &Parts) -> bool {
-    let host = header_text(request, &header::HOST).unwrap_or_default();
+    let host = head::authority(request).unwrap_or_default();
     match origin(request) {
         Some(origin) => origin.to_str().is_ok_and(|origin| origins.allows_cookies(origin, host)),
         None => {
@@ -44,12 +46,17 @@ pub fn may_use_cookies(origins: &Origins, request: &Parts) -> bool {
     }
 }
 
-/// Lets a page of an allowed origin read the response, also of a request with cookies if it may use them.
+/// Lets a page of an allowed origin read the response, also of a request with credentials if its origin is
+/// named.
+///
+/// The latter holds whether `auth.cookie` is set or not. Browsers send some requests with credentials only
+/// (`navigator.sendBeacon`), and withhold them if the preflight's answer does not allow it; where no cookie
+/// counts, allowing it reveals nothing.
 pub fn expose(settings: &Settings, request: &Parts, mut response: Response<Body>) -> Response<Body> {
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
     if let Some(origin) = allowed_origin(&settings.origins, request) {
-        if settings.cookie.is_some() && may_use_cookies(&settings.origins, request) {
+        if may_use_cookies(&settings.origins, request) {
             headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());

@@ -13,14 +13,14 @@ use broker_bridge::{Broker, RoomName, SessionId};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tracing::field::DisplayValue;
 
-use super::{Problem, Refusal, cors, refusals};
+use super::{Problem, Refusal, cors, event_stream, refusals};
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Token, credential},
     config::Origins,
     metrics::Metrics,
     protocol::ProtocolName,
     settings::{LiveSettings, Settings},
-    shard::{Peer, RequestName, SessionIds, Vitals},
+    shard::{Admission, Peer, RequestName, SessionIds, Vitals},
 };
 
 /// What the public routes know: settings, and whether the node takes anyone at all.
@@ -37,8 +37,10 @@ pub struct Gate {
     pub shards: Vec<Arc<Vitals>>,
     /// Whether the demo page is served.
     pub demo: bool,
-    /// Set once the node is leaving.
+    /// Set once the node is leaving: it is not ready any more.
     pub draining: AtomicBool,
+    /// Set when the pause of a drain is over: new sessions are refused from then on.
+    pub closed: AtomicBool,
 }
 
 impl Gate {
@@ -57,9 +59,10 @@ impl Gate {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Refuses a session when the node is leaving or full.
+    /// Refuses a session when the node is full, or leaving and the pause is over. Load balancers take that
+    /// pause to find out: until then they still send new sessions, which are served.
     pub fn check_capacity(&self) -> Result<(), Problem> {
-        if self.is_draining() {
+        if self.closed.load(Ordering::Relaxed) {
             return Err(Refusal::Draining.into());
         }
         self.check_connections()
@@ -165,7 +168,11 @@ impl Gate {
         if matches!(refusal, Refusal::Origin | Refusal::Forbidden) {
             refusals::access(request, &problem);
         }
-        let mut response = self.expose(request, problem.into_response());
+        let response = match event_stream::come_back(request, &problem) {
+            Some(stream) => stream,
+            None => problem.into_response(),
+        };
+        let mut response = self.expose(request, response);
         if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
             // The next attempt costs a connection, and connections are counted.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -173,16 +180,14 @@ impl Gate {
         response
     }
 
-    /// Counts and answers a refused request for a session.
-    pub fn refuse_session(
-        &self,
-        request: &Parts,
-        protocol: ProtocolName,
-        began: Instant,
-        problem: Problem,
-    ) -> Response<Body> {
-        self.metrics.handshake(protocol, problem.refusal().into(), began.elapsed().as_secs_f64());
-        self.refuse(request, problem)
+    /// Refuses an identity whose token has expired since it was verified: while the body came, or while the
+    /// broker was asked.
+    pub fn check_expiry(&self, identity: &Identity) -> Result<(), Problem> {
+        if identity.remaining(SystemTime::now().into()).is_zero() {
+            self.metrics.auth_failed(AuthFailure::Expired);
+            return Err(Refusal::Unauthorized.into());
+        }
+        Ok(())
     }
 
     /// Verifies what was found, and counts a failure.
@@ -200,6 +205,42 @@ impl Gate {
             self.metrics.auth_failed(*failure);
             refusals::token(request, *failure);
         })
+    }
+}
+
+/// A request for a session. It stays in the extensions of an answer that admits it, so that a shard which cannot
+/// take it after all refuses it as a route would: counted, logged, and readable by its page.
+pub struct Applicant {
+    /// Whom it asks.
+    pub gate: Arc<Gate>,
+    /// What it asks for.
+    pub request: Parts,
+    /// What it would speak.
+    pub protocol: ProtocolName,
+    /// When it came.
+    pub began: Instant,
+}
+
+impl Applicant {
+    /// The answer: what a route has decided.
+    pub fn answer(self, admitted: Result<Response<Body>, Problem>) -> Response<Body> {
+        match admitted {
+            Ok(response) => {
+                let mut response = self.gate.expose(&self.request, response);
+                if response.extensions().get::<Admission>().is_some() {
+                    response.extensions_mut().insert(Arc::new(self));
+                }
+                response
+            }
+            Err(problem) => self.refuse(problem),
+        }
+    }
+
+    /// The answer: no.
+    pub fn refuse(&self, problem: Problem) -> Response<Body> {
+        let seconds = self.began.elapsed().as_secs_f64();
+        self.gate.metrics.handshake(self.protocol, problem.refusal().into(), seconds);
+        self.gate.refuse(&self.request, problem)
     }
 }
 

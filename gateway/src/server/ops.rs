@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body, extract::State, routing::get};
+use axum::{Router, body::Body, extract::State, middleware::from_fn, routing::get};
 use broker_bridge::BrokerStatus;
 use http::{HeaderValue, Response, StatusCode, header};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Gate, Problem, Refusal};
+use super::{Gate, Problem, Refusal, head};
 
 /// A shard that has not ticked for this long is stuck.
 const STUCK: Duration = Duration::from_secs(10);
@@ -41,6 +41,7 @@ pub fn routes(gate: Arc<Gate>) -> Router {
         .fallback(|| async {
             Problem::new(Refusal::NotFound, "expected /metrics, /livez or /readyz").into_response()
         })
+        .layer(from_fn(head::check_ops))
         .with_state(Arc::new(ops))
 }
 

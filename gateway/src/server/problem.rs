@@ -244,6 +244,8 @@ pub struct Problem {
     refusal: Refusal,
     status: StatusCode,
     detail: Cow<'static, str>,
+    /// The least and the most seconds after which it may be tried again.
+    retry_after: Option<RangeInclusive<u32>>,
     /// Boxed, so that a `Result` with a problem in it stays small.
     headers: Box<HeaderMap>,
 }
@@ -252,13 +254,11 @@ impl Problem {
     /// A refusal, and what was wrong and what was expected. The detail must hold no secret.
     pub fn new(refusal: Refusal, detail: impl Into<Cow<'static, str>>) -> Self {
         let mut headers = Box::new(HeaderMap::new());
-        if let Some(seconds) = refusal.retry_after() {
-            headers.insert(header::RETRY_AFTER, spread(seconds));
-        }
         if refusal == Refusal::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(auth::CHALLENGE));
         }
-        Self { refusal, status: refusal.status(), detail: detail.into(), headers }
+        let retry_after = refusal.retry_after();
+        Self { refusal, status: refusal.status(), detail: detail.into(), retry_after, headers }
     }
 
     /// To be tried again after this time, or up to twice of it: all who are told together must not come back
@@ -266,7 +266,7 @@ impl Problem {
     #[must_use]
     pub fn after(mut self, wait: Duration) -> Self {
         let least = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX / 2).saturating_add(1);
-        self.headers.insert(header::RETRY_AFTER, spread(least..=least.saturating_mul(2)));
+        self.retry_after = Some(least..=least.saturating_mul(2));
         self
     }
 
@@ -299,6 +299,14 @@ impl Problem {
         &self.detail
     }
 
+    /// Some number of milliseconds after which it may be tried again, if it is over by itself. Each call gives
+    /// another one.
+    pub fn come_back_after(&self) -> Option<u32> {
+        let temporary = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        let seconds = self.retry_after.clone().filter(|_| temporary.contains(&self.status))?;
+        Some(spread(seconds.start().saturating_mul(1_000)..=seconds.end().saturating_mul(1_000)))
+    }
+
     /// The answer: `application/problem+json` with `title`, `status` and `detail`.
     pub fn into_response(self) -> Response<Body> {
         let body = serde_json::json!({
@@ -310,17 +318,20 @@ impl Problem {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         *headers = *self.headers;
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(spread(seconds)));
+        }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
 }
 
-/// Some number of these seconds.
-fn spread(seconds: RangeInclusive<u32>) -> HeaderValue {
-    let (least, most) = seconds.into_inner();
-    let spread = getrandom::u32().unwrap_or(0) % (most - least + 1);
-    HeaderValue::from(least + spread)
+/// Some number of the range.
+fn spread(range: RangeInclusive<u32>) -> u32 {
+    let (least, most) = range.into_inner();
+    let spread = getrandom::u32().unwrap_or(0) % (most - least).saturating_add(1);
+    least + spread
 }
 
 impl From<Refusal> for Problem {

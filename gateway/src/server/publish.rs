@@ -8,7 +8,7 @@ use broker_bridge::{
     RoomName, Ticket,
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
+use http::{HeaderName, Response, StatusCode, header, request::Parts};
 use http_body_util::LengthLimitError;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{auth::Operation, outcome::Told, shard};
 
-const X_EVENT: HeaderName = HeaderName::from_static("x-event");
+/// Names the event of a publication.
+pub(super) const X_EVENT: HeaderName = HeaderName::from_static("x-event");
 
 /// Publishes the body into `room` and answers 202 once the broker has acknowledged it.
 pub async fn publish(
@@ -36,9 +37,9 @@ pub async fn publish(
     gate.check_grant(&identity, Operation::Publish, std::slice::from_ref(&room))?;
     gate.check_user(&identity, None)?;
     let event = event_name(parts)?;
-    check_coding(parts)?;
     let media_type = MediaType::of(parts)?;
     let data = media_type.read(body_bytes(gate, body).await?)?;
+    gate.check_expiry(&identity)?;
     gate.check_user(&identity, Some(data.bytes().len()))?;
     gate.metrics.messages_in.inc();
     gate.metrics.payload_bytes_in.inc_by(data.bytes().len() as u64);
@@ -109,17 +110,6 @@ impl MediaType {
                 .map_err(|error| Problem::new(Refusal::Body, format!("expected JSON: {error}"))),
         }
     }
-}
-
-/// Refuses a body in a coding besides `chunked` (RFC 9112 §6.1): what lies below would be published undecoded.
-fn check_coding(parts: &Parts) -> Result<(), Problem> {
-    let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if codings.next().is_none_or(chunked) && codings.next().is_none() {
-        return Ok(());
-    }
-    let detail = "expected no Transfer-Encoding but chunked";
-    Err(Problem::new(Refusal::MediaType, detail).with_status(StatusCode::NOT_IMPLEMENTED))
 }
 
 fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {

@@ -7,17 +7,19 @@
 //! | `POST /rooms/{room}` | publish the body |
 //! | `GET /rooms?room=a&room=b` | one event stream over several rooms |
 
-use std::{sync::Arc, time::Instant};
+use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
     extract::{Request, State},
 };
 use broker_bridge::RoomName;
+use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use percent_encoding::percent_decode_str;
 
-use super::{Gate, Problem, Refusal, cors, publish, query::Query, upgrade};
+use super::{Gate, Problem, Refusal, cors, event_stream, gate::Applicant, publish, query::Query, upgrade};
 use crate::{
     auth::{Operation, credential},
     protocol::ProtocolName,
@@ -37,13 +39,13 @@ pub async fn one_room(State(gate): State<Arc<Gate>>, request: Request) -> Respon
         Err(problem) => return gate.refuse(&parts, problem),
     };
     if handshake::is_upgrade(&parts.headers) {
-        let admission = web_socket(&gate, &parts, room);
-        return session(&gate, &parts, ProtocolName::Plain, began, admission).await;
+        let admitted = session(&gate, web_socket(&gate, &parts, room)).await;
+        return Applicant { gate, request: parts, protocol: ProtocolName::Plain, began }.answer(admitted);
     }
     match parts.method {
         Method::GET | Method::HEAD => {
-            let admission = event_stream(&gate, &parts, vec![room]);
-            session(&gate, &parts, ProtocolName::EventStream, began, admission).await
+            let admitted = session(&gate, events(&gate, &parts, vec![room])).await;
+            Applicant { gate, request: parts, protocol: ProtocolName::EventStream, began }.answer(admitted)
         }
         Method::POST => match publish::publish(&gate, &parts, body, room).await {
             Ok(response) => gate.expose(&parts, response),
@@ -62,30 +64,23 @@ pub async fn several_rooms(State(gate): State<Arc<Gate>>, request: Request) -> R
         Method::GET | Method::HEAD => {
             let admission = async {
                 let rooms = rooms_of_query(&gate, Query::new(parts.uri.query()))?;
-                event_stream(&gate, &parts, rooms).await
+                events(&gate, &parts, rooms).await
             };
-            session(&gate, &parts, ProtocolName::EventStream, began, admission).await
+            let admitted = session(&gate, admission).await;
+            Applicant { gate, request: parts, protocol: ProtocolName::EventStream, began }.answer(admitted)
         }
         Method::OPTIONS => cors::options(&gate.settings(), &parts, SEVERAL_ROOMS_METHODS),
         _ => gate.refuse(&parts, wrong_method(&parts, SEVERAL_ROOMS_METHODS)),
     }
 }
 
+/// Admits a session, if the node takes any.
 pub(super) async fn session(
     gate: &Gate,
-    parts: &Parts,
-    protocol: ProtocolName,
-    began: Instant,
     admission: impl Future<Output = Result<Response<Body>, Problem>>,
-) -> Response<Body> {
-    let admitted = match gate.check_capacity() {
-        Ok(()) => admission.await,
-        Err(problem) => Err(problem),
-    };
-    match admitted {
-        Ok(response) => gate.expose(parts, response),
-        Err(problem) => gate.refuse_session(parts, protocol, began, problem),
-    }
+) -> Result<Response<Body>, Problem> {
+    gate.check_capacity()?;
+    admission.await
 }
 
 async fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Response<Body>, Problem> {
@@ -108,8 +103,8 @@ async fn web_socket(gate: &Gate, parts: &Parts, room: RoomName) -> Result<Respon
     Ok(response)
 }
 
-async fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Response<Body>, Problem> {
-    if !accepts_event_stream(&parts.headers) {
+async fn events(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Result<Response<Body>, Problem> {
+    if !event_stream::is_accepted(&parts.headers) {
         let detail = "expected a WebSocket handshake, or `Accept: text/event-stream`";
         return Err(Problem::new(Refusal::NotAcceptable, detail));
     }
@@ -117,12 +112,9 @@ async fn event_stream(gate: &Gate, parts: &Parts, rooms: Vec<RoomName>) -> Resul
     let identity = gate.authenticate(parts).await?;
     gate.check_grant(&identity, Operation::Subscribe, &rooms)?;
 
-    let mut response = Response::new(Body::empty());
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // nginx holds a response back unless it is told not to.
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    // Of no known length: an answer to HEAD would tell it, and there is none.
+    let mut response =
+        event_stream::response(Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()));
     if parts.method == Method::GET {
         let door = Door::EventStream { retry_millis: gate.settings().retry_millis };
         response.extensions_mut().insert(Admission {
@@ -171,19 +163,6 @@ fn rooms_of_query(gate: &Gate, query: Query<'_>) -> Result<Vec<RoomName>, Proble
     Ok(rooms)
 }
 
-/// Whether an event stream is among what the client accepts (RFC 9110 §12.5.1). Weights do not matter:
-/// there is nothing else to choose from, and nobody refuses with `q=0` what they just asked for.
-fn accepts_event_stream(headers: &HeaderMap) -> bool {
-    let mut lists = headers.get_all(header::ACCEPT).iter().peekable();
-    if lists.peek().is_none() {
-        return true;
-    }
-    lists.filter_map(|list| list.to_str().ok()).flat_map(|list| list.split(',')).any(|range| {
-        let range = range.split(';').next().unwrap_or_default().trim();
-        ["text/event-stream", "text/*", "*/*"].iter().any(|accepted| range.eq_ignore_ascii_case(accepted))
-    })
-}
-
 fn wrong_method(parts: &Parts, methods: HeaderValue) -> Problem {
     let detail = format!(
         "{} is not served here, expected one of {}",
@@ -209,23 +188,6 @@ mod tests {
             ["/rooms/", "/rooms/a%", "/rooms/a%2", "/rooms/a%zz", "/rooms/%ff", "/rooms/a%20b", "/rooms/%7Ba"]
         {
             assert_eq!(room(path), Err(Refusal::RoomName), "{path}");
-        }
-    }
-
-    #[test]
-    fn accept_headers() {
-        let accepts = |value: Option<&'static str>| {
-            let mut headers = HeaderMap::new();
-            headers.extend(value.map(|value| (header::ACCEPT, HeaderValue::from_static(value))));
-            accepts_event_stream(&headers)
-        };
-        for value in
-            [None, Some("text/event-stream"), Some("*/*"), Some("text/html, TEXT/Event-Stream;q=0.5")]
-        {
-            assert!(accepts(value), "{value:?}");
-        }
-        for value in ["application/json", "text/html", ""] {
-            assert!(!accepts(Some(value)), "{value}");
         }
     }
 }

@@ -6,7 +6,7 @@
 //! go out: whatever is published after the client has read it, the client receives.
 
 use std::{
-    cell::{Cell, OnceCell},
+    cell::{Cell, OnceCell, RefCell},
     convert::Infallible,
     fmt,
     future::poll_fn,
@@ -20,10 +20,8 @@ use std::{
 use axum::body::Body as RouterBody;
 use broker_bridge::{RoomName, SessionId};
 use futures_util::future::try_join_all;
-use http::{Request, Response, header};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::AbortHandle, time::Instant};
+use http::{Request, Response};
+use tokio::{net::TcpStream, task::AbortHandle};
 use tower::ServiceExt as _;
 
 use super::{
@@ -39,7 +37,11 @@ use crate::{
     limits::{AddressLimit, Seat, Verdict},
     outcome::Told,
     protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
-    server::{HandshakeResult, Problem, Refusal, Unanswered},
+    server::{
+        HandshakeResult, Problem, Refusal, Unanswered,
+        connection::{self, End, Linger, Progress, RequestBody, Times},
+        gate::Applicant,
+    },
     session::{CloseReason, Session},
     websocket::Deflate,
 };
@@ -121,10 +123,11 @@ pub struct RequestName(pub SessionId);
 struct HttpConnection {
     /// Set once its own task exists; a session in a response needs it to end by force.
     task: OnceCell<AbortHandle>,
-    /// A request is being served, or a response carries a session.
-    busy: Cell<bool>,
+    progress: Arc<Progress>,
     /// The session that a response carries.
     session: Cell<Option<ConnectionKey>>,
+    /// The session that takes the socket over once its handshake is answered.
+    upgrading: RefCell<Option<Lease>>,
 }
 
 impl Worker {
@@ -148,59 +151,57 @@ impl Worker {
 
     async fn respond(
         self: Rc<Self>,
-        mut request: Request<Incoming>,
+        mut request: Request<RequestBody>,
         (peer, standing): (Peer, Standing),
         http: Rc<HttpConnection>,
     ) -> Response<ShardBody> {
-        http.busy.set(true);
-        let began = Instant::now();
         // Of requests that came in one go, each waits for its turn among the others of this thread.
         tokio::task::yield_now().await;
-        let upgrade = hyper::upgrade::on(&mut request);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(standing);
         request.extensions_mut().insert(RequestName(self.context.ids.next()));
-        let answer = self.router.clone().oneshot(request.map(RouterBody::new)).await;
+        let answer = self.router.clone().oneshot(request.map(RequestBody::for_router)).await;
         let mut response = answer.unwrap_or_else(|never: Infallible| match never {});
         let seat = response.extensions_mut().remove::<Arc<Seat>>();
-        let response = match response.extensions_mut().remove::<Admission>() {
+        match response.extensions_mut().remove::<Admission>() {
             None => response.map(ShardBody::Router),
-            Some(admission) => self.admit(admission, seat, response, upgrade, &http, began).await,
-        };
-        http.busy.set(matches!(response.body(), ShardBody::Session(_)));
-        response
+            Some(admission) => {
+                let applicant = response.extensions_mut().remove().expect("stands beside an admission");
+                self.admit(admission, applicant, seat, response, &http).await
+            }
+        }
     }
 
     async fn admit(
         self: Rc<Self>,
         admission: Admission,
+        applicant: Arc<Applicant>,
         seat: Option<Arc<Seat>>,
-        mut response: Response<RouterBody>,
-        upgrade: OnUpgrade,
+        response: Response<RouterBody>,
         http: &HttpConnection,
-        began: Instant,
     ) -> Response<ShardBody> {
         let metrics = &self.context.metrics;
         let lease = self.open_session(&admission, seat);
         let protocol = lease.connection.name();
-        // Who passed the gate just before it closed is refused here: the drain would not know of him.
-        let refused = if self.leaving.is_cancelled() {
-            Some(Refusal::Draining)
+        // Refuse requests that passed the gate just before it closed: the drain does not know of them.
+        let admitted = if self.leaving.is_cancelled() {
+            Err(Refusal::Draining.into())
         } else {
-            match self.join_all(&lease, &admission.rooms).await {
-                Err(refusal) => Some(refusal),
-                Ok(()) if !lease.connection.open() => Some(Refusal::Draining),
-                Ok(()) => None,
-            }
+            self.join_all(&lease, &admission.rooms).await.map_err(Problem::from)
         };
-        let seconds = began.elapsed().as_secs_f64();
-        if let Some(refusal) = refused {
-            metrics.refused(refusal);
-            metrics.handshake(protocol, refusal.into(), seconds);
-            return Problem::from(refusal).into_response().map(ShardBody::Router);
+        let admitted = admitted.and_then(|()| {
+            if lease.connection.open() {
+                return Ok(());
+            }
+            // It began to close while it waited for the broker.
+            admission.identity.as_deref().map_or(Ok(()), |identity| applicant.gate.check_expiry(identity))?;
+            Err(Refusal::Draining.into())
+        });
+        if let Err(problem) = admitted {
+            return applicant.refuse(problem).map(ShardBody::Router);
         }
         metrics.connection_opened(protocol);
-        metrics.handshake(protocol, HandshakeResult::Ok, seconds);
+        metrics.handshake(protocol, HandshakeResult::Ok, applicant.began.elapsed().as_secs_f64());
         tracing::debug!(
             session = %lease.connection.id(),
             protocol = protocol.as_str(),
@@ -209,17 +210,7 @@ impl Worker {
         );
         match admission.door {
             Door::Plain { .. } | Door::Centrifuge => {
-                let tasks = self.tasks.clone();
-                self.tasks.spawn_local(async move {
-                    if let Ok(upgraded) = upgrade.await
-                        && let Ok(parts) = upgraded.downcast::<TokioIo<Stream>>()
-                    {
-                        let stream = parts.io.into_inner();
-                        lease.connection.attach_socket(&lease.worker, stream, &parts.read_buf);
-                        // A task of its own: this one holds the remains of the handshake.
-                        tasks.spawn_local(lease.serve_socket());
-                    }
-                });
+                http.upgrading.replace(Some(lease));
                 response.map(ShardBody::Router)
             }
             Door::EventStream { .. } => {
@@ -227,8 +218,7 @@ impl Worker {
                     lease.connection.attach_response(task.clone());
                 }
                 http.session.set(Some(lease.connection.key()));
-                // The router has measured the empty body that stood here.
-                response.headers_mut().remove(header::CONTENT_LENGTH);
+                http.progress.end_with_client();
                 response.map(|_| ShardBody::Session(lease))
             }
         }
@@ -296,13 +286,13 @@ impl Worker {
 
 async fn serve_http(
     worker: Rc<Worker>,
-    mut stream: Stream,
+    stream: Stream,
     peer: SocketAddr,
     entry: Entry,
     http: Rc<HttpConnection>,
 ) {
     let leaving = worker.leaving.clone();
-    let Some((peer, entry)) = hear_proxy(&worker, &stream, peer, entry).await else { return };
+    let Some((mut stream, peer, entry)) = hear_proxy(&worker, stream, peer, entry).await else { return };
     // Held until it has been told.
     let (standing, _courtesy) = match entry {
         Entry::Client(seat) => {
@@ -313,40 +303,43 @@ async fn serve_http(
         Entry::Refused(limit, courtesy) => (Standing::Refused(limit), Some(courtesy)),
     };
     let Some(stream) = shake_hands(&worker, stream, peer).await else { return };
-    let service = service_fn(|request| {
-        let response = Rc::clone(&worker).respond(request, (peer, standing), Rc::clone(&http));
-        async { Ok::<_, Infallible>(response.await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(worker.clock().clone())
-        .header_read_timeout(worker.settings().header_timeout)
-        // Bounds a request's head, and what a slow reader of a response holds here in place of its queue.
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = leaving.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = http.lingered(&worker) => return,
-            }
-        }
+    let times = || {
+        let settings = worker.settings();
+        Times { head: settings.header_timeout, keep_alive: settings.keep_alive, farewell: LINGER }
     };
-    if let Err(error) = ended {
-        if is_timed_out(&error)
+    let failed = |error: &hyper::Error| {
+        if is_timed_out(error)
             && let Some(session) = http.session.get().and_then(|key| worker.connection(key))
         {
             session.begin_close(&worker, CloseReason::NoProgress);
         }
-        if error.is_parse() {
-            worker.context.metrics.refused(Refusal::MalformedHttp);
-        } else if error.is_timeout() {
-            worker.context.metrics.unanswered(Unanswered::HeaderTimeout);
+    };
+    let respond = |request| Rc::clone(&worker).respond(request, (peer, standing), Rc::clone(&http));
+    let progress = Arc::clone(&http.progress);
+    let served = connection::serve(stream, progress, times, &leaving, respond, failed).await;
+    if let (Some(lease), End::Done) = (http.upgrading.take(), &served.end) {
+        lease.connection.attach_socket(&worker, served.stream, &served.read_ahead);
+        // A task of its own: this one holds the remains of the handshake.
+        worker.tasks.spawn_local(lease.serve_socket());
+        return;
+    }
+    let has_answered = served.has_answered(&http.progress);
+    match served.end {
+        End::Failed(error) => {
+            if error.is_parse() {
+                worker.context.metrics.refused(Refusal::MalformedHttp);
+            }
+            tracing::debug!(%error, %peer, "an HTTP connection ended early");
         }
-        tracing::debug!(%error, "an HTTP connection ended early");
+        End::HeadTimeout => {
+            worker.context.metrics.unanswered(Unanswered::HeaderTimeout);
+            tracing::debug!(%peer, "the head of a request took too long");
+        }
+        End::AnswerTimeout => tracing::debug!(%peer, "an answer was not read"),
+        End::Done | End::Idle => {}
+    }
+    if has_answered {
+        part(&worker, served.stream).await;
     }
 }
 
@@ -356,15 +349,15 @@ fn is_timed_out(error: &hyper::Error) -> bool {
     source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
 }
 
-impl HttpConnection {
-    /// Waits until whoever has sent half a request, or takes his answer slowly, had time enough to end.
-    async fn lingered(&self, worker: &Worker) {
-        loop {
-            worker.clock().sleep(LINGER).await;
-            if !self.busy.get() {
-                return;
-            }
-        }
+/// Closes a socket on which an answer may be under way.
+async fn part(worker: &Worker, mut stream: Stream) {
+    let hurry = async {
+        worker.leaving.cancelled().await;
+        worker.clock().sleep(HURRY).await;
+    };
+    tokio::select! {
+        () = Box::pin(connection::linger(&mut stream, PARTING)) => {}
+        () = hurry => {}
     }
 }
 
@@ -372,25 +365,26 @@ impl HttpConnection {
 /// for it as a head has.
 async fn hear_proxy(
     worker: &Worker,
-    stream: &Stream,
+    stream: Stream,
     peer: SocketAddr,
     entry: Entry,
-) -> Option<(Peer, Entry)> {
+) -> Option<(Stream, Peer, Entry)> {
     if !worker.settings().proxy_protocol || !matches!(entry, Entry::Proxy) {
-        return Some((peer.into(), entry));
+        return Some((stream, peer.into(), entry));
     }
     let time = worker.settings().header_timeout;
-    let heard = super::timeout(time, proxy_protocol::read(stream));
+    let heard = super::timeout(time, proxy_protocol::read(&stream));
     let heard = worker.leaving.run_until_cancelled(heard).await?;
     let client = match heard.map_err(io::Error::from).flatten() {
         Ok(Source::Client(client)) => client,
-        Ok(Source::Proxy) => return Some((peer.into(), Entry::Client(None))),
+        Ok(Source::Proxy) => return Some((stream, peer.into(), Entry::Client(None))),
         Err(error) => {
             // Who connects and says nothing is a probe.
             if error.kind() != io::ErrorKind::UnexpectedEof {
                 worker.context.metrics.unanswered(Unanswered::ProxyHeader);
             }
             tracing::debug!(%error, %peer, "no PROXY protocol header");
+            part(worker, stream).await;
             return None;
         }
     };
@@ -407,7 +401,7 @@ async fn hear_proxy(
             }
         }
     };
-    Some((client.into(), entry))
+    Some((stream, client.into(), entry))
 }
 
 /// The connection with TLS on it, if the node speaks TLS; it has as long for it as a head has.
@@ -434,6 +428,8 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
                 worker.context.metrics.unanswered(Unanswered::Tls);
             }
             tracing::debug!(%error, %peer, "a TLS handshake failed");
+            // The alert says why, and what the peer has sent behind its mistake must not destroy it.
+            part(worker, stream).await;
         }
         Err(_) => {
             worker.context.metrics.unanswered(Unanswered::Tls);
@@ -445,5 +441,7 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
 
 /// How long a client may take to begin a session whose protocol has a beginning of its own.
 const TIME_TO_BEGIN: Duration = Duration::from_secs(15);
-/// At this many bytes without a whole head, a request is refused; the last read may bring as many again.
-const MAX_HEAD: usize = 32 * 1024;
+/// What a closed connection still waits for: a client far away, which has just sent the rest of a request.
+const PARTING: Linger = Linger { silence: LINGER, total: Duration::from_secs(10) };
+/// How long it waits while the node is leaving.
+const HURRY: Duration = Duration::from_secs(2);

@@ -275,8 +275,11 @@ impl AsyncWrite for Stream {
         self.poll_write_with(cx, || self.try_flush().map(|()| 0)).map_ok(drop)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// What still comes afterwards is nobody's any more: TLS does not take it apart.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shutdown_write();
-        self.poll_flush(cx)
+        let outcome = ready!(self.as_mut().poll_flush(cx));
+        self.tls = None;
+        Poll::Ready(outcome)
     }
 }

@@ -2,12 +2,22 @@
 
 use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
-    http::{Request, Response},
+    client::Client,
+    eventually::eventually,
+    http::{Incoming, Request, Response},
+    journal::Payload,
     node::Builder,
-    token::anywhere,
+    pages::Pages,
+    raw::talk,
+    redis_server::RedisServer,
+    token::{Token, anywhere},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
 };
 
-use crate::stage::alone;
+use crate::stage::{alone, payloads};
 
 /// A request, the status it must get, and headers that must be there with these values.
 type Row<'a> = (Request, u16, &'a [(&'a str, &'a str)]);
@@ -44,7 +54,7 @@ async fn each_request_gets_its_answer() -> Result<()> {
         (
             method("HEAD", "/rooms/lobby").header("Accept", "text/event-stream"),
             200,
-            &[("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")],
+            &[("Content-Type", "text/event-stream"), ("Cache-Control", "no-store, no-transform")],
         ),
         (Request::new("HEAD", "/rooms/lobby"), 401, &[]),
         // What is accepted.
@@ -78,6 +88,8 @@ async fn each_request_gets_its_answer() -> Result<()> {
         for (name, value) in headers {
             ensure!(response.header(name) == Some(value), "{name}: {value} was expected: {}", said());
         }
+        // Nobody knows how long an event stream will be.
+        ensure!(status != 200 || response.header("Content-Length").is_none(), "{}", said());
         // RFC 9110 §9.3.2: an answer to HEAD has the headers and no body.
         if status >= 400 && !said().contains("HEAD\"") {
             response.problem().with_context(said)?;
@@ -194,20 +206,227 @@ async fn only_pages_of_allowed_origins_may_connect() -> Result<()> {
             let readable = response.header("Access-Control-Allow-Origin");
             ensure!(readable == allowed.then_some(origin), "{origin}: {response:?}");
             ensure!(response.header("Vary").is_some_and(|vary| vary.contains("Origin")), "{response:?}");
-            ensure!(response.header("Access-Control-Allow-Credentials").is_none());
+            let credentials = response.header("Access-Control-Allow-Credentials");
+            ensure!(credentials == allowed.then_some("true"), "{origin}: {response:?}");
         }
 
         let preflight = Request::new("OPTIONS", "/rooms/lobby")
             .header("Origin", origin)
             .header("Access-Control-Request-Method", "POST")
-            .header("Access-Control-Request-Headers", "authorization, x-event");
+            .header("Access-Control-Request-Headers", "authorization, cache-control, x-requested-with");
         let response = preflight.send(node.public).await?;
         ensure!(response.status == 204, "{response:?}");
         let methods = response.header("Access-Control-Allow-Methods");
         ensure!(methods.is_some_and(|methods| methods.contains("POST")) == allowed, "{origin}: {response:?}");
         let headers = response.header("Access-Control-Allow-Headers").unwrap_or_default().to_lowercase();
-        ensure!((headers.contains("authorization") && headers.contains("x-event")) == allowed);
+        for header in ["authorization", "x-event", "last-event-id", "cache-control", "x-requested-with"] {
+            ensure!(headers.contains(header) == allowed, "{origin}: {response:?}");
+        }
+        ensure!(response.header("Access-Control-Allow-Credentials") == allowed.then_some("true"));
     }
+    Ok(())
+}
+
+/// `*` names nobody: every page may talk, and none with what its browser keeps for others.
+#[tokio::test]
+async fn a_star_allows_no_credentials() -> Result<()> {
+    let node = Builder::new().set("origins", "*").start().await?;
+    let post = Request::post("/rooms/lobby", "text/plain", *b"x").bearer(&anywhere("alice"));
+    let response = post.header("Origin", "https://app.example").send(node.public).await?;
+    ensure!(response.header("Access-Control-Allow-Origin") == Some("https://app.example"), "{response:?}");
+    ensure!(response.header("Access-Control-Allow-Credentials").is_none(), "{response:?}");
+    Ok(())
+}
+
+/// RFC 9112 §3.2, on every route of both listeners.
+#[tokio::test]
+async fn each_request_names_one_host() -> Result<()> {
+    let node = Builder::new().set("demo", "true").start().await?;
+    let bearer = format!("Authorization: Bearer {}\r\n", anywhere("alice"));
+    let handshake = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let routes = [
+        (node.public, "HEAD /rooms/lobby", "Accept: text/event-stream\r\n", 200),
+        (node.public, "HEAD /rooms?room=a", "Accept: text/event-stream\r\n", 200),
+        (node.public, "OPTIONS /rooms/lobby", "", 204),
+        (node.public, "POST /rooms/lobby", "Content-Length: 0\r\n", 202),
+        (node.public, "GET /demo.css", "", 200),
+        (node.public, "GET /nowhere", "", 404),
+        (node.public, "GET /rooms/lobby", handshake, 101),
+        (node.ops, "GET /livez", "", 200),
+        (node.ops, "GET /metrics", "", 200),
+        (node.ops, "GET /nowhere", "", 404),
+    ];
+    for (address, request, headers, granted) in routes {
+        for (version, hosts, sound) in [
+            ("1.1", "Host: gateway.example\r\n", true),
+            ("1.1", "Host: [::1]:8080\r\n", true),
+            ("1.1", "Host:\r\n", true),
+            ("1.1", "", false),
+            ("1.1", "Host: a\r\nHost: a\r\n", false),
+            ("1.1", "Host: a b\r\n", false),
+            ("1.1", "Host: user@a\r\n", false),
+            ("1.0", "Host: a\r\nHost: b\r\n", false),
+        ] {
+            // An upgraded connection would stay open.
+            let closes = if granted == 101 { "" } else { "Connection: close\r\n" };
+            if granted == 101 && sound {
+                continue;
+            }
+            let said =
+                format!("{request} HTTP/{version}\r\n{hosts}{headers}{bearer}{closes}\r\n").into_bytes();
+            let answer = talk(address, &said).await?;
+            let status = answer.get(9..12).context("a status")?;
+            let expected = if sound { granted } else { 400 };
+            ensure!(status == expected.to_string().as_bytes(), "{request} {version} {hosts:?}: {answer:?}");
+        }
+    }
+    let ancient = talk(node.ops, b"GET /livez HTTP/1.0\r\n\r\n").await?;
+    ensure!(ancient.starts_with(b"HTTP/1.0 200"), "HTTP/1.0 has no Host: {ancient:?}");
+    Ok(())
+}
+
+/// RFC 9112 §3.2.2: the authority of an absolute target counts, not the `Host` beside it.
+#[tokio::test]
+async fn a_page_is_compared_with_whom_it_asks() -> Result<()> {
+    let node = alone().await?;
+    let post = |target: &str| Request::post(target, "text/plain", *b"x").bearer(&anywhere("alice"));
+    for (target, origin, status) in [
+        ("/rooms/lobby".to_owned(), format!("http://{}", node.public), 202),
+        ("http://other.example/rooms/lobby".to_owned(), format!("http://{}", node.public), 403),
+        ("http://other.example/rooms/lobby".to_owned(), "http://other.example".to_owned(), 202),
+        (format!("http://{}/rooms/lobby", node.public), format!("http://{}", node.public), 202),
+        (format!("http://{}@other.example/rooms/lobby", node.public), "http://other.example".to_owned(), 400),
+    ] {
+        let response = post(&target).header("Origin", &origin).send(node.public).await?;
+        ensure!(response.status == status, "{target} {origin}: {response:?}");
+    }
+    for header in ["Origin", "Content-Type", "X-Event"] {
+        let twice = Request::new("POST", "/rooms/lobby").header(header, "text/plain").header(header, "a/b");
+        let response = twice.bearer(&anywhere("alice")).send(node.public).await?;
+        ensure!(response.status == 400, "{header}: {response:?}");
+    }
+    Ok(())
+}
+
+/// A session that the shard cannot take after all is refused as a route would refuse it.
+#[tokio::test]
+async fn a_refusal_that_comes_late_is_like_any_other() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let origin = "https://app.example";
+    let node = Builder::new()
+        .set("broker.url", &redis.url())
+        .set("broker.subscribe_timeout", "300ms")
+        .set("origins", origin)
+        .set("log.filter", "info,tidegate=debug")
+        .start()
+        .await?;
+    redis.freeze()?;
+    let token = anywhere("alice");
+    let upgrade = Request::upgrade("/rooms/lobby").bearer(&token).header("Origin", origin);
+    let response = upgrade.send(node.public).await?;
+    ensure!(response.status == 503 && response.header("Retry-After").is_some(), "{response:?}");
+    ensure!(response.header("Access-Control-Allow-Origin") == Some(origin), "{response:?}");
+    response.problem()?;
+    let stream = Request::get("/rooms/lobby").header("Accept", "text/event-stream").bearer(&token);
+    let response = stream.header("Origin", origin).send(node.public).await?;
+    ensure!(response.status == 200, "{response:?}");
+    ensure!(response.header("Access-Control-Allow-Origin") == Some(origin), "{response:?}");
+    let text = response.text();
+    let (retry, rest) = text.split_once('\n').context("a line")?;
+    let millis: u32 = retry.strip_prefix("retry: ").context("retry")?.parse()?;
+    ensure!((2_000..=8_000).contains(&millis) && rest == ": tidegate.retry broker\n", "{text}");
+    // Whoever takes anything gets the status.
+    let any = Request::get("/rooms/lobby").header("Accept", "*/*").bearer(&token).send(node.public).await?;
+    ensure!(any.status == 503, "{any:?}");
+
+    let samples = node.samples().await?;
+    ensure!(samples.sum("tidegate_refusals_total", &["reason=\"broker\""]) == 3, "{samples:?}");
+    ensure!(samples.sum("tidegate_handshakes_total", &["result=\"unavailable\""]) == 3, "{samples:?}");
+    let output = node.output();
+    let told = |line: &&str| line.contains("request refused") && line.contains("\"reason\":\"broker\"");
+    ensure!(output.lines().filter(told).count() == 3, "{output}");
+    redis.thaw()
+}
+
+/// What is told to come back does, and is served when it can be: an `EventSource` would never come back from a 503.
+#[tokio::test]
+async fn event_sources_outlive_a_temporary_refusal() -> Result<()> {
+    const PAGE: &str = "http://127.0.0.1:3000";
+    let redis = RedisServer::start().await?;
+    let node = Builder::new()
+        .set("broker.url", &redis.url())
+        .set("broker.subscribe_timeout", "200ms")
+        .set("origins", PAGE)
+        .start()
+        .await?;
+    redis.freeze()?;
+    let token = anywhere("alice");
+    let url = node.url("lobby", &token, "");
+    let (browser, library) =
+        tokio::try_join!(Client::browser_events(&url, PAGE), Client::node_events(&url, &[]))?;
+    for client in [&browser, &library] {
+        client.until("an interruption", |journal| journal.interrupted > 0).await?;
+    }
+    let samples = node.samples().await?;
+    ensure!(samples.sum("tidegate_refusals_total", &["reason=\"broker\""]) >= 2, "{samples:?}");
+    redis.thaw()?;
+    node.until_samples("two sessions", |samples| samples.sum("tidegate_connections", &[]) == 2).await?;
+    node.post("lobby", &token, "text/plain", b"at last").await?;
+    for client in [&browser, &library] {
+        client.hears(&Payload::text("at last")).await?;
+        ensure!(client.now().end.is_none(), "{:?}", client.now());
+    }
+    // A refusal that stays one is final.
+    let foreign = node.url("lobby", &Token::new("alice").sign(), "");
+    let refused = Client::node_events(&foreign, &[]).await;
+    ensure!(refused.is_err(), "403 ends it");
+    Ok(())
+}
+
+/// The time of a token may end while its bearer is still talking.
+#[tokio::test]
+async fn a_body_that_outlives_its_token_is_not_published() -> Result<()> {
+    let node = Builder::new().set("auth.leeway", "0s").set("public.body_timeout", "1m").start().await?;
+    let listener = Client::websocket(&node.ws("lobby", &anywhere("bob"), ""), &[]).await?;
+    let token = Token::new("alice").room("*", &["publish"]).expires_in(5).sign();
+    let head = format!(
+        "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 4\r\n\
+         Expect: 100-continue\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(node.public).await?;
+    stream.write_all(head.as_bytes()).await?;
+    let mut asked = [0; 25];
+    stream.read_exact(&mut asked).await?;
+    eventually("the token has expired", async || {
+        let post = Request::post("/rooms/elsewhere", "text/plain", "x").bearer(&token);
+        match post.send(node.public).await {
+            Ok(response) if response.status == 401 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
+    stream.write_all(b"late").await?;
+    let answer = Incoming::read(stream).await?;
+    ensure!(answer.status == 401, "{answer:?}");
+    node.post("lobby", &anywhere("bob"), "text/plain", b"next").await?;
+    ensure!(payloads(&listener.heard(1).await?) == [Payload::text("next")]);
+    Ok(())
+}
+
+/// What a browser sends when a page is closed, and what replacements of its `EventSource` add to their requests.
+#[tokio::test]
+async fn beacons_and_polyfills_get_through() -> Result<()> {
+    const PAGE: &str = "http://127.0.0.1:3000";
+    let node = Builder::new().set("origins", PAGE).start().await?;
+    let token = anywhere("alice");
+    let url = node.url("lobby", &token, "");
+    let listener = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
+    let mut pages = Pages::launch()?;
+    pages.stand("page", PAGE).await?;
+    ensure!(pages.beacon("page", &url, r#"{"bye":true}"#).await?);
+    ensure!(payloads(&listener.heard(1).await?) == [Payload::text(r#"{"bye":true}"#)]);
+    ensure!(pages.fetches_events("page", &url).await? == Some(200));
     Ok(())
 }
 

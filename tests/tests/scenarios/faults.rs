@@ -118,7 +118,7 @@ async fn a_node_waits_for_a_redis_that_is_not_there_yet() -> Result<()> {
     ensure!(waiting.text().contains("broker"), "{waiting:?}");
     for request in [
         Request::upgrade("/rooms/lobby").bearer(&token),
-        Request::get("/rooms/lobby").header("Accept", "text/event-stream").bearer(&token),
+        Request::get("/rooms/lobby").bearer(&token),
         Request::post("/rooms/lobby", "text/plain", *b"x").bearer(&token),
     ] {
         let response = request.send(node.public).await?;

@@ -155,7 +155,7 @@ async fn slow_requests_are_cut_off_in_time() -> Result<()> {
     let witness = Witness::of(&node).await?;
     let before = node.levels_of(1).await?;
     // What follows each is the letter x, again and again.
-    let starts = ["", "GE", "GET /rooms/", "GET / HTTP/1.1\r\nHost: ", "GET / HTTP/1.1\r\nHost: x\r\nX"];
+    let starts = ["G", "GE", "GET /rooms/", "GET / HTTP/1.1\r\nHost: ", "GET / HTTP/1.1\r\nHost: x\r\nX"];
     let body = format!(
         "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 100000\r\n\r\n",
         anywhere("alice")

@@ -129,6 +129,7 @@ const ROWS: &[Row] = &[
 async fn no_request_hides_within_another() -> Result<()> {
     let node = Builder::new()
         .set("public.header_timeout", "400ms")
+        .set("public.keep_alive", "400ms")
         .set("public.body_timeout", "400ms")
         .set("limits.message_size", "2KiB")
         .start()

@@ -1,0 +1,131 @@
+//! Event streams, as routes see them: who asks for one, what its head says, and how it is refused for now.
+//!
+//! An `EventSource` comes back by itself when its connection is lost or its stream ends, and never again once it
+//! was answered with another status than 200 (WHATWG HTML §9.2.3, "fail the connection"). So a refusal that is
+//! over soon, a 429 or 503, would end it for good. It gets a stream instead that says when to come back, and ends.
+
+use axum::body::Body;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header, request::Parts};
+
+use super::Problem;
+use crate::websocket::handshake;
+
+const MEDIA_TYPE: &str = "text/event-stream";
+/// nginx holds a response back unless it is told not to.
+const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// The head of an event stream.
+pub fn response(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    // `no-transform`: what compresses on the way would hold events back until its buffer is full.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    headers.insert(BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+/// Whether an event stream is among what the client accepts (RFC 9110 §12.5.1). Weights do not matter:
+/// there is nothing else to choose from, and nobody refuses with `q=0` what they just asked for.
+pub fn is_accepted(headers: &HeaderMap) -> bool {
+    !headers.contains_key(header::ACCEPT) || accepts(headers, &[MEDIA_TYPE, "text/*", "*/*"])
+}
+
+/// The refusal as a stream that says when to come back, if it is temporary and the client asks for a stream by
+/// name. A client that accepts anything may be no `EventSource`, and can make more of a status.
+pub fn come_back(request: &Parts, problem: &Problem) -> Option<Response<Body>> {
+    let asks = matches!(request.method, Method::GET | Method::HEAD)
+        && !handshake::is_upgrade(&request.headers)
+        && accepts(&request.headers, &[MEDIA_TYPE]);
+    let millis = problem.come_back_after().filter(|_| asks)?;
+    let reason = problem.refusal().as_str();
+    Some(response(Body::from(format!("retry: {millis}\n: tidegate.retry {reason}\n"))))
+}
+
+fn accepts(headers: &HeaderMap, media_types: &[&str]) -> bool {
+    let lists = headers.get_all(header::ACCEPT).iter().filter_map(|list| list.to_str().ok());
+    lists.flat_map(|list| list.split(',')).any(|range| {
+        let range = range.split(';').next().unwrap_or_default().trim();
+        media_types.iter().any(|accepted| range.eq_ignore_ascii_case(accepted))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::server::Refusal;
+
+    fn request(method: Method, headers: &[(&str, &str)]) -> Parts {
+        let request = http::Request::builder().method(method);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn accept_headers() {
+        let accepted = |value: Option<&str>| {
+            let headers: Vec<_> = value.map(|value| ("accept", value)).into_iter().collect();
+            is_accepted(&request(Method::GET, &headers).headers)
+        };
+        for value in
+            [None, Some("text/event-stream"), Some("*/*"), Some("text/html, TEXT/Event-Stream;q=0.5")]
+        {
+            assert!(accepted(value), "{value:?}");
+        }
+        for value in ["application/json", "text/html", ""] {
+            assert!(!accepted(Some(value)), "{value}");
+        }
+    }
+
+    #[test]
+    fn only_temporary_refusals_of_streams_asked_for_by_name_are_streams() {
+        let stream = &[("accept", "text/event-stream")] as &[(&str, &str)];
+        let upgrade = &[("accept", "text/event-stream"), ("upgrade", "websocket")];
+        for (refusal, method, headers, expected) in [
+            (Refusal::Broker, Method::GET, stream, true),
+            (Refusal::Connections, Method::GET, stream, true),
+            (Refusal::Draining, Method::GET, stream, true),
+            (Refusal::AddressConnections, Method::GET, stream, true),
+            (Refusal::Attempts, Method::GET, stream, true),
+            (Refusal::Draining, Method::HEAD, stream, true),
+            (Refusal::Draining, Method::GET, &[("accept", "text/html, text/event-stream")], true),
+            (Refusal::Draining, Method::POST, stream, false),
+            (Refusal::Draining, Method::GET, &[("accept", "*/*")], false),
+            (Refusal::Draining, Method::GET, &[], false),
+            (Refusal::Draining, Method::GET, upgrade, false),
+            (Refusal::Unauthorized, Method::GET, stream, false),
+            (Refusal::Forbidden, Method::GET, stream, false),
+            (Refusal::Origin, Method::GET, stream, false),
+            (Refusal::RoomName, Method::GET, stream, false),
+            (Refusal::NotFound, Method::GET, stream, false),
+        ] {
+            let problem = match refusal {
+                Refusal::Attempts => Problem::from(refusal).after(Duration::from_secs(4)),
+                _ => Problem::from(refusal),
+            };
+            let answer = come_back(&request(method.clone(), headers), &problem);
+            assert_eq!(answer.is_some(), expected, "{refusal:?} {method} {headers:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_time_to_come_back_is_spread_over_that_of_retry_after() {
+        let parts = request(Method::GET, &[("accept", "text/event-stream")]);
+        let mut times = Vec::new();
+        for _ in 0..50 {
+            let answer = come_back(&parts, &Problem::from(Refusal::Draining)).unwrap();
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.headers()["content-type"], "text/event-stream");
+            let body = axum::body::to_bytes(answer.into_body(), 100).await.unwrap();
+            let text = std::str::from_utf8(&body).unwrap();
+            let millis = text.strip_prefix("retry: ").unwrap().strip_suffix("\n: tidegate.retry draining\n");
+            times.push(millis.unwrap().parse::<u32>().unwrap());
+        }
+        assert!(times.iter().all(|millis| (1_000..=3_000).contains(millis)), "{times:?}");
+        times.sort_unstable();
+        times.dedup();
+        assert!(times.len() > 25, "{times:?}");
+    }
+}

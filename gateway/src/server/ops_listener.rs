@@ -1,0 +1,94 @@
+//! The ops listener's sockets: few, short-lived, and never in each other's way.
+//!
+//! Probes decide whether an orchestrator lets the node live, so nobody may keep them out: every connection has
+//! time-outs, there is a bound on how many are open, and at the bound a connection that is not being answered makes
+//! way for the newcomer.
+
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+
+use axum::Router;
+use http::Request;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use super::connection::{self, Linger, Progress, RequestBody, Times};
+
+/// Open connections. Probes, a few scrapers and a person with a browser.
+const MOST: usize = 128;
+/// A scraper that comes once a minute may keep its connection.
+const TIMES: Times =
+    Times { head: Duration::from_secs(10), keep_alive: Duration::from_secs(120), farewell: GRACE };
+const PARTING: Linger = Linger { silence: Duration::from_secs(2), total: Duration::from_secs(5) };
+/// How long a leaving node waits for requests that are being served.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long to wait when the process has no descriptor left.
+const BREATHER: Duration = Duration::from_millis(50);
+
+/// A connection, seen from the listener.
+struct Open {
+    task: AbortHandle,
+    progress: Arc<Progress>,
+}
+
+/// Serves until cancelled, then ends the connections.
+pub async fn run(listener: TcpListener, routes: Router, stop: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    let mut open = VecDeque::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = tasks.join_next() => continue,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                if make_room(&mut open) {
+                    let progress = Arc::<Progress>::default();
+                    let serving = serve(socket, routes.clone(), Arc::clone(&progress), stop.clone());
+                    open.push_back(Open { task: tasks.spawn(serving), progress });
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the ops listener cannot accept; trying again");
+                sleep(BREATHER).await;
+            }
+        }
+    }
+    drop(listener);
+    // Whoever is not done by then is cut off when the set is dropped.
+    let ended = timeout(GRACE, async { while tasks.join_next().await.is_some() {} });
+    if ended.await.is_err() {
+        tracing::debug!("requests of the ops listener are cut off");
+    }
+}
+
+/// Whether there is room for one more connection, if need be in place of the oldest that is not being answered.
+fn make_room(open: &mut VecDeque<Open>) -> bool {
+    open.retain(|connection| !connection.task.is_finished());
+    if open.len() < MOST {
+        return true;
+    }
+    let oldest = open.iter().position(|connection| !connection.progress.is_serving());
+    let Some(connection) = oldest.and_then(|oldest| open.remove(oldest)) else { return false };
+    connection.task.abort();
+    true
+}
+
+async fn serve(socket: TcpStream, routes: Router, progress: Arc<Progress>, stop: CancellationToken) {
+    let answer = |request: Request<RequestBody>| {
+        let routes = routes.clone();
+        async move {
+            let answer = routes.oneshot(request.map(RequestBody::for_router)).await;
+            answer.unwrap_or_else(|never: Infallible| match never {})
+        }
+    };
+    let mut served = connection::serve(socket, Arc::clone(&progress), || TIMES, &stop, answer, |_| ()).await;
+    if served.has_answered(&progress) {
+        connection::linger(&mut served.stream, PARTING).await;
+    }
+}
