@@ -14,6 +14,7 @@ mod crowd;
 mod doors;
 mod endurance;
 mod event_streams;
+mod fault_table;
 mod faults;
 mod first_run;
 mod forgery;

@@ -1,0 +1,637 @@
+//! The table of faults: what happens to Redis, what publishers hear, what sessions are told, how long it takes until
+//! everything works again.
+//!
+//! Every row is two nodes on a real server, an event stream on each, somebody who publishes by `POST` all the time,
+//! and one fault. The counts are exact: a session is told of so many gaps and no more, an acknowledged message is
+//! heard or lies under a gap, and what was refused is never heard. Each fault happens over TCP; `tests/run --long`
+//! plays them over TLS and unix sockets, too. Nodes are the documented ACL user everywhere.
+
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::{StreamExt as _, stream};
+use parking_lot::Mutex;
+use rustix::process::Signal;
+use tidegate_tests::{
+    client::Client,
+    eventually::eventually,
+    fault_proxy::{Direction, FaultProxy, Flow, Target, Which},
+    http::Request,
+    journal::{Journal, Payload},
+    node::{Builder, Node},
+    redis_server::RedisServer,
+    token::anywhere,
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+const GAP: &str = "tidegate.gap";
+const ROOM: &str = "faults";
+/// How often somebody publishes.
+const PACE: Duration = Duration::from_millis(20);
+/// How many rows at a time: they mostly wait.
+const AT_ONCE: usize = 4;
+
+/// How nodes reach the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Tls,
+    Unix,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Killed,
+    ShutDown,
+    PubSubKilled,
+    PublishersKilled,
+    ShortPause,
+    LongPause,
+    ShortSleep,
+    LongSleep,
+    MaxClients,
+    Failover,
+    Demoted,
+    PasswordChanged,
+    PasswordChangedAndKilled,
+    RoomForbidden,
+    Loading,
+    Busy,
+    OutputBuffer,
+    NodeStopped,
+    Blackholed,
+    OtherServer,
+}
+
+impl Fault {
+    const ALL: [Self; 20] = [
+        Self::Killed,
+        Self::ShutDown,
+        Self::PubSubKilled,
+        Self::PublishersKilled,
+        Self::ShortPause,
+        Self::LongPause,
+        Self::ShortSleep,
+        Self::LongSleep,
+        Self::MaxClients,
+        Self::Failover,
+        Self::Demoted,
+        Self::PasswordChanged,
+        Self::PasswordChangedAndKilled,
+        Self::RoomForbidden,
+        Self::Loading,
+        Self::Busy,
+        Self::OutputBuffer,
+        Self::NodeStopped,
+        Self::Blackholed,
+        Self::OtherServer,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "kill -9, restart",
+            Self::ShutDown => "SHUTDOWN NOSAVE, restart",
+            Self::PubSubKilled => "CLIENT KILL TYPE pubsub",
+            Self::PublishersKilled => "CLIENT KILL TYPE normal",
+            Self::ShortPause => "CLIENT PAUSE 400",
+            Self::LongPause => "CLIENT PAUSE 3000",
+            Self::ShortSleep => "DEBUG SLEEP 0.4",
+            Self::LongSleep => "DEBUG SLEEP 3",
+            Self::MaxClients => "maxclients 1, CLIENT KILL TYPE pubsub",
+            Self::Failover => "FAILOVER, and back",
+            Self::Demoted => "REPLICAOF, and back",
+            Self::PasswordChanged => "password changed",
+            Self::PasswordChangedAndKilled => "password changed, CLIENT KILL",
+            Self::RoomForbidden => "ACL forbids the room",
+            Self::Loading => "restart with data to load",
+            Self::Busy => "BUSY: a script in a loop",
+            Self::OutputBuffer => "output buffer limit",
+            Self::NodeStopped => "node SIGSTOP for 3 s",
+            Self::Blackholed => "packets vanish",
+            Self::OtherServer => "subscribers at another server",
+        }
+    }
+
+    /// Gaps that each session is told.
+    fn gaps(self) -> usize {
+        match self {
+            Self::PublishersKilled
+            | Self::ShortPause
+            | Self::ShortSleep
+            | Self::PasswordChanged
+            | Self::Busy
+            | Self::NodeStopped => 0,
+            // Once when they are cut off, and once when nothing arrives.
+            Self::OtherServer => 2,
+            _ => 1,
+        }
+    }
+
+    /// What publishers must hear besides 202, and what they may.
+    fn statuses(self) -> (&'static [u16], &'static [u16]) {
+        match self {
+            Self::PubSubKilled
+            | Self::ShortPause
+            | Self::ShortSleep
+            | Self::PasswordChanged
+            | Self::NodeStopped
+            | Self::MaxClients
+            | Self::OutputBuffer
+            | Self::OtherServer => (&[], &[]),
+            Self::PublishersKilled => (&[], &[504]),
+            Self::Killed | Self::ShutDown | Self::Demoted | Self::Failover | Self::Loading => {
+                (&[], &[503, 504])
+            }
+            Self::LongPause | Self::LongSleep | Self::Blackholed => (&[504], &[503]),
+            Self::PasswordChangedAndKilled => (&[503], &[504]),
+            Self::RoomForbidden => (&[403], &[503, 504]),
+            Self::Busy => (&[503], &[]),
+        }
+    }
+
+    /// Whether it can happen there.
+    fn happens_over(self, transport: Transport) -> bool {
+        match self {
+            Self::Blackholed => transport != Transport::Unix,
+            Self::OtherServer => transport == Transport::Tcp,
+            _ => true,
+        }
+    }
+}
+
+/// One row, set up.
+struct Row {
+    fault: Fault,
+    redis: RedisServer,
+    /// A replica, or the other server.
+    second: Option<RedisServer>,
+    proxy: Option<FaultProxy>,
+    admin: redis::aio::MultiplexedConnection,
+    nodes: [Node; 2],
+    streams: [Client; 2],
+    /// What publishers have heard so far, by the number of the message.
+    statuses: Arc<Mutex<Vec<u16>>>,
+}
+
+impl Row {
+    async fn set(fault: Fault, transport: Transport) -> Result<Self> {
+        let mut builder = RedisServer::builder()
+            .setting("enable-debug-command yes")
+            .setting("busy-reply-threshold 100")
+            .setting("loading-process-events-interval-bytes 1024")
+            .setting("repl-diskless-sync-delay 0")
+            .setting("client-output-buffer-limit pubsub 256kb 0 0")
+            .setting(
+                "user tidegate on >secret resetchannels &room:* &tidegate:canary:* \
+                 -@all +subscribe +unsubscribe +publish",
+            );
+        if transport == Transport::Tls {
+            builder = builder.tls();
+        }
+        let second = match fault {
+            Fault::Failover | Fault::Demoted | Fault::OtherServer => Some(builder.clone().start().await?),
+            _ => None,
+        };
+        let redis = builder.start().await?;
+        if let (Fault::Failover, Some(second)) = (fault, &second) {
+            second.cli(&["REPLICAOF", "127.0.0.1", &redis.port().to_string()], b"").await?;
+            eventually("the replica follows", async || {
+                let info =
+                    redis.cli(&["INFO", "replication"], b"").await.map_err(|error| format!("{error:#}"))?;
+                let info = String::from_utf8_lossy(&info).into_owned();
+                if info.contains("state=online") { Ok(()) } else { Err(info) }
+            })
+            .await?;
+        }
+        let admin = redis::Client::open(redis.url())?.get_multiplexed_async_connection().await?;
+        let proxied = matches!(fault, Fault::Blackholed | Fault::OtherServer);
+        let port = if transport == Transport::Tls { redis.tls_port()? } else { redis.port() };
+        let proxy = if proxied {
+            Some(FaultProxy::to(Target::Tcp(([127, 0, 0, 1], port).into())).await?)
+        } else {
+            None
+        };
+        let port = proxy.as_ref().map_or(port, |proxy| proxy.address().port());
+        let url = match transport {
+            Transport::Tcp => format!("redis://tidegate:secret@127.0.0.1:{port}"),
+            Transport::Tls => format!("rediss://tidegate:secret@localhost:{port}"),
+            Transport::Unix => format!("{}?user=tidegate&pass=secret", redis.unix_url()),
+        };
+        let mut node = Builder::new()
+            .set("broker.url", &url)
+            .set("broker.canary_interval", "200ms")
+            .set("broker.canary_timeout", "1s")
+            .set("broker.connect_timeout", "1s")
+            .set("broker.publish_timeout", "1s")
+            .set("broker.subscribe_timeout", "1s")
+            .set("limits.outbound", "64MiB");
+        if transport == Transport::Tls {
+            node = node.set("broker.ca_file", &redis.ca_file().display().to_string());
+        }
+        let (a, b) = tokio::try_join!(node.start(), node.start())?;
+        let token = anywhere("alice");
+        let streams = [
+            Client::events(&a.url(ROOM, &token, "")).await?,
+            Client::events(&b.url(ROOM, &token, "")).await?,
+        ];
+        let statuses = Arc::default();
+        Ok(Self { fault, redis, second, proxy, admin, nodes: [a, b], streams, statuses })
+    }
+
+    async fn admin(&mut self, command: &str) -> Result<redis::Value> {
+        let mut words = command.split(' ');
+        let mut request = redis::cmd(words.next().context("a command")?);
+        for word in words {
+            request.arg(word);
+        }
+        request.query_async(&mut self.admin).await.with_context(|| command.to_owned())
+    }
+
+    /// Waits until both nodes say that their broker is down.
+    async fn until_down(&self) -> Result<()> {
+        self.until_up_is(0, "the fault is noticed").await
+    }
+
+    async fn until_up(&self) -> Result<()> {
+        self.until_up_is(1, "everything works").await
+    }
+
+    async fn until_up_is(&self, up: u64, what: &str) -> Result<()> {
+        for node in &self.nodes {
+            node.until_samples(what, |samples| samples.sum("tidegate_broker_up", &[]) == up).await?;
+        }
+        Ok(())
+    }
+
+    async fn until_interrupted(&self, times: usize) -> Result<()> {
+        for stream in &self.streams {
+            stream.until("gap", |journal| journal.events(GAP) >= times).await?;
+        }
+        Ok(())
+    }
+
+    /// Causes the fault, waits until its effect is there, and undoes it.
+    #[allow(clippy::too_many_lines, reason = "one arm for each fault")]
+    async fn happen(&mut self) -> Result<()> {
+        match self.fault {
+            Fault::Killed => {
+                self.redis.kill().await?;
+                self.until_down().await?;
+                self.redis.restart().await
+            }
+            Fault::ShutDown => {
+                drop(self.admin("SHUTDOWN NOSAVE").await);
+                self.until_down().await?;
+                self.redis.restart().await
+            }
+            Fault::PubSubKilled => {
+                self.admin("CLIENT KILL TYPE pubsub").await?;
+                self.until_interrupted(1).await
+            }
+            Fault::PublishersKilled => {
+                self.admin("CLIENT KILL TYPE normal SKIPME yes").await?;
+                self.until_ended("closed", 2).await
+            }
+            Fault::ShortPause => {
+                self.admin("CLIENT PAUSE 400").await?;
+                self.until_answers().await
+            }
+            Fault::LongPause => {
+                self.admin("CLIENT PAUSE 3000").await?;
+                self.until_down().await?;
+                self.until_answers().await
+            }
+            Fault::ShortSleep => self.redis.cli(&["DEBUG", "SLEEP", "0.4"], b"").await.map(drop),
+            Fault::LongSleep => {
+                self.redis.cli(&["DEBUG", "SLEEP", "3"], b"").await?;
+                self.until_interrupted(1).await
+            }
+            Fault::MaxClients => {
+                self.admin("CONFIG SET maxclients 1").await?;
+                self.admin("CLIENT KILL TYPE pubsub").await?;
+                self.until_down().await?;
+                self.admin("CONFIG SET maxclients 1000").await.map(drop)
+            }
+            Fault::Failover => {
+                self.admin("FAILOVER").await?;
+                self.until_down().await?;
+                let second = self.second.as_ref().context("the replica")?;
+                eventually("back again", async || {
+                    second.cli(&["FAILOVER"], b"").await.map(drop).map_err(|error| format!("{error:#}"))
+                })
+                .await
+            }
+            Fault::Demoted => {
+                let port = self.second.as_ref().context("another server")?.port();
+                self.admin(&format!("REPLICAOF 127.0.0.1 {port}")).await?;
+                self.until_down().await?;
+                self.admin("REPLICAOF NO ONE").await.map(drop)
+            }
+            Fault::PasswordChanged => {
+                self.admin("ACL SETUSER tidegate resetpass >another").await?;
+                self.until_proven(10).await
+            }
+            Fault::PasswordChangedAndKilled => {
+                self.admin("ACL SETUSER tidegate resetpass >another").await?;
+                self.admin("CLIENT KILL USER tidegate").await?;
+                self.until_down().await?;
+                self.until_status(503).await?;
+                self.admin("ACL SETUSER tidegate resetpass >secret").await.map(drop)
+            }
+            Fault::RoomForbidden => {
+                self.admin("ACL SETUSER tidegate resetchannels &tidegate:canary:*").await?;
+                self.until_down().await?;
+                self.until_status(403).await?;
+                self.admin("ACL SETUSER tidegate &room:*").await.map(drop)
+            }
+            Fault::Loading => {
+                self.admin("DEBUG POPULATE 20000 key 100").await?;
+                self.admin("SAVE").await?;
+                self.redis.set("key-load-delay 300");
+                self.redis.restart_loading().await?;
+                self.until_interrupted(1).await?;
+                self.until_up().await?;
+                self.until_proven(20).await?;
+                ensure!(self.redis.is_loading().await?, "all this while it loads");
+                self.redis.cli(&["CONFIG", "SET", "key-load-delay", "0"], b"").await.map(drop)
+            }
+            Fault::Busy => {
+                let script = self.redis.cli(&["EVAL", "while true do end", "0"], b"");
+                let busy = async {
+                    self.until_status(503).await?;
+                    // Longer than any of the deadlines, which is the point.
+                    sleep(Duration::from_millis(1500)).await;
+                    self.redis.cli(&["SCRIPT", "KILL"], b"").await
+                };
+                let (_, busy) = tokio::join!(script, busy);
+                busy.map(drop)
+            }
+            Fault::OutputBuffer => {
+                for node in &self.nodes {
+                    node.signal(Signal::STOP)?;
+                }
+                let payload = "x".repeat(64 * 1024);
+                loop {
+                    let mut publish = redis::cmd("PUBLISH");
+                    let heard: i64 = publish
+                        .arg(format!("room:{ROOM}"))
+                        .arg(&payload)
+                        .query_async(&mut self.admin)
+                        .await?;
+                    if heard == 0 {
+                        break;
+                    }
+                }
+                for node in &self.nodes {
+                    node.signal(Signal::CONT)?;
+                }
+                self.until_interrupted(1).await
+            }
+            Fault::NodeStopped => {
+                for node in &self.nodes {
+                    node.signal(Signal::STOP)?;
+                }
+                // Longer than any of the deadlines, which is the point.
+                sleep(Duration::from_secs(3)).await;
+                for node in &self.nodes {
+                    node.signal(Signal::CONT)?;
+                }
+                self.until_proven(10).await
+            }
+            Fault::Blackholed => {
+                let proxy = self.proxy.as_ref().context("a proxy")?;
+                proxy.set(Which::All, Direction::ToClient, Flow::Blackhole);
+                // All connections of both nodes: what a network loses, it does not give back later.
+                self.until_ended("silent", 4).await?;
+                self.proxy.as_ref().context("a proxy")?.resume();
+                Ok(())
+            }
+            Fault::OtherServer => {
+                let second = self.second.as_ref().context("another server")?.port();
+                let proxy = self.proxy.as_ref().context("a proxy")?;
+                proxy.retarget(Target::Tcp(([127, 0, 0, 1], second).into()));
+                self.admin("CLIENT KILL TYPE pubsub").await?;
+                self.until_interrupted(2).await
+            }
+        }
+    }
+
+    /// Waits until the server executes commands of everybody again.
+    async fn until_answers(&self) -> Result<()> {
+        self.redis.cli(&["PING"], b"").await.map(drop)
+    }
+
+    /// Waits for so many more canaries on each node.
+    async fn until_proven(&self, canaries: u64) -> Result<()> {
+        const SERIES: &str = "tidegate_broker_canary_seconds_count";
+        for node in &self.nodes {
+            let before = node.samples().await?.sum(SERIES, &[]);
+            node.until_samples("proof", |samples| samples.sum(SERIES, &[]) >= before + canaries).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until so many connections of each node have ended for this cause.
+    async fn until_ended(&self, cause: &str, count: u64) -> Result<()> {
+        let label = format!("cause=\"{cause}\"");
+        for node in &self.nodes {
+            node.until_samples("ended connections", |samples| {
+                samples.sum("tidegate_broker_connections_ended_total", &[&label]) >= count
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until somebody who publishes hears this.
+    async fn until_status(&self, status: u16) -> Result<()> {
+        eventually("a refusal", async || {
+            let heard = self.statuses.lock();
+            if heard.contains(&status) { Ok(()) } else { Err(heard.last().copied()) }
+        })
+        .await
+    }
+}
+
+async fn post(node: &Node, text: &str) -> Result<u16> {
+    let request =
+        Request::post(&format!("/rooms/{ROOM}"), "text/plain", text.as_bytes()).bearer(&anywhere("alice"));
+    Ok(request.send(node.public).await?.status)
+}
+
+/// An acknowledged message is heard or lies under a gap; what was refused is not heard. How many gaps were told.
+fn audit(journal: &Journal, posted: &[u16]) -> Result<usize> {
+    let mut next = 0;
+    let mut gaps = 0;
+    let mut excused = false;
+    for message in &journal.messages {
+        if message.event == GAP {
+            gaps += 1;
+            excused = true;
+            continue;
+        }
+        let text = String::from_utf8_lossy(message.payload.bytes()).into_owned();
+        let Some(number) = text.strip_prefix('n').and_then(|number| number.parse::<usize>().ok()) else {
+            continue;
+        };
+        ensure!(number >= next, "{number} was heard after {next}");
+        let missing = (next..number).filter(|number| posted.get(*number) == Some(&202)).collect::<Vec<_>>();
+        ensure!(
+            missing.is_empty() || excused,
+            "{missing:?} were acknowledged, and are missing without a gap"
+        );
+        if let Some(status) = posted.get(number) {
+            ensure!([202, 504].contains(status), "{number} was refused with {status}, and heard");
+        }
+        next = number + 1;
+        excused = false;
+    }
+    let missing = (next..posted.len()).filter(|number| posted.get(*number) == Some(&202)).count();
+    ensure!(missing == 0 || excused, "{missing} acknowledged messages are missing at the end");
+    Ok(gaps)
+}
+
+/// Plays one row; its line of the table.
+async fn play(fault: Fault, transport: Transport) -> Result<String> {
+    let mut row = Row::set(fault, transport).await?;
+    let stop = CancellationToken::new();
+    // Somebody publishes before, during and after.
+    let recovered = {
+        let publisher = Publisher::start(&row, stop.clone());
+        row.until_proven(4).await?;
+        let happened = row.happen().await;
+        let healed = Instant::now();
+        let up = match happened {
+            Ok(()) => row.until_up().await,
+            Err(error) => Err(error),
+        };
+        let recovered = healed.elapsed();
+        let proven = match up {
+            Ok(()) => row.until_proven(4).await,
+            Err(error) => Err(error),
+        };
+        stop.cancel();
+        publisher.finish().await?;
+        proven?;
+        recovered
+    };
+    let posted = std::mem::take(&mut *row.statuses.lock());
+    eventually("the last message is taken", async || match post(&row.nodes[1], "last").await {
+        Ok(202) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await?;
+    for stream in &row.streams {
+        let journal = stream.hears(&Payload::text("last")).await?;
+        let gaps = audit(&journal, &posted)?;
+        ensure!(gaps == fault.gaps(), "{} gaps were told, not {}", gaps, fault.gaps());
+    }
+    let mut heard = BTreeMap::<u16, usize>::new();
+    for status in &posted {
+        *heard.entry(*status).or_default() += 1;
+    }
+    let (required, allowed) = fault.statuses();
+    for status in heard.keys() {
+        ensure!(
+            *status == 202 || required.contains(status) || allowed.contains(status),
+            "publishers heard {heard:?}"
+        );
+    }
+    ensure!(
+        required.iter().all(|status| heard.contains_key(status)),
+        "publishers heard {heard:?}, not {required:?}"
+    );
+    for node in &row.nodes {
+        node.ensure_sound()?;
+    }
+    let heard: Vec<_> = heard.iter().map(|(status, count)| format!("{count} × {status}")).collect();
+    Ok(format!(
+        "| {} | {transport:?} | {} | {} | {:.1} s |",
+        fault.name(),
+        heard.join(", "),
+        match fault.gaps() {
+            0 => "nothing".to_owned(),
+            1 => "1 gap each".to_owned(),
+            count => format!("{count} gaps each"),
+        },
+        recovered.as_secs_f64()
+    ))
+}
+
+/// Somebody who publishes while a row plays: one message after the other, at both nodes in turn.
+struct Publisher(JoinSet<Result<()>>);
+
+impl Publisher {
+    fn start(row: &Row, stop: CancellationToken) -> Self {
+        let addresses = [row.nodes[0].public, row.nodes[1].public];
+        let statuses = Arc::clone(&row.statuses);
+        let mut publishing = JoinSet::new();
+        publishing.spawn(async move {
+            let token = anywhere("alice");
+            for number in 0_usize.. {
+                if stop.is_cancelled() {
+                    break;
+                }
+                let request = Request::post(&format!("/rooms/{ROOM}"), "text/plain", format!("n{number}"))
+                    .bearer(&token);
+                let address = addresses.get(number % 2).context("two nodes")?;
+                let status = request.send(*address).await?.status;
+                statuses.lock().push(status);
+                sleep(PACE).await;
+            }
+            Ok(())
+        });
+        Self(publishing)
+    }
+
+    async fn finish(mut self) -> Result<()> {
+        self.0.join_next().await.context("it was started")??
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the table is what this test is for")]
+async fn table(transports: &[Transport]) -> Result<()> {
+    let rows: Vec<_> = transports
+        .iter()
+        .flat_map(|transport| Fault::ALL.into_iter().map(move |fault| (fault, *transport)))
+        .filter(|(fault, transport)| fault.happens_over(*transport))
+        .collect();
+    let played: Vec<_> = stream::iter(rows)
+        .map(async |(fault, transport)| (fault, transport, play(fault, transport).await))
+        .buffered(AT_ONCE)
+        .collect()
+        .await;
+    let mut text = String::from(
+        "| fault | over | publishers hear | sessions are told | until all works |\n|---|---|---|---|---|\n",
+    );
+    let mut failed = 0;
+    for (fault, transport, row) in played {
+        match row {
+            Ok(line) => writeln!(text, "{line}")?,
+            Err(error) => {
+                failed += 1;
+                writeln!(text, "| {} | {transport:?} | FAILED: {error:#} | | |", fault.name())?;
+            }
+        }
+    }
+    println!("\n{text}");
+    if failed > 0 {
+        bail!("{failed} rows failed:\n{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_over_tcp() -> Result<()> {
+    table(&[Transport::Tcp]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn each_fault_over_tls_and_unix_sockets() -> Result<()> {
+    table(&[Transport::Tls, Transport::Unix]).await
+}
