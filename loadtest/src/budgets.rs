@@ -7,7 +7,7 @@
 pub mod list;
 mod site;
 
-use std::{fmt::Write as _, fs, io::Write as _, path::Path, process::Command, time::Instant};
+use std::{fmt::Write as _, fs, io::Write as _, process::Command, time::Instant};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -23,7 +23,9 @@ use crate::{
     report::{
         self, Machine, Verdict,
         document::{Document, Table},
-        median, svg,
+        median,
+        outputs::Outputs,
+        svg,
     },
     stop::Stop,
     workshop::{self, Workshop, said},
@@ -41,8 +43,8 @@ struct Results {
     machine: Machine,
     tidegate: String,
     rounds: u32,
-    /// Whether the run was ended before the last budget.
-    cut_short: bool,
+    /// Why the run was ended before the last budget.
+    interrupted: Option<String>,
     budgets: Vec<Row>,
     #[serde(skip)]
     preamble: String,
@@ -95,6 +97,7 @@ pub fn run(args: &Budgets) -> anyhow::Result<Verdict> {
         report::print(&listed())?;
         return Ok(Verdict::AsExpected);
     }
+    let outputs = Outputs::open(args.json.as_deref(), None, args.results.as_deref())?;
     let stop = Stop::install(args.time_limit.0)?;
     workshop::with_scratch("budgets", |scratch| {
         let workshop = Workshop {
@@ -103,25 +106,30 @@ pub fn run(args: &Budgets) -> anyhow::Result<Verdict> {
             server_cpu: args.server_cpu,
             client_cpu: args.client_cpu,
         };
-        measure_all(args, &workshop, &stop)
+        measure_all(args, &workshop, &stop, outputs)
     })
 }
 
-fn measure_all(args: &Budgets, workshop: &Workshop, stop: &Stop) -> anyhow::Result<Verdict> {
+fn measure_all(
+    args: &Budgets,
+    workshop: &Workshop,
+    stop: &Stop,
+    outputs: Outputs,
+) -> anyhow::Result<Verdict> {
     let chosen: Vec<&'static Budget> =
         if args.only.is_empty() { BUDGETS.iter().collect() } else { args.only.clone() };
     let mut results = Results {
         machine: Machine::this(),
         tidegate: said(Command::new(workshop.tidegate()?).arg("--version"))?,
         rounds: args.rounds,
-        cut_short: false,
+        interrupted: None,
         budgets: Vec::new(),
         preamble: site::preamble(workshop),
     };
     let mut done: Vec<Measured> = Vec::new();
     for budget in chosen {
         if stop.is_set() {
-            results.cut_short = true;
+            results.interrupted = stop.cause();
             break;
         }
         let mut row = Row::new(budget, args.rounds, workshop);
@@ -144,11 +152,12 @@ fn measure_all(args: &Budgets, workshop: &Workshop, stop: &Stop) -> anyhow::Resu
         let _: std::io::Result<()> = writeln!(std::io::stderr(), "{}: {}", row.name, row.summary());
         results.budgets.push(row);
     }
-    report::print(&results.document())?;
-    report::save(&results, args.json.as_deref())?;
-    if let Some(path) = &args.results {
-        results.write_down(path)?;
+    // A signal may have come in the middle of the last one, which is then not whole.
+    if results.budgets.last().is_some_and(|row| matches!(row.outcome, Outcome::Failed(_))) {
+        results.interrupted = results.interrupted.or_else(|| stop.cause());
     }
+    let document = results.document();
+    outputs.write(&document, &results, String::new, || results.markdown())?;
     Ok(results.verdict())
 }
 
@@ -300,7 +309,7 @@ impl Row {
 
     /// The number, its rounds, and what they amount to, in words.
     fn cells(&self) -> [String; 3] {
-        let number = self.median.map_or_else(|| "-".into(), written);
+        let number = report::or_nothing(self.median, written);
         let range = self
             .range
             .map_or_else(String::new, |(low, high)| format!("{} to {}", written(low), written(high)));
@@ -361,8 +370,8 @@ impl Results {
         if self.rounds < ENOUGH {
             warnings.push(format!("a budget asks for the median of at least {ENOUGH} rounds"));
         }
-        if self.cut_short {
-            warnings.push("ended early: not every budget was measured".into());
+        if let Some(why) = &self.interrupted {
+            warnings.push(format!("ended early by {why}: not every budget was measured"));
         }
         warnings
     }
@@ -378,11 +387,18 @@ impl Results {
                 _ => format!("{}: {}", row.name, row.summary()),
             });
         let failed: Vec<_> = failed.collect();
-        if failed.is_empty() { Verdict::AsExpected } else { Verdict::Unexpected(failed.join("\n")) }
+        match &self.interrupted {
+            Some(why) => {
+                let early = format!("ended early by {why}");
+                Verdict::Interrupted(std::iter::once(early).chain(failed).collect::<Vec<_>>().join("\n"))
+            }
+            None if failed.is_empty() => Verdict::AsExpected,
+            None => Verdict::Unexpected(failed.join("\n")),
+        }
     }
 
-    /// Writes a Markdown file.
-    fn write_down(&self, path: &Path) -> anyhow::Result<()> {
+    /// The Markdown file.
+    fn markdown(&self) -> String {
         let mut text = format!(
             "# Budgets\n\nWritten by `tidegate-loadtest budgets`; what each number means stands in \
              [README.md](README.md).\n\n- {}\n- {}\n- medians of {} rounds, and the smallest and the largest of \
@@ -392,7 +408,7 @@ impl Results {
         );
         for row in &self.budgets {
             let [number, range, outcome] = row.cells();
-            let bound = row.bound.as_deref().unwrap_or("-");
+            let bound = row.bound.as_deref().unwrap_or(report::NOTHING);
             let others = report::room::percent(row.others);
             let Row { name, title, unit, .. } = row;
             // Writing to a string cannot fail.
@@ -417,7 +433,7 @@ impl Results {
             }
             let _ = write!(text, "\n\n```sh\n{}\n```\n", row.commands.join("\n"));
         }
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+        text
     }
 }
 
@@ -490,7 +506,7 @@ mod tests {
             machine: Machine::this(),
             tidegate: "tidegate 1".into(),
             rounds: 5,
-            cut_short: false,
+            interrupted: None,
             budgets,
             preamble: "preamble\n".into(),
         }
@@ -542,6 +558,15 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_was_ended_early_says_so_whatever_was_met() {
+        let wave = (json!({ "waves": [{ "per_second": 12_000.0 }] }), Value::Null);
+        let mut results = results(vec![row("storm", vec![wave])]);
+        assert_eq!(results.verdict(), Verdict::AsExpected);
+        results.interrupted = Some("SIGTERM".into());
+        assert_eq!(results.verdict(), Verdict::Interrupted("ended early by SIGTERM".into()));
+    }
+
+    #[test]
     fn budgets_of_one_run_share_it() {
         let shared = |one: &str, other: &str| budget(one).is_measured_with(budget(other));
         assert!(shared("idle-bytes", "idle-cpu") && shared("stalled-p99", "stalled-bytes"));
@@ -550,12 +575,9 @@ mod tests {
 
     #[test]
     fn results_are_written_down_with_what_repeats_them() {
-        let file = std::env::temp_dir().join(format!("budgets-test-{}.md", process::run_id()));
         let wave = |rate: f64| (json!({ "waves": [{ "per_second": rate }] }), Value::Null);
         let slow = row("stalled-p99", vec![(json!({ "p99_ratio": 1.0 }), Value::Null)]);
-        results(vec![row("storm", vec![wave(12_345.6)]), slow]).write_down(&file).unwrap();
-        let text = fs::read_to_string(&file).unwrap();
-        fs::remove_file(file).unwrap();
+        let text = results(vec![row("storm", vec![wave(12_345.6)]), slow]).markdown();
         for words in [
             "| storm | New connections, HS256 verified, per second on one core | ≥ 10000 | 12346 | 12346 to 12346 | met | 0% |",
             "```sh\ntidegate-loadtest storm --client-cpu=1 $node --connections=15000",

@@ -13,14 +13,14 @@ pub use self::costs::UnitCosts;
 use self::{report::Report, sizing::Sizing};
 use crate::{
     cli::Capacity,
-    report::{Verdict, print, save},
+    report::{Verdict, outputs::Outputs},
 };
 
 /// Calculates, and prints what came out.
 pub fn run(args: &Capacity) -> anyhow::Result<Verdict> {
+    let outputs = Outputs::open(args.json.as_deref(), None, None)?;
     let report = calculate(args)?;
-    print(&report)?;
-    save(&report, args.json.as_deref())?;
+    outputs.write(&report, &report, String::new, String::new)?;
     Ok(Verdict::AsExpected)
 }
 

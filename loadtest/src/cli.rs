@@ -10,13 +10,14 @@ pub mod load;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 pub use self::capacity::Capacity;
 pub use self::load::{Chat, Fanout, Handshakes, Idle, Mixed, Rooms, Slow, Storm};
 use crate::{
     budgets::list::{BUDGETS, Budget},
     compare::peer::Kind,
+    exit,
     payload::{Payload, Shape},
     probe::Url,
     room::Load,
@@ -31,6 +32,15 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     pub scenario: Scenario,
+}
+
+/// The command line, with the exit codes in everybody's help.
+pub fn command() -> Command {
+    let plain = Cli::command();
+    let names: Vec<String> = plain.get_subcommands().map(|scenario| scenario.get_name().to_owned()).collect();
+    names.into_iter().fold(plain.after_help(exit::help()), |command, name| {
+        command.mut_subcommand(name, |scenario| scenario.after_help(exit::help()))
+    })
 }
 
 #[derive(Debug, Subcommand)]
@@ -381,8 +391,6 @@ pub fn rate(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

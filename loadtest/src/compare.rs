@@ -6,7 +6,12 @@
 
 pub mod peer;
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -16,9 +21,11 @@ use self::peer::{Kind, Peer};
 use crate::{
     cli::Compare,
     report::{
-        self, Machine, Verdict,
+        Machine, Verdict,
         document::{Document, Table},
-        median, svg,
+        median, or_nothing,
+        outputs::{Outputs, replace},
+        svg,
     },
     stop::Stop,
     workshop::{self, Workshop},
@@ -48,6 +55,8 @@ struct Measure {
 struct Results {
     machine: Machine,
     rounds: u32,
+    /// Why the run was ended before its plan was.
+    interrupted: Option<String>,
     versions: BTreeMap<&'static str, String>,
     skipped: BTreeMap<&'static str, String>,
     measures: Vec<Measured>,
@@ -78,11 +87,28 @@ struct Row {
 
 /// Runs the comparison, prints it, and writes it down.
 pub fn run(args: &Compare) -> anyhow::Result<Verdict> {
+    let outputs = Outputs::open(args.json.as_deref(), None, args.results.as_deref())?;
+    let plots = args.results.as_deref().map(plots_beside);
+    if let Some(plots) = &plots {
+        fs::create_dir_all(plots).with_context(|| format!("cannot make {}", plots.display()))?;
+    }
     let stop = Stop::install(args.time_limit.0)?;
-    workshop::with_scratch("compare", |scratch| compare(args, scratch, &stop))
+    workshop::with_scratch("compare", |scratch| {
+        let results = compare(args, scratch, &stop)?;
+        // The plots are written whatever becomes of the report, and the other way round.
+        let drawn = plots.map_or(Ok(()), |plots| results.draw(&plots));
+        outputs.write(&results.document(), &results, String::new, || results.markdown())?;
+        drawn?;
+        Ok(results.verdict())
+    })
 }
 
-fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdict> {
+/// Where the plots of the results at `path` are.
+fn plots_beside(path: &Path) -> PathBuf {
+    path.with_extension("").with_file_name("results")
+}
+
+fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Results> {
     let workshop = Workshop {
         tidegate: args.tidegate.clone(),
         scratch: scratch.to_owned(),
@@ -92,6 +118,7 @@ fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdic
     let mut results = Results {
         machine: Machine::this(),
         rounds: args.rounds,
+        interrupted: None,
         versions: BTreeMap::new(),
         skipped: BTreeMap::new(),
         measures: Vec::new(),
@@ -113,6 +140,7 @@ fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdic
     }
     for measure in measures(args) {
         if stop.is_set() {
+            results.interrupted = stop.cause();
             break;
         }
         results.measures.push(measured(&measure, &kinds, args, &workshop, stop));
@@ -120,13 +148,12 @@ fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdic
         let _: std::io::Result<()> =
             writeln!(std::io::stderr(), "{}", results.table(results.measures.len() - 1));
     }
-    let document = results.document();
-    report::print(&document)?;
-    report::save(&results, args.json.as_deref())?;
-    if let Some(path) = &args.results {
-        results.write_down(path)?;
+    // A signal may have come in the middle of the last one, which then has fewer rounds, or failed ones.
+    let is_short = |row: &Row| row.rounds.iter().flatten().count() < args.rounds as usize;
+    if results.measures.last().is_some_and(|measured| measured.servers.iter().any(is_short)) {
+        results.interrupted = results.interrupted.or_else(|| stop.cause());
     }
-    Ok(Verdict::AsExpected)
+    Ok(results)
 }
 
 fn measures(args: &Compare) -> Vec<Measure> {
@@ -284,7 +311,7 @@ impl Results {
             &format!("{}, {} (medians of {} rounds)", measured.title, measured.unit, self.rounds),
             &["server", "median", "× ours", "× bare loop"],
         );
-        let times = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let times = |ratio: Option<f64>| or_nothing(ratio, |ratio| format!("{ratio:.2}"));
         for row in &measured.servers {
             let median = row.median.map_or("failed".to_owned(), svg::short);
             table.row([row.name.to_owned(), median, times(row.to_ours), times(row.to_limit)]);
@@ -301,32 +328,59 @@ impl Results {
             "× ours: against tidegate-redis for socket-io, which is on Redis too, and tidegate otherwise"
                 .into(),
         );
-        let failures = self.measures.iter().flat_map(|measured| &measured.servers);
+        let early =
+            self.interrupted.iter().map(|why| format!("ended early by {why}: not everything was measured"));
         Document {
             title: "Tidegate and its peers".into(),
             facts,
             tables: (0..self.measures.len()).map(|number| self.table(number)).collect(),
             charts: Vec::new(),
-            warnings: failures.filter_map(|row| row.failure.clone()).collect(),
+            warnings: early.chain(self.failures()).collect(),
             expectations: Vec::new(),
         }
     }
 
-    /// Writes a Markdown file and a plot beside it for everything that was measured.
-    fn write_down(&self, path: &Path) -> anyhow::Result<()> {
+    fn failures(&self) -> impl Iterator<Item = String> {
+        let rows = self.measures.iter().flat_map(|measured| &measured.servers);
+        rows.filter_map(|row| row.failure.clone())
+    }
+
+    /// A measurement that failed fails the run.
+    fn verdict(&self) -> Verdict {
+        let failed: Vec<_> = self.failures().collect();
+        match &self.interrupted {
+            Some(why) => {
+                let early = format!("ended early by {why}");
+                Verdict::Interrupted(std::iter::once(early).chain(failed).collect::<Vec<_>>().join("\n"))
+            }
+            None if failed.is_empty() => Verdict::AsExpected,
+            None => Verdict::Unexpected(failed.join("\n")),
+        }
+    }
+
+    /// Draws a plot of everything that was measured, in the directory `plots`.
+    fn draw(&self, plots: &Path) -> anyhow::Result<()> {
+        let draw = |measured: &Measured| {
+            let bars: Vec<(&str, f64)> =
+                measured.servers.iter().filter_map(|row| Some((row.name, row.median?))).collect();
+            let plot = plots.join(format!("{}.svg", measured.file));
+            replace(&plot, svg::bars(measured.title, measured.unit, &bars).as_bytes())
+                .with_context(|| format!("cannot write {}", plot.display()))
+        };
+        // Each is drawn, whatever became of the others.
+        let outcomes: Vec<_> = self.measures.iter().map(draw).collect();
+        outcomes.into_iter().collect()
+    }
+
+    /// The Markdown file, which refers to the plots.
+    fn markdown(&self) -> String {
         let document = self.document();
-        let plots = path.with_extension("").with_file_name("results");
-        fs::create_dir_all(&plots).with_context(|| format!("cannot make {}", plots.display()))?;
         let mut text = format!(
             "# Results\n\nWritten by `tidegate-loadtest compare`; what each number means stands in \
              [README.md](README.md).\n\n{}\n",
             document.facts.iter().map(|fact| format!("- {fact}\n")).collect::<Vec<_>>().concat()
         );
         for (measured, table) in self.measures.iter().zip(&document.tables) {
-            let bars: Vec<(&str, f64)> =
-                measured.servers.iter().filter_map(|row| Some((row.name, row.median?))).collect();
-            let plot = plots.join(format!("{}.svg", measured.file));
-            fs::write(&plot, svg::bars(measured.title, measured.unit, &bars))?;
             let head = table.head.join(" | ");
             let rows: Vec<String> =
                 table.rows.iter().map(|row| format!("| {} |\n", row.join(" | "))).collect();
@@ -341,8 +395,7 @@ impl Results {
         for warning in &document.warnings {
             text += &["- ", warning, "\n"].concat();
         }
-        fs::write(path, text.trim_end().to_owned() + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))
+        text.trim_end().to_owned() + "\n"
     }
 }
 
@@ -374,6 +427,7 @@ mod tests {
         let results = Results {
             machine: Machine::this(),
             rounds: 1,
+            interrupted: None,
             versions: [("ws", "8".to_owned())].into(),
             skipped: [("nchan", "no nginx".to_owned())].into(),
             measures: vec![Measured {
@@ -387,14 +441,15 @@ mod tests {
                 ],
             }],
         };
-        results.write_down(&directory.join("RESULTS.md")).unwrap();
-        let text = fs::read_to_string(directory.join("RESULTS.md")).unwrap();
+        results.draw(&directory).unwrap();
+        let text = results.markdown();
         for words in
-            ["- nchan is skipped: no nginx", "| ws | 3000 | 1.50 | - |", "(results/memory.svg)", "- x: y"]
+            ["- nchan is skipped: no nginx", "| ws | 3000 | 1.50 | – |", "(results/memory.svg)", "- x: y"]
         {
             assert!(text.contains(words), "{words}: {text}");
         }
-        assert!(fs::read_to_string(directory.join("results/memory.svg")).unwrap().contains("3000"));
+        assert!(fs::read_to_string(directory.join("memory.svg")).unwrap().contains("3000"));
         fs::remove_dir_all(directory).unwrap();
+        assert_eq!(results.verdict(), Verdict::Unexpected("x: y".into()));
     }
 }

@@ -53,11 +53,11 @@ struct Worker {
 /// A process's CPU time between two looks at it.
 struct Busy {
     before: (Cpu, f64, Instant),
-    share: Share,
+    share: Option<Share>,
 }
 
 /// Parts of the time.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Share {
     /// On a CPU.
     pub running: f64,
@@ -124,7 +124,8 @@ impl Crew {
         }
         let Self { timeline, workers, totals, .. } = self;
         let tester = workers.iter().map(|worker| Cpu::of(worker.child.id())).sum::<anyhow::Result<Cpu>>();
-        timeline.tick(tester.unwrap_or_default(), totals.standing)
+        timeline.tick(tester.unwrap_or_default(), totals.standing);
+        Ok(())
     }
 
     /// Listens until `done` or told to stop. Whether it is done. `watch` is called at every look.
@@ -178,14 +179,14 @@ impl Crew {
         self.workers.iter().map(|worker| Cpu::of(worker.child.id())).sum()
     }
 
-    /// The server's CPU time, if it is measured.
-    pub fn server_cpu(&self) -> anyhow::Result<Option<Cpu>> {
-        self.server.cpu()
+    /// The server's CPU time, if it is measured and still runs.
+    pub fn server_cpu(&self) -> Option<Cpu> {
+        self.server.cpu().ok().flatten()
     }
 
-    /// The server's resident bytes, if it is measured.
-    pub fn server_rss(&self) -> anyhow::Result<Option<u64>> {
-        self.server.rss()
+    /// The server's resident bytes, if it is measured and still runs.
+    pub fn server_rss(&self) -> Option<u64> {
+        self.server.rss().ok().flatten()
     }
 
     /// The server's memory in detail.
@@ -193,10 +194,11 @@ impl Crew {
         self.server.memory()
     }
 
-    /// Of the worker that was busiest since [`measure`](Self::measure): running and waiting together.
-    pub fn busiest(&mut self) -> Share {
-        let shares = self.workers.iter_mut().map(|worker| worker.busy.since(worker.child.id()));
-        shares.max_by(|one, other| one.total().total_cmp(&other.total())).unwrap_or_default()
+    /// Of the worker that was busiest since [`measure`](Self::measure): running and waiting together. Nothing if that
+    /// was too short a time ago.
+    pub fn busiest(&mut self) -> Option<Share> {
+        let shares = self.workers.iter_mut().filter_map(|worker| worker.busy.since(worker.child.id()));
+        shares.max_by(|one, other| one.total().total_cmp(&other.total()))
     }
 
     /// Begins to measure how busy workers are.
@@ -204,7 +206,7 @@ impl Crew {
         for worker in &mut self.workers {
             let pid = worker.child.id();
             let before = (Cpu::of(pid)?, process::waited(pid), Instant::now());
-            worker.busy = Busy { before, share: Share::default() };
+            worker.busy = Busy { before, share: None };
         }
         Ok(())
     }
@@ -268,7 +270,7 @@ impl Worker {
             // Nobody listens once the run is over.
             let _: Result<(), _> = tell.send((number, None));
         });
-        let busy = Busy { before: (Cpu::default(), 0.0, Instant::now()), share: Share::default() };
+        let busy = Busy { before: (Cpu::default(), 0.0, Instant::now()), share: None };
         Ok(Self { child, reader: Some(reader), ordered: 0, last: Update::default(), ended: false, busy })
     }
 }
@@ -295,14 +297,16 @@ impl Drop for Crew {
 }
 
 impl Busy {
-    fn since(&mut self, pid: u32) -> Share {
+    fn since(&mut self, pid: u32) -> Option<Share> {
         if let Ok(now) = Cpu::of(pid) {
             let (cpu, waited, since) = self.before;
             let seconds = since.elapsed().as_secs_f64();
             // Ticks are 10 ms: less than a fifth of a second says nothing.
             if seconds > 0.2 {
-                self.share.running = now.since(cpu).total() / seconds;
-                self.share.waiting = (process::waited(pid) - waited) / seconds;
+                self.share = Some(Share {
+                    running: now.since(cpu).total() / seconds,
+                    waiting: (process::waited(pid) - waited) / seconds,
+                });
             }
         }
         self.share

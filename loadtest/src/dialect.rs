@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::{
     sse,
     target::Entrance,
+    web::authorization,
     websocket::{self, Opcode},
 };
 
@@ -97,7 +98,8 @@ impl Dialect {
         let token = entrance.credentials.of(seat.user)?;
         let token = token.as_deref();
         let json = |text: &str| serde_json::to_string(text);
-        let upgrade = |token| websocket::upgrade_request(authority, &path, token, entrance.deflate);
+        let said = |token| authorization(entrance.address.basic.as_ref(), token);
+        let upgrade = |token| websocket::upgrade_request(authority, &path, &said(token), entrance.deflate);
         let mut opening = Opening::default();
         ensure!(
             seat.rooms == 1 || self == Self::Centrifuge,
@@ -106,7 +108,7 @@ impl Dialect {
         match self {
             Self::Bare => {}
             Self::Plain | Self::Raw => opening.request = upgrade(token),
-            Self::Sse => opening.request = sse::request(authority, &path, token),
+            Self::Sse => opening.request = sse::request(authority, &path, &said(token)),
             Self::Centrifuge => {
                 opening.request = upgrade(None);
                 let mut words = match token {
@@ -280,6 +282,7 @@ mod tests {
             tls: None,
             authority: "x".into(),
             path_and_query: "/".into(),
+            basic: None,
         };
         let credentials = crate::token::Credentials::None;
         let entrance = Entrance {

@@ -15,8 +15,9 @@ const LONGEST: u64 = 60 * SECOND;
 #[derive(Clone, Debug)]
 pub struct Latencies(Histogram<u64>);
 
-/// What a histogram says, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What a histogram says, in microseconds. There is none of an empty one: nothing measured is not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub struct Latency {
     pub p50: f64,
     pub p90: f64,
@@ -72,21 +73,17 @@ impl Latencies {
         self.0.reset();
     }
 
-    /// The latency, in microseconds, that the part `quantile` of all stays below.
-    pub fn at(&self, quantile: f64) -> f64 {
-        micros(self.0.value_at_quantile(quantile).min(self.0.max()))
-    }
-
-    /// The usual ones.
-    pub fn summary(&self) -> Latency {
-        Latency {
-            p50: self.at(0.5),
-            p90: self.at(0.9),
-            p99: self.at(0.99),
-            p999: self.at(0.999),
-            p9999: self.at(0.9999),
+    /// The usual percentiles and the maximum, if anything was recorded.
+    pub fn summary(&self) -> Option<Latency> {
+        let at = |quantile| micros(self.0.value_at_quantile(quantile).min(self.0.max()));
+        (!self.0.is_empty()).then(|| Latency {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            p9999: at(0.9999),
             max: micros(self.0.max()),
-        }
+        })
     }
 
     /// Points of the percentile curve: the percentile and its latency in microseconds, denser towards the end.
@@ -116,13 +113,14 @@ mod tests {
         for nanos in (0..10_000).map(|step| step * 7_919 + 20_000) {
             here.record(nanos);
         }
-        let (summary, curve) = (here.summary(), here.curve());
+        let (summary, curve) = (here.summary().unwrap(), here.curve());
         there.add(&here.take());
-        assert_eq!((there.summary(), there.count(), here.count()), (summary, 10_000, 0));
+        assert_eq!((there.summary(), there.count(), here.count()), (Some(summary), 10_000, 0));
+        assert_eq!(here.summary(), None, "nothing measured is not 0");
         assert!(summary.p50 < summary.p99 && summary.p99 < summary.p9999 && summary.p9999 <= summary.max);
         assert_eq!(curve.last().map(|point| point.0), Some(100.0));
         here.merge(&there);
-        assert_eq!(here.summary(), summary);
+        assert_eq!(here.summary(), Some(summary));
     }
 
     #[test]
@@ -130,6 +128,7 @@ mod tests {
         let mut latencies = Latencies::new().unwrap();
         assert!(latencies.curve().is_empty());
         latencies.record(3600 * SECOND);
-        assert!((latencies.summary().max / 60e6 - 1.0).abs() < 0.001, "{:?}", latencies.summary());
+        let max = latencies.summary().unwrap().max;
+        assert!((max / 60e6 - 1.0).abs() < 0.001, "{max}");
     }
 }

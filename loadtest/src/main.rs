@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`cli`] | what may be asked for, by flags and in a file |
 //! | [`scenario`] | what is run, in which order, and what its report holds |
-//! | [`target`], [`token`] | who is tested, how it is published to, who the clients are |
+//! | [`target`], [`web`], [`token`] | who is tested, how it is published to, who the clients are |
 //! | [`swarm`], [`member`] | the connections: one epoll loop, nothing allocated per message |
 //! | [`dialect`], [`websocket`], [`sse`], [`tls`], [`inflate`] | what is said on them |
 //! | [`publisher`] | the connection that publishes past the clients: HTTP, Redis |
@@ -21,7 +21,7 @@
 //! | [`worker`], [`books`] | one of these processes: a part of the clients and of the schedule |
 //! | [`process`] | CPU time, memory, pinning, descriptors |
 //! | [`report`] | warnings, expectations, tables, plots, JSON |
-//! | [`clock`], [`stop`] | the time, and when to end |
+//! | [`clock`], [`stop`], [`exit`] | the time, when to end, and what the end is called |
 //!
 //! The tester is Linux only: it reads `/proc` and waits with epoll. `README.md` says what each number means.
 
@@ -35,6 +35,7 @@ mod clock;
 mod compare;
 mod crew;
 mod dialect;
+mod exit;
 mod flow;
 mod inflate;
 mod latency;
@@ -59,6 +60,7 @@ mod target;
 mod timeline;
 mod tls;
 mod token;
+mod web;
 mod websocket;
 mod worker;
 mod workshop;
@@ -68,32 +70,36 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
+use clap::FromArgMatches;
 
 use crate::{
     cli::{Cli, Scenario},
+    exit::Exit,
     report::Verdict,
 };
 
-/// A stated expectation was not met.
-const UNEXPECTED: u8 = 1;
-/// The test could not be carried out.
-const FAILED: u8 = 2;
-
 fn main() -> ExitCode {
     let outcome = cli::file::expand(std::env::args_os().collect()).and_then(run);
-    let (code, words) = match outcome {
-        Ok(Verdict::AsExpected) => return ExitCode::SUCCESS,
-        Ok(Verdict::Unexpected(words)) => (UNEXPECTED, words),
-        Err(error) => (FAILED, format!("{error:#}")),
+    let (exit, words) = match outcome {
+        Ok(Verdict::AsExpected) => return Exit::Met.into(),
+        Ok(Verdict::Unexpected(words)) => (Exit::NotMet, words),
+        Ok(Verdict::Interrupted(words)) => (Exit::Interrupted, words),
+        Err(error) => (Exit::Failed, format!("{error:#}")),
     };
     // Standard error may be gone; the exit code still speaks.
-    let _: io::Result<()> = writeln!(io::stderr(), "tidegate-loadtest: {words}");
-    ExitCode::from(code)
+    let _: io::Result<()> = writeln!(io::stderr(), "tidegate-loadtest: {}", web::redacted(&words));
+    exit.into()
 }
 
 fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
-    match Cli::parse_from(arguments).scenario {
+    let matches = match cli::command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        // Help and the version.
+        Err(error) if !error.use_stderr() => error.exit(),
+        // It repeats what it was given, and that may hold a password.
+        Err(error) => anyhow::bail!("{}", error.render().to_string().trim_end()),
+    };
+    match Cli::from_arg_matches(&matches)?.scenario {
         Scenario::Cost(args) => scenario::cost::run(&args),
         Scenario::Yardstick(args) => scenario::yardstick::run(&args),
         Scenario::CompareLimit(args) => scenario::compare_limit::run(&args),

@@ -301,7 +301,10 @@ impl TargetArgs {
         match &self.publish {
             PublishArg::Client => self.protocol != Protocol::Sse,
             PublishArg::Http => false,
-            PublishArg::Elsewhere(url) => url.starts_with("ws"),
+            PublishArg::Elsewhere(url) => {
+                let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+                scheme.eq_ignore_ascii_case("ws") || scheme.eq_ignore_ascii_case("wss")
+            }
         }
     }
 }

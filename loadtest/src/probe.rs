@@ -4,13 +4,14 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    net::{SocketAddr, TcpStream},
     str::FromStr,
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
-use http::Uri;
+
+use crate::web::{Basic, Web, authorization};
 
 /// How long an answer may take, and how long it may be.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,23 +23,16 @@ pub struct Url {
     socket: SocketAddr,
     authority: String,
     path: String,
+    basic: Option<Basic>,
 }
 
 impl FromStr for Url {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || format!("{text} is not http://host:port/path");
-        let uri: Uri = text.parse().map_err(|_| wrong())?;
-        let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let found = (host, authority.port_u16().unwrap_or(80)).to_socket_addrs();
-        let socket = found.ok().and_then(|mut found| found.next());
-        Ok(Self {
-            socket: socket.ok_or_else(|| format!("cannot resolve {host}"))?,
-            authority: authority.to_string(),
-            path: uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
-        })
+        let web = Web::parse(text, &["http"]).map_err(|error| error.to_string())?;
+        let socket = web.resolve().map_err(|error| format!("{error:#}"))?;
+        Ok(Self { socket, authority: web.authority, path: web.path_and_query, basic: web.basic })
     }
 }
 
@@ -48,8 +42,9 @@ impl Url {
         let mut socket = TcpStream::connect_timeout(&self.socket, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        let Self { authority, path, .. } = self;
-        write!(socket, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n")?;
+        let Self { authority, path, basic, .. } = self;
+        let credentials = authorization(basic.as_ref(), None);
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: {authority}\r\n{credentials}Connection: close\r\n\r\n")?;
         let mut answer = Vec::new();
         socket.take(LONGEST).read_to_end(&mut answer)?;
         let mut headers = [httparse::EMPTY_HEADER; 64];

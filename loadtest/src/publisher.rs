@@ -17,6 +17,7 @@ use crate::{
     target::{Address, NUMBER, Redis, RedisAddress},
     tls::Stream,
     token::Credentials,
+    web::authorization,
     websocket::{self, Leftover, Opcode},
 };
 
@@ -57,7 +58,7 @@ impl Publisher {
     /// Connects to an HTTP server.
     pub fn http(address: &Address, credentials: &Credentials) -> anyhow::Result<Self> {
         let token = credentials.of(u32::MAX)?;
-        let credentials = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let credentials = authorization(address.basic.as_ref(), token.as_deref());
         let head = format!(
             " HTTP/1.1\r\nHost: {}\r\n{credentials}Content-Type: text/plain; charset=utf-8\r\nContent-Length: ",
             address.authority

@@ -8,6 +8,7 @@ pub mod document;
 pub mod flow;
 pub mod html;
 pub mod load;
+pub mod outputs;
 pub mod resubscribe;
 pub mod room;
 pub mod rooms;
@@ -16,27 +17,27 @@ pub mod svg;
 use std::{
     fmt, fs,
     io::{self, Write},
-    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Context;
 use serde::Serialize;
 
-use self::document::{Chart, Document, Expectation, Series};
+use self::document::{Chart, Expectation, Series};
 pub use self::room::{CompareReport, RoomReport};
-use crate::{
-    cli::{Common, load::Run},
-    timeline::Point,
-};
+use crate::timeline::Point;
 
-/// Whether stated expectations were met.
+/// What a run came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     AsExpected,
     /// What was not, a line each.
     Unexpected(String),
+    /// It was ended early; why, and what was not as expected by then.
+    Interrupted(String),
 }
+
+/// What stands where nothing was measured.
+pub const NOTHING: &str = "–";
 
 /// Where and when a run took place.
 #[derive(Clone, Debug, Serialize)]
@@ -51,11 +52,16 @@ pub struct Machine {
 }
 
 impl Verdict {
-    /// What `expectations` amount to.
-    pub fn of(expectations: &[Expectation]) -> Self {
-        let missed: Vec<_> =
-            expectations.iter().filter(|expectation| !expectation.met).map(|it| it.words.clone()).collect();
-        if missed.is_empty() { Self::AsExpected } else { Self::Unexpected(missed.join("\n")) }
+    /// What `expectations` amount to, in a run that was ended early if there is a reason why.
+    pub fn of(expectations: &[Expectation], interrupted: Option<&str>) -> Self {
+        let missed = expectations.iter().filter(|expectation| !expectation.met).map(|it| it.words.clone());
+        let early = interrupted.map(|why| format!("ended early by {why}"));
+        let lines = early.into_iter().chain(missed).collect::<Vec<_>>().join("\n");
+        match interrupted {
+            Some(_) => Self::Interrupted(lines),
+            None if lines.is_empty() => Self::AsExpected,
+            None => Self::Unexpected(lines),
+        }
     }
 }
 
@@ -95,50 +101,35 @@ pub fn print(report: &impl fmt::Display) -> io::Result<()> {
     out.flush()
 }
 
-/// Writes a report as JSON to `path`, if one is given.
-pub fn save(report: &impl Serialize, path: Option<&Path>) -> anyhow::Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let mut json = serde_json::to_vec_pretty(report)?;
-    json.push(b'\n');
-    fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Prints `document`, and writes the page and `report` where that is asked for.
-pub fn deliver(document: &Document, report: &impl Serialize, to: &impl Files) -> anyhow::Result<Verdict> {
-    print(document)?;
-    save(report, to.json())?;
-    if let Some(path) = to.html() {
-        fs::write(path, html::page(document)).with_context(|| format!("cannot write {}", path.display()))?;
+/// No expectation is met by a run that was ended early: what was not done has not been shown.
+pub fn unmet(expectations: &mut [Expectation], interrupted: Option<&str>) {
+    if interrupted.is_none() {
+        return;
     }
-    Ok(Verdict::of(&document.expectations))
-}
-
-/// Flags that name the files of a report.
-pub trait Files {
-    /// The report for machines.
-    fn json(&self) -> Option<&Path>;
-    /// The page with plots.
-    fn html(&self) -> Option<&Path>;
-}
-
-impl Files for Run {
-    fn json(&self) -> Option<&Path> {
-        self.json.as_deref()
-    }
-
-    fn html(&self) -> Option<&Path> {
-        self.html.as_deref()
+    for expectation in expectations.iter_mut().filter(|expectation| expectation.met) {
+        expectation.met = false;
+        expectation.words.push_str(" until the run was ended early");
     }
 }
 
-impl Files for Common {
-    fn json(&self) -> Option<&Path> {
-        self.json.as_deref()
-    }
+/// A value as `show` writes it, or [`NOTHING`].
+pub fn or_nothing<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| NOTHING.to_owned(), show)
+}
 
-    fn html(&self) -> Option<&Path> {
-        self.html.as_deref()
-    }
+/// Whether `value` was measured and is at most `limit`.
+pub fn at_most(value: Option<f64>, limit: f64) -> bool {
+    value.is_some_and(|value| value <= limit)
+}
+
+/// Whether `value` was measured and is at least `limit`.
+pub fn at_least(value: Option<f64>, limit: f64) -> bool {
+    value.is_some_and(|value| value >= limit)
+}
+
+/// `one` divided by `other`, if that is a number.
+pub fn ratio(one: f64, other: f64) -> Option<f64> {
+    Some(one / other).filter(|ratio| ratio.is_finite())
 }
 
 /// The plots that every timeline has.
@@ -249,10 +240,13 @@ mod tests {
     #[test]
     fn every_missed_expectation_has_its_line() {
         let expectation = |words: &str, met| Expectation { words: words.into(), met };
-        assert_eq!(Verdict::of(&[expectation("a", true)]), Verdict::AsExpected);
-        let verdict =
-            Verdict::of(&[expectation("a", false), expectation("b", true), expectation("c", false)]);
-        assert_eq!(verdict, Verdict::Unexpected("a\nc".into()));
+        assert_eq!(Verdict::of(&[expectation("a", true)], None), Verdict::AsExpected);
+        let mut all = [expectation("a", false), expectation("b", true), expectation("c", false)];
+        assert_eq!(Verdict::of(&all, None), Verdict::Unexpected("a\nc".into()));
+        unmet(&mut all, Some("SIGINT"));
+        let words = "ended early by SIGINT\na\nb until the run was ended early\nc";
+        assert_eq!(Verdict::of(&all, Some("SIGINT")), Verdict::Interrupted(words.into()));
+        assert_eq!(Verdict::of(&[], Some("SIGINT")), Verdict::Interrupted("ended early by SIGINT".into()));
     }
 
     #[test]

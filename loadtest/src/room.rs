@@ -88,14 +88,14 @@ pub struct Round {
     /// CPU seconds of the server per million deliveries; absent without a pid.
     pub server_cpu: Option<Cpu>,
     /// CPU seconds of this tester per million deliveries.
-    pub tester_cpu: Cpu,
+    pub tester_cpu: Option<Cpu>,
     /// The part of one core that the server used.
     pub server_share: Option<f64>,
     /// The part of one core that this tester used.
     pub tester_share: f64,
     /// Microseconds from just before the publishing system call to just after the receiving one; when paced,
-    /// from when the batch was due.
-    pub latency: Latency,
+    /// from when the batch was due. Nothing if nothing arrived.
+    pub latency: Option<Latency>,
     /// Bytes that members received: messages as they were framed, compressed or not, and heartbeats. Under TLS,
     /// what was in its records.
     pub wire_bytes: u64,
@@ -108,8 +108,8 @@ pub struct Round {
 impl Round {
     /// Bytes that a member received for each delivery.
     #[expect(clippy::cast_precision_loss, reason = "bytes of a round")]
-    pub fn wire_bytes_each(&self) -> f64 {
-        self.wire_bytes as f64 / self.delivered.max(1) as f64
+    pub fn wire_bytes_each(&self) -> Option<f64> {
+        (self.delivered > 0).then(|| self.wire_bytes as f64 / self.delivered as f64)
     }
 }
 
@@ -187,20 +187,17 @@ impl Room {
         let seconds = start.elapsed().as_secs_f64();
         self.listen()?;
         let tester = Cpu::of_self()?.since(tester);
-        let server = match (self.server.cpu()?, server) {
-            (Some(now), Some(before)) => Some(now.since(before)),
-            _ => None,
-        };
+        let server = self.server.cpu()?.zip(server).map(|(now, before)| now.since(before));
         let delivered = self.counts().since(before).delivered;
         #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
         let deliveries = delivered as f64;
-        let per_million = |cpu: Cpu| cpu.scaled(1e6 / deliveries.max(1.0));
+        let per_million = |cpu: Cpu| (delivered > 0).then(|| cpu.scaled(1e6 / deliveries));
         Ok(Round {
             messages: published,
             seconds,
             delivered,
             deliveries_per_second: deliveries / seconds,
-            server_cpu: server.map(per_million),
+            server_cpu: server.and_then(per_million),
             tester_cpu: per_million(tester),
             server_share: server.map(|cpu| cpu.total() / seconds),
             tester_share: tester.total() / seconds,

@@ -83,10 +83,9 @@ impl Body {
     }
 }
 
-/// The request for an event stream.
-pub fn request(authority: &str, path: &str, token: Option<&str>) -> Vec<u8> {
-    let credentials = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-    format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\n{credentials}\r\n")
+/// The request for an event stream, with the line `authorization` if there is one.
+pub fn request(authority: &str, path: &str, authorization: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\n{authorization}\r\n")
         .into_bytes()
 }
 

@@ -3,20 +3,20 @@
 //! A test of many rooms names them all at once: `{room}` in a URL, a channel or a topic stands for the room's
 //! number.
 
-use std::{
-    fmt,
-    net::{SocketAddr, ToSocketAddrs},
-    path::PathBuf,
-    str::FromStr,
-};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use broker_bridge::redis::{Endpoint, RedisUrl};
 use clap::{Args, ValueEnum};
-use http::Uri;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
-use crate::{dialect::Dialect, tls::Tls, token::Credentials};
+use crate::{
+    dialect::Dialect,
+    tls::Tls,
+    token::Credentials,
+    web::{Basic, Web, resolve},
+};
 
 /// Stands for a room's number.
 pub const NUMBER: &str = "{room}";
@@ -79,7 +79,7 @@ pub enum Protocol {
     Bare,
 }
 
-/// A host and a path template, resolved. Shows itself without the query, where tokens live.
+/// A host and a path template, resolved. Shows itself without the query, where tokens live, and without credentials.
 #[derive(Clone, Debug)]
 pub struct Address {
     pub socket: SocketAddr,
@@ -88,6 +88,8 @@ pub struct Address {
     pub authority: String,
     /// The path and the query, with `{room}` as written.
     pub path_and_query: String,
+    /// The credentials in the URL.
+    pub basic: Option<Basic>,
 }
 
 /// Where members connect to and what they say there.
@@ -132,7 +134,7 @@ pub enum RedisAddress {
 
 /// What `--publish` may say; the rest comes from the URL under test.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(from = "String", into = "String")]
 pub enum PublishArg {
     /// As the protocol does it, at the URL under test.
     Client,
@@ -173,7 +175,15 @@ impl TargetArgs {
             channel,
             address,
         };
+        let has_token = self.token.is_some() || self.hs256_secret.is_some();
+        let by_header = matches!(protocol, Protocol::Plain | Protocol::Raw | Protocol::Sse);
+        let header_twice =
+            "a user in the URL and a token would both be the Authorization header; say one of them";
+        ensure!(entrance.address.basic.is_none() || !has_token || !by_header, "--url: {header_twice}");
         let via = self.via(&entrance).context("--publish")?;
+        if let Via::Http(address, _) = &via {
+            ensure!(address.basic.is_none() || !has_token, "--publish: {header_twice}");
+        }
         Ok(Target { entrance, via })
     }
 
@@ -194,41 +204,28 @@ impl TargetArgs {
             }
             None => Ok(format!("room:{}", entrance.channel)),
         };
-        match elsewhere.split_once("://") {
-            Some(("ws" | "wss", _)) => {
+        let scheme = elsewhere.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
+        match scheme.as_str() {
+            "ws" | "wss" => {
                 ensure!(entrance.dialect != Dialect::Sse, "events are not published over a WebSocket");
                 let address = self.address(elsewhere, &["ws", "wss"])?;
                 Ok(Via::Client(Entrance { address, ..entrance.clone() }))
             }
-            Some(("http" | "https", _)) => self.address(elsewhere, &["http", "https"]).map(http),
-            Some(("redis", rest)) => Redis::parse(rest, topic()?).map(Via::Redis),
-            Some(("redis+unix" | "unix", path)) => Ok(Via::Redis(Redis {
-                at: RedisAddress::Unix(path.into()),
-                auth: Vec::new(),
-                topic: topic()?,
-            })),
-            _ => bail!("it is client, http, or a ws(s)://, http(s)://, redis:// or redis+unix:// URL"),
+            "http" | "https" => self.address(elsewhere, &["http", "https"]).map(http),
+            "redis" | "rediss" | "redis+unix" | "unix" => Redis::parse(elsewhere, topic()?).map(Via::Redis),
+            _ => bail!("expected client, http, or a ws(s)://, http(s)://, redis:// or redis+unix:// URL"),
         }
     }
 
     fn address(&self, text: &str, schemes: &[&str]) -> anyhow::Result<Address> {
-        // Braces are no URL, so the template is cut out of the text and the rest parsed without it.
-        let uri: Uri = text.replace(NUMBER, "0").parse().context("not a URL")?;
-        let scheme = uri.scheme_str().filter(|scheme| schemes.contains(scheme));
-        let scheme =
-            scheme.with_context(|| format!("expected {}://host:port/path", schemes.join(":// or ")))?;
-        let secure = matches!(scheme, "wss" | "https");
-        let authority = uri.authority().context("the URL names no host")?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let after = text.split_once("://").map_or("", |(_, rest)| rest);
-        let path = after.find(['/', '?']).map_or("", |at| after.get(at..).unwrap_or_default());
-        let tls = secure.then(|| Tls::new(host, self.ca.as_deref(), self.insecure)).transpose()?;
+        let web = Web::parse(text, schemes)?;
+        let secure = matches!(web.scheme.as_str(), "wss" | "https");
         Ok(Address {
-            socket: resolve(host, port)?,
-            tls,
-            authority: authority.as_str().to_owned(),
-            path_and_query: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+            socket: web.resolve()?,
+            tls: secure.then(|| Tls::new(&web.host, self.ca.as_deref(), self.insecure)).transpose()?,
+            authority: web.authority,
+            path_and_query: web.path_and_query,
+            basic: web.basic,
         })
     }
 }
@@ -267,27 +264,14 @@ impl fmt::Display for Address {
     }
 }
 
-impl FromStr for PublishArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const SCHEMES: [&str; 7] = ["ws", "wss", "http", "https", "redis", "redis+unix", "unix"];
-        match text {
-            "client" => Ok(Self::Client),
-            "http" => Ok(Self::Http),
-            url if url.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme)) => {
-                Ok(Self::Elsewhere(url.to_owned()))
-            }
-            _ => Err("it is client, http, or a ws(s)://, http(s)://, redis:// or redis+unix:// URL".into()),
+/// Whether it is a URL of any use is said when it is resolved, in words that do not repeat it.
+impl From<String> for PublishArg {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "client" => Self::Client,
+            "http" => Self::Http,
+            _ => Self::Elsewhere(text),
         }
-    }
-}
-
-impl TryFrom<String> for PublishArg {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
     }
 }
 
@@ -325,20 +309,23 @@ impl fmt::Display for Via {
 }
 
 impl Redis {
-    /// Parses what follows `redis://`: `[user][:password@]host[:port][/db]`. The database does not matter
-    /// to PUBLISH.
-    fn parse(rest: &str, topic: String) -> anyhow::Result<Self> {
-        let rest = rest.split('/').next().unwrap_or(rest);
-        let (credentials, address) = rest.rsplit_once('@').unwrap_or(("", rest));
-        let (host, port) = match address.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().context("the port is not a number")?),
-            None => (address, 6379),
+    /// What `url` says. The database does not matter to PUBLISH. No error repeats what may be a password.
+    fn parse(url: &str, topic: String) -> anyhow::Result<Self> {
+        let url: RedisUrl = url.parse()?;
+        let at = match url.endpoint {
+            Endpoint::Tcp { host, port } => RedisAddress::Tcp(resolve(&host, port)?),
+            Endpoint::Unix(path) => RedisAddress::Unix(path),
+            Endpoint::Tls { .. } => {
+                bail!("expected redis:// or redis+unix://: TLS to Redis is not spoken here")
+            }
         };
-        let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
-        let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-        let auth = [user, password].into_iter().filter(|text| !text.is_empty()).map(decode).collect();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        Ok(Self { at: RedisAddress::Tcp(resolve(host, port)?), auth, topic })
+        let password = url.password.as_ref().map(|password| password.reveal().to_owned());
+        let auth = match (url.user, password) {
+            (Some(user), password) => vec![user, password.unwrap_or_default()],
+            (None, Some(password)) => vec![password],
+            (None, None) => Vec::new(),
+        };
+        Ok(Self { at, auth, topic })
     }
 }
 
@@ -346,11 +333,6 @@ impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis").field("at", &self.at).field("topic", &self.topic).finish_non_exhaustive()
     }
-}
-
-fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
-    let mut found = (host, port).to_socket_addrs().with_context(|| format!("cannot resolve {host}"))?;
-    found.next().with_context(|| format!("{host} has no address"))
 }
 
 #[cfg(test)]
@@ -388,8 +370,27 @@ mod tests {
         for bad in ["", "http://127.0.0.1/", "gopher://127.0.0.1/", "127.0.0.1:80", "ws://"] {
             assert!(target(&format!("--url={bad}"), 1).is_err(), "{bad}");
         }
+        assert!(target("--url WS://127.0.0.1/ ", 1).is_ok(), "schemes have no case");
+        assert!(target("--url ws://127.0.0.1/x#part", 1).is_err(), "RFC 6455 §3");
         assert!(target("--url http://127.0.0.1/ --protocol sse", 1).is_ok());
         assert!(target("--url ws://127.0.0.1/ --protocol sse", 1).is_err());
+    }
+
+    #[test]
+    fn a_user_in_the_url_and_a_token_are_not_both_the_header() {
+        let url = "--url ws://me:hunter2@127.0.0.1/rooms/x";
+        let address = target(url, 1).unwrap().entrance.address;
+        assert!(address.basic.is_some());
+        assert_eq!(
+            (address.to_string(), address.authority),
+            ("127.0.0.1/rooms/x".into(), "127.0.0.1".into())
+        );
+        for token in ["--token t", "--hs256-secret s"] {
+            assert!(target(&format!("{url} {token}"), 1).is_err(), "{token}");
+            assert!(target(&format!("{url} {token} --protocol centrifuge"), 1).is_ok(), "{token}");
+        }
+        let error = target("--url http://me:hunter2@127.0.0.1/", 1).unwrap_err();
+        assert!(!format!("{error:#} {error:?}").contains("hunter2"), "{error:#}");
     }
 
     #[test]
@@ -419,7 +420,16 @@ mod tests {
         assert!(!format!("{redis:?}").contains("p@ss"));
         let Via::Redis(redis) = via("--publish redis+unix:///tmp/r.sock").unwrap() else { panic!() };
         assert_eq!(redis.at, RedisAddress::Unix("/tmp/r.sock".into()));
-        assert!(via("--publish carrier-pigeon").is_err());
+        let Via::Redis(redis) = via("--publish REDIS://:p%40ss@[::1]:7/3").unwrap() else { panic!() };
+        assert_eq!(
+            (redis.at, redis.auth),
+            (RedisAddress::Tcp("[::1]:7".parse().unwrap()), vec!["p@ss".into()])
+        );
+        assert!(via("--publish rediss://127.0.0.1").is_err());
+        for bad in ["carrier-pigeon", "gopher://me:hunter2@h", "redis://me:hunter2@h:x", "me:hunter2@h"] {
+            let error = format!("{:#}", via(&format!("--publish {bad}")).unwrap_err());
+            assert!(!error.contains("hunter2"), "{error}");
+        }
         let elsewhere = "--url ws://127.0.0.1/chat --publish redis://127.0.0.1";
         assert!(target(elsewhere, 1).is_err());
         assert!(target(&format!("{elsewhere} --topic t"), 1).is_ok());

@@ -75,16 +75,16 @@ impl Timeline {
 
     /// Ends the second, if it is over. `tester` is the CPU time of all workers, `standing` how many clients
     /// stand.
-    pub fn tick(&mut self, tester: Cpu, standing: u32) -> anyhow::Result<()> {
+    pub fn tick(&mut self, tester: Cpu, standing: u32) {
         let passed = self.since.elapsed();
         if passed < STEP {
-            return Ok(());
+            return;
         }
         let seconds = passed.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "counts of a second")]
         let rate = |count: u64| count as f64 / seconds;
-        let server = self.server.cpu()?;
-        let some = |value: f64| (self.latency.count() > 0).then_some(value);
+        // A server that has ended meanwhile has nothing more to measure, and that is what the report is about.
+        let server = self.server.cpu().ok().flatten();
         let summary = self.latency.summary();
         self.points.push(Point {
             at: self.began.elapsed().as_secs_f64(),
@@ -92,19 +92,18 @@ impl Timeline {
             delivered: rate(self.delivered),
             connected: rate(self.connected),
             standing,
-            p50: some(summary.p50),
-            p99: some(summary.p99),
-            max: some(summary.max),
+            p50: summary.map(|latency| latency.p50),
+            p99: summary.map(|latency| latency.p99),
+            max: summary.map(|latency| latency.max),
             server_share: server.map(|cpu| cpu.since(self.server_cpu).total() / seconds),
             tester_share: tester.since(self.tester_cpu).total().max(0.0) / seconds,
-            server_rss: self.server.rss()?,
+            server_rss: self.server.rss().ok().flatten(),
         });
         (self.sent, self.delivered, self.connected) = (0, 0, 0);
         self.latency.clear();
         self.server_cpu = server.unwrap_or_default();
         self.tester_cpu = tester;
         self.since = Instant::now();
-        Ok(())
     }
 
     /// The last whole second.

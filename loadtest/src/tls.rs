@@ -11,16 +11,16 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+use broker_bridge::tls;
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    StreamOwned,
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
 /// How to speak TLS to one server.
@@ -51,7 +51,7 @@ impl Tls {
             let anybody = Arc::new(Anybody(provider));
             builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth()
         } else {
-            builder.with_root_certificates(roots(ca)?).with_no_client_auth()
+            trusting(ca)?
         };
         config.resumption = Resumption::disabled();
         let name = ServerName::try_from(host.to_owned()).with_context(|| format!("{host} is no TLS name"))?;
@@ -74,7 +74,7 @@ impl Stream {
             match stream.conn.complete_io(&mut stream.sock) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error),
+                Err(error) => return Err(io::Error::new(error.kind(), tls::in_words(&error))),
             }
         }
         Ok(true)
@@ -130,19 +130,11 @@ impl AsFd for Stream {
     }
 }
 
-fn roots(ca: Option<&Path>) -> anyhow::Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = ca {
-        let pem = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            roots.add(certificate.with_context(|| format!("{} is not PEM", path.display()))?)?;
-        }
-        ensure!(!roots.is_empty(), "{} holds no certificate", path.display());
-        return Ok(roots);
-    }
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    ensure!(!roots.is_empty(), "this system has no certificates to trust: use --ca or --insecure");
-    Ok(roots)
+/// As a node trusts its own servers: authorities, and certificates that are in the file themselves.
+fn trusting(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
+    let Some(path) = ca else { return tls::client_config(None).context("without --ca or --insecure") };
+    let pem = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    tls::client_config(Some(&pem)).with_context(|| path.display().to_string())
 }
 
 /// Believes every certificate, as `--insecure` asks; signatures of the handshake are still checked.

@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde_json::Value;
 
-use crate::process;
+use crate::{exit::Exit, process};
 
 /// How long a server may take to listen, and how long to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -192,6 +192,10 @@ impl Workshop {
             Err(_) => bail!("{}", String::from_utf8_lossy(&output.stderr).trim()),
         };
         fs::remove_file(&json)?;
+        // Whatever it has found by then is not what was to be measured.
+        if output.status.code() == Some(Exit::Interrupted.code().into()) {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
         match missing(&report) {
             0 => Ok(report),
             missing => bail!("{missing} deliveries were missing"),

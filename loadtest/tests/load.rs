@@ -5,16 +5,16 @@ mod support;
 use std::{
     io::Write,
     net::{Ipv4Addr, TcpListener},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::mpsc::sync_channel,
     thread,
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use self::support::{Broadcast, SWITCH, assert_counts, faithful, file, read_head, report, tester};
+use self::support::{Broadcast, SWITCH, assert_counts, end, faithful, file, read_head, report, tester};
 
 /// Thirty messages to six members, quickly.
 const SHORT: [&str; 8] = ["--members", "6", "--messages", "30", "--rate", "300", "--patience", "500ms"];
@@ -154,29 +154,167 @@ fn what_a_broken_publisher_could_not_send_is_not_expected() {
 }
 
 #[test]
-fn an_interrupt_ends_a_run_with_the_report_so_far() {
-    let server = Broadcast::start(faithful);
-    let json = file("interrupted.json");
-    let child =
-        tester(&["fanout", &url(&server), "--members=6", "--rate=200", "--duration=1h", "--expect-lost=0"])
+fn what_was_not_done_fails_a_run_of_which_nothing_was_expected() {
+    // The publisher, client 6, is told to go after ten messages.
+    let server = Broadcast::start(|client, message, published| match (client, message) {
+        (6, 9) => vec![b"goodbye".to_vec()],
+        _ => vec![published[message].clone()],
+    });
+    let (output, report) = report("load-undone", &[&["fanout"], &SHORT[..], &[&url(&server)]].concat());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(report["interrupted"].is_null(), "{report}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    for part in
+        ["what is due is published: ", " of 30 messages could not be sent", "clients stay connected: "]
+    {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+}
+
+#[test]
+fn a_signal_ends_a_run_with_a_code_of_its_own_and_the_report_so_far() {
+    for (signal, name) in [(Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM"), (Signal::HUP, "SIGHUP")] {
+        let server = Broadcast::start(faithful);
+        let json = file(&format!("interrupted-{name}.json"));
+        let flags = ["--members=6", "--rate=200", "--duration=1h", "--expect-lost=0", "--expect-p99=1h"];
+        // Whoever runs the tests may ignore a signal, as `nohup` does, and children inherit that.
+        let child = Command::new("env")
+            .arg("--default-signal")
+            .arg(env!("CARGO_BIN_EXE_tidegate-loadtest"))
+            .args([&["fanout", &url(&server)], &flags[..]].concat())
             .arg(format!("--json={}", json.display()))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-    (0..20).for_each(|_| server.sent.recv().unwrap());
-    kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::INT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
-    let published = report["counts"]["published"].as_u64().unwrap();
-    assert!(published >= 20, "{report}");
-    assert_counts(
-        &report,
-        &[("published", published), ("expected", published * 6), ("delivered", published * 6)],
-    );
-    assert_eq!(report["cut_short"], true);
-    assert!(String::from_utf8(output.stdout).unwrap().contains("ended early"));
+        (0..20).for_each(|_| server.sent.recv().unwrap());
+        let output = end(child, signal);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+        let published = report["counts"]["published"].as_u64().unwrap();
+        assert!(published >= 20, "{report}");
+        assert_counts(
+            &report,
+            &[("published", published), ("expected", published * 6), ("delivered", published * 6)],
+        );
+        let why = report["interrupted"].as_str().unwrap();
+        assert!(why.starts_with(&format!("{name} after ")) && why.ends_with(" of 3600.0 s"), "{why}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(&format!("warning: ended early by {name}")), "{text}");
+        assert_eq!(text.matches("\nNOT MET: --expect-").count(), 2, "what was not done is not met: {text}");
+    }
+}
+
+#[test]
+fn the_time_limit_is_an_end_before_the_time_too() {
+    let server = Broadcast::start(faithful);
+    let flags = ["--members=6", "--rate=50", "--duration=1h", "--time-limit=1s", "--expect-lost=0"];
+    let (output, report) = report("load-limit", &[&["fanout", &url(&server)], &flags[..]].concat());
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(report["interrupted"].as_str().unwrap().starts_with("--time-limit 1s after "), "{report}");
+}
+
+#[test]
+fn a_run_that_is_ended_while_it_connects_has_a_report() {
+    for (scenario, flags, why) in [
+        ("fanout", &["--members=6"][..], "SIGTERM while connecting; 0 of 7 clients stood"),
+        ("storm", &["--connections=6"], "SIGTERM in wave 1 of 3"),
+        ("cost", &["--members=6"], "SIGTERM: ended while opening members; 0 of 6 stand"),
+    ] {
+        // Somebody who accepts, and never answers.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let url = format!("--url=ws://{}/rooms/x", listener.local_addr().unwrap());
+        let (json, html) = (file(&format!("connecting-{scenario}.json")), file(&format!("{scenario}.html")));
+        let child = tester(&[&[scenario, &url], flags].concat())
+            .arg(format!("--json={}", json.display()))
+            .arg(format!("--html={}", html.display()))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _open = listener.accept().unwrap();
+        let output = end(child, Signal::TERM);
+        assert_eq!(output.status.code(), Some(3), "{scenario}: {output:?}");
+        let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+        assert_eq!(report["interrupted"].as_str(), Some(why), "{report}");
+        let (text, page) =
+            (String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(html).unwrap());
+        for told in [&text, &page] {
+            assert!(told.contains(&format!("ended early by {why}")), "{told}");
+            assert!(!told.contains("NaN") && !told.contains(">0 µs") && !told.contains(" 0 µs"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_storm_of_which_nobody_came_to_stand_has_no_latency_and_shows_no_password() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, heads) = sync_channel(100);
+    thread::spawn(move || {
+        while let Ok((mut socket, _)) = listener.accept() {
+            let head = read_head(&mut socket);
+            let refusal = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
+            socket.write_all(refusal.as_bytes()).unwrap();
+            tell.send(head).unwrap();
+        }
+    });
+    let url = format!("--url=WS://me:hunter2%21@{address}/rooms/x{{room}}?a=b");
+    let html = file("nobody.html");
+    let html_flag = format!("--html={}", html.display());
+    let flags = ["storm", &url, "--connections=4", "--waves=1", "--expect-connect-p99=1s", &html_flag];
+    let (output, report) = report("storm-nobody", &flags);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(report["waves"][0]["latency"].is_null(), "{report}");
+    let head = heads.recv().unwrap();
+    assert!(head.starts_with("GET /rooms/x0?a=b HTTP/1.1\r\n"), "{head}");
+    assert!(head.contains(&format!("\r\nHost: {address}\r\n")), "{head}");
+    // "me:hunter2!" in base64.
+    assert!(head.contains("\r\nAuthorization: Basic bWU6aHVudGVyMiE=\r\n"), "{head}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (words, page) = (String::from_utf8(output.stderr).unwrap(), std::fs::read_to_string(html).unwrap());
+    assert!(words.contains("connections come to stand: none did in wave 1"), "{words}");
+    assert!(words.contains("--expect-connect-p99 1s: nobody came to stand"), "{words}");
+    for told in [&text, &words, &page, &report.to_string()] {
+        assert!(!told.contains("hunter2") && !told.contains("bWU6") && !told.contains("NaN"), "{told}");
+        assert!(!told.contains(" 0 µs"), "{told}");
+    }
+}
+
+#[test]
+fn no_error_repeats_a_password() {
+    for (flag, url) in [
+        ("--url", "gopher://me:hunter2@127.0.0.1/"),
+        ("--url", "ws://me:hunter2@127.0.0.1/#part"),
+        ("--publish", "gopher://me:hunter2@127.0.0.1/"),
+        ("--publish", "redis://me:hunter2@127.0.0.1:x/"),
+        ("--member", "ws://me:hunter2@127.0.0.1/"),
+        ("--members", "ws://me:hunter2@127.0.0.1/"),
+    ] {
+        let output = tester(&["fanout", &format!("{flag}={url}")]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert!(!words.is_empty() && !words.contains("hunter2"), "{words}");
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_told_before_the_run() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("--url=ws://{}/rooms/x", listener.local_addr().unwrap());
+    let (json, html) = (file("kept.json"), file("absent").join("page.html"));
+    std::fs::write(&json, "what was there").unwrap();
+    let output = tester(&["fanout", &url])
+        .arg(format!("--json={}", json.display()))
+        .arg(format!("--html={}", html.display()))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains("--html: cannot write ") && words.contains("page.html"), "{words}");
+    assert!(listener.accept().is_err(), "nobody has connected");
+    assert_eq!(std::fs::read_to_string(&json).unwrap(), "what was there");
 }
 
 #[test]

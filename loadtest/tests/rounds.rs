@@ -230,5 +230,8 @@ fn a_paced_round_is_compared_by_its_p99() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("p99: ") && text.contains("× the bare loop at the same pace"), "{text}");
-    assert!(String::from_utf8(output.stderr).unwrap().contains("p99 is"), "the expectation is named");
+    assert!(
+        String::from_utf8(output.stderr).unwrap().contains("--expect-p99-ratio"),
+        "the expectation is named"
+    );
 }

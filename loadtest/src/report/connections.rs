@@ -8,7 +8,7 @@ use super::{
     Machine,
     document::{Chart, Document, Expectation, Series, Table},
     load::percentile_chart,
-    mib, over_time, written,
+    mib, or_nothing, over_time, written,
 };
 use crate::{latency::Latency, process::Memory, timeline::Point};
 
@@ -17,6 +17,8 @@ use crate::{latency::Latency, process::Memory, timeline::Point};
 pub struct StormReport {
     pub what: String,
     pub machine: Machine,
+    /// Why the run was ended before its plan was.
+    pub interrupted: Option<String>,
     pub processes: u32,
     pub waves: Vec<Wave>,
     pub timeline: Vec<Point>,
@@ -32,8 +34,8 @@ pub struct Wave {
     /// Until the last one stood or was refused.
     pub seconds: f64,
     pub per_second: f64,
-    /// Microseconds from the connect to standing in the room.
-    pub latency: Latency,
+    /// Microseconds from the connect to standing in the room; nothing if nobody came to stand.
+    pub latency: Option<Latency>,
     pub percentiles: Vec<(f64, f64)>,
     /// Connections that did not come about, by reason.
     pub refused: BTreeMap<String, u64>,
@@ -43,7 +45,7 @@ pub struct Wave {
     pub server_cpu_us: Option<f64>,
     pub server_rss: Option<u64>,
     /// Of the tester's busiest process.
-    pub tester_busiest: f64,
+    pub tester_busiest: Option<f64>,
 }
 
 /// `idle`.
@@ -51,6 +53,8 @@ pub struct Wave {
 pub struct IdleReport {
     pub what: String,
     pub machine: Machine,
+    /// Why the run was ended before its plan was.
+    pub interrupted: Option<String>,
     pub window_seconds: f64,
     pub levels: Vec<Level>,
     /// From the first level that holds connections to the last.
@@ -68,7 +72,7 @@ pub struct Level {
     /// Whether memory stood still before it was measured.
     pub settled: bool,
     /// CPU seconds per second over the window.
-    pub cpu_per_second: f64,
+    pub cpu_per_second: Option<f64>,
     /// Connections that had ended by then.
     pub lost: u64,
 }
@@ -83,7 +87,7 @@ pub struct Slope {
     pub pss: f64,
     pub uss: f64,
     /// CPU seconds per connection and second.
-    pub cpu: f64,
+    pub cpu: Option<f64>,
 }
 
 impl StormReport {
@@ -107,7 +111,8 @@ impl StormReport {
                 "tester",
             ],
         );
-        let dash = || "-".to_owned();
+        let micros =
+            |wave: &Wave, value: fn(&Latency) -> f64| or_nothing(wave.latency.as_ref().map(value), written);
         for (number, wave) in (1..).zip(&self.waves) {
             let refused: u64 = wave.refused.values().sum();
             waves.row([
@@ -116,14 +121,14 @@ impl StormReport {
                 refused.to_string(),
                 format!("{:.2}", wave.seconds),
                 format!("{:.0}", wave.per_second),
-                written(wave.latency.p50),
-                written(wave.latency.p99),
-                written(wave.latency.p999),
-                written(wave.latency.max),
-                wave.server_share.map_or_else(dash, super::room::percent),
-                wave.server_cpu_us.map_or_else(dash, |cpu| format!("{cpu:.1}")),
-                wave.server_rss.map_or_else(dash, |rss| format!("{:.1}", mib(rss))),
-                super::room::percent(wave.tester_busiest),
+                micros(wave, |latency| latency.p50),
+                micros(wave, |latency| latency.p99),
+                micros(wave, |latency| latency.p999),
+                micros(wave, |latency| latency.max),
+                or_nothing(wave.server_share, super::room::percent),
+                or_nothing(wave.server_cpu_us, |cpu| format!("{cpu:.1}")),
+                or_nothing(wave.server_rss, |rss| format!("{:.1}", mib(rss))),
+                or_nothing(wave.tester_busiest, super::room::percent),
             ]);
         }
         let mut refusals = Table::new("refusals", &["reason", "wave", "times"]);
@@ -170,7 +175,7 @@ impl IdleReport {
                 (rss / 1024).to_string(),
                 (pss / 1024).to_string(),
                 (uss / 1024).to_string(),
-                format!("{:.2}", level.cpu_per_second * 1e3),
+                or_nothing(level.cpu_per_second, |cpu| format!("{:.2}", cpu * 1e3)),
                 level.lost.to_string(),
                 if level.settled { "steady" } else { "still changing" }.into(),
             ]);
@@ -179,8 +184,8 @@ impl IdleReport {
         if let Some(Slope { from, to, rss, pss, uss, cpu }) = self.slope {
             facts.push(format!(
                 "per connection, slope from {from} to {to}: RSS {rss:.0} B, Pss {pss:.0} B, USS {uss:.0} B, \
-                 {:.2} µs CPU per second",
-                cpu * 1e6
+                 {} µs CPU per second",
+                or_nothing(cpu, |cpu| format!("{:.2}", cpu * 1e6))
             ));
         }
         let points = |value: fn(Memory) -> u64| {
@@ -220,7 +225,10 @@ impl Slope {
             rss: bytes(|memory| memory.rss),
             pss: bytes(|memory| memory.pss),
             uss: bytes(|memory| memory.uss),
-            cpu: (last.cpu_per_second - first.cpu_per_second) / connections,
+            cpu: last
+                .cpu_per_second
+                .zip(first.cpu_per_second)
+                .map(|(last, first)| (last - first) / connections),
         })
     }
 }
@@ -235,12 +243,13 @@ mod tests {
             connections,
             memory: Memory { rss, pss: rss, uss: rss },
             settled: true,
-            cpu_per_second: 0.0,
+            cpu_per_second: None,
             lost: 0,
         };
         let mut report = IdleReport {
             what: "test".into(),
             machine: Machine::this(),
+            interrupted: None,
             window_seconds: 1.0,
             levels: vec![level(0, 5_000_000), level(3_000, 9_000_000), level(15_000, 21_000_000)],
             slope: None,
@@ -254,8 +263,40 @@ mod tests {
         assert!((slope.rss - 1000.0).abs() < 1e-9);
         let text = report.document().to_string();
         assert!(text.contains("slope from 3000 to 15000: RSS 1000 B"), "{text}");
+        assert!(text.contains("– µs CPU per second"), "{text}");
         report.levels.truncate(2);
         report.conclude();
         assert_eq!(report.slope.map(|slope| (slope.from, slope.to)), Some((0, 3_000)));
+    }
+
+    #[test]
+    fn a_wave_of_which_nobody_came_to_stand_has_no_latency() {
+        let wave = Wave {
+            connections: 4,
+            standing: 0,
+            seconds: 0.1,
+            per_second: 0.0,
+            latency: None,
+            percentiles: Vec::new(),
+            refused: [("status 503".to_owned(), 4)].into(),
+            server_share: None,
+            server_cpu_us: None,
+            server_rss: None,
+            tester_busiest: None,
+        };
+        let report = StormReport {
+            what: "test".into(),
+            machine: Machine::this(),
+            interrupted: None,
+            processes: 1,
+            waves: vec![wave],
+            timeline: Vec::new(),
+            warnings: Vec::new(),
+            expectations: Vec::new(),
+        };
+        let text = report.document().to_string();
+        assert_eq!(text.matches('–').count(), 8, "four times, and what was not measured: {text}");
+        assert!(!text.contains("µs\n") && !text.contains("0 µs"), "{text}");
+        assert!(serde_json::to_value(&report).unwrap().pointer("/waves/0/latency").unwrap().is_null());
     }
 }

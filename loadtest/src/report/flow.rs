@@ -3,10 +3,11 @@
 use serde::Serialize;
 
 use super::{
-    Machine, Verdict,
+    Machine, Verdict, at_least,
     document::{Document, Expectation, Table},
-    median,
+    median, or_nothing, ratio,
     room::BUSY,
+    unmet,
 };
 use crate::{cli::flow::Flow, ledger::Counts, process::Cpu};
 
@@ -26,6 +27,10 @@ pub struct FlowReport {
     pub counts: Counts,
     /// What did not come through without one.
     pub bare_missing: u64,
+    /// Why the first connection that was lost was lost.
+    pub first_loss: Option<String>,
+    /// Why the run was ended before its plan was.
+    pub interrupted: Option<String>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
 }
@@ -39,7 +44,7 @@ pub struct Medians {
     pub server_per_core: Option<f64>,
     /// CPU seconds per million publications.
     pub server_cpu: Option<f64>,
-    pub redis_cpu: f64,
+    pub redis_cpu: Option<f64>,
 }
 
 /// One round.
@@ -47,14 +52,15 @@ pub struct Medians {
 pub struct FlowRound {
     pub messages: u64,
     pub seconds: f64,
-    pub per_second: f64,
+    /// Nothing if nothing arrived.
+    pub per_second: Option<f64>,
     /// Whether everything arrived.
     pub complete: bool,
     /// CPU seconds per million publications, of everybody who takes part.
     pub server_cpu: Option<Cpu>,
-    pub redis_cpu: Cpu,
+    pub redis_cpu: Option<Cpu>,
     pub subscriber_cpu: Option<Cpu>,
-    pub tester_cpu: Cpu,
+    pub tester_cpu: Option<Cpu>,
 }
 
 impl FlowReport {
@@ -70,17 +76,25 @@ impl FlowReport {
             ratio_range: None,
             counts: Counts::default(),
             bare_missing: 0,
+            first_loss: None,
+            interrupted: None,
             warnings: Vec::new(),
             expectations: Vec::new(),
         }
     }
 
+    /// So many were published through the server.
+    pub fn account(&mut self, published: u64) {
+        self.counts.expected = published;
+        self.counts.missing = published.saturating_sub(self.counts.delivered);
+    }
+
     /// Draws medians, warnings and expectations from the rounds and counts.
-    pub fn conclude(&mut self, args: &Flow, first_loss: Option<&str>) {
+    pub fn conclude(&mut self, args: &Flow) {
         let pairs = self.bare.iter().zip(&self.server);
         let ratios: Vec<f64> = pairs
             .filter(|(bare, server)| bare.complete && server.complete)
-            .map(|(bare, server)| server.per_second / bare.per_second)
+            .filter_map(|(bare, server)| ratio(server.per_second?, bare.per_second?))
             .collect();
         if let Some((first, rest)) = ratios.split_first() {
             let range = |(low, high): (f64, f64), &ratio: &f64| (low.min(ratio), high.max(ratio));
@@ -90,18 +104,20 @@ impl FlowReport {
         let of = |rounds: &[FlowRound], value: fn(&FlowRound) -> Option<f64>| {
             median(rounds.iter().filter(|round| round.complete).filter_map(value).collect())
         };
-        let rate: fn(&FlowRound) -> Option<f64> = |round| Some(round.per_second);
+        let rate: fn(&FlowRound) -> Option<f64> = |round| round.per_second;
         let server_cpu = of(&self.server, |round| Some(round.server_cpu?.total()));
         self.median = of(&self.bare, rate).zip(of(&self.server, rate)).map(|(bare, server)| Medians {
             bare_per_second: bare,
             server_per_second: server,
-            server_per_core: server_cpu.map(|cpu| 1e6 / cpu),
+            server_per_core: server_cpu.and_then(|cpu| ratio(1e6, cpu)),
             server_cpu,
-            redis_cpu: of(&self.server, |round| Some(round.redis_cpu.total())).unwrap_or_default(),
+            redis_cpu: of(&self.server, |round| Some(round.redis_cpu?.total())),
         });
         let all = self.server.len();
         let others: fn(&FlowRound) -> bool = |round| {
-            let busy = |cpu: Cpu| cpu.total() * round.per_second / 1e6 > BUSY;
+            let busy = |cpu: Option<Cpu>| {
+                cpu.zip(round.per_second).is_some_and(|(cpu, rate)| cpu.total() * rate / 1e6 > BUSY)
+            };
             busy(round.redis_cpu) || busy(round.tester_cpu)
         };
         let full = self.server.iter().filter(|round| others(round)).count();
@@ -111,20 +127,29 @@ impl FlowReport {
                  still holds"
             ));
         }
-        if let Some(why) = first_loss {
-            self.warnings.push(format!("connections were lost; the first: {why}"));
-        }
-        if self.ratio_rounds() < args.rounds as usize {
-            self.warnings.push(format!("{} of {} rounds are complete", self.ratio_rounds(), args.rounds));
+        if let Some(why) = &self.interrupted {
+            self.warnings
+                .push(format!("ended early by {why}: the report is about what had happened by then"));
         }
         self.judge(args);
+        unmet(&mut self.expectations, self.interrupted.as_deref());
     }
 
     fn ratio_rounds(&self) -> usize {
         self.bare.iter().zip(&self.server).filter(|(bare, server)| bare.complete && server.complete).count()
     }
 
+    /// What was expected, and what has to hold in any case: the latter is told only where it does not.
     fn judge(&mut self, args: &Flow) {
+        let complete = self.ratio_rounds();
+        if complete < args.rounds as usize {
+            let words = format!("rounds are completed: {complete} of {} are", args.rounds);
+            self.expectations.push(Expectation { words, met: false });
+        }
+        if let Some(why) = &self.first_loss {
+            let words = format!("clients stay connected: some were lost; the first: {why}");
+            self.expectations.push(Expectation { words, met: false });
+        }
         if let Some(allowed) = args.expect_lost {
             let Counts { missing, duplicated, out_of_order, foreign, expected, .. } = self.counts;
             let words = format!(
@@ -134,14 +159,17 @@ impl FlowReport {
             let met = missing <= allowed && duplicated + out_of_order + foreign == 0 && expected > 0;
             self.expectations.push(Expectation { words, met });
         }
+        let unknown = || "nothing was measured".to_owned();
         let ratio = args.expect_ratio.map(|least| {
-            let found = self.ratio.unwrap_or(f64::NAN);
-            (format!("--expect-ratio {least}: {found:.3} × the rate without a server"), found >= least)
+            let found =
+                self.ratio.map_or_else(unknown, |found| format!("{found:.3} × the rate without a server"));
+            (format!("--expect-ratio {least}: {found}"), at_least(self.ratio, least))
         });
         let rate = args.expect_per_core.map(|least| {
-            let found = self.median.and_then(|median| median.server_per_core).unwrap_or(f64::NAN);
-            let words = format!("--expect-per-core {least}: {found:.0} per second of the server's CPU time");
-            (words, found >= least)
+            let per_core = self.median.and_then(|median| median.server_per_core);
+            let found = per_core
+                .map_or_else(unknown, |found| format!("{found:.0} per second of the server's CPU time"));
+            (format!("--expect-per-core {least}: {found}"), at_least(per_core, least))
         });
         self.expectations.extend(match (ratio, rate) {
             (Some((ratio, one)), Some((rate, other))) => {
@@ -153,7 +181,7 @@ impl FlowReport {
 
     /// Whether the expectations hold.
     pub fn verdict(&self) -> Verdict {
-        Verdict::of(&self.expectations)
+        Verdict::of(&self.expectations, self.interrupted.as_deref())
     }
 
     /// The report as it is printed.
@@ -162,28 +190,26 @@ impl FlowReport {
             "Rounds; CPU seconds per million publications",
             &["", "seconds", "per second", "server", "Redis", "bare subscriber", "tester"],
         );
-        let cell = |cpu: Option<Cpu>| cpu.map_or("-".to_owned(), |cpu| format!("{:.3}", cpu.total()));
+        let cell = |cpu: Option<Cpu>| or_nothing(cpu, |cpu| format!("{:.3}", cpu.total()));
         for number in 0..self.bare.len().max(self.server.len()) {
             for (name, rounds) in [("bare", &self.bare), ("server", &self.server)] {
                 let Some(round) = rounds.get(number) else { continue };
                 table.row([
                     format!("{name} {}{}", number + 1, if round.complete { "" } else { " (incomplete)" }),
                     format!("{:.2}", round.seconds),
-                    format!("{:.0}", round.per_second),
+                    or_nothing(round.per_second, |rate| format!("{rate:.0}")),
                     cell(round.server_cpu),
-                    cell(Some(round.redis_cpu)),
+                    cell(round.redis_cpu),
                     cell(round.subscriber_cpu),
-                    cell(Some(round.tester_cpu)),
+                    cell(round.tester_cpu),
                 ]);
             }
         }
         let mut facts = vec![self.machine.to_string()];
-        if let Some((median, (low, high))) = self.median.zip(self.ratio_range) {
+        if let (Some(median), Some(ratio), Some((low, high))) = (self.median, self.ratio, self.ratio_range) {
             facts.push(format!(
-                "publications/s: {:.0}, {:.3} × the {:.0} without a server (rounds {low:.3} to {high:.3})",
-                median.server_per_second,
-                self.ratio.unwrap_or_default(),
-                median.bare_per_second,
+                "publications/s: {:.0}, {ratio:.3} × the {:.0} without a server (rounds {low:.3} to {high:.3})",
+                median.server_per_second, median.bare_per_second,
             ));
             facts.extend(median.server_cpu.zip(median.server_per_core).map(|(cpu, rate)| {
                 format!("CPU of the server: {cpu:.3} µs per publication, so {rate:.0} per second of one core")

@@ -3,19 +3,13 @@
 use serde::Serialize;
 
 use super::{
-    Machine,
+    Machine, at_least, at_most,
     document::{Chart, Document, Expectation, Series, Table},
-    mib, over_time,
+    mib, or_nothing, over_time, ratio,
     room::{BUSY, percent},
-    svg, written,
+    svg, unmet, written,
 };
-use crate::{
-    cli::load::Expect,
-    latency::{Latencies, Latency},
-    process::Cpu,
-    scenario::held::Held,
-    timeline::Point,
-};
+use crate::{cli::load::Expect, latency::Latency, process::Cpu, scenario::held::Held, timeline::Point};
 
 /// Behind this part of the offered rate the schedule was not kept.
 const KEPT: f64 = 0.99;
@@ -30,17 +24,19 @@ pub struct LoadReport {
     pub machine: Machine,
     pub processes: u32,
     pub clients: u32,
-    /// Whether the run was ended before its plan was.
-    pub cut_short: bool,
+    /// Why the run was ended before its plan was.
+    pub interrupted: Option<String>,
+    /// How many messages were to be published in all.
+    pub due: u64,
     /// For how long messages were published.
     pub seconds: f64,
     /// Messages per second, as asked for and as published.
-    pub offered_rate: f64,
-    pub achieved_rate: f64,
-    pub deliveries_per_second: f64,
+    pub offered_rate: Option<f64>,
+    pub achieved_rate: Option<f64>,
+    pub deliveries_per_second: Option<f64>,
     pub counts: Counts,
     /// Microseconds from when a message was due to its arrival.
-    pub latency: Latency,
+    pub latency: Option<Latency>,
     pub groups: Vec<GroupReport>,
     /// Of `slow`: before the stalled stop reading, and after.
     pub phases: Vec<Phase>,
@@ -81,14 +77,14 @@ pub struct GroupReport {
     pub rooms: u32,
     pub members: u32,
     pub counts: Counts,
-    pub latency: Latency,
+    pub latency: Option<Latency>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Phase {
     pub name: &'static str,
     pub deliveries: u64,
-    pub latency: Latency,
+    pub latency: Option<Latency>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -97,7 +93,7 @@ pub struct ServerReport {
     pub cpu: Cpu,
     pub cpu_per_million: Option<f64>,
     /// Part of a core.
-    pub share: f64,
+    pub share: Option<f64>,
     pub rss_before: u64,
     pub rss_after: u64,
     pub rss_most: u64,
@@ -105,12 +101,22 @@ pub struct ServerReport {
 
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct TesterReport {
-    pub cpu: Cpu,
+    pub cpu: Option<Cpu>,
     pub cpu_per_million: Option<f64>,
     /// Of its busiest process, as a part of a core.
-    pub busiest: f64,
+    pub busiest: Option<f64>,
     /// The part of the time that this process was ready to run and was not let: somebody else had its CPU.
-    pub starved: f64,
+    pub starved: Option<f64>,
+}
+
+/// What went wrong with clients and publications, and what the first said.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Troubles<'a> {
+    /// Of a client that was lost after it had stood.
+    pub first_loss: Option<&'a str>,
+    /// Publications that the server refused.
+    pub refused: u64,
+    pub first_refusal: Option<&'a str>,
 }
 
 impl Counts {
@@ -133,53 +139,47 @@ impl Counts {
 
 impl LoadReport {
     /// Draws warnings from the numbers.
-    pub fn warn(&mut self, first_loss: Option<&str>, refusals: (u64, Option<&str>), unreturned: u64) {
+    pub fn warn(&mut self, unreturned: u64) {
         let mut warn = |words: String| self.warnings.push(words);
-        if self.cut_short {
-            warn("ended early: the report is about what had happened by then".into());
+        if let Some(why) = &self.interrupted {
+            warn(format!("ended early by {why}: the report is about what had happened by then"));
         }
-        let busier = self.server.is_some_and(|server| self.tester.busiest > server.share * 1.25);
-        if self.tester.busiest > BUSY || (busier && self.tester.busiest > BUSY / 2.0) {
+        let busiest = self.tester.busiest.unwrap_or_default();
+        let server = self.server.and_then(|server| server.share);
+        let busier = server.is_some_and(|server| busiest > server * 1.25);
+        if busiest > BUSY || (busier && busiest > BUSY / 2.0) {
             warn(format!(
                 "the tester may be the bottleneck: its busiest process used {} of a core; use --processes, or a \
                  lower --rate",
-                percent(self.tester.busiest)
+                percent(busiest)
             ));
         }
-        if self.tester.starved > STARVED {
+        if let Some(starved) = self.tester.starved.filter(|starved| *starved > STARVED) {
             warn(format!(
                 "the tester had to wait for a CPU {} of the time: something else runs on it, and latencies are too long \
                  by that",
-                percent(self.tester.starved)
+                percent(starved)
             ));
         }
-        if self.achieved_rate < self.offered_rate * KEPT && !self.cut_short {
+        if let Some((achieved, offered)) = self.achieved_rate.zip(self.offered_rate)
+            && achieved < offered * KEPT
+            && self.interrupted.is_none()
+        {
             warn(format!(
-                "{:.1} messages/s were published of {:.1} offered: the schedule was not kept",
-                self.achieved_rate, self.offered_rate
+                "{achieved:.1} messages/s were published of {offered:.1} offered: the schedule was not kept"
             ));
-        }
-        if self.counts.unsent > 0 {
-            warn(format!(
-                "{} messages could not be sent: their publishers were gone or stuck",
-                self.counts.unsent
-            ));
-        }
-        if let Some(why) = first_loss {
-            warn(format!("clients were lost; the first: {why}"));
-        }
-        if let (count @ 1.., Some(why)) = refusals {
-            warn(format!("{count} publications were refused; the first: {why}"));
         }
         if unreturned > 0 {
             warn(format!("{unreturned} visits were refused"));
         }
     }
 
-    /// Holds the numbers against what was expected.
-    pub fn judge(&mut self, expect: &Expect, latencies: &Latencies, p99_ratio: Option<f64>) {
+    /// Holds the numbers against what was expected, and what was done against what was asked for. The latter is told
+    /// only where it does not hold.
+    pub fn judge(&mut self, expect: &Expect, p99_ratio: Option<f64>, troubles: &Troubles<'_>) {
+        let mut expectations = self.undone(troubles);
         let mut state = |flag: &str, asked: String, found: String, met: bool| {
-            self.expectations.push(Expectation { words: format!("{flag} {asked}: {found}"), met });
+            expectations.push(Expectation { words: format!("{flag} {asked}: {found}"), met });
         };
         let counts = self.counts;
         if let Some(allowed) = expect.expect_lost {
@@ -196,30 +196,68 @@ impl LoadReport {
                 missing + unsent + visitors_missing <= allowed && faults == 0 && counts.published > 0,
             );
         }
-        let most = self.latency.max;
+        let found = |value: fn(&Latency) -> f64| self.latency.as_ref().map(value);
         for (flag, limit, found) in [
-            ("--expect-p50", expect.expect_p50, latencies.at(0.5)),
-            ("--expect-p99", expect.expect_p99, latencies.at(0.99)),
-            ("--expect-p999", expect.expect_p999, latencies.at(0.999)),
-            ("--expect-max", expect.expect_max, most),
+            ("--expect-p50", expect.expect_p50, found(|latency| latency.p50)),
+            ("--expect-p99", expect.expect_p99, found(|latency| latency.p99)),
+            ("--expect-p999", expect.expect_p999, found(|latency| latency.p999)),
+            ("--expect-max", expect.expect_max, found(|latency| latency.max)),
         ] {
             if let Some(limit) = limit {
-                let micros = limit.0.as_secs_f64() * 1e6;
-                // Nothing arrived: nothing has been shown.
-                let met = latencies.count() > 0 && found <= micros;
-                state(flag, format!("{:?}", limit.0), written(found), met);
+                let met = at_most(found, limit.0.as_secs_f64() * 1e6);
+                let found = found.map_or_else(|| "nothing arrived".to_owned(), written);
+                state(flag, format!("{:?}", limit.0), found, met);
             }
         }
         if let Some(part) = expect.expect_achieved {
-            let found = self.achieved_rate / self.offered_rate;
-            let met = found >= part && !self.cut_short;
-            state("--expect-achieved", part.to_string(), format!("{found:.4} of the offered rate"), met);
+            let rates = self.achieved_rate.zip(self.offered_rate);
+            let found = rates.and_then(|(achieved, offered)| ratio(achieved, offered));
+            let met = at_least(found, part);
+            let found = found.map_or_else(
+                || "nothing was published".to_owned(),
+                |found| format!("{found:.4} of the offered rate"),
+            );
+            state("--expect-achieved", part.to_string(), found, met);
         }
         if let Some(allowed) = p99_ratio {
-            let ratio = self.p99_ratio.unwrap_or(f64::NAN);
-            let met = ratio <= allowed;
-            state("--expect-p99-ratio", allowed.to_string(), format!("{ratio:.2} × what it was"), met);
+            let met = at_most(self.p99_ratio, allowed);
+            let found = self.p99_ratio.map_or_else(
+                || "nothing arrived in one of the phases".to_owned(),
+                |ratio| format!("{ratio:.2} × what it was"),
+            );
+            state("--expect-p99-ratio", allowed.to_string(), found, met);
         }
+        unmet(&mut expectations, self.interrupted.as_deref());
+        self.expectations = expectations;
+    }
+
+    /// What was asked for and not done.
+    fn undone(&self, troubles: &Troubles<'_>) -> Vec<Expectation> {
+        let Counts { published, unsent, expected, delivered, members_lost, .. } = self.counts;
+        let mut undone = Vec::new();
+        let mut note = |words: String| undone.push(Expectation { words, met: false });
+        let after = |why: Option<&str>| why.map(|why| format!("; the first: {why}")).unwrap_or_default();
+        if unsent > 0 {
+            note(format!(
+                "what is due is published: {unsent} of {} messages could not be sent, since their publishers were gone or \
+                 stuck",
+                self.due
+            ));
+        }
+        if troubles.refused > 0 {
+            let first = after(troubles.first_refusal);
+            note(format!("publications are taken: {} were refused{first}", troubles.refused));
+        }
+        if troubles.first_loss.is_some() {
+            let first = after(troubles.first_loss);
+            note(format!(
+                "clients stay connected: {members_lost} members were lost, or a publisher was{first}"
+            ));
+        }
+        if published > 0 && expected > 0 && delivered == 0 {
+            note(format!("messages arrive: none did of {expected}"));
+        }
+        undone
     }
 
     /// The report for people.
@@ -227,20 +265,20 @@ impl LoadReport {
         let mut facts = vec![
             self.machine.to_string(),
             format!(
-                "{} clients in {} processes; offered {:.1} messages/s, achieved {:.1} for {:.1} s; {:.0} deliveries/s",
+                "{} clients in {} processes; offered {} messages/s, achieved {} for {:.1} s; {} deliveries/s",
                 self.clients,
                 self.processes,
-                self.offered_rate,
-                self.achieved_rate,
+                or_nothing(self.offered_rate, |rate| format!("{rate:.1}")),
+                or_nothing(self.achieved_rate, |rate| format!("{rate:.1}")),
                 self.seconds,
-                self.deliveries_per_second
+                or_nothing(self.deliveries_per_second, |rate| format!("{rate:.0}"))
             ),
         ];
-        let million = |cost: Option<f64>| cost.map_or("-".into(), |cost| format!("{cost:.3} s"));
+        let million = |cost: Option<f64>| or_nothing(cost, |cost| format!("{cost:.3} s"));
         if let Some(server) = self.server {
             facts.push(format!(
                 "server: {} of a core, {} CPU per million deliveries, RSS {:.1} MiB before, {:.1} after, {:.1} at most",
-                percent(server.share),
+                or_nothing(server.share, percent),
                 million(server.cpu_per_million),
                 mib(server.rss_before),
                 mib(server.rss_after),
@@ -258,7 +296,7 @@ impl LoadReport {
         }
         facts.push(format!(
             "tester: {} of a core in its busiest process, {} CPU per million deliveries",
-            percent(self.tester.busiest),
+            or_nothing(self.tester.busiest, percent),
             million(self.tester.cpu_per_million)
         ));
         Document {
@@ -309,12 +347,13 @@ impl LoadReport {
             "latency from when a message was due",
             &["", "p50", "p90", "p99", "p99.9", "p99.99", "max"],
         );
-        let row = |name: &str, latency: &Latency| {
-            let Latency { p50, p90, p99, p999, p9999, max } = *latency;
-            let cells = [p50, p90, p99, p999, p9999, max].map(written);
+        let row = |name: &str, latency: &Option<Latency>| {
+            let each = |Latency { p50, p90, p99, p999, p9999, max }| [p50, p90, p99, p999, p9999, max];
+            let cells = latency.map(each).map_or([None; 6], |cells| cells.map(Some));
+            let cells = cells.map(|cell| or_nothing(cell, written));
             std::iter::once(name.to_owned()).chain(cells).collect::<Vec<_>>()
         };
-        let groups = self.groups.iter().filter(|group| group.counts.delivered > 0);
+        let groups = self.groups.iter().filter(|group| group.counts.expected > 0);
         groups.for_each(|group| latency.row(row(&group.name, &group.latency)));
         if self.groups.len() > 1 {
             latency.row(row("all", &self.latency));
@@ -373,21 +412,22 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::cli::Time;
+    use crate::{cli::Time, latency::Latencies};
 
-    fn report(counts: Counts) -> (LoadReport, Latencies) {
+    fn report(counts: Counts) -> LoadReport {
         let mut latencies = Latencies::new().unwrap();
         (1..=1000).for_each(|step| latencies.record(step * 10_000));
-        let report = LoadReport {
+        LoadReport {
             what: "test".into(),
             machine: Machine::this(),
             processes: 1,
             clients: 10,
-            cut_short: false,
+            interrupted: None,
+            due: 10,
             seconds: 10.0,
-            offered_rate: 100.0,
-            achieved_rate: 100.0,
-            deliveries_per_second: 1000.0,
+            offered_rate: Some(100.0),
+            achieved_rate: Some(100.0),
+            deliveries_per_second: Some(1000.0),
             counts,
             latency: latencies.summary(),
             groups: Vec::new(),
@@ -395,13 +435,17 @@ mod tests {
             p99_ratio: None,
             held: None,
             server: None,
-            tester: TesterReport { cpu: Cpu::default(), cpu_per_million: None, busiest: 0.1, starved: 0.0 },
+            tester: TesterReport {
+                cpu: Some(Cpu::default()),
+                cpu_per_million: None,
+                busiest: Some(0.1),
+                starved: Some(0.0),
+            },
             percentiles: latencies.curve(),
             timeline: Vec::new(),
             warnings: Vec::new(),
             expectations: Vec::new(),
-        };
-        (report, latencies)
+        }
     }
 
     fn clean() -> Counts {
@@ -409,15 +453,15 @@ mod tests {
     }
 
     fn judged(counts: Counts, expect: &Expect) -> Vec<Expectation> {
-        let (mut report, latencies) = report(counts);
-        report.judge(expect, &latencies, None);
+        let mut report = report(counts);
+        report.judge(expect, None, &Troubles::default());
         report.expectations
     }
 
     #[test]
     fn each_fault_fails_an_expectation_of_no_loss() {
         let expect = Expect { expect_lost: Some(0), ..Expect::default() };
-        assert!(judged(clean(), &expect)[0].met);
+        assert!(judged(clean(), &expect).iter().all(|it| it.met));
         for faulty in [
             Counts { missing: 1, ..clean() },
             Counts { unsent: 1, ..clean() },
@@ -427,7 +471,7 @@ mod tests {
             Counts { visitors_missing: 1, ..clean() },
             Counts::default(),
         ] {
-            assert!(!judged(faulty, &expect)[0].met, "{faulty:?}");
+            assert!(judged(faulty, &expect).iter().any(|it| !it.met), "{faulty:?}");
         }
     }
 
@@ -449,22 +493,88 @@ mod tests {
 
     #[test]
     fn what_spoils_a_number_is_told() {
-        let (mut report, _) = report(Counts { unsent: 3, ..clean() });
-        (report.tester.busiest, report.tester.starved) = (0.95, 0.2);
-        report.achieved_rate = 50.0;
-        report.cut_short = false;
-        report.warn(Some("client 1: gone"), (2, Some("error 103")), 0);
-        assert_eq!(report.warnings.len(), 6, "{:?}", report.warnings);
+        let mut report = report(clean());
+        (report.tester.busiest, report.tester.starved) = (Some(0.95), Some(0.2));
+        report.achieved_rate = Some(50.0);
+        report.warn(7);
+        assert_eq!(report.warnings.len(), 4, "{:?}", report.warnings);
+        let text = report.document().to_string();
+        for words in ["bottleneck", "wait for a CPU 20%", "schedule was not kept", "7 visits"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_done_is_not_met_whatever_was_expected() {
+        let counts = Counts { unsent: 3, delivered: 0, ..clean() };
+        let mut report = report(counts);
+        let troubles =
+            Troubles { first_loss: Some("client 1: gone"), refused: 2, first_refusal: Some("error 103") };
+        report.judge(&Expect::default(), None, &troubles);
+        let words = report.expectations.iter().map(|it| it.words.as_str()).collect::<Vec<_>>().join("\n");
+        for part in
+            ["3 of 10 messages", "2 were refused; the first: error 103", "client 1: gone", "none did of 100"]
+        {
+            assert!(words.contains(part), "{part}: {words}");
+        }
+        assert!(report.expectations.iter().all(|it| !it.met));
+        report.judge(&Expect::default(), None, &Troubles::default());
+        report.counts = clean();
+        report.judge(&Expect::default(), None, &Troubles::default());
+        assert!(report.expectations.is_empty(), "only what does not hold is told");
+    }
+
+    #[test]
+    fn a_run_that_was_ended_early_meets_nothing() {
+        let mut report = report(clean());
+        report.interrupted = Some("SIGINT after 2.0 of 60.0 s".into());
+        let expect = Expect {
+            expect_lost: Some(0),
+            expect_p99: Some(Time(Duration::from_secs(9))),
+            ..Expect::default()
+        };
+        report.judge(&expect, None, &Troubles::default());
+        assert_eq!(report.expectations.len(), 2);
+        for expectation in &report.expectations {
+            assert!(!expectation.met && expectation.words.ends_with("until the run was ended early"));
+        }
+    }
+
+    #[test]
+    fn nothing_measured_is_not_shown_as_a_number() {
+        let limit = Some(Time(Duration::from_secs(1)));
+        let expect =
+            Expect { expect_p99: limit, expect_max: limit, expect_achieved: Some(0.9), ..Expect::default() };
+        let mut report = report(Counts { expected: 100, ..Counts::default() });
+        (report.latency, report.achieved_rate, report.deliveries_per_second) = (None, None, None);
+        report.tester = TesterReport { cpu: None, cpu_per_million: None, busiest: None, starved: None };
+        report.groups = vec![GroupReport {
+            name: "fanout".into(),
+            rooms: 1,
+            members: 10,
+            counts: report.counts,
+            latency: None,
+        }];
+        report.warn(0);
+        report.judge(&expect, Some(2.0), &Troubles::default());
         let text = report.document().to_string();
         for words in [
-            "bottleneck",
-            "wait for a CPU 20%",
-            "schedule was not kept",
-            "3 messages",
-            "client 1: gone",
-            "error 103",
+            "achieved – for",
+            "– deliveries/s",
+            "--expect-p99 1s: nothing arrived",
+            "--expect-max 1s: nothing arrived",
+            "--expect-achieved 0.9: nothing was published",
+            "--expect-p99-ratio 2: nothing arrived in one of the phases",
         ] {
             assert!(text.contains(words), "{words}: {text}");
+        }
+        assert_eq!(text.matches('–').count(), 2 + 2 + 6, "rates, tester, percentiles: {text}");
+        assert!(!text.contains("NaN") && !text.contains("0 µs"), "{text}");
+        let json = serde_json::to_value(&report).unwrap();
+        for place in
+            ["/latency", "/achieved_rate", "/deliveries_per_second", "/tester/busiest", "/groups/0/latency"]
+        {
+            assert!(json.pointer(place).unwrap().is_null(), "{place}");
         }
     }
 

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::{
-    Machine,
+    Machine, at_most,
     document::{Document, Expectation, Table},
-    median, written,
+    median, or_nothing, ratio, unmet, written,
 };
 use crate::{cli::flow::Resubscribe, latency::Latency, ledger::Counts};
 
@@ -19,6 +19,8 @@ pub struct ResubscribeReport {
     pub median: Option<Medians>,
     /// Of publications to rooms that were back, and of one to every room after each restart.
     pub counts: Counts,
+    /// Why the run was ended before its plan was.
+    pub interrupted: Option<String>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
 }
@@ -31,9 +33,9 @@ pub struct Medians {
     pub bare: f64,
     /// `topics_back` over `bare`: the median of the restarts' ratios.
     pub ratio: f64,
-    pub peace_p99_us: f64,
-    pub storm_p99_us: f64,
-    pub p99_ratio: f64,
+    pub peace_p99_us: Option<f64>,
+    pub storm_p99_us: Option<f64>,
+    pub p99_ratio: Option<f64>,
 }
 
 /// One restart. Times are seconds from the first answer of the new Redis.
@@ -46,8 +48,8 @@ pub struct Restart {
     /// What a bare subscriber needs for as many topics.
     pub bare: f64,
     /// Microseconds from when a publication was due: before the outage, and on the way back.
-    pub peace: Latency,
-    pub storm: Latency,
+    pub peace: Option<Latency>,
+    pub storm: Option<Latency>,
 }
 
 impl ResubscribeReport {
@@ -63,6 +65,7 @@ impl ResubscribeReport {
             restarts: Vec::new(),
             median: None,
             counts: Counts::default(),
+            interrupted: None,
             warnings: Vec::new(),
             expectations: Vec::new(),
         }
@@ -70,23 +73,29 @@ impl ResubscribeReport {
 
     /// Draws medians, warnings and expectations from the restarts and counts.
     pub fn conclude(&mut self, args: &Resubscribe) {
-        let of = |value: fn(&Restart) -> f64| median(self.restarts.iter().map(value).collect());
-        self.median = of(|restart| restart.topics_back).and_then(|topics_back| {
+        let of =
+            |value: fn(&Restart) -> Option<f64>| median(self.restarts.iter().filter_map(value).collect());
+        self.median = of(|restart| Some(restart.topics_back)).and_then(|topics_back| {
             Some(Medians {
                 topics_back,
-                clients_back: of(|restart| restart.clients_back)?,
-                bare: of(|restart| restart.bare)?,
-                ratio: of(|restart| restart.topics_back / restart.bare)?,
-                peace_p99_us: of(|restart| restart.peace.p99)?,
-                storm_p99_us: of(|restart| restart.storm.p99)?,
-                p99_ratio: of(|restart| restart.storm.p99 / restart.peace.p99)?,
+                clients_back: of(|restart| Some(restart.clients_back))?,
+                bare: of(|restart| Some(restart.bare))?,
+                ratio: of(|restart| ratio(restart.topics_back, restart.bare))?,
+                peace_p99_us: of(|restart| Some(restart.peace?.p99)),
+                storm_p99_us: of(|restart| Some(restart.storm?.p99)),
+                p99_ratio: of(|restart| ratio(restart.storm?.p99, restart.peace?.p99)),
             })
         });
-        if self.restarts.len() < args.rounds as usize {
-            self.warnings.push(format!("{} of {} restarts are complete", self.restarts.len(), args.rounds));
+        if let Some(why) = &self.interrupted {
+            self.warnings
+                .push(format!("ended early by {why}: the report is about what had happened by then"));
         }
-        let median = |value: fn(&Medians) -> f64| self.median.as_ref().map_or(f64::NAN, value);
+        let unknown = || "nothing was measured".to_owned();
         let mut found = Vec::new();
+        if self.restarts.len() < args.rounds as usize {
+            let words = format!("restarts are completed: {} of {} are", self.restarts.len(), args.rounds);
+            found.push(Expectation { words, met: false });
+        }
         if let Some(allowed) = args.expect_lost {
             let Counts { missing, duplicated, out_of_order, foreign, expected, .. } = self.counts;
             let words = format!(
@@ -97,15 +106,19 @@ impl ResubscribeReport {
             found.push(Expectation { words, met });
         }
         if let Some(allowed) = args.expect_back {
-            let seconds = median(|median| median.topics_back);
-            let words = format!("--expect-back {:?}: all topics are back after {seconds:.3} s", allowed.0);
-            found.push(Expectation { words, met: seconds <= allowed.0.as_secs_f64() });
+            let seconds = self.median.map(|median| median.topics_back);
+            let words =
+                seconds.map_or_else(unknown, |seconds| format!("all topics are back after {seconds:.3} s"));
+            let words = format!("--expect-back {:?}: {words}", allowed.0);
+            found.push(Expectation { words, met: at_most(seconds, allowed.0.as_secs_f64()) });
         }
         if let Some(allowed) = args.expect_p99_ratio {
-            let ratio = median(|median| median.p99_ratio);
-            let words = format!("--expect-p99-ratio {allowed}: {ratio:.2} × p99 in peace");
-            found.push(Expectation { words, met: ratio <= allowed });
+            let ratio = self.median.and_then(|median| median.p99_ratio);
+            let words = ratio.map_or_else(unknown, |ratio| format!("{ratio:.2} × p99 in peace"));
+            let words = format!("--expect-p99-ratio {allowed}: {words}");
+            found.push(Expectation { words, met: at_most(ratio, allowed) });
         }
+        unmet(&mut found, self.interrupted.as_deref());
         self.expectations = found;
     }
 
@@ -129,8 +142,13 @@ impl ResubscribeReport {
         for (number, restart) in (1..).zip(&self.restarts) {
             let Restart { topics_back, clients_back, bare, peace, storm } = restart;
             let times = [topics_back, clients_back, bare].map(|seconds| format!("{seconds:.3}"));
-            let latency = [peace.p50, peace.p99, peace.max, storm.p50, storm.p99, storm.max].map(written);
-            table.row(std::iter::once(number.to_string()).chain(times).chain(latency));
+            let cells = |latency: &Option<Latency>| {
+                let each = |Latency { p50, p99, max, .. }| [p50, p99, max];
+                let cells = latency.map(each).map_or([None; 3], |cells| cells.map(Some));
+                cells.map(|cell| or_nothing(cell, written))
+            };
+            let row = std::iter::once(number.to_string()).chain(times);
+            table.row(row.chain(cells(peace)).chain(cells(storm)));
         }
         let mut facts = vec![self.machine.to_string()];
         if let Some(median) = self.median {
@@ -139,10 +157,10 @@ impl ResubscribeReport {
                 self.topics, median.topics_back, median.ratio, median.bare, median.clients_back
             ));
             facts.push(format!(
-                "p99 in rooms that are back {}, {:.2} × the {} in peace",
-                written(median.storm_p99_us),
-                median.p99_ratio,
-                written(median.peace_p99_us)
+                "p99 in rooms that are back {}, {} × the {} in peace",
+                or_nothing(median.storm_p99_us, written),
+                or_nothing(median.p99_ratio, |ratio| format!("{ratio:.2}")),
+                or_nothing(median.peace_p99_us, written)
             ));
         }
         let Counts { expected, delivered, missing, duplicated, out_of_order, foreign, members_lost } =

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::{
-    Machine,
+    Machine, at_most,
     document::{Document, Expectation, Table},
-    median, mib,
+    median, mib, or_nothing, ratio, unmet,
 };
 use crate::{
     cli::flow::CompareRooms,
@@ -28,12 +28,16 @@ pub struct CompareRoomsReport {
     /// Small over big: the median of neighbouring rounds' ratios.
     pub ratio: Option<f64>,
     pub ratio_range: Option<(f64, f64)>,
-    pub memory: RoomMemory,
+    pub memory: Option<RoomMemory>,
     /// Resident bytes of a subscription to a room that others are in too, and of a room with its one member.
-    pub bytes_per_subscription: f64,
-    pub bytes_per_room: f64,
+    pub bytes_per_subscription: Option<f64>,
+    pub bytes_per_room: Option<f64>,
     /// Over the whole run, the unmeasured rounds included.
     pub counts: Counts,
+    /// Why the first connection that was lost was lost.
+    pub first_loss: Option<String>,
+    /// Why the run was ended before its plan was.
+    pub interrupted: Option<String>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
 }
@@ -46,12 +50,12 @@ pub struct ShapeRound {
     pub per_second: f64,
     pub complete: bool,
     /// CPU seconds per million deliveries.
-    pub server_cpu: Cpu,
-    pub tester_cpu: Cpu,
+    pub server_cpu: Option<Cpu>,
+    pub tester_cpu: Option<Cpu>,
 }
 
 /// The server's memory with connections in no room, in the big ones, and in their own as well.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct RoomMemory {
     pub connected: Memory,
     pub in_big: Memory,
@@ -79,27 +83,33 @@ impl CompareRoomsReport {
             small_cpu: None,
             ratio: None,
             ratio_range: None,
-            memory: RoomMemory::default(),
-            bytes_per_subscription: 0.0,
-            bytes_per_room: 0.0,
+            memory: None,
+            bytes_per_subscription: None,
+            bytes_per_room: None,
             counts: Counts::default(),
+            first_loss: None,
+            interrupted: None,
             warnings: Vec::new(),
             expectations: Vec::new(),
         }
     }
 
     /// Draws medians, warnings and expectations from the rounds and counts.
-    pub fn conclude(&mut self, args: &CompareRooms, first_loss: Option<&str>) {
+    pub fn conclude(&mut self, args: &CompareRooms) {
         let cpu = |rounds: &[ShapeRound]| {
             let complete = rounds.iter().filter(|round| round.complete);
-            median(complete.map(|round| round.server_cpu.total()).collect())
+            median(complete.filter_map(|round| Some(round.server_cpu?.total())).collect())
         };
         (self.big_cpu, self.small_cpu) = (cpu(&self.big), cpu(&self.small));
         let pairs = self.big.iter().zip(&self.small).filter(|(big, small)| big.complete && small.complete);
-        let ratios: Vec<f64> =
-            pairs.map(|(big, small)| small.server_cpu.total() / big.server_cpu.total()).collect();
-        if ratios.len() < args.rounds as usize {
-            self.warnings.push(format!("{} of {} rounds are complete", ratios.len(), args.rounds));
+        let ratios: Vec<f64> = pairs
+            .filter_map(|(big, small)| ratio(small.server_cpu?.total(), big.server_cpu?.total()))
+            .collect();
+        let complete = self.big.iter().zip(&self.small).filter(|(big, small)| big.complete && small.complete);
+        let complete = complete.count();
+        if complete < args.rounds as usize {
+            let words = format!("rounds are completed: {complete} of {} are", args.rounds);
+            self.expectations.push(Expectation { words, met: false });
         }
         if let Some((first, rest)) = ratios.split_first() {
             let range = |(low, high): (f64, f64), &ratio: &f64| (low.min(ratio), high.max(ratio));
@@ -109,18 +119,25 @@ impl CompareRoomsReport {
         let subscriptions = f64::from(self.connections) * f64::from(self.rooms_per_client);
         #[expect(clippy::cast_precision_loss, reason = "bytes below 2^53")]
         let slope = |before: Memory, after: Memory| (after.rss as f64 - before.rss as f64) / subscriptions;
-        self.bytes_per_subscription = slope(self.memory.connected, self.memory.in_big);
-        self.bytes_per_room = slope(self.memory.in_big, self.memory.in_small);
-        if !self.memory.settled {
+        self.bytes_per_subscription = self.memory.map(|memory| slope(memory.connected, memory.in_big));
+        self.bytes_per_room = self.memory.map(|memory| slope(memory.in_big, memory.in_small));
+        if self.memory.is_some_and(|memory| !memory.settled) {
             self.warnings.push("the server's memory did not stand still".into());
         }
-        if let Some(why) = first_loss {
-            self.warnings.push(format!("connections were lost; the first: {why}"));
+        if let Some(why) = &self.first_loss {
+            let words = format!("clients stay connected: some were lost; the first: {why}");
+            self.expectations.push(Expectation { words, met: false });
+        }
+        if let Some(why) = &self.interrupted {
+            self.warnings
+                .push(format!("ended early by {why}: the report is about what had happened by then"));
         }
         self.judge(args);
+        unmet(&mut self.expectations, self.interrupted.as_deref());
     }
 
     fn judge(&mut self, args: &CompareRooms) {
+        let unknown = || "nothing was measured".to_owned();
         let mut expect = |words: String, met| self.expectations.push(Expectation { words, met });
         if let Some(allowed) = args.expect_lost {
             let Counts { missing, duplicated, out_of_order, foreign, expected, .. } = self.counts;
@@ -132,12 +149,14 @@ impl CompareRoomsReport {
             expect(words, met);
         }
         if let Some(allowed) = args.expect_ratio {
-            let found = self.ratio.unwrap_or(f64::NAN);
-            expect(format!("--expect-ratio {allowed}: {found:.3} × the CPU of a delivery"), found <= allowed);
+            let found =
+                self.ratio.map_or_else(unknown, |found| format!("{found:.3} × the CPU of a delivery"));
+            expect(format!("--expect-ratio {allowed}: {found}"), at_most(self.ratio, allowed));
         }
         if let Some(allowed) = args.expect_bytes {
-            let found = self.bytes_per_room;
-            expect(format!("--expect-bytes {allowed}: {found:.0} bytes for a room"), found <= allowed);
+            let found =
+                self.bytes_per_room.map_or_else(unknown, |found| format!("{found:.0} bytes for a room"));
+            expect(format!("--expect-bytes {allowed}: {found}"), at_most(self.bytes_per_room, allowed));
         }
     }
 
@@ -155,8 +174,8 @@ impl CompareRoomsReport {
                     round.delivered.to_string(),
                     format!("{:.2}", round.seconds),
                     format!("{:.0}", round.per_second),
-                    format!("{:.3}", round.server_cpu.total()),
-                    format!("{:.3}", round.tester_cpu.total()),
+                    or_nothing(round.server_cpu, |cpu| format!("{:.3}", cpu.total())),
+                    or_nothing(round.tester_cpu, |cpu| format!("{:.3}", cpu.total())),
                 ]);
             }
         }
@@ -169,16 +188,17 @@ impl CompareRoomsReport {
                  to {high:.3})"
             ));
         }
-        let RoomMemory { connected, in_big, in_small, .. } = self.memory;
-        facts.push(format!(
-            "memory: {:.1} MiB RSS connected, {:.1} MiB in the big rooms, {:.1} MiB in small ones too: {:.0} bytes for a \
-             subscription, {:.0} for a room with its one",
-            mib(connected.rss),
-            mib(in_big.rss),
-            mib(in_small.rss),
-            self.bytes_per_subscription,
-            self.bytes_per_room
-        ));
+        if let Some(RoomMemory { connected, in_big, in_small, .. }) = self.memory {
+            facts.push(format!(
+                "memory: {:.1} MiB RSS connected, {:.1} MiB in the big rooms, {:.1} MiB in small ones too: {} bytes for \
+                 a subscription, {} for a room with its one",
+                mib(connected.rss),
+                mib(in_big.rss),
+                mib(in_small.rss),
+                or_nothing(self.bytes_per_subscription, |bytes| format!("{bytes:.0}")),
+                or_nothing(self.bytes_per_room, |bytes| format!("{bytes:.0}"))
+            ));
+        }
         let Counts { expected, delivered, missing, duplicated, out_of_order, foreign, members_lost } =
             self.counts;
         facts.push(format!(

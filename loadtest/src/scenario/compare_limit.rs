@@ -7,48 +7,62 @@ use super::{
     yardstick::{self, Lockstep},
 };
 use crate::{
-    cli::{CompareLimit, Yardstick},
-    report::{self, CompareReport, RoomReport, Verdict},
+    cli::{Common, CompareLimit, Yardstick},
+    report::{CompareReport, RoomReport, Verdict, outputs::Outputs},
+    stop::Stop,
 };
 
 /// Runs both and prints both reports and their ratio.
 pub fn run(args: &CompareLimit) -> anyhow::Result<Verdict> {
     let cost = &args.cost;
+    let outputs = Outputs::of_common(&cost.common)?;
     let stop = super::begin(&cost.common)?;
+    let mut server = RoomReport::new(describe(cost), &cost.room);
+    let title = yardstick::describe(&cost.room, args.per_message);
+    let mut limit = RoomReport::new(title, &cost.room);
+    server.interrupted = stop.early_end(rounds(args, &mut limit, &mut server, &stop))?;
+    limit.interrupted.clone_from(&server.interrupted);
+    server.conclude();
+    limit.conclude();
+    let mut report = CompareReport::new(limit, server);
+    report.judge(cost.expect_lost, args.expect_ratio, args.expect_p99_ratio);
+    outputs.deliver(&report.document(), &report)?;
+    Ok(report.verdict())
+}
+
+/// Measures rounds of either in turn. Whether all of them were.
+fn rounds(
+    args: &CompareLimit,
+    limit_report: &mut RoomReport,
+    server_report: &mut RoomReport,
+    stop: &Stop,
+) -> anyhow::Result<bool> {
+    let cost = &args.cost;
     let mut limit = Lockstep::start(&Yardstick {
         server_cpu: args.server_cpu,
         lockstep: true,
         per_message: args.per_message,
         addresses: cost.target.addresses,
         room: cost.room.clone(),
-        common: cost.common.clone(),
+        common: Common { json: None, html: None, ..cost.common.clone() },
     })?;
-    let mut room = cost::open(cost, &stop)?;
+    let mut room = cost::open(cost, stop)?;
     let warmup = cost.room.warmup();
     if warmup > 0 {
         limit.round(warmup)?;
-        room.round(warmup, &stop)?;
+        room.round(warmup, stop)?;
     }
-    let mut server_report = RoomReport::new(describe(cost), &cost.room);
-    let title = yardstick::describe(&cost.room, args.per_message);
-    let mut limit_report = RoomReport::new(title, &cost.room);
-    for _ in 0..cost.room.rounds {
-        if stop.is_set() {
-            break;
-        }
+    let planned = cost.room.rounds as usize;
+    while server_report.rounds.len() < planned && !stop.is_set() {
         let (round, counts) = limit.round(cost.room.messages)?;
         limit_report.rounds.push(round);
         limit_report.counts = counts;
         if stop.is_set() {
             break;
         }
-        server_report.rounds.push(room.round(cost.room.messages, &stop)?);
+        server_report.rounds.push(room.round(cost.room.messages, stop)?);
     }
     server_report.first_loss = room.first_loss().map(str::to_owned);
     server_report.counts = room.close()?;
-    server_report.conclude();
-    limit_report.conclude();
-    let report = CompareReport::new(limit_report, server_report);
-    report::deliver(&report.document(), &report, &cost.common)?;
-    Ok(report.verdict(cost.expect_lost, args.expect_ratio, args.expect_p99_ratio))
+    Ok(server_report.rounds.len() == planned)
 }

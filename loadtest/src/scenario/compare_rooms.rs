@@ -19,7 +19,8 @@ use crate::{
     process::{self, Cpu, Memory, Server},
     publisher::Publisher,
     report::{
-        self, Verdict,
+        Verdict,
+        outputs::Outputs,
         rooms::{CompareRoomsReport, RoomMemory, ShapeRound},
     },
     room::Sender,
@@ -35,6 +36,7 @@ const BATCH: usize = 256;
 
 /// Runs the scenario and prints its report.
 pub fn run(args: &CompareRooms) -> anyhow::Result<Verdict> {
+    let outputs = Outputs::of_common(&args.common)?;
     let stop = super::begin(&args.common)?;
     let each = args.rooms_per_client;
     super::check_several_rooms(&args.target)?;
@@ -46,15 +48,31 @@ pub fn run(args: &CompareRooms) -> anyhow::Result<Verdict> {
     let Sender::Line(publisher) = Sender::connect(&target.via)? else {
         anyhow::bail!("--publish: publish into Redis, or by HTTP: one client cannot be in every room");
     };
-    let mut test = Test::connect(args, target.entrance, publisher, &stop)?;
     let mut report = CompareRoomsReport::new(args, &target.via.to_string());
-    report.memory = test.fill(&server, &stop)?;
+    let outcome = measure(args, target.entrance, publisher, &server, &mut report, &stop);
+    report.interrupted = stop.early_end(outcome)?;
+    report.conclude(args);
+    outputs.deliver(&report.document(), &report)?;
+    Ok(Verdict::of(&report.expectations, report.interrupted.as_deref()))
+}
+
+/// Measures the rounds of both shapes. Whether all of them were.
+fn measure(
+    args: &CompareRooms,
+    entrance: Entrance,
+    publisher: Publisher,
+    server: &Server,
+    report: &mut CompareRoomsReport,
+    stop: &Stop,
+) -> anyhow::Result<bool> {
+    let mut test = Test::connect(args, entrance, publisher, stop)?;
+    report.memory = Some(test.fill(server, stop)?);
     for number in 0..=args.rounds {
         for (small, rounds) in [(false, &mut report.big), (true, &mut report.small)] {
             if stop.is_set() {
                 break;
             }
-            let round = test.round(small, &server, &stop)?;
+            let round = test.round(small, server, stop)?;
             // The first of each warms up.
             if number > 0 {
                 rounds.push(round);
@@ -64,11 +82,9 @@ pub fn run(args: &CompareRooms) -> anyhow::Result<Verdict> {
     report.counts = test.books.lanes.counts;
     report.counts.expected = test.expected;
     report.counts.missing = test.expected.saturating_sub(report.counts.delivered);
-    report.conclude(args, test.books.first_loss.as_deref());
+    report.first_loss = test.books.first_loss;
     test.swarm.close();
-    report::print(&report.document())?;
-    report::save(&report, args.common.json.as_deref())?;
-    Ok(Verdict::of(&report.expectations))
+    Ok(report.small.len() == args.rounds as usize)
 }
 
 struct Test<'a> {
@@ -187,7 +203,7 @@ impl<'a> Test<'a> {
 
     /// Publishes waves and measures until the last one is everywhere.
     fn round(&mut self, small: bool, server: &Server, stop: &Stop) -> anyhow::Result<ShapeRound> {
-        let before = (server.cpu()?.unwrap_or_default(), Cpu::of_self()?, self.books.lanes.counts.delivered);
+        let before = (server.cpu()?, Cpu::of_self()?, self.books.lanes.counts.delivered);
         let begun = Instant::now();
         let (mut waves, mut complete) = (0, true);
         while waves < self.args.messages && complete && !stop.is_set() {
@@ -199,13 +215,14 @@ impl<'a> Test<'a> {
         let delivered = self.books.lanes.counts.delivered - before.2;
         #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
         let deliveries = delivered as f64;
-        let per_million = |cpu: Cpu| cpu.scaled(1e6 / deliveries.max(1.0));
+        let per_million = |cpu: Cpu| (delivered > 0).then(|| cpu.scaled(1e6 / deliveries));
+        let used = server.cpu()?.zip(before.0).map(|(now, before)| now.since(before));
         Ok(ShapeRound {
             delivered,
             seconds,
             per_second: deliveries / seconds,
             complete: complete && waves == self.args.messages,
-            server_cpu: per_million(server.cpu()?.unwrap_or_default().since(before.0)),
+            server_cpu: used.and_then(per_million),
             tester_cpu: per_million(Cpu::of_self()?.since(before.1)),
         })
     }
@@ -294,6 +311,7 @@ mod tests {
             tls: None,
             authority: String::new(),
             path_and_query: String::new(),
+            basic: None,
         };
         let entrance = Entrance {
             address,

@@ -3,31 +3,36 @@
 use crate::{
     cli::{Cost, RoomArgs},
     process::Server,
-    report::{self, RoomReport, Verdict},
+    report::{RoomReport, Verdict, outputs::Outputs},
     room::Room,
     stop::Stop,
 };
 
 /// Runs the scenario and prints its report.
 pub fn run(args: &Cost) -> anyhow::Result<Verdict> {
+    let outputs = Outputs::of_common(&args.common)?;
     let stop = super::begin(&args.common)?;
-    let mut room = open(args, &stop)?;
     let mut report = RoomReport::new(describe(args), &args.room);
-    let warmup = args.room.warmup();
+    let outcome = open(args, &stop).and_then(|room| rounds(room, &args.room, &mut report, &stop));
+    report.interrupted = stop.early_end(outcome)?;
+    report.conclude();
+    report.judge(args.expect_lost);
+    outputs.deliver(&report.document(), &report)?;
+    Ok(report.verdict())
+}
+
+/// Measures the rounds that `args` ask for. Whether all of them were completed.
+pub fn rounds(mut room: Room, args: &RoomArgs, report: &mut RoomReport, stop: &Stop) -> anyhow::Result<bool> {
+    let warmup = args.warmup();
     if warmup > 0 {
-        room.round(warmup, &stop)?;
+        room.round(warmup, stop)?;
     }
-    for _ in 0..args.room.rounds {
-        if stop.is_set() {
-            break;
-        }
-        report.rounds.push(room.round(args.room.messages, &stop)?);
+    while report.rounds.len() < args.rounds as usize && !stop.is_set() {
+        report.rounds.push(room.round(args.messages, stop)?);
     }
     report.first_loss = room.first_loss().map(str::to_owned);
     report.counts = room.close()?;
-    report.conclude();
-    report::deliver(&report.document(), &report, &args.common)?;
-    Ok(report.verdict(args.expect_lost))
+    Ok(report.rounds.len() == args.rounds as usize && report.rounds.iter().all(|round| round.complete))
 }
 
 /// Opens the room that `args` describe.

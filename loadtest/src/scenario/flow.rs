@@ -4,7 +4,7 @@
 //! the gateway's place. Whoever is slowest sets the pace, and that is often Redis or the tester; what the gateway
 //! itself needs for a publication is its CPU time, and both are told.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use crate::{
     cli::flow::{Flow, Intake, Publish},
@@ -15,8 +15,10 @@ use crate::{
     publisher::Publisher,
     redis::Link,
     report::{
-        self, Verdict,
+        Verdict,
         flow::{FlowReport, FlowRound},
+        outputs::Outputs,
+        ratio,
     },
     stamp::Finder,
     stop::Stop,
@@ -27,9 +29,20 @@ use crate::{
 
 /// From Redis through a gateway to one member of each room.
 pub fn intake(args: &Intake) -> anyhow::Result<Verdict> {
+    let outputs = Outputs::of_common(&args.flow.common)?;
     let stop = super::begin(&args.flow.common)?;
+    let mut report = FlowReport::new(String::new());
+    let outcome = measure_intake(args, &mut report, &stop);
+    finish(report, &args.flow, outcome, &stop, outputs)
+}
+
+fn measure_intake(args: &Intake, report: &mut FlowReport, stop: &Stop) -> anyhow::Result<bool> {
     let Around { target, redis, bare, load, mut meter, .. } =
         Around::new(&args.flow, args.rooms, args.rooms, args.burst)?;
+    report.what = format!(
+        "intake: Redis to {} rooms of one member at {}, {} B",
+        args.rooms, target.entrance.address, load.size
+    );
     super::check_rooms_per_client(&args.flow.target, args.rooms, args.rooms_per_client)?;
     let wish = Wish {
         redis: &bare,
@@ -55,27 +68,35 @@ pub fn intake(args: &Intake) -> anyhow::Result<Verdict> {
         Seat { user, room, rooms, stays: false, listens: true }
     };
     let entrance = books.entrance.clone();
-    swarm.grow(&entrance, clients, seat, &stop, |event| books.note(event))?;
+    swarm.grow(&entrance, clients, seat, stop, |event| books.note(event))?;
     let pipeline = Pipeline::new(Publisher::redis(&redis)?, &load);
     let mut way = flow::Intake { pipeline, swarm, books };
-    let mut report = FlowReport::new(format!(
-        "intake: Redis to {} rooms of one member at {}, {} B",
-        args.rooms, entrance.address, load.size
-    ));
     let tap = Some(bare.tap.pid());
-    let published =
-        alternate(&mut bare, tap, &mut way, None, &args.flow, &load, &mut meter, &mut report, &stop)?;
+    let published = alternate(&mut bare, tap, &mut way, None, &args.flow, &load, &mut meter, report, stop)?;
     let flow::Intake { swarm, books, .. } = way;
     report.counts = books.lanes.counts;
+    report.first_loss = books.first_loss;
+    report.account(published);
     swarm.close();
-    finish(report, &args.flow, published, books.first_loss.as_deref())
+    Ok(report.server.len() == args.flow.rounds as usize)
 }
 
 /// From clients through a gateway into Redis.
 pub fn publish(args: &Publish) -> anyhow::Result<Verdict> {
+    let outputs = Outputs::of_common(&args.flow.common)?;
     let stop = super::begin(&args.flow.common)?;
+    let mut report = FlowReport::new(String::new());
+    let outcome = measure_publish(args, &mut report, &stop);
+    finish(report, &args.flow, outcome, &stop, outputs)
+}
+
+fn measure_publish(args: &Publish, report: &mut FlowReport, stop: &Stop) -> anyhow::Result<bool> {
     let Around { target, redis, bare, load, mut meter } =
         Around::new(&args.flow, args.sessions, args.rooms, args.burst)?;
+    report.what = format!(
+        "publish: {} clients at {} to {} rooms, {} B, {} in one go, out at Redis",
+        args.sessions, target.entrance.address, args.rooms, load.size, load.burst
+    );
     let verify = Some((load.run, load.lanes, load.size));
     let wish =
         |redis| Wish { redis, rooms: args.rooms, connections: 1, cpu: args.flow.common.client_cpu, verify };
@@ -88,7 +109,7 @@ pub fn publish(args: &Publish) -> anyhow::Result<Verdict> {
         let user = u32::try_from(member).unwrap_or(0);
         Seat { user, room: user % args.rooms, rooms: 1, stays: false, listens: false }
     };
-    swarm.grow(&entrance, args.sessions as usize, seat, &stop, |_| {})?;
+    swarm.grow(&entrance, args.sessions as usize, seat, stop, |_| {})?;
     let mut way = Clients {
         swarm,
         entrance,
@@ -98,17 +119,14 @@ pub fn publish(args: &Publish) -> anyhow::Result<Verdict> {
         failure: None,
         said: 0,
     };
-    let mut report = FlowReport::new(format!(
-        "publish: {} clients at {} to {} rooms, {} B, {} in one go, out at Redis",
-        args.sessions, way.entrance.address, args.rooms, load.size, load.burst
-    ));
     let (tap, other) = (Some(without.tap.pid()), Some(way.tap.pid()));
     let published =
-        alternate(&mut without, tap, &mut way, other, &args.flow, &load, &mut meter, &mut report, &stop)?;
+        alternate(&mut without, tap, &mut way, other, &args.flow, &load, &mut meter, report, stop)?;
     let Clients { swarm, tap, .. } = way;
     (_, report.counts) = tap.finish()?;
+    report.account(published);
     swarm.close();
-    finish(report, &args.flow, published, None)
+    Ok(report.server.len() == args.flow.rounds as usize)
 }
 
 /// What both begin with.
@@ -126,7 +144,7 @@ impl Around {
         if args.target.publish != PublishArg::Client {
             bail!("--publish: say which Redis with --redis");
         }
-        let publish = args.redis.parse().map_err(anyhow::Error::msg).context("--redis")?;
+        let publish = PublishArg::from(args.redis.clone());
         let target = TargetArgs { publish, ..args.target.clone() }.resolve(rooms)?;
         let Via::Redis(redis) = target.via.clone() else { bail!("--redis: not the URL of a Redis") };
         // As long as the others, so that they cost as much.
@@ -185,14 +203,14 @@ impl Meter {
         let after = self.read(tap)?;
         #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
         let arrived = passage.arrived as f64;
-        let per_million = |cpu: Cpu| cpu.scaled(1e6 / arrived.max(1.0));
+        let per_million = |cpu: Cpu| (passage.arrived > 0).then(|| cpu.scaled(1e6 / arrived));
         let of = |after: Option<Cpu>, before: Option<Cpu>| {
-            after.zip(before).map(|(after, before)| per_million(after.since(before)))
+            after.zip(before).and_then(|(after, before)| per_million(after.since(before)))
         };
         let round = FlowRound {
             messages: passage.published,
             seconds: passage.seconds,
-            per_second: arrived / passage.seconds.max(1e-9),
+            per_second: ratio(arrived, passage.seconds),
             complete: passage.published == messages && passage.arrived == messages,
             server_cpu: of(after.server, before.server),
             redis_cpu: per_million(after.redis.since(before.redis)),
@@ -242,13 +260,12 @@ fn alternate(
 fn finish(
     mut report: FlowReport,
     args: &Flow,
-    published: u64,
-    first_loss: Option<&str>,
+    outcome: anyhow::Result<bool>,
+    stop: &Stop,
+    outputs: Outputs,
 ) -> anyhow::Result<Verdict> {
-    report.counts.expected = published;
-    report.counts.missing = published.saturating_sub(report.counts.delivered);
-    report.conclude(args, first_loss);
-    report::print(&report.document())?;
-    report::save(&report, args.common.json.as_deref())?;
+    report.interrupted = stop.early_end(outcome)?;
+    report.conclude(args);
+    outputs.deliver(&report.document(), &report)?;
     Ok(report.verdict())
 }

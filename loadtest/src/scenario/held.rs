@@ -69,6 +69,9 @@ impl Scales {
         if let Some(why) = &self.failure {
             return Err(why);
         }
+        if self.looked.is_none() {
+            return Err("nobody stalled");
+        }
         let queued = self.queued / f64::from(self.clients.max(1));
         #[expect(clippy::cast_precision_loss, reason = "bytes of one queue")]
         let each = queued + self.kernel as f64;

@@ -1,6 +1,6 @@
 //! Many connections that do nothing.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
@@ -11,12 +11,17 @@ use crate::{
     live::Live,
     plan::Order,
     report::{
-        self, Machine, Verdict,
+        Machine, Verdict, at_most,
         connections::{IdleReport, Level},
         document::Expectation,
+        outputs::Outputs,
+        unmet,
     },
     stop::Stop,
 };
+
+/// The clock by which the kernel counts CPU time.
+const TICK: Duration = Duration::from_millis(10);
 
 /// Runs the scenario and prints its report.
 pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
@@ -24,12 +29,14 @@ pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
     ensure!(!args.run.server_pid.is_empty(), "idle measures a server: give its process by --server-pid");
     let most = *args.connections.last().context("--connections is empty")?;
     let target = args.target.resolve(args.rooms)?;
+    let outputs = Outputs::of_run(&args.run)?;
     let (stop, server) = begin_run(&args.run)?;
     let live = Live::new(args.run.quiet);
     let mut crew = Crew::start(plan_of(&args.run, silent("idle", &args.target, args.rooms, most)), server)?;
     let mut report = IdleReport {
         what: format!("idle connections to {}", target.entrance.address),
         machine: Machine::this(),
+        interrupted: None,
         window_seconds: args.window.0.as_secs_f64(),
         levels: Vec::new(),
         slope: None,
@@ -40,7 +47,11 @@ pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
     for connections in std::iter::once(0).chain(args.connections.iter().copied()) {
         live.doing(format!("{connections} connections"));
         if !level(&mut crew, connections, args, &live, &stop, &mut report)? {
-            report.warnings.push(format!("ended early, at {connections} connections"));
+            let why = format!("{} at {connections} connections", stop.cause().unwrap_or_default());
+            report
+                .warnings
+                .push(format!("ended early by {why}: the report is about what had happened by then"));
+            report.interrupted = Some(why);
             break;
         }
     }
@@ -53,7 +64,8 @@ pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
     }
     report.conclude();
     judge(args, &mut report, crew.totals.first_loss.as_deref());
-    report::deliver(&report.document(), &report, &args.run)
+    unmet(&mut report.expectations, report.interrupted.as_deref());
+    outputs.conclude(&report.document(), &report, report.interrupted.as_deref())
 }
 
 /// Measures the server with so many connections. `false` if the run is to end.
@@ -74,14 +86,17 @@ fn level(
         crew.until(stop, |_| now.elapsed() >= wait, |crew| live.show(crew))?;
         crew.server_memory()
     })?;
-    let (before, begun) = (crew.server_cpu()?.unwrap_or_default(), Instant::now());
+    let (before, begun) = (crew.server_cpu(), Instant::now());
     let whole = crew.until(stop, |_| begun.elapsed() >= args.window.0, |crew| live.show(crew))?;
-    let used = crew.server_cpu()?.unwrap_or_default().since(before).total();
+    let used = crew.server_cpu().zip(before).map(|(now, before)| now.since(before).total());
     report.levels.push(Level {
         connections,
         memory,
         settled,
-        cpu_per_second: used / begun.elapsed().as_secs_f64().max(1e-3),
+        // Ticks are 10 ms: over less than that nothing is measured.
+        cpu_per_second: used
+            .filter(|_| begun.elapsed() >= TICK)
+            .map(|used| used / begun.elapsed().as_secs_f64()),
         lost: u64::from(connections.saturating_sub(crew.totals.standing)),
     });
     Ok(whole)
@@ -95,8 +110,12 @@ fn judge(args: &Idle, report: &mut IdleReport, first_loss: Option<&str>) {
         report.expectations.push(Expectation { words, met: false });
     }
     if let Some(allowed) = args.expect_bytes {
-        let found = report.slope.map_or(f64::NAN, |slope| slope.rss);
-        let words = format!("--expect-bytes {allowed}: a connection costs {found:.0} bytes");
-        report.expectations.push(Expectation { words, met: found <= allowed });
+        let found = report.slope.map(|slope| slope.rss);
+        let words = found.map_or_else(
+            || "no two levels were measured".to_owned(),
+            |found| format!("a connection costs {found:.0} bytes"),
+        );
+        let words = format!("--expect-bytes {allowed}: {words}");
+        report.expectations.push(Expectation { words, met: at_most(found, allowed) });
     }
 }

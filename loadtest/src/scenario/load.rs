@@ -21,8 +21,10 @@ use crate::{
     plan::{Group, Order, Publishers},
     process::Cpu,
     report::{
-        self, Machine, Verdict,
-        load::{Counts, GroupReport, LoadReport, Phase, ServerReport, TesterReport},
+        Machine, Verdict,
+        load::{Counts, GroupReport, LoadReport, Phase, ServerReport, TesterReport, Troubles},
+        outputs::Outputs,
+        ratio,
     },
     stop::Stop,
     target::TargetArgs,
@@ -186,14 +188,18 @@ fn run(mut args: Common<'_>) -> anyhow::Result<Verdict> {
         group.target.resolve(group.rooms)?;
         Shape::asked(group.payload, group.size)?;
     }
+    let outputs = Outputs::of_run(args.run)?;
     let (stop, server) = begin_run(args.run)?;
     let rss_before = server.rss()?;
     let plan = plan_of(args.run, args.groups.clone());
     let live = Live::new(args.run.quiet);
     let mut crew = Crew::start(plan, server)?;
-    open_all(&mut crew, &live, &stop)?;
-    let published = publish(&mut crew, args, scales.as_mut(), &live, &stop)?;
-    let rss_after = crew.server_rss()?;
+    let published = if open_all(&mut crew, &live, &stop)? {
+        publish(&mut crew, args, scales.as_mut(), &live, &stop)?
+    } else {
+        Published::nothing(args, &crew, &stop)
+    };
+    let rss_after = crew.server_rss();
     crew.end()?;
     drop(live);
     let mut report = assemble(args, &crew, &published)?;
@@ -202,26 +208,33 @@ fn run(mut args: Common<'_>) -> anyhow::Result<Verdict> {
         report.server = Some(ServerReport {
             cpu,
             cpu_per_million: per_million(cpu, report.counts.delivered),
-            share: cpu.total() / published.measured,
+            share: ratio(cpu.total(), published.measured),
             rss_before: before,
             rss_after: after,
             rss_most: most.max(after),
         });
+    } else if rss_before.is_some() && published.interrupted.is_none() {
+        report.warnings.push("the server's process has ended: what it used is not known".into());
     }
-    let refusals = (crew.totals.refused_publications, crew.totals.first_refusal.as_deref());
-    report.warn(crew.totals.first_loss.as_deref(), refusals, crew.totals.refusals());
+    let troubles = Troubles {
+        first_loss: crew.totals.first_loss.as_deref(),
+        refused: crew.totals.refused_publications,
+        first_refusal: crew.totals.first_refusal.as_deref(),
+    };
+    report.warn(crew.totals.refusals());
     match scales.as_ref().map(Scales::held) {
         Some(Ok(held)) => report.held = Some(held),
         Some(Err(why)) => report.warnings.push(format!("what is held for the stalled is not known: {why}")),
         None => {}
     }
-    report.judge(args.expect, &published.latencies, args.p99_ratio);
-    report::deliver(&report.document(), &report, args.run)
+    report.judge(args.expect, args.p99_ratio, &troubles);
+    outputs.conclude(&report.document(), &report, report.interrupted.as_deref())
 }
 
 /// What was measured while messages were under way.
 struct Published {
-    cut_short: bool,
+    /// Why it was ended early, if it was.
+    interrupted: Option<String>,
     /// Seconds from the first message to the last.
     seconds: f64,
     /// The same by the schedule.
@@ -229,9 +242,31 @@ struct Published {
     /// Seconds over which CPU time was measured.
     measured: f64,
     server: Option<Cpu>,
-    tester: Cpu,
-    busiest: Share,
-    latencies: Latencies,
+    tester: Option<Cpu>,
+    busiest: Option<Share>,
+}
+
+impl Published {
+    /// The run was to end before everybody was connected.
+    fn nothing(args: &Common<'_>, crew: &Crew, stop: &Stop) -> Self {
+        let cause = stop.cause().unwrap_or_default();
+        let (standing, clients) = (crew.totals.standing, crew.plan.clients());
+        Self {
+            interrupted: Some(format!("{cause} while connecting; {standing} of {clients} clients stood")),
+            seconds: 0.0,
+            planned: clock::seconds(planned(args, crew)),
+            measured: 0.0,
+            server: None,
+            tester: None,
+            busiest: None,
+        }
+    }
+}
+
+/// How many nanoseconds messages are due for, by the schedule.
+fn planned(args: &Common<'_>, crew: &Crew) -> u64 {
+    let duration = clock::nanos(args.pace.duration.0);
+    crew.plan.groups.iter().map(|group| group.lasts(duration)).max().unwrap_or(0)
 }
 
 fn publish(
@@ -243,7 +278,7 @@ fn publish(
 ) -> anyhow::Result<Published> {
     let duration = clock::nanos(args.pace.duration.0);
     let start = clock::now() + clock::nanos(LEAD);
-    let (tester, server, begun) = (crew.cpu()?, crew.server_cpu()?, Instant::now());
+    let (tester, server, begun) = (crew.cpu()?, crew.server_cpu(), Instant::now());
     crew.measure()?;
     live.doing("publishing");
     crew.order(&Order::Publish { start, duration })?;
@@ -269,22 +304,25 @@ fn publish(
     }
     live.doing("waiting for the last");
     settle(crew, args.run.patience.0, live)?;
-    let server = match (crew.server_cpu()?, server) {
-        (Some(now), Some(before)) => Some(now.since(before)),
-        _ => None,
+    let server = crew.server_cpu().zip(server).map(|(now, before)| now.since(before));
+    let planned = planned(args, crew);
+    let lasted = if going_on {
+        crew.totals.last_sent.saturating_sub(start).max(planned)
+    } else {
+        ended.saturating_sub(start)
     };
-    let planned = crew.plan.groups.iter().map(|group| group.lasts(duration)).max().unwrap_or(0);
-    let lasted =
-        if going_on { crew.totals.last_sent.saturating_sub(start).max(planned) } else { ended - start };
+    let interrupted = (!going_on).then(|| {
+        let cause = stop.cause().unwrap_or_default();
+        format!("{cause} after {:.1} of {:.1} s", clock::seconds(lasted), clock::seconds(planned))
+    });
     Ok(Published {
-        cut_short: !going_on,
+        interrupted,
         seconds: clock::seconds(lasted),
         planned: clock::seconds(planned),
         measured: begun.elapsed().as_secs_f64(),
         server,
-        tester: crew.cpu()?.since(tester),
+        tester: Some(crew.cpu()?.since(tester)),
         busiest,
-        latencies: crew.totals.latencies(None)?,
     })
 }
 
@@ -348,13 +386,14 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
     let duration = clock::nanos(args.pace.duration.0);
     let due: u64 = crew.plan.groups.iter().map(|group| group.due_within(duration)).sum();
     #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
-    let per_second = |count: u64, seconds: f64| count as f64 / seconds.max(1e-3);
+    let per_second = |count: u64, seconds: f64| ratio(count as f64, seconds);
     Ok(LoadReport {
         what: args.what.clone(),
         machine: Machine::this(),
         processes: crew.plan.parts,
         clients: crew.plan.clients(),
-        cut_short: published.cut_short,
+        interrupted: published.interrupted.clone(),
+        due,
         seconds: published.seconds,
         offered_rate: per_second(due, published.planned),
         achieved_rate: per_second(all.published, published.seconds),
@@ -368,9 +407,9 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
         server: None,
         tester: TesterReport {
             cpu: published.tester,
-            cpu_per_million: per_million(published.tester, all.delivered),
-            busiest: published.busiest.running,
-            starved: published.busiest.waiting,
+            cpu_per_million: published.tester.and_then(|cpu| per_million(cpu, all.delivered)),
+            busiest: published.busiest.map(|share| share.running),
+            starved: published.busiest.map(|share| share.waiting),
         },
         percentiles: latencies.curve(),
         timeline: crew.timeline.points.clone(),
@@ -382,7 +421,7 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
 /// How many times its value p99 has become from the first phase to the second.
 fn growth(phases: &[Phase]) -> Option<f64> {
     let [before, after] = phases else { return None };
-    Some(after.latency.p99 / before.latency.p99).filter(|ratio| ratio.is_finite())
+    ratio(after.latency?.p99, before.latency?.p99)
 }
 
 fn per_million(cpu: Cpu, deliveries: u64) -> Option<f64> {

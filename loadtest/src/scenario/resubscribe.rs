@@ -24,7 +24,8 @@ use crate::{
     publisher::Publisher,
     redis::Link,
     report::{
-        self, Verdict,
+        Verdict,
+        outputs::Outputs,
         resubscribe::{Restart, ResubscribeReport},
     },
     stamp::{Finder, Stamp},
@@ -48,19 +49,32 @@ const WINDOW: u64 = 4096;
 
 /// Runs the scenario and prints its report.
 pub fn run(args: &Resubscribe) -> anyhow::Result<Verdict> {
+    let outputs = Outputs::of_common(&args.common)?;
     let stop = super::begin(&args.common)?;
-    with_scratch("resubscribe", |scratch| restart(args, scratch, &stop))
+    let rooms = args.connections.checked_mul(args.rooms_per_client).filter(|&rooms| rooms < 1 << 24);
+    let rooms = rooms.context("more rooms than a node is made for")?;
+    let mut report = ResubscribeReport::new(args, rooms);
+    let outcome = with_scratch("resubscribe", |scratch| restart(args, rooms, scratch, &mut report, &stop));
+    report.interrupted = stop.early_end(outcome)?;
+    report.conclude(args);
+    outputs.deliver(&report.document(), &report)?;
+    Ok(Verdict::of(&report.expectations, report.interrupted.as_deref()))
 }
 
-fn restart(args: &Resubscribe, scratch: &Path, stop: &Stop) -> anyhow::Result<Verdict> {
+/// Measures the restarts. Whether all of them were.
+fn restart(
+    args: &Resubscribe,
+    rooms: u32,
+    scratch: &Path,
+    report: &mut ResubscribeReport,
+    stop: &Stop,
+) -> anyhow::Result<bool> {
     let workshop = Workshop {
         tidegate: args.tidegate.clone(),
         scratch: scratch.to_owned(),
         server_cpu: args.server_cpu,
         client_cpu: None,
     };
-    let rooms = args.connections.checked_mul(args.rooms_per_client).filter(|&rooms| rooms < 1 << 24);
-    let rooms = rooms.context("more rooms than a node is made for")?;
     let flags = ["--set".into(), format!("limits.rooms_per_session={}", args.rooms_per_client)];
     let mut node = workshop.node_with(&Wanted { redis: true, ..Wanted::default() }, &flags)?;
     let target = TargetArgs {
@@ -79,7 +93,6 @@ fn restart(args: &Resubscribe, scratch: &Path, stop: &Stop) -> anyhow::Result<Ve
     let target = target.resolve(rooms)?;
     let Via::Redis(redis) = target.via else { bail!("published by Redis") };
     let mut test = Test::open(args, target.entrance, redis, rooms, stop)?;
-    let mut report = ResubscribeReport::new(args, rooms);
     for _ in 0..args.rounds {
         if stop.is_set() {
             break;
@@ -89,10 +102,7 @@ fn restart(args: &Resubscribe, scratch: &Path, stop: &Stop) -> anyhow::Result<Ve
     report.counts = test.books.lanes.counts;
     report.counts.expected = test.published;
     report.counts.missing = test.published.saturating_sub(report.counts.delivered);
-    report.conclude(args);
-    report::print(&report.document())?;
-    report::save(&report, args.common.json.as_deref())?;
-    Ok(Verdict::of(&report.expectations))
+    Ok(report.restarts.len() == args.rounds as usize)
 }
 
 struct Test<'a> {
@@ -218,7 +228,7 @@ impl<'a> Test<'a> {
         mut publisher: Publisher,
         stop: &Stop,
         mut lasts: impl FnMut(&Books, Instant) -> anyhow::Result<bool>,
-    ) -> anyhow::Result<Latency> {
+    ) -> anyhow::Result<Option<Latency>> {
         self.books.latency.clear();
         let (start, mut number) = (clock::now(), 0);
         while lasts(&self.books, Instant::now())? && !stop.is_set() {

@@ -11,10 +11,13 @@ use serde::Serialize;
 use crate::{
     cli::Start,
     report::{
-        self, Machine, Verdict,
+        self, Machine, Verdict, at_most,
         document::{Document, Expectation, Table},
         median,
+        outputs::Outputs,
+        unmet,
     },
+    stop::Stop,
     workshop::{Processes, pause},
 };
 
@@ -25,6 +28,8 @@ const GLANCE: Duration = Duration::from_millis(1);
 struct StartReport {
     what: String,
     machine: Machine,
+    /// Why the run was ended before its plan was.
+    interrupted: Option<String>,
     /// Milliseconds, by round.
     rounds: Vec<f64>,
     median_ms: Option<f64>,
@@ -34,30 +39,41 @@ struct StartReport {
 
 /// Runs the scenario and prints its report.
 pub fn run(args: &Start) -> anyhow::Result<Verdict> {
+    let outputs = Outputs::of_common(&args.common)?;
     let stop = super::begin(&args.common)?;
+    let planned = args.rounds as usize;
     let mut rounds = Vec::new();
-    while rounds.len() < args.rounds as usize && !stop.is_set() {
-        rounds.push(once(args)?.as_secs_f64() * 1e3);
-    }
+    let mut measure = || {
+        while rounds.len() < planned && !stop.is_set() {
+            rounds.push(once(args, &stop)?.as_secs_f64() * 1e3);
+        }
+        Ok(rounds.len() == planned)
+    };
+    let outcome = measure();
+    let interrupted = stop.early_end(outcome)?;
     let mut report = StartReport {
         what: format!("start to ready: {}", args.command.first().map_or("", String::as_str)),
         machine: Machine::this(),
+        interrupted,
         median_ms: median(rounds.clone()),
         range_ms: report::room::range(rounds.iter().copied()),
         rounds,
         expectations: Vec::new(),
     };
     if let Some(limit) = args.expect_ready {
-        let found = report.median_ms.unwrap_or(f64::NAN);
-        let words = format!("--expect-ready {:?}: {found:.1} ms", limit.0);
-        report.expectations.push(Expectation { words, met: found <= limit.0.as_secs_f64() * 1e3 });
+        let found = report
+            .median_ms
+            .map_or_else(|| "no start was measured".to_owned(), |found| format!("{found:.1} ms"));
+        let words = format!("--expect-ready {:?}: {found}", limit.0);
+        let met = at_most(report.median_ms, limit.0.as_secs_f64() * 1e3);
+        report.expectations.push(Expectation { words, met });
     }
-    let document = report.document();
-    report::deliver(&document, &report, &args.common)
+    unmet(&mut report.expectations, report.interrupted.as_deref());
+    outputs.conclude(&report.document(), &report, report.interrupted.as_deref())
 }
 
 /// Starts the server, and ends it once it is ready: how long that took.
-fn once(args: &Start) -> anyhow::Result<Duration> {
+fn once(args: &Start, stop: &Stop) -> anyhow::Result<Duration> {
     ensure!(args.ready.get().is_err(), "something answers at --ready before the server is started");
     let (program, arguments) = args.command.split_first().context("a command")?;
     let mut command = Command::new(program);
@@ -74,6 +90,7 @@ fn once(args: &Start) -> anyhow::Result<Duration> {
             bail!("{program} ended with {status} before it was ready");
         }
         ensure!(begun.elapsed() < args.patience.0, "{program} is not ready after {:?}", args.patience.0);
+        ensure!(!stop.is_set(), "{program} was not ready yet");
         pause(GLANCE)?;
     }
 }
@@ -85,11 +102,16 @@ impl StartReport {
             rounds.row([number.to_string(), format!("{millis:.1}")]);
         }
         let mut facts = vec![self.machine.to_string()];
+        let early = self
+            .interrupted
+            .iter()
+            .map(|why| format!("ended early by {why}: the report is about what had happened by then"));
         facts.extend(self.median_ms.map(|median| format!("median {median:.1} ms")));
         Document {
             title: self.what.clone(),
             facts,
             tables: vec![rounds],
+            warnings: early.collect(),
             expectations: self.expectations.clone(),
             ..Document::default()
         }

@@ -9,11 +9,12 @@ use crate::{
     live::Live,
     plan::{Order, Plan},
     report::{
-        self, Machine, Verdict,
+        Machine, Verdict, at_most,
         connections::{StormReport, Wave},
         document::Expectation,
+        outputs::Outputs,
         room::BUSY,
-        written,
+        unmet, written,
     },
     stop::Stop,
 };
@@ -21,6 +22,7 @@ use crate::{
 /// Runs the scenario and prints its report.
 pub fn run(args: &Storm) -> anyhow::Result<Verdict> {
     let target = args.target.resolve(args.rooms)?;
+    let outputs = Outputs::of_run(&args.run)?;
     let (stop, server) = begin_run(&args.run)?;
     let groups = silent("storm", &args.target, args.rooms, args.connections);
     let plan = Plan { tolerant: true, at_once: args.at_once, ..plan_of(&args.run, groups) };
@@ -32,6 +34,7 @@ pub fn run(args: &Storm) -> anyhow::Result<Verdict> {
             args.connections, target.entrance.address, args.waves, args.at_once
         ),
         machine: Machine::this(),
+        interrupted: None,
         processes: crew.plan.parts,
         waves: Vec::new(),
         timeline: Vec::new(),
@@ -42,21 +45,23 @@ pub fn run(args: &Storm) -> anyhow::Result<Verdict> {
         live.doing(format!("wave {number}"));
         let whole = wave(&mut crew, args, &live, &stop, &mut report)?;
         if !whole {
-            report.warnings.push(format!("ended early, in wave {number} of {}", args.waves));
+            let cause = stop.cause().unwrap_or_default();
+            report.interrupted = Some(format!("{cause} in wave {number} of {}", args.waves));
             break;
         }
     }
     crew.end()?;
     drop(live);
     report.timeline.clone_from(&crew.timeline.points);
-    if report.waves.iter().any(|wave| wave.tester_busiest > BUSY) {
+    if let Some(why) = &report.interrupted {
+        report.warnings.push(format!("ended early by {why}: the report is about what had happened by then"));
+    }
+    if report.waves.iter().any(|wave| wave.tester_busiest.is_some_and(|busiest| busiest > BUSY)) {
         report.warnings.push("the tester may be the bottleneck: use --processes".into());
     }
-    if let Some(why) = &crew.totals.first_loss {
-        report.warnings.push(format!("connections that stood were lost; the first: {why}"));
-    }
-    report.expectations = judge(args, &report.waves);
-    report::deliver(&report.document(), &report, &args.run)
+    report.expectations = judge(args, &report.waves, crew.totals.first_loss.as_deref());
+    unmet(&mut report.expectations, report.interrupted.as_deref());
+    outputs.conclude(&report.document(), &report, report.interrupted.as_deref())
 }
 
 /// One wave, and its end. `false` if the run is to end.
@@ -69,14 +74,11 @@ fn wave(
 ) -> anyhow::Result<bool> {
     crew.phase()?;
     crew.measure()?;
-    let (before, cpu, begun) = (crew.totals.refused.clone(), crew.server_cpu()?, Instant::now());
+    let (before, cpu, begun) = (crew.totals.refused.clone(), crew.server_cpu(), Instant::now());
     crew.order(&Order::Open(args.connections))?;
     let whole = crew.until(stop, Crew::is_settled, |crew| live.show(crew))?;
     let seconds = begun.elapsed().as_secs_f64();
-    let cpu = match (crew.server_cpu()?, cpu) {
-        (Some(now), Some(before)) => Some(now.since(before).total()),
-        _ => None,
-    };
+    let cpu = crew.server_cpu().zip(cpu).map(|(now, before)| now.since(before).total());
     let standing = crew.totals.standing;
     let connects = &crew.totals.connects;
     let refused: BTreeMap<String, u64> = crew
@@ -96,8 +98,8 @@ fn wave(
         refused,
         server_share: cpu.map(|cpu| cpu / seconds),
         server_cpu_us: cpu.filter(|_| standing > 0).map(|cpu| cpu / f64::from(standing) * 1e6),
-        server_rss: crew.server_rss()?,
-        tester_busiest: crew.busiest().running,
+        server_rss: crew.server_rss(),
+        tester_busiest: crew.busiest().map(|share| share.running),
     };
     report.waves.push(wave);
     let held = Instant::now();
@@ -108,8 +110,17 @@ fn wave(
     Ok(stayed && dropped)
 }
 
-fn judge(args: &Storm, waves: &[Wave]) -> Vec<Expectation> {
+/// What was expected, and what of a storm has to hold in any case: the latter is told only where it does not.
+fn judge(args: &Storm, waves: &[Wave], first_loss: Option<&str>) -> Vec<Expectation> {
     let mut expectations = Vec::new();
+    for (number, _) in (1..).zip(waves).filter(|(_, wave)| wave.standing == 0) {
+        let words = format!("connections come to stand: none did in wave {number}");
+        expectations.push(Expectation { words, met: false });
+    }
+    if let Some(why) = first_loss {
+        let words = format!("connections stay until they are dropped: some were lost; the first: {why}");
+        expectations.push(Expectation { words, met: false });
+    }
     if let Some(allowed) = args.expect_refused {
         let failed: u64 = waves.iter().map(|wave| u64::from(wave.connections - wave.standing)).sum();
         let whole = waves.len() == args.waves as usize;
@@ -117,9 +128,14 @@ fn judge(args: &Storm, waves: &[Wave]) -> Vec<Expectation> {
         expectations.push(Expectation { words, met: whole && failed <= allowed });
     }
     if let Some(limit) = args.expect_connect_p99 {
-        let p99 = waves.iter().map(|wave| wave.latency.p99).fold(f64::NAN, f64::max);
-        let words = format!("--expect-connect-p99 {:?}: {} in the slowest wave", limit.0, written(p99));
-        expectations.push(Expectation { words, met: p99 <= limit.0.as_secs_f64() * 1e6 });
+        let p99 = waves.iter().filter_map(|wave| wave.latency).map(|latency| latency.p99).reduce(f64::max);
+        let found = p99.map_or_else(
+            || "nobody came to stand".to_owned(),
+            |p99| format!("{} in the slowest wave", written(p99)),
+        );
+        let words = format!("--expect-connect-p99 {:?}: {found}", limit.0);
+        let met = waves.len() == args.waves as usize && at_most(p99, limit.0.as_secs_f64() * 1e6);
+        expectations.push(Expectation { words, met });
     }
     expectations
 }

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, ensure};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::cost::describe_room;
+use super::cost::{describe_room, rounds};
 use crate::{
     cli::{RoomArgs, Yardstick, YardstickServer},
     dialect::Dialect,
@@ -24,7 +24,7 @@ use crate::{
     payload::Payload,
     process::{self, Server},
     publisher::Publisher,
-    report::{self, RoomReport, Verdict},
+    report::{RoomReport, Verdict, outputs::Outputs},
     room::{Room, Round, Sender},
     stop::Stop,
     target::{Address, Entrance},
@@ -44,6 +44,7 @@ pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
         // The deadline and the first signal are the other side's to notice.
         set_parent_process_death_signal(Some(Signal::KILL))?;
     }
+    let outputs = Outputs::of_common(&args.common)?;
     let stop = super::begin(&args.common)?;
     let server = Running::start(args)?;
     let address = Address {
@@ -51,6 +52,7 @@ pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
         tls: None,
         authority: server.members.to_string(),
         path_and_query: String::new(),
+        basic: None,
     };
     let entrance = Entrance {
         address,
@@ -62,28 +64,21 @@ pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
     };
     let measured = Server::new(vec![server.child.id()]);
     let connect = || Publisher::yardstick(server.control, !args.per_message).map(Sender::Line);
-    let mut room =
-        Room::open_with(&entrance, args.room.members, connect, measured, args.room.load()?, &stop)?;
+    let load = args.room.load()?;
+    let room = Room::open_with(&entrance, args.room.members, connect, measured, load, &stop);
     if args.lockstep {
+        let mut room = room?;
         obey(&mut room, &stop)?;
         room.close()?;
         return Ok(Verdict::AsExpected);
     }
     let mut report = RoomReport::new(describe(&args.room, args.per_message), &args.room);
-    let warmup = args.room.warmup();
-    if warmup > 0 {
-        room.round(warmup, &stop)?;
-    }
-    for _ in 0..args.room.rounds {
-        if stop.is_set() {
-            break;
-        }
-        report.rounds.push(room.round(args.room.messages, &stop)?);
-    }
-    report.counts = room.close()?;
+    let outcome = room.and_then(|room| rounds(room, &args.room, &mut report, &stop));
+    report.interrupted = stop.early_end(outcome)?;
     report.conclude();
-    report::deliver(&report.document(), &report, &args.common)?;
-    Ok(report.verdict(Some(0)))
+    report.judge(Some(0));
+    outputs.deliver(&report.document(), &report)?;
+    Ok(report.verdict())
 }
 
 /// One line that says what is measured.

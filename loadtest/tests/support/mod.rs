@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
-    process::{Command, Output},
+    process::{Child, Command, Output},
     sync::{
         Arc, Mutex,
         mpsc::{Receiver, sync_channel},
@@ -15,6 +15,7 @@ use std::{
     thread,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -124,6 +125,12 @@ pub fn tester(arguments: &[&str]) -> Command {
     // A node that the tester starts would take it for a setting.
     command.args(arguments).env_remove("TIDEGATE_BIN");
     command
+}
+
+/// Sends `signal` to `child`, and waits for its end.
+pub fn end(child: Child, signal: Signal) -> Output {
+    kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), signal).unwrap();
+    child.wait_with_output().unwrap()
 }
 
 /// A file of one test.
