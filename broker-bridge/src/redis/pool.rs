@@ -3,13 +3,14 @@
 //! Owns how such a connection is made and when it is good for another request: it is opened and greeted like every
 //! other one, and asked for its server's role before it is lent. Owns the proof that the pool works, too: one
 //! request every interval. That also keeps a connection from being idle.
+//!
+//! The pool is that of `deadpool-redis`; its manager is not used, because it opens connections by itself, without the
+//! trust and the races of addresses that all other connections have.
 
 use std::{sync::Arc, time::Duration};
 
-use deadpool::{
-    Runtime,
-    managed::{self, Metrics, RecycleError, RecycleResult},
-};
+use deadpool::managed::{self, RecycleError, RecycleResult};
+use deadpool_redis::{Metrics, Runtime};
 use redis::{Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

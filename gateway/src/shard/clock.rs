@@ -147,18 +147,6 @@ impl Future for Sleep {
     }
 }
 
-impl hyper::rt::Sleep for Sleep {}
-
-impl hyper::rt::Timer for Clock {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(Clock::sleep(self, duration))
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        hyper::rt::Timer::sleep(self, deadline.saturating_duration_since(Instant::now()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
