@@ -11,6 +11,7 @@ use broker_bridge::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prometheus::Registry;
 use tidegate::{
+    budget::Budget,
     hub::{FanOut, Hub},
     metrics::Metrics,
     protocol::WireFormat,
@@ -23,7 +24,8 @@ const INBOX: usize = 64 * 1024 * 1024;
 fn hub(c: &mut Criterion) {
     let inbox = Arc::new(Inbox::new(INBOX));
     let metrics = Arc::new(Metrics::register(Registry::new()).expect("the registry is new"));
-    let fan_out = Arc::new(FanOut::new(Box::new([Arc::clone(&inbox)]), metrics));
+    let budget = Budget::register(metrics.registry(), 1).expect("the registry is new");
+    let fan_out = Arc::new(FanOut::new(Box::new([Arc::clone(&inbox)]), metrics, budget));
     let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), Arc::clone(&fan_out) as _));
     let hub = Hub::new(Arc::clone(&fan_out), broker);
     let rooms: Vec<_> = (0..ROOMS).map(|number| room(&format!("chat:{number}"))).collect();

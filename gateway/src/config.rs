@@ -12,6 +12,7 @@
 //! | [`origin`] | which web pages may connect |
 //! | [`log_filter`] | which events are logged |
 //! | [`rate`], [`networks`] | how often something may happen; sets of addresses |
+//! | `machine` | how much memory there is |
 //! | `layers`, `raw` | reading the layers and laying them over each other |
 //! | `reader` | from what was given to typed values |
 //! | [`Snapshot`] | what each key came to: what a new configuration changes |
@@ -24,6 +25,7 @@ mod error;
 mod kind;
 mod layers;
 pub mod log_filter;
+mod machine;
 pub mod networks;
 pub mod origin;
 pub mod rate;
@@ -211,6 +213,8 @@ pub struct Limits {
     pub message_size: ByteSize,
     /// Bytes queued per session.
     pub outbound: ByteSize,
+    /// Bytes held for clients, of all kinds together. `auto` is resolved already.
+    pub memory: ByteSize,
     /// Rooms per session.
     pub rooms_per_session: usize,
     /// New connections of this node; more wait in the kernel.
@@ -326,6 +330,7 @@ impl Config {
                 connections: from.read(&key::LIMITS_CONNECTIONS),
                 message_size: from.read(&key::LIMITS_MESSAGE_SIZE),
                 outbound: from.read(&key::LIMITS_OUTBOUND),
+                memory: from.read(&key::LIMITS_MEMORY).unwrap_or_else(|| machine::share().bytes),
                 rooms_per_session: from.read(&key::LIMITS_ROOMS_PER_SESSION),
                 accepts: from.read(&key::LIMITS_ACCEPTS),
                 attempts_per_address: from.read(&key::LIMITS_ATTEMPTS_PER_ADDRESS),

@@ -20,7 +20,7 @@ use std::{
 use broker_bridge::{Broker, GapCause, Publication, RoomName, Sink, Subscribing};
 use parking_lot::Mutex;
 
-use crate::{metrics::Metrics, shard::Inbox};
+use crate::{budget::Budget, metrics::Metrics, shard::Inbox};
 
 mod broadcast;
 
@@ -111,16 +111,17 @@ pub struct FanOut {
     hasher: foldhash::fast::RandomState,
     inboxes: Box<[Arc<Inbox>]>,
     metrics: Arc<Metrics>,
+    budget: Arc<Budget>,
 }
 
 type Stripe = Mutex<HashMap<RoomName, Room, foldhash::fast::RandomState>>;
 
 impl FanOut {
     /// A fan-out to these shards.
-    pub fn new(inboxes: Box<[Arc<Inbox>]>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(inboxes: Box<[Arc<Inbox>]>, metrics: Arc<Metrics>, budget: Arc<Budget>) -> Self {
         let hasher = foldhash::fast::RandomState::default();
         let stripes = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
-        Self { stripes, hasher, inboxes, metrics }
+        Self { stripes, hasher, inboxes, metrics, budget }
     }
 
     #[expect(clippy::indexing_slicing, reason = "reduced modulo the number of stripes")]
@@ -152,7 +153,8 @@ impl Sink for FanOut {
             return; // Lingering interest: nobody is here to hear it.
         }
         self.metrics.publications.inc();
-        let broadcast = Arc::new(Broadcast::new(room.clone(), publication, count));
+        let broadcast = Broadcast::new(room.clone(), publication, count).counted(&self.budget);
+        let broadcast = Arc::new(broadcast);
         for inbox in self.inboxes(shards) {
             if !inbox.post_broadcast(&broadcast) {
                 self.metrics.inbox_overflows.inc();
@@ -255,7 +257,8 @@ mod tests {
         fn new(shards: usize) -> Self {
             let metrics = Arc::new(Metrics::register(Registry::new()).unwrap());
             let inboxes: Box<[_]> = (0..shards).map(|_| Arc::new(Inbox::new(1 << 20))).collect();
-            let fan_out = Arc::new(FanOut::new(inboxes.clone(), metrics));
+            let budget = Budget::register(metrics.registry(), shards).unwrap();
+            let fan_out = Arc::new(FanOut::new(inboxes.clone(), metrics, budget));
             let sink = Arc::clone(&fan_out);
             let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), sink));
             Self { hub: Hub::new(fan_out, Arc::clone(&broker)), inboxes, broker }

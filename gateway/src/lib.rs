@@ -21,6 +21,8 @@
 //! | `room_map` | what a session keeps of each of its rooms |
 //! | [`delivery`] | what a room's publications may do in a full outbound queue |
 //! | [`limits`] | how much anybody may use |
+//! | [`budget`] | how much memory is held for clients, and how much may be |
+//! | [`descriptors`] | how many sockets there may be |
 //! | [`tls`] | the public listener's certificate |
 //! | [`file`](mod@file) | reading files that an operator provides |
 //! | [`watch`](mod@watch) | noticing that files have changed |
@@ -30,9 +32,11 @@
 //! wiring ([`node`]) nothing here knows that it is Redis.
 
 pub mod auth;
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod delivery;
+pub mod descriptors;
 pub mod drain;
 pub mod file;
 pub mod hub;

@@ -33,7 +33,7 @@ pub struct Metrics {
     registry: Registry,
     /// Sockets held on the public listener, whatever they carry.
     pub sockets: IntGauge,
-    /// `limits.connections`: what `sockets` is held against.
+    /// What `sockets` is held against: `limits.connections`, as far as the process may have them.
     pub sockets_limit: IntGauge,
     /// Sessions by protocol.
     connections: IntGaugeVec,
@@ -158,7 +158,7 @@ impl Metrics {
             sockets_limit: int_gauge(
                 &registry,
                 "tidegate_sockets_limit",
-                "Sockets that the public listener may hold: limits.connections.",
+                "Sockets that the public listener may hold: limits.connections, or fewer where the limit of open files is too low.",
             )?,
             connections: int_gauges(
                 &registry,

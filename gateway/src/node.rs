@@ -26,6 +26,7 @@ use crate::{
         files::{KeyFiles, LoadError},
         remote::{RemoteError, RemoteKeys},
     },
+    budget::Budget,
     config::{Changes, Config, Snapshot},
     drain::Pace,
     file::Reads,
@@ -38,7 +39,7 @@ use crate::{
     watch::watch,
 };
 
-/// What an inbox may hold in publications, in bytes. At a rate that a shard cannot keep up with, this is
+/// What an inbox may hold in publications at most, in bytes. At a rate that a shard cannot keep up with, this is
 /// the memory it may cost before publications are dropped and told as gaps.
 const INBOX: usize = 64 * 1024 * 1024;
 /// How often a leaving node looks whether its shards have left.
@@ -137,8 +138,11 @@ impl Node {
         let public_address = address(&public, config.public.listen);
         let ops_address = address(&ops, config.ops.listen);
 
-        let inboxes: Box<[_]> = (0..config.shards).map(|_| Arc::new(Inbox::new(INBOX))).collect();
-        let fan_out = Arc::new(FanOut::new(inboxes.clone(), Arc::clone(&metrics)));
+        let budget = Budget::register(metrics.registry(), config.shards)?;
+        budget.set_limit(config.limits.memory.get());
+        let inboxes: Box<[_]> =
+            (0..config.shards).map(|_| Arc::new(Inbox::new(inbox_capacity(&config)))).collect();
+        let fan_out = Arc::new(FanOut::new(inboxes.clone(), Arc::clone(&metrics), Arc::clone(&budget)));
         let broker = start_broker(&config, &fan_out, &metrics)?;
         let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
@@ -148,6 +152,7 @@ impl Node {
             hub: Arc::clone(&hub),
             broker: Arc::clone(&broker),
             metrics: Arc::clone(&metrics),
+            budget: Arc::clone(&budget),
             tls: tls.clone(),
             ids: Arc::clone(&ids),
             settings: Arc::clone(&settings),
@@ -159,6 +164,7 @@ impl Node {
             settings: Arc::clone(&settings),
             broker: Arc::clone(&broker),
             metrics,
+            budget,
             ids,
             shards: vitals.clone(),
             demo: config.demo,
@@ -238,6 +244,10 @@ impl Node {
         let changes = configured.take_over(&config.snapshot);
         if !changes.live.is_empty() {
             self.gate.settings.replace(Settings::new(config, self.key_files.keyring()));
+            self.gate.budget.set_limit(config.limits.memory.get());
+            for shard in self.shards.iter() {
+                shard.inbox().set_capacity(inbox_capacity(config));
+            }
         }
         Ok(changes)
     }
@@ -315,6 +325,11 @@ impl Node {
             looks.tick().await;
         }
     }
+}
+
+/// What each inbox may hold: all of them together no more than a quarter of the node's budget.
+fn inbox_capacity(config: &Config) -> usize {
+    INBOX.min(config.limits.memory.get() / 4 / config.shards)
 }
 
 fn bind(key: &'static str, address: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {

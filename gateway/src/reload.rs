@@ -15,10 +15,10 @@ use tokio::signal::unix::Signal;
 
 use crate::{
     config::{Changes, Config, ConfigErrors, Secret, Sources},
+    descriptors,
     file::{Hung, Reads},
     metrics::ReloadResult,
     node::{Node, ReloadError},
-    serve::check_descriptor_limit,
     telemetry::Filter,
     watch::{Looks, ticks},
 };
@@ -159,7 +159,9 @@ impl Reloader {
             log.set(&config.log.filter);
         }
         tracing::info!(keys = live.join(", "), "the new configuration counts");
-        check_descriptor_limit(config.limits.connections);
+        if live.contains(&"limits.connections") {
+            descriptors::warn_if_too_few(config);
+        }
         ReloadResult::Applied
     }
 }

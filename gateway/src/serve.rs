@@ -12,13 +12,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     auth::{Grant, Subject, mint},
     cli,
     config::{Config, Loaded, Secret, Sources},
+    descriptors,
     node::{Departure, Node},
     reload::Reloader,
     telemetry::{self, InitError},
@@ -28,8 +28,6 @@ use crate::{
 const RUNTIME_THREADS: usize = 2;
 /// How long the token lasts that a first start prints.
 const DEMO_TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// Files beside the clients' sockets: listeners, broker connections, one epoll instance per runtime.
-const OTHER_DESCRIPTORS: u64 = 256;
 const DEMO_GRANT: &str = "demo:*=subscribe,publish";
 const DEMO_SUBJECT: &str = "demo";
 
@@ -51,7 +49,7 @@ pub fn run(loaded: Loaded) -> ExitCode {
         }
     };
     say_what_starts(&loaded.config, &loaded.sources);
-    raise_descriptor_limit(loaded.config.limits.connections);
+    descriptors::raise_limit(&loaded.config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .thread_name("runtime")
@@ -118,28 +116,6 @@ fn say_what_starts(config: &Config, sources: &Sources) {
         config_file = file,
         "starting"
     );
-}
-
-/// Takes as many file descriptors as the process may have, and says so if they are too few.
-fn raise_descriptor_limit(connections: usize) {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "the limit of open files could not be raised");
-    }
-    check_descriptor_limit(connections);
-}
-
-/// Says so if the process may have too few file descriptors for this many connections.
-pub(crate) fn check_descriptor_limit(connections: usize) {
-    let Some(most) = getrlimit(Resource::Nofile).current else { return };
-    if most < connections as u64 + OTHER_DESCRIPTORS {
-        tracing::warn!(
-            open_files = most,
-            limits.connections = connections,
-            "the limit of open files (ulimit -n) is below limits.connections"
-        );
-    }
 }
 
 /// What tells a first user what to do next. The secret lives as long as the process, and so does the token.

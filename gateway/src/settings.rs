@@ -13,6 +13,7 @@ use crate::{
     auth::{AuthConfig, Authenticator, CookieName, Keyring},
     config::{Compression, Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
     delivery::DeliveryPolicies,
+    descriptors::Sockets,
     limits::Limiters,
 };
 
@@ -26,6 +27,8 @@ pub struct Settings {
     pub cookie: Option<CookieName>,
     /// How much anybody may use.
     pub limits: Limits,
+    /// How many sockets the public listener may hold: `limits.connections`, as far as the process may have them.
+    pub sockets: Sockets,
     /// Whose word on a client's address is taken.
     pub trusted_proxies: Networks,
     /// The header in which they say it.
@@ -68,6 +71,7 @@ impl Settings {
             origins: config.origins.clone(),
             cookie: config.auth.cookie.clone(),
             limits: config.limits.clone(),
+            sockets: Sockets::allowed(config),
             trusted_proxies: config.public.trusted_proxies.clone(),
             forwarded_header: config.public.forwarded_header,
             proxy_protocol: config.public.proxy_protocol,

@@ -35,7 +35,7 @@ use std::{
 use axum::Router;
 use broker_bridge::{Broker, SessionId};
 
-use crate::{hub::Hub, metrics::Metrics, settings::LiveSettings, tls::Tls};
+use crate::{budget::Budget, hub::Hub, metrics::Metrics, settings::LiveSettings, tls::Tls};
 
 pub mod admission;
 mod age;
@@ -66,6 +66,8 @@ pub struct Context {
     pub broker: Arc<dyn Broker>,
     /// Where the shards' tallies go.
     pub metrics: Arc<Metrics>,
+    /// What is held for clients, and how much may be.
+    pub budget: Arc<Budget>,
     /// TLS for new sockets; without it they are plain.
     pub tls: Option<Arc<Tls>>,
     /// Names for new sessions.

@@ -43,6 +43,7 @@ pub struct Builder {
     config_file: Option<PathBuf>,
     pid_one: bool,
     unread_stdout: bool,
+    open_files: Option<usize>,
 }
 
 impl Builder {
@@ -75,6 +76,7 @@ impl Builder {
             config_file: None,
             pid_one: false,
             unread_stdout: false,
+            open_files: None,
         }
         .set("public.listen", "127.0.0.1:0")
         .set("ops.listen", "127.0.0.1:0")
@@ -114,6 +116,13 @@ impl Builder {
     #[must_use]
     pub fn with_unread_stdout(mut self) -> Self {
         self.unread_stdout = true;
+        self
+    }
+
+    /// May have so many file descriptors (`ulimit -n`), and cannot raise that.
+    #[must_use]
+    pub fn open_files(mut self, most: usize) -> Self {
+        self.open_files = Some(most);
         self
     }
 
@@ -195,6 +204,12 @@ impl Builder {
     }
 
     fn command(&self, binary: PathBuf) -> Command {
+        if let Some(most) = self.open_files {
+            // It becomes the program: the process is the node's own.
+            let mut command = Command::new("prlimit");
+            command.arg(format!("--nofile={most}:{most}")).arg(binary);
+            return command;
+        }
         if !self.pid_one {
             return Command::new(binary);
         }

@@ -134,6 +134,12 @@ impl RawSocket {
         Ok(Self { stream, sent, received: head + buffer.len(), buffer })
     }
 
+    /// A second handle to the socket, to write while this one reads.
+    pub fn writer(&self) -> Result<TcpStream> {
+        let socket = socket2::SockRef::from(&self.stream).try_clone()?;
+        Ok(TcpStream::from_std(socket.into())?)
+    }
+
     /// Writes one frame.
     pub async fn send(&mut self, frame: &Frame) -> Result<()> {
         self.send_bytes(&frame.bytes()).await

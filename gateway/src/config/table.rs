@@ -466,6 +466,17 @@ table! {
         doc: "Bytes that may wait for one session. A session that needs more is closed as slow, unless the room's `overflow` is another.",
         more: "A frame counts 64 bytes beside its own. At least `limits.message_size`.",
     };
+    LIMITS_MEMORY: Auto<Size> = Key {
+        name: "limits.memory",
+        kind: Auto(size(1 << 20, ByteSize::mib(1 << 20))),
+        default: Is(r#""auto""#),
+        reload: Live,
+        doc: "Memory that may be held for clients, of all kinds together. Past it the fullest sessions are closed, to come back.",
+        more: "Outbound queues, publications inside the node, request heads and bodies, incomplete messages. \
+               Requests are refused with 503 when they hold half of it, or when seven eighths are held. What idle \
+               connections cost is not part of it. `auto` is 70 % of the memory limit of the control group (cgroup, version 1 or \
+               2), the smallest of those that the process is in; without a limit, 50 % of the machine's memory.",
+    };
     LIMITS_ROOMS_PER_SESSION: Count = Key {
         name: "limits.rooms_per_session",
         kind: Count { min: 1, max: 65_536 },

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -11,7 +11,12 @@ use std::{
 use broker_bridge::{Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use crate::{protocol::Encoding, websocket};
+use crate::{
+    budget::{Budget, Consumer, Held},
+    protocol::Encoding,
+    shard::Inbox,
+    websocket,
+};
 
 /// A publication with the bytes it has been encoded to, shared by all shards that have members.
 ///
@@ -25,6 +30,8 @@ pub struct Broadcast {
     frames: [OnceLock<Bytes>; Encoding::COUNT],
     /// Shards that have still to write it.
     pending: AtomicUsize,
+    /// Its payload, in the node's budget. Its frames are counted on their own: they outlive it.
+    held: Option<Held>,
 }
 
 impl Broadcast {
@@ -36,7 +43,15 @@ impl Broadcast {
             received: Instant::now(),
             frames: [const { OnceLock::new() }; Encoding::COUNT],
             pending: AtomicUsize::new(shards),
+            held: None,
         }
+    }
+
+    /// Counts what it holds, for as long as anybody holds it.
+    #[must_use]
+    pub fn counted(mut self, budget: &Arc<Budget>) -> Self {
+        self.held = Some(budget.hold(Consumer::Inbox, Inbox::cost(&self)));
+        self
     }
 
     /// Where it was published.
@@ -58,16 +73,24 @@ impl Broadcast {
     #[expect(clippy::indexing_slicing, reason = "the array has one place per encoding")]
     pub fn frame(&self, encoding: Encoding, threshold: usize) -> &Bytes {
         self.frames[encoding.index()].get_or_init(|| match encoding.deflate() {
-            None => encoding.format().encode(&self.room, &self.publication),
+            None => self.share(encoding.format().encode(&self.room, &self.publication)),
             Some(deflate) => {
                 let frame = self.frame(encoding.uncompressed(), threshold);
                 if self.payload_len() < threshold {
                     frame.clone()
                 } else {
-                    websocket::compressed(frame, deflate)
+                    self.share(websocket::compressed(frame, deflate))
                 }
             }
         })
+    }
+
+    /// A frame that was made of it, counted for as long as anybody holds it.
+    pub fn share(&self, frame: Bytes) -> Bytes {
+        match &self.held {
+            Some(held) => held.budget().share(frame),
+            None => frame,
+        }
     }
 
     /// One shard has handed all its writes to the kernel. Returns the age of the broadcast if it was the

@@ -312,7 +312,7 @@ pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
     let (code, text) = match reason {
         CloseReason::Drain => (3001, "shutdown"),
         CloseReason::MaxAge => (3011, "force reconnect"),
-        CloseReason::Internal => (3004, "internal server error"),
+        CloseReason::Internal | CloseReason::OutOfMemory => (3004, "internal server error"),
         CloseReason::TokenExpired => (3005, "connection expired"),
         CloseReason::SlowConsumer => (3008, "slow"),
         CloseReason::Gap => (3010, "insufficient state"),

@@ -4,7 +4,12 @@
 //! request. Whoever is refused is answered by the shard, with a status, as long as that is a courtesy and
 //! not a burden.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
@@ -26,8 +31,6 @@ const NOT_SENT_LOW_WATER: u32 = 16 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 4;
-/// How far beyond the limit sockets are still taken, to be told so with a status.
-const COURTESY: usize = 256;
 /// How long to wait when the process has no descriptor left.
 const BREATHER: Duration = Duration::from_millis(50);
 
@@ -43,6 +46,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts until cancelled, then closes the listener.
 pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, stop: CancellationToken) {
+    let mut failures = Failures::default();
     loop {
         // Those who come faster wait in the kernel: nobody is refused because others come, too.
         while let Err(wait) = gate.settings.limiters().accept() {
@@ -60,7 +64,7 @@ pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, s
                 let running = shards.iter().filter(|shard| !shard.is_finished());
                 let Some(shard) = running.min_by_key(|shard| shard.vitals().load()) else { return };
                 let open: usize = shards.iter().map(|shard| shard.vitals().load()).sum();
-                if open >= gate.settings().limits.connections.saturating_add(COURTESY) {
+                if open >= gate.settings().sockets.all {
                     gate.metrics.dropped(Refusal::Connections);
                     continue; // dropped, and thereby closed
                 }
@@ -72,9 +76,27 @@ pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, s
             }
             Err(error) if is_about_one_socket(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept; trying again");
+                failures.tell(&error);
                 tokio::time::sleep(BREATHER).await;
             }
+        }
+    }
+}
+
+/// Accepts that failed, told once a second however many there are.
+#[derive(Default)]
+struct Failures {
+    /// Since they were told.
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Failures {
+    fn tell(&mut self, error: &io::Error) {
+        self.count += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= Duration::from_secs(1)) {
+            tracing::warn!(%error, failures = self.count, "cannot accept; trying again");
+            *self = Self { count: 0, told: Some(Instant::now()) };
         }
     }
 }

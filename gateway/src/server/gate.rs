@@ -16,6 +16,7 @@ use tracing::field::DisplayValue;
 use super::{Problem, Refusal, cors, event_stream, refusals};
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Token, credential},
+    budget::Budget,
     config::Origins,
     metrics::Metrics,
     protocol::ProtocolName,
@@ -31,6 +32,8 @@ pub struct Gate {
     pub broker: Arc<dyn Broker>,
     /// Counts what is refused.
     pub metrics: Arc<Metrics>,
+    /// Counts the bodies that are held.
+    pub budget: Arc<Budget>,
     /// Names publishers that have no session.
     pub ids: Arc<SessionIds>,
     /// What each shard holds.
@@ -70,7 +73,7 @@ impl Gate {
 
     /// Refuses when the node is full. The request's own socket is among those counted.
     pub fn check_connections(&self) -> Result<(), Problem> {
-        if self.connections() > self.settings().limits.connections {
+        if self.connections() > self.settings().sockets.connections {
             return Err(Refusal::Connections.into());
         }
         Ok(())

@@ -48,7 +48,7 @@ pub fn routes(gate: Arc<Gate>) -> Router {
 async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
     let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     ops.gate.metrics.sockets.set(gauge(ops.gate.connections()));
-    ops.gate.metrics.sockets_limit.set(gauge(ops.gate.settings().limits.connections));
+    ops.gate.metrics.sockets_limit.set(gauge(ops.gate.settings().sockets.connections));
     ops.gate.metrics.limit_accounts.set(gauge(ops.gate.settings.limiters().accounts()));
     match ops.gate.metrics.render() {
         Ok(text) => {
@@ -93,7 +93,7 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> Response<Body> {
     if gate.is_draining() {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
     }
-    if gate.connections() >= gate.settings().limits.connections {
+    if gate.connections() >= gate.settings().sockets.connections {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "full: limits.connections is reached\n");
     }
     if !gate.settings().authenticator.keys().is_complete() {

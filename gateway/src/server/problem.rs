@@ -50,6 +50,8 @@ pub enum Refusal {
     UserBytes,
     /// `limits.connections` is reached.
     Connections,
+    /// `limits.memory` has no room for a body.
+    Memory,
     /// The node is leaving.
     Draining,
     /// The broker cannot be reached.
@@ -66,7 +68,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::MalformedHttp,
         Self::NotFound,
         Self::Method,
@@ -87,6 +89,7 @@ impl Refusal {
         Self::UserCommands,
         Self::UserBytes,
         Self::Connections,
+        Self::Memory,
         Self::Draining,
         Self::Broker,
         Self::BrokerNotNow,
@@ -118,6 +121,7 @@ impl Refusal {
             Self::UserCommands => "user_commands",
             Self::UserBytes => "user_bytes",
             Self::Connections => "connections",
+            Self::Memory => "memory",
             Self::Draining => "draining",
             Self::Broker => "broker",
             Self::BrokerNotNow => "broker_not_now",
@@ -148,7 +152,7 @@ impl Refusal {
                 StatusCode::TOO_MANY_REQUESTS
             }
             Self::BrokerRefused => StatusCode::BAD_GATEWAY,
-            Self::Connections | Self::Draining | Self::Broker | Self::BrokerNotNow => {
+            Self::Connections | Self::Memory | Self::Draining | Self::Broker | Self::BrokerNotNow => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::BrokerUnknown => StatusCode::GATEWAY_TIMEOUT,
@@ -159,7 +163,7 @@ impl Refusal {
     /// range, because all who are refused together must not come back together.
     fn retry_after(self) -> Option<RangeInclusive<u32>> {
         match self {
-            Self::Connections | Self::Broker | Self::BrokerNotNow => Some(2..=8),
+            Self::Connections | Self::Memory | Self::Broker | Self::BrokerNotNow => Some(2..=8),
             // Somebody else of this address has to leave first.
             Self::AddressConnections => Some(5..=20),
             // Another node takes the next attempt.
@@ -179,11 +183,13 @@ pub enum Unanswered {
     ProxyHeader,
     /// No whole request head in time, upon which hyper closes the connection.
     HeaderTimeout,
+    /// A request head that is large and not whole, while `limits.memory` has no room for more of it.
+    Memory,
 }
 
 impl Unanswered {
     /// Every reason.
-    pub const ALL: [Self; 3] = [Self::Tls, Self::ProxyHeader, Self::HeaderTimeout];
+    pub const ALL: [Self; 4] = [Self::Tls, Self::ProxyHeader, Self::HeaderTimeout, Self::Memory];
 
     /// The metric's label.
     pub fn as_str(self) -> &'static str {
@@ -191,6 +197,7 @@ impl Unanswered {
             Self::Tls => "tls",
             Self::ProxyHeader => "proxy_header",
             Self::HeaderTimeout => "header_timeout",
+            Self::Memory => "memory_head",
         }
     }
 }
@@ -338,6 +345,7 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let detail = match refusal {
             Refusal::Connections => "this node holds as many connections as it may",
+            Refusal::Memory => "this node is short of memory; come back or reach another one",
             Refusal::Attempts => "too many connections in a short time from this address",
             Refusal::AddressConnections => "this address has as many connections as it may",
             Refusal::UserCommands => "this user publishes too often",

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use broker_bridge::{
     BrokerError, Data, DataKind, EventName, Publication, PublishRequest, Publisher, Receipt, ReceiptSink,
     RoomName, Ticket,
 };
 use bytes::Bytes;
 use http::{HeaderName, Response, StatusCode, header, request::Parts};
-use http_body_util::LengthLimitError;
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -18,7 +19,12 @@ use super::{
     gate::{header_text, request_name},
     query::Query,
 };
-use crate::{auth::Operation, outcome::Told, shard};
+use crate::{
+    auth::Operation,
+    budget::{Consumer, Held, READ_BUFFER},
+    outcome::Told,
+    shard,
+};
 
 /// Names the event of a publication.
 pub(super) const X_EVENT: HeaderName = HeaderName::from_static("x-event");
@@ -38,7 +44,9 @@ pub async fn publish(
     gate.check_user(&identity, None)?;
     let event = event_name(parts)?;
     let media_type = MediaType::of(parts)?;
-    let data = media_type.read(body_bytes(gate, body).await?)?;
+    // Counted until the publication is settled.
+    let mut held = gate.budget.hold(Consumer::Bodies, 0);
+    let data = media_type.read(body_bytes(gate, body, &mut held).await?)?;
     gate.check_expiry(&identity)?;
     gate.check_user(&identity, Some(data.bytes().len()))?;
     gate.metrics.messages_in.inc();
@@ -128,27 +136,55 @@ fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
     EventName::new(name).map(Some).map_err(|error| Problem::new(Refusal::BadRequest, error.to_string()))
 }
 
-async fn body_bytes(gate: &Gate, body: Body) -> Result<Bytes, Problem> {
+async fn body_bytes(gate: &Gate, body: Body, held: &mut Held) -> Result<Bytes, Problem> {
     let settings = gate.settings();
     let (time, size) = (settings.body_timeout, settings.limits.message_size.get());
-    let read = shard::timeout(time, to_bytes(body, size));
+    let read = shard::timeout(time, collect(Limited::new(body, size), held));
     match read.await {
         Err(_) => {
             let detail = format!("expected the whole body within {time:?}");
             Err(Problem::new(Refusal::BodyTimeout, detail))
         }
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            let too_large = std::error::Error::source(&error)
-                .is_some_and(<dyn std::error::Error>::is::<LengthLimitError>);
-            Err(if too_large {
-                let detail = format!("a message has at most {size} bytes");
-                Problem::new(Refusal::BodyTooLarge, detail)
-            } else {
-                Problem::new(Refusal::Body, "the body ended early")
-            })
+        Ok(Err(Interrupted::Memory)) => Err(Refusal::Memory.into()),
+        Ok(Err(Interrupted::Body(error))) if error.is::<LengthLimitError>() => {
+            let detail = format!("a message has at most {size} bytes");
+            Err(Problem::new(Refusal::BodyTooLarge, detail))
         }
+        Ok(Err(Interrupted::Body(_))) => Err(Problem::new(Refusal::Body, "the body ended early")),
     }
+}
+
+/// Why a body was not read to its end.
+enum Interrupted {
+    /// The node is short of memory.
+    Memory,
+    /// It is too long, or the connection was lost.
+    Body(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Reads a body into memory of its own: what it was read into holds more than the body, and goes back. Both are counted,
+/// from the start if the length is known.
+async fn collect(mut body: Limited<Body>, held: &mut Held) -> Result<Bytes, Interrupted> {
+    let mut counted = 0;
+    let mut reserve = |length: usize| {
+        let more = (length + length.min(READ_BUFFER)).saturating_sub(counted);
+        if !held.budget().admits(more) {
+            return Err(Interrupted::Memory);
+        }
+        held.grow(more);
+        counted += more;
+        Ok(())
+    };
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX / 4);
+    reserve(announced)?;
+    let mut bytes = Vec::with_capacity(announced);
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame.map_err(Interrupted::Body)?.into_data() else { continue };
+        reserve(bytes.len() + piece.len())?;
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.into())
 }
 
 /// Hands a receipt's outcome to whoever waits for it.

@@ -33,6 +33,8 @@ pub enum CloseReason {
     OverLimit(Limit),
     /// The outbound queue was full.
     SlowConsumer,
+    /// The node held more than `limits.memory` for its clients, and this session's share was among the largest.
+    OutOfMemory,
     /// A publication of this session could not be delivered, and its protocol has no error reply.
     PublishFailed,
     /// The broker refused a publication of this session for good, and its protocol has no error reply.
@@ -51,7 +53,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All of them, with one limit for all limits: they have one label.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Client,
         Self::Lost,
         Self::NoProgress,
@@ -66,6 +68,7 @@ impl CloseReason {
         Self::Stale,
         Self::OverLimit(Limit::Commands),
         Self::SlowConsumer,
+        Self::OutOfMemory,
         Self::PublishFailed,
         Self::BrokerRefused,
         Self::Gap,
@@ -92,6 +95,7 @@ impl CloseReason {
             Self::Stale => "stale",
             Self::OverLimit(_) => "over_limit",
             Self::SlowConsumer => "slow_consumer",
+            Self::OutOfMemory => "memory",
             Self::PublishFailed => "publish_failed",
             Self::BrokerRefused => "broker_refused",
             Self::Gap => "gap",
@@ -108,6 +112,7 @@ impl CloseReason {
             self,
             Self::OverLimit(_)
                 | Self::SlowConsumer
+                | Self::OutOfMemory
                 | Self::PublishFailed
                 | Self::Gap
                 | Self::HeartbeatTimeout
@@ -133,6 +138,7 @@ impl CloseReason {
             Self::Stale => (CloseCode::POLICY_VIOLATION, "no token in time"),
             Self::OverLimit(limit) => (CloseCode::POLICY_VIOLATION, limit.close_text()),
             Self::SlowConsumer => (CloseCode::TRY_AGAIN_LATER, "too slow: outbound queue full"),
+            Self::OutOfMemory => (CloseCode::TRY_AGAIN_LATER, "node is short of memory, come back"),
             Self::PublishFailed => (CloseCode::TRY_AGAIN_LATER, "publication not delivered"),
             Self::BrokerRefused => (CloseCode::INTERNAL_ERROR, "the broker refused the publication"),
             Self::Gap => (CloseCode::SERVICE_RESTART, "messages may have been missed"),
@@ -169,13 +175,14 @@ mod tests {
                 CloseReason::Stale => 11,
                 CloseReason::OverLimit(_) => 12,
                 CloseReason::SlowConsumer => 13,
-                CloseReason::PublishFailed => 14,
-                CloseReason::BrokerRefused => 15,
-                CloseReason::Gap => 16,
-                CloseReason::HeartbeatTimeout => 17,
-                CloseReason::Drain => 18,
-                CloseReason::MaxAge => 19,
-                CloseReason::Internal => 20,
+                CloseReason::OutOfMemory => 14,
+                CloseReason::PublishFailed => 15,
+                CloseReason::BrokerRefused => 16,
+                CloseReason::Gap => 17,
+                CloseReason::HeartbeatTimeout => 18,
+                CloseReason::Drain => 19,
+                CloseReason::MaxAge => 20,
+                CloseReason::Internal => 21,
             };
             assert_eq!(listed_at, place, "{reason:?}");
         }

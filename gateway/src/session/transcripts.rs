@@ -280,6 +280,7 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
             let reason = match rest {
                 "drain" => CloseReason::Drain,
                 "slow_consumer" => CloseReason::SlowConsumer,
+                "memory" => CloseReason::OutOfMemory,
                 "token_expired" => CloseReason::TokenExpired,
                 "lost" => CloseReason::Lost,
                 "bad_request" => CloseReason::BadRequest,

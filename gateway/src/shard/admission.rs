@@ -302,7 +302,8 @@ async fn serve_http(
         Entry::Proxy => (Standing::Proxy, None),
         Entry::Refused(limit, courtesy) => (Standing::Refused(limit), Some(courtesy)),
     };
-    let Some(stream) = shake_hands(&worker, stream, peer).await else { return };
+    let Some(mut stream) = shake_hands(&worker, stream, peer).await else { return };
+    stream.begin_http(&worker.context.budget, Arc::clone(&http.progress));
     let times = || {
         let settings = worker.settings();
         Times { head: settings.header_timeout, keep_alive: settings.keep_alive, farewell: LINGER }
@@ -316,7 +317,8 @@ async fn serve_http(
     };
     let respond = |request| Rc::clone(&worker).respond(request, (peer, standing), Rc::clone(&http));
     let progress = Arc::clone(&http.progress);
-    let served = connection::serve(stream, progress, times, &leaving, respond, failed).await;
+    let mut served = connection::serve(stream, progress, times, &leaving, respond, failed).await;
+    served.stream.end_http();
     if let (Some(lease), End::Done) = (http.upgrading.take(), &served.end) {
         lease.connection.attach_socket(&worker, served.stream, &served.read_ahead);
         // A task of its own: this one holds the remains of the handshake.
@@ -330,6 +332,11 @@ async fn serve_http(
                 worker.context.metrics.refused(Refusal::MalformedHttp);
             }
             tracing::debug!(%error, %peer, "an HTTP connection ended early");
+            if is_about_memory(&error) {
+                // To wait for the rest of its head would cost what there is not.
+                worker.context.metrics.unanswered(Unanswered::Memory);
+                return;
+            }
         }
         End::HeadTimeout => {
             worker.context.metrics.unanswered(Unanswered::HeaderTimeout);
@@ -347,6 +354,12 @@ async fn serve_http(
 fn is_timed_out(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
+}
+
+/// Whether the connection was ended because the node is short of memory.
+fn is_about_memory(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| source.kind() == io::ErrorKind::OutOfMemory)
 }
 
 /// Closes a socket on which an answer may be under way.

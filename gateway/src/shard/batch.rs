@@ -85,7 +85,10 @@ impl Batch {
                 for broadcast in many {
                     all.extend_from_slice(frame(broadcast));
                 }
-                all.freeze()
+                match many.first() {
+                    Some(first) => first.share(all.freeze()),
+                    None => all.freeze(),
+                }
             }
         })
     }

@@ -11,10 +11,11 @@
 //! shard's [`Timers`](super::timers::Timers) hold its key) and no frames.
 
 mod carried;
+mod holding;
 mod queue;
 mod write;
 
-pub use self::queue::BatchDelivery;
+pub use self::{holding::NOTABLE, queue::BatchDelivery};
 
 use std::{
     cell::{Cell, RefCell},
@@ -94,6 +95,10 @@ pub struct Connection {
     /// Publications that did not fit into the broker's queue, in order. While there are any, the session
     /// is not read.
     blocked: RefCell<VecDeque<PublishRequest>>,
+    /// What has been counted of its queue and of what waits for the broker.
+    counted: Cell<Counted>,
+    /// In the shard's list of connections that hold something.
+    pub(super) holds: Cell<bool>,
     born: Tick,
     /// When the last byte came.
     heard: Cell<Tick>,
@@ -108,6 +113,17 @@ pub struct Connection {
     due: Cell<Tick>,
     close_by: Cell<Tick>,
     _seat: Option<Arc<Seat>>,
+}
+
+/// What a connection holds, as the shard's tally knows it.
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    /// Bytes queued for the client.
+    queued: usize,
+    /// What the queue and the socket hold for this connection alone.
+    outbound: usize,
+    /// Publications that wait for room in the broker's queue.
+    blocked: usize,
 }
 
 /// What carries a connection.
@@ -177,6 +193,8 @@ impl Connection {
             in_flight: Cell::new(0),
             unpaid: Cell::new(0),
             blocked: RefCell::default(),
+            counted: Cell::default(),
+            holds: Cell::new(false),
             born: now,
             heard: Cell::new(now),
             asked: Cell::new(Tick::NEVER),
@@ -429,11 +447,13 @@ impl Connection {
         }
         self.phase.set(Phase::Closing(reason));
         worker.leave_rooms(self);
-        self.blocked.take();
-        let before = self.outbound.borrow().len();
+        self.drop_blocked(worker);
+        if reason == CloseReason::OutOfMemory {
+            self.drop_incomplete(worker);
+        }
         {
             let mut outbound = self.outbound.borrow_mut();
-            if reason == CloseReason::SlowConsumer {
+            if matches!(reason, CloseReason::SlowConsumer | CloseReason::OutOfMemory) {
                 outbound.clear();
             }
             let farewell = || self.session.borrow().protocol().farewell(reason, worker.spread());
@@ -441,7 +461,7 @@ impl Connection {
                 outbound.push_last(words);
             }
         }
-        worker.count_outbound(before, self.outbound.borrow().len());
+        self.count_outbound(worker);
         let by = worker.now().after(LINGER);
         self.close_by.set(by);
         worker.set_timer(by, self);
@@ -482,24 +502,12 @@ impl Connection {
         let inbox: Arc<dyn ReceiptSink> = worker.inbox.clone();
         let request = PublishRequest { room, publication, receipt: Receipt::new(inbox, ticket) };
         self.in_flight.set(self.in_flight.get() + 1);
-        let mut blocked = self.blocked.borrow_mut();
-        if !blocked.is_empty() {
-            blocked.push_back(request);
+        if self.is_blocked() {
+            self.block(worker, request);
         } else if let Err(request) = worker.context.broker.try_publish(request) {
-            blocked.push_back(request);
-            drop(blocked);
+            self.block(worker, request);
             worker.publish_blocked(self.key);
         }
-    }
-
-    /// The next publication that waits for room in the broker's queue.
-    pub fn next_blocked(&self) -> Option<PublishRequest> {
-        self.blocked.borrow_mut().pop_front()
-    }
-
-    /// No publication waits any more: the session may be read again.
-    pub fn unblocked(&self) {
-        self.wake();
     }
 
     /// What carries the connection has come to its end, by this error or at the peer's wish.
@@ -522,14 +530,6 @@ impl Connection {
             Carrier::Coming | Carrier::Socket { .. } | Carrier::Gone => {}
         }
         self.wake();
-    }
-
-    /// Bytes still queued when the connection went; to be taken off the level.
-    pub fn discard_outbound(&self) -> usize {
-        let mut outbound = self.outbound.borrow_mut();
-        let left = outbound.len();
-        outbound.discard();
-        left
     }
 
     fn set_waker(&self, cx: &Context<'_>) {

@@ -12,7 +12,10 @@
 use std::{
     collections::HashSet,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -67,7 +70,7 @@ pub enum Entry {
 /// The queue in front of a shard.
 pub struct Inbox {
     state: Mutex<State>,
-    capacity: usize,
+    capacity: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -87,7 +90,12 @@ const BROADCAST_OVERHEAD: usize = 256;
 impl Inbox {
     /// An inbox whose broadcasts may hold this many bytes.
     pub fn new(capacity: usize) -> Self {
-        Self { state: Mutex::default(), capacity }
+        Self { state: Mutex::default(), capacity: AtomicUsize::new(capacity) }
+    }
+
+    /// From now on broadcasts may hold this many bytes. What is there already stays.
+    pub fn set_capacity(&self, capacity: usize) {
+        self.capacity.store(capacity, Ordering::Relaxed);
     }
 
     /// Posts an event that always fits.
@@ -104,7 +112,7 @@ impl Inbox {
         let size = Self::cost(broadcast);
         let (fits, waker) = {
             let mut state = self.state.lock();
-            if state.bytes == 0 || state.bytes + size <= self.capacity {
+            if state.bytes == 0 || state.bytes + size <= self.capacity.load(Ordering::Relaxed) {
                 state.bytes += size;
                 (true, state.push(Event::Broadcast(Arc::clone(broadcast))))
             } else if state.overflowed.insert(broadcast.room().clone()) {

@@ -34,6 +34,8 @@ pub struct Outbound {
     /// Whether the first frame has been written in part.
     head_started: bool,
     bytes: usize,
+    /// The part of it that no other session holds: all that is not a publication.
+    own: Own,
     /// What waits of each room, once something had to make way.
     rooms: Option<Box<Rooms>>,
 }
@@ -87,6 +89,13 @@ pub enum Lane {
     Gap(RoomLane),
 }
 
+/// Frames that no other session holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    frames: usize,
+    bytes: usize,
+}
+
 /// The queue has no room for another frame.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
@@ -115,13 +124,11 @@ impl Outbound {
         self.place(frame, Lane::Session);
     }
 
-    /// Queues what the kernel has left of a frame of which it has taken a part, behind nothing. Returns how much
-    /// that is.
-    pub fn push_started(&mut self, frame: Bytes, written: usize, lane: Lane) -> usize {
+    /// Queues what the kernel has left of a frame of which it has taken a part, behind nothing.
+    pub fn push_started(&mut self, frame: Bytes, written: usize, lane: Lane) {
         debug_assert!(self.is_empty(), "a frame was begun behind others");
         self.place(frame, lane);
         self.advance(written);
-        self.bytes
     }
 
     /// Queues a frame of a room in place of older ones of the same room: of the oldest, as many as it takes,
@@ -190,6 +197,21 @@ impl Outbound {
         self.bytes
     }
 
+    /// What the queue costs: bytes, and [`Outbound::PER_FRAME`] for each frame.
+    pub fn cost(&self) -> usize {
+        self.bytes + self.frames.len() * Self::PER_FRAME
+    }
+
+    /// The part of that cost that nobody else holds: not the bytes of publications.
+    pub fn held(&self) -> usize {
+        self.own.bytes + self.frames.len() * Self::PER_FRAME
+    }
+
+    /// The cost of what is not a publication: answers, notices, heartbeats.
+    pub fn replies(&self) -> usize {
+        self.own.bytes + self.own.frames * Self::PER_FRAME
+    }
+
     /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
         self.first.is_none()
@@ -215,9 +237,12 @@ impl Outbound {
         debug_assert!(written <= self.bytes, "the kernel took more than there was");
         let mut heartbeat = false;
         while let Some(first) = self.first {
-            let head = &mut self.frame_mut(first).bytes;
+            let Frame { bytes: head, lane, .. } = self.frame_mut(first);
             if written < head.len() {
                 head.advance(written);
+                if !lane.is_shared() {
+                    self.own.bytes -= written;
+                }
                 self.bytes = self.bytes.saturating_sub(written);
                 self.head_started |= written > 0;
                 return heartbeat;
@@ -257,6 +282,10 @@ impl Outbound {
     /// Puts a frame behind another one, or before all.
     fn link(&mut self, bytes: Bytes, lane: Lane, ahead: Option<Place>) -> Place {
         self.bytes += bytes.len();
+        if !lane.is_shared() {
+            self.own.frames += 1;
+            self.own.bytes += bytes.len();
+        }
         let next = ahead.map_or(self.first, |ahead| self.frame(ahead).next);
         let frame = Frame { bytes, lane, previous: ahead, next, next_of_room: None };
         let place = Place::of(self.frames.insert(frame));
@@ -278,6 +307,10 @@ impl Outbound {
     fn unlink(&mut self, place: Place) -> Frame {
         let frame = self.frames.remove(place.key());
         self.bytes -= frame.bytes.len();
+        if !frame.lane.is_shared() {
+            self.own.frames -= 1;
+            self.own.bytes -= frame.bytes.len();
+        }
         if let Some(previous) = frame.previous {
             self.frame_mut(previous).next = frame.next;
         } else {
@@ -400,6 +433,11 @@ impl Place {
 }
 
 impl Lane {
+    /// Whether a frame may be in other sessions' queues, too.
+    fn is_shared(self) -> bool {
+        matches!(self, Self::Room(_))
+    }
+
     /// Whether publications of rooms with priority stay behind it.
     fn stops_priority(self) -> bool {
         match self {

@@ -1,5 +1,6 @@
 //! A client's socket, counted, plain or with TLS on it.
 
+mod intake;
 mod tls;
 
 use std::{
@@ -21,9 +22,10 @@ use tokio::{
     net::TcpStream,
 };
 
+use intake::Intake;
 use tls::{Handshake, Tls, Wire};
 
-use crate::limits::Seat;
+use crate::{budget::Budget, limits::Seat, server::connection::Progress};
 
 /// What all sockets of one shard have carried, and how many there are. Written by the shard alone, read
 /// by the acceptor and the metrics.
@@ -78,6 +80,8 @@ pub struct Stream {
     tls: Option<Box<RefCell<Tls>>>,
     /// Its place among the connections of its address, where they are counted.
     seat: Option<Seat>,
+    /// What HTTP keeps of what it has read here; nothing any more once it is upgraded.
+    intake: Option<Box<Intake>>,
 }
 
 /// The TCP socket, whose bytes are counted.
@@ -119,12 +123,22 @@ impl Stream {
     /// Takes a socket into the account of `meter`.
     pub fn new(socket: TcpStream, meter: Arc<Meter>) -> Self {
         meter.sockets.fetch_add(1, Ordering::Relaxed);
-        Self { socket: Socket { tcp: socket, meter }, tls: None, seat: None }
+        Self { socket: Socket { tcp: socket, meter }, tls: None, seat: None, intake: None }
     }
 
     /// Takes a seat for as long as the socket is open.
     pub fn sit(&mut self, seat: Option<Seat>) {
         self.seat = seat;
+    }
+
+    /// Counts what HTTP reads from now on.
+    pub fn begin_http(&mut self, budget: &Arc<Budget>, progress: Arc<Progress>) {
+        self.intake = Some(Box::new(Intake::new(budget, progress)));
+    }
+
+    /// HTTP is over: its buffers are gone.
+    pub fn end_http(&mut self) {
+        self.intake = None;
     }
 
     /// Puts TLS on a socket from which nothing has been read. To be followed by [`Stream::poll_handshake`].
@@ -202,6 +216,11 @@ impl Stream {
         self.tls.as_ref().is_some_and(|tls| tls.borrow().has_unsent())
     }
 
+    /// How much that is, in bytes of plaintext at most.
+    pub fn unsent(&self) -> usize {
+        self.tls.as_ref().map_or(0, |tls| tls.borrow().unsent())
+    }
+
     /// Hands the kernel what waits for it.
     pub fn try_flush(&self) -> io::Result<()> {
         self.tls.as_ref().map_or(Ok(()), |tls| tls.borrow_mut().flush(&self.socket))
@@ -214,6 +233,12 @@ impl Stream {
             None => self.socket.shut(),
             // Unsent, or lost with the socket, which the next read tells.
             Some(tls) => drop(tls.borrow_mut().close(&self.socket)),
+        }
+    }
+
+    fn answered(&mut self) {
+        if let Some(intake) = &mut self.intake {
+            intake.answered();
         }
     }
 
@@ -243,7 +268,8 @@ impl AsyncRead for Stream {
             match self.try_read(buffer.initialize_unfilled()) {
                 Ok(bytes) => {
                     buffer.advance(bytes);
-                    return Poll::Ready(Ok(()));
+                    let intake = self.get_mut().intake.as_mut();
+                    return Poll::Ready(intake.map_or(Ok(()), |intake| intake.read(bytes)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.socket.tcp.poll_read_ready(cx))?;
@@ -256,7 +282,9 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, || self.try_write(&[IoSlice::new(bytes)]))
+        let this = self.get_mut();
+        this.answered();
+        this.poll_write_with(cx, || this.try_write(&[IoSlice::new(bytes)]))
     }
 
     fn poll_write_vectored(
@@ -264,7 +292,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, || self.try_write(slices))
+        let this = self.get_mut();
+        this.answered();
+        this.poll_write_with(cx, || this.try_write(slices))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,7 +7,10 @@ use std::cell::Cell;
 use prometheus::IntCounter;
 
 use super::Meter;
-use crate::metrics::Metrics;
+use crate::{
+    budget::{Budget, Consumer},
+    metrics::Metrics,
+};
 
 /// Counts since the last [`Tally::settle`].
 #[derive(Debug, Default)]
@@ -21,6 +24,10 @@ pub struct Tally {
     pub dropped_for_latest: Cell<u64>,
     pub subscriptions: Cell<i64>,
     pub outbound_bytes: Cell<i64>,
+    /// Memory of sessions, by what it is held for.
+    pub outbound_held: Cell<i64>,
+    pub incomplete_held: Cell<i64>,
+    pub publications_held: Cell<i64>,
 }
 
 impl Tally {
@@ -34,7 +41,14 @@ impl Tally {
         cell.set(cell.get() + by);
     }
 
-    /// Moves everything counted into the node's metrics.
+    /// Moves what sessions hold into the node's budget.
+    pub fn settle_memory(&self, budget: &Budget) {
+        budget.settle(Consumer::Outbound, self.outbound_held.take());
+        budget.settle(Consumer::Incomplete, self.incomplete_held.take());
+        budget.settle(Consumer::Publications, self.publications_held.take());
+    }
+
+    /// Moves everything else counted into the node's metrics.
     pub fn settle(&self, meter: &Meter, metrics: &Metrics) {
         let (read, written) = meter.take();
         add(&metrics.network_bytes_in, read);

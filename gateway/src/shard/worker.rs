@@ -1,6 +1,7 @@
 //! The loop and the tables of one shard.
 
 mod fanout;
+mod relief;
 
 use std::{
     cell::{Cell, Ref, RefCell},
@@ -19,6 +20,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::relief::Holders;
 use super::{
     Context, Event, Inbox, Vitals,
     age::Age,
@@ -68,6 +70,7 @@ pub struct Worker {
     commands: RefCell<Vec<Command>>,
     effects: RefCell<Vec<Effect>>,
     connections: RefCell<SlotMap<ConnectionKey, Rc<Connection>>>,
+    holders: RefCell<Holders>,
     rooms: RefCell<Rooms>,
     rounds: RefCell<Rounds>,
     /// What broadcasts that the shard is done with since the last turn count in its inbox.
@@ -137,6 +140,7 @@ pub fn run(
         commands: RefCell::default(),
         effects: RefCell::default(),
         connections: RefCell::default(),
+        holders: RefCell::default(),
         rooms: RefCell::default(),
         rounds: RefCell::default(),
         done: Cell::default(),
@@ -202,6 +206,10 @@ impl Worker {
                 events = Vec::new();
             }
             self.settle_tally();
+            if self.relieve() {
+                self.write(&mut written).await;
+                self.settle_tally();
+            }
             if self.has_left() {
                 return;
             }
@@ -259,6 +267,7 @@ impl Worker {
                 self.set_timer(Tick(next.0.max(now.0 + 1)), &connection);
             }
         }
+        self.note_fullest();
         self.close_share();
     }
 
@@ -346,7 +355,7 @@ impl Worker {
         let phase = connection.phase();
         connection.begin_close(self, CloseReason::Lost);
         connection.detach();
-        self.count_outbound(connection.discard_outbound(), 0);
+        connection.give_back(self);
         self.connections.borrow_mut().remove(connection.key());
         let reason = match phase {
             Phase::Closing(reason) => reason,
@@ -379,10 +388,7 @@ impl Worker {
     pub fn publish_blocked(&self, key: ConnectionKey) {
         let (Some(worker), Some(connection)) = (self.this.upgrade(), self.connection(key)) else { return };
         self.tasks.spawn_local(async move {
-            while let Some(request) = connection.next_blocked() {
-                worker.context.broker.publish(request).await;
-            }
-            connection.unblocked();
+            connection.publish_blocked(&worker).await;
         });
     }
 
@@ -492,12 +498,6 @@ impl Worker {
         self.timers.borrow_mut().set(at, connection.key());
     }
 
-    /// The outbound queue of a connection went from one length to another.
-    #[expect(clippy::cast_possible_wrap, reason = "bounded by limits.outbound and a frame")]
-    pub fn count_outbound(&self, before: usize, after: usize) {
-        Tally::shift(&self.tally.outbound_bytes, after as i64 - before as i64);
-    }
-
     pub fn take_effects(&self) -> Vec<Effect> {
         self.effects.take()
     }
@@ -533,5 +533,6 @@ impl Worker {
 
     fn settle_tally(&self) {
         self.tally.settle(&self.vitals.meter, &self.context.metrics);
+        self.tally.settle_memory(&self.context.budget);
     }
 }

@@ -76,9 +76,17 @@ export const node = dashboard(
             quantiles("tidegate_shard_lag_seconds"),
             { logarithmic: true },
           ),
-          graph("Waiting for clients", "Bytes in the sessions' outbound queues.", "bytes", [
-            [`tidegate_outbound_bytes{${this_}}`, "outbound"],
-          ]),
+          graph(
+            "Held for clients",
+            "Memory, by what it is held for; limits.memory bounds the sum. A message that waits for many sessions is held once, and counts for each of them among what is queued.",
+            "bytes",
+            [
+              [`tidegate_memory_held_bytes{${this_}}`, "{{consumer}}"],
+              [`sum(tidegate_memory_held_bytes{${this_}})`, "all"],
+              [`tidegate_memory_limit_bytes{${this_}}`, "limits.memory"],
+              [`tidegate_outbound_bytes{${this_}}`, "queued"],
+            ],
+          ),
           graph("Waiting for Redis", "Bytes of publications that wait to be sent or acknowledged.", "bytes", [
             [`tidegate_broker_publish_queue_bytes{${this_}}`, "publish queue"],
           ]),

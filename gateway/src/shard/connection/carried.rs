@@ -20,6 +20,9 @@ use crate::{
 
 /// Reads in a row before others get their turn.
 const READS_PER_TURN: usize = 4;
+/// Answers that a client may leave unread, in bytes and 64 for each, before it is not read any further: what it is
+/// refused must not cost the node more than what it is given.
+const MAX_REPLIES: usize = 64 * 1024;
 /// Bytes of frame heads that a message may have before they are charged without it.
 const MAX_OVERHEAD: usize = 4 * 1024;
 
@@ -53,11 +56,9 @@ impl Connection {
         self.offered.set(false);
         self.wants_write.set(false);
         let frame = self.outbound.borrow_mut().pop();
+        self.count_outbound(worker);
         match (frame, self.phase.get()) {
-            (Some(frame), _) => {
-                worker.count_outbound(frame.len(), 0);
-                Poll::Ready(Some(frame))
-            }
+            (Some(frame), _) => Poll::Ready(Some(frame)),
             (None, Phase::Closing(_)) => Poll::Ready(None),
             (None, _) => Poll::Pending,
         }
@@ -79,7 +80,7 @@ impl Connection {
                 }
             }
             if self.must_pause() {
-                return Poll::Pending; // woken when publications are settled
+                return Poll::Pending; // woken when publications are settled, or the socket takes what waits
             }
             let outcome = match &*self.carrier.borrow() {
                 Carrier::Socket { stream, .. } => match stream.poll_read_ready(cx) {
@@ -124,6 +125,18 @@ impl Connection {
 
     fn consume(&self, worker: &Worker, bytes: &mut [u8]) {
         let max_message = worker.settings().limits.message_size.get();
+        let before = self.decoder.borrow().heap_bytes();
+        self.decode(worker, bytes, max_message);
+        let after = self.decoder.borrow().heap_bytes();
+        if before.max(after) > 0 {
+            Self::count_incomplete(worker, before, after);
+        }
+        if after > 0 || self.is_blocked() {
+            self.note_holding(worker);
+        }
+    }
+
+    fn decode(&self, worker: &Worker, bytes: &mut [u8], max_message: usize) {
         let mut decoder = self.decoder.borrow_mut();
         let mut feed = decoder.feed(bytes, max_message);
         while !self.deaf.get() {
@@ -232,7 +245,9 @@ impl Connection {
 
     fn must_pause(&self) -> bool {
         !matches!(self.phase.get(), Phase::Closing(_))
-            && (self.in_flight.get() >= MAX_IN_FLIGHT || !self.blocked.borrow().is_empty())
+            && (self.in_flight.get() >= MAX_IN_FLIGHT
+                || self.is_blocked()
+                || self.outbound.borrow().replies() > MAX_REPLIES)
     }
 }
 

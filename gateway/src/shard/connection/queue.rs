@@ -111,16 +111,12 @@ impl Connection {
     }
 
     fn queue_within(&self, worker: &Worker, frame: Bytes, lane: Lane, limit: usize) -> bool {
-        let (before, pushed, after) = {
-            let mut outbound = self.outbound.borrow_mut();
-            let before = outbound.len();
-            (before, outbound.push(frame, lane, limit), outbound.len())
-        };
+        let pushed = self.outbound.borrow_mut().push(frame, lane, limit);
         if pushed == Err(Full) {
             self.doom(worker, CloseReason::SlowConsumer);
             return false;
         }
-        worker.count_outbound(before, after);
+        self.count_outbound(worker);
         true
     }
 
@@ -156,10 +152,9 @@ impl Connection {
                 return false;
             }
         };
-        let before = self.outbound.borrow().len();
         let all = overflow == Overflow::Latest;
         let pushed = self.outbound.borrow_mut().push_over(frame, lane, limit, all, notice);
-        worker.count_outbound(before, self.outbound.borrow().len());
+        self.count_outbound(worker);
         let Ok(dropped) = pushed else {
             self.doom(worker, CloseReason::SlowConsumer);
             return false;

@@ -38,14 +38,18 @@ impl Connection {
                 Ok(())
             }
             Carrier::Socket { stream, .. } => {
-                let before = self.outbound.borrow().len();
                 let outcome = self.write(worker, stream);
-                worker.count_outbound(before, self.outbound.borrow().len());
+                self.count_outbound(worker);
                 outcome
             }
         };
         match outcome {
-            Ok(()) => self.shut_if_done(),
+            Ok(()) => {
+                if self.has_output() {
+                    self.note_holding(worker);
+                }
+                self.shut_if_done();
+            }
             Err(error) => self.lost(worker, Some(&error)),
         }
     }
@@ -60,8 +64,8 @@ impl Connection {
                     self.has_sent_ping(worker);
                 }
                 if written < frame.len() {
-                    let left = self.outbound.borrow_mut().push_started(frame.clone(), written, lane);
-                    worker.count_outbound(0, left);
+                    self.outbound.borrow_mut().push_started(frame.clone(), written, lane);
+                    self.count_outbound(worker);
                 }
                 if self.has_output() {
                     self.flush(worker);

@@ -192,6 +192,10 @@ proptest! {
             let cost = outbound.bytes + outbound.frames.len() * Outbound::PER_FRAME;
             prop_assert!(cost <= limit || outbound.frames.len() == 1, "{cost} of {limit}");
             prop_assert_eq!(outbound.bytes, outbound.iter().map(|f| f.bytes.len()).sum::<usize>());
+            let own = || outbound.iter().filter(|frame| !matches!(frame.lane, Lane::Room(_)));
+            let own_bytes: usize = own().map(|frame| frame.bytes.len()).sum();
+            prop_assert_eq!(outbound.held(), own_bytes + outbound.frames.len() * Outbound::PER_FRAME);
+            prop_assert_eq!(outbound.replies(), own_bytes + own().count() * Outbound::PER_FRAME);
         }
         while let Some(frame) = outbound.pop() {
             written.extend_from_slice(&frame);

@@ -44,6 +44,8 @@ pub struct Tls {
     closing: bool,
     /// Whether the peer has said anything.
     heard: bool,
+    /// Plaintext that was taken since the socket had last taken everything.
+    unsent: usize,
 }
 
 impl Tls {
@@ -51,7 +53,7 @@ impl Tls {
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         let mut connection = ServerConnection::new(config)?;
         connection.set_buffer_limit(Some(UNSENT));
-        Ok(Self { connection, closing: false, heard: false })
+        Ok(Self { connection, closing: false, heard: false, unsent: 0 })
     }
 
     /// Goes on with the handshake as far as the socket allows.
@@ -103,6 +105,7 @@ impl Tls {
     pub fn try_write(&mut self, wire: &impl Wire, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.flush(wire)?;
         let taken = self.connection.writer().write_vectored(slices)?;
+        self.unsent += taken;
         match self.flush(wire) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(taken),
@@ -112,6 +115,11 @@ impl Tls {
     /// Whether records wait for the socket.
     pub fn has_unsent(&self) -> bool {
         self.connection.wants_write()
+    }
+
+    /// How much plaintext is in the records that wait, or was in those before them.
+    pub fn unsent(&self) -> usize {
+        self.unsent
     }
 
     /// Sends the records that wait.
@@ -124,6 +132,7 @@ impl Tls {
                 Err(error) => return Err(error),
             }
         }
+        self.unsent = 0;
         if self.closing {
             wire.shut();
         }

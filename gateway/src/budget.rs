@@ -1,0 +1,284 @@
+//! The node's budget: how many bytes it may hold for its clients, and how many it holds.
+//!
+//! Owns the account (`tidegate_memory_held_bytes`) and the question whether something still fits into
+//! `limits.memory`. What happens to whom it does not fit for is said where it happens: shards close the
+//! fullest sessions, routes refuse bodies, HTTP connections are cut in the middle of a large head.
+//!
+//! # What counts
+//!
+//! Bytes that are on the heap because of what clients do or fail to do ([`Consumer`]). Not what each
+//! connection costs while it is idle (`limits.connections` bounds that), and not the broker's queue
+//! (`broker.publish_queue` does).
+//!
+//! A frame that waits for many sessions is counted once, for as long as any of them holds it
+//! ([`Budget::share`]). So a crowd that does not keep up with one room costs what it costs in memory, and not
+//! that times the crowd.
+//!
+//! # Cost
+//!
+//! A delivery touches no counter here. Shards add up what changes and settle it once per turn; a publication
+//! pays one addition and one subtraction for each format that it is encoded to.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use bytes::Bytes;
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
+
+/// What holds memory for clients. The label of `tidegate_memory_held_bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consumer {
+    /// Frames that wait for a socket, and the queues they wait in.
+    Outbound,
+    /// Publications on their way from the broker to the shards.
+    Inbox,
+    /// What HTTP connections keep to read requests into, beyond the first few KiB.
+    Heads,
+    /// Bodies of requests that have not been answered.
+    Bodies,
+    /// Messages of sessions of which a part is missing.
+    Incomplete,
+    /// Publications of sessions that wait for room in the broker's queue.
+    Publications,
+}
+
+impl Consumer {
+    /// Every consumer.
+    pub const ALL: [Self; 6] =
+        [Self::Outbound, Self::Inbox, Self::Heads, Self::Bodies, Self::Incomplete, Self::Publications];
+
+    /// The metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbox => "inbox",
+            Self::Heads => "heads",
+            Self::Bodies => "bodies",
+            Self::Incomplete => "incomplete",
+            Self::Publications => "publications",
+        }
+    }
+}
+
+/// What HTTP may keep of one connection's request, beside what is made of it, and beyond the first few KiB that every
+/// connection has: hyper's buffer grows to so much and does not shrink.
+pub const READ_BUFFER: usize = 56 * 1024;
+
+/// What the node holds for its clients, against what it may hold.
+#[derive(Debug)]
+pub struct Budget {
+    held: [IntGauge; Consumer::ALL.len()],
+    /// `limits.memory`, in bytes.
+    limit: IntGauge,
+    /// How much the fullest session of each shard holds, while memory is short.
+    fullest: Box<[AtomicUsize]>,
+}
+
+impl Budget {
+    /// An empty account for a node with this many shards, without a limit until [`Budget::set_limit`].
+    pub fn register(registry: &Registry, shards: usize) -> Result<Arc<Self>, prometheus::Error> {
+        let held = IntGaugeVec::new(
+            Opts::new(
+                "tidegate_memory_held_bytes",
+                "Memory that the node holds for its clients, by what it is held for; limits.memory bounds the sum.",
+            ),
+            &["consumer"],
+        )?;
+        registry.register(Box::new(held.clone()))?;
+        let limit = IntGauge::new(
+            "tidegate_memory_limit_bytes",
+            "Memory that the node may hold for its clients: limits.memory.",
+        )?;
+        registry.register(Box::new(limit.clone()))?;
+        limit.set(i64::MAX);
+        Ok(Arc::new(Self {
+            held: Consumer::ALL.map(|consumer| held.with_label_values(&[consumer.as_str()])),
+            limit,
+            fullest: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
+        }))
+    }
+
+    /// From now on so many bytes may be held.
+    pub fn set_limit(&self, bytes: usize) {
+        self.limit.set(signed(bytes));
+    }
+
+    /// How many bytes may be held.
+    pub fn limit(&self) -> usize {
+        unsigned(self.limit.get())
+    }
+
+    /// How many bytes are held.
+    pub fn held(&self) -> usize {
+        // A shard may settle what it has given back before another settles what it has taken.
+        unsigned(self.held.iter().map(IntGauge::get).sum())
+    }
+
+    /// How many bytes are held for this.
+    pub fn held_by(&self, consumer: Consumer) -> usize {
+        unsigned(self.gauge(consumer).get())
+    }
+
+    /// Whether more is held than may be.
+    pub fn is_over(&self) -> bool {
+        self.held() > self.limit()
+    }
+
+    /// To what sessions are closed once the budget is over: a little below the limit, so that they are not
+    /// looked through again at once.
+    pub fn relieved(&self) -> usize {
+        self.limit() - self.limit() / 16
+    }
+
+    /// Whether requests may take so many bytes more: half of the budget is theirs, and the last eighth is not. What
+    /// clients send must not cost those a session who are only slow to read.
+    pub fn admits(&self, bytes: usize) -> bool {
+        let requests = self.held_by(Consumer::Heads) + self.held_by(Consumer::Bodies);
+        self.held().saturating_add(bytes) <= self.limit() - self.limit() / 8
+            && requests.saturating_add(bytes) <= self.limit() / 2
+    }
+
+    /// Whether memory is short, or is about to be.
+    pub fn is_short(&self) -> bool {
+        self.held() > self.limit() - self.limit() / 8
+    }
+
+    /// A shard has taken so many bytes, or given them back.
+    pub fn settle(&self, consumer: Consumer, change: i64) {
+        if change != 0 {
+            self.gauge(consumer).add(change);
+        }
+    }
+
+    /// Counts bytes until what is returned is dropped.
+    pub fn hold(self: &Arc<Self>, consumer: Consumer, bytes: usize) -> Held {
+        self.settle(consumer, signed(bytes));
+        Held { budget: Arc::clone(self), consumer, bytes }
+    }
+
+    /// A frame that many sessions may hold: counted once, until the last of them drops it.
+    pub fn share(self: &Arc<Self>, frame: Bytes) -> Bytes {
+        let held = self.hold(Consumer::Outbound, frame.len());
+        Bytes::from_owner(Shared { frame, _held: held })
+    }
+
+    /// Notes how much the fullest session of a shard holds, and returns how much the fullest of the node does.
+    pub fn note_fullest(&self, shard: usize, bytes: usize) -> usize {
+        if let Some(own) = self.fullest.get(shard) {
+            own.store(bytes, Ordering::Relaxed);
+        }
+        self.fullest.iter().map(|bytes| bytes.load(Ordering::Relaxed)).max().unwrap_or_default()
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "the array has one place per consumer, in their order")]
+    fn gauge(&self, consumer: Consumer) -> &IntGauge {
+        &self.held[consumer as usize]
+    }
+}
+
+/// Bytes that are counted until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    budget: Arc<Budget>,
+    consumer: Consumer,
+    bytes: usize,
+}
+
+impl Held {
+    /// Counts more bytes.
+    pub fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.budget.settle(self.consumer, signed(bytes));
+    }
+
+    /// Where they are counted.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.settle(self.consumer, -signed(self.bytes));
+    }
+}
+
+struct Shared {
+    frame: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.frame
+    }
+}
+
+fn signed(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn unsigned(bytes: i64) -> usize {
+    usize::try_from(bytes).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(limit: usize) -> Arc<Budget> {
+        let budget = Budget::register(&Registry::new(), 2).unwrap();
+        budget.set_limit(limit);
+        budget
+    }
+
+    #[test]
+    fn each_consumer_has_its_own_place() {
+        let budget = budget(1000);
+        for (bytes, consumer) in (1..).zip(Consumer::ALL) {
+            budget.settle(consumer, bytes);
+        }
+        assert_eq!(Consumer::ALL.map(|consumer| budget.held_by(consumer)), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(budget.held(), 21);
+    }
+
+    #[test]
+    fn a_shared_frame_is_counted_once_and_until_the_last_one_drops_it() {
+        let budget = budget(1000);
+        let frame = budget.share(Bytes::from(vec![7; 100]));
+        let others = vec![frame.clone(), frame.slice(90..)];
+        drop(frame);
+        assert_eq!((budget.held_by(Consumer::Outbound), others[1].len()), (100, 10));
+        drop(others);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn requests_have_half_and_leave_an_eighth() {
+        let budget = budget(800);
+        let mut bodies = budget.hold(Consumer::Bodies, 200);
+        let heads = budget.hold(Consumer::Heads, 100);
+        assert!(budget.admits(100));
+        assert!(!budget.admits(101));
+        assert!(!budget.admits(usize::MAX));
+        let queues = budget.hold(Consumer::Outbound, 350);
+        assert!(budget.admits(50) && !budget.is_short());
+        assert!(!budget.admits(51));
+        bodies.grow(150);
+        assert!(budget.is_short() && !budget.is_over());
+        bodies.grow(1);
+        assert!(budget.is_over());
+        drop((bodies, heads, queues));
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn shards_learn_of_the_fullest_session_of_all() {
+        let budget = budget(800);
+        assert_eq!(budget.note_fullest(0, 50), 50);
+        assert_eq!(budget.note_fullest(1, 20), 50);
+        assert_eq!(budget.note_fullest(0, 10), 20);
+    }
+}
