@@ -25,7 +25,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -270,12 +270,11 @@ const MAX_LINGER: usize = 16 * 1024 * 1024;
 /// still comes is read and thrown away until the client closes its side. To close at once while bytes of the client
 /// are unread would make the kernel reset the connection, and the client might never read its answer.
 pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bounds: Linger) {
-    let discard = async {
+    let farewell = async {
         stream.shutdown().await?;
-        let mut buffer = vec![0; 16 * 1024];
         let mut left = MAX_LINGER;
         while left > 0 {
-            match timeout(bounds.silence, stream.read(&mut buffer)).await {
+            match timeout(bounds.silence, discard(stream)).await {
                 Ok(Ok(0)) | Err(_) => break,
                 Ok(Ok(bytes)) => left = left.saturating_sub(bytes),
                 Ok(Err(error)) => return Err(error),
@@ -284,7 +283,18 @@ pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bounds: L
         io::Result::Ok(())
     };
     // Lost, or too slow: it is closed all the same.
-    drop(timeout(bounds.total, discard).await);
+    drop(timeout(bounds.total, farewell).await);
+}
+
+/// Reads some bytes and throws them away. No buffer is kept while none come: many connections may be closing.
+async fn discard<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut space = [0; 16 * 1024];
+        let mut buffer = ReadBuf::new(&mut space);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    })
+    .await
 }
 
 /// The body of a request, which knows whether it has been read to its end.
