@@ -30,6 +30,11 @@ pub struct Sockets {
 }
 
 impl Sockets {
+    /// Whether more than nine tenths of the places are taken when so many sockets are open.
+    pub fn is_crowded(self, open: usize) -> bool {
+        open > self.connections - self.connections.div_ceil(10)
+    }
+
     /// What `config` asks for, as far as this process may have it.
     pub fn allowed(config: &Config) -> Self {
         Self::within(open_files(), config)
@@ -96,6 +101,18 @@ mod tests {
     #[track_caller]
     fn check(open_files: Option<usize>, wanted: usize, connections: usize, all: usize) {
         assert_eq!(Sockets::within(open_files, &config(wanted)), Sockets { connections, all });
+    }
+
+    #[test]
+    fn a_tenth_of_the_places_is_kept_from_idle_connections() {
+        for (connections, most) in [(1, 0), (4, 3), (10, 9), (11, 9), (100_000, 90_000)] {
+            let sockets = Sockets { connections, all: connections + COURTESY };
+            assert_eq!(
+                (sockets.is_crowded(most), sockets.is_crowded(most + 1)),
+                (false, true),
+                "{connections}"
+            );
+        }
     }
 
     #[test]

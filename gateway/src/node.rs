@@ -148,6 +148,8 @@ impl Node {
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
         let settings = Arc::new(LiveSettings::new(Settings::new(&config, key_files.keyring())));
         metrics.config_read(true, SystemTime::now().into());
+        // Shards and routes ask how much all shards hold: the counters come first.
+        let vitals: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
         let context = Arc::new(Context {
             hub: Arc::clone(&hub),
             broker: Arc::clone(&broker),
@@ -156,10 +158,9 @@ impl Node {
             tls: tls.clone(),
             ids: Arc::clone(&ids),
             settings: Arc::clone(&settings),
+            shards: vitals.clone(),
         });
 
-        // A shard serves the routes, and the routes count what the shards hold: the counters come first.
-        let vitals: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
         let gate = Arc::new(Gate {
             settings: Arc::clone(&settings),
             broker: Arc::clone(&broker),

@@ -74,6 +74,16 @@ pub struct Context {
     pub ids: Arc<SessionIds>,
     /// Keys, bounds and times; a shard looks once per turn whether they have changed.
     pub settings: Arc<LiveSettings>,
+    /// What each shard of the node holds.
+    pub shards: Vec<Arc<Vitals>>,
+}
+
+impl Context {
+    /// Whether nine tenths of the node's places for sockets are taken, so that idle ones should make way.
+    pub fn is_crowded(&self) -> bool {
+        let open = self.shards.iter().map(|vitals| vitals.load()).sum();
+        self.settings.load().sockets.is_crowded(open)
+    }
 }
 
 /// Makes names for sessions: unique across nodes, not secret.

@@ -185,7 +185,9 @@ table! {
         reload: Live,
         doc: "Time for the next request to begin on a connection that is kept open after an answer.",
         more: "Longer than proxies and load balancers keep their connections to a node, or they send a request \
-               into a connection that the node is closing: 60 s with nginx and AWS, 600 s with Google Cloud.",
+               into a connection that the node is closing: 60 s with nginx and AWS, 600 s with Google Cloud. While more than \
+               nine tenths of `limits.connections` are open, it is `public.header_timeout`, also for connections \
+               that are idle already.",
     };
     PUBLIC_MAX_SESSION_AGE: Time = Key {
         name: "public.max_session_age",

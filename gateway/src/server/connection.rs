@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -45,7 +45,7 @@ const LATE: Duration = Duration::from_secs(1);
 pub struct Times {
     /// For the rest of a head, counted from its first byte. For the first one to begin, too.
     pub head: Duration,
-    /// Between two requests.
+    /// Between two requests. Read again every [`Times::head`] while the connection is idle, so it may become shorter.
     pub keep_alive: Duration,
     /// For the rest of a head or the reading of an answer, when the node is leaving.
     pub farewell: Duration,
@@ -54,8 +54,8 @@ pub struct Times {
 /// Where a connection stands. Shared by what serves it and by its service.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// A request has come.
-    used: AtomicBool,
+    /// How many requests have come.
+    requests: AtomicU64,
     /// A request is served, or the body of its answer is not complete.
     serving: AtomicBool,
     /// Bytes have come since the last request.
@@ -75,12 +75,16 @@ impl Progress {
 
     /// Whether a request has come.
     pub fn is_used(&self) -> bool {
-        get(&self.used)
+        self.requests() > 0
     }
 
     /// Whether a request is served.
     pub fn is_serving(&self) -> bool {
         get(&self.serving)
+    }
+
+    fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     fn phase(&self) -> Phase {
@@ -115,6 +119,19 @@ enum Phase {
     Serving,
     /// The client takes its time to read the answer.
     Writing,
+}
+
+impl Phase {
+    /// How long it may last; an idle connection is looked at again after this time.
+    fn patience(self, is_used: bool, is_leaving: bool, times: Times) -> Option<Duration> {
+        match self {
+            Self::Serving => None,
+            Self::Head | Self::Writing if is_leaving => Some(times.farewell),
+            Self::Writing => Some(ANSWER_TIMEOUT),
+            Self::Idle if is_used => Some(times.keep_alive.min(times.head)),
+            Self::Head | Self::Idle => Some(times.head),
+        }
+    }
 }
 
 /// Why a connection is over.
@@ -171,7 +188,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        set(&progress.used, true);
+        progress.requests.fetch_add(1, Ordering::Relaxed);
         set(&progress.begun, false);
         set(&progress.serving, true);
         let guard = Guard(Arc::clone(&progress));
@@ -197,8 +214,10 @@ where
     let mut left = std::pin::pin!(leaving.cancelled());
     let mut is_leaving = false;
     let mut told = false;
-    let mut phase = Phase::Idle;
-    let mut deadline = std::pin::pin!(sleep_until(Instant::now() + times().head));
+    // A request may come and be answered within one poll: the phase alone would not tell that it was there.
+    let (mut phase, mut requests) = (Phase::Idle, 0);
+    let mut since = Instant::now();
+    let mut deadline = std::pin::pin!(sleep_until(since + times().head));
     let mut due = Some(deadline.deadline());
     let end = poll_fn(|cx| {
         loop {
@@ -213,18 +232,12 @@ where
                 Poll::Pending => {}
             }
             let leaves = !is_leaving && left.as_mut().poll(cx).is_ready();
-            let now = progress.phase();
-            if leaves || now != phase {
-                (is_leaving, phase) = (is_leaving || leaves, now);
-                let (used, times) = (get(&progress.used), times());
-                let time = match phase {
-                    Phase::Serving => None,
-                    Phase::Head | Phase::Writing if is_leaving => Some(times.farewell),
-                    Phase::Writing => Some(ANSWER_TIMEOUT),
-                    Phase::Idle if used => Some(times.keep_alive),
-                    Phase::Head | Phase::Idle => Some(times.head),
-                };
-                due = time.map(|time| Instant::now() + time);
+            let now = (progress.phase(), progress.requests());
+            if leaves || now != (phase, requests) {
+                is_leaving |= leaves;
+                (phase, requests) = now;
+                since = Instant::now();
+                due = phase.patience(requests > 0, is_leaving, times()).map(|time| since + time);
                 if let Some(due) = due {
                     deadline.as_mut().reset(due);
                 }
@@ -237,9 +250,21 @@ where
             }
             let Some(at) = due else { return Poll::Pending };
             ready!(deadline.as_mut().poll(cx));
-            if phase == Phase::Head && at.elapsed() > LATE {
-                due = Some(Instant::now() + times().head);
-                deadline.as_mut().reset(Instant::now() + times().head);
+            let more = match phase {
+                Phase::Head | Phase::Writing if at.elapsed() > LATE => {
+                    phase.patience(requests > 0, is_leaving, times())
+                }
+                Phase::Idle if requests > 0 => {
+                    let times = times();
+                    let left = times.keep_alive.saturating_sub(since.elapsed());
+                    (!left.is_zero()).then(|| left.min(times.head))
+                }
+                _ => None,
+            };
+            if let Some(more) = more {
+                let at = Instant::now() + more;
+                due = Some(at);
+                deadline.as_mut().reset(at);
                 continue;
             }
             return Poll::Ready(match phase {
@@ -265,6 +290,8 @@ pub struct Linger {
 
 /// Bytes that a connection which is being closed may still bring.
 const MAX_LINGER: usize = 16 * 1024 * 1024;
+/// After so many reads the other tasks of the thread have their turn: a fast sender must not hold them up.
+const LINGER_READS: usize = 4;
 
 /// Closes a connection on which an answer may be under way (RFC 9112 §9.6): nothing more is written, and what
 /// still comes is read and thrown away until the client closes its side. To close at once while bytes of the client
@@ -273,7 +300,12 @@ pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bounds: L
     let farewell = async {
         stream.shutdown().await?;
         let mut left = MAX_LINGER;
+        let mut reads = 0_usize;
         while left > 0 {
+            reads += 1;
+            if reads.is_multiple_of(LINGER_READS) {
+                tokio::task::yield_now().await;
+            }
             match timeout(bounds.silence, discard(stream)).await {
                 Ok(Ok(0)) | Err(_) => break,
                 Ok(Ok(bytes)) => left = left.saturating_sub(bytes),
@@ -479,3 +511,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,8 +176,10 @@ impl Gate {
             None => problem.into_response(),
         };
         let mut response = self.expose(request, response);
-        if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
-            // The next attempt costs a connection, and connections are counted.
+        // An attempt after a mistake costs a connection, and connections are counted. Whoever finds no place here must
+        // not take one while idle.
+        let is_mistake = status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS;
+        if is_mistake || refusal.is_about_this_node() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -159,6 +159,12 @@ impl Refusal {
         }
     }
 
+    /// Whether another node may well take the request: this one has no place for it. The connection is then closed, so
+    /// that it takes no place either, and the client reaches another node when it comes back.
+    pub fn is_about_this_node(self) -> bool {
+        matches!(self, Self::Connections | Self::Memory | Self::Draining)
+    }
+
     /// The least and the most seconds after which the same request may succeed, where that is known. A
     /// range, because all who are refused together must not come back together.
     fn retry_after(self) -> Option<RangeInclusive<u32>> {
@@ -362,5 +368,17 @@ impl From<Refusal> for Problem {
             _ => "the request cannot be served",
         };
         Self::new(refusal, detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_without_a_place_sends_clients_to_another_one() {
+        let found: Vec<_> =
+            Refusal::ALL.into_iter().filter(|it| it.is_about_this_node()).map(Refusal::as_str).collect();
+        assert_eq!(found, ["connections", "memory", "draining"]);
     }
 }

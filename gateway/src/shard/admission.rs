@@ -306,7 +306,10 @@ async fn serve_http(
     stream.begin_http(&worker.context.budget, Arc::clone(&http.progress));
     let times = || {
         let settings = worker.settings();
-        Times { head: settings.header_timeout, keep_alive: settings.keep_alive, farewell: LINGER }
+        let head = settings.header_timeout;
+        let crowded = worker.context.is_crowded();
+        let keep_alive = if crowded { settings.keep_alive.min(head) } else { settings.keep_alive };
+        Times { head, keep_alive, farewell: LINGER }
     };
     let failed = |error: &hyper::Error| {
         if is_timed_out(error)

@@ -14,6 +14,11 @@ use tidegate_tests::{
     raw::{Frame, RawSocket},
     token::{Token, anywhere},
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::stage::payloads;
 
@@ -175,6 +180,19 @@ async fn open_connections_of_the_node() -> Result<()> {
     let post =
         Request::post("/rooms/lobby", "text/plain", "x").bearer(&anywhere("alice")).send(node.public).await?;
     ensure!(post.status == 503 && post.header("Retry-After").is_some(), "{post:?}");
+    // Nobody who is refused keeps a place: not by a connection that would be kept otherwise, nor as an `EventSource`.
+    for (what, request) in [
+        ("a publisher", Request::post("/rooms/lobby", "text/plain", "x")),
+        ("an EventSource", Request::get("/rooms/lobby").header("Accept", "text/event-stream")),
+    ] {
+        let mut refused = TcpStream::connect(node.public).await?;
+        let request = request.bearer(&anywhere("alice")).header("Connection", "keep-alive");
+        refused.write_all(&request.bytes(node.public)).await?;
+        let mut answer = Vec::new();
+        timeout(tidegate_tests::PATIENCE, refused.read_to_end(&mut answer)).await.context(what)??;
+        let head = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+        ensure!(head.contains("\r\nconnection: close\r\n"), "{what}: {head}");
+    }
     bystanders.talk().await
 }
 
