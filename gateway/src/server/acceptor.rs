@@ -32,7 +32,7 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 4;
 /// How long to wait when the process has no descriptor left.
-const BREATHER: Duration = Duration::from_millis(50);
+pub(super) const BREATHER: Duration = Duration::from_millis(50);
 
 /// Binds a listener.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -46,7 +46,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts until cancelled, then closes the listener.
 pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, stop: CancellationToken) {
-    let mut failures = Failures::default();
+    let mut failures = Failures::of("public");
     loop {
         // Those who come faster wait in the kernel: nobody is refused because others come, too.
         while let Err(wait) = gate.settings.limiters().accept() {
@@ -83,21 +83,35 @@ pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, s
     }
 }
 
-/// Accepts that failed, told once a second however many there are.
-#[derive(Default)]
-struct Failures {
+/// Accepts of a listener that failed, told once a second however many there are.
+pub(super) struct Failures {
+    listener: &'static str,
     /// Since they were told.
     count: u64,
     told: Option<Instant>,
 }
 
 impl Failures {
-    fn tell(&mut self, error: &io::Error) {
-        self.count += 1;
-        if self.told.is_none_or(|told| told.elapsed() >= Duration::from_secs(1)) {
-            tracing::warn!(%error, failures = self.count, "cannot accept; trying again");
-            *self = Self { count: 0, told: Some(Instant::now()) };
+    /// None yet.
+    pub(super) fn of(listener: &'static str) -> Self {
+        Self { listener, count: 0, told: None }
+    }
+
+    /// Logs a failure, or only counts it.
+    pub(super) fn tell(&mut self, error: &io::Error) {
+        if let Some(failures) = self.note(Instant::now()) {
+            tracing::warn!(%error, failures, listener = self.listener, "cannot accept; trying again");
         }
+    }
+
+    /// Counts a failure. Returns how many there are to be told, once a second.
+    fn note(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < Duration::from_secs(1)) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.count))
     }
 }
 
@@ -141,9 +155,38 @@ fn prepare(socket: tokio::net::TcpStream, heartbeat_timeout: Duration) -> io::Re
 }
 
 /// Whether only the socket that was being accepted is lost (accept(2), "Error handling").
-fn is_about_one_socket(error: &io::Error) -> bool {
+pub(super) fn is_about_one_socket(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_told_once_a_second_with_their_number() {
+        let mut failures = Failures::of("ops");
+        let start = Instant::now();
+        // As often as an acceptor without a descriptor tries.
+        let told: Vec<_> = (0..50).map(|n| failures.note(start + n * BREATHER)).collect();
+        let told: Vec<_> = told.into_iter().enumerate().filter_map(|(n, told)| Some((n, told?))).collect();
+        assert_eq!(told, [(0, 1), (20, 20), (40, 20)]);
+    }
+
+    #[test]
+    fn a_socket_that_is_lost_is_no_failure_of_the_listener() {
+        for (errno, expected) in [
+            (rustix::io::Errno::CONNABORTED, true),
+            (rustix::io::Errno::CONNRESET, true),
+            (rustix::io::Errno::INTR, true),
+            (rustix::io::Errno::MFILE, false),
+            (rustix::io::Errno::NFILE, false),
+            (rustix::io::Errno::NOBUFS, false),
+        ] {
+            assert_eq!(is_about_one_socket(&errno.into()), expected, "{errno:?}");
+        }
+    }
 }

@@ -16,7 +16,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::connection::{self, Linger, Progress, RequestBody, Times};
+use super::{
+    acceptor::{BREATHER, Failures, is_about_one_socket},
+    connection::{self, Linger, Progress, RequestBody, Times},
+};
 
 /// Open connections. Probes, a few scrapers and a person with a browser.
 const MOST: usize = 128;
@@ -26,8 +29,6 @@ const TIMES: Times =
 const PARTING: Linger = Linger { silence: Duration::from_secs(2), total: Duration::from_secs(5) };
 /// How long a leaving node waits for requests that are being served.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long to wait when the process has no descriptor left.
-const BREATHER: Duration = Duration::from_millis(50);
 
 /// A connection, seen from the listener.
 struct Open {
@@ -37,6 +38,7 @@ struct Open {
 
 /// Serves until cancelled, then ends the connections.
 pub async fn run(listener: TcpListener, routes: Router, stop: CancellationToken) {
+    let mut failures = Failures::of("ops");
     let mut tasks = JoinSet::new();
     let mut open = VecDeque::new();
     loop {
@@ -53,8 +55,9 @@ pub async fn run(listener: TcpListener, routes: Router, stop: CancellationToken)
                     open.push_back(Open { task: tasks.spawn(serving), progress });
                 }
             }
+            Err(error) if is_about_one_socket(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "the ops listener cannot accept; trying again");
+                failures.tell(&error);
                 sleep(BREATHER).await;
             }
         }

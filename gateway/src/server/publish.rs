@@ -8,7 +8,7 @@ use broker_bridge::{
     RoomName, Ticket,
 };
 use bytes::Bytes;
-use http::{HeaderName, Response, StatusCode, header, request::Parts};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use parking_lot::Mutex;
@@ -82,9 +82,7 @@ enum MediaType {
 
 impl MediaType {
     fn of(parts: &Parts) -> Result<Self, Problem> {
-        if let Some(encoding) = parts.headers.get(header::CONTENT_ENCODING)
-            && encoding != "identity"
-        {
+        if !parts.headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
             return Err(Problem::new(Refusal::MediaType, "expected a body without Content-Encoding"));
         }
         let Some(value) = parts.headers.get(header::CONTENT_TYPE) else { return Ok(Self::Detect) };
@@ -118,6 +116,15 @@ impl MediaType {
                 .map_err(|error| Problem::new(Refusal::Body, format!("expected JSON: {error}"))),
         }
     }
+}
+
+/// Whether the list of codings leaves the body as it is (RFC 9110 §8.4). An empty element counts for nothing (§5.6.1).
+fn is_identity(codings: &HeaderValue) -> bool {
+    codings
+        .as_bytes()
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
 }
 
 fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
@@ -166,25 +173,35 @@ enum Interrupted {
 /// Reads a body into memory of its own: what it was read into holds more than the body, and goes back. Both are counted,
 /// from the start if the length is known.
 async fn collect(mut body: Limited<Body>, held: &mut Held) -> Result<Bytes, Interrupted> {
-    let mut counted = 0;
-    let mut reserve = |length: usize| {
-        let more = (length + length.min(READ_BUFFER)).saturating_sub(counted);
-        if !held.budget().admits(more) {
-            return Err(Interrupted::Memory);
-        }
-        held.grow(more);
-        counted += more;
-        Ok(())
-    };
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX / 4);
-    reserve(announced)?;
-    let mut bytes = Vec::with_capacity(announced);
+    let size = body.size_hint();
+    let announced = usize::try_from(size.lower()).unwrap_or(usize::MAX / 4);
+    let most = size.upper().and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX / 4);
+    let mut bytes = Vec::new();
+    reserve(&mut bytes, announced, held)?;
     while let Some(frame) = body.frame().await {
         let Ok(piece) = frame.map_err(Interrupted::Body)?.into_data() else { continue };
-        reserve(bytes.len() + piece.len())?;
+        let length = bytes.len() + piece.len();
+        if length > bytes.capacity() {
+            let doubled = bytes.capacity().saturating_mul(2).min(most);
+            reserve(&mut bytes, length.max(doubled), held)?;
+        }
         bytes.extend_from_slice(&piece);
     }
+    // The broker's queue counts the length.
+    bytes.shrink_to_fit();
     Ok(bytes.into())
+}
+
+/// Makes room for so many bytes in all, if the budget has it. What has been reserved is not asked for again.
+fn reserve(bytes: &mut Vec<u8>, capacity: usize, held: &mut Held) -> Result<(), Interrupted> {
+    let cost = |capacity: usize| capacity + capacity.min(READ_BUFFER);
+    let more = cost(capacity) - cost(bytes.capacity());
+    if !held.budget().admits(more) {
+        return Err(Interrupted::Memory);
+    }
+    held.grow(more);
+    bytes.reserve_exact(capacity - bytes.len());
+    Ok(())
 }
 
 /// Hands a receipt's outcome to whoever waits for it.
@@ -195,6 +212,104 @@ impl ReceiptSink for Once {
         if let Some(sender) = self.0.lock().take() {
             // Who waited may have gone away.
             drop(sender.send(outcome));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        convert::Infallible,
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use http_body::{Frame, SizeHint};
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::budget::Budget;
+
+    /// A body of which somebody else takes all memory before its first piece comes.
+    struct Pieces {
+        pieces: VecDeque<Bytes>,
+        announced: Option<u64>,
+        meanwhile: Option<(Arc<Budget>, i64)>,
+    }
+
+    impl http_body::Body for Pieces {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            if let Some((budget, bytes)) = self.meanwhile.take() {
+                budget.settle(Consumer::Outbound, bytes);
+            }
+            Poll::Ready(self.pieces.pop_front().map(|piece| Ok(Frame::data(piece))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            self.announced.map_or_else(SizeHint::default, SizeHint::with_exact)
+        }
+    }
+
+    fn pieces(announced: Option<u64>, meanwhile: Option<(Arc<Budget>, i64)>) -> Limited<Body> {
+        let pieces = (0..3).map(|n| Bytes::from(vec![n; 1000])).collect();
+        Limited::new(Body::new(Pieces { pieces, announced, meanwhile }), 3500)
+    }
+
+    fn budget() -> Arc<Budget> {
+        let budget = Budget::register(&Registry::new(), 1).unwrap();
+        budget.set_limit(80_000);
+        budget
+    }
+
+    #[tokio::test]
+    async fn an_announced_body_that_has_begun_is_read_to_its_end() {
+        let budget = budget();
+        let mut held = budget.hold(Consumer::Bodies, 0);
+        let body = pieces(Some(3000), Some((Arc::clone(&budget), 80_000)));
+        let bytes = collect(body, &mut held).await.ok().unwrap();
+        assert_eq!((bytes.len(), budget.held_by(Consumer::Bodies)), (3000, 6000));
+
+        // The next one is refused before anything of it is read.
+        assert!(matches!(collect(pieces(Some(3000), None), &mut held).await, Err(Interrupted::Memory)));
+    }
+
+    #[tokio::test]
+    async fn what_a_body_of_unknown_length_reserves_is_counted() {
+        let budget = budget();
+        let mut held = budget.hold(Consumer::Bodies, 0);
+        let bytes = collect(pieces(None, None), &mut held).await.ok().unwrap();
+        // 1000, twice that, and then as much as a body may have; each as often again for what it is read into.
+        assert_eq!(budget.held_by(Consumer::Bodies), 2 * 3500);
+        assert_eq!(Vec::from(bytes).capacity(), 3000);
+        drop(held);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn only_plain_bodies_are_taken() {
+        for (values, expected) in [
+            (&[] as &[&str], true),
+            (&["identity"], true),
+            (&["Identity", "identity, ,IDENTITY"], true),
+            (&["gzip"], false),
+            (&["identity", "gzip"], false),
+            (&["identity, gzip"], false),
+            (&["identity", "x\u{e9}"], false),
+        ] {
+            let request = http::Request::post("/rooms/lobby");
+            let request = values.iter().fold(request, |it, value| it.header("content-encoding", *value));
+            let found = MediaType::of(&request.body(()).unwrap().into_parts().0);
+            assert_eq!(
+                found.map_err(|problem| problem.refusal()).err(),
+                (!expected).then_some(Refusal::MediaType)
+            );
         }
     }
 }
