@@ -9,7 +9,7 @@ mod site;
 
 use std::{fmt::Write as _, fs, io::Write as _, process::Command, time::Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -185,7 +185,7 @@ fn lacking(budget: &Budget) -> Option<String> {
 fn stripped(workshop: &Workshop) -> anyhow::Result<f64> {
     let copy = workshop.scratch.join("stripped");
     let status = Command::new("strip").arg("-o").arg(&copy).arg(workshop.tidegate()?).status()?;
-    anyhow::ensure!(status.success(), "strip ended with {status}");
+    ensure!(status.success(), "strip ended with {status}");
     #[expect(clippy::cast_precision_loss, reason = "a file's size")]
     let size = fs::metadata(&copy)?.len() as f64;
     fs::remove_file(copy)?;
@@ -214,9 +214,8 @@ fn measure(
         return Ok(vec![(workshop.run(&flags)?, Value::Null)]);
     }
     for round in 0..rounds {
-        if stop.is_set() {
-            break;
-        }
+        // A median of fewer rounds than asked for is not what the budget is about.
+        ensure!(!stop.is_set(), "ended after {round} of {rounds} rounds");
         let beside = match budget.found {
             Found::Ratio { to, .. } => Some(to),
             _ => None,
@@ -564,6 +563,16 @@ mod tests {
         assert_eq!(results.verdict(), Verdict::AsExpected);
         results.interrupted = Some("SIGTERM".into());
         assert_eq!(results.verdict(), Verdict::Interrupted("ended early by SIGTERM".into()));
+    }
+
+    #[test]
+    fn a_budget_that_was_ended_early_has_no_number() {
+        let workshop =
+            Workshop { tidegate: None, scratch: "/nowhere".into(), server_cpu: None, client_cpu: None };
+        let over = Stop::install(std::time::Duration::ZERO).unwrap();
+        let of = Budget { node: None, ..*budget("handshakes") };
+        let error = measure(&of, 5, &workshop, &over).unwrap_err();
+        assert_eq!(error.to_string(), "ended after 0 of 5 rounds");
     }
 
     #[test]

@@ -135,13 +135,14 @@ impl FlowReport {
         unmet(&mut self.expectations, self.interrupted.as_deref());
     }
 
-    fn ratio_rounds(&self) -> usize {
+    /// How many rounds are whole, without and with the server.
+    pub fn complete(&self) -> usize {
         self.bare.iter().zip(&self.server).filter(|(bare, server)| bare.complete && server.complete).count()
     }
 
     /// What was expected, and what has to hold in any case: the latter is told only where it does not.
     fn judge(&mut self, args: &Flow) {
-        let complete = self.ratio_rounds();
+        let complete = self.complete();
         if complete < args.rounds as usize {
             let words = format!("rounds are completed: {complete} of {} are", args.rounds);
             self.expectations.push(Expectation { words, met: false });

@@ -93,6 +93,11 @@ impl RoomReport {
         }
     }
 
+    /// How many rounds are whole.
+    pub fn complete(&self) -> usize {
+        self.rounds.iter().filter(|round| round.complete).count()
+    }
+
     /// Draws medians and warnings from the rounds and counts.
     pub fn conclude(&mut self) {
         let complete: Vec<&Round> = self.rounds.iter().filter(|round| round.complete).collect();
@@ -131,7 +136,7 @@ impl RoomReport {
     /// Holds what arrived against what `--expect-lost` allows, and the rounds against those that were asked for. The
     /// latter is told only if some are missing.
     pub fn judge(&mut self, expect_lost: Option<u64>) {
-        let complete = self.rounds.iter().filter(|round| round.complete).count();
+        let complete = self.complete();
         if complete < usize::try_from(self.planned).unwrap_or(usize::MAX) || self.median.is_none() {
             let words = format!("rounds are completed: {complete} of {} are", self.planned);
             self.expectations.push(Expectation { words, met: false });

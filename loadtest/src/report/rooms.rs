@@ -94,6 +94,11 @@ impl CompareRoomsReport {
         }
     }
 
+    /// How many rounds are whole, of either shape.
+    pub fn complete(&self) -> usize {
+        self.big.iter().zip(&self.small).filter(|(big, small)| big.complete && small.complete).count()
+    }
+
     /// Draws medians, warnings and expectations from the rounds and counts.
     pub fn conclude(&mut self, args: &CompareRooms) {
         let cpu = |rounds: &[ShapeRound]| {
@@ -105,8 +110,7 @@ impl CompareRoomsReport {
         let ratios: Vec<f64> = pairs
             .filter_map(|(big, small)| ratio(small.server_cpu?.total(), big.server_cpu?.total()))
             .collect();
-        let complete = self.big.iter().zip(&self.small).filter(|(big, small)| big.complete && small.complete);
-        let complete = complete.count();
+        let complete = self.complete();
         if complete < args.rounds as usize {
             let words = format!("rounds are completed: {complete} of {} are", args.rounds);
             self.expectations.push(Expectation { words, met: false });

@@ -64,5 +64,5 @@ fn rounds(
     }
     server_report.first_loss = room.first_loss().map(str::to_owned);
     server_report.counts = room.close()?;
-    Ok(server_report.rounds.len() == planned)
+    Ok(limit_report.complete() == planned && server_report.complete() == planned)
 }

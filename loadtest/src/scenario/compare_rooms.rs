@@ -84,7 +84,7 @@ fn measure(
     report.counts.missing = test.expected.saturating_sub(report.counts.delivered);
     report.first_loss = test.books.first_loss;
     test.swarm.close();
-    Ok(report.small.len() == args.rounds as usize)
+    Ok(report.complete() == args.rounds as usize)
 }
 
 struct Test<'a> {

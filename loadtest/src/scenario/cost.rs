@@ -32,7 +32,7 @@ pub fn rounds(mut room: Room, args: &RoomArgs, report: &mut RoomReport, stop: &S
     }
     report.first_loss = room.first_loss().map(str::to_owned);
     report.counts = room.close()?;
-    Ok(report.rounds.len() == args.rounds as usize && report.rounds.iter().all(|round| round.complete))
+    Ok(report.complete() == args.rounds as usize)
 }
 
 /// Opens the room that `args` describe.

@@ -78,7 +78,7 @@ fn measure_intake(args: &Intake, report: &mut FlowReport, stop: &Stop) -> anyhow
     report.first_loss = books.first_loss;
     report.account(published);
     swarm.close();
-    Ok(report.server.len() == args.flow.rounds as usize)
+    Ok(report.complete() == args.flow.rounds as usize)
 }
 
 /// From clients through a gateway into Redis.
@@ -126,7 +126,7 @@ fn measure_publish(args: &Publish, report: &mut FlowReport, stop: &Stop) -> anyh
     (_, report.counts) = tap.finish()?;
     report.account(published);
     swarm.close();
-    Ok(report.server.len() == args.flow.rounds as usize)
+    Ok(report.complete() == args.flow.rounds as usize)
 }
 
 /// What both begin with.

@@ -97,7 +97,7 @@ fn restart(
         if stop.is_set() {
             break;
         }
-        report.restarts.push(test.round(&mut node, &workshop, stop)?);
+        report.restarts.extend(test.round(&mut node, &workshop, stop)?);
     }
     report.counts = test.books.lanes.counts;
     report.counts.expected = test.published;
@@ -165,22 +165,32 @@ impl<'a> Test<'a> {
         Ok(Self { args, entrance, redis, rooms, swarm, books, run, sequences, published: 0, dice: 1 })
     }
 
-    /// Peace, an outage, and the way back.
-    fn round(&mut self, node: &mut Node, workshop: &Workshop, stop: &Stop) -> anyhow::Result<Restart> {
+    /// Peace, an outage, and the way back. `None` if the run was to end before everything was back: times until then
+    /// would look like good ones.
+    fn round(
+        &mut self,
+        node: &mut Node,
+        workshop: &Workshop,
+        stop: &Stop,
+    ) -> anyhow::Result<Option<Restart>> {
         let topics = Link::open(&self.redis)?.channels()?;
         let publisher = Publisher::redis(&self.redis)?;
         let until = Instant::now() + self.args.peace.0;
         let peace = self.measure(publisher, stop, |_, _| Ok(Instant::now() < until))?;
+        if stop.is_set() {
+            return Ok(None);
+        }
         node.kill_redis()?;
         self.books.back.clear();
         self.books.is_back.fill(false);
-        self.attend_for(self.args.outage.0)?;
+        self.attend_for(self.args.outage.0, stop)?;
         let spawned = Instant::now();
         node.restart_redis(workshop)?;
         let mut link = loop {
             match Link::open(&self.redis).and_then(|mut link| link.ask(&["PING"]).map(|_| link)) {
                 Ok(link) => break link,
-                Err(why) if spawned.elapsed() > self.args.patience.0 || stop.is_set() => return Err(why),
+                Err(_) if stop.is_set() => return Ok(None),
+                Err(why) if spawned.elapsed() > self.args.patience.0 => return Err(why),
                 Err(_) => self.attend(KNOCKING)?,
             }
         };
@@ -203,6 +213,9 @@ impl<'a> Test<'a> {
             Ok(topics_back.is_none() || books.back.len() < all)
         })?;
         let clients_back = begun.elapsed();
+        let Some(topics_back) = topics_back.filter(|_| self.books.back.len() == all) else {
+            return Ok(None);
+        };
         self.try_every_room()?;
         let wish = Wish {
             redis: &Redis { topic: format!("={}", self.redis.topic), ..self.redis.clone() },
@@ -213,13 +226,13 @@ impl<'a> Test<'a> {
         };
         let bare = Tap::start(&wish)?.subscribing;
         self.attend(Duration::ZERO)?;
-        Ok(Restart {
-            topics_back: topics_back.unwrap_or(clients_back).as_secs_f64(),
+        Ok(Some(Restart {
+            topics_back: topics_back.as_secs_f64(),
             clients_back: clients_back.as_secs_f64(),
             bare: bare.as_secs_f64(),
             peace,
             storm,
-        })
+        }))
     }
 
     /// Publishes to rooms that are back as long as `lasts` says, and then waits for what is still on its way.
@@ -296,10 +309,13 @@ impl<'a> Test<'a> {
         Ok(())
     }
 
-    fn attend_for(&mut self, span: Duration) -> anyhow::Result<()> {
+    /// Attends for so long, or until the run is to end.
+    fn attend_for(&mut self, span: Duration, stop: &Stop) -> anyhow::Result<()> {
         let until = Instant::now() + span;
-        while let Some(rest) = until.checked_duration_since(Instant::now()) {
-            self.attend(rest)?;
+        while let Some(rest) = until.checked_duration_since(Instant::now())
+            && !stop.is_set()
+        {
+            self.attend(rest.min(super::GLANCE))?;
         }
         Ok(())
     }

@@ -154,7 +154,7 @@ impl Lockstep {
             ("--burst", room.burst.to_string()),
             ("--patience", format!("{}us", room.patience.0.as_micros())),
             ("--addresses", args.addresses.to_string()),
-            ("--time-limit", format!("{}s", args.common.time_limit.0.as_secs())),
+            ("--time-limit", format!("{}us", args.common.time_limit.0.as_micros())),
         ] {
             command.arg(flag).arg(value);
         }
