@@ -1,12 +1,13 @@
 //! Where a report goes: standard output, and the files that flags name.
 //!
 //! A file is opened before the run, so that a path that cannot be written is told before the work is done, and it is
-//! replaced as a whole at the end, so that what it held stays until there is something better. Each output is written
-//! whatever became of the others.
+//! replaced as a whole at the end, so that what it held stays until there is something better. A file that cannot be
+//! replaced, such as a mount point, is written in place. Each output is written whatever became of the others.
 
 use std::{
     fmt, fs,
-    io::{self, Write as _},
+    io::{self, ErrorKind, Write as _},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -15,6 +16,9 @@ use serde::Serialize;
 
 use super::{Verdict, document::Document, html, print};
 use crate::cli::{Common, load::Run};
+
+/// As many links as the kernel follows in one path.
+const MOST_LINKS: usize = 40;
 
 /// The outputs of a run.
 #[derive(Debug, Default)]
@@ -29,7 +33,7 @@ pub struct Outputs {
 enum Output {
     /// Written beside `path`, and renamed into its place.
     File { path: PathBuf },
-    /// A device, a pipe or a socket, which cannot be replaced.
+    /// A device, a pipe, or whatever a process has open: it is written to, and not replaced.
     Stream { path: PathBuf, stream: fs::File },
 }
 
@@ -46,13 +50,16 @@ impl Outputs {
 
     /// Opens these files, and truncates none.
     pub fn open(json: Option<&Path>, html: Option<&Path>, markdown: Option<&Path>) -> anyhow::Result<Self> {
-        let paths: Vec<&Path> = [json, html, markdown].into_iter().flatten().collect();
-        for (number, path) in paths.iter().enumerate() {
-            if paths.iter().skip(number + 1).any(|other| other == path) {
-                bail!("two reports cannot both be written to {}", path.display());
+        let mut known: Vec<PathBuf> = Vec::new();
+        let mut open = |flag, path: Option<&Path>| {
+            let Some(path) = path else { return Ok(None) };
+            let output = Output::open(path).context(flag)?;
+            if known.iter().any(|other| other == output.path()) {
+                bail!("{flag}: two reports cannot both be written to {}", path.display());
             }
-        }
-        let open = |flag, path: Option<&Path>| path.map(|path| Output::open(path).context(flag)).transpose();
+            known.push(output.path().to_owned());
+            Ok(Some(output))
+        };
         Ok(Self {
             json: open("--json", json)?,
             html: open("--html", html)?,
@@ -111,27 +118,38 @@ impl Outputs {
 impl Output {
     fn open(path: &Path) -> anyhow::Result<Self> {
         let failed = || format!("cannot write {}", path.display());
-        // The target of a link is replaced, not the link.
-        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
-            let stream = fs::OpenOptions::new().write(true).open(&target).with_context(failed)?;
-            return Ok(Self::Stream { path: path.to_owned(), stream });
+        let target = followed(path).with_context(failed)?;
+        let append = || fs::OpenOptions::new().append(true).open(&target);
+        let is_open = is_descriptor(&target);
+        if is_open || fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
+            let stream = match standard_stream(&target) {
+                Some(stream) => stream,
+                None => append(),
+            };
+            return Ok(Self::Stream { stream: stream.with_context(failed)?, path: target });
         }
         // A file that may not be written is not replaced either.
-        if target.exists() {
-            fs::OpenOptions::new().append(true).open(&target).with_context(failed)?;
+        let exists = target.exists();
+        if exists {
+            append().with_context(failed)?;
         }
         // Made and removed again: a run that fails leaves nothing behind, however it ends.
         let beside = beside(&target);
-        fs::File::create(&beside).with_context(failed)?;
-        fs::remove_file(&beside).with_context(failed)?;
-        Ok(Self::File { path: target })
+        match fs::File::create(&beside).and_then(|_| fs::remove_file(&beside)) {
+            Err(error) if !(exists && is_kept_from_replacing(&error)) => Err(error).with_context(failed),
+            _ => Ok(Self::File { path: target }),
+        }
+    }
+
+    /// Where it is, with all links followed.
+    fn path(&self) -> &Path {
+        match self {
+            Self::File { path } | Self::Stream { path, .. } => path,
+        }
     }
 
     fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        let path = match self {
-            Self::File { path } | Self::Stream { path, .. } => path.display().to_string(),
-        };
+        let path = self.path().display().to_string();
         self.try_write(bytes).with_context(|| format!("cannot write {path}"))
     }
 
@@ -143,15 +161,72 @@ impl Output {
     }
 }
 
-/// Replaces what `path` holds as a whole.
+/// What `path` leads to: its directory without links, and its name after all of its own, so that the target of a link
+/// is replaced and not the link. A descriptor of a process is not followed: it stands for what is open, and not for the
+/// file's name.
+fn followed(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Some(name) = path.file_name() else { return fs::canonicalize(&path) };
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = fs::canonicalize(directory.unwrap_or(Path::new(".")))?;
+        let found = directory.join(name);
+        match fs::read_link(&found) {
+            Ok(target) if !is_descriptor(&found) => path = directory.join(target),
+            _ => return Ok(found),
+        }
+    }
+    Err(rustix::io::Errno::LOOP.into())
+}
+
+/// Whether `path`, whose directory has no links, is one of those in which `/proc` shows what a process has open.
+fn is_descriptor(path: &Path) -> bool {
+    path.starts_with("/proc") && path.parent().is_some_and(|directory| directory.ends_with("fd"))
+}
+
+/// Standard output or standard error, if `path` is this process's: a copy, which shares its place in a file with it. The
+/// file opened anew would be written from its own place, over what others have written since.
+fn standard_stream(path: &Path) -> Option<io::Result<fs::File>> {
+    let own = fs::canonicalize("/proc/self/fd").ok()?;
+    let copy = match path.strip_prefix(own).ok()?.to_str()? {
+        "1" => io::stdout().as_fd().try_clone_to_owned(),
+        "2" => io::stderr().as_fd().try_clone_to_owned(),
+        _ => return None,
+    };
+    Some(copy.map(fs::File::from))
+}
+
+/// Replaces what `path` holds as a whole, or where only the file itself may be changed, writes it in place.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_by(|from, to| fs::rename(from, to), path, bytes)
+}
+
+fn replace_by(
+    rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
+    path: &Path,
+    bytes: &[u8],
+) -> io::Result<()> {
+    match put(rename, path, bytes) {
+        Err(error) if is_kept_from_replacing(&error) && path.exists() => fs::write(path, bytes),
+        outcome => outcome,
+    }
+}
+
+/// Whether `error` says that a file cannot be replaced, which may be written all the same: it is a mount point, as in a
+/// container, or its directory may not be changed.
+fn is_kept_from_replacing(error: &io::Error) -> bool {
+    let kinds = [ErrorKind::ResourceBusy, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem];
+    kinds.contains(&error.kind())
+}
+
+fn put(rename: impl FnOnce(&Path, &Path) -> io::Result<()>, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = beside(path);
     let put = || {
         fs::write(&beside, bytes)?;
         if let Ok(found) = fs::metadata(path) {
             fs::set_permissions(&beside, found.permissions())?;
         }
-        fs::rename(&beside, path)
+        rename(&beside, path)
     };
     put().inspect_err(|_| {
         // It may not even have been made.
@@ -208,6 +283,55 @@ mod tests {
         assert!(Outputs::open(Some(&directory), None, None).is_err(), "a directory");
         assert!(Outputs::open(Some(&good), Some(&good), None).is_err(), "twice the same");
         assert!(names(&directory).is_empty());
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn one_file_by_two_names_is_told_at_once() {
+        let directory = directory("names");
+        let (json, link) = (directory.join("a.json"), directory.join("link"));
+        std::os::unix::fs::symlink("a.json", &link).unwrap();
+        for other in [
+            json.clone(),
+            directory.join("./a.json"),
+            link,
+            directory.join("../").join(directory.file_name().unwrap()).join("a.json"),
+        ] {
+            let error = Outputs::open(Some(&json), Some(&other), None).unwrap_err().to_string();
+            assert_eq!(error, format!("--html: two reports cannot both be written to {}", other.display()));
+        }
+        assert_eq!(names(&directory), ["link"]);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_a_process_has_open_is_appended_to() {
+        let directory = directory("open");
+        let log = directory.join("log");
+        fs::write(&log, "line\n").unwrap();
+        let open = fs::OpenOptions::new().append(true).open(&log).unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&open);
+        for path in [format!("/dev/fd/{number}"), format!("/proc/self/fd/{number}")] {
+            let outputs = Outputs::open(Some(Path::new(&path)), None, None).unwrap();
+            outputs.deliver(&Document::default(), &1).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&log).unwrap(), "line\n1\n1\n");
+        assert_eq!(names(&directory), ["log"]);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_mount_point_is_written_in_place() {
+        let directory = directory("mount");
+        let path = directory.join("a.json");
+        fs::write(&path, "what was there before").unwrap();
+        replace_by(|_, _| Err(ErrorKind::ResourceBusy.into()), &path, b"new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        // A full disk is no reason to give up what is there.
+        let error = replace_by(|_, _| Err(ErrorKind::StorageFull.into()), &path, b"newer").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(names(&directory), ["a.json"]);
         fs::remove_dir_all(directory).unwrap();
     }
 
