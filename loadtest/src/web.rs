@@ -103,10 +103,8 @@ pub fn redacted(text: &str) -> String {
     while let Some((before, after)) = rest.split_once("://") {
         shown.push_str(before);
         shown.push_str("://");
-        let end =
-            after.find(|c: char| c.is_whitespace() || matches!(c, '\'' | '"' | '`')).unwrap_or(after.len());
-        let (url, more) = after.split_at(end);
-        // A password may hold an @, and a slash that somebody forgot to encode.
+        // A password may hold an @, a quote, and a slash that somebody forgot to encode.
+        let (url, more) = after.split_at(after.find(char::is_whitespace).unwrap_or(after.len()));
         match url.rsplit_once('@') {
             Some((_, host)) => {
                 shown.push_str("***@");
@@ -173,6 +171,8 @@ mod tests {
         for (text, shown) in [
             ("invalid value 'ws://u:p@h/x' for", "invalid value 'ws://***@h/x' for"),
             ("ws://u:a@b/c@h and http://h/", "ws://***@h and http://h/"),
+            ("'ws://u:p'a\"b`c@h/x'", "'ws://***@h/x'"),
+            ("\"ws://u:'@h\" 'x@y'", "\"ws://***@h\" 'x@y'"),
             ("nothing", "nothing"),
         ] {
             assert_eq!(redacted(text), shown);
