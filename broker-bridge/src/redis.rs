@@ -52,8 +52,6 @@ mod url;
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
-    io,
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -105,7 +103,7 @@ pub struct RedisConfig {
     /// How long the proof may take before the connection is given up.
     pub canary_timeout: Duration,
     /// Certificates to trust instead of the system's, in PEM: authorities', or the server's own.
-    pub ca_file: Option<PathBuf>,
+    pub ca_pem: Option<String>,
 }
 
 impl RedisConfig {
@@ -122,7 +120,7 @@ impl RedisConfig {
             publish_timeout: Duration::from_secs(5),
             canary_interval: Duration::from_secs(5),
             canary_timeout: Duration::from_secs(5),
-            ca_file: None,
+            ca_pem: None,
         }
     }
 }
@@ -138,15 +136,7 @@ impl Default for RedisConfig {
 /// Why a [`RedisBroker`] cannot even start. A server that does not answer is no reason.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisStartError {
-    /// The CA file cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The CA file is of no use, or the system trusts nobody.
+    /// The certificates to trust are of no use, or the system trusts nobody.
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// No certificate can be valid for this host.
@@ -188,9 +178,8 @@ impl RedisBroker {
         sink: Arc<dyn Sink>,
         metrics: Arc<BrokerMetrics>,
     ) -> Result<Self, RedisStartError> {
-        let ca_pem = config.ca_file.as_ref().map(connection::read_ca).transpose()?;
-        let connector =
-            Arc::new(Connector::new(config.url.clone(), ca_pem.as_deref(), config.connect_timeout)?);
+        let ca_pem = config.ca_pem.as_ref().map(String::as_bytes);
+        let connector = Arc::new(Connector::new(config.url.clone(), ca_pem, config.connect_timeout)?);
         let topics = Topics::new(&config.prefix);
         let (subscribers, publishers) = (config.subscribers.max(1), config.publishers.max(1));
         let clock = Arc::new(Clock::new());

@@ -131,10 +131,8 @@ fn check_files(config: &Config) -> Result<(), Failure> {
             let path = path.display();
             Failure::misuse(&format!("{key} ({path}): expected a file that can be read: {error}"))
         })?;
-        if !tls::holds_certificate(&text) {
-            let path = path.display();
-            let expected = "expected at least one certificate in PEM (BEGIN CERTIFICATE)";
-            return Err(Failure::misuse(&format!("{key} ({path}): {expected}")));
+        if let Err(error) = broker_bridge::tls::Client::new(Some(text.as_bytes())) {
+            return Err(Failure::misuse(&format!("{key} ({}): {error}", path.display())));
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 use std::{
     io,
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -29,7 +30,7 @@ use crate::{
     budget::Budget,
     config::{Changes, Config, Snapshot},
     drain::Pace,
-    file::Reads,
+    file::{FileError, MAX, Reads, read_text},
     hub::{FanOut, Hub},
     metrics::Metrics,
     server::{self, Gate},
@@ -89,6 +90,14 @@ pub enum StartError {
     /// Two metrics have one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// The certificates to trust cannot be read.
+    #[error("broker.ca_file ({path}): expected a file that can be read: {error}", path = path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: FileError,
+    },
     /// The Redis broker cannot work as configured on this machine.
     #[error("broker: {0}")]
     Broker(#[from] RedisStartError),
@@ -352,6 +361,10 @@ fn start_keys(
     Ok((Arc::new(files), remote))
 }
 
+fn read_ca(path: &Path) -> Result<String, StartError> {
+    read_text(path, MAX).map_err(|error| StartError::CaFile { path: path.to_owned(), error })
+}
+
 fn start_broker(
     config: &Config,
     fan_out: &Arc<FanOut>,
@@ -373,7 +386,7 @@ fn start_broker(
                 publish_timeout: broker.publish_timeout,
                 canary_interval: broker.canary_interval,
                 canary_timeout: broker.canary_timeout,
-                ca_file: broker.ca_file.clone(),
+                ca_pem: broker.ca_file.as_deref().map(read_ca).transpose()?,
                 ..RedisConfig::new(url.clone())
             };
             Arc::new(RedisBroker::start(redis, sink, measured)?)

@@ -115,12 +115,6 @@ pub fn check(files: &config::Tls) -> Result<(), TlsError> {
     Pair::read(files)?.config(files, &aws_lc_rs::Ticketer::new()?).map(drop)
 }
 
-/// Whether there are certificates in this PEM, and nothing that only looks like one.
-pub fn holds_certificate(pem: &str) -> bool {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    chain.is_ok_and(|chain| !chain.is_empty())
-}
-
 impl Tls {
     /// Reads and checks the files.
     pub fn load(files: config::Tls, registry: &Registry) -> Result<Self, TlsError> {

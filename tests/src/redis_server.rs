@@ -141,6 +141,11 @@ impl RedisServer {
         self.file("ca.pem")
     }
 
+    /// What [`RedisServer::ca_file`] holds.
+    pub fn ca_pem(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.ca_file())?)
+    }
+
     /// Ends it at once, as `kill -9`.
     pub async fn kill(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {

@@ -129,10 +129,10 @@ impl Canaries {
 
     /// Publisher `index` sends a canary: what it says.
     pub(super) fn send(&self, index: usize) -> String {
-        let sent_at = self.clock.now();
         let mut state = self.trail(index).state.lock();
         state.sent += 1;
-        state.sent_at = sent_at;
+        // Under the lock: a subscription that has asked for a canary since then gets it with the next one.
+        state.sent_at = self.clock.now();
         state.sent_instant = Some(Instant::now());
         state.beat = false;
         format!("{index}:{}", state.sent)

@@ -3,7 +3,7 @@
 //! Owns everything up to the point where the server has said who it is. What a connection is used for,
 //! and when to try again, is its user's. No error shows a password, not even one that the server repeats.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use bytes::{BufMut, BytesMut};
 use rustls::pki_types::ServerName;
@@ -241,11 +241,6 @@ pub(super) fn role_of(greeting: &Value) -> Option<&[u8]> {
         [Value::Text(key), Value::Text(role)] if key == b"role" => Some(&role[..]),
         _ => None,
     })
-}
-
-/// Reads a CA file.
-pub(super) fn read_ca(path: &PathBuf) -> Result<Vec<u8>, RedisStartError> {
-    std::fs::read(path).map_err(|error| RedisStartError::CaFile { path: path.clone(), error })
 }
 
 #[cfg(test)]

@@ -287,14 +287,22 @@ enum Cargo {
     Canary,
 }
 
+/// What a flight carries.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Canary,
+    Publications,
+}
+
 impl Task {
     async fn run(&mut self) {
         let mut backoff = Backoff::new();
         while let Some(link) = self.connect(&mut backoff).await {
             let since = Instant::now();
             self.failures = 0;
-            self.demotions = *self.on.canaries.demotions().borrow();
+            // In this order: a demotion that is told in between is told to this connection, too.
             self.on.canaries.connected(self.on.index);
+            self.demotions = *self.on.canaries.demotions().borrow();
             self.on.board.up(self.on.part);
             self.on.metrics.publisher_connections.inc();
             let end = self.serve(link).await;
@@ -339,7 +347,7 @@ impl Task {
     async fn serve(&mut self, link: Link) -> Result<(), Lost> {
         let Link { connection, mut driver } = link;
         let mut flights = FuturesUnordered::new();
-        // When each flight has waited long enough. Answers come in order.
+        // Since when each flight waits, and how long it may. Answers come in order.
         let mut due = VecDeque::new();
         let mut next_canary = Instant::now();
         let mut canary_flies = false;
@@ -352,7 +360,7 @@ impl Task {
             let now = Instant::now();
             if !canary_flies && leaving.is_none() && next_canary <= now {
                 flights.push(launch(&connection, self.canary()));
-                due.push_back((self.on.clock.now(), self.on.canary_timeout));
+                due.push_back((self.on.clock.now(), self.on.canary_timeout, Kind::Canary));
                 canary_flies = true;
                 next_canary = now + self.on.canary_interval;
             }
@@ -362,7 +370,7 @@ impl Task {
                     break;
                 }
                 flights.push(launch(&connection, self.pipeline(batch)));
-                due.push_back((self.on.clock.now(), self.on.time_limit));
+                due.push_back((self.on.clock.now(), self.on.time_limit, Kind::Publications));
             }
             if flights.is_empty() {
                 if let Some(lost) = leaving {
@@ -402,7 +410,7 @@ impl Task {
                 () = timer.as_mut() => {
                     let look = Instant::now() + LOOK;
                     timer.as_mut().reset(if flights.is_empty() { next_canary } else { look });
-                    let Some((since, limit)) = due.front().copied() else { continue };
+                    let Some((since, limit, _)) = due.front().copied() else { continue };
                     if self.on.clock.now() < since + limit {
                         continue;
                     }
@@ -417,6 +425,11 @@ impl Task {
                 }
             };
             due.pop_front();
+            // The server answers one after the other: an answer to this one says that it works on the next. So a
+            // canary has its time from now on. A publication has been promised an outcome in time, whatever is ahead.
+            if let Some((since, _, Kind::Canary)) = due.front_mut() {
+                *since = self.on.clock.now();
+            }
             match (landed.cargo, landed.answers) {
                 // A batch is dropped, and so settled as unknown.
                 (_, Err(error)) => break Lost::Failed(error),

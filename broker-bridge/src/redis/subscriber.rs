@@ -323,7 +323,15 @@ impl Task {
         }
         match self.table.refused(answer.fate == Fate::Later)? {
             Refusal::Answered => pulse.answered(),
-            Refusal::OneByOne | Refusal::StillSubscribed | Refusal::Refused(Purpose::Canary) => {}
+            Refusal::OneByOne | Refusal::Refused(Purpose::Canary) => {}
+            Refusal::StillSubscribed { wanted, later } => {
+                for room in &wanted {
+                    self.on.wanted.acknowledged(room);
+                }
+                if later {
+                    self.retry_later();
+                }
+            }
             Refusal::Refused(Purpose::Room(room)) => {
                 self.on.metrics.subscriptions_refused.inc();
                 self.on.wanted.refused(&room, &answer.error());
@@ -335,14 +343,18 @@ impl Task {
                 self.on.board.down(self.on.part, format!("a subscription was refused: {text}"));
             }
             Refusal::Later { owed } => {
-                let delay = self.retries.next();
-                self.retry_at.get_or_insert_with(|| Instant::now() + delay);
+                self.retry_later();
                 if owed {
                     self.on.board.down(self.on.part, format!("subscriptions have to wait: {text}"));
                 }
             }
         }
         Ok(())
+    }
+
+    fn retry_later(&mut self) {
+        let delay = self.retries.next();
+        self.retry_at.get_or_insert_with(|| Instant::now() + delay);
     }
 
     fn report(&self) {

@@ -107,6 +107,8 @@ impl Document {
         if json.len() > Self::MAX_BYTES {
             return Err(DocumentError::TooLong);
         }
+        // Some editors write a byte-order mark, and some servers hand it on (RFC 8259 §8.1 allows to ignore it).
+        let json = json.strip_prefix("\u{feff}".as_bytes()).unwrap_or(json);
         if json.trim_ascii_start().first() != Some(&b'{') {
             return Err(DocumentError::Malformed);
         }

@@ -7,7 +7,7 @@
 mod fetch;
 
 use std::{
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -25,6 +25,7 @@ use super::{
     jwks::{Document, Origin},
     keyring::{Fetching, Keyring},
 };
+use crate::file::FileError;
 
 /// How long a fetch may take, from the look-up of the name to the last byte.
 const FETCH: Duration = Duration::from_secs(5);
@@ -95,8 +96,8 @@ pub enum RemoteError {
     ReadCa {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
-        error: io::Error,
+        /// Why.
+        error: FileError,
     },
     /// It is of no use.
     #[error("auth.jwks_ca_file ({path}): {error}")]

@@ -14,7 +14,7 @@ const DOCUMENTED: &str = "user tidegate on >s3cret! resetchannels &room:* &tideg
 async fn tls_and_the_documented_permissions_are_enough() -> Result<()> {
     let redis = RedisServer::builder().tls().setting(DOCUMENTED).start().await?;
     let url = redis.tls_url()?.replace("rediss://", "rediss://tidegate:s3cret%21@");
-    let node = Node::up_with(RedisConfig { ca_file: Some(redis.ca_file()), ..config(&url)? }).await?;
+    let node = Node::up_with(RedisConfig { ca_pem: Some(redis.ca_pem()?), ..config(&url)? }).await?;
     let rooms = rooms(700);
     node.subscribe_all(&rooms).await?;
     for room in &rooms {
@@ -50,7 +50,7 @@ async fn tls_and_the_documented_permissions_are_enough() -> Result<()> {
 async fn a_certificate_that_nobody_trusts_is_refused() -> Result<()> {
     let redis = RedisServer::builder().tls().start().await?;
     let other = RedisServer::builder().tls().absent()?;
-    let node = Node::start(RedisConfig { ca_file: Some(other.ca_file()), ..config(&redis.tls_url()?)? })?;
+    let node = Node::start(RedisConfig { ca_pem: Some(other.ca_pem()?), ..config(&redis.tls_url()?)? })?;
     let refused = |status: &BrokerStatus| matches!(status, BrokerStatus::Connecting(why) if why.contains("certificate"));
     node.until("refused", refused).await?;
     Ok(())
@@ -61,7 +61,7 @@ async fn a_self_made_certificate_that_is_its_own_ca_file_is_trusted_on_every_con
     let names = ["-subj", "/CN=redis", "-addext", "subjectAltName=DNS:localhost"];
     let redis = RedisServer::builder().tls_by_openssl(&names).start().await?;
     let url = redis.tls_url()?;
-    let node = Node::up_with(RedisConfig { ca_file: Some(redis.ca_file()), ..config(&url)? }).await?;
+    let node = Node::up_with(RedisConfig { ca_pem: Some(redis.ca_pem()?), ..config(&url)? }).await?;
     let room = room("self-made");
     node.subscribe(&room).await?;
     node.publish(&room, "over TLS").await;
@@ -74,7 +74,7 @@ async fn a_self_made_certificate_that_is_its_own_ca_file_is_trusted_on_every_con
     .await?;
     // The same bytes under another name are worth nothing.
     let by_address = url.replace("localhost", "127.0.0.1");
-    let node = Node::start(RedisConfig { ca_file: Some(redis.ca_file()), ..config(&by_address)? })?;
+    let node = Node::start(RedisConfig { ca_pem: Some(redis.ca_pem()?), ..config(&by_address)? })?;
     let refused = |status: &BrokerStatus| {
         let words = "the server's certificate is for localhost, not for 127.0.0.1";
         matches!(status, BrokerStatus::Connecting(why) if why.contains(words))
@@ -86,7 +86,7 @@ async fn a_self_made_certificate_that_is_its_own_ca_file_is_trusted_on_every_con
 #[tokio::test]
 async fn a_common_name_alone_is_refused_by_that_word() -> Result<()> {
     let redis = RedisServer::builder().tls_by_openssl(&["-subj", "/CN=localhost"]).start().await?;
-    let node = Node::start(RedisConfig { ca_file: Some(redis.ca_file()), ..config(&redis.tls_url()?)? })?;
+    let node = Node::start(RedisConfig { ca_pem: Some(redis.ca_pem()?), ..config(&redis.tls_url()?)? })?;
     let refused = |status: &BrokerStatus| {
         matches!(status, BrokerStatus::Connecting(why)
             if why.contains("a common name alone does not count (RFC 9525)"))
@@ -96,11 +96,11 @@ async fn a_common_name_alone_is_refused_by_that_word() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_ca_file_that_is_none_is_an_error_at_the_start() -> Result<()> {
+async fn trust_in_nothing_is_an_error_at_the_start() -> Result<()> {
     let redis = RedisServer::builder().tls().absent()?;
-    for file in ["does-not-exist", "/dev/null"] {
-        let config = RedisConfig { ca_file: Some(file.into()), ..config(&redis.tls_url()?)? };
-        ensure!(Node::start(config).is_err(), "{file}");
+    for pem in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        let config = RedisConfig { ca_pem: Some(pem.into()), ..config(&redis.tls_url()?)? };
+        ensure!(Node::start(config).is_err(), "{pem}");
     }
     Ok(())
 }

@@ -60,8 +60,13 @@ pub(super) enum Refusal {
         /// Some of it once stood.
         owed: bool,
     },
-    /// An `UNSUBSCRIBE` was refused. What the topic brings is ignored.
-    StillSubscribed,
+    /// An `UNSUBSCRIBE` was refused. What the topics bring is ignored, but for those that are wanted again.
+    StillSubscribed {
+        /// The rooms that are wanted again: their subscriptions never ended.
+        wanted: Vec<RoomName>,
+        /// The others will be tried again by [`Table::retry_refused`]. For good, they would only be refused again.
+        later: bool,
+    },
 }
 
 /// The server answered something that was not asked.
@@ -296,14 +301,18 @@ impl Table {
             }
             Command::Unsubscribe(Awaited { topics, answered: 0 }) => {
                 self.in_flight_topics -= topics.len();
+                let mut wanted = Vec::new();
                 for topic in topics {
                     self.set_wire(&topic, Wire::Subscribed);
-                    // For good, it would only be refused again.
-                    if later {
-                        self.refused.push(topic);
+                    match self.topics.get(&topic) {
+                        Some(Topic { wanted: true, purpose: Purpose::Room(room), .. }) => {
+                            wanted.push(room.clone())
+                        }
+                        _ if later => self.refused.push(topic),
+                        _ => {}
                     }
                 }
-                Ok(if later { Refusal::Later { owed: false } } else { Refusal::StillSubscribed })
+                Ok(Refusal::StillSubscribed { wanted, later })
             }
             // A command that is half acknowledged cannot fail any more.
             Command::Subscribe(_) | Command::Unsubscribe(_) => Err(OutOfStep),

@@ -32,7 +32,10 @@ use tokio::{
 };
 
 use super::{JwksUrl, RemoteError};
-use crate::auth::jwks::{Document, DocumentError};
+use crate::{
+    auth::jwks::{Document, DocumentError},
+    file::{MAX, read_text},
+};
 
 /// Why one fetch failed. What it prints holds nothing of the answer.
 #[derive(Debug, thiserror::Error)]
@@ -85,9 +88,9 @@ impl Fetcher {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let client = match ca_file {
             Some(path) => {
-                let pem = std::fs::read(path)
+                let pem = read_text(path, MAX)
                     .map_err(|error| RemoteError::ReadCa { path: path.to_owned(), error })?;
-                let client = tls::Client::new(Some(&pem));
+                let client = tls::Client::new(Some(pem.as_bytes()));
                 Some(client.map_err(|error| RemoteError::Ca { path: path.to_owned(), error })?)
             }
             None if is_https => Some(tls::Client::new(None)?),

@@ -125,7 +125,11 @@ impl World {
                 Reply::Hello => self.table.replied().unwrap(),
                 Reply::Busy => {
                     let refusal = self.table.refused(true).unwrap();
-                    assert!(matches!(refusal, Refusal::Later { .. }), "{refusal:?}");
+                    let later = matches!(
+                        refusal,
+                        Refusal::Later { .. } | Refusal::StillSubscribed { later: true, .. }
+                    );
+                    assert!(later, "{refusal:?}");
                 }
                 Reply::Unsubscribed(topic) => {
                     if let Some(Purpose::Room(room)) = self.table.unsubscribed(&topic) {
@@ -172,6 +176,32 @@ impl World {
         for topic in &expected {
             assert!(self.table.wanted(topic).is_some(), "{topic:?} is looked up");
         }
+    }
+}
+
+/// Whoever wants a room again whose end the server refuses has to be told that it stands: nothing else will come.
+#[test]
+fn a_room_that_is_wanted_again_while_its_end_is_refused_stands() {
+    for later in [false, true] {
+        let mut world = World::new();
+        for index in 0..3 {
+            assert!(!world.table.want(&topic(index), room(index)));
+        }
+        world.settle();
+        for index in 0..2 {
+            world.table.unwant(&topic(index));
+        }
+        world.table.write(&mut world.out);
+        world.out.clear();
+        assert!(!world.table.want(&topic(0), room(0)), "its end is under way");
+        let refusal = world.table.refused(later).unwrap();
+        assert_eq!(refusal, Refusal::StillSubscribed { wanted: vec![room(0)], later });
+        assert!(world.table.want(&topic(0), room(0)), "it stands");
+        assert!(world.table.wanted(&topic(1)).is_none(), "what it brings is ignored");
+        world.table.retry_refused();
+        world.settle();
+        let left = (0..3).filter(|&index| world.server.subscribed.contains(&topic(index).to_vec()));
+        assert_eq!(left.collect::<Vec<_>>(), if later { vec![0, 2] } else { vec![0, 1, 2] });
     }
 }
 
