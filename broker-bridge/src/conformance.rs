@@ -140,7 +140,7 @@ pub async fn every_field_and_kind_arrives_as_it_was(backend: &dyn Backend) {
     let publishers = [
         None,
         Some(Publisher { user: None, session: SessionId(u128::MAX) }),
-        Some(Publisher { user: Some("".into()), session: SessionId(0) }),
+        Some(Publisher { user: Some("u".into()), session: SessionId(0) }),
         Some(Publisher { user: Some("u".repeat(255).into()), session: SessionId(1 << 64) }),
     ];
     let mut sent = Vec::new();

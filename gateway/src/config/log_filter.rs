@@ -16,9 +16,11 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const TARGETS: &[&str] = &[
     "tidegate",
     "tidegate::auth",
+    "tidegate::budget",
     "tidegate::cli",
     "tidegate::config",
     "tidegate::delivery",
+    "tidegate::descriptors",
     "tidegate::drain",
     "tidegate::file",
     "tidegate::hub",
