@@ -423,14 +423,18 @@ impl Connection {
     }
 
     /// Asks the peer whether it is there. Most connections are idle when they are asked: their queue, empty, stays
-    /// without memory.
+    /// without memory. A ping that does not fit into the queue is left out: the peer has more than enough to read
+    /// already, and a room's policy may keep the queue full for as long as the peer is slow.
     fn ping(&self, worker: &Worker) {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
         }
         let ping = self.session.borrow_mut().heartbeat();
         if !self.send_past_queue(worker, &ping, Lane::Heartbeat) {
-            self.queue(worker, ping, Lane::Heartbeat);
+            let limit = worker.settings().limits.outbound.get();
+            if self.outbound.borrow_mut().push(ping, Lane::Heartbeat, limit).is_ok() {
+                self.count_outbound(worker);
+            }
         }
     }
 
@@ -485,6 +489,8 @@ impl Connection {
                 }
                 Effect::Limited(limit) => worker.context.metrics.limited(limit),
                 Effect::Expires(_) => self.set_expiry_timer(worker, worker.now()),
+                // The farewell is the last that a client hears (for a WebSocket, RFC 6455 section 5.5.1).
+                Effect::Send(_) if matches!(self.phase.get(), Phase::Closing(_)) => {}
                 Effect::Send(bytes) => {
                     self.queue(worker, bytes, Lane::Session);
                     worker.touch(self.key);

@@ -7,6 +7,7 @@ use tidegate_tests::{
     journal::{Message, Payload},
     node::{Builder, Node},
     raw::{Frame, RawSocket},
+    redis_server::RedisServer,
     token::{Token, anywhere},
 };
 
@@ -268,4 +269,45 @@ async fn a_client_that_breaks_the_protocol_is_closed_with_a_code() -> Result<()>
         ensure!(socket.close_code().await? == Some(code), "{sent}");
     }
     Ok(())
+}
+
+/// RFC 6455 section 5.5.1: a close frame is the last, whatever the broker says of the session's publications after it.
+#[tokio::test]
+async fn a_reply_that_comes_after_the_farewell_is_not_sent() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let node = Builder::new()
+        .set("shards", "1")
+        .set("broker.url", &redis.url())
+        .set("broker.publish_timeout", "1h")
+        .set("broker.canary_timeout", "1h")
+        .start()
+        .await?;
+    let token = anywhere("alice");
+    let listener = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
+    let mut socket = RawSocket::connect(node.public, PATH).await?;
+    socket.send(&Frame::text(format!(r#"{{"id":1,"connect":{{"token":"{token}"}}}}"#))).await?;
+    socket.receive().await?.context("an answer")?;
+
+    redis.freeze()?;
+    socket.send(&Frame::text(r#"{"id":2,"publish":{"channel":"lobby","data":"mine"}}"#)).await?;
+    // A frame without a mask ends the session, while its publication is on its way.
+    socket.send_bytes(&[0x81, 0x00]).await?;
+    let frame = socket.receive().await?.context("a farewell")?;
+    ensure!(frame.close_code() == Some(1002), "{frame:?}");
+    redis.thaw()?;
+    listener.hears(&text("\"mine\"")).await?;
+    // The broker has taken the publication before this one, and its shard has heard so.
+    for again in ["1", "2"] {
+        node.post("lobby", &token, "text/plain", again.as_bytes()).await?;
+        listener.hears(&text(again)).await?;
+    }
+
+    // The node waits for the client to close its side: it has written nothing into a stream that it had ended.
+    let open = ["protocol=\"centrifuge\""];
+    ensure!(node.samples().await?.sum("tidegate_connections", &open) == 1);
+    let next = socket.receive().await?;
+    ensure!(next.is_none(), "{next:?} after the farewell");
+    drop(socket);
+    node.until_samples("gone", |samples| samples.sum("tidegate_connections", &open) == 0).await?;
+    node.ensure_sound()
 }

@@ -103,6 +103,47 @@ async fn the_oldest_make_way_and_the_newest_arrive() -> Result<()> {
     Ok(())
 }
 
+/// A queue that is kept full by a room has no room for a ping, however small its frames are: that closes nobody.
+#[tokio::test]
+async fn a_ping_that_does_not_fit_costs_nobody_the_session() -> Result<()> {
+    let node = Builder::new()
+        .set("limits.outbound", "64KiB")
+        .set("heartbeat.interval", "100ms")
+        .set("heartbeat.timeout", "10m")
+        .set(r#"rooms."lobby".overflow"#, "drop_oldest")
+        .start()
+        .await?;
+    let token = anywhere("alice");
+    let target = format!("/rooms/lobby?token={token}");
+    let mut stalled = RawSocket::connect_narrow(node.public, &target).await?;
+    let mut sender = RawSocket::connect(node.public, &format!("{target}&echo=false")).await?;
+    // Each length leaves another rest of the queue.
+    let mut count = 0;
+    for length in [1_usize, 8, 32, 57, 100] {
+        let before = dropped(&node, "drop_oldest").await?;
+        while dropped(&node, "drop_oldest").await? < before + 2000 {
+            let slow = node.samples().await?.sum("tidegate_slow_consumers_total", &[]);
+            ensure!(slow == 0 && count < 400_000, "after {count}: {slow} were closed as slow");
+            for _ in 0..500 {
+                sender.send(&Frame::text("x".repeat(length))).await?;
+                count += 1;
+            }
+        }
+        // Who reads is pinged as often.
+        let mut idle = RawSocket::connect(node.public, &format!("/rooms/quiet?token={token}")).await?;
+        for _ in 0..4 {
+            ensure!(idle.receive().await?.context("it stays open")?.first == 0x89);
+        }
+    }
+    let samples = node.samples().await?;
+    ensure!(samples.sum("tidegate_slow_consumers_total", &[]) == 0, "{samples:?}");
+
+    // It is a session like any other again.
+    node.post("lobby", &token, "text/plain", b"the last").await?;
+    while stalled.receive().await?.context("it stays open")?.payload != b"the last" {}
+    node.ensure_sound()
+}
+
 #[tokio::test]
 async fn only_the_latest_is_kept_for_who_does_not_keep_up() -> Result<()> {
     let node = node("latest").await?;
