@@ -86,6 +86,12 @@ impl Identity {
         self.expires_at.since(now)
     }
 
+    /// Whether it grants just what another identity of the same subject grants.
+    pub fn grants_as(&self, other: &Self) -> bool {
+        let same_policies = Arc::ptr_eq(&self.policies, &other.policies) || self.policies == other.policies;
+        same_policies && self.grants == other.grants
+    }
+
     /// Whether the token or a policy grants `operation` in `room`. Says nothing about expiry.
     // A scan, because it is a few dozen comparisons of short texts at most, and a session asks once per
     // room and per publication. An index would cost every session more memory than it saves time.

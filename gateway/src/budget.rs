@@ -72,7 +72,7 @@ pub struct Budget {
     held: [IntGauge; Consumer::ALL.len()],
     /// `limits.memory`, in bytes.
     limit: IntGauge,
-    /// How much the fullest session of each shard holds, while memory is short.
+    /// How much the fullest session of each shard holds, while memory is short; 0 at other times.
     fullest: Box<[AtomicUsize]>,
 }
 
@@ -170,6 +170,13 @@ impl Budget {
             own.store(bytes, Ordering::Relaxed);
         }
         self.fullest.iter().map(|bytes| bytes.load(Ordering::Relaxed)).max().unwrap_or_default()
+    }
+
+    /// A shard's sessions count no longer as the fullest: memory is not short, or the shard has ended.
+    pub fn forget_fullest(&self, shard: usize) {
+        if let Some(own) = self.fullest.get(shard) {
+            own.store(0, Ordering::Relaxed);
+        }
     }
 
     #[expect(clippy::indexing_slicing, reason = "the array has one place per consumer, in their order")]
@@ -280,5 +287,7 @@ mod tests {
         assert_eq!(budget.note_fullest(0, 50), 50);
         assert_eq!(budget.note_fullest(1, 20), 50);
         assert_eq!(budget.note_fullest(0, 10), 20);
+        budget.forget_fullest(1);
+        assert_eq!(budget.note_fullest(0, 10), 10);
     }
 }

@@ -55,6 +55,15 @@ fn centrifuge_access() {
 }
 
 #[test]
+fn tokens_are_compared_by_what_they_grant() {
+    let before = identity("lobby=subscribe;b=subscribe,publish");
+    assert!(before.grants_as(&identity("lobby=subscribe;b=subscribe,publish")));
+    for other in ["lobby=subscribe", "lobby=subscribe;b=subscribe", "lobby=subscribe;c=subscribe,publish"] {
+        assert!(!before.grants_as(&identity(other)), "{other}");
+    }
+}
+
+#[test]
 fn centrifuge_junk() {
     for (junk, end) in [
         ("client text {}", None), // a pong, which anybody may send at any time

@@ -27,7 +27,7 @@ use tower::ServiceExt as _;
 use super::{
     Accepted, Entry,
     body::ShardBody,
-    connection::{ConnectionKey, LINGER, Lease, Start},
+    connection::{ConnectionKey, LINGER, Lease, Phase, Start},
     proxy_protocol::{self, Source},
     stream::Stream,
     worker::Worker,
@@ -195,7 +195,7 @@ impl Worker {
             }
             // It began to close while it waited for the broker.
             admission.identity.as_deref().map_or(Ok(()), |identity| applicant.gate.check_expiry(identity))?;
-            Err(Refusal::Draining.into())
+            Err(why_closed(lease.connection.phase()).into())
         });
         if let Err(problem) = admitted {
             return applicant.refuse(problem).map(ShardBody::Router);
@@ -353,6 +353,14 @@ async fn serve_http(
     }
 }
 
+/// Why a session that began to close before it was open is refused.
+fn why_closed(phase: Phase) -> Refusal {
+    match phase {
+        Phase::Closing(CloseReason::OutOfMemory) => Refusal::Memory,
+        _ => Refusal::Draining,
+    }
+}
+
 /// Whether the kernel has given the connection up.
 fn is_timed_out(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
@@ -461,3 +469,14 @@ const TIME_TO_BEGIN: Duration = Duration::from_secs(15);
 const PARTING: Linger = Linger { silence: LINGER, total: Duration::from_secs(10) };
 /// How long it waits while the node is leaving.
 const HURRY: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_closed_before_the_session_is_open_is_told_why() {
+        assert_eq!(why_closed(Phase::Closing(CloseReason::OutOfMemory)), Refusal::Memory);
+        assert_eq!(why_closed(Phase::Closing(CloseReason::Drain)), Refusal::Draining);
+    }
+}

@@ -4,8 +4,8 @@
 //! take for granted that this side was there to hear. A process that was stopped (a frozen container, a machine that
 //! swaps, a debugger) was not: when it goes on, all its deadlines have passed, and every answer waits in its sockets.
 //! So a look that comes late adds nothing to this clock. Whatever was to be heard meanwhile is heard before the next
-//! look, which is on time again. A shard that is late at every look is busy, not stopped: for it, each look adds a
-//! second at most.
+//! look, which is on time again. A shard that is late again and again is busy, not stopped: until it has looked on time
+//! for some seconds, each late look adds a second.
 //!
 //! What does not wait for anybody goes by real time: the end of a token, a drain.
 
@@ -25,6 +25,9 @@ use super::timers::Tick;
 /// A look later than this after the one before is late. A shard looks at every [`Clock::STEP`].
 const LATE: Duration = Duration::from_secs(1);
 
+/// After so much time of looks on time, a late one is a pause.
+const CALM: Duration = Duration::from_secs(5);
+
 thread_local! {
     /// The clock of the shard whose thread this is.
     static OWN: RefCell<Option<Clock>> = const { RefCell::new(None) };
@@ -42,6 +45,8 @@ struct Looked {
     time: Duration,
     /// Whether it came late.
     late: bool,
+    /// How long looks have been on time since the last late one, up to [`CALM`].
+    calm: Duration,
     /// How often a look came late, and the one before had not.
     pauses: u32,
 }
@@ -66,6 +71,7 @@ impl Clock {
             at: Instant::now(),
             time: Duration::ZERO,
             late: false,
+            calm: CALM,
             pauses: 0,
         })))
     }
@@ -103,9 +109,11 @@ impl Clock {
         let late = passed > LATE;
         if late && !looked.late {
             looked.pauses = looked.pauses.wrapping_add(1);
-        } else {
+        }
+        if !(late && looked.calm >= CALM) {
             looked.time += passed.min(LATE);
         }
+        looked.calm = if late { Duration::ZERO } else { looked.calm.saturating_add(passed).min(CALM) };
         (looked.at, looked.late) = (now, late);
         looked.time
     }
@@ -160,8 +168,10 @@ mod tests {
         assert_eq!(clock.look(start + SECOND / 2), SECOND / 2);
         assert_eq!(clock.look(start + 100 * SECOND), SECOND / 2);
         assert_eq!(clock.pauses(), 1);
-        assert_eq!(clock.look(start + 100 * SECOND + SECOND / 4), SECOND * 3 / 4);
-        assert_eq!(clock.look(start + 200 * SECOND), SECOND * 3 / 4);
+        for second in 1..=5 {
+            assert_eq!(clock.look(start + (100 + second) * SECOND), second * SECOND + SECOND / 2);
+        }
+        assert_eq!(clock.look(start + 200 * SECOND), 5 * SECOND + SECOND / 2);
         assert_eq!(clock.pauses(), 2);
     }
 
@@ -172,6 +182,20 @@ mod tests {
         let times: Vec<_> = (1..=4).map(|n| clock.look(start + 3 * n * SECOND)).collect();
         assert_eq!(times, [Duration::ZERO, SECOND, 2 * SECOND, 3 * SECOND]);
         assert_eq!(clock.pauses(), 1);
+    }
+
+    #[test]
+    fn a_look_on_time_between_stalls_does_not_stop_the_clock_of_a_busy_shard() {
+        let clock = Clock::new();
+        let start = clock.0.lock().at;
+        let times: Vec<_> = (1..=4)
+            .map(|n| {
+                clock.look(start + 3 * n * SECOND);
+                clock.look(start + 3 * n * SECOND + SECOND / 2)
+            })
+            .collect();
+        assert_eq!(times, [1, 4, 7, 10].map(|halves| halves * SECOND / 2));
+        assert_eq!(clock.pauses(), 4);
     }
 
     #[tokio::test]

@@ -102,6 +102,8 @@ pub struct Full;
 
 /// Places that an empty queue keeps. Beyond that, a queue that was long gives its memory back at once.
 const KEPT: usize = 64;
+/// So many frames are looked at for a publication from either end.
+const NEAR: usize = 8;
 
 impl Outbound {
     /// What a frame costs beside its bytes: a handle here, and for a frame of one's own an allocation.
@@ -205,6 +207,23 @@ impl Outbound {
     /// The part of that cost that nobody else holds: not the bytes of publications.
     pub fn held(&self) -> usize {
         self.own.bytes + self.frames.len() * Self::PER_FRAME
+    }
+
+    /// The bytes of publications, which other sessions may hold, too.
+    pub fn shared(&self) -> usize {
+        self.bytes - self.own.bytes
+    }
+
+    /// The first and the last publication of the queue, as what is the same in all queues that hold them: where the
+    /// frame ends in memory. `None` if none is found near the ends.
+    pub fn ends(&self) -> Option<[usize; 2]> {
+        let end = |frame: Option<&Frame>| frame.map(|frame| frame.bytes.as_ptr_range().end.addr());
+        let publication = |frame: &&Frame| frame.lane.is_shared();
+        let last = self.last.map(|last| self.frame(last));
+        let mut back = std::iter::successors(last, |frame| frame.previous.map(|place| self.frame(place)));
+        let first = end(self.iter().take(NEAR).find(publication));
+        let last = end(back.by_ref().take(NEAR).find(publication));
+        Some([first.or(last)?, last.or(first)?])
     }
 
     /// The cost of what is not a publication: answers, notices, heartbeats.

@@ -157,6 +157,7 @@ pub fn run(
     // Sockets that are still open at this point die with their tasks.
     drop(tasks);
     worker.settle_tally();
+    worker.context.budget.forget_fullest(index);
 }
 
 impl Worker {
@@ -164,13 +165,14 @@ impl Worker {
         let mut ticks = tokio::time::interval(Clock::STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let (mut events, mut batch, mut written) = (Vec::new(), Batch::default(), Written::default());
+        let mut relieving = false;
         loop {
             let tick = poll_fn(|cx| {
                 if let Poll::Ready(at) = ticks.poll_tick(cx) {
                     return Poll::Ready(Some(at));
                 }
                 match self.inbox.poll_ready(cx) {
-                    Poll::Pending if self.rounds.borrow().is_empty() => Poll::Pending,
+                    Poll::Pending if self.rounds.borrow().is_empty() && !relieving => Poll::Pending,
                     _ => Poll::Ready(None),
                 }
             })
@@ -206,14 +208,16 @@ impl Worker {
                 events = Vec::new();
             }
             self.settle_tally();
-            if self.relieve() {
+            // Some sessions in each turn: who stays is served between them.
+            relieving = self.relieve(relieving);
+            if relieving {
                 self.write(&mut written).await;
                 self.settle_tally();
             }
             if self.has_left() {
                 return;
             }
-            if !self.rounds.borrow().is_empty() {
+            if relieving || !self.rounds.borrow().is_empty() {
                 tokio::task::yield_now().await;
             }
         }

@@ -32,6 +32,8 @@ impl Connection {
         if matches!(&*self.carrier.borrow(), Carrier::Gone) {
             return; // cut while the upgrade was under way
         }
+        // The setting may have changed since the socket was accepted.
+        stream.set_patience(worker.settings().heartbeat.timeout);
         self.carrier.replace(Carrier::Socket { stream, shut: false });
         if !read_ahead.is_empty() {
             let mut bytes = read_ahead.to_vec();

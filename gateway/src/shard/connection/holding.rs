@@ -21,6 +21,12 @@ impl Connection {
         waiting + self.decoder.borrow().heap_bytes() + self.counted.get().blocked
     }
 
+    /// The bytes of the publications that wait, and the oldest and the newest of them; `None` if there are none.
+    pub fn publications(&self) -> Option<(usize, [usize; 2])> {
+        let outbound = self.outbound.borrow();
+        outbound.ends().map(|ends| (outbound.shared(), ends))
+    }
+
     /// Counts what the queue and the socket hold now.
     pub(super) fn count_outbound(&self, worker: &Worker) {
         let before = self.counted.get();

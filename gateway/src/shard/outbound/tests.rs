@@ -34,6 +34,31 @@ fn small_frames_are_bounded_by_what_they_cost_in_memory() {
 }
 
 #[test]
+fn queues_that_hold_the_same_publications_have_the_same_ends() {
+    let lane = Lane::Room(RoomLane { room: RoomTag::MIN, priority: false });
+    let publications = [Bytes::from(vec![1; 100]), Bytes::from(vec![2; 10])];
+    let mut queues = [Outbound::default(), Outbound::default()];
+    assert_eq!(queues[0].ends(), None);
+    for (n, outbound) in queues.iter_mut().enumerate() {
+        outbound.push_last(Bytes::from(vec![3; n + 1]));
+        for frame in &publications {
+            outbound.push(frame.clone(), lane, 4096).unwrap();
+        }
+        outbound.push_last(Bytes::from(vec![4; 20]));
+    }
+    // The kernel has taken a part of the first publication from one of them.
+    queues[1].advance(2 + 60);
+    assert_eq!(queues[0].ends(), queues[1].ends());
+    assert_eq!(queues.map(|outbound| outbound.shared()), [110, 50]);
+
+    let mut other = Outbound::default();
+    other.push(Bytes::from(vec![1; 100]), lane, 4096).unwrap();
+    let ends = other.ends().unwrap();
+    assert_eq!(ends[0], ends[1]);
+    assert_ne!(ends[0], publications[0].as_ptr_range().end.addr());
+}
+
+#[test]
 fn clearing_keeps_a_half_written_frame() {
     let mut outbound = Outbound::default();
     for frame in [&b"first"[..], b"second", b"third"] {
