@@ -252,7 +252,8 @@ async fn who_does_not_read_its_refusals_is_not_read() -> Result<()> {
         let (node, nobody) = (&node, &nobody);
         async move {
             let socket = tokio::net::TcpSocket::new_v4()?;
-            socket.set_recv_buffer_size(1024)?;
+            // Small beside the answers, and large enough that they are read in no time later.
+            socket.set_recv_buffer_size(64 * 1024)?;
             let socket = socket.connect(node.public).await?;
             let mut socket = RawSocket::over(socket, "/connection/websocket").await?;
             let connect = format!(r#"{{"id":1,"connect":{{"token":"{nobody}"}}}}"#);
