@@ -38,6 +38,8 @@ def certificate(tmp_path_factory):
             "2",
             "-subj",
             "/CN=rooms.example.com",
+            "-addext",
+            "subjectAltName=DNS:rooms.example.com",
             "-keyout",
             directory / "tls.key",
             "-out",
@@ -56,6 +58,7 @@ def check(tidegate, text, tmp_path, certificate=None):
     for name, value in SECRETS.items():
         (secrets / name).write_text(value)
     if certificate:
+        (secrets / "broker.ca_file").write_text((certificate / "tls.crt").read_text())
         (tmp_path / "tls").symlink_to(certificate)
     path = tmp_path / "tidegate.toml"
     path.write_text(text.replace("/etc/tidegate/", f"{tmp_path}/"))
@@ -179,7 +182,7 @@ def test_values_arrive_as_they_are(binary):
         "origins": ["https://a.example", 'quo"ted', "a\\b", "tab\there", "<&>", "ü€"],
         "demo": False,
         "limits": {"connections": 10_000_000, "message_size": "64KiB", "rooms_per_session": 1},
-        "rooms": {"a b.c:*": {"grant": ["subscribe"]}, "inbox:{sub}": {"grant": []}},
+        "rooms": {"a-b.c:*": {"grant": ["subscribe"]}, "inbox:{sub}": {"grant": []}},
         "auth": {"keys": {"a b": {"algorithm": "ES256", "public_key_file": "/keys/a b.pem"}}},
     }
     read = tomllib.loads(config_text(render({"config": config}, binary=binary)))
