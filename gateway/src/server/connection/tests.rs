@@ -98,10 +98,11 @@ async fn a_pause_of_the_process_is_not_held_against_a_reader() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_stands_still_is_cut_off() {
+    static FLOOD: [u8; 64 * 1024] = [b'x'; 64 * 1024];
     let (mut client, server) = duplex(1024);
     client.write_all(REQUEST).await.unwrap();
     let start = Instant::now();
-    let end = serve_one(|| TIMES, &[b'x'; 64 * 1024], server).await;
+    let end = serve_one(|| TIMES, &FLOOD, server).await;
     assert!(matches!(end, End::AnswerTimeout), "{end:?}");
     assert!(about(start.elapsed(), ANSWER_TIMEOUT), "{:?}", start.elapsed());
 }
