@@ -2,7 +2,7 @@
 //!
 //! Owns the bytes. A topic carries two kinds of messages: *raw* ones, the payload as it is, which any
 //! program sends with a bare `PUBLISH`, and *envelopes*, which nodes send when there is more to say than the
-//! payload. Either may come behind a [`head`](super::head), which is skipped.
+//! payload. Either may come behind a [`head`], which is skipped.
 //!
 //! # Layout of an envelope
 //!
