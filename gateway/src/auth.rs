@@ -1,23 +1,22 @@
-//! Who may do what.
+//! Authentication and authorization.
 //!
-//! Owns the way from a request to an [`Identity`]: where a token is carried, whether it is genuine, what it
-//! and the configuration's policies grant. Does not answer requests, count failures or end sessions; it says
-//! what is so and leaves the acting to others. It never asks for the time: whoever calls says what time it is.
+//! Turns a request into an [`Identity`]: finds the token, verifies it, and combines its grants with the
+//! configured policies. Does not answer requests, count failures or end sessions; the callers do. Callers
+//! also pass the current time: this module never reads a clock.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`credential`] | where in a request a token is carried: header, query or subprotocol list |
-//! | [`cookie`] | a token in a cookie, which counts only for pages that may use it |
-//! | [`token`] | [`Authenticator`]: from a token to an [`Identity`] |
+//! | [`credential`] | where a request carries a token: header, query or subprotocol list |
+//! | [`cookie`] | a token in a cookie, which only pages of allowed origins may use |
+//! | [`token`] | [`Authenticator`]: verifies a token and returns an [`Identity`] |
 //! | [`key`] | algorithms, and keys pinned to them |
-//! | [`keyring`] | which keys there are, which of them a token is tried with, how they are replaced |
-//! | [`jwks`] | key sets as documents |
+//! | [`keyring`] | the node's keys, which of them to try for a token, and their replacement |
+//! | [`jwks`] | parsing of key sets (JWKS) |
 //! | [`files`], [`remote`] | keys from files and from a URL, kept up to date |
-//! | [`mint`] | making tokens and secrets: `tidegate token` and the first run |
+//! | [`mint`] | creation of tokens and secrets, for `tidegate token` and the first run |
 //! | [`grant`] | operations, room patterns, policies and how they match |
 //!
-//! Nothing is allowed unless something grants it. A token is held in a [`Token`], which no log line and no
-//! error message can show.
+//! Everything that no grant allows is forbidden. A [`Token`] never appears in logs or error messages.
 
 pub mod cookie;
 pub mod credential;
@@ -53,15 +52,15 @@ pub use self::{
     token::{AuthConfig, Authenticator},
 };
 
-/// What a client hears of a refusal, whatever its reason: the value of `WWW-Authenticate` (RFC 6750 §3).
+/// The value of `WWW-Authenticate` (RFC 6750 §3) in every refusal, whatever the reason.
 ///
-/// The reason is for the operator. A client that could tell a bad signature from an expired token would
-/// learn something about the key.
+/// Only the operator sees the reason. A client that can tell a bad signature from an expired token learns
+/// something about the key.
 pub const CHALLENGE: &str = "Bearer realm=\"tidegate\"";
 
-/// What a verified token says, and what may be done with it.
+/// The subject of a verified token and what it is allowed to do.
 ///
-/// Cloning shares everything; sessions whose tokens grant the same share the grants too.
+/// Clones share all data. Sessions whose tokens carry equal grants share those grants as well.
 #[derive(Clone)]
 pub struct Identity {
     subject: Subject,
@@ -71,30 +70,30 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whom the token was made for.
+    /// The subject that the token was issued to.
     pub fn subject(&self) -> &Subject {
         &self.subject
     }
 
-    /// From this second on the identity is void: the token's `exp` and the leeway that it was granted.
+    /// The identity is invalid from this second on: the token's `exp` plus the leeway.
     pub fn expires_at(&self) -> UnixSeconds {
         self.expires_at
     }
 
-    /// How long the identity is good for; zero once it has expired.
+    /// How long the identity stays valid; zero once it has expired.
     pub fn remaining(&self, now: UnixSeconds) -> Duration {
         self.expires_at.since(now)
     }
 
-    /// Whether it grants just what another identity of the same subject grants.
+    /// Whether it grants exactly what `other`, an identity of the same subject, grants.
     pub fn grants_as(&self, other: &Self) -> bool {
         let same_policies = Arc::ptr_eq(&self.policies, &other.policies) || self.policies == other.policies;
         same_policies && self.grants == other.grants
     }
 
-    /// Whether the token or a policy grants `operation` in `room`. Says nothing about expiry.
-    // A scan, because it is a few dozen comparisons of short texts at most, and a session asks once per
-    // room and per publication. An index would cost every session more memory than it saves time.
+    /// Whether the token or a policy grants `operation` in `room`. Does not check expiry.
+    // A linear scan: it compares a few dozen short strings at most, and a session calls it once per room and
+    // per publication. An index would cost every session more memory than it saves time.
     pub fn may(&self, operation: Operation, room: &RoomName) -> bool {
         self.grants.iter().any(|grant| grant.operations.contains(operation) && grant.pattern.matches(room))
             || self.policies.iter().any(|policy| {
@@ -112,7 +111,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Whom a token was made for: 1 to 255 bytes of UTF-8 without control characters. Cloning shares the text.
+/// The subject of a token: 1 to 255 bytes of UTF-8 without control characters. Clones share the text.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Subject(Arc<str>);
 
@@ -125,7 +124,7 @@ impl Subject {
     /// The longest subject, in bytes.
     pub const MAX_BYTES: usize = 255;
 
-    /// Checks `text` and takes it.
+    /// Validates `text` and copies it.
     pub fn new(text: &str) -> Result<Self, InvalidSubject> {
         let valid = (1..=Self::MAX_BYTES).contains(&text.len()) && !text.chars().any(char::is_control);
         if valid { Ok(Self(Arc::from(text))) } else { Err(InvalidSubject) }
@@ -136,7 +135,7 @@ impl Subject {
         &self.0
     }
 
-    /// The text itself, shared.
+    /// The text as a shared pointer.
     pub fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0)
     }
@@ -156,41 +155,42 @@ impl fmt::Debug for Subject {
     }
 }
 
-/// Whole seconds since 1970-01-01T00:00:00Z, leap seconds not counted: the unit of a token's times.
+/// Whole seconds since 1970-01-01T00:00:00Z, without leap seconds: the unit of a token's times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnixSeconds(pub u64);
 
 impl UnixSeconds {
-    /// The last second of the year 9999. A later time in a token was meant in another unit.
+    /// The last second of the year 9999. A later time in a token is probably in another unit, such as
+    /// milliseconds.
     pub const MAX: Self = Self(253_402_300_799);
 
-    /// The whole seconds from `earlier` to this, or zero.
+    /// Whole seconds from `earlier` to `self`, or zero.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_secs(self.0.saturating_sub(earlier.0))
     }
 
-    /// This many whole seconds later.
+    /// `self` plus the whole seconds of `later`.
     #[must_use]
     pub fn plus(self, later: Duration) -> Self {
         Self(self.0.saturating_add(later.as_secs()))
     }
 }
 
-/// A clock that stands before 1970 counts as 1970.
+/// A clock before 1970 counts as 1970.
 impl From<SystemTime> for UnixSeconds {
     fn from(time: SystemTime) -> Self {
         Self(time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
     }
 }
 
-/// Why a request has no identity. For the operator's eyes: see [`CHALLENGE`] for what the client hears.
+/// Why a request has no identity. Only operators see this; clients get [`CHALLENGE`].
 ///
-/// What it prints holds no part of a token.
+/// No message contains any part of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum AuthFailure {
     /// The request carries no token.
     #[error(
-        "no token: neither a bearer header, nor a `token` query parameter, nor a bearer subprotocol, nor a cookie that counts"
+        "no token: expected a bearer header, a `token` query parameter, a bearer subprotocol, or the configured cookie from an allowed origin"
     )]
     Missing,
     /// The request carries more than one token.
@@ -202,23 +202,23 @@ pub enum AuthFailure {
     /// The token is not a signed JWT in its compact form.
     #[error("the token is not a signed JWT in compact form")]
     Malformed,
-    /// The header names an algorithm that the key is not pinned to, or that no key is for.
-    #[error("the token's algorithm is not that of its key, or of any key")]
+    /// The header names an algorithm that its key is not pinned to, or for which there is no key.
+    #[error("the token's algorithm does not match its key, or no key has that algorithm")]
     WrongAlgorithm,
-    /// The header has a `typ` of a token that was made for something else (RFC 8725 §3.11).
+    /// The header has the `typ` of a token that was issued for another purpose (RFC 8725 §3.11).
     #[error("the token's type (`typ`) is neither JWT nor at+jwt")]
     WrongType,
-    /// The header has a `crit`, and none of the extensions it could name is known (RFC 7515 §4.1.11).
-    #[error("the token's header demands an extension (`crit`, `b64`)")]
+    /// The header has `crit`. The node supports no extension that it could name (RFC 7515 §4.1.11).
+    #[error("the token's header requires an extension (`crit`, `b64`); none is supported")]
     CriticalHeader,
-    /// The header names no key of this node's, or none where it would have to.
-    #[error("the token's `kid` names no key of this node, or is missing where several keys would fit")]
+    /// `kid` names no key of this node, or is missing although too many keys fit.
+    #[error("the token's `kid` names no key of this node, or is missing although too many keys fit")]
     UnknownKey,
-    /// The signature was not made with the key, or for another text.
+    /// The signature does not verify with the key.
     #[error("the token's signature is wrong")]
     BadSignature,
-    /// The signed text is not one JSON object, or has a claim twice.
-    #[error("the token's claims are not one JSON object with each claim once")]
+    /// The payload is not one JSON object, or repeats a claim.
+    #[error("the token's payload is not a JSON object, or it repeats a claim")]
     InvalidPayload,
     /// `sub` is missing or not a [`Subject`].
     #[error("claim `sub`: expected text of 1 to 255 bytes without control characters")]
@@ -229,19 +229,21 @@ pub enum AuthFailure {
     )]
     InvalidTime,
     /// `iss` is not `auth.issuer` (RFC 8725 §3.8).
-    #[error("claim `iss`: not auth.issuer")]
+    #[error("claim `iss`: expected the value of auth.issuer")]
     WrongIssuer,
-    /// `aud` has none of `auth.audience`, or is there and nothing is configured (RFC 7519 §4.1.3).
-    #[error("claim `aud`: none of auth.audience; without that key, expected no `aud`")]
+    /// `aud` contains none of `auth.audience`, or is present although that key is unset (RFC 7519 §4.1.3).
+    #[error("claim `aud`: expected one of auth.audience, or no `aud` if that key is unset")]
     ForeignAudience,
-    /// `rooms` is not a map from patterns to lists of operations, each pattern once.
+    /// `rooms` is not a map from room patterns to lists of operations, or it repeats a pattern.
     #[error("claim `rooms`: expected a map from room patterns, each once, to lists of operations")]
     InvalidRooms,
-    /// `rooms` has a key that is no [`RoomPattern`].
-    #[error("claim `rooms`: a key is no room pattern (a room name, or its beginning and `*`; no `{{sub}}`)")]
+    /// `rooms` has a key that is not a [`RoomPattern`].
+    #[error(
+        "claim `rooms`: a key is not a room pattern (a room name, or a prefix followed by `*`; no `{{sub}}`)"
+    )]
     InvalidPattern,
     /// `rooms` names an operation that does not exist.
-    #[error("claim `rooms`: an operation is none of subscribe, publish, presence, history")]
+    #[error("claim `rooms`: expected operations out of subscribe, publish, presence, history")]
     UnknownOperation,
     /// `rooms` has more than [`Authenticator::MAX_GRANTS`] keys.
     #[error("claim `rooms`: more than {max} room patterns", max = Authenticator::MAX_GRANTS)]
@@ -255,7 +257,7 @@ pub enum AuthFailure {
 }
 
 impl AuthFailure {
-    /// Every reason, for metrics that show each from the start.
+    /// Every reason. Metrics export each of them from the start.
     pub const ALL: [Self; 20] = [
         Self::Missing,
         Self::Ambiguous,
@@ -279,7 +281,7 @@ impl AuthFailure {
         Self::NotYetValid,
     ];
 
-    /// The label that metrics use.
+    /// The metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",

@@ -1,8 +1,8 @@
 //! A token in a cookie.
 //!
-//! Owns the cookie's name and its place in the `Cookie` header. Does not decide whether the cookie counts:
-//! browsers send cookies unasked, for whatever page caused the request, so a route looks here only after
-//! it has found no other token and knows the page (`server::cors`).
+//! Owns the cookie's name and finds it in the `Cookie` header. Does not decide whether the cookie may be
+//! used: browsers send cookies with every request, whichever page caused it. A route therefore looks here
+//! only if it has found no other token and has checked the page's origin (`server::cors`).
 
 use std::{fmt, str::FromStr};
 
@@ -10,17 +10,17 @@ use http::{HeaderMap, header};
 
 use super::{AuthFailure, Token};
 
-/// The name of a cookie: 1 to 256 characters of an HTTP token (RFC 6265 §4.1.1), their case told apart.
+/// The name of a cookie: 1 to 256 characters of an HTTP token (RFC 6265 §4.1.1). Case-sensitive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CookieName(Box<str>);
 
 /// Why a text is not a [`CookieName`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a cookie's name is an HTTP token of 1 to {max} characters", max = CookieName::MAX_BYTES)]
+#[error("expected a cookie name: an HTTP token of 1 to {max} characters", max = CookieName::MAX_BYTES)]
 pub struct InvalidCookieName;
 
-/// The most that name and value of a cookie have together, in bytes: a browser keeps none that is larger
-/// (RFC 6265bis §5.6).
+/// The maximum length of a cookie's name and value together, in bytes. Browsers store no larger cookies (RFC
+/// 6265bis §5.6).
 const MAX_COOKIE: usize = 4096;
 
 impl CookieName {
@@ -32,10 +32,10 @@ impl CookieName {
         &self.0
     }
 
-    /// The token in the one cookie of this name.
+    /// Finds the token in the only cookie of this name.
     ///
-    /// Fails as `Missing`, `Ambiguous`, `TooLong` or `Malformed`. Two cookies of the name are ambiguous: any
-    /// host of the same domain can add one (RFC 6265 §8.6), and their order says nothing.
+    /// Fails with `Missing`, `Ambiguous`, `TooLong` or `Malformed`. Two cookies of the name are ambiguous:
+    /// any host of the same domain can add one (RFC 6265 §8.6), and their order has no meaning.
     pub fn find(&self, headers: &HeaderMap) -> Result<Token, AuthFailure> {
         let mut values = cookies(headers).filter(|(name, _)| *name == self.0.as_bytes());
         let (_, value) = values.next().ok_or(AuthFailure::Missing)?;
@@ -65,12 +65,12 @@ impl fmt::Display for CookieName {
     }
 }
 
-/// Names and values in their order (RFC 6265 §4.2.1). Bytes, because other cookies of the domain may hold
-/// anything. A proxy may have split the list over several lines (RFC 9113 §8.2.3).
+/// Names and values in their order (RFC 6265 §4.2.1). Bytes, because other cookies of the domain may contain
+/// anything. A proxy may split the list over several header lines (RFC 9113 §8.2.3).
 fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     let lines = headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|b| *b == b';'));
     lines.filter_map(|pair| {
-        // Without `=` it is a value that has no name.
+        // Text without `=` is a value without a name.
         let (name, value) = pair.split_at_checked(pair.iter().position(|b| *b == b'=')?)?;
         Some((name.trim_ascii(), value.get(1..)?.trim_ascii()))
     })

@@ -1,23 +1,24 @@
 //! Where a request carries its token.
 //!
-//! Owns the three places in which a client puts a token on purpose, and the type that keeps a token out of
-//! sight. Does not verify: what it returns has the shape of a token and may be anybody's. A cookie, which comes
-//! without anybody's purpose, is [`super::cookie`]'s.
+//! Owns the three places where a client deliberately puts a token, and the [`Token`] type, which keeps it out
+//! of logs. Does not verify: what [`find`] returns has the shape of a token and may be forged. Cookies, which
+//! browsers send on their own, are handled by [`super::cookie`].
 //!
 //! 1. `Authorization: Bearer <token>` (RFC 6750 §2.1): backends, command-line clients, anything that can set
-//!    a header. A header of another scheme is not for this node and is passed over.
-//! 2. `?token=<token>`: `EventSource`, and clients that can choose nothing but a URL. URLs end up in the logs
-//!    of proxies, which is why it is the last choice.
-//! 3. `Sec-WebSocket-Protocol: tidegate, tidegate.bearer.<token>`: browsers, whose `WebSocket` takes a list of
-//!    subprotocols and no headers. The Kubernetes API server established the idea (with the token in base64url
-//!    once more, since it may hold any bytes there; a JWT is made of characters that the header allows).
+//!    a header. A header with another scheme is ignored.
+//! 2. `?token=<token>`: `EventSource`, and clients that can only choose the URL. Prefer the others: URLs end
+//!    up in the logs of proxies.
+//! 3. `Sec-WebSocket-Protocol: tidegate, tidegate.bearer.<token>`: browsers, whose `WebSocket` accepts a list
+//!    of subprotocols but no headers. The Kubernetes API server established the idea. It encodes the token in
+//!    base64url once more, because its tokens may contain any bytes; a JWT has only characters that the
+//!    header allows.
 //!
-//! A browser closes a socket whose server picked none of the subprotocols it offered (the WHATWG standard), and
-//! the token must not be sent back. So a client offers [`PLAIN_SUBPROTOCOL`] as well, and the server picks
-//! from [`offered_subprotocols`], which leaves tokens out.
+//! A browser closes a socket if the server selects none of the offered subprotocols (WHATWG standard), and
+//! the token must not be sent back. So a client also offers [`PLAIN_SUBPROTOCOL`], and the server selects
+//! from [`offered_subprotocols`], which omits tokens.
 //!
-//! Exactly one token is accepted per request (RFC 6750 §2). With two, a proxy and this node could each
-//! believe in another one. A cookie beside it is not looked at, since the client may not know of it.
+//! A request may carry exactly one token (RFC 6750 §2). With two, a proxy and this node could each check a
+//! different one. A cookie beside the token is ignored, because the client may not know that it was sent.
 
 use std::fmt;
 
@@ -26,22 +27,22 @@ use percent_encoding::percent_decode_str;
 
 use super::AuthFailure;
 
-/// The subprotocol of plain frames, offered beside a token and picked by the server.
+/// The subprotocol for plain frames. Clients offer it beside a token, and the server selects it.
 pub const PLAIN_SUBPROTOCOL: &str = "tidegate";
 
-/// What stands before the token in a subprotocol list.
+/// The prefix of a token in a subprotocol list.
 pub const BEARER_SUBPROTOCOL_PREFIX: &str = "tidegate.bearer.";
 
-/// The query parameter.
+/// The query parameter that carries a token.
 pub const QUERY_PARAMETER: &str = "token";
 
-/// Something of a token's shape: at most [`Token::MAX_BYTES`] of the characters that a compact JWT is made
-/// of. Shown by nothing but [`Token::expose`].
+/// A string with the shape of a token: at most [`Token::MAX_BYTES`] of the characters that a compact JWT
+/// consists of. Only [`Token::expose`] reveals it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Box<str>);
 
 impl Token {
-    /// The longest token that is looked at, in bytes.
+    /// The longest accepted token, in bytes.
     pub const MAX_BYTES: usize = 8 * 1024;
 
     /// Checks the length, then the characters.
@@ -56,7 +57,7 @@ impl Token {
         Ok(Self(text.into()))
     }
 
-    /// The token's text, for whoever verifies it or hands it to its owner.
+    /// The token's text, to verify it or to hand it to its owner.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -68,9 +69,9 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The one token of a request. `query` is what follows the `?`.
+/// Finds the only token of a request. `query` is the text after the `?`.
 ///
-/// Fails as `Missing`, `Ambiguous`, `TooLong` or `Malformed`.
+/// Fails with `Missing`, `Ambiguous`, `TooLong` or `Malformed`.
 pub fn find(headers: &HeaderMap, query: Option<&str>) -> Result<Token, AuthFailure> {
     let mut found =
         bearer_headers(headers).chain(query_parameters(query)).chain(bearer_subprotocols(headers));
@@ -78,7 +79,7 @@ pub fn find(headers: &HeaderMap, query: Option<&str>) -> Result<Token, AuthFailu
     if found.next().is_some() { Err(AuthFailure::Ambiguous) } else { token }
 }
 
-/// What a client offers as subprotocols, in its order, tokens left out.
+/// The subprotocols that a client offers, in its order, without tokens.
 pub fn offered_subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     subprotocols(headers).flatten().filter(|name| !name.starts_with(BEARER_SUBPROTOCOL_PREFIX))
 }
@@ -98,10 +99,10 @@ fn bearer_headers(headers: &HeaderMap) -> impl Iterator<Item = Found> {
 fn query_parameters(query: Option<&str>) -> impl Iterator<Item = Found> {
     query.unwrap_or_default().split('&').filter_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // The name is decoded too, or `%74oken` would be a second token that nobody sees.
+        // Decode the name too, or `%74oken` would hide a second token.
         let is_token = percent_decode_str(name).eq(QUERY_PARAMETER.bytes());
         is_token.then(|| {
-            // Decoding only shortens, threefold at most: nothing longer can be in bounds.
+            // Decoding shortens a value to a third at most, so a longer one cannot be within bounds.
             if value.len() > 3 * Token::MAX_BYTES {
                 return Err(AuthFailure::TooLong);
             }
@@ -118,7 +119,7 @@ fn bearer_subprotocols(headers: &HeaderMap) -> impl Iterator<Item = Found> {
     })
 }
 
-/// The elements of the list, which may be spread over several header lines (RFC 6455 §4.1).
+/// The elements of the list, which may span several header lines (RFC 6455 §4.1).
 fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = Result<&str, AuthFailure>> {
     headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().flat_map(|line| {
         let (names, unreadable) = match line.to_str() {

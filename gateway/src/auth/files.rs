@@ -1,7 +1,7 @@
-//! Keys from files of this machine: the configured ones, and a key set.
+//! Keys from files on this machine: the configured keys, and a key set.
 //!
-//! Owns what their files hold, and replacing them while the node runs: all of them or, if one is not sound, none.
-//! When the files are looked at is [`crate::watch`]'s.
+//! Reads the files and replaces the keys at runtime: all of them, or none if any file is invalid.
+//! [`crate::watch`] decides when to read the files.
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
     watch::Watched,
 };
 
-/// What the configuration says of keys on this machine.
+/// The configured keys on this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalKeys {
     /// `auth.hs256_secret`
@@ -33,9 +33,9 @@ pub struct LocalKeys {
 /// An entry of `auth.keys`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFile {
-    /// The name by which tokens choose it.
+    /// The key id (`kid`) that tokens name.
     pub id: String,
-    /// What it is used with, and decides whether the file holds a secret or a public key.
+    /// The key's algorithm. Determines whether the file holds a secret or a public key.
     pub algorithm: Algorithm,
     /// The file.
     pub path: PathBuf,
@@ -44,25 +44,25 @@ pub struct KeyFile {
 /// Why keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The secret of the configuration.
+    /// The configured secret is invalid.
     #[error(transparent)]
     Secret(KeyError),
     /// A key's file cannot be read.
     #[error("{id:?}: expected a file that can be read: {error}")]
     Read {
-        /// The key.
+        /// The key's id.
         id: String,
-        /// Why not.
+        /// Why it cannot be read.
         error: FileError,
     },
-    /// A key's file does not hold such a key.
+    /// A key's file does not hold a key for its algorithm.
     #[error("{id:?}, {algorithm}: in its file, {error}", algorithm = .algorithm.as_str())]
     Key {
-        /// The key.
+        /// The key's id.
         id: String,
-        /// What it was to be used with.
+        /// Its configured algorithm.
         algorithm: Algorithm,
-        /// What is wrong.
+        /// What is wrong with it.
         error: KeyError,
     },
     /// The key set cannot be read.
@@ -71,13 +71,13 @@ pub enum LoadError {
     /// The key set cannot be used.
     #[error("in that file, {0}")]
     Set(DocumentError),
-    /// Two metrics have one name.
+    /// A metric could not be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
 
 impl LoadError {
-    /// The configuration key that it is about.
+    /// The configuration key that the error is about.
     pub fn key(&self) -> &'static str {
         match self {
             Self::Secret(_) => "auth.hs256_secret",
@@ -88,7 +88,7 @@ impl LoadError {
     }
 }
 
-/// Keys that were read and are sound.
+/// Keys that were read and validated.
 struct Loaded {
     configured: Vec<Key>,
     set: Vec<Key>,
@@ -96,12 +96,12 @@ struct Loaded {
 }
 
 impl LocalKeys {
-    /// Whether there is any.
+    /// Whether no key is configured.
     pub fn is_empty(&self) -> bool {
         self.secret.is_none() && self.files.is_empty() && self.jwks.is_none()
     }
 
-    /// What the files hold, or everything that is wrong with them. Blocks on the file system.
+    /// Reads all files and returns their contents, or all errors. Blocks on the file system.
     pub fn read(&self) -> Result<Contents, Vec<LoadError>> {
         let alone = |files: Vec<KeyFile>, jwks| {
             let alone = Self { secret: None, files, jwks };
@@ -123,7 +123,7 @@ impl LocalKeys {
         if wrong.is_empty() { Ok(whole) } else { Err(wrong) }
     }
 
-    /// What the files hold, sound or not. Blocks on the file system.
+    /// Reads all files without validating them. Blocks on the file system.
     fn contents(&self) -> Result<Contents, LoadError> {
         let set = |path: &PathBuf| read_text(path, Document::MAX_BYTES).map_err(LoadError::ReadSet);
         Ok(Contents {
@@ -132,7 +132,7 @@ impl LocalKeys {
         })
     }
 
-    /// The keys that are there if the files hold this.
+    /// Parses and validates the keys in `contents`.
     fn parse(&self, contents: &Contents) -> Result<Loaded, LoadError> {
         let secret = self
             .secret
@@ -167,28 +167,28 @@ impl KeyFile {
     }
 }
 
-/// What the files hold.
+/// The contents of the key files.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     keys: Vec<String>,
     set: Option<String>,
 }
 
-/// What was read of the files of some keys.
+/// The configured keys and the contents read from their files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
     local: LocalKeys,
     contents: Contents,
 }
 
-/// Secrets may be among it.
+/// Hides the contents, which may include secrets.
 impl fmt::Debug for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Contents").finish_non_exhaustive()
     }
 }
 
-/// Keeps a keyring as the files are.
+/// Keeps a keyring in step with the files.
 pub struct KeyFiles {
     keyring: Arc<Keyring>,
     state: Mutex<State>,
@@ -197,12 +197,13 @@ pub struct KeyFiles {
 
 struct State {
     local: LocalKeys,
-    /// What the files held when they were last tried, whether that was sound or not.
+    /// What the files held at the last attempt, successful or not.
     tried: Contents,
 }
 
 impl KeyFiles {
-    /// Begins with keys whose files hold `contents`. `with_url` says whether more will come from a URL.
+    /// Starts with `contents`, which the files of `local` hold. `with_url` tells whether a URL supplies keys
+    /// as well.
     pub fn new(
         local: LocalKeys,
         contents: Contents,
@@ -216,7 +217,7 @@ impl KeyFiles {
         let reloads = IntCounterVec::new(
             Opts::new(
                 "tidegate_key_reloads_total",
-                "Attempts to replace the keys that are files, by result.",
+                "Attempts to replace the keys that come from files, by result.",
             ),
             &["result"],
         )?;
@@ -227,17 +228,17 @@ impl KeyFiles {
         Ok(Self { keyring, state: Mutex::new(State { local, tried: contents }), reloads })
     }
 
-    /// The keys.
+    /// The keyring.
     pub fn keyring(&self) -> Arc<Keyring> {
         Arc::clone(&self.keyring)
     }
 
-    /// Whether these are the keys that count, wherever their files have got to.
+    /// Whether `local` is the configuration in use, whatever its files hold by now.
     pub fn hold(&self, local: &LocalKeys) -> bool {
         self.state.lock().local == *local
     }
 
-    /// From now on `local` counts, whose files hold `contents`, if all of it is sound.
+    /// Switches to `local`, whose files hold `contents`. Fails without a change if any key is invalid.
     pub fn replace(&self, local: LocalKeys, contents: Contents) -> Result<(), LoadError> {
         let mut state = self.state.lock();
         self.take(local.parse(&contents)?);
@@ -245,13 +246,13 @@ impl KeyFiles {
         Ok(())
     }
 
-    /// What the files hold that count now. Blocks on the file system.
+    /// Reads the files that are in use. Blocks on the file system.
     pub fn read_now(&self) -> Result<Read, LoadError> {
         let local = self.state.lock().local.clone();
         local.contents().map(|contents| Read { local, contents })
     }
 
-    /// Takes what was read if all of it is sound, also if it is nothing new.
+    /// Installs what was read if all of it is valid, even if nothing has changed.
     pub fn take_now(&self, read: Result<Read, LoadError>) {
         if let Err(error) = read.and_then(|Read { local, contents }| self.replace(local, contents)) {
             self.refuse(&error);
@@ -261,14 +262,14 @@ impl KeyFiles {
     fn take(&self, loaded: Loaded) {
         let Loaded { configured, set, ignored } = loaded;
         say_ignored(&ignored, "auth.jwks_file");
-        tracing::info!(keys = configured.len() + set.len(), "the keys that are files were read");
+        tracing::info!(keys = configured.len() + set.len(), "loaded the keys from files");
         self.keyring.set_local(configured, set);
         self.reloads.with_label_values(&["ok"]).inc();
     }
 
     fn refuse(&self, error: &LoadError) {
         self.reloads.with_label_values(&["failed"]).inc();
-        tracing::error!(key = error.key(), %error, "the keys that are files were not replaced; the old ones go on");
+        tracing::error!(key = error.key(), %error, "cannot replace the keys from files; the old ones stay in use");
     }
 }
 
@@ -286,7 +287,7 @@ impl Watched for KeyFiles {
 
     fn found(&self, Read { local, contents }: &Read) {
         let mut state = self.state.lock();
-        // Otherwise a new configuration has come in between.
+        // Skip this if the configuration has changed since the files were read.
         if state.local == *local && state.tried != *contents {
             match local.parse(contents) {
                 Ok(loaded) => self.take(loaded),
@@ -297,9 +298,9 @@ impl Watched for KeyFiles {
     }
 }
 
-/// Says which keys of a set are not used.
+/// Logs which keys of a set are skipped.
 pub(super) fn say_ignored(ignored: &[Ignored], set: &'static str) {
     for ignored in ignored {
-        tracing::warn!(set, %ignored, "a key is not used");
+        tracing::warn!(set, %ignored, "skipped a key of the key set");
     }
 }

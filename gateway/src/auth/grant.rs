@@ -1,31 +1,31 @@
-//! What may be done in which rooms.
+//! Grants: which operations are allowed in which rooms.
 //!
-//! Owns the vocabulary of permission: [`Operation`], [`Operations`], [`RoomPattern`] (written in a token),
-//! [`PolicyPattern`] (written in the configuration, may hold `{sub}`) and how each matches a room. Does not
-//! know where a grant came from; that is [`token`](super::token).
+//! Owns [`Operation`], [`Operations`], [`RoomPattern`] (from a token), [`PolicyPattern`] (from the
+//! configuration, may contain `{sub}`) and how each matches a room. Does not know where a grant came from;
+//! [`token`](super::token) does.
 //!
 //! # Patterns
 //!
-//! A pattern is a room name, or the beginning of one followed by `*`. `*` stands for anything, also for
-//! nothing, and only at the end; everything before it is taken literally. Whether a pattern is exact or a
-//! beginning is settled when it is parsed and never looked at again, so no text that joins it later (a
+//! A pattern is a room name, or a prefix of one followed by `*`. `*` stands for any text, including the empty
+//! one, and only at the end; everything before it is literal. Parsing decides whether a pattern is exact or a
+//! prefix. Text that is inserted later (a subject, a room called `*`) cannot change that.
 //! subject, a room called `*`) can turn one into the other.
 
 use std::{fmt, str::FromStr};
 
 use broker_bridge::{InvalidRoomName, RoomName};
 
-/// Something that can be done in a room.
+/// An operation in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Operation {
-    /// Receive what is published.
+    /// Receive publications.
     Subscribe = 1,
     /// Publish.
     Publish = 1 << 1,
-    /// See who is there.
+    /// See who is in the room.
     Presence = 1 << 2,
-    /// Read what was published before.
+    /// Read earlier publications.
     History = 1 << 3,
 }
 
@@ -33,39 +33,38 @@ pub enum Operation {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Operations(u8);
 
-/// A room name, or the beginning of room names, as a token's `rooms` claim has it.
+/// A room name or a prefix of room names, as in a token's `rooms` claim.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomPattern {
     literal: Box<str>,
     reach: Reach,
 }
 
-/// Operations in the rooms of a pattern. Written `PATTERN=OPERATION,…` on a command line.
+/// Operations in the rooms that a pattern matches. Written `PATTERN=OPERATION,…` on the command line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Grant {
-    /// In which rooms.
+    /// The rooms.
     pub pattern: RoomPattern,
-    /// What may be done there.
+    /// The operations allowed there.
     pub operations: Operations,
 }
 
-/// A pattern of the configuration: a [`RoomPattern`] in which `{sub}` may stand, once, for the subject of
-/// whoever asks.
+/// A pattern from the configuration: a [`RoomPattern`] that may contain `{sub}` once, which stands for the
+/// subject of the token.
 ///
-/// A subject fills `{sub}` only if it cannot be mistaken for more than one segment of a room name: a
-/// subject that holds `:`, `/`, `*`, or the character that follows `{sub}` in the pattern, is granted
-/// nothing by it. Otherwise subject `x` would reach, by `user:{sub}:*`, the rooms of a subject `x:y`. For
-/// the same reason `*` must not follow `{sub}` directly: by `user:{sub}*`, `al` would reach the rooms of
-/// `alice`.
+/// A subject may fill `{sub}` only as a single segment of a room name. The pattern grants nothing to a
+/// subject that contains `:`, `/`, `*`, or the character that follows `{sub}` in the pattern. Otherwise
+/// `user:{sub}:*` would give subject `x` access to the rooms of subject `x:y`. For the same reason `*` must
+/// not directly follow `{sub}`: `user:{sub}*` would give `al` access to the rooms of `alice`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PolicyPattern(Template);
 
-/// What the configuration grants to everybody who has a valid token.
+/// What the configuration grants to every valid token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// In which rooms.
+    /// The rooms.
     pub pattern: PolicyPattern,
-    /// What may be done there.
+    /// The operations allowed there.
     pub operations: Operations,
 }
 
@@ -77,18 +76,18 @@ pub struct UnknownOperation;
 /// Why a text is not a [`RoomPattern`] or a [`PolicyPattern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPattern {
-    /// Apart from `*` and `{sub}`, a pattern is made of what a room name is made of.
+    /// Apart from `*` and `{sub}`, a pattern may contain only what a room name may contain.
     #[error("in a room pattern, {0}")]
     Room(#[from] InvalidRoomName),
     /// `*` anywhere but at the end.
-    #[error("in a room pattern, `*` stands only at the end, and only once")]
+    #[error("in a room pattern, `*` is allowed only once, at the end")]
     InnerStar,
     /// `{sub}` more than once.
-    #[error("in a room pattern, `{{sub}}` stands at most once")]
+    #[error("in a room pattern, `{{sub}}` is allowed only once")]
     RepeatedSubject,
     /// `{sub}*`.
     #[error(
-        "in a room pattern, `*` must not follow `{{sub}}` directly: it would reach every subject that begins alike"
+        "in a room pattern, `*` must not follow `{{sub}}` directly: it would match every subject with that prefix"
     )]
     OpenSubject,
 }
@@ -99,16 +98,16 @@ pub enum InvalidGrant {
     /// There is no `=`.
     #[error("a grant is written PATTERN=OPERATION,…, for example chat:*=subscribe,publish")]
     Form,
-    /// What stands before the last `=`.
+    /// The part before the last `=` is not a pattern.
     #[error(transparent)]
     Pattern(#[from] InvalidPattern),
-    /// What stands after it.
+    /// The part after the last `=` is not a list of operations.
     #[error(transparent)]
     Operation(#[from] UnknownOperation),
 }
 
 impl Operation {
-    /// All of them, in the order in which they are written.
+    /// Every operation, in the order in which they are written.
     pub const ALL: [Self; 4] = [Self::Subscribe, Self::Publish, Self::Presence, Self::History];
 
     /// The name that tokens and the configuration use.
@@ -123,42 +122,42 @@ impl Operation {
 }
 
 impl Operations {
-    /// Nothing.
+    /// The empty set.
     pub const NONE: Self = Self(0);
 
-    /// Whether `operation` is among them.
+    /// Whether the set contains `operation`.
     pub fn contains(self, operation: Operation) -> bool {
         self.0 & operation as u8 != 0
     }
 
-    /// Both sets together.
+    /// The union of both sets.
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self == Self::NONE
     }
 
-    /// Each of them, in the order of [`Operation::ALL`].
+    /// The operations of the set, in the order of [`Operation::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Operation> {
         Operation::ALL.into_iter().filter(move |&operation| self.contains(operation))
     }
 }
 
 impl RoomPattern {
-    /// Whether the pattern covers the room.
+    /// Whether the pattern matches the room.
     pub fn matches(&self, room: &RoomName) -> bool {
         self.reach.covers(&self.literal, room.as_str())
     }
 }
 
 impl PolicyPattern {
-    /// Whether the pattern covers the room, with `{sub}` standing for `subject`.
+    /// Whether the pattern matches the room with `{sub}` replaced by `subject`.
     ///
-    /// The subject is compared with the room's own text and never becomes part of a pattern.
+    /// The subject is compared with the room's text directly. It never becomes part of a pattern.
     pub fn matches(&self, subject: &str, room: &RoomName) -> bool {
         match &self.0 {
             Template::Fixed(pattern) => pattern.matches(room),
@@ -175,20 +174,20 @@ impl PolicyPattern {
 }
 
 impl PolicyPattern {
-    /// Whether the pattern covers the room for any subject.
+    /// Whether the pattern matches the room for any subject.
     pub fn covers(&self, room: &RoomName) -> bool {
         match &self.0 {
             Template::Fixed(pattern) => pattern.matches(room),
             Template::Subject { before, after, .. } => {
                 let Some(rest) = room.as_str().strip_prefix(&**before) else { return false };
-                // A subject never holds what follows it, so there is only one that could fit.
+                // A subject never contains the character that follows `{sub}`, so only one subject can fit.
                 let end = after.chars().next().map_or(Some(rest.len()), |next| rest.find(next));
                 end.and_then(|end| rest.get(..end)).is_some_and(|subject| self.matches(subject, room))
             }
         }
     }
 
-    /// How much of a room's name it says, for an order among patterns: the more, the greater.
+    /// Orders patterns by how much of a room's name they fix; more precise patterns are greater.
     pub fn precision(&self) -> impl Ord + use<> {
         let (literal, reach) = match &self.0 {
             Template::Fixed(RoomPattern { literal, reach }) => (literal.len(), reach),
@@ -198,17 +197,17 @@ impl PolicyPattern {
     }
 }
 
-/// How far a pattern's literal text reaches.
+/// Whether a pattern's literal text is a whole name or a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Reach {
-    /// This text and no other.
+    /// Matches only this text.
     Exact,
-    /// Every text that begins with this one.
+    /// Matches every text with this prefix.
     Prefix,
 }
 
 impl Reach {
-    /// Takes the `*` off the end of a pattern's text.
+    /// Splits the trailing `*` off a pattern.
     fn parse(text: &str) -> Result<(&str, Self), InvalidPattern> {
         let (literal, reach) = match text.strip_suffix('*') {
             Some(literal) => (literal, Self::Prefix),
@@ -260,7 +259,7 @@ impl FromIterator<Operation> for Operations {
     }
 }
 
-/// Names with commas between them.
+/// Comma-separated names.
 impl FromStr for Operations {
     type Err = UnknownOperation;
 
@@ -274,7 +273,7 @@ impl FromStr for RoomPattern {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (literal, reach) = Reach::parse(text)?;
-        // `*` alone is the one pattern whose literal may be empty: it covers every room.
+        // Only the pattern `*`, which matches every room, may have an empty literal.
         if !(literal.is_empty() && reach == Reach::Prefix) {
             RoomName::new(literal)?;
         }
@@ -299,13 +298,13 @@ impl FromStr for PolicyPattern {
         if after.is_empty() && reach == Reach::Prefix {
             return Err(InvalidPattern::OpenSubject);
         }
-        // The shortest room that the pattern can cover has a subject of one byte.
+        // Check the shortest room that the pattern can match: one with a subject of one byte.
         RoomName::new(&format!("{before}s{after}"))?;
         Ok(Self(Template::Subject { before: before.into(), after: after.into(), reach }))
     }
 }
 
-/// The last `=` divides, because a room name may hold one and an operation may not.
+/// Splits at the last `=`: a room name may contain `=`, an operation may not.
 impl FromStr for Grant {
     type Err = InvalidGrant;
 
@@ -476,7 +475,7 @@ mod tests {
                 }
             }
         }
-        // The character that follows `{sub}` divides segments as well.
+        // The character that follows `{sub}` also separates segments.
         assert!(policy("user.{sub}.*").matches("a", &room("user.a.in")));
         assert!(!policy("user.{sub}.*").matches("a.b", &room("user.a.b.in")));
     }
@@ -505,7 +504,7 @@ mod tests {
             prop_assert_eq!(pattern(&text).matches(&room(&name)), naive);
         }
 
-        /// For a plain subject, filling the pattern in and matching lazily are the same thing.
+        /// For a plain subject, substituting it into the pattern and lazy matching give the same result.
         #[test]
         fn lazy_matching_agrees_with_filling_in(
             before in "[ab:.]{0,3}", after in "([:.][ab:.]{0,2}\\*?)?", subject in "[ab]{1,3}", name in "[ab:.]{1,9}",
@@ -515,7 +514,7 @@ mod tests {
             prop_assert_eq!(lazy.matches(&subject, &room(&name)), filled.matches(&room(&name)));
         }
 
-        /// Any subject that fits is found.
+        /// `covers` finds every subject that fits.
         #[test]
         fn covering_agrees_with_trying_every_subject(
             text in "[ab:.]{0,2}(\\{sub\\})?([ab:.]{1,2}\\*?)?", name in "[ab:.*/]{1,8}",
@@ -527,7 +526,7 @@ mod tests {
             prop_assert_eq!(policy.covers(&room), any);
         }
 
-        /// No two subjects ever share a room of a policy that names its subject.
+        /// No room belongs to two subjects of a policy with `{sub}`.
         #[test]
         fn no_two_subjects_share_a_room(
             text in "[ab:.]{0,2}\\{sub\\}([ab:.]{1,2}\\*?)?",

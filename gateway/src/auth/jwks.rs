@@ -1,12 +1,12 @@
-//! Key sets as documents (RFC 7517 §5).
+//! Parsing of key sets (JWKS, RFC 7517 §5).
 //!
-//! Owns which keys of a document are taken, and for which algorithm. Does not know where a document came
-//! from, except that one from elsewhere ([`Origin::Url`]) may hold no shared secrets.
+//! Decides which keys of a document to use, and with which algorithm. Does not know where a document came
+//! from, except that one from another machine ([`Origin::Url`]) may not contain shared secrets.
 //!
-//! A key is taken for exactly one algorithm: the one it names (`alg`), or else the one of its type: RS256
-//! for RSA, ES256 for P-256, ES384 for P-384, `EdDSA` for Ed25519. A key for anything but verifying (`use`,
-//! `key_ops`), of an unknown type, weak, broken, or with a private part is passed over; the others of the
-//! document stay usable (RFC 7517 §5), and [`Document::ignored`] says why.
+//! Each key is used with exactly one algorithm: the one it names (`alg`), or else the default of its type:
+//! RS256 for RSA, ES256 for P-256, ES384 for P-384, `EdDSA` for Ed25519. Keys that are not for verifying
+//! (`use`, `key_ops`), of an unknown type, weak, malformed, or private are skipped. The other keys of the
+//! document stay usable (RFC 7517 §5), and [`Document::ignored`] lists the skipped ones with the reasons.
 
 use std::{borrow::Cow, fmt};
 
@@ -19,52 +19,52 @@ use super::key::{Algorithm, Family, Key, KeyError};
 /// Where a document came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A file of this machine.
+    /// A file on this machine.
     File,
-    /// Another machine, which has no business to know secrets.
+    /// Another machine, which must not know shared secrets.
     Url,
 }
 
 /// The keys of a document.
 #[derive(Debug, Default)]
 pub struct Document {
-    /// What can be used, in the document's order. Never empty when it was read.
+    /// The usable keys, in the document's order. Never empty after [`Document::read`].
     pub keys: Vec<Key>,
-    /// What cannot.
+    /// The skipped keys.
     pub ignored: Vec<Ignored>,
 }
 
-/// A key that was passed over.
+/// A skipped key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ignored {
-    /// Its place in the document, counted from 0.
+    /// Its index in the document, from 0.
     pub index: usize,
-    /// Why.
+    /// The reason.
     pub why: Why,
 }
 
-/// Why a key was passed over.
+/// Why a key was skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Why {
-    /// Not a JWK, or one with a member twice.
-    #[error("it is no JWK, or has a member twice")]
+    /// Not a JWK, or a JWK that repeats a member.
+    #[error("it is not a valid JWK, or it repeats a member")]
     Broken,
-    /// `kty`, `crv` or `alg` names nothing that is known here.
+    /// `kty`, `crv` or `alg` is not supported.
     #[error("its type, curve or algorithm is not supported")]
     Unsupported,
     /// `alg` does not fit `kty` and `crv`.
     #[error("its algorithm does not fit its type")]
     Mismatch,
-    /// `use` or `key_ops` says something else.
+    /// `use` or `key_ops` reserves the key for another use.
     #[error("it is not for verifying")]
     OtherUse,
-    /// It holds the private part.
-    #[error("it holds a private key, which others can read now: replace it")]
+    /// It contains a private key.
+    #[error("it contains a private key, which every reader of the set can see: replace the key")]
     Private,
-    /// A shared secret from elsewhere.
-    #[error("it is a shared secret, which does not belong into a published key set")]
+    /// A shared secret in a set from a URL.
+    #[error("it is a shared secret, which must not be in a published key set")]
     Shared,
-    /// Its bytes are no such key.
+    /// The key itself is invalid.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
@@ -75,17 +75,17 @@ pub enum DocumentError {
     /// More bytes than [`Document::MAX_BYTES`].
     #[error("expected at most {max} bytes", max = Document::MAX_BYTES)]
     TooLong,
-    /// Not a key set.
+    /// Not a JWKS.
     #[error("expected a JSON object with a list of keys, {{\"keys\": […]}} (RFC 7517 §5)")]
     Malformed,
     /// More keys than [`Document::MAX_KEYS`].
     #[error("expected at most {max} keys", max = Document::MAX_KEYS)]
     TooMany,
-    /// None of its keys can be used.
-    #[error("expected at least one key that verifies tokens; the first was passed over because {0}")]
+    /// None of the keys can be used.
+    #[error("expected at least one key that verifies tokens; the first was skipped because {0}")]
     NoneUsable(Why),
-    /// It has none.
-    #[error("expected at least one key, the list is empty")]
+    /// The list of keys is empty.
+    #[error("expected at least one key; the list is empty")]
     Empty,
 }
 
@@ -93,10 +93,10 @@ impl Document {
     /// The largest document, in bytes.
     pub const MAX_BYTES: usize = 256 * 1024;
 
-    /// The most keys of a document.
+    /// The maximum number of keys in a document.
     pub const MAX_KEYS: usize = 100;
 
-    /// Reads a document that has at least one usable key.
+    /// Parses a document. Fails unless it has at least one usable key.
     pub fn read(json: &[u8], origin: Origin) -> Result<Self, DocumentError> {
         #[derive(Deserialize)]
         struct Raw<'a> {
@@ -107,7 +107,8 @@ impl Document {
         if json.len() > Self::MAX_BYTES {
             return Err(DocumentError::TooLong);
         }
-        // Some editors write a byte-order mark, and some servers hand it on (RFC 8259 §8.1 allows to ignore it).
+        // Some editors write a byte-order mark, and some servers pass it on. RFC 8259 §8.1 allows parsers to
+        // ignore it.
         let json = json.strip_prefix("\u{feff}".as_bytes()).unwrap_or(json);
         if json.trim_ascii_start().first() != Some(&b'{') {
             return Err(DocumentError::Malformed);
@@ -137,7 +138,7 @@ impl fmt::Display for Ignored {
     }
 }
 
-/// The members that are read, each at most once.
+/// The members that matter here. A repeated member is an error.
 #[derive(Deserialize)]
 struct Jwk<'a> {
     #[serde(borrow)]
@@ -206,7 +207,7 @@ fn read_key(json: &str, origin: Origin) -> Result<Key, Why> {
         }
         ("oct", _) if origin == Origin::Url => Err(Why::Shared),
         ("oct", _) => {
-            // The hash cannot be told from the secret's length alone, so it must be named.
+            // The secret's length does not identify the hash, so `alg` is required.
             let algorithm = named.ok_or(Why::Unsupported)?;
             let algorithm = pin(Some(algorithm), algorithm, Algorithm::is_shared)?;
             Ok(Key::shared(id, algorithm, &bytes(jwk.k.as_deref())?)?)

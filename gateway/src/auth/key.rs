@@ -1,11 +1,11 @@
-//! One key: what it verifies, and nothing else.
+//! A single key that verifies tokens.
 //!
-//! Owns the algorithms, each pinned to the keys that fit it, and the reading of a single key from a secret
-//! or from PEM. Does not choose among keys ([`keyring`](super::keyring)) and reads no file.
+//! Owns the algorithms, each pinned to the kind of key that fits it, and the parsing of a single key from a
+//! secret or from PEM. Does not choose among keys ([`keyring`](super::keyring)) and reads no files.
 //!
-//! A [`Key`] is parsed and checked once, when it is loaded, and has one [`Algorithm`] for good (RFC 8725
-//! §3.1). A token's header can choose among keys; it cannot make a key do anything else. A public key and a
-//! shared secret are different things in [`Material`]: no text of a token turns one into the other.
+//! A [`Key`] is parsed and checked once, when it is loaded, and keeps one [`Algorithm`] for good (RFC 8725
+//! §3.1). A token's header can choose among keys, but cannot use a key with another algorithm. Public keys
+//! and shared secrets are distinct variants of [`Material`], so no token can use one as the other.
 
 use std::{fmt, str::FromStr};
 
@@ -16,7 +16,7 @@ use aws_lc_rs::{
 };
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 
-/// How a token is signed (RFC 7518 §3, RFC 8037 §3.1).
+/// A signature algorithm (RFC 7518 §3, RFC 8037 §3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// HMAC with SHA-256.
@@ -41,32 +41,32 @@ pub enum Algorithm {
     Es256,
     /// ECDSA on P-384, SHA-384.
     Es384,
-    /// Ed25519. RFC 9864 calls it `Ed25519`, which means the same here.
+    /// Ed25519. RFC 9864 names it `Ed25519`, which is accepted as well.
     EdDsa,
 }
 
-/// A text that names no [`Algorithm`].
+/// The text is not the name of an [`Algorithm`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "an algorithm is one of HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA"
 )]
 pub struct UnknownAlgorithm;
 
-/// What kind of key an algorithm works with.
+/// The kind of key that an algorithm needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// A secret that both sides know.
+    /// A secret that signer and verifier share.
     Shared,
     /// RSA.
     Rsa,
-    /// An elliptic curve of NIST's, named as in a JWK.
+    /// A NIST elliptic curve. The name is that of a JWK's `kty`.
     Ec,
     /// Ed25519.
     Ed,
 }
 
 impl Algorithm {
-    /// Every algorithm. `none` is not among them.
+    /// Every algorithm. `none` is not supported.
     pub const ALL: [Self; 12] = [
         Self::Hs256,
         Self::Hs384,
@@ -100,7 +100,7 @@ impl Algorithm {
         }
     }
 
-    /// The kind of key it works with.
+    /// The kind of key that the algorithm needs.
     pub fn family(self) -> Family {
         match self {
             Self::Hs256 | Self::Hs384 | Self::Hs512 => Family::Shared,
@@ -110,12 +110,12 @@ impl Algorithm {
         }
     }
 
-    /// Whether whoever can verify can also sign.
+    /// Whether the verifying key can also sign.
     pub fn is_shared(self) -> bool {
         self.family() == Family::Shared
     }
 
-    /// The shortest secret, in bytes: as long as the hash (RFC 7518 §3.2). 0 where there is no secret.
+    /// The length of the shortest secret, in bytes: that of the hash (RFC 7518 §3.2). 0 for public keys.
     pub fn min_secret_bytes(self) -> usize {
         match self {
             Self::Hs256 => 32,
@@ -146,7 +146,8 @@ impl Algorithm {
         }
     }
 
-    /// `FIXED` is the form of RFC 7518 §3.4; the ASN.1 form would be a second spelling of each signature.
+    /// `FIXED` is the signature format of RFC 7518 §3.4. Accepting ASN.1 as well would give each signature a
+    /// second spelling.
     fn ecdsa(self) -> Option<&'static EcdsaVerificationAlgorithm> {
         match self {
             Self::Es256 => Some(&signature::ECDSA_P256_SHA256_FIXED),
@@ -156,7 +157,7 @@ impl Algorithm {
     }
 }
 
-/// The spelling counts: `hs256` is no algorithm.
+/// Case-sensitive: `hs256` is not an algorithm.
 impl FromStr for Algorithm {
     type Err = UnknownAlgorithm;
 
@@ -176,54 +177,54 @@ pub struct Key {
 }
 
 enum Material {
-    /// Boxed: it holds the states of its hash, far more than a parsed public key's handle.
+    /// Boxed: it holds the state of its hash, which is much larger than a parsed public key's handle.
     Shared(Box<hmac::Key>),
     Public(ParsedPublicKey),
 }
 
-/// Why something is not a key for an algorithm. Holds nothing of the key.
+/// Why something cannot be used as a key. Contains no part of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// The name is empty or longer than [`Key::MAX_ID_BYTES`].
+    /// The key id is empty or longer than [`Key::MAX_ID_BYTES`].
     #[error("a key's name (`kid`) has 1 to {max} bytes", max = Key::MAX_ID_BYTES)]
     Id,
-    /// The secret is shorter than the hash.
+    /// The secret is shorter than the algorithm's hash.
     #[error("expected a secret of at least {0} bytes")]
     WeakSecret(usize),
-    /// The secret is PEM: a public key is known to everybody (RFC 8725 §2.1).
+    /// The secret is in PEM. It may be a public key, which everybody knows (RFC 8725 §2.1).
     #[error("expected a secret, this is PEM: a key or certificate that others may know")]
     PemAsSecret,
-    /// A private key where a public one is enough.
+    /// A private key instead of a public one.
     #[error(
-        "expected a public key, this is a private one: keep it with whoever makes tokens, and give the node what `openssl pkey -pubout` makes of it"
+        "expected a public key, this is a private key: keep it where tokens are signed, and give the node the output of `openssl pkey -pubout`"
     )]
     Private,
-    /// A certificate.
+    /// A certificate instead of a public key.
     #[error(
-        "expected a public key, this is a certificate: give the node what `openssl x509 -pubkey -noout` makes of it"
+        "expected a public key, this is a certificate: give the node the output of `openssl x509 -pubkey -noout`"
     )]
     Certificate,
-    /// Nothing that could be a public key.
+    /// The text contains no public key.
     #[error("expected one public key in PEM (BEGIN PUBLIC KEY)")]
     NotPem,
-    /// Two or more.
-    #[error("expected one public key, there are several: give each a name of its own")]
+    /// There are two or more keys.
+    #[error("expected one public key, this file has several: use one file and one name (`kid`) for each")]
     Several,
-    /// A public key of another kind or curve, or none at all.
+    /// Not a public key, or one of another kind or curve.
     #[error(
         "expected a key for {0}: an RSA key for RS and PS, P-256 for ES256, P-384 for ES384, Ed25519 for EdDSA"
     )]
     Unfit(&'static str),
-    /// An RSA key that can be broken.
+    /// An RSA key that is too weak.
     #[error("expected an RSA key of 2048 to 8192 bits with an odd exponent above 1")]
     WeakRsa,
 }
 
 impl Key {
-    /// The longest name, in bytes.
+    /// The longest key id (`kid`), in bytes.
     pub const MAX_ID_BYTES: usize = 256;
 
-    /// A secret that both sides know.
+    /// A shared secret.
     pub fn shared(id: Option<&str>, algorithm: Algorithm, secret: &[u8]) -> Result<Self, KeyError> {
         let Some(hash) = algorithm.hmac() else { return Err(KeyError::Unfit(algorithm.as_str())) };
         if holds_pem(secret) {
@@ -243,7 +244,7 @@ impl Key {
         let is_private = |kind| {
             matches!(kind, SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey)
         };
-        // Looked for as text as well: an encrypted one is no section that the parser knows.
+        // Also search the text: the parser ignores encrypted private keys.
         if sections.iter().any(|(kind, _)| is_private(*kind)) || contains(pem, b"PRIVATE KEY-----") {
             return Err(KeyError::Private);
         }
@@ -258,7 +259,7 @@ impl Key {
         }
     }
 
-    /// A modulus and an exponent, big-endian (RFC 7518 §6.3.1).
+    /// An RSA key from its modulus and exponent, big-endian (RFC 7518 §6.3.1).
     pub(super) fn rsa(id: Option<&str>, algorithm: Algorithm, n: &[u8], e: &[u8]) -> Result<Self, KeyError> {
         let unfit = KeyError::Unfit(algorithm.as_str());
         let parameters = algorithm.rsa().ok_or(unfit)?;
@@ -272,7 +273,8 @@ impl Key {
         Self::new(id, algorithm, Material::Public(key))
     }
 
-    /// A point on the algorithm's curve, uncompressed (SEC 1 §2.3.3), or an Ed25519 key (RFC 8032 §5.1.5).
+    /// A key from a point on the algorithm's curve, uncompressed (SEC 1 §2.3.3), or an Ed25519 key (RFC 8032
+    /// §5.1.5).
     pub(super) fn curve(id: Option<&str>, algorithm: Algorithm, bytes: &[u8]) -> Result<Self, KeyError> {
         if algorithm.family() == Family::Rsa {
             return Err(KeyError::Unfit(algorithm.as_str()));
@@ -280,17 +282,17 @@ impl Key {
         Self::of_bytes(id, algorithm, bytes)
     }
 
-    /// The name that tokens choose it by.
+    /// The key id (`kid`).
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()
     }
 
-    /// The one algorithm that it is used with.
+    /// The only algorithm that the key is used with.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// Whether `signature` is one of `signed` by this key's owner. A shared key compares in constant time.
+    /// Whether `signature` is a valid signature of `signed` by this key. HMACs are compared in constant time.
     pub fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
         match &self.material {
             Material::Shared(key) => hmac::verify(key, signed, signature).is_ok(),
@@ -304,7 +306,7 @@ impl Key {
             check_rsa(spki)?;
         }
         let is_v1_5 = matches!(algorithm, Algorithm::Rs256 | Algorithm::Rs384 | Algorithm::Rs512);
-        // The library would take it.
+        // The library accepts such keys for PKCS #1 v1.5.
         if is_v1_5 && contains(spki.get(..40).unwrap_or(spki), RSASSA_PSS) {
             return Err(KeyError::Unfit(algorithm.as_str()));
         }
@@ -342,17 +344,17 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The type of a key that is for PSS alone, as it stands at the beginning of a `SubjectPublicKeyInfo`
+/// The object identifier of a key restricted to PSS, as encoded near the start of a `SubjectPublicKeyInfo`
 /// (RFC 4055 §1.2).
 const RSASSA_PSS: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 10];
 
-/// The library checks the size when a signature is verified; here a weak key is refused when it is loaded.
+/// The library checks the size only when it verifies a signature. This refuses a weak key when it is loaded.
 fn check_rsa(spki: &[u8]) -> Result<(), KeyError> {
     let key = PublicEncryptingKey::from_der(spki).map_err(|_| KeyError::WeakRsa)?;
     if (2048..=8192).contains(&key.key_size_bits()) { Ok(()) } else { Err(KeyError::WeakRsa) }
 }
 
-/// Whether a text holds what begins PEM.
+/// Whether the text contains the start of a PEM section.
 pub(crate) fn holds_pem(text: &[u8]) -> bool {
     contains(text, b"-----BEGIN ")
 }

@@ -1,4 +1,4 @@
-//! Keys, good and bad, and the vectors of the RFCs.
+//! Valid and invalid keys, and the test vectors of the RFCs.
 
 use aws_lc_rs::{
     encoding::AsDer as _,
@@ -32,7 +32,7 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
 }
 
-/// The one key of a set, or why there is none.
+/// The only key of a set, or why it was skipped.
 fn only(jwk: &Value, origin: Origin) -> Result<Key, Why> {
     match Document::read(json!({ "keys": [jwk] }).to_string().as_bytes(), origin) {
         Ok(document) => Ok(document.keys.into_iter().next().unwrap()),
@@ -50,7 +50,8 @@ fn verifies(key: &Key, token: &str) -> bool {
     key.verifies(signed.as_bytes(), &bytes(signature))
 }
 
-/// Fails unless the vector verifies, and no text with one bit of it turned.
+/// Asserts that the vector verifies, and that it does not with any byte of the signature changed or with more
+/// text.
 fn check_vector(key: &Key, token: &str) {
     assert!(verifies(key, token), "{token}");
     let (signed, signature) = token.rsplit_once('.').unwrap();
@@ -163,7 +164,7 @@ fn a_set_passes_over_what_is_not_for_it() {
         (with(p256_jwk(), "crv", "P-521".into()), Why::Unsupported),
         (with(p256_jwk(), "crv", "secp256k1".into()), Why::Unsupported),
         (with(p256_jwk(), "crv", "P-384".into()), Why::Broken),
-        // Not on the curve: an invalid-curve attack begins so.
+        // Not on the curve: the start of an invalid-curve attack.
         (with(p256_jwk(), "y", text(&[7; 32]).into()), Why::Key(KeyError::Unfit("ES256"))),
         (with(p256_jwk(), "x", text(&[0; 31]).into()), Why::Broken),
         (with(ed25519_jwk(), "crv", "X25519".into()), Why::Unsupported),
@@ -180,7 +181,7 @@ fn a_set_passes_over_what_is_not_for_it() {
     }
     let twice = br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kty":"OKP"}]}"#;
     assert_eq!(Document::read(twice, Origin::Url).unwrap_err(), DocumentError::NoneUsable(Why::Broken));
-    // In a file a secret is as well kept as in any other, but must be as strong, and say what it is for.
+    // A file may hold a secret, but the secret must be strong enough and name its algorithm.
     assert!(only(&secret, Origin::File).is_ok());
     let weak = with(secret.clone(), "alg", "HS384".into());
     assert_eq!(only(&weak, Origin::File).unwrap_err(), Why::Key(KeyError::WeakSecret(48)));
@@ -190,13 +191,13 @@ fn a_set_passes_over_what_is_not_for_it() {
         only(&json!({ "kty": "oct", "k": text(&[7; 32]) }), Origin::File).unwrap_err(),
         Why::Unsupported
     );
-    // The rest of a set stays usable.
+    // The other keys of a set stay usable.
     let set = json!({ "keys": [secret, { "kty": "?" }, p256_jwk()], "more": 1 }).to_string();
     let document = Document::read(set.as_bytes(), Origin::Url).unwrap();
     assert_eq!((document.keys.len(), document.ignored.len()), (1, 2));
     assert_eq!(
         document.ignored[1].to_string(),
-        "key 1 of the set is not used: its type, curve or algorithm is not supported"
+        "key 1 of the set is skipped: its type, curve or algorithm is not supported"
     );
 }
 
@@ -278,7 +279,7 @@ fn a_pem_file_holds_one_public_key_for_its_algorithm() {
     assert_eq!(Key::public(Some(""), Algorithm::Es256, own.as_bytes()).map(drop), Err(KeyError::Id));
 }
 
-/// The `SubjectPublicKeyInfo` of an RSA key, by hand (RFC 8017 A.1.1).
+/// The `SubjectPublicKeyInfo` of an RSA key, encoded by hand (RFC 8017 A.1.1).
 fn rsa_spki(n: &[u8], e: &[u8]) -> Vec<u8> {
     rsa_spki_of(&[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 1, 5, 0], n, e)
 }
@@ -351,14 +352,14 @@ fn keys_are_chosen_by_name_and_algorithm() {
         (Hs384, Some("a"), Ok(vec![Hs384])),
         (Hs384, None, Ok(vec![Hs384])),
         (Hs384, Some("whatever"), Err(UnknownKey)),
-        // A key has one algorithm; and the set does not stand in for the configured key of that name.
+        // A key has one algorithm, and the set does not replace the configured key with that id.
         (Hs256, Some("a"), Err(WrongAlgorithm)),
         (EdDsa, Some("a"), Err(WrongAlgorithm)),
         (EdDsa, None, Ok(vec![EdDsa])),
         (Es256, Some("b"), Ok(vec![Es256])),
         (Es384, Some("b"), Err(WrongAlgorithm)),
         (Hs512, None, Err(WrongAlgorithm)),
-        // What has not come yet may have it.
+        // The set that has not been fetched yet may contain the key.
         (Rs256, None, Err(UnknownKey)),
         (Rs256, Some("c"), Err(UnknownKey)),
     ] {
@@ -370,7 +371,7 @@ fn keys_are_chosen_by_name_and_algorithm() {
     assert!(keyring.is_complete());
     for (algorithm, id, found) in [
         (Rs256, Some("r4"), Ok(vec![Rs256])),
-        // More than a token is tried with: it has to say which.
+        // More keys fit than are tried, so the token must name one.
         (Rs256, None, Err(UnknownKey)),
         (Rs256, Some("r5"), Err(UnknownKey)),
         (Es256, None, Ok(vec![Es256, Es256])),
@@ -379,7 +380,7 @@ fn keys_are_chosen_by_name_and_algorithm() {
     ] {
         assert_eq!(find(algorithm, id), found, "{algorithm:?} {id:?}");
     }
-    // The same name several times in one set: each is tried, up to a bound.
+    // Several keys with the same id in one set: each is tried, up to the bound.
     keyring.set_url(set(vec![with_id(ed25519_jwk(), "same"); 9]));
     assert_eq!(find(EdDsa, Some("same")), Ok(vec![EdDsa; Keyring::MAX_TRIES]));
     let shown = format!("{keyring:?}");
@@ -418,7 +419,7 @@ async fn however_many_ask_for_a_key_one_fetch_answers_them_all() {
             };
             assert_eq!(ask().await, [true; 100]);
             assert_eq!(fetches.load(Ordering::Relaxed), 1);
-            // In the time that follows nobody is worth a fetch.
+            // During the cooldown, requests start no fetch.
             assert_eq!(ask().await, [false; 100]);
             assert!(!keyring.want_key());
             tokio::time::advance(Fetching::COOLDOWN).await;

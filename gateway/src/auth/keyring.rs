@@ -1,11 +1,11 @@
-//! The keys of a node, and which of them a token is to be tried with.
+//! The node's keys, and which of them to try for a token.
 //!
-//! Owns the choice by `kid` and algorithm, and the one place where keys are replaced while the node runs.
-//! Reads nothing: [`files`](super::files) and [`remote`](super::remote) bring the keys.
+//! Chooses keys by `kid` and algorithm, and is the only place where keys are replaced at runtime. Reads
+//! nothing: [`files`](super::files) and [`remote`](super::remote) supply the keys.
 //!
-//! There are three places that keys come from: the configuration, a key set in a file, a key set at a URL.
-//! Of a name that several places use, the first place in this order decides alone, so that a key set can
-//! never stand in for a configured key.
+//! Keys come from three sources, in this order: the configuration, a key set in a file, a key set at a URL.
+//! If several sources have keys with the same id, only the first source counts. A key set can therefore never
+//! replace a configured key.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,32 +20,32 @@ use super::{
     key::{Algorithm, Key},
 };
 
-/// The keys of a node. Each look at them is one short read lock; nothing waits for a fetch here.
+/// The node's keys. Reading them takes one short read lock and never waits for a fetch.
 pub struct Keyring {
     current: RwLock<Arc<Keys>>,
     fetching: Option<Fetching>,
 }
 
-/// The keys at one moment.
+/// A snapshot of the keys.
 #[derive(Default)]
 pub struct Keys {
     configured: Arc<[Key]>,
     file: Arc<[Key]>,
-    /// `None` as long as a URL is configured and nothing has come from it.
+    /// `None` while a URL is configured and no fetch has succeeded yet.
     url: Option<Arc<[Key]>>,
 }
 
 impl Keyring {
-    /// How many keys one token is tried with at most. Bounds what a token costs that is not genuine.
+    /// How many keys are tried for one token at most. Bounds the cost of a forged token.
     pub const MAX_TRIES: usize = 4;
 
-    /// Keys that come from the configuration, and perhaps a key set in a file.
+    /// Starts with keys from the configuration and from a key set in a file.
     pub fn new(configured: Vec<Key>, file: Vec<Key>) -> Self {
         let keys = Keys { configured: configured.into(), file: file.into(), url: Some(Arc::from([])) };
         Self { current: RwLock::new(Arc::new(keys)), fetching: None }
     }
 
-    /// The same, with more to come from a URL.
+    /// Adds a URL as a source whose keys are still to be fetched.
     #[must_use]
     pub fn with_url(mut self) -> Self {
         self.replace(|keys| keys.url = None);
@@ -53,38 +53,38 @@ impl Keyring {
         self
     }
 
-    /// The keys as they are now.
+    /// The current keys.
     pub fn current(&self) -> Arc<Keys> {
         Arc::clone(&self.current.read())
     }
 
-    /// Replaces the keys of the configuration and of the key set in a file.
+    /// Replaces the keys from the configuration and from the key set in a file.
     pub fn set_local(&self, configured: Vec<Key>, file: Vec<Key>) {
         self.replace(|keys| (keys.configured, keys.file) = (configured.into(), file.into()));
     }
 
-    /// Replaces the keys that came from the URL.
+    /// Replaces the keys from the URL.
     pub fn set_url(&self, url: Vec<Key>) {
         self.replace(|keys| keys.url = Some(url.into()));
     }
 
-    /// Whether every place that keys come from has given some.
+    /// Whether every source has supplied its keys.
     pub fn is_complete(&self) -> bool {
         self.current.read().url.is_some()
     }
 
-    /// Where fetches of the URL are asked for; `None` if there is no URL.
+    /// Coordinates fetches of the URL; `None` without a URL.
     pub fn fetching(&self) -> Option<&Fetching> {
         self.fetching.as_ref()
     }
 
-    /// Asks for the URL to be fetched, since a token named a key that nobody knows. Returns whether a
-    /// fetch is under way that may bring it.
+    /// Requests a fetch because a token named an unknown key. Returns whether a fetch that may bring the key
+    /// is pending or running.
     pub fn want_key(&self) -> bool {
         self.fetching().is_some_and(|fetching| fetching.want(self.is_complete()).is_some())
     }
 
-    /// The same, and waits until that fetch has ended. Returns whether there was one.
+    /// Like [`Self::want_key`], but waits until that fetch has ended. Returns whether one has.
     pub async fn wait_for_key(&self) -> bool {
         let Some(end) = self.fetching().and_then(|fetching| fetching.want(self.is_complete())) else {
             return false;
@@ -108,17 +108,17 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keys {
-    /// The keys that a token with this header may be signed with: at least one, at most
-    /// [`Keyring::MAX_TRIES`], all of this algorithm.
+    /// The keys that may have signed a token with this header: 1 to [`Keyring::MAX_TRIES`] keys, all of this
+    /// algorithm.
     ///
-    /// A token with `kid` is tried with the keys of that name. If no key has it, with those that have no
-    /// name: whoever signs may call a key what he likes if the node does not call it anything. A token
-    /// without `kid` is tried with every key of its algorithm, as long as they are few.
+    /// With a `kid`, the keys with that id. If there are none, the keys without an id: the issuer may use any
+    /// `kid` for a key that has no id here. Without a `kid`, every key of the algorithm, unless there are
+    /// more than [`Keyring::MAX_TRIES`].
     pub fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Result<Vec<&Key>, AuthFailure> {
         let Some(id) = id else {
             let fit: Vec<_> = self.all().filter(|key| key.algorithm() == algorithm).collect();
             return match fit.len() {
-                // What is still to come may have one.
+                // The set that has not been fetched yet may contain the key.
                 0 if self.url.is_none() && !algorithm.is_shared() => Err(AuthFailure::UnknownKey),
                 0 => Err(AuthFailure::WrongAlgorithm),
                 1..=Keyring::MAX_TRIES => Ok(fit),
@@ -145,10 +145,11 @@ fn named<'a>(keys: impl Iterator<Item = &'a Key>, id: Option<&str>, algorithm: A
     keys.filter(|key| key.id() == id && key.algorithm() == algorithm).take(Keyring::MAX_TRIES).collect()
 }
 
-/// Fetches of the key set, as those see them who wait for one.
+/// Coordinates fetches of the key set between the fetcher and the requests that wait for a key.
 ///
-/// However many ask, one fetch is under way at a time, and the next begins [`Self::COOLDOWN`] after the
-/// last has ended: tokens that name random keys cannot make this node a nuisance to whoever serves the set.
+/// Only one fetch runs at a time, however many requests ask, and a request starts the next one no sooner than
+/// [`Self::COOLDOWN`] after the last has ended. Tokens with random key ids therefore cannot make this node
+/// flood the server of the set.
 pub struct Fetching {
     state: watch::Sender<State>,
     wanted: Notify,
@@ -161,21 +162,21 @@ struct State {
     last_end: Option<Instant>,
 }
 
-/// The end of a fetch that is under way.
+/// Resolves when a pending fetch ends.
 pub struct End {
     state: watch::Receiver<State>,
     after: u64,
 }
 
 impl Fetching {
-    /// From the end of one fetch to the beginning of the next that a token causes.
+    /// The minimum time between the end of one fetch and the next one that a token triggers.
     pub const COOLDOWN: Duration = Duration::from_secs(5);
 
     /// How long a request waits for a fetch.
     pub const PATIENCE: Duration = Duration::from_secs(5);
 
-    /// Asks for a fetch. Returns the end of the one that is under way, if one is or can begin now. As long
-    /// as nothing has ever come (`complete` is false), one always is: it is tried again and again.
+    /// Requests a fetch. Returns its [`End`] if one is running or can start now. Until the first fetch
+    /// succeeds (`complete` is false) it always returns one, because the fetcher keeps retrying.
     fn want(&self, complete: bool) -> Option<End> {
         let mut end = None;
         self.state.send_if_modified(|state| {
@@ -192,7 +193,7 @@ impl Fetching {
         end.map(|after| End { state: self.state.subscribe(), after })
     }
 
-    /// A fetch begins.
+    /// The fetcher calls this when a fetch starts.
     pub(super) fn begin(&self) {
         self.state.send_if_modified(|state| {
             state.under_way = true;
@@ -200,18 +201,18 @@ impl Fetching {
         });
     }
 
-    /// It has ended, and what it brought is in its place.
+    /// The fetcher calls this when a fetch has ended and its keys are installed.
     pub(super) fn end(&self) {
         self.state.send_modify(|state| {
             *state = State { under_way: false, ended: state.ended + 1, last_end: Some(Instant::now()) };
         });
     }
 
-    /// Comes back when somebody wants a fetch.
+    /// Waits until a request asks for a fetch.
     pub(super) async fn wanted(&self) {
         loop {
             self.wanted.notified().await;
-            // One that wanted the fetch which ended meanwhile has had it.
+            // The notification may be stale: the fetch it asked for has already ended.
             if self.state.borrow().under_way {
                 return;
             }
@@ -227,7 +228,7 @@ impl Default for Fetching {
 
 impl End {
     async fn come(mut self) {
-        // The sender lives as long as the keyring, which whoever waits holds.
+        // The sender lives as long as the keyring, which the waiting caller holds.
         drop(self.state.wait_for(|state| state.ended > self.after).await);
     }
 }

@@ -1,8 +1,8 @@
-//! Making tokens and secrets.
+//! Creation of tokens and secrets.
 //!
-//! Owns what `tidegate token` and a first run without a configured key need. Makes only tokens that
-//! [`Authenticator::verify`](super::Authenticator::verify) accepts if it has the key. It is a tool for
-//! operators and tests: an application makes its tokens itself, with any JWT library.
+//! Serves `tidegate token` and a first run without a configured key. Creates only tokens that
+//! [`Authenticator::verify`](super::Authenticator::verify) accepts with the same key. This is for operators
+//! and tests; applications create their tokens themselves, with any JWT library.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,40 +15,40 @@ use super::{
     key::{Algorithm, Family, Key, KeyError, holds_pem},
 };
 
-/// Why a token cannot be made.
+/// Why a token cannot be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
     /// The secret cannot be used.
     #[error(transparent)]
     Secret(#[from] KeyError),
-    /// The private key is none, or is one for something else.
+    /// Not a private key, or one for another algorithm.
     #[error(
-        "expected a private key for {0} in PEM: BEGIN PRIVATE KEY, which `openssl pkcs8 -topk8 -nocrypt` makes of other forms"
+        "expected a private key for {0} in PEM: BEGIN PRIVATE KEY (convert other formats with `openssl pkcs8 -topk8 -nocrypt`)"
     )]
     PrivateKey(&'static str),
     /// The token would expire at once, or after [`UnixSeconds::MAX`].
-    #[error("a token lives for at least a second and ends before the year 10000")]
+    #[error("expected a lifetime of at least one second that ends before the year 10000")]
     Lifetime,
     /// There are more than [`Authenticator::MAX_GRANTS`] patterns.
-    #[error("a token holds at most {max} room patterns", max = Authenticator::MAX_GRANTS)]
+    #[error("expected at most {max} room patterns in a token", max = Authenticator::MAX_GRANTS)]
     TooManyGrants,
     /// The token would be longer than [`Token::MAX_BYTES`].
     #[error("the token would be longer than {max} bytes", max = Token::MAX_BYTES)]
     TooLong,
 }
 
-/// What a token is to say.
+/// The contents of a token to create.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
-    /// Whom it is for.
+    /// The subject.
     pub subject: &'a Subject,
-    /// What it allows. Grants of the same pattern are taken together.
+    /// The grants. Grants with the same pattern are merged.
     pub grants: &'a [Grant],
-    /// Who makes it.
+    /// The issuer (`iss`).
     pub issuer: Option<&'a str>,
-    /// For whom it is made; empty for nobody in particular.
+    /// The audience (`aud`); none if empty.
     pub audience: &'a [String],
-    /// How long it is good for, in whole seconds.
+    /// The lifetime. Fractions of a second are dropped.
     pub ttl: Duration,
 }
 
@@ -75,12 +75,12 @@ impl Signer {
         };
         let header = Header { kid: id.map(str::to_owned), ..Header::new(algorithm.into()) };
         let signer = Self { key, header };
-        // The library looks at the key when it signs.
+        // Sign once: the library does not check the key before that.
         jsonwebtoken::encode(&signer.header, &(), &signer.key).map_err(|_| private())?;
         Ok(signer)
     }
 
-    /// A token that is good from `now` on.
+    /// Creates a token that is valid from `now` on.
     pub fn sign(&self, wanted: &Wanted<'_>, now: UnixSeconds) -> Result<Token, MintError> {
         let expires_at = now.plus(wanted.ttl);
         if expires_at <= now || expires_at > UnixSeconds::MAX {
@@ -133,7 +133,7 @@ impl From<Algorithm> for jsonwebtoken::Algorithm {
     }
 }
 
-/// A token for `subject`, signed with a secret (HS256), that is good for `ttl` from `now` on.
+/// Creates a token for `subject`, signed with a secret (HS256) and valid for `ttl` from `now` on.
 pub fn mint(
     secret: &[u8],
     subject: &Subject,
@@ -145,7 +145,7 @@ pub fn mint(
     Signer::new(Algorithm::Hs256, secret, None)?.sign(&wanted, now)
 }
 
-/// A new secret from the operating system's random source.
+/// Generates a secret from the operating system's random source.
 pub fn generate_secret() -> Result<[u8; Authenticator::MIN_SECRET_BYTES], getrandom::Error> {
     let mut secret = [0; Authenticator::MIN_SECRET_BYTES];
     getrandom::fill(&mut secret)?;

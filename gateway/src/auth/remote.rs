@@ -1,8 +1,8 @@
-//! Keys from a URL: a key set that is fetched again and again.
+//! Keys from a URL: a key set that is fetched periodically.
 //!
-//! Owns when the set is fetched and what a failed fetch means. A fetch that fails changes no key: the old ones
-//! go on for as long as it takes, since an issuer that is away for an hour must not close this node's doors. How
-//! a set is fetched is [`fetch`]'s, and who waits for one [`keyring`](super::keyring)'s.
+//! Decides when to fetch the set and what a failed fetch means. A failed fetch changes no key: the node keeps
+//! using the old keys for as long as fetches fail, so that an outage of the issuer does not lock clients out.
+//! [`fetch`] performs a fetch; [`keyring`](super::keyring) tracks who waits for one.
 
 mod fetch;
 
@@ -27,24 +27,24 @@ use super::{
 };
 use crate::file::FileError;
 
-/// How long a fetch may take, from the look-up of the name to the last byte.
+/// The time limit of a fetch, from the DNS lookup to the last byte.
 const FETCH: Duration = Duration::from_secs(5);
 
-/// Waiting after failures grows from this to [`LONGEST_WAIT`], and never beyond the regular interval.
+/// The wait after failures grows from this to [`LONGEST_WAIT`], and never exceeds the regular interval.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// See [`FIRST_WAIT`].
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Where a key set is: `https`, or `http` on this machine. Whoever can change the answer can make any token,
-/// so an unprotected one must not cross a network.
+/// The URL of a key set: `https`, or `http` on this machine. Whoever can change the response can forge
+/// tokens, so it must not cross a network unprotected.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JwksUrl(Uri);
 
 /// Why a text is not a [`JwksUrl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "expected an https URL, or an http URL whose host is this machine (127.0.0.1, [::1], localhost), without user and password"
+    "expected an https URL, or an http URL with a loopback host (127.0.0.1, [::1], localhost), without user and password"
 )]
 pub struct InvalidJwksUrl;
 
@@ -52,7 +52,7 @@ impl FromStr for JwksUrl {
     type Err = InvalidJwksUrl;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // `Uri` drops a fragment without a word.
+        // `Uri` silently drops a fragment.
         if text.contains('#') {
             return Err(InvalidJwksUrl);
         }
@@ -74,7 +74,7 @@ fn is_this_machine(host: &str) -> bool {
         || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Without the query, which may hold a key of another kind.
+/// Without the query, which may contain an API key.
 impl fmt::Display for JwksUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, authority) = (self.0.scheme_str().unwrap_or_default(), self.0.authority());
@@ -96,10 +96,10 @@ pub enum RemoteError {
     ReadCa {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why it cannot be read.
         error: FileError,
     },
-    /// It is of no use.
+    /// `auth.jwks_ca_file` holds no usable certificates.
     #[error("auth.jwks_ca_file ({path}): {error}")]
     Ca {
         /// The file.
@@ -107,18 +107,18 @@ pub enum RemoteError {
         /// What is wrong with it.
         error: TrustError,
     },
-    /// There is nobody to trust, or nothing to check.
+    /// There is no certificate authority to trust.
     #[error("auth.jwks_url: {0}")]
     Trust(#[from] TrustError),
-    /// No certificate can be for this host.
-    #[error("auth.jwks_url: {0} is not a host name that a certificate can be for")]
+    /// The host is not a name that a certificate can hold.
+    #[error("auth.jwks_url: {0} is not a host name that a certificate can hold")]
     Host(String),
-    /// Two metrics have one name.
+    /// A metric could not be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
 
-/// Keeps a keyring as a key set at a URL is.
+/// Keeps a keyring in step with the key set at a URL.
 pub struct RemoteKeys {
     url: JwksUrl,
     interval: Duration,
@@ -130,7 +130,7 @@ pub struct RemoteKeys {
 }
 
 impl RemoteKeys {
-    /// Will keep `keyring`, which knows of the URL, as the set at `url` is. Fetches nothing yet.
+    /// `keyring` must have been built with [`Keyring::with_url`]. Does not fetch yet.
     pub fn new(
         url: JwksUrl,
         interval: Duration,
@@ -157,7 +157,7 @@ impl RemoteKeys {
         Ok(Self { url, interval, fetcher, keyring, refreshes, last_success, keys })
     }
 
-    /// Fetches now, then at every interval, and when a token names a key that nobody knows, until dropped.
+    /// Fetches now, at every interval, and whenever a token names an unknown key. Runs until dropped.
     pub async fn run(self) {
         let Some(fetching) = self.keyring.fetching() else { return };
         let mut failures = 0;
@@ -170,7 +170,7 @@ impl RemoteKeys {
         }
     }
 
-    /// Fetches and takes the set; returns whether that succeeded.
+    /// Fetches the set and installs its keys. Returns whether that succeeded.
     async fn refresh(&self, last: &mut Bytes) -> bool {
         let fetched = self.fetcher.fetch(FETCH).await;
         let document = fetched.and_then(|json| Ok((Document::read(&json, Origin::Url)?, json)));
@@ -181,16 +181,19 @@ impl RemoteKeys {
                 self.last_success.set(i64::try_from(now.0).unwrap_or(i64::MAX));
                 if json != *last {
                     files::say_ignored(&document.ignored, "auth.jwks_url");
-                    tracing::info!(url = %self.url, keys = document.keys.len(), "the key set was fetched");
+                    tracing::info!(url = %self.url, keys = document.keys.len(), "fetched a new key set");
                     self.keyring.set_url(document.keys);
                     *last = json;
                 }
                 "ok"
             }
             Err(error) => {
-                let old =
-                    if self.keyring.is_complete() { "the old keys go on" } else { "there are none yet" };
-                tracing::error!(url = %self.url, %error, "the key set could not be fetched; {old}");
+                let old = if self.keyring.is_complete() {
+                    "the old keys stay in use"
+                } else {
+                    "there are no keys from it yet"
+                };
+                tracing::error!(url = %self.url, %error, "cannot fetch the key set; {old}");
                 "failed"
             }
         };
@@ -198,7 +201,7 @@ impl RemoteKeys {
         result == "ok"
     }
 
-    /// Waits until the next fetch is due, or wanted.
+    /// Waits until the next fetch is due or requested.
     async fn pause(&self, fetching: &Fetching, failures: u32) {
         let regular = if failures == 0 {
             self.interval
@@ -206,10 +209,10 @@ impl RemoteKeys {
             let grown = FIRST_WAIT.saturating_mul(1 << (failures - 1).min(10));
             grown.min(LONGEST_WAIT).min(self.interval)
         };
-        // Up to a tenth less, so that nodes which were started together drift apart.
+        // Up to 10% less, so that nodes that started together spread out.
         let spread = f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX);
         let wait = regular.mul_f64(1.0 - 0.1 * spread);
-        // Due or wanted is the same from here on.
+        // It does not matter which of the two ended the wait.
         drop(tokio::time::timeout(wait, fetching.wanted()).await);
     }
 }

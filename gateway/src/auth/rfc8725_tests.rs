@@ -1,5 +1,6 @@
 //! The cases of RFC 8725 (JSON Web Token Best Current Practices) that apply to a verifier, one test each;
-//! `docs/security.md` lists them. Tokens are signed here by hand, so that they can be what no library signs.
+//! `docs/security.md` lists them. The tests sign tokens by hand, because libraries refuse to create many of
+//! them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -81,7 +82,7 @@ impl World {
         signature
     }
 
-    /// The claims under this header, signed as `algorithm` says, whatever the header says.
+    /// Signs the claims with `algorithm`, whatever the header says.
     fn sign(&self, algorithm: Algorithm, header: &str, claims: &str) -> String {
         let text = format!("{}.{}", encode(header), encode(claims));
         let signature = match algorithm {
@@ -99,7 +100,7 @@ impl World {
         format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 
-    /// A good token of each key.
+    /// A valid token for each key.
     fn good(&self) -> Vec<(Algorithm, String)> {
         let algorithms = [
             (Algorithm::Hs256, "hs"),
@@ -155,14 +156,14 @@ fn section_2_1_an_unsigned_token_is_refused_however_none_is_spelt() {
             }
         }
     }
-    // And a known algorithm without a signature.
+    // A supported algorithm without a signature.
     for (_, good) in world.good() {
         let (text, _) = good.rsplit_once('.').unwrap();
         assert_eq!(world.verify(&format!("{text}.")), Err(AuthFailure::BadSignature));
     }
 }
 
-/// The attacker knows every public key, in every form, and signs with it as if it were a secret.
+/// The attacker knows every public key in every format, and uses each as an HMAC secret.
 #[test]
 fn section_2_1_a_public_key_is_no_hmac_secret() {
     let world = World::new();
@@ -218,14 +219,15 @@ fn section_3_1_each_key_has_one_algorithm() {
     ];
     for (id, own) in ids.into_iter().zip(own) {
         for named in Algorithm::ALL.into_iter().filter(|named| *named != own) {
-            // Signed by the right key, under the name of another algorithm, and by that other algorithm.
+            // Signed by the right key, but with another algorithm in the header, and with that other
+            // algorithm.
             for signed in [own, named] {
                 let signed = if signed == Algorithm::Hs384 || own_key(signed) { signed } else { own };
                 let token = world.sign(signed, &header(named, id), &claims());
                 assert_eq!(world.verify(&token), Err(AuthFailure::WrongAlgorithm), "{id} {named:?}");
             }
         }
-        // Under its own name, signed with every other key.
+        // With the key's own algorithm, but signed with every other key.
         for signed in own_algorithms().filter(|signed| *signed != own) {
             let token = world.sign(signed, &header(own, id), &claims());
             assert_eq!(world.verify(&token), Err(AuthFailure::BadSignature), "{id} {signed:?}");
@@ -250,17 +252,17 @@ fn own_key(algorithm: Algorithm) -> bool {
 fn section_3_3_every_layer_is_verified_and_nesting_is_none() {
     let world = World::new();
     let (_, inner) = world.good().remove(3);
-    // A signed token in a signed token (`cty`), which would have to be unwrapped.
+    // A signed token nested in a signed token (`cty`); the verifier does not unwrap it.
     let outer = world.sign(Algorithm::Es256, r#"{"alg":"ES256","kid":"es","cty":"JWT"}"#, &inner);
     assert_eq!(world.verify(&outer), Err(AuthFailure::InvalidPayload));
-    // Encrypted ones have five parts, whatever their header says.
+    // Encrypted tokens have five parts, whatever their header says.
     for header in [r#"{"alg":"RSA-OAEP","enc":"A256GCM"}"#, r#"{"alg":"ES256","kid":"es"}"#] {
         for parts in ["a.b.c.d", "...", "a.b.c", "a.b.c.d.e"] {
             let token = format!("{}.{parts}", encode(header));
             assert_eq!(world.verify(&token), Err(AuthFailure::Malformed), "{token}");
         }
     }
-    // The JSON serializations of RFC 7515 §7.2 have no token's characters.
+    // The JSON serializations of RFC 7515 §7.2 contain characters that no token has.
     assert_eq!(world.verify(r#"{"payload":"","signatures":[]}"#), Err(AuthFailure::Malformed));
 }
 
@@ -299,15 +301,15 @@ fn section_3_4_signatures_have_one_form_and_keys_their_own_curve() {
     ] {
         assert_eq!(world.verify(&token(&wrong)), Err(AuthFailure::BadSignature), "{wrong:?}");
     }
-    // The other curve, under either name.
+    // The other curve, under either id.
     for (named, id, signed) in
         [(Algorithm::Es256, "es", Algorithm::Es384), (Algorithm::Es384, "es3", Algorithm::Es256)]
     {
         let token = world.sign(signed, &header(named, id), &claims());
         assert_eq!(world.verify(&token), Err(AuthFailure::BadSignature));
     }
-    // Keys off their curve, of a small RSA modulus or for another curve are refused when they are loaded:
-    // `key_tests`.
+    // Keys off their curve, with a small RSA modulus or for another curve are refused when they are loaded:
+    // see `key_tests`.
 }
 
 #[test]
@@ -321,7 +323,7 @@ fn section_3_5_weak_secrets_are_refused() {
 #[test]
 fn section_3_6_a_compressed_payload_is_not_unpacked() {
     let world = World::new();
-    // What zlib makes of `{}`, raw; `zip` belongs to encryption (RFC 7516 §4.1.3) and means nothing here.
+    // Raw DEFLATE output for `{}`. `zip` is for encryption only (RFC 7516 §4.1.3) and is ignored here.
     let deflated = "\u{ab}\u{ae}\u{5}\0";
     let token = world.sign(Algorithm::EdDsa, r#"{"alg":"EdDSA","kid":"ed","zip":"DEF"}"#, deflated);
     assert_eq!(world.verify(&token), Err(AuthFailure::InvalidPayload));
@@ -343,7 +345,7 @@ fn section_3_7_text_is_utf_8() {
     let marked = [b"\xef\xbb\xbf", &good[..]].concat();
     assert_eq!(world.verify(&raw(&marked, claims().as_bytes())), Err(AuthFailure::Malformed));
     let payload = b"{\"sub\":\"\xff\",\"exp\":1900000000}";
-    // The text of a claim that is taken as it stands is looked at when it is read.
+    // A claim kept as raw JSON is checked for UTF-8 only when it is parsed.
     let refused = world.verify(&raw(good, payload));
     assert!(matches!(refused, Err(AuthFailure::InvalidPayload | AuthFailure::InvalidSubject)), "{refused:?}");
 }
@@ -371,7 +373,7 @@ fn section_3_8_the_issuer_must_be_the_configured_one() {
     }
     let twice = claims().replacen('{', r#"{"iss":"https://login.example","iss":"https://login.example","#, 1);
     assert_eq!(verify(&twice), Err(AuthFailure::InvalidPayload));
-    // Not configured, it is nobody's matter.
+    // Without a configured issuer, any `iss` is accepted.
     let world = World::new();
     let any = with_claims(&json!({ "iss": ["whoever"] }));
     assert_eq!(world.verify(&world.sign(Algorithm::EdDsa, &header(Algorithm::EdDsa, "ed"), &any)), Ok(()));
@@ -403,7 +405,7 @@ fn section_3_9_the_audience_must_hold_a_configured_name() {
     ] {
         assert_eq!(verify(&with_claims(&json!({ "aud": aud }))), Err(AuthFailure::ForeignAudience), "{aud}");
     }
-    // A node without a name is never meant.
+    // A node without a configured audience accepts no `aud`.
     let world = World::new();
     let meant = with_claims(&json!({ "aud": "chat" }));
     let token = world.sign(Algorithm::EdDsa, &header(Algorithm::EdDsa, "ed"), &meant);
@@ -414,7 +416,7 @@ fn section_3_9_the_audience_must_hold_a_configured_name() {
 fn section_3_10_names_and_places_of_keys_are_not_trusted() {
     let world = World::new();
     let text = |header: &str| format!("{}.{}", encode(header), encode(&claims()));
-    // The attacker's own key, brought along in every way that there is, and used to sign.
+    // The attacker signs with its own key and includes that key in the header in every possible way.
     let own = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let point = own.public_key().as_ref();
     let jwk = json!({
@@ -435,7 +437,7 @@ fn section_3_10_names_and_places_of_keys_are_not_trusted() {
         assert_eq!(world.verify(&forged), Err(AuthFailure::BadSignature), "{header}");
         assert_eq!(world.verify(&world.sign(Algorithm::Es256, &header, &claims())), Ok(()), "{header}");
     }
-    // A name is looked up in memory and compared as a whole.
+    // A `kid` is only compared with the ids in memory, as a whole.
     let long = "k".repeat(257);
     for (kid, expected) in [
         (json!("../../../../dev/null"), AuthFailure::UnknownKey),
@@ -505,7 +507,7 @@ fn headers_that_demand_something_are_refused() {
         let token = world.sign(Algorithm::EdDsa, &header, &claims());
         assert_eq!(world.verify(&token), Err(AuthFailure::CriticalHeader), "{demand}");
     }
-    // RFC 7797: the payload as it is, not encoded.
+    // RFC 7797: the payload is not encoded.
     let text = format!("{}.{}", encode(r#"{"alg":"HS256","kid":"hs","b64":false,"crit":["b64"]}"#), "alice");
     let token = format!("{text}.{}", URL_SAFE_NO_PAD.encode(hmac_of(Algorithm::Hs256, SECRET, &text)));
     assert_eq!(world.verify(&token), Err(AuthFailure::CriticalHeader));
@@ -537,7 +539,7 @@ fn each_token_has_one_spelling() {
             for added in ["A", "AA", "AAA", "AAAA", "."] {
                 assert!(respelt(format!("{}{added}", parts[at])).is_err(), "{algorithm:?} {at} {added}");
             }
-            // Where the last character has bits to spare, they must be zero.
+            // Where the last character has unused bits, they must be zero.
             let spare = match bytes.len() % 3 {
                 1 => 16,
                 2 => 4,

@@ -1,34 +1,34 @@
-//! From a token to an identity.
+//! Verification of tokens.
 //!
-//! Owns the verification of JWTs (RFC 7519, with the advice of RFC 8725). Does not look for tokens in
-//! requests ([`credential`](super::credential)), does not count or log failures.
+//! Verifies JWTs (RFC 7519, following RFC 8725) and returns identities. Does not look for tokens in requests
+//! ([`credential`](super::credential)), and does not count or log failures.
 //!
-//! The order is: header, keys, signature, claims, time. Nothing in the claims is looked at before the
-//! signature has proved who wrote them. Of the header, `alg` and `kid` choose among the node's own keys
-//! ([`keyring`](super::keyring)); a key does what it is pinned to, whatever a header says. Keys or places of
-//! keys that a header brings along (`jwk`, `jku`, `x5u`, `x5c`) steer nothing.
+//! The order is: header, keys, signature, claims, time. No claim is read before the signature has proved who
+//! signed it. From the header, `alg` and `kid` choose among the node's own keys
+//! ([`keyring`](super::keyring)); a key is used only with the algorithm that it is pinned to. Keys and key
+//! URLs in the header (`jwk`, `jku`, `x5u`, `x5c`) are ignored.
 //!
 //! | header | meaning |
 //! |---|---|
-//! | `alg` | required; must be what the key is pinned to |
-//! | `kid` | names the key; 1 to 256 bytes |
-//! | `typ` | absent, `JWT` or `at+jwt` (RFC 9068), in any case, also as `application/…`: anything else was made for another purpose (RFC 8725 §3.11) |
+//! | `alg` | required; must be the algorithm that the key is pinned to |
+//! | `kid` | the key's id; 1 to 256 bytes |
+//! | `typ` | absent, `JWT` or `at+jwt` (RFC 9068), in any case, optionally with `application/`; any other token was issued for another purpose (RFC 8725 §3.11) |
 //! | `crit`, `b64` | must be absent |
 //! | others | ignored |
 //!
 //! | claim | meaning |
 //! |---|---|
 //! | `sub` | required; see [`Subject`] |
-//! | `exp` | required; the token is void from this second on |
-//! | `nbf` | the token is void before this second |
-//! | `iat` | must be a time, has no effect |
+//! | `exp` | required; the token is invalid from this second on |
+//! | `nbf` | the token is invalid before this second |
+//! | `iat` | must be a time; has no effect |
 //! | `iss` | with `auth.issuer`: must be exactly that; otherwise ignored |
-//! | `aud` | with `auth.audience`: must be, or hold, one of those; otherwise it must be absent, for the node has no name to find in it |
-//! | `rooms` | a map from [`RoomPattern`]s, each once, to lists of [`Operation`]s; `{sub}` has no meaning here, for who writes the token knows the subject |
+//! | `aud` | with `auth.audience`: must be, or contain, one of those; otherwise it must be absent, because the node has no name to compare it with |
+//! | `rooms` | a map from [`RoomPattern`]s, each once, to lists of [`Operation`]s; `{sub}` has no meaning here, because the issuer knows the subject |
 //! | others | ignored |
 //!
-//! A claim of a wrong type, an unknown operation and a pattern that is none make the whole token void: a
-//! mistake of the issuer shows at the first attempt, and not as a permission that is silently missing.
+//! A claim of the wrong type, an unknown operation or an invalid pattern makes the whole token invalid. An
+//! issuer's mistake thus shows at the first attempt, and not as a permission that is silently missing.
 
 use std::{
     borrow::Cow,
@@ -52,17 +52,18 @@ use super::{
     keyring::Keyring,
 };
 
-/// What an [`Authenticator`] works with.
+/// The settings of an [`Authenticator`].
 pub struct AuthConfig {
     /// The keys that tokens are signed with.
     pub keys: Arc<Keyring>,
-    /// What `iss` must be, if anything.
+    /// The required `iss`, if any.
     pub issuer: Option<String>,
-    /// What `aud` must have one of. With none, a token must not have an `aud`.
+    /// The names of which `aud` must contain one. If empty, a token must not have an `aud`.
     pub audience: Vec<String>,
-    /// How far the clock of whoever signs may be from this node's. Whole seconds count.
+    /// The tolerated difference between the issuer's clock and this node's. Fractions of a second are
+    /// dropped.
     pub leeway: Duration,
-    /// What everybody with a valid token may do besides.
+    /// What every valid token may do in addition to its grants.
     pub policies: Vec<Policy>,
 }
 
@@ -71,8 +72,8 @@ impl AuthConfig {
     ///
     /// # Panics
     ///
-    /// If the secret is shorter than [`Authenticator::MIN_SECRET_BYTES`], which reading the configuration
-    /// rules out.
+    /// If the secret is shorter than [`Authenticator::MIN_SECRET_BYTES`]. The configuration refuses such
+    /// secrets.
     pub fn with_secret(secret: &[u8]) -> Self {
         let key =
             Key::shared(None, Algorithm::Hs256, secret).expect("the configuration refuses weak secrets");
@@ -86,7 +87,7 @@ impl AuthConfig {
     }
 }
 
-/// Turns tokens into identities. Shared by all threads of a node.
+/// Verifies tokens. All threads of a node share it.
 pub struct Authenticator {
     keys: Arc<Keyring>,
     issuer: Option<String>,
@@ -97,29 +98,30 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// A shorter secret than the hash itself can be guessed more easily than the hash (RFC 7518 §3.2).
+    /// The shortest HS256 secret, in bytes. A secret shorter than the hash is easier to guess than the hash
+    /// (RFC 7518 §3.2).
     pub const MIN_SECRET_BYTES: usize = 32;
 
-    /// The most room patterns that a token may hold.
+    /// The maximum number of room patterns in a token.
     pub const MAX_GRANTS: usize = 256;
 
-    /// An authenticator for these keys and demands.
+    /// Builds an authenticator from its settings.
     pub fn new(config: AuthConfig) -> Self {
         let AuthConfig { keys, issuer, audience, leeway, policies } = config;
         let (policies, shared_grants) = (policies.into(), SharedGrants::default());
         Self { keys, issuer, audience, leeway, policies, shared_grants }
     }
 
-    /// The keys. [`AuthFailure::UnknownKey`] is a reason to ask them for a fetch.
+    /// The keys. On [`AuthFailure::UnknownKey`], ask them for a fetch.
     pub fn keys(&self) -> &Keyring {
         &self.keys
     }
 
-    /// Who holds this token, and what that entitles to, at the time `now`.
+    /// Verifies a token at the time `now` and returns the identity that it proves.
     pub fn verify(&self, token: &Token, now: UnixSeconds) -> Result<Identity, AuthFailure> {
         let claims = self.genuine(token.expose())?;
         let claims = Claims::parse(&claims, self.issuer.as_deref(), &self.audience)?;
-        // The leeway is on the bearer's side at both ends, also of a session that begins within it.
+        // The leeway works in the client's favour at both ends, also for a session that begins within it.
         let expires_at = claims.expires_at.plus(self.leeway);
         if now >= expires_at {
             return Err(AuthFailure::Expired);
@@ -135,7 +137,7 @@ impl Authenticator {
         })
     }
 
-    /// The claims of a token that was signed with one of the keys, as JSON.
+    /// The payload of a token that one of the keys has signed.
     fn genuine(&self, token: &str) -> Result<Vec<u8>, AuthFailure> {
         let (signed, signature) = token.rsplit_once('.').ok_or(AuthFailure::Malformed)?;
         let (header, payload) = signed.split_once('.').ok_or(AuthFailure::Malformed)?;
@@ -165,25 +167,25 @@ impl fmt::Debug for Authenticator {
     }
 }
 
-/// Strict about padding and trailing bits, so that no two texts are the same token.
+/// Strict about padding and trailing bits, so that a token has only one valid encoding.
 fn decode(part: &str) -> Result<Vec<u8>, AuthFailure> {
     URL_SAFE_NO_PAD.decode(part).map_err(|_| AuthFailure::Malformed)
 }
 
-/// Reads one JSON object. serde would take an array for a struct as well.
+/// Parses one JSON object. serde alone would also accept an array for a struct.
 fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     let is_object = json.trim_ascii_start().first() == Some(&b'{');
     is_object.then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
-/// A field that is there, even if it is `null`: `Option` alone would take `null` for absent.
+/// A field that is present, even if it is `null`: a plain `Option` treats `null` as absent.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// What the header chooses a key by: the algorithm, and perhaps the key's name.
+/// Validates the header and returns the algorithm and the key id, if any.
 fn check_header(json: &[u8]) -> Result<(Algorithm, Option<Cow<'_, str>>), AuthFailure> {
-    /// The fields that are read, each at most once.
+    /// The fields that matter here. A repeated field is an error.
     #[derive(Deserialize)]
     struct Header<'a> {
         #[serde(borrow)]
@@ -200,7 +202,7 @@ fn check_header(json: &[u8]) -> Result<(Algorithm, Option<Cow<'_, str>>), AuthFa
 
     let header: Header<'_> = read_object(json).ok_or(AuthFailure::Malformed)?;
     let algorithm = header.alg.parse().map_err(|_| AuthFailure::WrongAlgorithm)?;
-    // `b64` is an extension that `crit` must name, and that RFC 7797 §7 forbids in a JWT.
+    // `b64` is an extension that `crit` must name. RFC 7797 §7 forbids it in a JWT.
     if header.crit.is_some() || header.b64.is_some() {
         return Err(AuthFailure::CriticalHeader);
     }
@@ -213,7 +215,7 @@ fn check_header(json: &[u8]) -> Result<(Algorithm, Option<Cow<'_, str>>), AuthFa
     Ok((algorithm, header.kid))
 }
 
-/// Whether `typ` (RFC 7515 §4.1.9) is one of a token that says who somebody is.
+/// Whether `typ` (RFC 7515 §4.1.9) is that of an access token.
 fn is_access_token(typ: &str) -> bool {
     const PREFIX: &str = "application/";
     let bare = match typ.split_at_checked(PREFIX.len()) {
@@ -223,7 +225,7 @@ fn is_access_token(typ: &str) -> bool {
     bare.eq_ignore_ascii_case("jwt") || bare.eq_ignore_ascii_case("at+jwt")
 }
 
-/// The claims that mean something here, checked.
+/// The claims that matter here, validated.
 struct Claims {
     subject: Subject,
     expires_at: UnixSeconds,
@@ -233,7 +235,7 @@ struct Claims {
 
 impl Claims {
     fn parse(json: &[u8], issuer: Option<&str>, audience: &[String]) -> Result<Self, AuthFailure> {
-        /// Each claim at most once and as it stands, so that each can fail under its own name.
+        /// The claims as raw JSON, so that each can fail with its own error. A repeated claim is an error.
         #[derive(Deserialize)]
         struct Raw<'a> {
             #[serde(borrow, default, deserialize_with = "present")]
@@ -272,12 +274,12 @@ impl Claims {
     }
 }
 
-/// Compared character by character (RFC 7519 §2, StringOrURI): `https://a` is not `https://a/`.
+/// Compares character by character (RFC 7519 §2, StringOrURI): `https://a` is not `https://a/`.
 fn is_issuer(claim: &RawValue, issuer: &str) -> bool {
     serde_json::from_str::<Cow<'_, str>>(claim.get()).is_ok_and(|claim| claim == issuer)
 }
 
-/// A text, or a list of texts (RFC 7519 §4.1.3). Something else in the list voids it.
+/// A string, or a list of strings (RFC 7519 §4.1.3). A list with any other value does not match.
 fn is_audience(claim: &RawValue, own: &[String]) -> bool {
     let is_own = |name: &Cow<'_, str>| own.iter().any(|own| own == name);
     match serde_json::from_str::<Cow<'_, str>>(claim.get()) {
@@ -288,7 +290,7 @@ fn is_audience(claim: &RawValue, own: &[String]) -> bool {
     }
 }
 
-/// RFC 7519 §2 allows fractions; they are rounded so that the token is never valid for longer.
+/// RFC 7519 §2 allows fractions. They are rounded towards the shorter validity.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -326,8 +328,8 @@ fn parse_rooms(raw: &RawValue) -> Result<Vec<Grant>, AuthFailure> {
     Ok(grants)
 }
 
-/// A JSON object's entries as they stand; a map would hide a key that is there twice. Bounded by the length
-/// of a token.
+/// The entries of a JSON object in their order. A map would hide repeated keys. Bounded by the length of a
+/// token.
 struct Entries<'a>(Vec<(Cow<'a, str>, Vec<Cow<'a, str>>)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
@@ -354,28 +356,28 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     }
 }
 
-/// Grants that several sessions have in common, kept once: of a node's many sessions most have the same few
-/// grants, and only the subject differs.
+/// Grants that several sessions share. Most sessions of a node have the same few grants and differ only in
+/// the subject.
 #[derive(Default)]
 struct SharedGrants(Mutex<HashSet<Arc<[Grant]>>>);
 
 impl SharedGrants {
-    /// Sets of grants that are remembered.
+    /// The maximum number of remembered sets.
     const CAPACITY: usize = 1024;
 
     fn share(&self, mut grants: Vec<Grant>) -> Arc<[Grant]> {
-        // One order for equal sets, and nothing that grants nothing.
+        // Sort, so that equal sets compare equal, and drop grants without operations.
         grants.retain(|grant| !grant.operations.is_empty());
         grants.sort_unstable_by(|one, other| one.pattern.cmp(&other.pattern));
-        // A panic while the lock is held cannot leave the set half changed.
+        // Ignore poisoning: a panic while the lock is held cannot leave the set inconsistent.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = known.get(grants.as_slice()) {
             return Arc::clone(shared);
         }
         if known.len() >= Self::CAPACITY {
             known.retain(|grants| Arc::strong_count(grants) > 1);
-            // Where every token has grants of its own there is nothing to share. Forgetting all but at
-            // once keeps the scan above rare; whoever holds grants keeps them.
+            // Many sets in use: every token has its own grants, and there is nothing to share. Clearing the
+            // whole set keeps the scan above rare. Sessions keep the grants that they hold.
             if known.len() > Self::CAPACITY / 2 {
                 known.clear();
             }
@@ -388,7 +390,7 @@ impl SharedGrants {
 
 #[cfg(test)]
 impl Authenticator {
-    /// How many sets of grants are remembered.
+    /// The number of remembered sets.
     pub(super) fn remembered_grants(&self) -> usize {
         self.shared_grants.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

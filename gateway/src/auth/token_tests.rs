@@ -1,4 +1,4 @@
-//! Tokens, good and bad. The bad ones follow RFC 8725 and what attackers are known to try.
+//! Valid and invalid tokens. The invalid ones follow RFC 8725 and known attacks.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use broker_bridge::RoomName;
@@ -33,7 +33,7 @@ fn encode(text: &str) -> String {
     URL_SAFE_NO_PAD.encode(text)
 }
 
-/// Signs without any of the checks that the module under test makes, and without its library.
+/// Signs without any of the checks of the module under test, and without its library.
 fn sign_with(algorithm: aws_lc_rs::hmac::Algorithm, secret: &[u8], header: &str, payload: &str) -> String {
     let signed = format!("{}.{}", encode(header), encode(payload));
     let key = aws_lc_rs::hmac::Key::new(algorithm, secret);
@@ -59,7 +59,7 @@ fn good_claims() -> Value {
     json!({ "sub": "alice", "exp": NOW.0 + 60, "rooms": { "chat:*": ["subscribe", "publish"], "user:alice": ["subscribe"] } })
 }
 
-/// Good claims but for one, in JSON as it stands.
+/// A token with valid claims except for one, which is given as raw JSON.
 fn with_claim(claim: &str, json: &str) -> String {
     let mut fields = vec![format!(r#""{claim}":{json}"#)];
     for (name, value) in good_claims().as_object().unwrap() {
@@ -144,7 +144,7 @@ fn the_shape_is_checked() {
         &format!("{good}."),
         &format!(".{good}"),
         &format!("{header}.{payload}.{signature}A"),
-        // The last character of a signature has two bits to spare; only one spelling is taken.
+        // The last character of a signature has two unused bits; only one spelling is accepted.
         &format!("{header}.{payload}.{}", respell_last(signature)),
     ] {
         let failure = failure(token);
@@ -214,7 +214,7 @@ fn the_signature_is_checked() {
         format!("{signed}."),
         format!("{signed}.{}", encode("x")),
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode([0; 32])),
-        // A payload swapped under a good signature; another header's; a truncated tag.
+        // Another payload under a valid signature, another header, and a truncated HMAC.
         format!("{}.{}.{signature}", encode(HEADER), encode(&forged)),
         format!("{}.{}.{signature}", encode(r#"{"alg":"HS256"}"#), encode(&claims)),
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(&URL_SAFE_NO_PAD.decode(signature).unwrap()[..16])),
@@ -230,7 +230,7 @@ fn the_signature_is_checked() {
 #[test]
 fn a_header_brings_no_keys_and_no_extensions() {
     let claims = good_claims().to_string();
-    // The attacker's key, offered in the header and used to sign: it must not be taken.
+    // The attacker signs with its own key and includes the key in the header. The node must not use it.
     let attacker = [7; 32];
     let jwk = json!({ "kty": "oct", "k": URL_SAFE_NO_PAD.encode(attacker) });
     for header in [
@@ -245,7 +245,7 @@ fn a_header_brings_no_keys_and_no_extensions() {
         assert_eq!(failure(&forged), AuthFailure::BadSignature, "{header}");
         let empty = sign_with(aws_lc_rs::hmac::HMAC_SHA256, b"", &header, &claims);
         assert_eq!(failure(&empty), AuthFailure::BadSignature, "{header}");
-        // Under the right key such fields steer nothing.
+        // With the right key, such fields have no effect.
         assert!(verify_at(&sign(&header, &claims), NOW).is_ok(), "{header}");
     }
     for crit in ["[]", r#"["exp"]"#, r#"["b64"],"b64":false"#, "null", "1"] {
@@ -363,7 +363,7 @@ fn time_is_judged_with_leeway_at_both_ends() {
     assert_eq!(at(&token, exp + LEEWAY), Err(AuthFailure::Expired));
     assert_eq!(at(&token, u64::MAX), Err(AuthFailure::Expired));
     assert_eq!(at(&with_claim("exp", "0"), NOW.0), Err(AuthFailure::Expired));
-    // A fraction of a second never makes a token valid for longer.
+    // A fraction of a second never extends a token's validity.
     let token = with_claim("exp", &format!("{}.9", NOW.0));
     assert_eq!(at(&token, NOW.0 + LEEWAY), Err(AuthFailure::Expired));
 
@@ -488,7 +488,7 @@ proptest! {
         drop(verify_at(&sign(HEADER, &payload), NOW));
     }
 
-    /// Whatever JSON an issuer signs, a token is valid only with a subject and a time to end.
+    /// Whatever JSON an issuer signs, a token is valid only with a subject and an expiry.
     #[test]
     fn signed_json_of_any_kind_is_judged(claims in claims()) {
         if let Ok(identity) = verify_at(&sign(HEADER, &claims.to_string()), NOW) {
@@ -498,7 +498,7 @@ proptest! {
         }
     }
 
-    /// An identity may do what some grant of its token names, read as naively as can be.
+    /// An identity may do exactly what some grant of its token names, compared with a naive model.
     #[test]
     fn permission_agrees_with_a_naive_model(
         grants in prop::collection::btree_map("[ab:]{1,3}\\*?", prop::sample::subsequence(&Operation::ALL[..], 0..=4), 0..6),

@@ -300,8 +300,8 @@ async fn keys_in_files_are_replaced_on_disk_and_broken_ones_are_not_taken() -> R
     ensure!(reloads(&node.samples().await?, "ok") == 0, "nothing has changed");
     put(directory.path(), "jwks.json", "{\"keys\": [")?;
     node.until_samples("a refusal", |samples| reloads(samples, "failed") == 1).await?;
-    node.until_written("the keys that are files were not replaced; the old ones go on").await?;
-    ensure!(open(&node, &one.sign(claims("alice"))).await?.status == 101, "the old one goes on");
+    node.until_written("cannot replace the keys from files; the old ones stay in use").await?;
+    ensure!(open(&node, &one.sign(claims("alice"))).await?.status == 101, "the old one stays in use");
 
     put(directory.path(), "jwks.json", &key_set(&[&two]))?;
     put(directory.path(), "three.pem", &three.public_pem())?;
@@ -427,7 +427,7 @@ async fn nothing_secret_of_keys_is_ever_written() -> Result<()> {
         .await?;
     }
     std::fs::write(&secret, "t00-sh0rt-s3cr3t")?;
-    node.until_written("the keys that are files were not replaced").await?;
+    node.until_written("cannot replace the keys from files").await?;
     written.push(node.ask_ops("/metrics").await?.text());
     node.terminate()?;
     ensure!(node.exited().await?.success());

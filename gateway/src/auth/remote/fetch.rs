@@ -1,10 +1,10 @@
-//! One fetch of a key set: a connection, a request, and an answer of bounded size.
+//! A single fetch of a key set: one connection, one request, one response of bounded size.
 //!
-//! Every fetch makes a connection of its own. A kept one would lie idle for minutes, and a proxy or the server would
-//! have cut it by the time it is needed.
+//! Every fetch opens its own connection. A kept-alive one would idle for minutes, and a proxy or the server
+//! would have closed it before the next fetch.
 //!
-//! No redirect is followed and no proxy is asked: the set comes from the host that is configured, which proves
-//! itself by its certificate, or it does not come.
+//! Follows no redirects and uses no proxy: the set comes from the configured host, which its certificate
+//! authenticates, or not at all.
 
 use std::{
     future::pending,
@@ -37,7 +37,7 @@ use crate::{
     file::{MAX, read_text},
 };
 
-/// Why one fetch failed. What it prints holds nothing of the answer.
+/// Why a fetch failed. No message contains any part of the response.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
     #[error("no answer within {0:?}")]
@@ -46,13 +46,13 @@ pub(super) enum FetchError {
     Connect(#[from] DialError<ConnectError>),
     #[error("no answer: {0}")]
     Exchange(String),
-    #[error("answered {0}; expected 200 (redirects are not followed)")]
+    #[error("the server answered {0}; expected 200 (redirects are not followed)")]
     Status(StatusCode),
-    #[error("the answer broke off: {0}")]
+    #[error("the response ended early: {0}")]
     Body(String),
-    #[error("the answer is compressed; expected gzip (Content-Encoding), or none")]
+    #[error("the response is compressed; expected gzip (Content-Encoding), or none")]
     Encoding,
-    #[error("the answer says that it is gzip, and is not: {0}")]
+    #[error("the response claims to be gzip but is not valid: {0}")]
     Gzip(io::Error),
     #[error(transparent)]
     Document(#[from] DocumentError),
@@ -67,7 +67,7 @@ pub(super) enum ConnectError {
     Tls(#[from] HandshakeError),
 }
 
-/// Fetches what is at one URL.
+/// Fetches the key set at one URL.
 pub(super) struct Fetcher {
     url: JwksUrl,
     /// IPv6 without brackets.
@@ -81,7 +81,7 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Fetcher {
-    /// Reads the file of certificates. Connects to nothing yet.
+    /// Reads the CA file. Does not connect yet.
     pub(super) fn new(url: &JwksUrl, ca_file: Option<&Path>) -> Result<Self, RemoteError> {
         let is_https = url.0.scheme_str() == Some("https");
         let host = url.0.host().unwrap_or_default();
@@ -107,7 +107,7 @@ impl Fetcher {
         Ok(Self { url: url.clone(), host, port, tls })
     }
 
-    /// Fetches the document, within `limit` from the look-up of the name to the last byte.
+    /// Fetches the document. `limit` covers everything from the DNS lookup to the last byte.
     pub(super) async fn fetch(&self, limit: Duration) -> Result<Bytes, FetchError> {
         let deadline = Instant::now() + limit;
         let connection = dial::dial(&self.host, self.port, limit, |address| self.connect(address)).await?;
@@ -138,7 +138,7 @@ impl Fetcher {
                 Err(error) => Err(FetchError::Body(chain(&*error))),
             }
         };
-        // When the connection ends, with whatever, the exchange hears of it.
+        // When the connection ends, for whatever reason, the exchange ends with an error.
         let driver = async {
             drop(connection.await);
             pending().await
@@ -170,7 +170,7 @@ impl Fetcher {
     }
 }
 
-/// How the document is encoded. Some servers and caches compress what nobody asked them to.
+/// Whether the document is compressed with gzip. Some servers and caches compress without being asked.
 fn is_gzip(headers: &HeaderMap) -> Result<bool, FetchError> {
     let mut encodings = headers
         .get_all(header::CONTENT_ENCODING)
@@ -180,7 +180,7 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, FetchError> {
         .filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity"));
     match (encodings.next(), encodings.next()) {
         (None, _) => Ok(false),
-        // RFC 9110 §8.4.1.3: a recipient takes "x-gzip" for "gzip".
+        // RFC 9110 §8.4.1.3: "x-gzip" is equivalent to "gzip".
         (Some(name), None) if name.eq_ignore_ascii_case(b"gzip") || name.eq_ignore_ascii_case(b"x-gzip") => {
             Ok(true)
         }
@@ -188,7 +188,7 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, FetchError> {
     }
 }
 
-/// Inflates to at most [`Document::MAX_BYTES`]: a few bytes can inflate to a thousand times as many.
+/// Inflates to at most [`Document::MAX_BYTES`]. A few bytes can inflate to a thousand times as many.
 fn inflate(gzip: &[u8]) -> Result<Bytes, FetchError> {
     let most = Document::MAX_BYTES;
     let mut json = Vec::new();
@@ -197,7 +197,7 @@ fn inflate(gzip: &[u8]) -> Result<Bytes, FetchError> {
     if json.len() > most { Err(DocumentError::TooLong.into()) } else { Ok(json.into()) }
 }
 
-/// An error with its causes: the library's outermost says no more than "client error".
+/// An error with its causes: the outermost error of the library says only "client error".
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -229,7 +229,8 @@ mod tests {
         [head.as_bytes(), body].concat()
     }
 
-    /// What a fetch makes of `answer`, and the head of its request. The server keeps the connection open.
+    /// Serves `answer` to one fetch. Returns its result and the head of its request. The server keeps the
+    /// connection open.
     async fn fetch(answer: Vec<u8>) -> (Result<Bytes, FetchError>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/keys?set=1", listener.local_addr().unwrap());
@@ -280,8 +281,8 @@ mod tests {
         for (headers, body, expected) in [
             ("Content-Encoding: br\r\n", &text[..], "expected gzip (Content-Encoding), or none"),
             ("Content-Encoding: gzip, gzip\r\n", &whole, "expected gzip (Content-Encoding), or none"),
-            ("Content-Encoding: gzip\r\n", &text, "says that it is gzip, and is not"),
-            ("Content-Encoding: gzip\r\n", cut, "says that it is gzip, and is not"),
+            ("Content-Encoding: gzip\r\n", &text, "claims to be gzip but is not valid"),
+            ("Content-Encoding: gzip\r\n", cut, "claims to be gzip but is not valid"),
         ] {
             let (fetched, _) = fetch(answer(headers, body)).await;
             let error = fetched.unwrap_err().to_string();

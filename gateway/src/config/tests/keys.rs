@@ -85,7 +85,7 @@ fn what_is_wrong_with_a_key_is_said_of_each() {
         ),
         (
             format!("{{ a = {{ algorithm = \"ES256\", public_key_file = {private:?} }} }}"),
-            r#""a", ES256: in its file, expected a public key, this is a private one"#,
+            r#""a", ES256: in its file, expected a public key, this is a private key"#,
         ),
         (
             r#"{ a = { algorithm = "ES256", public_key_file = "/nonexistent/key" } }"#.to_owned(),
