@@ -1,24 +1,24 @@
 //! The configuration of a node.
 //!
-//! [`Config`] is what the rest of the program sees: typed, checked and complete. A value in it cannot be
-//! wrong, so nobody checks it again. [`Config::load`] makes it from [`Sources`]: defaults, then a TOML file,
-//! then the environment, then flags, or says everything that is wrong with them at once.
+//! The rest of the program uses [`Config`]: typed, validated and complete, so that nobody checks a value
+//! again. [`Config::load`] builds it from [`Sources`]: the defaults, then a TOML file, then the environment,
+//! then flags. If anything is wrong, it returns all errors at once.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | `table` | every key: its kind, default and documentation |
-//! | `kind` | what a key may be given, with its bounds |
+//! | `kind` | the kinds of values, with their bounds |
 //! | [`value`] | sizes, times, secrets |
 //! | [`origin`] | which web pages may connect |
 //! | [`log_filter`] | which events are logged |
-//! | [`rate`], [`networks`] | how often something may happen; sets of addresses |
-//! | `machine` | how much memory there is |
-//! | `layers`, `raw` | reading the layers and laying them over each other |
-//! | `reader` | from what was given to typed values |
-//! | [`Snapshot`] | what each key came to: what a new configuration changes |
-//! | [`document`] | the commented default file and the reference, made from the table |
+//! | [`rate`], [`networks`] | rates; sets of addresses |
+//! | `machine` | how much memory is available |
+//! | `layers`, `raw` | reading and merging the layers |
+//! | `reader` | conversion of raw values to typed ones |
+//! | [`Snapshot`] | the value of each key, to find what a new configuration changes |
+//! | [`document`] | the commented default file and the reference, generated from the table |
 //!
-//! This module opens no port and connects to nothing. It reads the files that `*_file` keys name.
+//! This module opens no port and no connection. It reads the files that `*_file` keys name.
 
 pub mod document;
 mod error;
@@ -66,71 +66,71 @@ use crate::{
     delivery::DeliveryPolicy,
 };
 
-/// The configuration of a node. Each field is a key of the reference in `docs/configuration.md`, which
-/// says more about it.
+/// The configuration of a node. Each field is a key of the reference in `docs/configuration.md`, which has
+/// the details.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What clients reach.
+    /// The listener for clients.
     pub public: Public,
     /// The public listener's certificate; without one it is plain.
     pub tls: Option<Tls>,
-    /// What operators reach.
+    /// The listener for operators.
     pub ops: Ops,
-    /// Threads that own sockets. `auto` is resolved already.
+    /// Number of shards, the threads that own sockets. `auto` is already resolved.
     pub shards: usize,
-    /// What carries publications between nodes.
+    /// The broker that carries publications between nodes.
     pub broker: Broker,
     /// How tokens are verified.
     pub auth: Auth,
     /// Web pages that may connect.
     pub origins: Origins,
-    /// Whether the demo page is served. `auto` is resolved already.
+    /// Whether to serve the demo page. `auto` is already resolved.
     pub demo: bool,
     /// What every verified identity may do, in the order in which it was written.
     pub rooms: Vec<Policy>,
-    /// What rooms may do in the outbound queues of their members.
+    /// How rooms behave in the outbound queues of their members.
     pub delivery: Vec<DeliveryPolicy>,
-    /// How much anybody may use.
+    /// Limits of what clients may use.
     pub limits: Limits,
     /// Whether messages are compressed.
     pub compression: Compression,
-    /// How a dead peer is noticed.
+    /// How dead peers are detected.
     pub heartbeat: Heartbeat,
     /// Server-sent events.
     pub sse: Sse,
-    /// How the node leaves.
+    /// How the node drains.
     pub drain: Drain,
     /// What is logged, and how.
     pub log: Log,
-    /// What each key came to.
+    /// The value of each key.
     pub snapshot: Snapshot,
 }
 
-/// A configuration and where it came from, so that it can be read again.
+/// A configuration and its sources, which allow it to be read again.
 #[derive(Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// Where it came from.
+    /// The sources.
     pub sources: Sources,
 }
 
-/// `public.*`: what clients reach.
+/// `public.*`: the listener for clients.
 #[derive(Clone, Debug)]
 pub struct Public {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// Time for the head of a request.
+    /// Time limit for the head of a request to arrive.
     pub header_timeout: Duration,
-    /// Time for the body of a request.
+    /// Time limit for the body of a request to arrive.
     pub body_timeout: Duration,
-    /// Time for the next request to begin on an idle connection.
+    /// How long an idle connection waits for the next request.
     pub keep_alive: Duration,
-    /// The age at which a session is told to come back, before jitter.
+    /// The age at which clients are asked to reconnect, before jitter.
     pub max_session_age: Option<Duration>,
-    /// Whose word on a client's address is taken.
+    /// Proxies that may report a client's address.
     pub trusted_proxies: Networks,
-    /// The header in which they say it.
+    /// The header in which they report it.
     pub forwarded_header: ForwardedHeader,
     /// Whether their connections begin with a PROXY protocol header.
     pub proxy_protocol: bool,
@@ -145,39 +145,39 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// `ops.*`: what operators reach.
+/// `ops.*`: the listener for operators.
 #[derive(Clone, Debug)]
 pub struct Ops {
     /// Where metrics and probes are served.
     pub listen: SocketAddr,
 }
 
-/// `broker.*`: what carries publications between nodes.
+/// `broker.*`: the broker that carries publications between nodes.
 #[derive(Clone, Debug)]
 pub struct Broker {
     /// Which broker, and where.
     pub url: BrokerUrl,
-    /// Comes before `room:` in every topic.
+    /// Prefix of every topic name, before `room:`.
     pub prefix: Prefix,
-    /// Connections that receive publications.
+    /// Number of connections that receive publications.
     pub subscribers: usize,
-    /// Connections that send publications.
+    /// Number of connections that send publications.
     pub publishers: usize,
-    /// Bytes of publications that may wait to be sent.
+    /// Maximum total size of the publications that wait to be sent.
     pub publish_queue: ByteSize,
-    /// The largest publication that is taken from the broker.
+    /// The largest publication that is accepted from the broker.
     pub max_publication: ByteSize,
-    /// Time for a connection to be made.
+    /// Time limit for connecting.
     pub connect_timeout: Duration,
-    /// Time for a subscription to be acknowledged.
+    /// Time limit for the acknowledgement of a subscription.
     pub subscribe_timeout: Duration,
-    /// Time for a publication to be acknowledged.
+    /// Time limit for the acknowledgement of a publication.
     pub publish_timeout: Duration,
-    /// Time between two messages of a receiving connection to itself.
+    /// Time between two canary messages to a receiving connection.
     pub canary_interval: Duration,
-    /// A receiving connection that got no canary for this long is made anew.
+    /// A receiving connection that got no canary for this long is replaced.
     pub canary_timeout: Duration,
-    /// Certificates that a TLS broker's own must descend from, in place of the built-in ones.
+    /// Certificates to trust for a TLS broker, instead of the system's.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -186,68 +186,68 @@ pub struct Broker {
 pub struct Auth {
     /// Keys on this machine: `auth.hs256_secret` or `auth.hs256_secret_file`, `auth.keys`, `auth.jwks_file`.
     pub keys: LocalKeys,
-    /// What their files held when the configuration was loaded. It is sound.
+    /// The validated contents of their files at the time of loading.
     pub key_files: Contents,
-    /// Where a key set is fetched.
+    /// The URL of a key set.
     pub jwks_url: Option<JwksUrl>,
     /// Time between two fetches.
     pub jwks_interval: Duration,
-    /// Certificates to trust for it, in place of the system's.
+    /// Certificates to trust for the URL, instead of the system's.
     pub jwks_ca_file: Option<PathBuf>,
-    /// What `iss` must be.
+    /// The required `iss`.
     pub issuer: Option<String>,
-    /// What `aud` must have one of; with none, there must be no `aud`.
+    /// The names of which `aud` must contain one. If empty, there must be no `aud`.
     pub audience: Vec<String>,
-    /// The cookie that may carry a token; without it, none is read.
+    /// The cookie that may carry a token. Without it, no cookie is read.
     pub cookie: Option<CookieName>,
-    /// How far clocks may be apart.
+    /// The tolerated difference between clocks.
     pub leeway: Duration,
 }
 
-/// `limits.*`: how much anybody may use.
+/// `limits.*`: limits of what clients may use.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open connections on this node; new ones get 503 beyond.
+    /// Open connections on this node; beyond it, new ones get 503.
     pub connections: usize,
     /// The largest message of a client, 1 byte to 16 MiB.
     pub message_size: ByteSize,
     /// Bytes queued per session.
     pub outbound: ByteSize,
-    /// Bytes held for clients, of all kinds together. `auto` is resolved already.
+    /// Bytes held for clients, all kinds together. `auto` is already resolved.
     pub memory: ByteSize,
     /// Rooms per session.
     pub rooms_per_session: usize,
-    /// New connections of this node; more wait in the kernel.
+    /// New connections on this node; further ones wait in the kernel.
     pub accepts: Option<Rate>,
-    /// New connections of one address.
+    /// New connections from one address.
     pub attempts_per_address: Option<Rate>,
-    /// Open connections of one address.
+    /// Open connections from one address.
     pub connections_per_address: Option<usize>,
     /// Commands of one session.
     pub commands: Option<Rate>,
-    /// Bytes of one session.
+    /// Bytes from one session.
     pub bytes: Option<ByteRate>,
     /// Commands of one user on this node.
     pub user_commands: Option<Rate>,
-    /// Bytes of one user on this node.
+    /// Bytes from one user on this node.
     pub user_bytes: Option<ByteRate>,
 }
 
 /// `compression.*`: whether messages are compressed (RFC 7692).
 #[derive(Clone, Debug)]
 pub struct Compression {
-    /// Whether it is agreed to when a client offers it.
+    /// Whether to accept compression when a client offers it.
     pub enabled: bool,
-    /// Smaller payloads are sent as they are.
+    /// Smaller payloads are sent uncompressed.
     pub threshold: ByteSize,
 }
 
-/// `heartbeat.*`: how a dead peer is noticed.
+/// `heartbeat.*`: how dead peers are detected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Time between two pings.
     pub interval: Duration,
-    /// A client that sent no byte for this long is closed.
+    /// A client that has sent nothing for this long is closed.
     pub timeout: Duration,
 }
 
@@ -258,31 +258,31 @@ pub struct Sse {
     pub retry: Duration,
 }
 
-/// `drain.*`: how the node leaves.
+/// `drain.*`: how the node drains.
 #[derive(Clone, Debug)]
 pub struct Drain {
-    /// Not ready, still serving, before closing starts.
+    /// How long the node is not ready but still serves, before it closes sessions.
     pub pause: Duration,
-    /// Closes are spread evenly over this time.
+    /// Time over which the closing of sessions is spread evenly.
     pub window: Duration,
-    /// The whole drain; beyond it the node gives up and exits with 1.
+    /// Time limit for the whole drain; after it the node exits with status 1.
     pub deadline: Duration,
 }
 
 /// `log.*`: what is logged, and how.
 #[derive(Clone, Debug)]
 pub struct Log {
-    /// How lines are written.
+    /// The format of log lines.
     pub format: LogFormat,
     /// Which events are logged.
     pub filter: LogFilter,
 }
 
 impl Config {
-    /// Reads and checks a configuration.
+    /// Reads and validates a configuration.
     ///
-    /// A layer's value replaces that of the layers below it, lists and the room policies as a whole. Only
-    /// the value that wins is checked; keys that do not exist are errors wherever they are.
+    /// A layer's value replaces that of the layers below it; lists and the room policies are replaced as a
+    /// whole. Only the effective value is validated. Unknown keys are errors in every layer.
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut from = Reader::new(sources);
         let auth = Auth::read(&mut from);
@@ -292,7 +292,7 @@ impl Config {
             [(&cert, &key, &key::TLS_CERT, &key::TLS_KEY), (&key, &cert, &key::TLS_KEY, &key::TLS_CERT)]
         {
             from.require(has.is_none() || lacks.is_some(), has_key, &[lacks_key], || {
-                format!("expected {} to be given, too", lacks_key.name)
+                format!("expected {} as well", lacks_key.name)
             });
         }
         let mut config = Self {
@@ -365,8 +365,8 @@ impl Config {
         Ok(config)
     }
 
-    /// Where a node of this configuration has its ops listener, and what says so. Nothing else is checked: a node goes
-    /// on when its configuration becomes unsound, and somebody asks for its health.
+    /// The ops listener's address and where it was configured. Validates nothing else: a running node keeps
+    /// working when its configuration becomes invalid, and its health must still be checkable.
     pub fn ops_listen(sources: &Sources) -> Result<(SocketAddr, Source), ConfigErrors> {
         let mut from = Reader::new(sources);
         let listen = from.read(&key::OPS_LISTEN);
@@ -375,11 +375,11 @@ impl Config {
         Ok((listen, source))
     }
 
-    /// What must hold between keys.
+    /// Checks the relations between keys.
     fn check_together(&self, from: &mut Reader) {
         let Self { public, ops, broker, limits, heartbeat, drain, .. } = self;
         from.require(!collide(public.listen, ops.listen), &key::OPS_LISTEN, &[&key::PUBLIC_LISTEN], || {
-            format!("expected another port than public.listen, {}", public.listen)
+            format!("expected a port other than that of public.listen, {}", public.listen)
         });
         from.require(
             broker.canary_timeout > broker.canary_interval,
@@ -427,13 +427,13 @@ impl Config {
             !public.proxy_protocol || !public.trusted_proxies.is_empty(),
             &key::PUBLIC_PROXY_PROTOCOL,
             &[&key::PUBLIC_TRUSTED_PROXIES],
-            || "expected public.trusted_proxies to say who speaks it".to_owned(),
+            || "expected public.trusted_proxies to list the proxies that send it".to_owned(),
         );
         from.require(
             broker.ca_file.is_none() || is_tls(&broker.url),
             &key::BROKER_CA_FILE,
             &[&key::BROKER_URL, &key::BROKER_URL_FILE],
-            || "expected only with a broker that is reached by TLS, rediss://".to_owned(),
+            || "expected a broker with TLS (rediss://)".to_owned(),
         );
     }
 }
@@ -473,7 +473,7 @@ impl Auth {
             auth.jwks_ca_file.is_none() || auth.jwks_url.is_some(),
             &key::AUTH_JWKS_CA_FILE,
             &[&key::AUTH_JWKS_URL],
-            || "expected auth.jwks_url to be given, too".to_owned(),
+            || "expected auth.jwks_url as well".to_owned(),
         );
         auth
     }
@@ -483,7 +483,7 @@ fn available_shards() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get).min(256)
 }
 
-/// Whether binding one address keeps the other from being bound.
+/// Whether the addresses exclude each other.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() == b.port() && a.port() != 0 && same_ip

@@ -1,16 +1,16 @@
-//! What the table of keys looks like on paper.
+//! Documents generated from the table of keys.
 
 use std::fmt::Write;
 
 use super::table::{Fallback, ROOMS_GRANT, Reload, Row, TABLE, is_of_rooms};
 
-/// A configuration file that says what holds without one, every key explained.
+/// A configuration file with the default of every key, and explanations.
 pub fn default_config() -> String {
     let mut text = String::from(
-        "# The configuration of a Tidegate node. Every key is here, with its default.\n\
-         # A key that is commented out has none.\n\
+        "# The configuration of a Tidegate node: every key with its default.\n\
+         # Keys without a default are commented out.\n\
          #\n\
-         # The environment overrides this file (public.listen is TIDEGATE_PUBLIC__LISTEN) and flags override\n\
+         # The environment overrides this file (public.listen is TIDEGATE_PUBLIC__LISTEN), and flags override\n\
          # both (--set public.listen=0.0.0.0:8080).\n",
     );
     let mut section = "";
@@ -20,7 +20,7 @@ pub fn default_config() -> String {
         if table != section {
             section = table;
             let comment = if is_pattern(*row) {
-                "# One table for each pattern. What one of them grants is granted; for the rest, the pattern that\n# says most of a room's name counts:\n# "
+                "# One table for each pattern. A room gets the grants of every pattern that matches. For the other\n# keys, the most precise pattern counts:\n# "
             } else {
                 ""
             };
@@ -30,7 +30,8 @@ pub fn default_config() -> String {
         for line in wrap(&format!("{} {}", row.doc(), row.more()), 100) {
             let _ = writeln!(text, "# {line}");
         }
-        let restart = if row.reload() == Reload::Restart { " A change counts after a restart." } else { "" };
+        let restart =
+            if row.reload() == Reload::Restart { " A change takes effect after a restart." } else { "" };
         for line in wrap(&format!("Value: {}.{restart}", row.describe()), 100) {
             let _ = writeln!(text, "# {line}");
         }
@@ -46,8 +47,9 @@ pub fn default_config() -> String {
 
 /// The reference table of `docs/configuration.md`, in Markdown.
 pub fn reference() -> String {
-    let mut text =
-        String::from("| key | value | default | a change counts | what it does |\n|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "| key | value | default | a change takes effect | what it does |\n|---|---|---|---|---|\n",
+    );
     for row in TABLE {
         let default = match row.default() {
             Fallback::Is(default) => format!("`{default}`"),

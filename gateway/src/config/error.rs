@@ -1,34 +1,34 @@
-//! What is wrong with a configuration.
+//! Errors in a configuration.
 
 use std::{fmt, path::PathBuf};
 
-/// Everything that is wrong with a configuration, in the order in which it was found. Never empty.
+/// All errors in a configuration, in the order in which they were found. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
-/// One value, or one key, that cannot be.
+/// One invalid value or unknown key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The key, as the reference writes it or as it was given. Empty if a whole file is at fault.
+    /// The key, as in the reference or as given. Empty if the error concerns a whole file.
     pub key: String,
     /// Where it was given.
     pub source: Source,
-    /// What was given, shortened. `None` if it is, or might be, a secret.
+    /// The given value, shortened. `None` if it is or may be a secret.
     pub value: Option<String>,
-    /// What was expected in its place.
+    /// What was expected instead.
     pub expected: String,
 }
 
 /// Where a value was given, from the weakest to the strongest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nowhere: it is the default.
+    /// Not given: the default.
     Default,
     /// In a configuration file.
     File {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// On which line, counted from 1; `None` if the whole file is meant.
+        /// The line, from 1; `None` for the whole file.
         line: Option<usize>,
     },
     /// In this environment variable.
@@ -38,7 +38,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The same file at another line; anything else has no lines.
+    /// The same file at another line. Other sources have no lines and stay the same.
     pub(super) fn at_line(&self, line: usize) -> Self {
         match self {
             Self::File { path, .. } => Self::File { path: path.clone(), line: Some(line) },
@@ -46,7 +46,7 @@ impl Source {
         }
     }
 
-    /// The place of the layer in the order of layers.
+    /// The rank of the layer: a higher rank wins.
     pub(super) fn rank(&self) -> u8 {
         match self {
             Self::Default => 0,
@@ -69,10 +69,10 @@ impl ConfigErrors {
     }
 }
 
-/// From at least one error.
+/// `errors` must not be empty.
 impl From<Vec<ConfigError>> for ConfigErrors {
     fn from(errors: Vec<ConfigError>) -> Self {
-        debug_assert!(!errors.is_empty(), "that would be a success");
+        debug_assert!(!errors.is_empty(), "no errors would be a success");
         Self(errors)
     }
 }
@@ -85,7 +85,7 @@ impl From<ConfigErrors> for Vec<ConfigError> {
 
 impl std::error::Error for ConfigErrors {}
 
-/// One line per error, without a line break at the end.
+/// One line per error, without a trailing line break.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, error) in self.0.iter().enumerate() {
@@ -121,7 +121,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A given key, kept to one line of bearable length.
+/// A given key as one shortened line.
 struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {
@@ -133,7 +133,7 @@ impl fmt::Display for OneLine<'_> {
     }
 }
 
-/// A text as it appears in an error: quoted, escaped, shortened.
+/// Quotes, escapes and shortens a text for an error.
 pub(super) fn quote(text: &str) -> String {
     let short = shorten(text);
     format!("{short:?}{}", if short.len() < text.len() { "…" } else { "" })

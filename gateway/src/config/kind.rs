@@ -1,7 +1,6 @@
-//! What a key may be given: how each kind of value is described, read and refused.
+//! The kinds of values: how each is described, parsed and refused.
 //!
-//! A kind is where a bound lives, so that the text which describes it and the check which enforces it
-//! cannot come apart.
+//! Each kind holds its bounds, so the description and the check cannot disagree.
 
 use std::{fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -19,13 +18,13 @@ use crate::auth::{
 
 /// A kind of value.
 pub(super) trait Kind: Sync {
-    /// What it becomes. How it prints tells values apart, unless they are secret.
+    /// The parsed value. Its `Debug` output tells values apart, unless they are secret.
     type Value: fmt::Debug;
 
     /// Completes the sentence "expected …".
     fn describe(&self) -> String;
 
-    /// Reads a value. `Err` says what was expected, in a sentence.
+    /// Parses a value. `Err` is a sentence that says what was expected.
     fn read(&self, raw: &Raw) -> Result<Self::Value, String>;
 
     /// Whether a value must never be shown.
@@ -33,7 +32,7 @@ pub(super) trait Kind: Sync {
         false
     }
 
-    /// The refusal that repeats the description.
+    /// An error that repeats the description.
     fn refuse<T>(&self) -> Result<T, String> {
         Err(format!("expected {}", self.describe()))
     }
@@ -54,7 +53,7 @@ impl Kind for Address {
     }
 }
 
-/// A length of time, both bounds included.
+/// A duration; both bounds are inclusive.
 pub(super) struct Time {
     pub min: Duration,
     pub max: Duration,
@@ -74,7 +73,7 @@ impl Kind for Time {
     }
 }
 
-/// A number of bytes, both bounds included.
+/// A number of bytes; both bounds are inclusive.
 pub(super) struct Size {
     pub min: ByteSize,
     pub max: ByteSize,
@@ -93,7 +92,7 @@ impl Kind for Size {
     }
 }
 
-/// A whole number, both bounds included.
+/// A whole number; both bounds are inclusive.
 pub(super) struct Count {
     pub min: usize,
     pub max: usize,
@@ -128,7 +127,7 @@ impl Kind for Switch {
     }
 }
 
-/// `auto`, which becomes `None`, or something else.
+/// `auto`, which becomes `None`, or a value of another kind.
 pub(super) struct Auto<K>(pub K);
 
 impl<K: Kind> Kind for Auto<K> {
@@ -146,8 +145,8 @@ impl<K: Kind> Kind for Auto<K> {
     }
 }
 
-/// `off`, 0 or false, which becomes `None`, or a limit. YAML reads a bare `off` as false, so false is what a
-/// configuration file made from YAML says.
+/// `off`, 0 or false, which become `None`, or a limit. YAML reads a bare `off` as false, so configuration
+/// files generated from YAML contain false.
 pub(super) struct OrOff<K>(pub K);
 
 impl<K: Kind> Kind for OrOff<K> {
@@ -165,7 +164,7 @@ impl<K: Kind> Kind for OrOff<K> {
     }
 }
 
-/// Text that knows how to read itself, and to say why it cannot.
+/// Text that `FromStr` parses.
 pub(super) struct Parsed<T> {
     describe: &'static str,
     secret: bool,
@@ -177,7 +176,7 @@ impl<T> Parsed<T> {
         Self { describe, secret: false, value: PhantomData }
     }
 
-    /// The text may hold a password.
+    /// For text that may contain a password.
     pub(super) const fn secret(describe: &'static str) -> Self {
         Self { describe, secret: true, value: PhantomData }
     }
@@ -204,8 +203,8 @@ impl<T: FromStr<Err: fmt::Display> + fmt::Debug> Kind for Parsed<T> {
 
 /// A file.
 pub(super) struct File {
-    /// Whether what it holds is a secret. Then the path is not shown either, since the likeliest mistake is
-    /// to give the secret in its place.
+    /// Whether the file contains a secret. Then the path is hidden as well, because users may give the secret
+    /// itself by mistake.
     pub holds_secret: bool,
 }
 
@@ -228,20 +227,20 @@ impl Kind for File {
     }
 }
 
-/// A shared key. RFC 7518 §3.2 wants at least as many bits as the hash has.
+/// A shared key. RFC 7518 §3.2 requires at least as many bits as the hash has.
 pub(super) struct SharedKey;
 
 impl Kind for SharedKey {
     type Value = Secret;
 
     fn describe(&self) -> String {
-        "text of at least 32 bytes, for example what `openssl rand -base64 48` prints".to_owned()
+        "text of at least 32 bytes, for example the output of `openssl rand -base64 48`".to_owned()
     }
 
     fn read(&self, raw: &Raw) -> Result<Secret, String> {
         match raw.text() {
             Some(text) if holds_pem(text.as_bytes()) => {
-                Err("expected a secret, this is PEM: a public key belongs into auth.keys".to_owned())
+                Err("expected a secret, this is PEM: public keys belong in auth.keys".to_owned())
             }
             Some(text) if text.len() >= 32 => Ok(Secret::new(text.as_bytes())),
             _ => self.refuse(),
@@ -253,11 +252,11 @@ impl Kind for SharedKey {
     }
 }
 
-/// Keys in files, by name. Never shown: the likeliest mistake is to give a secret in place of its file.
+/// Key files by key id. Never shown, because users may give a secret instead of its file by mistake.
 pub(super) struct KeyTable;
 
 impl KeyTable {
-    /// Tables beyond this are refused: every token may be looked up in them.
+    /// The maximum number of keys: every token may have to be looked up among them.
     const MAX: usize = 100;
 
     fn read_entry(id: &str, raw: &Raw) -> Result<KeyFile, String> {
@@ -280,7 +279,7 @@ impl KeyTable {
                 "public_key_file" => public = Some(PathBuf::from(text)),
                 other => {
                     return Err(format!(
-                        "{id:?}: there is no {other:?}; expected algorithm, and secret_file or public_key_file"
+                        "{id:?}: there is no key {other:?}; expected algorithm, and secret_file or public_key_file"
                     ));
                 }
             }
@@ -304,8 +303,8 @@ impl Kind for KeyTable {
     type Value = Vec<KeyFile>;
 
     fn describe(&self) -> String {
-        "a table of keys by name, each with `algorithm` and, for HS256, HS384 and HS512, `secret_file`, \
-         or else `public_key_file`"
+        "a table of keys by name (`kid`), each with `algorithm` and a file: `secret_file` for HS256, HS384 and \
+         HS512, `public_key_file` otherwise"
             .to_owned()
     }
 
@@ -344,7 +343,7 @@ impl Kind for Words {
     }
 }
 
-/// A list of texts that are not empty.
+/// A list of non-empty texts.
 pub(super) struct WordList;
 
 impl Kind for WordList {
@@ -398,7 +397,7 @@ impl Kind for NetworkList {
     }
 }
 
-/// Where trusted proxies say whom a request comes from.
+/// The header in which trusted proxies report a client's address.
 pub(super) struct Header;
 
 impl Kind for Header {
@@ -417,7 +416,7 @@ impl Kind for Header {
     }
 }
 
-/// What may be done in a room.
+/// The operations that are allowed in a room.
 pub(super) struct OperationList;
 
 impl Kind for OperationList {
@@ -435,7 +434,7 @@ impl Kind for OperationList {
     }
 }
 
-/// How log lines are written.
+/// The format of log lines.
 pub(super) struct Format;
 
 impl Kind for Format {

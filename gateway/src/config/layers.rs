@@ -1,7 +1,6 @@
-//! The layers of a configuration, laid over each other: file, environment, flags.
+//! The layers of a configuration: file, environment, flags.
 //!
-//! Owns how keys are written in each layer, which layer wins, and which keys do not exist. What a value
-//! means is not known here.
+//! Knows how each layer spells keys, which layer wins, and which keys exist. Does not know what values mean.
 
 use std::{
     collections::BTreeMap,
@@ -17,31 +16,31 @@ use super::{
 };
 use crate::file;
 
-/// Where a configuration comes from. Nothing else is looked at, so a test can say all there is.
+/// The sources of a configuration. Nothing else is read, so tests control all input.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// The configuration file: its path, for messages, and its text.
     pub file: Option<(PathBuf, String)>,
-    /// Environment variables. Those that do not begin with `TIDEGATE_` are ignored.
+    /// Environment variables. Only those that begin with `TIDEGATE_` are used.
     pub env: BTreeMap<String, String>,
-    /// Keys and values from the command line. The last one of a key wins.
+    /// Keys and values from the command line. The last value of a key wins.
     pub flags: Vec<(String, String)>,
 }
 
 impl Sources {
-    /// The environment of this process. A value that is not UTF-8 is refused when it is loaded.
+    /// The environment of this process. Loading refuses values that are not UTF-8.
     pub fn environment() -> BTreeMap<String, String> {
         let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect()
     }
 
-    /// The configuration file that the environment names, for when the command line names none.
+    /// The configuration file that the environment names, in case the command line names none.
     pub fn file_of(env: &BTreeMap<String, String>) -> Option<PathBuf> {
         let named = env.iter().find(|(name, value)| name.eq_ignore_ascii_case(FILE) && !value.is_empty());
         named.map(|(_, path)| path.into())
     }
 
-    /// Takes the text of a configuration file as it is now.
+    /// Reads the current text of a configuration file.
     pub fn read_file(&mut self, path: PathBuf) -> Result<(), ConfigError> {
         match file::read_text(&path, file::MAX) {
             Ok(text) => {
@@ -56,13 +55,13 @@ impl Sources {
         }
     }
 
-    /// Whether there is a file that may change: that of the configuration, or one that holds a value.
+    /// Whether any file may change: the configuration file, or one that holds a value.
     pub fn name_files(&self) -> bool {
         let mut names = self.env.keys().chain(self.flags.iter().map(|(name, _)| name));
         self.file.is_some() || names.any(|name| name.to_ascii_lowercase().ends_with("_file"))
     }
 
-    /// The same sources with the file as it is now. Environment and flags are those of the start.
+    /// The same environment and flags, with the current text of the file.
     pub fn read_again(&self) -> Result<Self, ConfigErrors> {
         let mut again = Self { file: None, env: self.env.clone(), flags: self.flags.clone() };
         if let Some((path, _)) = &self.file {
@@ -72,7 +71,7 @@ impl Sources {
     }
 }
 
-/// Any of it may hold a secret.
+/// Hides everything that may contain a secret.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.as_ref().map(|(path, _)| path);
@@ -80,19 +79,19 @@ impl fmt::Debug for Sources {
     }
 }
 
-/// What the layers say, the strongest one for each key.
+/// The strongest layer's value of each key.
 #[derive(Default)]
 pub(super) struct Layers {
     keys: BTreeMap<&'static str, Given>,
-    /// Room policies: pattern, and what it was given. One layer's alone: layers are not mixed.
+    /// Room policies: pattern and value. All from one layer; layers are not merged.
     pub rooms: Vec<(String, Given)>,
-    /// Keys that do not exist, files that cannot be understood.
+    /// Unknown keys and files that cannot be parsed.
     pub errors: Vec<ConfigError>,
-    /// Whether the file could be understood. If not, what it meant to say is unknown.
+    /// Whether the file could be parsed. If not, its values are unknown.
     pub file_is_sound: bool,
 }
 
-/// A value and where it was given.
+/// A value and its source.
 #[derive(Clone)]
 pub(super) struct Given {
     pub raw: Raw,
@@ -130,11 +129,11 @@ impl Layers {
         }
     }
 
-    /// Takes over a table of the file, `path` being its name followed by a dot.
+    /// Adds a table of the file. `path` is the table's name followed by a dot.
     fn table(&mut self, path: &str, entries: Vec<Entry>, at: &impl Fn(usize) -> Source) {
         for Entry { key, line, raw } in entries {
             let source = at(line);
-            // A quoted key with a dot in it is one key, and there is none such.
+            // A quoted key that contains a dot is a single key, and no such key exists.
             let name = if key.contains('.') { format!("{path}{key:?}") } else { format!("{path}{key}") };
             let is_section = TABLE
                 .iter()
@@ -169,7 +168,7 @@ impl Layers {
                 expected,
             };
             if let Some(other) = spelt.insert(name.clone(), variable) {
-                self.errors.push(refuse(format!("expected only one spelling, {other} is set too")));
+                self.errors.push(refuse(format!("expected only one spelling; {other} is set as well")));
             } else if value.contains(char::REPLACEMENT_CHARACTER) {
                 self.errors.push(refuse("expected UTF-8".to_owned()));
             } else if name == ROOMS {
@@ -192,8 +191,8 @@ impl Layers {
         }
     }
 
-    /// Takes over one value, or the complaint that there is no such key. The value of an unknown key is not
-    /// shown: it may be a misspelt secret.
+    /// Adds a value, or an error if the key is unknown. The error does not show the value, which may be that
+    /// of a misspelt secret.
     fn set(&mut self, name: &str, raw: Raw, source: Source, write: impl Fn(&str) -> String) {
         match TABLE.iter().find(|row| row.name() == name && !is_of_rooms(name)) {
             Some(row) => {
@@ -214,7 +213,7 @@ impl Layers {
         }
     }
 
-    /// Room policies from a single text: an inline TOML table.
+    /// Adds room policies from an inline TOML table.
     fn inline_rooms(&mut self, text: &str, source: &Source) {
         match Raw::value(text.trim()) {
             Some(Raw::Table(rooms)) => self.set_rooms(rooms, &|_| source.clone()),
@@ -229,7 +228,7 @@ impl Layers {
         }
     }
 
-    /// Takes over one key of a pattern from a flag. The last one of a key wins.
+    /// Adds one key of a pattern from a flag. The last value of a key wins.
     fn set_room(&mut self, pattern: &str, key: &str, value: &str) {
         self.rooms.retain(|(_, given)| given.source == Source::Flag);
         let entry = Entry { key: key.to_owned(), line: 1, raw: Raw::Text(value.to_owned()) };
@@ -250,10 +249,10 @@ impl Layers {
 }
 
 const PREFIX: &str = "TIDEGATE_";
-/// Names the configuration file. Not a key: a file cannot name itself.
+/// Names the configuration file. It is not a key, because a file cannot name itself.
 const FILE: &str = "TIDEGATE_CONFIG";
 
-/// The variable that gives this key its value.
+/// The environment variable of this key.
 pub(super) fn variable_of(key: &str) -> String {
     if is_of_rooms(key) {
         return format!("{PREFIX}ROOMS");
@@ -261,7 +260,7 @@ pub(super) fn variable_of(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
 }
 
-/// Pattern and key in `rooms."<pattern>".grant`, with or without the quotes.
+/// Splits `rooms."<pattern>".grant`, with or without the quotes, into pattern and key.
 fn room_key(name: &str) -> Option<(&str, &str)> {
     let (pattern, key) = name.strip_prefix("rooms.")?.rsplit_once('.')?;
     let bare = pattern.strip_prefix('"').and_then(|pattern| pattern.strip_suffix('"')).unwrap_or(pattern);
@@ -273,9 +272,9 @@ fn strip_prefix_ignoring_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str
     start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
-/// Whether Kubernetes made this variable for a Service whose name is, or begins with, `tidegate`:
-/// `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT=tcp://…`, `TIDEGATE_OPS_PORT_9090_TCP_ADDR`, … They land in every
-/// pod of the namespace and must not keep a node from starting.
+/// Whether Kubernetes set this variable for a Service whose name is, or starts with, `tidegate`:
+/// `TIDEGATE_SERVICE_HOST`, `TIDEGATE_PORT=tcp://…`, `TIDEGATE_OPS_PORT_9090_TCP_ADDR`, … Every pod of the
+/// namespace gets them, and they must not stop a node from starting.
 fn is_service_link(rest: &str, value: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let is_port_link = |rest: &str| {

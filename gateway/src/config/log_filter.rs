@@ -1,7 +1,8 @@
 //! Which events are logged.
 //!
-//! The directives are those of tracing-subscriber's `EnvFilter`, which takes any word for a target: with `debgu` in
-//! place of `debug` a node would log nothing. This module owns what a node can log at all, and refuses the rest.
+//! The syntax is that of tracing-subscriber's `EnvFilter`, which accepts any word as a target: with `debgu`
+//! instead of `debug`, a node would log nothing. This module knows which levels and targets exist, and
+//! refuses others.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -9,10 +10,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::{error::quote, suggest::suggest};
 
-/// The levels, from silence to the most talkative.
+/// The levels, from no output to the most detailed.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Whose events there are: the modules of this crate, and crates that it uses and that log by `tracing`.
+/// Targets that log events: the modules of this crate, and the crates it uses that log with `tracing`.
 const TARGETS: &[&str] = &[
     "tidegate",
     "tidegate::auth",
@@ -44,8 +45,7 @@ const TARGETS: &[&str] = &[
     "hyper_util",
 ];
 
-/// Which events are logged: directives that `tracing_subscriber::EnvFilter` understands, with levels and targets that
-/// exist.
+/// A log filter: directives of `tracing_subscriber::EnvFilter` with only existing levels and targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter(Arc<str>);
 
@@ -55,9 +55,9 @@ pub struct LogFilter(Arc<str>);
 pub struct InvalidLogFilter(String);
 
 impl LogFilter {
-    /// The filter, ready for a subscriber.
+    /// The filter for a subscriber.
     pub fn to_env_filter(&self) -> EnvFilter {
-        EnvFilter::try_new(&*self.0).expect("the directives were parsed when this value was made")
+        EnvFilter::try_new(&*self.0).expect("`from_str` has parsed the directives")
     }
 }
 
@@ -65,12 +65,12 @@ impl FromStr for LogFilter {
     type Err = InvalidLogFilter;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // The parser of tracing-subscriber 0.3.23 slices bytes where a character may be, and panics.
-        // Targets are module paths, so nothing is lost with the rest of Unicode.
+        // The parser of tracing-subscriber 0.3.23 slices inside multi-byte characters and panics. Targets are
+        // module paths, so ASCII is enough.
         if !text.is_ascii() || text.trim().is_empty() {
-            return Err(InvalidLogFilter("this is empty, or not ASCII".to_owned()));
+            return Err(InvalidLogFilter("the text is empty or not ASCII".to_owned()));
         }
-        // Which does not pass over spaces, either.
+        // The parser does not skip spaces either.
         let directives: Vec<_> = text.split(',').map(str::trim).collect();
         for directive in &directives {
             check(directive).map_err(InvalidLogFilter)?;
@@ -78,7 +78,7 @@ impl FromStr for LogFilter {
         let filter = directives.join(",");
         match EnvFilter::try_new(&filter) {
             Ok(_) => Ok(Self(Arc::from(filter))),
-            Err(_) => Err(InvalidLogFilter(format!("{} cannot be understood", quote(text)))),
+            Err(_) => Err(InvalidLogFilter(format!("{} cannot be parsed", quote(text)))),
         }
     }
 }
@@ -89,7 +89,7 @@ impl fmt::Display for LogFilter {
     }
 }
 
-/// Checks `level`, `target`, `target=level` or `target[span]=level`. What a span is called is not checked.
+/// Checks `level`, `target`, `target=level` or `target[span]=level`. Does not check span names.
 fn check(directive: &str) -> Result<(), String> {
     let (target, level) = if let Some((target, rest)) = directive.split_once('[') {
         (target, rest.rsplit_once(']').map_or("", |(_, end)| end).strip_prefix('='))
@@ -109,7 +109,7 @@ fn check(directive: &str) -> Result<(), String> {
     };
     if let Some(level) = level.filter(|level| !is_level(level)) {
         let near = did_you_mean(level, LEVELS.into_iter());
-        return Err(format!("{} is no level ({}){near}", quote(level), LEVELS.join(", ")));
+        return Err(format!("{} is not a level ({}){near}", quote(level), LEVELS.join(", ")));
     }
     if !target.is_empty() && !is_target(target) {
         let near = did_you_mean(target, TARGETS.iter().copied());
@@ -122,8 +122,8 @@ fn is_level(text: &str) -> bool {
     LEVELS.iter().any(|level| level.eq_ignore_ascii_case(text)) || matches!(text.as_bytes(), [b'0'..=b'5'])
 }
 
-/// Whether there are events whose target begins so: that is how a filter compares. Of this crate all modules are
-/// known, of others only that they log.
+/// Whether any event's target starts with this text, which is how a filter compares. All modules of this
+/// crate are known; of other crates, only the crate's name.
 fn is_target(text: &str) -> bool {
     let is_within = |known: &str| {
         known != "tidegate" && text.strip_prefix(known).is_some_and(|rest| rest.starts_with("::"))
@@ -170,24 +170,24 @@ mod tests {
     #[test]
     fn filters_that_would_make_the_node_mute() {
         for (wrong, hint) in [
-            ("", "this is empty"),
-            ("  ", "this is empty"),
+            ("", "the text is empty"),
+            ("  ", "the text is empty"),
             (" Ａ=", "not ASCII"),
             ("debgu", r#""debgu" is neither a level (off, error, warn, info, debug, trace)"#),
             ("debgu", "did you mean debug?"),
             ("Debgu", "did you mean debug?"),
-            ("info,tidegate::auth=debgu", r#""debgu" is no level"#),
-            ("tidegate=loud", r#""loud" is no level"#),
-            ("tidegate=", "is no level"),
+            ("info,tidegate::auth=debgu", r#""debgu" is not a level"#),
+            ("tidegate=loud", r#""loud" is not a level"#),
+            ("tidegate=", "is not a level"),
             ("info,tidegate::atuh=debug", "did you mean tidegate::auth?"),
             ("info,tidegate::nothing=debug", r#"nothing in this program logs as "tidegate::nothing""#),
             ("info,tidegates=debug", "did you mean tidegate?"),
             ("info,centrifugo=debug", "nothing in this program logs as"),
             ("info,debgu", "did you mean debug?"),
             ("info,", "is neither"),
-            ("a=b=c", "is no level"),
+            ("a=b=c", "is not a level"),
             ("6", "is neither"),
-            ("info,[{", "cannot be understood"),
+            ("info,[{", "cannot be parsed"),
         ] {
             let error = wrong.parse::<LogFilter>().expect_err(wrong).to_string();
             assert!(error.starts_with("expected a level"), "{error}");

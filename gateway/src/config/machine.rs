@@ -1,8 +1,7 @@
-//! How much memory this process may use: what `limits.memory = "auto"` is made from.
+//! How much memory this process may use: the basis of `limits.memory = "auto"`.
 //!
-//! The kernel is asked by its files: the memory controller of the control group that the process is in, of
-//! either version, and of every group around it, since the smallest of their limits is the one that counts;
-//! and the machine's own memory.
+//! Reads the limits from the kernel's files: the memory controller (cgroup version 1 or 2) of the process's
+//! control group and of all its parents, because the smallest limit applies; and the machine's total memory.
 
 use std::{
     fs,
@@ -11,27 +10,27 @@ use std::{
 
 use super::ByteSize;
 
-/// The part of a group's limit that may be held for clients, in percent. The rest is for what each connection
-/// costs while it is idle, for code and for what the allocator has not given back.
+/// The share of a group's limit that may be held for clients, in percent. The rest is for idle connections,
+/// code, and memory that the allocator has not returned.
 const OF_GROUP: u64 = 70;
-/// The part of the machine's memory, in percent: others live there, too.
+/// The share of the machine's memory, in percent: other processes need memory, too.
 const OF_MACHINE: u64 = 50;
-/// Where nobody says how much there is.
+/// The default if the available memory is unknown.
 const UNKNOWN: ByteSize = ByteSize::mib(512);
 
-/// What may be held for clients, and what that was made from.
+/// How much may be held for clients, and how it was determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
     pub bytes: ByteSize,
     pub of: &'static str,
 }
 
-/// The share of memory that is the default.
+/// The default share of memory.
 pub(super) fn share() -> Share {
     share_below(Path::new("/"))
 }
 
-/// The same, for a system whose files lie below `root`.
+/// Like [`share`], for a system whose files are under `root`.
 fn share_below(root: &Path) -> Share {
     let machine = machine_memory(root);
     let group = group_limit(root).filter(|limit| machine.is_none_or(|machine| *limit < machine));
@@ -42,30 +41,30 @@ fn share_below(root: &Path) -> Share {
         (None, Some(memory)) => {
             Share { bytes: percent(memory, OF_MACHINE), of: "50 % of the machine's memory" }
         }
-        (None, None) => Share { bytes: UNKNOWN, of: "the system does not say how much memory there is" },
+        (None, None) => Share { bytes: UNKNOWN, of: "the system does not report its memory" },
     }
 }
 
-/// Whole MiB, unless that leaves nothing.
+/// Rounds down to whole MiB, unless that leaves nothing.
 fn percent(bytes: u64, percent: u64) -> ByteSize {
     let share = bytes / 100 * percent;
     let whole = share >> 20 << 20;
     ByteSize::bytes(usize::try_from(if whole == 0 { share } else { whole }).unwrap_or(usize::MAX))
 }
 
-/// Bytes of the machine's memory.
+/// The machine's memory in bytes.
 fn machine_memory(root: &Path) -> Option<u64> {
     let text = read(&root.join("proc/meminfo"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The smallest limit of the process's control group and of those around it.
+/// The smallest limit of the process's control group and its parents.
 fn group_limit(root: &Path) -> Option<u64> {
     let groups = read(&root.join("proc/self/cgroup"))?;
     let mounts = read(&root.join("proc/self/mountinfo"))?;
     let mounts: Vec<_> = mounts.lines().filter_map(Mount::parse).collect();
-    // With both versions mounted, the memory controller belongs to one of them; the other has no such file.
+    // With both versions mounted, the memory controller belongs to only one. The other has no such file.
     let limits = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');
         let (_, controllers, group) = (fields.next()?, fields.next()?, fields.next()?);
@@ -80,15 +79,15 @@ fn group_limit(root: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// The smallest of the limits between a group and the one that is mounted.
+/// The smallest limit from `group` up to the mounted group.
 fn smallest_up_to_mount(root: &Path, mount: &Mount<'_>, group: &str, file: &str) -> Option<u64> {
     let top = root.join(mount.point.trim_start_matches('/'));
-    // What is mounted may be a group within the hierarchy: the container's, in the host's terms.
+    // A group within the hierarchy may be mounted: in a container, the path is that on the host.
     let inside = Path::new(group).strip_prefix(mount.root).unwrap_or(Path::new(""));
     let mut directory: PathBuf = top.join(inside.strip_prefix("/").unwrap_or(inside));
     let mut smallest = None;
     loop {
-        // "max", or version 1's number close to 2^63, is no limit.
+        // "max" means no limit; so does the number close to 2^63 in version 1.
         let limit = read(&directory.join(file)).and_then(|text| text.trim().parse::<u64>().ok());
         smallest = [smallest, limit].into_iter().flatten().min();
         if directory == top || !directory.pop() {
@@ -220,7 +219,7 @@ mod tests {
         check(&system("0::/", V2, &[("sys/fs/cgroup/memory.max", "max")]), None);
         check(&system("0::/", V2, &[]), None);
         check(&system("", "", &[]), None);
-        // A limit that nobody can reach.
+        // A limit above the machine's memory.
         let files = [("sys/fs/cgroup/memory.max", "109951162777600")];
         check(&system("0::/", V2, &files), Some(109_951_162_777_600));
     }

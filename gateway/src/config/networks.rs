@@ -10,23 +10,23 @@ pub struct Networks(Vec<IpNet>);
 
 /// Why a text is neither an address nor a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected an IP address, or a network such as 10.0.0.0/8 with no bits beyond its prefix")]
+#[error("expected an IP address, or a network such as 10.0.0.0/8 without bits beyond its prefix")]
 pub struct InvalidNetwork;
 
 impl Networks {
-    /// Reads one entry each.
+    /// Parses each text as one entry.
     pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, InvalidNetwork> {
         texts.into_iter().map(network).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether the address is among them. An IPv4 address is the same when it comes mapped into IPv6
-    /// (RFC 4291 §2.5.5.2).
+    /// Whether the set contains the address. An IPv4 address mapped into IPv6 (RFC 4291 §2.5.5.2) counts as
+    /// IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -36,7 +36,7 @@ fn network(text: &str) -> Result<IpNet, InvalidNetwork> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.to_canonical().into());
     }
-    // A stray bit beyond the prefix is more often a wrong prefix than a whim.
+    // Bits beyond the prefix usually mean that the prefix is wrong.
     IpNet::from_str(text).ok().filter(|network| network.trunc() == *network).ok_or(InvalidNetwork)
 }
 

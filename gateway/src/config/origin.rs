@@ -1,19 +1,19 @@
 //! Which web pages may connect.
 //!
-//! A browser tells with every cross-origin request, and with every `WebSocket` handshake, which page is
-//! behind it (`Origin`, RFC 6454 §7). This module owns how the allowed origins are written and how that
-//! header is compared with them. It does not decide what happens to a client that sends none.
+//! Browsers send the origin of the page with every cross-origin request and every `WebSocket` handshake
+//! (`Origin`, RFC 6454 §7). This module defines how allowed origins are written and how the header is
+//! compared with them. It does not decide what happens to clients that send no origin.
 
 use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 /// The origins that may connect.
 ///
-/// An empty list means: only pages served under the same host and port as the gateway itself.
+/// An empty list allows only pages from the host and port of the gateway itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins(Vec<OriginPattern>);
 
 impl Origins {
-    /// These origins and no others.
+    /// Allows these origins and no others.
     pub fn new(patterns: Vec<OriginPattern>) -> Self {
         Self(patterns)
     }
@@ -21,24 +21,26 @@ impl Origins {
     /// Whether a page of this origin may connect.
     ///
     /// `origin_header` is the value of `Origin`, `host_header` that of `Host` (or the authority of the
-    /// request). Scheme, host and port are compared, the first two without regard to ASCII case, an absent
-    /// port as the scheme's own. `null`, a list of several origins and anything malformed match only `*`.
+    /// request). Scheme, host and port must match, the first two regardless of ASCII case; a missing port
+    /// means the scheme's default port. `null`, a list of several origins and malformed values match only
+    /// `*`.
     ///
-    /// With an empty list the scheme cannot be compared, since a proxy may have ended TLS: host and port are.
+    /// With an empty list, only host and port are compared: a proxy may have terminated TLS, so the scheme is
+    /// unknown.
     pub fn allows(&self, origin_header: &str, host_header: &str) -> bool {
         self.has_any() || self.allows_cookies(origin_header, host_header)
     }
 
-    /// Whether a cookie, which a browser sends unasked, may count when a page of this origin connects.
+    /// Whether to accept a cookie from a page of this origin. Browsers send cookies with every request.
     ///
-    /// As [`Self::allows`], except that `*` vouches for nobody: beside it stands the gateway's own host.
+    /// Like [`Self::allows`], except that `*` allows cookies only for the gateway's own host.
     pub fn allows_cookies(&self, origin_header: &str, host_header: &str) -> bool {
         let Some(origin) = Parts::parse(origin_header) else { return false };
         ((self.0.is_empty() || self.has_any()) && origin.is_at(host_header))
             || self.0.iter().any(|pattern| pattern.0 != Pattern::Any && pattern.matches(&origin))
     }
 
-    /// The same for a page of the gateway's own origin, whose scheme only the browser knows.
+    /// The same for a page of the gateway's own origin, when only the browser knows the scheme.
     pub fn allows_own_cookies(&self, host_header: &str) -> bool {
         ["https", "http"]
             .iter()
@@ -52,10 +54,11 @@ impl Origins {
 
 /// One entry of the list: `https://app.example`, `https://*.example`, `http://localhost:3000` or `*`.
 ///
-/// `*.` stands for one or more labels: `https://*.example` is `https://a.example` and `https://a.b.example`
-/// and not `https://example`. Schemes other than `http` and `https` are those of applications that embed a
-/// browser (`capacitor://localhost`). `file://`, the one origin without a host, is every page that such an
-/// application loads from a file; those that send `Origin: null` for it match only `*`.
+/// `*.` stands for one or more labels: `https://*.example` matches `https://a.example` and
+/// `https://a.b.example`, but not `https://example`. Schemes other than `http` and `https` belong to
+/// applications that embed a browser (`capacitor://localhost`). `file://`, the only origin without a host,
+/// matches all pages that such an application loads from files; applications that send `Origin: null` for
+/// them match only `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginPattern(Pattern);
 
@@ -68,7 +71,7 @@ enum Pattern {
 
 /// Why a text is not an [`OriginPattern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an origin is written scheme://host or scheme://host:port, without a path, or it is file:// or *")]
+#[error("expected scheme://host or scheme://host:port without a path, or file://, or *")]
 pub struct InvalidOriginPattern;
 
 impl OriginPattern {
@@ -125,7 +128,7 @@ impl fmt::Display for OriginPattern {
     }
 }
 
-/// A serialised origin (RFC 6454 §6.2), taken apart. The port is the scheme's own if none is written.
+/// A parsed serialised origin (RFC 6454 §6.2). Without an explicit port, the port is the scheme's default.
 struct Parts<'a> {
     scheme: &'a str,
     host: &'a str,
@@ -144,7 +147,7 @@ impl<'a> Parts<'a> {
         valid_scheme.then_some(Self { scheme, host, port: port.or_else(|| default_port(scheme)) })
     }
 
-    /// Whether host and port are those of a `Host` header, whose scheme is taken to be the same.
+    /// Whether host and port equal those of a `Host` header, assuming the same scheme.
     fn is_at(&self, host_header: &str) -> bool {
         let (host, port) = split_port(host_header).unwrap_or_default();
         !host.is_empty()
@@ -153,8 +156,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Splits `host:port`, checking both. A host is a name of ASCII letters, digits, `-`, `_` and `.` (an
-/// international name comes as Punycode), an IPv4 address, or an IPv6 address in brackets.
+/// Splits `host:port` and validates both. A host is a name of ASCII letters, digits, `-`, `_` and `.`
+/// (international names in Punycode), an IPv4 address, or an IPv6 address in brackets.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let host_end = match authority.strip_prefix('[') {
         Some(rest) => rest.find(']')? + 2,
@@ -177,7 +180,7 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     valid_port.then(|| port.parse().ok()).flatten().map(|port| (host, Some(port)))
 }
 
-/// IPv6 addresses are compared as addresses, since one address can be written in several ways.
+/// Compares IPv6 hosts as addresses, because an address has several spellings.
 fn same_host(a: &str, b: &str) -> bool {
     match (ipv6(a), ipv6(b)) {
         (Some(a), Some(b)) => a == b,
@@ -347,7 +350,8 @@ mod tests {
         check(&["https://app.example", "*"], "gateway.example", &MALFORMED, &[]);
     }
 
-    /// Each row: the list, the origins for which a cookie counts at `gateway.example`, those for which not.
+    /// Each row: the list, the origins whose cookies are accepted at `gateway.example`, and those whose are
+    /// not.
     #[test]
     fn cookies_count_for_origins_that_are_named() {
         let own = "https://gateway.example";

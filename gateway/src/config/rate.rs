@@ -1,4 +1,4 @@
-//! How often something may happen, as it is written: `100/s burst 200`, `600/m`, `1MiB/s burst 4MiB`.
+//! Rates as they are written: `100/s burst 200`, `600/m`, `1MiB/s burst 4MiB`.
 
 use std::{
     fmt,
@@ -9,10 +9,10 @@ use std::{
 
 use super::ByteSize;
 
-/// So much per second, minute or hour, and so much at once.
+/// An amount per second, minute or hour, and a burst: the amount allowed at once.
 ///
-/// What is not used is saved up to the burst and no further. A burst is refilled within a day, so that no
-/// account has to be kept for longer.
+/// Unused allowance accumulates up to the burst. A burst refills within a day, which bounds how long a rate
+/// limiter must keep its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     amount: NonZeroU32,
@@ -20,11 +20,11 @@ pub struct Rate {
     burst: NonZeroU32,
 }
 
-/// A [`Rate`] of bytes: its amounts may have units.
+/// A [`Rate`] of bytes, whose amounts may have units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteRate(pub Rate);
 
-/// The time that a rate is given for.
+/// The period of a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Per {
     Second,
@@ -35,16 +35,14 @@ enum Per {
 /// Why a text is not a [`Rate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRate {
-    /// Not of the form.
-    #[error(
-        "a rate is a number, what it is for, and perhaps how much may come at once: 100/s, 600/m burst 50"
-    )]
+    /// The text is not in the expected form.
+    #[error("expected a rate such as 100/s or 600/m burst 50")]
     Form,
-    /// Nothing, or too much to be counted.
-    #[error("an amount and a burst lie between 1 and {}", Rate::MAX)]
+    /// An amount is zero or too large.
+    #[error("expected an amount and a burst from 1 to {}", Rate::MAX)]
     Amount,
-    /// Refilled too slowly.
-    #[error("a burst must be refilled within a day")]
+    /// The burst refills too slowly.
+    #[error("expected a burst that refills within a day")]
     Refill,
 }
 
@@ -74,22 +72,22 @@ impl Rate {
         if refill > Self::DAY.as_nanos() { Err(InvalidRate::Refill) } else { Ok(rate) }
     }
 
-    /// How much may come in [`Rate::per`].
+    /// The amount allowed in [`Rate::per`].
     pub fn amount(self) -> NonZeroU32 {
         self.amount
     }
 
-    /// The time that the amount is for.
+    /// The period of the amount.
     pub fn per(self) -> Duration {
         self.per.time()
     }
 
-    /// How much may come at once.
+    /// The amount allowed at once.
     pub fn burst(self) -> NonZeroU32 {
         self.burst
     }
 
-    /// Reads a rate whose amounts are read by `amount`.
+    /// Parses a rate, with `amount` to parse the amounts.
     fn parse(text: &str, amount: impl Fn(&str) -> Option<usize>) -> Result<Self, InvalidRate> {
         let amount = |text: &str| {
             let number = amount(text).ok_or(InvalidRate::Form)?;

@@ -1,6 +1,6 @@
-//! Values as they were given, before anybody knows what they mean.
+//! Raw values, before their meaning is known.
 //!
-//! This module owns what TOML, an environment variable and a flag have in common. It knows no key.
+//! Defines what TOML, environment variables and flags have in common. Knows no keys.
 
 use toml::{
     Spanned,
@@ -9,12 +9,12 @@ use toml::{
 
 use super::error::quote;
 
-/// A value as it was given.
+/// A raw value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Raw {
-    /// A TOML string, or all that an environment variable or a flag says.
+    /// A TOML string, or the whole value of an environment variable or a flag.
     Text(String),
-    /// A TOML number, boolean or date, as it was written.
+    /// A TOML number, boolean or date, as text.
     Word(String),
     /// A TOML array.
     List(Vec<Raw>),
@@ -27,27 +27,27 @@ pub(super) enum Raw {
 pub(super) struct Entry {
     /// The last part of the key.
     pub key: String,
-    /// The line on which the key stands, counted from 1.
+    /// The line of the key, from 1.
     pub line: usize,
-    /// What it was given.
+    /// The value.
     pub raw: Raw,
 }
 
-/// What a TOML parser had to complain about, and where.
+/// An error of the TOML parser, and its line.
 pub(super) struct Syntax {
     pub line: usize,
     pub message: String,
 }
 
 impl Raw {
-    /// Reads a whole TOML document, or says everything that is wrong with it.
+    /// Parses a TOML document, or returns all its errors.
     pub(super) fn document(text: &str) -> Result<Vec<Entry>, Vec<Syntax>> {
         let (table, errors) = DeTable::parse_recoverable(text);
         let lines = Lines::of(text);
         if errors.is_empty() {
             return Ok(entries(table.get_ref(), &lines));
         }
-        // The error's own Display quotes the line, which may hold a secret.
+        // The error's own `Display` quotes the line, which may contain a secret.
         let syntax = |error: toml::de::Error| Syntax {
             line: lines.number(error.span().map_or(0, |span| span.start)),
             message: error.message().replace('\n', "; "),
@@ -57,12 +57,12 @@ impl Raw {
         Err(errors)
     }
 
-    /// Reads a single TOML value, such as an inline table. (JSON arrays of strings are TOML arrays.)
+    /// Parses a single TOML value, such as an inline table. (JSON arrays of strings are TOML arrays.)
     pub(super) fn value(text: &str) -> Option<Self> {
         DeValue::parse(text).ok().map(|value| Self::from_toml(value.get_ref(), &Lines::of(text)))
     }
 
-    /// The text of a string, a number or a boolean, so that `2` and `"2"` mean the same.
+    /// The text of a string, a number or a boolean: `2` and `"2"` are the same.
     pub(super) fn scalar(&self) -> Option<&str> {
         match self {
             Self::Text(text) | Self::Word(text) => Some(text),
@@ -78,7 +78,7 @@ impl Raw {
         }
     }
 
-    /// The texts of a list: an array of strings, or one text with commas between the items.
+    /// The texts of a list: an array of strings, or a single comma-separated text.
     pub(super) fn texts(&self) -> Option<Vec<String>> {
         match self {
             Self::List(items) => items.iter().map(|item| item.text().map(str::to_owned)).collect(),
@@ -92,7 +92,7 @@ impl Raw {
         }
     }
 
-    /// The value as an error shows it.
+    /// The value as errors show it.
     pub(super) fn show(&self) -> String {
         match self {
             Self::Text(text) => quote(text),
@@ -120,7 +120,7 @@ impl Raw {
     }
 }
 
-/// The parser sorts a table by name; this is the order in which it was written, in which complaints are easiest to follow.
+/// The parser sorts tables by name. This restores the written order, which makes errors easier to follow.
 fn entries(table: &DeTable<'_>, lines: &Lines) -> Vec<Entry> {
     let mut written: Vec<_> = table.iter().collect();
     written.sort_by_key(|(key, _)| key.span().start);
@@ -132,7 +132,7 @@ fn entries(table: &DeTable<'_>, lines: &Lines) -> Vec<Entry> {
     written.into_iter().map(entry).collect()
 }
 
-/// Where the lines of a text end.
+/// The offsets of a text's line breaks.
 struct Lines(Vec<usize>);
 
 impl Lines {

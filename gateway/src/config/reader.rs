@@ -1,7 +1,8 @@
-//! From what was given to typed values.
+//! Converts raw values to typed ones.
 //!
-//! Owns the list of errors: a value that cannot be read is noted and its default stands in, so that one
-//! pass finds everything. What stands in never leaves [`Reader::finish`].
+//! Collects errors: for a value that cannot be read, it records the error and continues with the default, so
+//! that one pass finds all errors. [`Reader::finish`] fails if there is any error, so these defaults are
+//! never used.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +26,7 @@ use crate::{
 pub(super) struct Reader {
     layers: Layers,
     errors: Vec<ConfigError>,
-    /// Keys that have an error already, on which no further check should rest.
+    /// Keys that already have an error. Checks that depend on them are skipped.
     failed: BTreeSet<&'static str>,
     snapshot: Snapshot,
 }
@@ -43,7 +44,7 @@ impl Reader {
         given.or_else(|| default(key)).unwrap_or_else(|| unreachable!("{} has no default", key.name))
     }
 
-    /// The value that was given to a key, if one was and it is valid.
+    /// The value that was given for a key, if it was given and is valid.
     pub(super) fn read_optional<K: Kind>(&mut self, key: &Key<K>) -> Option<K::Value> {
         let Some(Given { raw, source }) = self.layers.get(key.name).cloned() else {
             self.note(key, None);
@@ -62,8 +63,8 @@ impl Reader {
         }
     }
 
-    /// The value of a key that can also be given by naming a file that holds it. Of two layers that give it
-    /// the stronger one wins; one layer must not give it both ways.
+    /// The value of a key that can also be read from a file that another key names. If different layers give
+    /// both keys, the stronger layer wins; one layer must not give both.
     pub(super) fn text_or_file<K: Kind>(
         &mut self,
         key: &Key<K>,
@@ -76,7 +77,7 @@ impl Reader {
             self.complain(file_key, expected);
             return None;
         }
-        // Where the value comes from makes no difference: only what it is.
+        // Only the value matters for the snapshot, not which of the two keys gave it.
         self.snapshot.set(file_key.name, None);
         if direct >= by_file {
             return self.read_optional(key);
@@ -103,7 +104,7 @@ impl Reader {
         }
     }
 
-    /// The room policies, in the order in which they were written: what they grant, and how they deliver.
+    /// The room policies in the order in which they were written: grants and delivery.
     pub(super) fn read_rooms(&mut self) -> (Vec<Policy>, Vec<DeliveryPolicy>) {
         let (mut policies, mut deliveries) = (Vec::new(), Vec::new());
         for (pattern, Given { raw, source }) in std::mem::take(&mut self.layers.rooms) {
@@ -116,12 +117,7 @@ impl Reader {
             };
             let parsed = pattern.parse::<PolicyPattern>();
             if let Err(wrong) = &parsed {
-                self.errors.push(error(
-                    &source,
-                    &name,
-                    None,
-                    format!("expected a pattern of rooms: {wrong}"),
-                ));
+                self.errors.push(error(&source, &name, None, format!("expected a room pattern: {wrong}")));
             }
             let Raw::Table(entries) = raw else {
                 let expected = r#"expected a table, such as { grant = ["subscribe"] }"#.to_owned();
@@ -173,8 +169,8 @@ impl Reader {
         (policies, deliveries)
     }
 
-    /// Notes an error at `key` unless `holds`. Says nothing if `key`, or one of the `others` that the
-    /// condition rests on, was not read well: that would be a consequence, not a mistake.
+    /// Records an error for `key` unless `holds`. Skips this if `key`, or one of the `others` that the
+    /// condition depends on, already has an error.
     pub(super) fn require(
         &mut self,
         holds: bool,
@@ -192,23 +188,23 @@ impl Reader {
         }
     }
 
-    /// Where a key was given.
+    /// The source of a key's value.
     pub(super) fn source(&self, key: &dyn Row) -> Source {
         self.layers.get(key.name()).map_or(Source::Default, |given| given.source.clone())
     }
 
-    /// Whatever went wrong with this key, or with a file as a whole.
+    /// Fails with the errors of this key and of whole files.
     pub(super) fn finish_with(mut self, key: &dyn Row) -> Result<(), ConfigErrors> {
         self.errors.retain(|error| error.key.is_empty() || error.key == key.name());
         ConfigErrors::check(self.errors)
     }
 
-    /// Whatever went wrong, or what every key came to.
+    /// Fails with all errors, or returns the value of every key.
     pub(super) fn finish(self) -> Result<Snapshot, ConfigErrors> {
         ConfigErrors::check(self.errors).map(|()| self.snapshot)
     }
 
-    /// Notes what a key came to, by its default if it was not given.
+    /// Records the value of a key; the default if none was given.
     fn note<K: Kind>(&mut self, key: &Key<K>, given: Option<(&Raw, &K::Value)>) {
         let noted = match (given, key.default) {
             (Some((raw, value)), _) => Some(printed(key, raw, value)),
@@ -220,7 +216,7 @@ impl Reader {
         self.snapshot.set(key.name, noted);
     }
 
-    /// Notes an error at `key`.
+    /// Records an error for `key`.
     pub(super) fn complain(&mut self, key: &dyn Row, expected: String) {
         let (value, source) = match (self.layers.get(key.name()), key.default()) {
             (Some(given), _) => ((!key.is_secret()).then(|| given.raw.show()), given.source.clone()),
@@ -236,15 +232,15 @@ impl Reader {
     }
 }
 
-/// What holds for a key that is not given, if anything does.
+/// The default of a key, if it has one.
 fn default<K: Kind>(key: &Key<K>) -> Option<K::Value> {
     let Fallback::Is(default) = key.default else { return None };
     let default = Raw::value(default).expect("a default is TOML");
     Some(key.kind.read(&default).expect("a default is a valid value"))
 }
 
-/// What tells a value from others. A secret prints nothing, so it is told by how it is written; anything
-/// else by what it means: `60s` and `1m` are the same.
+/// A text that differs for different values. Secrets print nothing, so for them it is the raw text; for
+/// others it is the parsed value, so that `60s` and `1m` are equal.
 fn printed<K: Kind>(key: &Key<K>, raw: &Raw, value: &K::Value) -> String {
     if key.kind.is_secret() { format!("{raw:?}") } else { format!("{value:?}") }
 }

@@ -1,4 +1,4 @@
-//! What each key came to, so that two configurations can be compared key by key.
+//! The value of each key, to compare two configurations key by key.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -7,18 +7,18 @@ use super::{
     table::{Reload, TABLE},
 };
 
-/// What each key of a configuration came to.
+/// The value of each key of a configuration.
 ///
-/// Holds secrets, and shows none.
+/// Contains secrets, but does not show them.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Snapshot(BTreeMap<&'static str, Option<Secret>>);
 
-/// The keys that differ between what a node runs with and a new configuration.
+/// The keys that differ between the running configuration and a new one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Those that count from now on.
+    /// Those that take effect immediately.
     pub live: Vec<&'static str>,
-    /// Those that count when the node is started again.
+    /// Those that take effect after a restart.
     pub restart: Vec<&'static str>,
 }
 
@@ -27,8 +27,8 @@ impl Snapshot {
         self.0.insert(key, value.map(|value| Secret::new(value.into_bytes())));
     }
 
-    /// Takes over what may change while a node runs, and says what differs. What has to wait for a restart
-    /// is said each time, for as long as it waits.
+    /// Adopts the values that may change at runtime, and returns what differs. Keys that need a restart are
+    /// returned every time until then.
     pub fn take_over(&mut self, new: &Self) -> Changes {
         let mut changes = Changes::default();
         for row in TABLE {
@@ -48,7 +48,7 @@ impl Snapshot {
     }
 }
 
-/// Neither keys nor values: the configuration beside it says them.
+/// Shows neither keys nor values; the configuration that contains the snapshot shows them.
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Snapshot").finish_non_exhaustive()
@@ -71,7 +71,7 @@ mod tests {
         Config::load(sources).unwrap_or_else(|errors| panic!("{errors}"))
     }
 
-    /// The keys that count now and those that wait, when the flags change.
+    /// The keys that change at once and those that need a restart, when the flags change.
     fn changes(before: &[(&str, &str)], after: &[(&str, &str)]) -> (Vec<&'static str>, Vec<&'static str>) {
         let mut running = load(&flags(before)).snapshot;
         let Changes { live, restart } = running.take_over(&load(&flags(after)).snapshot);
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(changes(&before, &before), (vec![], vec![]));
         let same = [("sse.retry", "1m"), ("broker.url", "redis://:old@host:1"), ("shards", "02")];
         assert_eq!(changes(&before, &same), (vec![], vec![]));
-        // A default and the same value given are one.
+        // Giving the default explicitly is no change.
         assert_eq!(changes(&[], &[("sse.retry", "3s"), ("broker.url", "memory:")]), (vec![], vec![]));
         let after = [("sse.retry", "1m"), ("broker.url", "redis://:new@host:1"), ("origins", "*")];
         assert_eq!(changes(&before, &after), (vec!["origins"], vec!["shards", "broker.url"]));

@@ -1,8 +1,8 @@
-//! Finds what somebody may have meant.
+//! Suggests known names for misspelt ones.
 
-/// The known names nearest to `name`, at most three, none if none is near.
+/// The known names closest to `name`: at most three, or none if none is close.
 pub(super) fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
-    // Longer than any key could be misspelt; the distance costs the product of both lengths.
+    // Longer than any misspelt key. The cost of the distance is the product of both lengths.
     const MAX_LEN: usize = 80;
     if name.len() > MAX_LEN {
         return Vec::new();
@@ -18,11 +18,11 @@ pub(super) fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clo
     known.filter(|candidate| last(candidate) == last(name)).take(3).collect()
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours that lead from one text to the other (Damerau and
-/// Levenshtein, each character edited once).
+/// The number of insertions, deletions, replacements and swaps of neighbours that turn one text into the
+/// other (Damerau–Levenshtein, each character edited at most once).
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
-    // The row above, the one above that, and the character that led to it.
+    // The row above, the row above that, and the character of that row.
     let mut above: Vec<usize> = (0..=to.len()).collect();
     let mut before: Option<(char, Vec<usize>)> = None;
     for (i, a) in from.chars().enumerate() {

@@ -30,7 +30,7 @@ fn load(sources: &Sources) -> Config {
     Config::load(sources).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// The complaints, one line each.
+/// The errors, one line each.
 fn complaints(sources: &Sources) -> Vec<String> {
     let errors = Config::load(sources).expect_err("this configuration is wrong");
     errors.iter().map(ToString::to_string).collect()
@@ -40,7 +40,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// What a configuration says, for comparisons. (Neither contains a secret.)
+/// All values of a configuration, for comparisons. (Neither contains a secret.)
 fn said(config: &Config) -> String {
     format!("{config:#?}")
 }
@@ -87,10 +87,10 @@ fn rates_are_read_from_every_layer_and_refused_in_words() {
     ]);
     let complaints = complaints(&wrong);
     for expected in [
-        "limits.commands = \"100\" (command line): a rate is a number, what it is for, and perhaps how much may come \
-         at once: 100/s, 600/m burst 50, or off",
-        "limits.accepts = \"0/s\" (command line): an amount and a burst lie between 1 and 1073741824, or off",
-        "limits.user_commands = \"1/h burst 100\" (command line): a burst must be refilled within a day, or off",
+        "limits.commands = \"100\" (command line): expected a rate such as 100/s or 600/m burst 50, \
+         or off",
+        "limits.accepts = \"0/s\" (command line): expected an amount and a burst from 1 to 1073741824, or off",
+        "limits.user_commands = \"1/h burst 100\" (command line): expected a burst that refills within a day, or off",
         "limits.bytes = \"4KiB/s\" (command line): expected a burst of at least limits.message_size, 64KiB",
         "limits.connections_per_address = \"-1\" (command line): expected a whole number from 1 to 10000000, or off",
         "public.trusted_proxies = \"10.0.0.1/8\" (command line): expected a list of IP addresses and networks, such as \
@@ -99,16 +99,21 @@ fn rates_are_read_from_every_layer_and_refused_in_words() {
     ] {
         assert!(complaints.iter().any(|line| line == expected), "{expected}\nis not among\n{complaints:#?}");
     }
-    assert_eq!(complaints.len(), 7, "the PROXY protocol rests on a list that was not read: {complaints:#?}");
+    assert_eq!(
+        complaints.len(),
+        7,
+        "public.proxy_protocol depends on a list that was not read: {complaints:#?}"
+    );
     assert_eq!(
         self::complaints(&flags(&[("public.proxy_protocol", "true")])),
         [
-            "public.proxy_protocol = \"true\" (command line): expected public.trusted_proxies to say who speaks it"
+            "public.proxy_protocol = \"true\" (command line): expected public.trusted_proxies to list the proxies that send it"
         ],
     );
 }
 
-/// The table of limits is written by hand: at least no limit is missing there and no default has changed.
+/// The table of limits is written by hand. Check at least that no limit is missing and every default is
+/// right.
 #[test]
 fn the_table_of_limits_has_every_limit_and_its_default() {
     let text = include_str!("../../docs/security.md");
@@ -124,7 +129,7 @@ fn the_default_file_says_the_defaults() {
     let text = document::default_config();
     assert_eq!(said(&load(&file(&text))), said(&load(&Sources::default())));
     assert_eq!(load(&file(&text)).snapshot, load(&Sources::default()).snapshot);
-    // A key that is commented out becomes valid by taking the comment away.
+    // A key that is commented out becomes valid when the comment sign is removed.
     let uncommented: Vec<&str> = text
         .lines()
         .map(|line| line.strip_prefix("# ").filter(|rest| is_setting(rest)).unwrap_or(line))
@@ -276,7 +281,7 @@ fn what_is_wrong_is_said_all_at_once() {
              5m or 1h",
             "limits.message_size = \"64KB\" (environment TIDEGATE_LIMITS__MESSAGE_SIZE): expected a size from 1B \
              to 16MiB, written 512B, 64KiB, 1MiB or as bytes",
-            "rooms.\"a b\" (tidegate.toml:8): expected a pattern of rooms: in a room pattern, a room name must \
+            "rooms.\"a b\" (tidegate.toml:8): expected a room pattern: in a room pattern, a room name must \
              not contain ' ': no control characters, white space, '{' or '}'",
             "rooms.\"a b\".grant = [\"subscribe\", \"fly\"] (tidegate.toml:9): expected a list of operations: \
              subscribe, publish, presence, history",
@@ -293,7 +298,7 @@ fn keys_must_agree_with_each_other() {
     for (given, complaint) in [
         (
             ("ops.listen", "0.0.0.0:8080"),
-            "ops.listen = \"0.0.0.0:8080\" (command line): expected another port than public.listen, 127.0.0.1:8080",
+            "ops.listen = \"0.0.0.0:8080\" (command line): expected a port other than that of public.listen, 127.0.0.1:8080",
         ),
         (
             ("broker.prefix", "{prod}"),
@@ -326,13 +331,13 @@ fn keys_must_agree_with_each_other() {
         ),
         (
             ("broker.ca_file", "/ca.pem"),
-            "broker.ca_file = \"/ca.pem\" (command line): expected only with a broker that is reached by TLS, \
-             rediss://",
+            "broker.ca_file = \"/ca.pem\" (command line): expected a broker with TLS \
+             (rediss://)",
         ),
     ] {
         assert_eq!(complaints(&flags(&[given])), [complaint]);
     }
-    // Equal is enough where it can work.
+    // Equal values are allowed where they can work.
     load(&flags(&[("drain.window", "30s"), ("limits.outbound", "64KiB")]));
     load(&flags(&[("broker.url", "rediss://redis.example"), ("broker.ca_file", "/ca.pem")]));
     load(&flags(&[("public.listen", "127.0.0.1:0"), ("ops.listen", "127.0.0.1:0")]));
@@ -374,7 +379,7 @@ fn sections_and_keys_are_told_apart() {
         complaints(&flags(&[("rooms.\"a\".grnt", "x"), ("rooms.a b.grant", "subscribe")])),
         [
             "rooms.\"a\".grnt (command line): there is no such key; `tidegate default-config` lists them all",
-            "rooms.\"a b\" (command line): expected a pattern of rooms: in a room pattern, a room name must not \
+            "rooms.\"a b\" (command line): expected a room pattern: in a room pattern, a room name must not \
              contain ' ': no control characters, white space, '{' or '}'",
         ]
     );
@@ -406,7 +411,7 @@ fn the_environment_of_a_pod_does_no_harm() {
 fn the_environment_says_a_thing_once_and_in_utf8() {
     assert_eq!(
         complaints(&env(&[("TIDEGATE_SHARDS", "2"), ("tidegate_shards", "2")])),
-        ["shards (environment tidegate_shards): expected only one spelling, TIDEGATE_SHARDS is set too"]
+        ["shards (environment tidegate_shards): expected only one spelling; TIDEGATE_SHARDS is set as well"]
     );
     assert_eq!(
         complaints(&env(&[("TIDEGATE_BROKER__PREFIX", "\u{fffd}")])),
@@ -433,7 +438,7 @@ fn secrets_come_from_a_key_or_from_a_file() {
     let url = path("url", b"redis://:hunter2@redis.example\n");
     assert!(matches!(load(&flags(&[("broker.url_file", &url)])).broker.url, BrokerUrl::Redis(_)));
 
-    // The stronger layer wins; one layer says it once.
+    // The stronger layer wins; one layer may give only one of the keys.
     let other = path("other", &[b'x'; 32]);
     sources.env = env(&[("TIDEGATE_AUTH__HS256_SECRET_FILE", &other)]).env;
     assert_eq!(secret(load(&sources)), expected);
@@ -498,15 +503,15 @@ fn a_certificate_and_its_key_come_together() {
     assert_eq!((tls.cert, tls.key), ("a.crt".into(), "a.key".into()));
     assert_eq!(
         complaints(&flags(&[("tls.cert", "a.crt")])),
-        [r#"tls.cert = "a.crt" (command line): expected tls.key to be given, too"#]
+        [r#"tls.cert = "a.crt" (command line): expected tls.key as well"#]
     );
     assert_eq!(
         complaints(&flags(&[("tls.key", "a.key")])),
-        ["tls.key (command line): expected tls.cert to be given, too"]
+        ["tls.key (command line): expected tls.cert as well"]
     );
 }
 
-/// Says how to bring the document up to date, and does it when asked to.
+/// Compares the document with the table. With `UPDATE_DOCS` set, updates it instead.
 #[test]
 fn configuration_reference() {
     const BEGIN: &str = "<!-- The table is made from gateway/src/config/table.rs; see below it. -->\n";
@@ -525,7 +530,7 @@ fn configuration_reference() {
              rewrites it"
         );
     }
-    // What the prose shows as a file must be one.
+    // TOML blocks in the prose must be valid configuration files.
     for block in document.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
         load(&file(block));
     }
@@ -546,7 +551,7 @@ fn rows_are_complete() {
     }
 }
 
-/// Keys that take nearly any text.
+/// Keys that accept nearly any text.
 fn takes_any_text(row: &dyn Row) -> bool {
     matches!(row.name(), "log.filter" | "broker.prefix" | "broker.ca_file" | "auth.hs256_secret")
         || matches!(row.name(), "auth.issuer" | "auth.audience")
@@ -572,7 +577,7 @@ proptest! {
         }
     }
 
-    /// Whatever is given to whatever key: an answer, and one line for each complaint.
+    /// Any value for any key gives a configuration or one line per error.
     #[test]
     fn nothing_panics(
         text in any::<String>(), row in 0..TABLE.len(), name in "[a-z_.\"<>]{0,20}", value in any::<String>()

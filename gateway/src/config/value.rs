@@ -1,19 +1,19 @@
-//! The kinds of value that a configuration is made of, each valid by construction.
+//! Types of configuration values, valid by construction.
 //!
-//! This module owns how sizes and times are written, and what must never be shown. It knows no key.
+//! Defines the notation of sizes and times, and secrets that are never shown. Knows no keys.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 /// A number of bytes, written `512B`, `64KiB`, `16MiB`, `1GiB`, or as a plain integer.
 ///
-/// Decimal units (`kB`, `MB`) are refused: half of the world reads `64KB` as 65,536 and the other half as
-/// 64,000, and a limit must not depend on the reader.
+/// Decimal units (`kB`, `MB`) are refused: some people read `64KB` as 65,536 and others as 64,000, and a
+/// limit must not depend on the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(usize);
 
 /// Why a text is not a [`ByteSize`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a size is a whole number and B, KiB, MiB or GiB, such as 64KiB")]
+#[error("expected a whole number followed by B, KiB, MiB or GiB, such as 64KiB")]
 pub struct InvalidByteSize;
 
 impl ByteSize {
@@ -55,7 +55,7 @@ impl FromStr for ByteSize {
     }
 }
 
-/// Written with the largest unit that leaves a whole number.
+/// Uses the largest unit that leaves a whole number.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, scale) = Self::UNITS
@@ -68,22 +68,22 @@ impl fmt::Display for ByteSize {
 
 /// Why a text is not a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a time is a whole number and ms, s, m or h, such as 30s")]
+#[error("expected a whole number followed by ms, s, m or h, such as 30s")]
 pub struct InvalidTime;
 
 const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
-/// Reads a length of time: a whole number followed by `ms`, `s`, `m` or `h`.
+/// Parses a duration: a whole number followed by `ms`, `s`, `m` or `h`.
 ///
-/// There is no default unit: `10` means ten of something else to everyone.
+/// There is no default unit, because people disagree on what `10` means.
 pub fn parse_time(text: &str) -> Result<Duration, InvalidTime> {
     let (number, unit) = split_unit(text).ok_or(InvalidTime)?;
     let (_, scale) = TIME_UNITS.iter().find(|(name, _)| *name == unit).ok_or(InvalidTime)?;
     number.checked_mul(*scale).map(Duration::from_millis).ok_or(InvalidTime)
 }
 
-/// Writes a length of time the way [`parse_time`] reads it, with the largest unit that leaves a whole
-/// number. Whatever is below a millisecond is cut off.
+/// Writes a duration in the notation of [`parse_time`], with the largest unit that leaves a whole number.
+/// Drops fractions of a millisecond.
 pub fn format_time(time: Duration) -> String {
     let ms = time.as_millis();
     let whole = TIME_UNITS.into_iter().find(|(_, scale)| ms != 0 && ms.is_multiple_of(u128::from(*scale)));
@@ -91,24 +91,24 @@ pub fn format_time(time: Duration) -> String {
     format!("{}{unit}", ms / u128::from(scale))
 }
 
-/// Splits `64KiB` into 64 and `KiB`. No sign, no fraction, no white space, no separators.
+/// Splits `64KiB` into 64 and `KiB`. Accepts no sign, fraction, white space or separators.
 fn split_unit(text: &str) -> Option<(u64, &str)> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     number.parse().ok().map(|number| (number, unit))
 }
 
-/// Bytes that are never shown: neither `Debug` nor `Display` prints them.
+/// Secret bytes. Neither `Debug` nor `Display` shows them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<[u8]>);
 
 impl Secret {
-    /// Takes bytes that must not be shown.
+    /// Wraps secret bytes.
     pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
         Self(bytes.into())
     }
 
-    /// The bytes, for the one place that computes with them.
+    /// The bytes, for the code that computes with them.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -126,7 +126,7 @@ impl fmt::Display for Secret {
     }
 }
 
-/// The header in which a proxy says whom a request comes from.
+/// The header in which a proxy reports a client's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardedHeader {
     /// `X-Forwarded-For`: a list of addresses.
@@ -135,7 +135,7 @@ pub enum ForwardedHeader {
     Forwarded,
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.

@@ -1,8 +1,8 @@
-//! `auth.*`: keys in files, key sets, and what is said of those that are wrong.
+//! `auth.*`: keys in files, key sets, and the errors for invalid ones.
 
 use super::{SECRET, complaints, env, file, flags, load};
 
-/// What a public key looks like to whoever configures one.
+/// A public key as a user would configure it.
 const P256: &str = "-----BEGIN PUBLIC KEY-----\n\
     MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf83OJ3D2xF1Bg8vub9tLe1gHMzV7\n\
     6e8Tus9uPHvRVEXH8UTNG72bfocs3+257rn0s2ldbqkLJK2KRiMohYjlrQ==\n\
@@ -69,7 +69,7 @@ fn what_is_wrong_with_a_key_is_said_of_each() {
         ),
         (
             format!("{{ a = {{ algorithm = \"HS256\", secret = {SECRET:?} }} }}"),
-            r#""a": there is no "secret"; expected algorithm, and secret_file or public_key_file"#,
+            r#""a": there is no key "secret"; expected algorithm, and secret_file or public_key_file"#,
         ),
         (
             format!("{{ a = {{ algorithm = \"HS256\", secret_file = {public:?} }} }}"),
@@ -96,7 +96,7 @@ fn what_is_wrong_with_a_key_is_said_of_each() {
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
         assert!(line.contains(complaint) && line.starts_with("auth.keys (command line): "), "{line}");
     }
-    // Each of several keys, in one pass.
+    // Reports an error for each of several keys in one pass.
     let several = r#"{ a = { algorithm = "ES256", public_key_file = "/none" }, b = { algorithm = "EdDSA", public_key_file = "/none" } }"#;
     assert_eq!(complaints(&flags(&[("auth.keys", several)])).len(), 2);
     let set = path("set", r#"{"keys":[{"kty":"EC"}]}"#);
@@ -141,5 +141,5 @@ fn a_key_set_is_fetched_by_https_or_from_this_machine() {
         assert!(lines.len() == 1 && !lines.concat().contains("hunter2"), "{lines:?}");
     }
     let lines = complaints(&flags(&[("auth.jwks_ca_file", "ca.pem")]));
-    assert!(lines.concat().contains("expected auth.jwks_url to be given, too"), "{lines:?}");
+    assert!(lines.concat().contains("expected auth.jwks_url as well"), "{lines:?}");
 }
