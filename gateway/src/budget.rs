@@ -1,23 +1,22 @@
-//! The node's budget: how many bytes it may hold for its clients, and how many it holds.
+//! The node's memory budget: how many bytes it may hold for its clients, and how many it holds.
 //!
-//! Owns the account (`tidegate_memory_held_bytes`) and the question whether something still fits into
-//! `limits.memory`. What happens to whom it does not fit for is said where it happens: shards close the
-//! fullest sessions, routes refuse bodies, HTTP connections are cut in the middle of a large head.
+//! Counts the bytes (`tidegate_memory_held_bytes`) and decides whether more fit into `limits.memory`. The
+//! callers act on it: shards close the fullest sessions, routes refuse bodies, and HTTP connections are cut
+//! while they send a large head.
 //!
 //! # What counts
 //!
-//! Bytes that are on the heap because of what clients do or fail to do ([`Consumer`]). Not what each
-//! connection costs while it is idle (`limits.connections` bounds that), and not the broker's queue
-//! (`broker.publish_queue` does).
+//! Bytes on the heap because of what clients do or fail to do ([`Consumer`]). Not the cost of idle
+//! connections, which `limits.connections` bounds, and not the broker's queue, which `broker.publish_queue`
+//! bounds.
 //!
-//! A frame that waits for many sessions is counted once, for as long as any of them holds it
-//! ([`Budget::share`]). So a crowd that does not keep up with one room costs what it costs in memory, and not
-//! that times the crowd.
+//! A frame that waits for many sessions counts once, for as long as any of them holds it ([`Budget::share`]).
+//! If many sessions fall behind in one room, they cost what they hold in memory, not that times their number.
 //!
 //! # Cost
 //!
-//! A delivery touches no counter here. Shards add up what changes and settle it once per turn; a publication
-//! pays one addition and one subtraction for each format that it is encoded to.
+//! A delivery updates no counter here. Shards sum up their changes and settle them once per turn. A
+//! publication costs one addition and one subtraction for each format that it is encoded in.
 
 use std::sync::{
     Arc,
@@ -30,17 +29,17 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 /// What holds memory for clients. The label of `tidegate_memory_held_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consumer {
-    /// Frames that wait for a socket, and the queues they wait in.
+    /// Frames that wait for a socket, and their queues.
     Outbound,
     /// Publications on their way from the broker to the shards.
     Inbox,
-    /// What HTTP connections keep to read requests into, beyond the first few KiB.
+    /// Read buffers of HTTP connections, beyond the first few KiB.
     Heads,
-    /// Bodies of requests that have not been answered.
+    /// Bodies of unanswered requests.
     Bodies,
-    /// Messages of sessions of which a part is missing.
+    /// Incomplete messages of sessions.
     Incomplete,
-    /// Publications of sessions that wait for room in the broker's queue.
+    /// Publications of sessions that wait for space in the broker's queue.
     Publications,
 }
 
@@ -49,7 +48,7 @@ impl Consumer {
     pub const ALL: [Self; 6] =
         [Self::Outbound, Self::Inbox, Self::Heads, Self::Bodies, Self::Incomplete, Self::Publications];
 
-    /// The metric's label.
+    /// The metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Outbound => "outbound",
@@ -62,22 +61,22 @@ impl Consumer {
     }
 }
 
-/// What HTTP may keep of one connection's request, beside what is made of it, and beyond the first few KiB that every
-/// connection has: hyper's buffer grows to so much and does not shrink.
+/// How much HTTP may buffer of one connection's request, in addition to the parsed request and beyond the
+/// first few KiB that every connection has: hyper's buffer grows to this size and does not shrink.
 pub const READ_BUFFER: usize = 56 * 1024;
 
-/// What the node holds for its clients, against what it may hold.
+/// The memory that the node holds for its clients, and its limit.
 #[derive(Debug)]
 pub struct Budget {
     held: [IntGauge; Consumer::ALL.len()],
     /// `limits.memory`, in bytes.
     limit: IntGauge,
-    /// How much the fullest session of each shard holds, while memory is short; 0 at other times.
+    /// How much the fullest session of each shard holds while memory is short; otherwise 0.
     fullest: Box<[AtomicUsize]>,
 }
 
 impl Budget {
-    /// An empty account for a node with this many shards, without a limit until [`Budget::set_limit`].
+    /// An empty budget for a node with this many shards. There is no limit until [`Budget::set_limit`].
     pub fn register(registry: &Registry, shards: usize) -> Result<Arc<Self>, prometheus::Error> {
         let held = IntGaugeVec::new(
             Opts::new(
@@ -100,7 +99,7 @@ impl Budget {
         }))
     }
 
-    /// From now on so many bytes may be held.
+    /// Sets how many bytes may be held.
     pub fn set_limit(&self, bytes: usize) {
         self.limit.set(signed(bytes));
     }
@@ -112,59 +111,61 @@ impl Budget {
 
     /// How many bytes are held.
     pub fn held(&self) -> usize {
-        // A shard may settle what it has given back before another settles what it has taken.
+        // The sum may be negative for a moment: one shard may settle what it freed before another settles
+        // what it took.
         unsigned(self.held.iter().map(IntGauge::get).sum())
     }
 
-    /// How many bytes are held for this.
+    /// How many bytes this consumer holds.
     pub fn held_by(&self, consumer: Consumer) -> usize {
         unsigned(self.gauge(consumer).get())
     }
 
-    /// Whether more is held than may be.
+    /// Whether more is held than the limit allows.
     pub fn is_over(&self) -> bool {
         self.held() > self.limit()
     }
 
-    /// To what sessions are closed once the budget is over: a little below the limit, so that they are not
-    /// looked through again at once.
+    /// The target when sessions are closed because the budget is exceeded. It is a little below the limit, so
+    /// that sessions are not searched again at once.
     pub fn relieved(&self) -> usize {
         self.limit() - self.limit() / 16
     }
 
-    /// Whether requests may take so many bytes more: half of the budget is theirs, and the last eighth is not. What
-    /// clients send must not cost those a session who are only slow to read.
+    /// Whether requests may take this many bytes more. They may use half of the budget, but not its last
+    /// eighth: what clients send must not cost clients that are only slow to read their sessions.
     pub fn admits(&self, bytes: usize) -> bool {
         let requests = self.held_by(Consumer::Heads) + self.held_by(Consumer::Bodies);
         self.held().saturating_add(bytes) <= self.limit() - self.limit() / 8
             && requests.saturating_add(bytes) <= self.limit() / 2
     }
 
-    /// Whether memory is short, or is about to be.
+    /// Whether memory is short or is about to be.
     pub fn is_short(&self) -> bool {
         self.held() > self.limit() - self.limit() / 8
     }
 
-    /// A shard has taken so many bytes, or given them back.
+    /// Records that a shard has taken bytes, or freed them.
     pub fn settle(&self, consumer: Consumer, change: i64) {
         if change != 0 {
             self.gauge(consumer).add(change);
         }
     }
 
-    /// Counts bytes until what is returned is dropped.
+    /// Counts bytes until the returned value is dropped.
     pub fn hold(self: &Arc<Self>, consumer: Consumer, bytes: usize) -> Held {
         self.settle(consumer, signed(bytes));
         Held { budget: Arc::clone(self), consumer, bytes }
     }
 
-    /// A frame that many sessions may hold: counted once, until the last of them drops it.
+    /// Counts a frame that many sessions may hold once, until the last of them drops it.
     pub fn share(self: &Arc<Self>, frame: Bytes) -> Bytes {
         let held = self.hold(Consumer::Outbound, frame.len());
         Bytes::from_owner(Shared { frame, _held: held })
     }
 
-    /// Notes how much the fullest session of a shard holds, and returns how much the fullest of the node does.
+    /// Records how much the fullest session of a shard holds, and returns how much the fullest of the node
+    /// holds.
     pub fn note_fullest(&self, shard: usize, bytes: usize) -> usize {
         if let Some(own) = self.fullest.get(shard) {
             own.store(bytes, Ordering::Relaxed);
@@ -172,7 +173,7 @@ impl Budget {
         self.fullest.iter().map(|bytes| bytes.load(Ordering::Relaxed)).max().unwrap_or_default()
     }
 
-    /// A shard's sessions count no longer as the fullest: memory is not short, or the shard has ended.
+    /// Removes a shard from that comparison, because memory is not short or the shard has ended.
     pub fn forget_fullest(&self, shard: usize) {
         if let Some(own) = self.fullest.get(shard) {
             own.store(0, Ordering::Relaxed);
@@ -200,7 +201,7 @@ impl Held {
         self.budget.settle(self.consumer, signed(bytes));
     }
 
-    /// Where they are counted.
+    /// The budget that counts them.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }

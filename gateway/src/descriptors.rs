@@ -1,41 +1,41 @@
-//! File descriptors: how many of them clients' sockets may take, so that everything else finds one.
+//! File descriptors: how many of them clients' sockets may use, so that enough remain for everything else.
 //!
-//! A process that has none left cannot answer a probe, reach its broker again, fetch a key set or read its own
-//! configuration. So a part is never given to clients: if the process may not have as many as
-//! `limits.connections` needs, fewer clients are served, and the operator is told.
+//! A process without free descriptors cannot answer a probe, reconnect to its broker, fetch a key set or read
+//! its configuration. So clients never get a reserved part: if the process may not have as many descriptors
+//! as `limits.connections` needs, the node serves fewer clients and warns the operator.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::config::Config;
 
-/// How far beyond `limits.connections` sockets are still taken, to be told so with a status.
+/// How many sockets beyond `limits.connections` are accepted, to refuse them with a status.
 const COURTESY: usize = 256;
-/// Fewer, before fewer are served.
+/// The least number of those, before the number of served clients is reduced.
 const LEAST_COURTESY: usize = 16;
-/// Descriptors that every node needs besides: connections of the ops listener (128 at most), standard streams, listeners,
-/// signals, files that are being read, a key set that is being fetched, a socket that is being accepted.
+/// Descriptors that every node needs in addition: connections of the ops listener (at most 128), standard
+/// streams, listeners, signals, files being read, a key set being fetched, a socket being accepted.
 const NODE: usize = 128 + 64;
-/// Those of a shard's runtime, and some to spare.
+/// Descriptors of a shard's runtime, with some to spare.
 const PER_SHARD: usize = 6;
-/// Those of each connection to the broker: it, and the one that replaces it.
+/// Descriptors of each connection to the broker: its own, and that of its replacement.
 const PER_BROKER_CONNECTION: usize = 2;
 
 /// How many sockets the public listener may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sockets {
-    /// Those that are served.
+    /// Sockets to serve.
     pub connections: usize,
-    /// Those and the ones that are answered that there is no place for them.
+    /// Those plus the sockets that are only refused with a status.
     pub all: usize,
 }
 
 impl Sockets {
-    /// Whether more than nine tenths of the places are taken when so many sockets are open.
+    /// Whether more than nine tenths of the slots are taken when `open` sockets are open.
     pub fn is_crowded(self, open: usize) -> bool {
         open > self.connections - self.connections.div_ceil(10)
     }
 
-    /// What `config` asks for, as far as this process may have it.
+    /// What `config` asks for, within what the process may have.
     pub fn allowed(config: &Config) -> Self {
         Self::within(open_files(), config)
     }
@@ -44,7 +44,7 @@ impl Sockets {
         let wanted = config.limits.connections;
         let wish = Self { connections: wanted, all: wanted.saturating_add(COURTESY) };
         let Some(open_files) = open_files else { return wish };
-        // Where the reserve would be nearly everything, clients get a quarter all the same.
+        // If the reserve would take nearly everything, clients still get a quarter.
         let free = open_files.saturating_sub(reserve(config)).max(open_files / 4).max(2);
         if wish.all <= free {
             return wish;
@@ -54,17 +54,17 @@ impl Sockets {
     }
 }
 
-/// Takes as many descriptors as the process may have, and says so if they are too few.
+/// Raises the limit to the maximum that the process may have, and warns if that is too low.
 pub fn raise_limit(config: &Config) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "the limit of open files could not be raised");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
     warn_if_too_few(config);
 }
 
-/// Says so if the process may have too few descriptors for `limits.connections`.
+/// Warns if the process may not have enough descriptors for `limits.connections`.
 pub fn warn_if_too_few(config: &Config) {
     let (wanted, allowed) = (config.limits.connections, Sockets::allowed(config).connections);
     if allowed < wanted {
@@ -72,7 +72,7 @@ pub fn warn_if_too_few(config: &Config) {
             open_files = open_files(),
             limits.connections = wanted,
             connections = allowed,
-            "the limit of open files (ulimit -n) is too low for limits.connections; fewer clients are served"
+            "the limit of open files (ulimit -n) is too low for limits.connections; the node serves fewer clients"
         );
     }
 }
@@ -82,7 +82,7 @@ fn reserve(config: &Config) -> usize {
     NODE + PER_SHARD * config.shards + PER_BROKER_CONNECTION * broker
 }
 
-/// How many descriptors the process may have, if that is limited.
+/// How many descriptors the process may have; `None` if unlimited.
 fn open_files() -> Option<usize> {
     getrlimit(Resource::Nofile).current.and_then(|most| usize::try_from(most).ok())
 }
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn clients_get_what_is_wanted_if_there_is_enough() {
         check(None, 100_000, 100_000, 100_256);
-        // 192, 2 times 6 and 4 times 2 are kept back.
+        // 192, 2 times 6 and 4 times 2 are reserved.
         check(Some(100_468), 100_000, 100_000, 100_256);
         check(Some(100_256), 100_000, 100_000, 100_044);
         check(Some(100_227), 100_000, 99_999, 100_015);

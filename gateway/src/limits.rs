@@ -1,27 +1,26 @@
-//! How much anybody may use: rates in governor's buckets, and counts of what is open.
+//! Limits of what clients may use: rate limits in governor's buckets, and counts of open connections.
 //!
-//! Owns the accounts of addresses, users and sessions, and says whether something still fits. What happens
-//! to whom it does not fit for is said where it happens: by the acceptor and the routes
-//! ([`crate::server`]) before there is a session, by the session ([`crate::session`]) after.
+//! Holds the rate-limit buckets of addresses, users and sessions, and decides whether an action is within its
+//! limit. The callers act on a refusal: the acceptor and the routes ([`crate::server`]) before there is a
+//! session, the session ([`crate::session`]) after that.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`address`] | what counts as one address |
-//! | [`bucket`] | the buckets of one session, kept within it |
+//! | [`bucket`] | a session's buckets, stored in the session |
 //! | [`keyed`] | buckets by key, bounded in number |
-//! | [`crowd`] | how many of each key are open |
-//! | [`meter`] | from a configured rate to governor's quota |
+//! | [`crowd`] | counts of open connections by key |
+//! | [`meter`] | conversion of configured rates to governor's quotas |
 //!
 //! # Bounds
 //!
-//! A session's buckets lie in the session and go with it. Buckets by address and by user are swept once a
-//! second ([`Limiters::sweep`]): one that is full again is like one that was never used, and is forgotten.
-//! Of each kind there are at most [`keyed::MAX_KEYS`]. While there are as many, newcomers share buckets.
+//! A session's buckets are stored in the session and dropped with it. Buckets by address and by user are
+//! swept once a second ([`Limiters::sweep`]): a full bucket equals an unused one, so it is removed. There are
+//! at most [`keyed::MAX_KEYS`] of each kind. Once that number is reached, new keys share buckets.
 //!
 //! # Changes
 //!
-//! [`Limiters::adopt`] takes new rates. The buckets of a rate that has changed start anew, those of all others
-//! keep their state.
+//! [`Limiters::adopt`] sets new rates. Buckets of a changed rate start full; all others keep their state.
 
 pub mod address;
 pub mod bucket;
@@ -49,7 +48,7 @@ use self::{
 };
 use crate::{auth::Subject, config};
 
-/// What a client of a session, or a publisher by `POST`, has used up. The label of
+/// A limit that the client of a session, or a publisher by `POST`, has exceeded. The label of
 /// `tidegate_limited_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -67,7 +66,7 @@ impl Limit {
     /// Every limit.
     pub const ALL: [Self; 4] = [Self::Commands, Self::Bytes, Self::UserCommands, Self::UserBytes];
 
-    /// The metric's label.
+    /// The metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Commands => "commands",
@@ -77,7 +76,7 @@ impl Limit {
         }
     }
 
-    /// The text of a close frame, which names it.
+    /// The reason text of the close frame, which names the limit.
     pub fn close_text(self) -> &'static str {
         match self {
             Self::Commands => "too much: limits.commands",
@@ -88,37 +87,37 @@ impl Limit {
     }
 }
 
-/// What an address has used up.
+/// A limit that an address has exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressLimit {
-    /// `limits.attempts_per_address`, and after how long there is room for another.
+    /// `limits.attempts_per_address`, and how long until the next attempt is allowed.
     Attempts(Duration),
     /// `limits.connections_per_address`
     Connections,
 }
 
-/// What becomes of somebody who knocks.
+/// The decision about a connection attempt.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Come in. The seat, if seats are counted, is taken until the lease is dropped.
+    /// Accept. If connections are counted, dropping the permit releases its slot.
     Welcome(Option<Seat>),
-    /// To be told so, with a status.
+    /// Refuse, and answer with a status.
     Refused(AddressLimit, Courtesy),
-    /// Has been told often enough, or too many are being told: not worth an answer.
+    /// Drop without an answer: the address has had enough answers, or too many refusals are being answered.
     Dropped(AddressLimit),
 }
 
-/// One open connection of an address.
+/// A permit for one open connection of an address.
 pub type Seat = Lease<AddressKey>;
 
-/// A place among those who are being told that they are refused.
+/// A permit to answer a refused connection.
 #[derive(Debug)]
 pub struct Courtesy(Arc<AtomicUsize>);
 
 impl Courtesy {
-    /// Refused connections that are answered at the same time, on this node.
+    /// Maximum number of refused connections that this node answers at the same time.
     pub const MAX: usize = 256;
-    /// How often one address is answered.
+    /// The rate of answers to one address.
     const RATE: &str = "1/s burst 10";
 }
 
@@ -139,7 +138,7 @@ pub struct Limiters {
     user_bytes: ArcSwap<Option<Keyed<Subject>>>,
 }
 
-/// Nothing is limited.
+/// Without limits.
 impl Default for Limiters {
     fn default() -> Self {
         let courtesy = Courtesy::RATE.parse().expect("a rate");
@@ -163,7 +162,7 @@ impl Limiters {
         limiters
     }
 
-    /// Takes the rates of `limits`.
+    /// Sets the rates of `limits`.
     pub fn adopt(&self, limits: &config::Limits) {
         adopt(&self.accepts, limits.accepts.map(Measure::of));
         adopt(&self.attempts, limits.attempts_per_address.map(Measure::of));
@@ -171,12 +170,12 @@ impl Limiters {
         adopt(&self.user_bytes, limits.user_bytes.map(Measure::of_bytes));
     }
 
-    /// Whether one more connection may be accepted now, or how long to wait.
+    /// Whether one more connection may be accepted now; `Err` is how long to wait.
     pub fn accept(&self) -> Result<(), Duration> {
         charge(&self.accepts, &(), 1)
     }
 
-    /// Somebody comes from `address`, of whose connections at most `most` may be open.
+    /// Decides about a connection attempt from `address`, which may have at most `most` open connections.
     pub fn knock(&self, address: IpAddr, most: Option<usize>) -> Verdict {
         let key = AddressKey::from(address);
         let limit = match charge(&self.attempts, &key, 1) {
@@ -195,23 +194,23 @@ impl Limiters {
         }
     }
 
-    /// A user publishes by `POST`.
+    /// Charges a user for a publication by `POST`.
     pub fn user_command(&self, user: &Subject) -> Result<(), Duration> {
         charge(&self.user_commands, user, 1)
     }
 
-    /// A user sends so many bytes.
+    /// Charges a user for received bytes.
     pub fn user_bytes(&self, user: &Subject, bytes: usize) -> Result<(), Duration> {
         charge(&self.user_bytes, user, bytes)
     }
 
-    /// A user sends so many more bytes of something of which `paid` bytes have been charged already.
+    /// Charges a user for more bytes of something of which `paid` bytes have already been charged.
     pub fn more_user_bytes(&self, user: &Subject, paid: usize, bytes: usize) -> Result<(), Duration> {
         let buckets = self.user_bytes.load();
         buckets.as_ref().as_ref().map_or(Ok(()), |keyed| keyed.charge_more(user, paid, bytes))
     }
 
-    /// Forgets who has used up nothing. To be called about once a second.
+    /// Removes unused buckets. Call this about once a second.
     pub fn sweep(&self) {
         self.courtesy.sweep();
         self.connections.sweep();
@@ -220,8 +219,8 @@ impl Limiters {
         sweep(&self.user_bytes);
     }
 
-    /// Buckets and counts that are kept by address and by user. Beyond a moment after everybody has gone there
-    /// are none.
+    /// The number of buckets and counts kept by address and by user. Shortly after all clients have gone it
+    /// is zero.
     pub fn accounts(&self) -> usize {
         self.courtesy.len()
             + self.connections.len()
@@ -257,24 +256,24 @@ fn len<K: keyed::Key>(place: &ArcSwap<Option<Keyed<K>>>) -> usize {
     place.load().as_ref().as_ref().map_or(0, Keyed::len)
 }
 
-/// What a session asks before it does something: its own limits and its user's.
+/// The limits of a session and of its user, which apply before the session does something.
 #[derive(Clone, Copy)]
 pub struct Allowance<'a> {
     /// The session's rates.
     pub session: &'a SessionMeters,
-    /// Where its user's buckets are.
+    /// The node's limiters, which hold the user's buckets.
     pub node: &'a Limiters,
 }
 
 impl Allowance<'_> {
-    /// So many bytes have come.
+    /// Charges for received bytes.
     pub fn bytes(&self, purse: &Purse, user: Option<&Subject>, bytes: usize) -> Result<(), Limit> {
         self.session.bytes(purse, bytes).map_err(|_| Limit::Bytes)?;
         let paid = user.map_or(Ok(()), |user| self.node.user_bytes(user, bytes));
         paid.map_err(|_| Limit::UserBytes)
     }
 
-    /// So many more bytes of a message have come, of which `paid` bytes have been charged already.
+    /// Charges for more bytes of a message of which `paid` bytes have already been charged.
     pub fn more_bytes(
         &self,
         purse: &Purse,
@@ -287,14 +286,14 @@ impl Allowance<'_> {
         paid.map_err(|_| Limit::UserBytes)
     }
 
-    /// A command is to be obeyed.
+    /// Charges for a command before it is executed.
     pub fn command(&self, purse: &Purse, user: Option<&Subject>) -> Result<(), Limit> {
         self.session.command(purse).map_err(|_| Limit::Commands)?;
         let paid = user.map_or(Ok(()), |user| self.node.user_command(user));
         paid.map_err(|_| Limit::UserCommands)
     }
 
-    /// Something has been refused. Returns whether the session may go on.
+    /// Charges for a refusal. Returns whether the session may continue.
     pub fn excuse(&self, purse: &Purse) -> bool {
         self.session.excuse(purse)
     }

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-/// Whose an address is: an IPv4 address, or the /64 of an IPv6 address, which is what one customer is given
-/// at least and can pick from as they like.
+/// The owner of an address: an IPv4 address, or the /64 network of an IPv6 address. A customer gets at least
+/// a /64 and can use any address in it.
 ///
-/// An IPv4 address is the same when it comes mapped into IPv6 (RFC 4291 §2.5.5.2). Both kinds share 64 bits:
-/// the /64s below `::/32` are reserved (§4 there), but for the one of `::1`, which is alone in it.
+/// IPv4 addresses mapped into IPv6 (RFC 4291 §2.5.5.2) count as IPv4. Both kinds share 64 bits without
+/// collisions: the /64 networks under `::/32` are reserved (§4 there), except for that of `::1`, which has no
+/// other address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AddressKey(u64);
 

@@ -1,7 +1,7 @@
-//! The buckets of one session, kept within it.
+//! The rate-limit buckets of one session, stored in the session.
 //!
-//! They belong to one thread and go with their session, so a table of them would only have to be locked and
-//! swept. governor is told that the key *is* the bucket: what it stores for a key, it stores in the key.
+//! They belong to one thread and are dropped with the session. A table of them would only add locking and
+//! sweeping. For governor, the key *is* the bucket: it stores the state of a key in the key itself.
 
 use std::{
     cell::Cell,
@@ -23,20 +23,20 @@ use crate::config;
 /// One bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
-    /// When it will be full again, in nanoseconds of its meter's time.
+    /// When it will be full again, in nanoseconds of its meter's clock.
     full_at: Cell<u64>,
-    /// Which meter has filled it; 0: none.
+    /// The meter that wrote `full_at`; 0 for none.
     meter: Cell<u32>,
 }
 
-/// governor asks keys for it; nobody puts a bucket into a table.
+/// governor requires it of keys. No bucket is ever put into a hash table.
 impl Hash for Bucket {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.full_at.get(), self.meter.get()).hash(state);
     }
 }
 
-/// Everything that is kept of what one session has used.
+/// The rate-limit state of one session.
 #[derive(Debug, Default)]
 pub struct Purse {
     commands: Bucket,
@@ -44,14 +44,14 @@ pub struct Purse {
     excuses: Bucket,
 }
 
-/// The session is over this limit.
+/// The session has exceeded this limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Empty;
 
-/// A store whose keys hold what is stored for them.
+/// A store whose state lives in its keys.
 #[derive(Debug)]
 struct InKey {
-    /// What another meter has written into a bucket means nothing to this one.
+    /// A bucket that another meter wrote counts as unused.
     meter: u32,
 }
 
@@ -70,7 +70,7 @@ impl StateStore for InKey {
     }
 }
 
-/// Measures the buckets of many sessions by one rate.
+/// Applies one rate to the buckets of many sessions.
 struct Meter<C: Clock> {
     measure: Measure,
     limiter: RateLimiter<Bucket, InKey, C, NoOpMiddleware<C::Instant>>,
@@ -97,20 +97,20 @@ impl<C: Clock> Meter<C> {
     }
 }
 
-/// The rates of sessions. Each shard has its own, for its own sessions.
+/// The rates of sessions. Each shard has its own instance for its sessions.
 pub struct SessionMeters<C: Clock = MonotonicClock> {
     commands: Option<Meter<C>>,
     bytes: Option<Meter<C>>,
     excuses: Meter<C>,
-    /// How many meters there have been: their numbers.
+    /// The number of meters created so far, which numbers the next one.
     made: u32,
     clock: C,
 }
 
-/// What a session may be refused before it is closed.
+/// The rate of refusals that a session may cause before it is closed.
 const EXCUSES: &str = "10/s burst 100";
 
-/// Nothing is limited.
+/// Without limits, except for that of refusals.
 impl Default for SessionMeters {
     fn default() -> Self {
         Self::with_clock(MonotonicClock)
@@ -133,7 +133,7 @@ impl<C: Clock + Clone> SessionMeters<C> {
         Self { commands: None, bytes: None, excuses, made: 1, clock }
     }
 
-    /// Takes the rates of `limits`.
+    /// Sets the rates of `limits`.
     pub fn adopt(&mut self, limits: &config::Limits) {
         let Self { commands, bytes, made, clock, .. } = self;
         for (meter, measure) in
@@ -146,22 +146,22 @@ impl<C: Clock + Clone> SessionMeters<C> {
         }
     }
 
-    /// A command is to be obeyed.
+    /// Charges for a command before it is executed.
     pub fn command(&self, purse: &Purse) -> Result<(), Empty> {
         self.commands.as_ref().map_or(Ok(()), |meter| meter.charge(&purse.commands, 1))
     }
 
-    /// So many bytes have come.
+    /// Charges for received bytes.
     pub fn bytes(&self, purse: &Purse, bytes: usize) -> Result<(), Empty> {
         self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge(&purse.bytes, bytes))
     }
 
-    /// So many more bytes have come of something of which `paid` bytes have been charged already.
+    /// Charges for more bytes of something of which `paid` bytes have already been charged.
     pub fn more_bytes(&self, purse: &Purse, paid: usize, bytes: usize) -> Result<(), Empty> {
         self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge_more(&purse.bytes, paid, bytes))
     }
 
-    /// Something has been refused. Returns whether that may still be forgiven.
+    /// Charges for a refusal. Returns whether the session may continue.
     pub fn excuse(&self, purse: &Purse) -> bool {
         self.excuses.charge(&purse.excuses, 1).is_ok()
     }

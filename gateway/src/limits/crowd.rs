@@ -1,4 +1,4 @@
-//! How many of each key are open.
+//! Counts of open connections by key.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -14,13 +14,13 @@ use super::keyed::{Key, shrink};
 
 const STRIPES: usize = 16;
 
-/// Counts by key. There are as many keys as have something open, so what is open bounds them.
+/// Counts by key. Only keys with something open are stored, so the open connections bound their number.
 pub struct Crowd<K> {
     stripes: [Mutex<HashMap<K, u32, RandomState>>; STRIPES],
     hasher: RandomState,
 }
 
-/// One of those that are counted, until it is dropped.
+/// A counted entry; dropping it removes it from the count.
 pub struct Lease<K: Key> {
     crowd: Arc<Crowd<K>>,
     key: K,
@@ -33,7 +33,7 @@ impl<K> Default for Crowd<K> {
 }
 
 impl<K: Key> Crowd<K> {
-    /// Counts one more of `key`, unless there are `most` already.
+    /// Counts one more of `key`, unless there are already `most`.
     pub fn enter(self: &Arc<Self>, key: K, most: usize) -> Option<Lease<K>> {
         let mut counts = self.stripe(&key).lock();
         let count = counts.get(&key).copied().unwrap_or(0);
@@ -44,19 +44,19 @@ impl<K: Key> Crowd<K> {
         Some(Lease { crowd: Arc::clone(self), key })
     }
 
-    /// Gives memory back that a past crowd has needed.
+    /// Frees memory that an earlier peak needed.
     pub fn sweep(&self) {
         for stripe in &self.stripes {
             shrink(&mut stripe.lock());
         }
     }
 
-    /// Keys that are there.
+    /// The number of keys with something open.
     pub fn len(&self) -> usize {
         self.stripes.iter().map(|stripe| stripe.lock().len()).sum()
     }
 
-    /// Whether nobody is there.
+    /// Whether nothing is open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

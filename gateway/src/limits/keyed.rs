@@ -1,4 +1,4 @@
-//! Buckets by key, bounded in number.
+//! Rate-limit buckets by key, bounded in number.
 
 use std::{
     collections::HashMap,
@@ -19,25 +19,25 @@ use parking_lot::Mutex;
 
 use super::meter::Measure;
 
-/// What has a bucket of its own.
+/// A key with its own bucket.
 pub trait Key: Clone + Eq + Hash {}
 
 impl<K: Clone + Eq + Hash> Key for K {}
 
-/// Buckets of one kind. Beyond it, whoever is new shares the bucket of a sixteenth of all who are new, until
-/// a sweep has made room.
+/// Maximum number of buckets of one kind. Beyond it, all new keys share one bucket per stripe (16 in total),
+/// until a sweep frees room.
 pub const MAX_KEYS: usize = 1 << 17;
-/// Locks, so that shards seldom wait for each other.
+/// Number of locks, so that shards rarely wait for each other.
 const STRIPES: usize = 16;
 
-/// A bucket for each key, filled by one rate.
+/// A bucket for each key, all with the same rate.
 pub struct Keyed<K: Key, C: Clock = MonotonicClock> {
     measure: Measure,
     limiter: RateLimiter<K, Bounded<K>, C, NoOpMiddleware<C::Instant>>,
 }
 
 impl<K: Key> Keyed<K> {
-    /// Buckets that are full.
+    /// Starts with full buckets.
     pub fn new(measure: Measure) -> Self {
         Self::with_clock(measure, MAX_KEYS, MonotonicClock)
     }
@@ -48,17 +48,17 @@ impl<K: Key, C: Clock> Keyed<K, C> {
         Self { measure, limiter: RateLimiter::new(measure.quota(), Bounded::new(max_keys), clock) }
     }
 
-    /// How its buckets are filled.
+    /// The rate of the buckets.
     pub fn measure(&self) -> Measure {
         self.measure
     }
 
-    /// Takes so many units out of the key's bucket, all or none; `Err` says how long to wait for them.
+    /// Takes `units` from the key's bucket, all or none. `Err` is how long to wait for them.
     pub fn charge(&self, key: &K, units: usize) -> Result<(), Duration> {
         self.take(key, self.measure.cells(units))
     }
 
-    /// Likewise, for more of something of which `paid` units have been charged already.
+    /// Like [`Self::charge`], for more of something of which `paid` units have already been charged.
     pub fn charge_more(&self, key: &K, paid: usize, units: usize) -> Result<(), Duration> {
         self.measure.more_cells(paid, units).map_or(Ok(()), |cells| self.take(key, cells))
     }
@@ -67,17 +67,17 @@ impl<K: Key, C: Clock> Keyed<K, C> {
         match self.limiter.check_key_n(key, cells) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(until)) => Err(until.wait_time_from(self.limiter.clock().now())),
-            // Not reached: what is asked for never exceeds the burst.
+            // Unreachable: no charge exceeds the burst.
             Err(_) => Err(Duration::ZERO),
         }
     }
 
-    /// Forgets the buckets that are full again, and have been for one interval.
+    /// Removes the buckets that have been full for at least one interval.
     pub fn sweep(&self) {
         self.limiter.retain_recent();
     }
 
-    /// Buckets in use.
+    /// The number of buckets in use.
     pub fn len(&self) -> usize {
         self.limiter.len()
     }
@@ -88,7 +88,7 @@ impl<K: Key, C: Clock> Keyed<K, C> {
     }
 }
 
-/// governor's states by key, and no more than so many of them.
+/// governor's states by key, up to a maximum number.
 struct Bounded<K> {
     stripes: [Mutex<Stripe<K>>; STRIPES],
     max_per_stripe: usize,
@@ -97,7 +97,7 @@ struct Bounded<K> {
 
 struct Stripe<K> {
     states: HashMap<K, Nanos, RandomState>,
-    /// Shared by all who find the stripe full.
+    /// The state shared by all keys that find the stripe full.
     overflow: Option<Nanos>,
 }
 
@@ -158,7 +158,7 @@ impl<K: Key> ShrinkableKeyedStateStore<K> for Bounded<K> {
     }
 }
 
-/// Gives memory back that a past crowd has needed.
+/// Frees memory that an earlier peak needed.
 pub(super) fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V, RandomState>) {
     if map.capacity() > 64 && map.len() < map.capacity() / 4 {
         map.shrink_to(map.len() * 2);
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(keyed.charge(&1, 1), Ok(()));
     }
 
-    /// Whoever is gone leaves nothing, and who is not keeps what they have used.
+    /// Removes the buckets of clients that are gone and keeps those of active ones.
     #[test]
     fn buckets_of_100_000_who_are_gone_are_gone() {
         let clock = FakeRelativeClock::default();
@@ -215,7 +215,7 @@ mod tests {
         assert!(capacity <= STRIPES * 64, "memory for {capacity} buckets is kept");
     }
 
-    /// However many come, the table does not grow; those who were there first notice nothing.
+    /// However many keys come, the table does not grow, and the first ones keep their own buckets.
     #[test]
     fn newcomers_of_a_full_table_share() {
         let clock = FakeRelativeClock::default();
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(keyed.charge(&0, 1), Ok(()));
         let served = (1..10_000).filter(|key| keyed.charge(key, 1).is_ok()).count();
         assert!(keyed.len() <= 32, "{} buckets", keyed.len());
-        // Whoever has a bucket, and twice for each shared one.
+        // Every key with its own bucket, and two charges for each shared bucket.
         assert_eq!(served, keyed.len() - 1 + STRIPES * 2);
         assert_eq!(keyed.charge(&0, 1), Ok(()));
         clock.advance(Duration::from_secs(3));

@@ -1,4 +1,4 @@
-//! From a configured rate to governor's quota.
+//! Conversion of configured rates to governor's quotas.
 
 use std::{
     num::{NonZero, NonZeroU32},
@@ -9,11 +9,11 @@ use governor::Quota;
 
 use crate::config::{ByteRate, Rate};
 
-/// How something is measured: in cells of so many units, so many of them at once, one more after each
-/// interval.
+/// The parameters of a rate limit: a bucket of `burst` cells that gains one cell per interval. A cell stands
+/// for one or more units.
 ///
-/// The interval is a whole number of nanoseconds. Bytes come so fast that one of them would be measured
-/// wrongly by several per cent: then a cell is several bytes.
+/// The interval is a whole number of nanoseconds. With one byte per cell, byte rates would be rounded by
+/// several per cent; so a cell then stands for several bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measure {
     /// Units per cell, as a power of two.
@@ -23,10 +23,10 @@ pub struct Measure {
 }
 
 impl Measure {
-    /// An interval from which on a nanosecond does not matter.
+    /// Intervals from this length on lose nothing that matters by rounding to nanoseconds.
     const FINE: u128 = 1_000;
 
-    /// Things, one by one.
+    /// A limit of events.
     pub fn of(rate: Rate) -> Self {
         let (per, amount) = (rate.per().as_nanos(), u128::from(rate.amount().get()));
         let shift = (0..32).find(|shift| (per << shift) / amount >= Self::FINE).unwrap_or(0);
@@ -35,25 +35,24 @@ impl Measure {
         Self { shift, interval: Duration::from_nanos(interval), burst }
     }
 
-    /// Bytes.
+    /// A limit of bytes.
     pub fn of_bytes(ByteRate(rate): ByteRate) -> Self {
         Self::of(rate)
     }
 
-    /// What governor calls it.
+    /// The equivalent quota of governor.
     pub fn quota(self) -> Quota {
         Quota::with_period(self.interval).expect("an interval is never zero").allow_burst(self.burst)
     }
 
-    /// How many cells so many units take. What is more than a whole burst costs a whole burst: it could
-    /// never pass otherwise.
+    /// The number of cells for `units`, at most a whole burst: a larger charge could never succeed.
     pub fn cells(self, units: usize) -> NonZeroU32 {
         let cells = u32::try_from(units.div_ceil(1 << self.shift)).unwrap_or(u32::MAX);
         NonZero::new(cells).unwrap_or(NonZeroU32::MIN).min(self.burst)
     }
 
-    /// How many cells so many more units take of something of which `paid` units have been paid for. `None`: no
-    /// more, as for what is beyond a whole burst.
+    /// The number of additional cells for `units` more of something of which `paid` units have already been
+    /// charged. `None` if there are none, for example because a whole burst has been charged.
     pub fn more_cells(self, paid: usize, units: usize) -> Option<NonZeroU32> {
         let before = if paid == 0 { 0 } else { self.cells(paid).get() };
         NonZero::new(self.cells(paid.saturating_add(units)).get() - before)

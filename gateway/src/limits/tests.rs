@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::{Config, Sources};
 
-/// Limits that are off but for those named.
+/// All limits off, except for those in `set`.
 pub(crate) fn limits(set: &[(&str, &str)]) -> config::Limits {
     const ALL: [&str; 7] = [
         "accepts",
@@ -63,7 +63,7 @@ fn no_more_are_told_than_the_node_can_afford() {
     assert_eq!(refused(&[limiters.knock(address(5), None)]), 1, "places are free again");
 }
 
-/// Addresses and users that have come, been refused and gone leave nothing.
+/// Addresses and users that have come, been refused and gone leave nothing behind.
 #[test]
 fn clients_that_are_gone_leave_nothing() {
     let limiters = Limiters::new(&limits(&[
@@ -76,7 +76,7 @@ fn clients_that_are_gone_leave_nothing() {
         let user = Subject::new(&format!("user {n}")).unwrap();
         assert_eq!((limiters.user_command(&user), limiters.user_bytes(&user, 10)), (Ok(()), Ok(())));
     }
-    // Their buckets are full again after two microseconds, and the sweep needs more than that.
+    // The buckets are full again after two microseconds, which is less than a sweep takes.
     limiters.sweep();
     limiters.sweep();
     assert_eq!(limiters.accounts(), 0);
