@@ -1,18 +1,17 @@
-//! The WebSocket protocol (RFC 6455), server side, as bytes in and bytes out.
+//! The WebSocket protocol (RFC 6455), server side: bytes in, bytes out.
 //!
-//! This module owns the wire format: the opening handshake's headers, the frames a client sends, the
-//! frames a server sends, and every rule of the RFC about them. It owns no socket, no timer and no
-//! queue, and it does not decide what a message means: it turns bytes into [`Event`]s and messages into
-//! [`Bytes`](bytes::Bytes), and whoever holds the socket does the rest.
+//! Owns the wire format: the headers of the opening handshake, the frames in both directions, and every rule
+//! of the RFC about them. It has no sockets, timers or queues, and does not interpret messages. It turns
+//! bytes into [`Event`]s and messages into [`Bytes`](bytes::Bytes); the owner of the socket does the rest.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`decoder`] | [`Decoder`]: client bytes → [`Event`]s, for any split of the stream |
-//! | [`frame`] | the layout of a frame in both directions; frames to send, made once and shared |
+//! | [`decoder`] | [`Decoder`]: client bytes → [`Event`]s, however the stream is split |
+//! | [`frame`] | the layout of frames in both directions; outgoing frames, encoded once and shared |
 //! | [`close`] | [`CloseCode`], [`CloseFrame`] |
-//! | [`error`] | [`ProtocolError`]: each way a client can break the protocol |
+//! | [`error`] | [`ProtocolError`]: the ways in which a client can violate the protocol |
 //! | [`handshake`] | the opening handshake as pure functions |
-//! | [`deflate`] | permessage-deflate (RFC 7692): the agreement, messages compressed once and shared |
+//! | [`deflate`] | permessage-deflate (RFC 7692): negotiation, and messages that are compressed once and shared |
 
 pub mod close;
 pub mod decoder;

@@ -1,4 +1,4 @@
-//! A client's bytes, turned into events.
+//! Decodes a client's bytes into events.
 
 use bytes::Bytes;
 
@@ -8,12 +8,12 @@ use super::{
     utf8,
 };
 
-/// Decodes what one client sends, for any split of the stream into reads.
+/// Decodes what one client sends, however the stream is split into reads.
 ///
-/// Between messages it is 16 bytes and owns no heap. An incomplete frame or message is kept in a box,
-/// which grows with the bytes that arrived and never by a length that was only announced.
+/// Between messages it takes 16 bytes and no heap. It keeps an incomplete frame or message in a box, which
+/// grows with the received bytes and never by an announced length.
 ///
-/// After a close frame, or after an error, everything that follows is ignored (§5.5.1, §7.1.7).
+/// After a close frame or an error, it ignores all further input (§5.5.1, §7.1.7).
 #[derive(Debug, Default)]
 pub struct Decoder {
     partial: Option<Box<Partial>>,
@@ -28,16 +28,15 @@ impl Decoder {
         Self { partial: None, deflate: false, ended: false }
     }
 
-    /// Takes compressed messages from now on, as was agreed in the handshake (RFC 7692).
+    /// Accepts compressed messages from now on, as negotiated in the handshake (RFC 7692).
     pub fn allow_deflate(&mut self) {
         self.deflate = true;
     }
 
-    /// Works through `input`, which is unmasked in place.
+    /// Decodes `input`, which is unmasked in place.
     ///
-    /// `max_message` is the largest message taken, in bytes. It is compared with the *announced* length
-    /// when a frame begins, together with the fragments before it, and with what a compressed message
-    /// becomes while it is inflated.
+    /// `max_message` is the largest accepted message, in bytes. It applies to the *announced* length when a
+    /// frame begins, including the fragments before it, and to a compressed message while it is inflated.
     pub fn feed<'a>(&'a mut self, input: &'a mut [u8], max_message: usize) -> Feed<'a> {
         Feed { decoder: self, input, max_message, read: 0 }
     }
@@ -50,42 +49,42 @@ impl Decoder {
     }
 }
 
-/// One input on its way through a [`Decoder`].
+/// One input while a [`Decoder`] processes it.
 ///
-/// [`next`](Self::next) must be called until it returns `Ok(None)` or an error: what a dropped `Feed` has
-/// not yet looked at is lost to the decoder.
+/// Call [`next`](Self::next) until it returns `Ok(None)` or an error. If a `Feed` is dropped before that, the
+/// decoder loses the rest of the input.
 #[must_use = "the input is decoded by `next`; dropping it unread loses a part of the stream"]
 #[derive(Debug)]
 pub struct Feed<'a> {
     decoder: &'a mut Decoder,
-    /// What has not been looked at.
+    /// The input not processed yet.
     input: &'a mut [u8],
     max_message: usize,
-    /// Bytes looked at since the last event.
+    /// Bytes processed since the last event.
     read: usize,
 }
 
-/// What a client sent. Frames of a fragmented message appear as the one message they make.
+/// What a client sent. A fragmented message is a single event.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A text message; its bytes are verified UTF-8.
     Text(Payload<'a>),
     /// A binary message.
     Binary(Payload<'a>),
-    /// A ping, to be answered by a [`pong`](super::pong) with the same payload.
+    /// A ping. Answer it with a [`pong`](super::pong) with the same payload.
     Ping(&'a [u8]),
-    /// A pong, asked for or not.
+    /// A pong, solicited or not.
     Pong(&'a [u8]),
-    /// The client closes; `None` if it does not say why. Nothing comes after it.
+    /// The client closes; `None` if it gave no code. No event follows.
     Close(Option<CloseFrame<'a>>),
 }
 
 /// A message's bytes.
 #[derive(Debug)]
 pub enum Payload<'a> {
-    /// The message lay in one piece in the input.
+    /// The message was contiguous in the input.
     Borrowed(&'a [u8]),
-    /// The message was put together.
+    /// The message was assembled from pieces, or inflated.
     Owned(Vec<u8>),
 }
 
@@ -98,7 +97,7 @@ impl Payload<'_> {
         }
     }
 
-    /// The bytes to keep; copied only if they are borrowed.
+    /// The bytes as an owned value. Copies only borrowed bytes.
     pub fn into_bytes(self) -> Bytes {
         match self {
             Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
@@ -108,7 +107,7 @@ impl Payload<'_> {
 }
 
 impl Feed<'_> {
-    /// The next event; `None` when all input is used up. What is incomplete then is kept in the decoder.
+    /// The next event; `None` when the input is used up. The decoder keeps what is incomplete.
     #[expect(
         clippy::should_implement_trait,
         reason = "an event borrows from the feed; an iterator's item cannot"
@@ -117,11 +116,12 @@ impl Feed<'_> {
         self.next_paid(&mut |_| true).map(|event| event.map(|(event, _)| event))
     }
 
-    /// Likewise, with the bytes of this input that were looked at for it: those of its frames, or of as much
-    /// of them as came in this input.
+    /// Like [`next`](Self::next), together with the number of bytes of this input that were processed for the
+    /// event: those of its frames, as far as they came in this input.
     ///
-    /// `pay` is told how many bytes a compressed message becomes, some at a time while it is inflated. Where it
-    /// says no, the message must end there: one that goes on is [`ProtocolError::NotPaidFor`].
+    /// `pay` receives the inflated size of a compressed message, a part at a time while the message is
+    /// inflated. If it returns false, the message must end there; if it goes on, the result is
+    /// [`ProtocolError::NotPaidFor`].
     pub fn next_paid(
         &mut self,
         pay: &mut dyn FnMut(usize) -> bool,
@@ -153,7 +153,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Bytes of this input that were looked at and belong to no event yet.
+    /// Bytes of this input that were processed but belong to no event yet.
     pub fn unfinished(&self) -> usize {
         self.read
     }
@@ -167,23 +167,23 @@ fn control_event(kind: ControlKind, payload: &[u8]) -> Result<Event<'_>, Protoco
     })
 }
 
-/// What one step through the input came to.
+/// The result of one step through the input.
 enum Step<'a> {
-    /// Something was taken in; there may be more.
+    /// Some input was processed; there may be more.
     Continue,
     /// The input is used up.
     Drained,
     Message(MessageKind, Payload<'a>),
-    /// A control frame that lay in one piece in the input.
+    /// A control frame that was contiguous in the input.
     Control(ControlKind, &'a [u8]),
-    /// A control frame that came in pieces; its payload is in [`Partial::control`].
+    /// A control frame that arrived in pieces. Its payload is in [`Partial::control`].
     KeptControl(ControlKind),
 }
 
 impl<'a> Feed<'a> {
-    /// Takes one frame, or what is there of one.
+    /// Processes one frame, or the part of one that has arrived.
     fn step(&mut self, pay: &mut dyn FnMut(usize) -> bool) -> Result<Step<'a>, ProtocolError> {
-        // The event lent by the step before is gone: what it was made of can go too.
+        // The event of the step before is no longer borrowed, so its data can be freed.
         if self.decoder.ended || self.decoder.partial.as_ref().is_some_and(|partial| partial.is_done()) {
             self.decoder.partial = None;
         }
@@ -228,12 +228,12 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Takes the header at the start of the input, continuing one that was kept. `None`: it is not all
-    /// there, and what there was is kept.
+    /// Parses the header at the start of the input, continuing an incomplete one. `None` if it is still
+    /// incomplete; its bytes are then kept.
     fn header(&mut self) -> Result<Option<ClientHeader>, ProtocolError> {
         let (most, deflate) = (self.max_message, self.decoder.deflate);
         let Some(partial) = &mut self.decoder.partial else {
-            // By far the most common: nothing is kept, and the header is in the input.
+            // The common case: nothing is kept, and the whole header is in the input.
             if let Some((header, size)) = ClientHeader::parse(self.input, None, most, deflate)? {
                 take(&mut self.input, size);
                 return Ok(Some(header));
@@ -253,40 +253,40 @@ impl<'a> Feed<'a> {
             take(&mut self.input, size - kept);
             Ok(Some(header))
         } else {
-            // An incomplete header is shorter than the room for it, so all of the input is in there.
+            // An incomplete header is shorter than the buffer, so the buffer holds all of the input.
             self.input = &mut [];
             Ok(None)
         }
     }
 }
 
-/// Cuts off the first `count` bytes of `input`, or all if there are fewer.
+/// Splits off the first `count` bytes of `input`, or all if there are fewer.
 #[expect(clippy::mut_mut, reason = "the slice itself is moved forward")]
 fn take<'a>(input: &mut &'a mut [u8], count: usize) -> &'a mut [u8] {
     let count = count.min(input.len());
     input.split_off_mut(..count).unwrap_or_default()
 }
 
-/// What is known of frames and messages that are not complete.
+/// The state of incomplete frames and messages.
 #[derive(Debug, Default)]
 struct Partial {
     /// The start of a header.
     header: Buffer<{ ClientHeader::MAX_BYTES }>,
     /// The frame whose payload is arriving.
     frame: Option<ClientHeader>,
-    /// The message whose frames are arriving. Control frames may come between them.
+    /// The message whose frames are arriving. Control frames may be interleaved with them.
     message: Option<Message>,
-    /// The payload of a control frame that arrives in pieces.
+    /// The payload of a control frame that is arriving in pieces.
     control: Buffer<MAX_CONTROL_PAYLOAD>,
 }
 
 impl Partial {
-    /// Whether nothing is waited for.
+    /// Whether nothing is incomplete.
     fn is_done(&self) -> bool {
         self.header.length == 0 && self.frame.is_none() && self.message.is_none()
     }
 
-    /// Prepares for the payload of a frame.
+    /// Prepares for a frame's payload.
     fn begin(&mut self, header: &ClientHeader) {
         match header.kind {
             FrameKind::First(kind) => {
@@ -298,7 +298,7 @@ impl Partial {
         }
     }
 
-    /// Takes the next `piece` of the payload of `frame`, still masked.
+    /// Processes the next `piece` of the payload of `frame`, which is still masked.
     fn take_piece<'a>(
         &mut self,
         mut frame: ClientHeader,
@@ -332,25 +332,26 @@ impl Partial {
     }
 }
 
-/// A message of which not all has arrived.
+/// An incomplete message.
 #[derive(Debug)]
 struct Message {
     kind: MessageKind,
     compressed: bool,
     bytes: Vec<u8>,
-    /// How many of `bytes` are known to be UTF-8. Stays 0 in a binary or compressed message.
+    /// How many of `bytes` are verified UTF-8. Stays 0 in a binary or compressed message.
     verified: usize,
 }
 
 impl Message {
-    /// The first allocation, unless the message is smaller: saves byte-wise senders the smallest steps.
+    /// The minimum size of the first allocation, unless the message is smaller. Avoids the smallest steps for
+    /// clients that send byte by byte.
     const FIRST_CAPACITY: usize = 64;
 
-    /// Appends `piece`. The message will not have more than `ceiling` bytes in the end.
+    /// Appends `piece`. The complete message has at most `ceiling` bytes.
     fn extend(&mut self, piece: &[u8], ceiling: usize) -> Result<(), ProtocolError> {
         let needed = self.bytes.len() + piece.len();
         if needed > self.bytes.capacity() {
-            // Doubling keeps byte-wise feeding linear; the ceiling keeps doubling within the limit.
+            // Doubling keeps byte-wise input linear; the ceiling keeps the capacity within the limit.
             let doubled = self.bytes.capacity().saturating_mul(2).max(Self::FIRST_CAPACITY);
             let capacity = doubled.min(ceiling).max(needed);
             self.bytes.reserve_exact(capacity - self.bytes.len());
@@ -381,7 +382,7 @@ impl Message {
     }
 }
 
-/// Up to `N` bytes in place.
+/// An inline buffer of up to `N` bytes.
 #[derive(Debug)]
 struct Buffer<const N: usize> {
     bytes: [u8; N],
@@ -399,7 +400,7 @@ impl<const N: usize> Buffer<N> {
         self.bytes.split_at(self.length).0
     }
 
-    /// Appends as much of `more` as there is room for.
+    /// Appends as much of `more` as fits.
     fn extend(&mut self, more: &[u8]) {
         for (place, &byte) in self.bytes.iter_mut().skip(self.length).zip(more) {
             *place = byte;

@@ -1,12 +1,11 @@
-//! Permessage-deflate (RFC 7692): what is agreed on, messages made smaller, messages made whole again.
+//! Permessage-deflate (RFC 7692): negotiation, compression and decompression.
 //!
-//! A server's frame must not depend on the socket it goes to, or it could not be shared. So the answer to
-//! every offer is `server_no_context_takeover`: a message is compressed once, whoever is sent it. It is also
-//! `client_no_context_takeover`: no session keeps a window of 32 KiB for what its client may refer to. What
-//! compressing takes in memory is therefore held per thread, not per connection.
+//! Frames from the server must not depend on the socket, or they could not be shared. So the answer to every
+//! offer contains `server_no_context_takeover`: a message is compressed once for all recipients. It also
+//! contains `client_no_context_takeover`, so that no session keeps a window of 32 KiB for its client's
+//! back-references. The memory for compression is therefore per thread, not per connection.
 //!
-//! This module decides no policy: whether compression is offered, and from which size on, is said by whoever
-//! calls it.
+//! Contains no policy: callers decide whether to accept compression, and from which size on to compress.
 
 use std::cell::RefCell;
 
@@ -19,19 +18,19 @@ use super::{
     frame::{self, RSV1},
 };
 
-/// Which window a client takes compressed messages with (RFC 7692 §7.1.2.1).
+/// The window that a client accepts for compressed messages (RFC 7692 §7.1.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deflate {
-    /// Up to 32 KiB, the usual one.
+    /// Up to 32 KiB, the default.
     Wide,
-    /// 512 bytes, which is within whatever smaller window a client asks for.
+    /// 512 bytes, which is within any smaller window that a client asks for.
     Narrow,
 }
 
 impl Deflate {
-    /// Accepts the first offer that can be accepted, from the values of `Sec-WebSocket-Extensions` in their
-    /// order. Says what the answer's header is. An offer with a parameter that is unknown, repeated or out of
-    /// bounds is passed over (§7.1).
+    /// Accepts the first acceptable offer among the values of `Sec-WebSocket-Extensions`, in their order, and
+    /// returns the header of the answer. Skips offers with an unknown, repeated or out-of-range parameter
+    /// (§7.1).
     pub fn negotiate<'a>(mut offers: impl Iterator<Item = &'a str>) -> Option<(Self, HeaderValue)> {
         offers.find_map(Self::accept).map(|(deflate, bits)| {
             let plain = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
@@ -44,7 +43,7 @@ impl Deflate {
         })
     }
 
-    /// The window for one offer, and the bits to confirm if the client asked for any.
+    /// The window for one offer, and the bits to confirm if the client asked for a size.
     fn accept(offer: &str) -> Option<(Self, Option<u8>)> {
         let mut parts = offer.split(';').map(|part| part.trim_matches([' ', '\t']));
         if !parts.next()?.eq_ignore_ascii_case("permessage-deflate") {
@@ -84,7 +83,7 @@ impl Deflate {
     }
 }
 
-/// The parameters there are (§7.1), each at its place.
+/// The parameters (§7.1). The constants below are their indices.
 const PARAMETERS: [&str; 4] = [
     "server_no_context_takeover",
     "client_no_context_takeover",
@@ -97,7 +96,7 @@ const BITS_SERVER: usize = 2;
 const BITS_CLIENT: usize = 3;
 const NARROW_BITS: u8 = 9;
 
-/// A number of 8 to 15 without leading zeros (§7.1.2).
+/// A number from 8 to 15 without leading zeros (§7.1.2).
 fn window_bits(text: &str) -> Option<u8> {
     let bits = text.parse().ok().filter(|bits| (8..=15).contains(bits))?;
     (!text.starts_with(['0', '+'])).then_some(bits)
@@ -108,19 +107,19 @@ fn unquoted(value: &str) -> &str {
     value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value)
 }
 
-/// Fast, and on JSON within some per cent of the slower ones.
+/// Fast, and on JSON within a few per cent of the slower levels.
 const LEVEL: Compression = Compression::new(3);
-/// Ends what a flush writes; not sent (§7.2.1).
+/// The end of what a flush writes; it is not sent (§7.2.1).
 const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 
 thread_local! {
-    // Some hundred KiB of tables each, which no message should have to pay for, and no connection either.
+    // Tables of some hundred KiB each, too much to allocate per message or to keep per connection.
     static DEFLATERS: RefCell<[Option<Compress>; 2]> = const { RefCell::new([None, None]) };
     static INFLATER: RefCell<Option<Decompress>> = const { RefCell::new(None) };
 }
 
-/// The same message as `frame`, an unmasked, unfragmented data frame, but compressed; or `frame` itself,
-/// where that would not make it smaller.
+/// The compressed form of `frame`, an unmasked, unfragmented data frame; or `frame` itself if compression
+/// does not make it smaller.
 pub fn compressed(frame: &Bytes, deflate: Deflate) -> Bytes {
     let Some((opcode, payload)) = frame::opened(frame) else { return frame.clone() };
     let mut body = Vec::with_capacity(payload.len() / 2 + 64);
@@ -134,7 +133,7 @@ pub fn compressed(frame: &Bytes, deflate: Deflate) -> Bytes {
             let taken = usize::try_from(compress.total_in()).unwrap_or(usize::MAX);
             let rest = payload.get(taken..).unwrap_or_default();
             let status = compress.compress_vec(rest, &mut body, FlushCompress::Sync);
-            // With room left, everything has been written.
+            // If room is left, everything has been written.
             if status.is_err() || body.len() < body.capacity() {
                 break;
             }
@@ -155,23 +154,24 @@ pub fn compressed(frame: &Bytes, deflate: Deflate) -> Bytes {
     smaller.freeze()
 }
 
-/// How long a message of at most `max_message` bytes may be when it is compressed: what cannot be made
-/// smaller grows by some bytes per block.
+/// The maximum compressed length of a message of at most `max_message` bytes: incompressible data grows by a
+/// few bytes per block.
 pub(super) const fn longest(max_message: usize) -> usize {
     max_message.saturating_add(max_message / 1024).saturating_add(16)
 }
 
-/// Up to this size a message may be compressed as well as it can be.
+/// Up to this size, a message may have any compression ratio.
 const FREE_OF_RATIO: usize = 64 * 1024;
-/// How many times its compressed size a larger message may have. Deflate reaches 1,032 times, with zeros;
-/// repetitive JSON some dozens.
+/// The maximum compression ratio of larger messages. Deflate reaches 1,032 for zeros, and a few dozen for
+/// repetitive JSON.
 const MAX_RATIO: usize = 200;
-/// How much is inflated between two looks at the bounds.
+/// How many bytes are inflated between two checks of the bounds.
 const STEP: usize = 16 * 1024;
 
-/// The message that `compressed` is the whole of (§7.2.2), if it has at most `max_message` bytes.
+/// Inflates the complete compressed message (§7.2.2) to at most `max_message` bytes.
 ///
-/// `pay` is told of the bytes as the message grows, some at a time. Where it says no, the message must end there.
+/// `pay` receives the number of new bytes as the message grows. If it returns false, the message must end
+/// there.
 pub(super) fn inflated(
     compressed: &[u8],
     max_message: usize,
@@ -185,7 +185,7 @@ pub(super) fn inflated(
         inflater.reset(false);
         for mut input in [compressed, &TAIL] {
             while !input.is_empty() {
-                // One byte beyond the bound is enough to know that it is broken.
+                // One byte beyond the bound is enough to detect the violation.
                 let step = STEP.min(most.saturating_add(1).saturating_sub(message.len()));
                 message.reserve(step);
                 let (read, written) = (inflater.total_in(), message.len());
@@ -209,7 +209,8 @@ pub(super) fn inflated(
                     may_grow = pay(grown);
                 }
                 if status == Status::StreamEnd {
-                    // A client may end its stream with a message (§7.2.3.4); what follows begins a new one.
+                    // A client may end the DEFLATE stream within a message (§7.2.3.4); what follows starts a
+                    // new one.
                     inflater.reset(false);
                 } else if taken == 0 && message.len() == written {
                     return Err(ProtocolError::InvalidCompression);
@@ -331,7 +332,7 @@ mod tests {
     fn messages_do_not_depend_on_each_other() {
         let small = frame(0xc1, b"\xf2\x48\xcd\xc9\xc9\x07\x00");
         assert_eq!(seen(&[&small[..], &small].concat(), 64), [hello(), hello()].concat());
-        // "Hello" again, as a reference to the message before (§7.2.3.2): there is no window to look into.
+        // "Hello" again as a reference to the message before (§7.2.3.2), but no window is kept.
         let referring = frame(0xc1, b"\xf2\x00\x11\x00\x00");
         let broken = [hello(), vec![Seen::Error(ProtocolError::InvalidCompression)]].concat();
         assert_eq!(seen(&[small, referring].concat(), 64), broken);
@@ -373,7 +374,7 @@ mod tests {
         assert_eq!(seen(&bomb(1 << 20), 16 << 20), [Seen::Error(too_well)]);
     }
 
-    /// Inflated at nobody's expense.
+    /// Inflates without an allowance.
     fn free(compressed: &[u8], max_message: usize) -> Result<Vec<u8>, ProtocolError> {
         inflated(compressed, max_message, &mut |_| true)
     }
@@ -394,13 +395,13 @@ mod tests {
             (message.map(|message| message.len()), paid, asked)
         };
         assert_eq!(inflate(60_000), (Ok(60_000), 60_000, 60_000));
-        // Most of it is never made.
+        // Most of the message is never inflated.
         for allowance in [0, 1_000, 30_000] {
             let (message, paid, asked) = inflate(allowance);
             assert_eq!(message, Err(ProtocolError::NotPaidFor));
             assert!(paid <= allowance && asked <= allowance + 2 * STEP, "{paid} of {asked} bytes were paid");
         }
-        // Who gets what is there already needs no more of it to be told so.
+        // A message that needs no more allowance is returned, although the allowance is used up.
         let small = compressed(&encode(Opcode::Binary, &[7; 500]), Deflate::Wide);
         let (_, body) = frame::opened(&[&[small[0] & !RSV1], &small[1..]].concat())
             .map(|(opcode, body)| (opcode, body.to_vec()))
@@ -436,7 +437,7 @@ mod tests {
             narrow in any::<bool>(),
             text in any::<bool>(),
         ) {
-            // Longer than either window, every now and then.
+            // Longer than either window now and then.
             let message = words.concat().repeat(1 + words.len() % 50);
             let deflate = if narrow { Deflate::Narrow } else { Deflate::Wide };
             let opcode = if text { Opcode::Text } else { Opcode::Binary };

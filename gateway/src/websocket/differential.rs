@@ -1,15 +1,15 @@
-//! The decoder beside an independent one, `tungstenite`, on the same streams.
+//! Compares the decoder with an independent one, `tungstenite`, on the same streams.
 //!
-//! Both must see the same messages, and both must refuse a stream or neither. These differences are
+//! Both must see the same messages, and either both refuse a stream or neither. These differences are
 //! deliberate:
 //!
-//! - **When.** This decoder refuses with the first byte that breaks a rule, `tungstenite` when the frame
-//!   is complete. Where only this decoder has refused, the stream is continued until the frame must be
-//!   complete, and `tungstenite` must refuse it then, having seen nothing more.
-//! - **Lengths that are not minimal** are refused here, as §5.2 demands ("the minimal number of bytes
-//!   MUST be used"); `tungstenite` takes them. In a control frame that is
-//!   [`ProtocolError::ControlTooLong`] here, since the extended forms mean more than 125 bytes.
-//! - **Close code 1014** (bad gateway) is taken here, because IANA has assigned it; `tungstenite` refuses
+//! - **When.** This decoder refuses at the first byte that breaks a rule, `tungstenite` when the frame is
+//!   complete. If only this decoder has refused, the test continues the stream until the frame must be
+//!   complete; `tungstenite` must then refuse it without having seen anything more.
+//! - **Lengths that are not minimal** are refused here, as §5.2 requires ("the minimal number of bytes MUST
+//!   be used"); `tungstenite` accepts them. In a control frame the error is
+//!   [`ProtocolError::ControlTooLong`], because the extended forms mean more than 125 bytes.
+//! - **Close code 1014** (bad gateway) is accepted here, because IANA has assigned it; `tungstenite` refuses
 //!   it.
 
 use std::io::{self, Cursor, Read, Write};
@@ -96,7 +96,7 @@ fn theirs(stream: &[u8]) -> (Vec<Seen>, End) {
             Ok(Message::Binary(bytes)) => seen.push(Seen::Binary(bytes.to_vec())),
             Ok(Message::Ping(bytes)) => seen.push(Seen::Ping(bytes.to_vec())),
             Ok(Message::Pong(bytes)) => seen.push(Seen::Pong(bytes.to_vec())),
-            // How it reports a code that may not be sent.
+            // `tungstenite` reports forbidden close codes this way.
             Ok(Message::Close(Some(frame)))
                 if frame.code == CloseCode::Protocol && frame.reason.as_str() == "Protocol violation" =>
             {
@@ -118,7 +118,7 @@ fn theirs(stream: &[u8]) -> (Vec<Seen>, End) {
     }
 }
 
-/// A stream that can be read; what is written to it is forgotten.
+/// A readable stream that discards what is written to it.
 struct Wire<'a>(Cursor<&'a [u8]>);
 
 impl Read for Wire<'_> {

@@ -1,10 +1,10 @@
-//! Each way a client can break the protocol.
+//! The ways in which a client can violate the protocol.
 
 use super::CloseCode;
 
-/// What a client did that RFC 6455 forbids.
+/// A violation of RFC 6455 by a client.
 ///
-/// The text says what was wrong and what was expected; it quotes nothing the client sent but numbers and
+/// The text says what was wrong and what was expected. It quotes nothing from the client except numbers, and
 /// fits into a close frame's reason (123 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ProtocolError {
@@ -20,37 +20,37 @@ pub enum ProtocolError {
     /// §5.5: a control frame's payload has at most 125 bytes.
     #[error("a control frame is too long: expected at most 125 bytes of payload")]
     ControlTooLong,
-    /// §5.4: a continuation continues something.
+    /// §5.4: a continuation frame must continue a message.
     #[error("a continuation frame came first: expected a text or binary frame to begin a message")]
     UnexpectedContinuation,
-    /// §5.4: a message is not begun inside another one.
+    /// §5.4: a message must not begin inside another one.
     #[error("a new message began inside a fragmented one: expected a continuation frame")]
     ExpectedContinuation,
-    /// §5.1: a client masks every frame.
+    /// §5.1: a client must mask every frame.
     #[error("a frame is not masked: expected every client frame to be masked")]
     Unmasked,
-    /// §5.2: the shortest form of a length is used.
+    /// §5.2: a length must use the shortest form.
     #[error("a payload length is not written in its shortest form: expected the minimal encoding")]
     LengthNotMinimal,
     /// §5.2: the most significant bit of a 64-bit length is 0.
     #[error("a 64-bit payload length has its top bit set: expected less than 2^63")]
     LengthTopBit,
-    /// §7.4.1, code 1009: the message is larger than this server takes.
+    /// §7.4.1, code 1009: the message is larger than the server accepts.
     #[error("the message is too big: expected at most {limit} bytes")]
     MessageTooBig {
-        /// The largest message taken, in bytes.
+        /// The largest accepted message, in bytes.
         limit: usize,
     },
     /// RFC 7692 §7.2.2: a compressed message is a DEFLATE stream.
     #[error("a compressed message is not valid: expected DEFLATE data")]
     InvalidCompression,
-    /// A small message that would fill much memory.
+    /// A small message that would inflate to far more memory.
     #[error("a message is compressed too well: expected at most {limit} times its compressed size")]
     CompressedTooWell {
-        /// The largest ratio taken.
+        /// The largest accepted ratio.
         limit: usize,
     },
-    /// Whoever reads the messages has refused to let a compressed one grow any further.
+    /// The caller refuses to let a compressed message grow any further.
     #[error("a compressed message is more than the client may send now: expected less")]
     NotPaidFor,
     /// §8.1: a text message is UTF-8.

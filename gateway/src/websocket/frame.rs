@@ -1,8 +1,8 @@
 //! The layout of a frame (RFC 6455 §5.2), in both directions.
 //!
-//! Towards the client a frame is never masked and never fragmented, so its bytes depend on nothing but
-//! the message: one [`encode`] serves every socket. From the client this module reads headers and
-//! unmasks; what a sequence of frames means is for the [decoder](super::decoder).
+//! Frames to clients are never masked or fragmented, so their bytes depend only on the message: one
+//! [`encode`] serves every socket. For frames from clients, this module parses headers and unmasks payloads;
+//! the [decoder](super::decoder) handles sequences of frames.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -18,11 +18,11 @@ const RSV2_RSV3: u8 = 0x30;
 const OPCODE: u8 = 0x0f;
 const MASKED: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
-/// In the seven bits of the length: the length follows in two bytes, or in eight.
+/// Values of the 7-bit length: the length follows in two or in eight bytes.
 const LENGTH_16: u8 = 126;
 const LENGTH_64: u8 = 127;
 
-/// What a frame to be sent is.
+/// The kind of a frame to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Opcode {
@@ -32,9 +32,9 @@ pub enum Opcode {
     Binary = 2,
     /// The closing handshake; see [`close_frame`](super::close_frame).
     Close = 8,
-    /// A sign of life is asked for.
+    /// Asks the peer for a sign of life.
     Ping = 9,
-    /// A sign of life.
+    /// The answer to a ping, or an unsolicited sign of life.
     Pong = 10,
 }
 
@@ -44,9 +44,10 @@ impl Opcode {
     }
 }
 
-/// One unmasked frame, header and payload contiguous, to be shared by any number of sockets.
+/// Encodes one unmasked frame with contiguous header and payload, to share between any number of sockets.
 ///
-/// A control frame's payload is cut to [`MAX_CONTROL_PAYLOAD`], so that the result is always a frame.
+/// The payload of a control frame is truncated to [`MAX_CONTROL_PAYLOAD`], so the result is always a valid
+/// frame.
 pub fn encode(opcode: Opcode, payload: &[u8]) -> Bytes {
     let payload = match payload.get(..MAX_CONTROL_PAYLOAD) {
         Some(allowed) if opcode.is_control() => allowed,
@@ -70,14 +71,14 @@ pub fn pong(payload: &[u8]) -> Bytes {
 }
 
 /// The header of an unmasked, unfragmented frame with a payload of `length` bytes, for payloads that are
-/// written from where they lie.
+/// written separately.
 ///
 /// For a control frame `length` must be at most [`MAX_CONTROL_PAYLOAD`].
 pub fn header(opcode: Opcode, length: usize) -> Header {
     debug_assert!(!opcode.is_control() || length <= MAX_CONTROL_PAYLOAD, "{opcode:?} of {length} bytes");
     let mut header = Header { bytes: [0; Header::MAX_BYTES], length: 0 };
     header.push(&[FIN | opcode as u8]);
-    // The arms take the shortest form that fits (§5.2).
+    // The match arms choose the shortest form that fits (§5.2).
     match (u8::try_from(length), u16::try_from(length)) {
         (Ok(short @ ..LENGTH_16), _) => header.push(&[short]),
         (_, Ok(medium)) => {
@@ -103,7 +104,7 @@ impl Header {
     /// The longest header, in bytes.
     pub const MAX_BYTES: usize = 10;
 
-    /// The header as it is written on the wire.
+    /// The header as sent on the wire.
     pub fn as_slice(&self) -> &[u8] {
         self.bytes.split_at(usize::from(self.length)).0
     }
@@ -118,7 +119,7 @@ impl Header {
     }
 }
 
-/// The kind and the payload of a whole unmasked text or binary frame, as [`encode`] makes it.
+/// The kind and the payload of a complete unmasked text or binary frame, as [`encode`] creates it.
 pub(super) fn opened(frame: &[u8]) -> Option<(Opcode, &[u8])> {
     let (&first, rest) = frame.split_first()?;
     let opcode = match first {
@@ -131,7 +132,7 @@ pub(super) fn opened(frame: &[u8]) -> Option<(Opcode, &[u8])> {
     (payload.len() as u64 == length).then_some((opcode, payload))
 }
 
-/// What a client's frame is.
+/// The kind of a frame from a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FrameKind {
     /// The first or only frame of a message.
@@ -155,21 +156,21 @@ pub(super) enum ControlKind {
     Pong,
 }
 
-/// What has arrived of a message whose last fragment has not come.
+/// The state of a message whose last fragment has not arrived.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OpenMessage {
     pub bytes: usize,
     pub compressed: bool,
 }
 
-/// The header of a frame from a client; valid in itself and at its place in the stream.
+/// The header of a frame from a client, valid in itself and at its place in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ClientHeader {
     pub kind: FrameKind,
     pub fin: bool,
-    /// Whether it begins a compressed message.
+    /// Whether the frame begins a compressed message.
     pub compressed: bool,
-    /// Bytes of payload still to come.
+    /// Payload bytes that have not arrived yet.
     pub length: usize,
     pub mask: Mask,
 }
@@ -178,13 +179,14 @@ impl ClientHeader {
     /// The longest header of a masked frame, in bytes.
     pub const MAX_BYTES: usize = 14;
 
-    /// Reads the header at the start of `bytes`, and says how many bytes it has. `None`: more are needed.
+    /// Parses the header at the start of `bytes` and returns it with its length. `None` if more bytes are
+    /// needed.
     ///
-    /// `open` is the message that a fragment has begun and none has ended; `deflate` says whether messages may
-    /// be compressed.
+    /// `open` is the fragmented message in progress, if any. `deflate` tells whether messages may be
+    /// compressed.
     ///
-    /// Every rule is checked with the byte that breaks it and in the order of the bytes, so that the
-    /// verdict does not depend on how the stream was split.
+    /// Checks the rules byte by byte, in the order of the bytes, so that the result does not depend on how
+    /// the stream was split.
     pub fn parse(
         bytes: &[u8],
         open: Option<OpenMessage>,
@@ -218,9 +220,9 @@ impl ClientHeader {
     }
 }
 
-/// FIN, RSV and opcode.
+/// Parses FIN, RSV and opcode.
 fn first_byte(byte: u8, message_open: bool, deflate: bool) -> Result<(FrameKind, bool), ProtocolError> {
-    // Only the first frame of a message may say that it is compressed (RFC 7692 §6.1).
+    // Only the first frame of a message may be marked as compressed (RFC 7692 §6.1).
     let may_be_compressed = deflate && matches!(byte & OPCODE, 1 | 2);
     if byte & RSV2_RSV3 != 0 || (byte & RSV1 != 0 && !may_be_compressed) {
         return Err(ProtocolError::ReservedBits);
@@ -243,7 +245,7 @@ fn first_byte(byte: u8, message_open: bool, deflate: bool) -> Result<(FrameKind,
     }
 }
 
-/// The payload length and what follows it. `None`: more bytes are needed.
+/// The payload length and the rest of the input. `None` if more bytes are needed.
 fn extended_length(short: u8, rest: &[u8]) -> Result<Option<(u64, &[u8])>, ProtocolError> {
     let (length, shortest, rest) = match short {
         LENGTH_16 => match rest.split_first_chunk() {
@@ -265,21 +267,21 @@ fn extended_length(short: u8, rest: &[u8]) -> Result<Option<(u64, &[u8])>, Proto
     Ok(Some((length, rest)))
 }
 
-/// A masking key (§5.3), turned so that its first byte is the next one to use.
+/// A masking key (§5.3), rotated so that its first byte is the next one to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mask(pub [u8; 4]);
 
 impl Mask {
-    /// Masks or unmasks `payload` and turns the key by as many bytes.
+    /// Masks or unmasks `payload` and rotates the key by its length.
     pub fn apply(&mut self, payload: &mut [u8]) {
         let [a, b, c, d] = self.0;
         let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-        // Whole words of eight bytes: the compiler turns this loop into vector instructions.
+        // Whole words of eight bytes; the compiler vectorizes this loop.
         let (words, tail) = payload.as_chunks_mut();
         for word in words {
             *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
         }
-        // A word is a multiple of the key, so the tail begins with the key's first byte.
+        // A word is a multiple of the key, so the tail starts with the key's first byte.
         for (byte, key) in tail.iter_mut().zip([a, b, c, d, a, b, c]) {
             *byte ^= key;
         }

@@ -1,7 +1,7 @@
 //! The opening handshake (RFC 6455 §4.2), as pure functions on HTTP types.
 //!
-//! Who may connect, from which `Origin` and with which subprotocol, is decided elsewhere; this module
-//! only knows whether a request is a correct WebSocket handshake and what the answer to it is.
+//! Decides only whether a request is a valid WebSocket handshake, and what the answer is. Who may connect,
+//! from which `Origin` and with which subprotocol, is decided elsewhere.
 
 use aws_lc_rs::digest;
 use base64::{
@@ -19,12 +19,12 @@ use http::{
 
 use super::Deflate;
 
-/// The only version there is.
+/// The only supported version of the protocol.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("upgrade");
 
-/// A correct handshake, ready to be answered.
+/// A valid handshake, ready to be answered.
 #[derive(Clone, Debug)]
 pub struct Handshake<'a> {
     /// The value of `Sec-WebSocket-Accept` (§4.2.2).
@@ -35,19 +35,19 @@ pub struct Handshake<'a> {
 impl<'a> Handshake<'a> {
     /// The subprotocols the client offers, in its order of preference.
     ///
-    /// Empty elements and header lines that are not visible ASCII are passed over.
+    /// Skips empty elements, and header lines that are not visible ASCII.
     pub fn protocols(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         elements(self.headers, &SEC_WEBSOCKET_PROTOCOL)
     }
 
-    /// What permessage-deflate is agreed on if this side offers it, and the header that confirms it.
+    /// Negotiates permessage-deflate: the agreed parameters and the header that confirms them.
     pub fn deflate(&self) -> Option<(Deflate, HeaderValue)> {
         Deflate::negotiate(elements(self.headers, &SEC_WEBSOCKET_EXTENSIONS))
     }
 
-    /// The answer that makes the connection a WebSocket: 101, choosing `protocol` if there is one.
+    /// The 101 response that makes the connection a WebSocket. Selects `protocol` if it is given.
     ///
-    /// `protocol` must be one of [`protocols`](Self::protocols): a client fails the connection otherwise
+    /// `protocol` must be one of [`protocols`](Self::protocols); otherwise the client fails the connection
     /// (§4.1).
     pub fn response(&self, protocol: Option<HeaderValue>) -> Response<()> {
         let mut response = Response::new(());
@@ -63,16 +63,16 @@ impl<'a> Handshake<'a> {
     }
 }
 
-/// Why a request is not a correct handshake. The text says what was expected.
+/// Why a request is not a valid handshake. The text says what was expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// §4.2.1, 1: the method is GET.
+    /// §4.2.1, 1: the method must be GET.
     #[error("a WebSocket handshake was expected to be a GET request")]
     Method,
-    /// §4.2.1, 1: HTTP/1.1. (RFC 8441, over HTTP/2, is not spoken.)
+    /// §4.2.1, 1: HTTP/1.1. (RFC 8441, over HTTP/2, is not supported.)
     #[error("a WebSocket handshake was expected to be HTTP/1.1")]
     HttpVersion,
-    /// §4.2.1, 2: the authority is named.
+    /// §4.2.1, 2: the authority is required.
     #[error("expected exactly one Host header")]
     Host,
     /// §4.2.1, 3.
@@ -87,8 +87,8 @@ pub enum HandshakeError {
     /// §4.2.1, 5: the key, 16 bytes in base64.
     #[error("expected exactly one Sec-WebSocket-Key header with 16 bytes in base64")]
     Key,
-    /// A body would stand between the handshake and the first frame, and two readers might not agree on where
-    /// it ends.
+    /// A body would be between the handshake and the first frame, and two parsers might not agree on where it
+    /// ends.
     #[error("a WebSocket handshake was expected to have no body")]
     Body,
 }
@@ -105,8 +105,8 @@ impl HandshakeError {
         }
     }
 
-    /// The headers that belong to the refusal: `Allow` with 405 (RFC 9110 §15.5.6), `Upgrade` with 426
-    /// (§15.5.22) and the version spoken here (RFC 6455 §4.4).
+    /// The headers of the refusal: `Allow` with 405 (RFC 9110 §15.5.6), `Upgrade` with 426 (§15.5.22), and
+    /// the supported version (RFC 6455 §4.4).
     pub fn headers(self) -> HeaderMap {
         match self {
             Self::Method => HeaderMap::from_iter([(ALLOW, HeaderValue::from_static("GET"))]),
@@ -122,11 +122,10 @@ impl HandshakeError {
     }
 }
 
-/// Whether a request means to open a WebSocket, correctly or not: it asks for the upgrade, or it carries
-/// a key.
+/// Whether a request tries to open a WebSocket, correctly or not: it asks for the upgrade, or it has a key.
 ///
-/// The key counts because a proxy that is not set up for WebSocket removes `Upgrade` and `Connection` but
-/// not the key: [`accept`] can then tell the client what is missing.
+/// The key counts because a proxy that is not configured for WebSocket removes `Upgrade` and `Connection` but
+/// not the key. [`accept`] can then tell the client what is missing.
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
     names(headers, &UPGRADE, "websocket") || headers.contains_key(SEC_WEBSOCKET_KEY)
 }
@@ -157,7 +156,7 @@ pub fn accept<'a>(
     if !names(headers, &CONNECTION, "upgrade") {
         return Err(HandshakeError::Connection);
     }
-    // Before the key: a client of another version is told so even if its key looks different.
+    // Before the key, so that a client of another version is told so even if its key looks different.
     if only(headers, &SEC_WEBSOCKET_VERSION) != Some(&VERSION) {
         return Err(HandshakeError::Version);
     }
@@ -165,7 +164,7 @@ pub fn accept<'a>(
     Ok(Handshake { accept: accept_value(key), headers })
 }
 
-/// The answer to a client's key: SHA-1 of the key and a fixed text, in base64 (§4.2.2, 5.4).
+/// The response to a client's key: SHA-1 of the key and a fixed text, in base64 (§4.2.2, 5.4).
 fn accept_value(key: &HeaderValue) -> HeaderValue {
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(key.as_bytes());
@@ -175,25 +174,25 @@ fn accept_value(key: &HeaderValue) -> HeaderValue {
 
 /// Whether `key` is 16 bytes in base64.
 fn is_key(key: &HeaderValue) -> bool {
-    // Keys made by hand often end in bits that a strict decoder refuses, and nothing depends on them.
+    // Handwritten keys often end in bits that a strict decoder refuses. Nothing depends on these bits.
     const LENIENT: GeneralPurpose =
         GeneralPurpose::new(&ALPHABET, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
     let mut bytes = [0; 18];
     key.len() == 24 && LENIENT.decode_slice(key.as_bytes(), &mut bytes) == Ok(16)
 }
 
-/// The value of a header that is there exactly once.
+/// The value of a header that occurs exactly once.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }
 
-/// Whether the list in the header `name` has the element `wanted`, in any case of letters.
+/// Whether the list in the header `name` contains `wanted`, regardless of case.
 fn names(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
     elements(headers, name).any(|element| element.eq_ignore_ascii_case(wanted))
 }
 
-/// The elements of a comma-separated list that may be spread over several header lines (RFC 9110 §5.6.1).
+/// The elements of a comma-separated list, which may span several header lines (RFC 9110 §5.6.1).
 fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
     headers
         .get_all(name)

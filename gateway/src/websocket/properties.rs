@@ -1,4 +1,4 @@
-//! What holds for every stream, whatever it says and however it is divided.
+//! Properties of every stream, whatever it contains and however it is split.
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ use super::{
 
 const LIMIT: usize = 8192;
 
-/// What a decoder may own beyond the bytes of one message: its box.
+/// The decoder's maximum heap use in addition to the bytes of one message: its box.
 const FIXED_HEAP: usize = 320;
 
 proptest! {
@@ -32,7 +32,7 @@ proptest! {
         prop_assert_eq!(&decode(stream.chunks(1), LIMIT), &in_one_piece);
     }
 
-    /// Each prefix has the same beginning as the whole: no verdict waits for bytes that come later.
+    /// A prefix gives the first events of the whole stream: no result depends on later bytes.
     #[test]
     fn what_was_seen_is_never_taken_back(stream in any_stream(), cut: prop::sample::Index) {
         let whole = decode([&stream[..]], LIMIT);
@@ -90,7 +90,7 @@ proptest! {
         prop_assert_eq!(unmasked, expected);
     }
 
-    /// The standard library is the judge, asked after each piece.
+    /// Compares with the standard library after each piece.
     #[test]
     fn utf8_is_judged_with_each_piece(
         text in ".{0,80}",
@@ -119,7 +119,7 @@ proptest! {
     }
 }
 
-/// A server's frame as a client would send it.
+/// Masks a server's frame as a client would.
 fn masked(frame: &[u8], mask: [u8; 4]) -> Vec<u8> {
     let header_size = match frame[1] {
         126 => 4,

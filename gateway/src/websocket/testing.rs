@@ -1,10 +1,10 @@
-//! A client in miniature for the tests: it masks frames, writes down events and makes up streams.
+//! A small test client: masks frames, records events and generates streams.
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::{Decoder, Event, ProtocolError};
 
-/// An event that outlives its input.
+/// An event that does not borrow from its input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     Text(String),
@@ -31,7 +31,7 @@ impl From<Event<'_>> for Seen {
     }
 }
 
-/// Feeds one input and appends what is seen. Returns whether the decoder still goes on.
+/// Feeds one input and appends the events. Returns whether the decoder continues.
 pub(super) fn feed(decoder: &mut Decoder, input: &[u8], max_message: usize, seen: &mut Vec<Seen>) -> bool {
     let mut input = input.to_vec();
     let mut feed = decoder.feed(&mut input, max_message);
@@ -78,12 +78,12 @@ pub(super) fn client_frame(first_byte: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Sizes of the pieces in which a stream arrives.
+/// Sizes of the pieces into which a stream is split.
 pub(super) fn piece_sizes() -> impl Strategy<Value = Vec<usize>> {
     vec(prop_oneof![3 => 1..8_usize, 2 => 8..200_usize, 1 => 200..4000_usize], 1..8)
 }
 
-/// `stream` in pieces of `sizes`, over and over.
+/// Splits `stream` into pieces of `sizes`, repeated as often as needed.
 pub(super) fn divide<'a>(mut stream: &'a [u8], sizes: &[usize]) -> impl Iterator<Item = &'a [u8]> {
     let mut sizes = sizes.iter().cycle();
     std::iter::from_fn(move || {
@@ -93,7 +93,7 @@ pub(super) fn divide<'a>(mut stream: &'a [u8], sizes: &[usize]) -> impl Iterator
     })
 }
 
-/// A stream that breaks no rule, and what must be seen of it.
+/// A valid stream and the expected events.
 pub(super) fn valid_stream() -> impl Strategy<Value = (Vec<u8>, Vec<Seen>)> {
     let close = prop_oneof![
         Just(None),
@@ -151,8 +151,8 @@ fn valid_message() -> impl Strategy<Value = (Vec<u8>, Vec<Seen>)> {
     })
 }
 
-/// A stream that may break any rule anywhere: frames that are right, frames that are only well-formed,
-/// junk, and a few bytes changed at the end.
+/// A stream that may break any rule anywhere: valid frames, frames that are only well-formed, junk, and a few
+/// changed bytes.
 pub(super) fn any_stream() -> impl Strategy<Value = Vec<u8>> {
     let first_byte = prop_oneof![
         8 => prop::sample::select(vec![0x00_u8, 0x80, 0x01, 0x81, 0x02, 0x82, 0x88, 0x89, 0x8a]),
@@ -162,7 +162,7 @@ pub(super) fn any_stream() -> impl Strategy<Value = Vec<u8>> {
         2 => vec(any::<u8>(), 0..140),
         2 => ".{0,60}".prop_map(String::into_bytes),
         1 => vec(any::<u8>(), 1800..2300),
-        // Close codes and texts that end inside a character.
+        // Close codes, and texts that end inside a character.
         1 => (980..1030_u16, ".{0,10}").prop_map(|(code, text)| [&code.to_be_bytes(), text.as_bytes()].concat()),
         1 => (".{0,40}", 0..4_usize).prop_map(|(text, less)| {
             let mut text = (text + "\u{1f30a}").into_bytes();

@@ -1,4 +1,4 @@
-//! RFC 6455 rule by rule; the section is in each name.
+//! The rules of RFC 6455, one by one. Test names contain the section.
 
 use super::{
     CloseCode, CloseFrame, Decoder, Event, Opcode, Payload, ProtocolError, close_frame, encode, header, ping,
@@ -23,7 +23,7 @@ fn error(error: ProtocolError) -> Vec<Seen> {
     vec![Seen::Error(error)]
 }
 
-/// Asserts what is seen of `stream`, in one piece and byte by byte.
+/// Asserts what the decoder sees of `stream`, in one piece and byte by byte.
 #[track_caller]
 fn check(stream: &[u8], expected: &[Seen]) {
     assert_eq!(decode([stream], LIMIT), expected, "in one piece");
@@ -54,7 +54,7 @@ fn section_5_7_examples() {
         &[0x8a, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58],
         &[Seen::Pong(b"Hello".into())],
     );
-    // What the server sends.
+    // Frames from the server.
     assert_eq!(&encode(Opcode::Text, b"Hello")[..], [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
     assert_eq!(&ping(b"Hello")[..], [0x89, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
     assert_eq!(header(Opcode::Binary, 256).as_slice(), [0x82, 0x7e, 0x01, 0x00]);
@@ -234,7 +234,7 @@ fn section_7_4_1_message_limit_is_compared_with_the_announced_length() {
     let limit = 1000;
     let too_big = error(ProtocolError::MessageTooBig { limit });
     assert_eq!(decode([&client_frame(BINARY, &[1; 1000])[..]], limit), [Seen::Binary(vec![1; 1000])]);
-    // 1001 bytes are announced: refused before the mask, let alone the payload.
+    // The frame announces 1001 bytes: refused before the mask, long before the payload.
     assert_eq!(decode([&[BINARY, 0xfe, 0x03, 0xe9][..]], limit), too_big);
     assert_eq!(decode([&client_frame(TEXT, b"a")[..2]], 0), error(ProtocolError::MessageTooBig { limit: 0 }));
     assert_eq!(decode([&client_frame(TEXT, b"")[..]], 0), [text("")]);
@@ -249,7 +249,7 @@ fn section_7_4_1_message_limit_is_compared_with_the_announced_length() {
     assert_eq!(decode([&overflows[..]], limit), too_big);
 }
 
-/// Sequences that are wrong at their last byte (Unicode 15, table 3-7), and not before.
+/// Sequences that become invalid with their last byte (Unicode 15, table 3-7).
 const WRONG_AT_LAST_BYTE: [&[u8]; 19] = [
     b"\x80",
     b"\xbf",
@@ -275,11 +275,11 @@ const WRONG_AT_LAST_BYTE: [&[u8]; 19] = [
 #[test]
 fn section_8_1_wrong_utf8_is_refused_at_the_byte_that_makes_it_wrong() {
     for wrong in WRONG_AT_LAST_BYTE {
-        // In a frame that announces more than it sends.
+        // In a frame that announces more than it has sent so far.
         let mut stream = client_frame(TEXT, &[wrong, &[b'a'; 100]].concat());
         stream.truncate(6 + wrong.len());
         refused_at_last_byte(&stream, ProtocolError::InvalidUtf8);
-        // In a later fragment, the sequence divided in every way over two fragments.
+        // In a later fragment, with the sequence split between two fragments in every way.
         for cut in 0..wrong.len() {
             let (before, after) = wrong.split_at(cut);
             let mut second = client_frame(0x00, &[after, &[b'a'; 100]].concat());
@@ -310,7 +310,7 @@ fn section_8_1_a_message_does_not_end_inside_a_character() {
         check(&client_frame(TEXT, unfinished), &error(ProtocolError::InvalidUtf8));
         let stream = [client_frame(0x01, unfinished), client_frame(0x80, b"")].concat();
         check(&stream, &error(ProtocolError::InvalidUtf8));
-        // As long as the message goes on, its rest may come.
+        // While the message is incomplete, the rest of the character may still arrive.
         let stream = [client_frame(0x01, unfinished), client_frame(0x00, b"")].concat();
         check(&stream, &[]);
     }
@@ -364,7 +364,7 @@ fn an_idle_decoder_is_small_and_owns_nothing() {
     assert_eq!(seen.len(), 3);
     assert_eq!(decoder.heap_bytes(), 0);
 
-    // Whatever is left behind by a close or an error goes too.
+    // A close or an error also frees an incomplete message.
     for end in [client_frame(CLOSE, b""), vec![0xff]] {
         let mut decoder = Decoder::new();
         feed(&mut decoder, &client_frame(0x02, &[0; 5000]), LIMIT, &mut seen);
@@ -433,7 +433,7 @@ fn encoded_frames_have_the_shortest_header() {
         assert_eq!(header(Opcode::Text, length).as_slice(), expected);
         assert_eq!(frame, [expected, &payload].concat());
     }
-    // A control frame stays one.
+    // Stays a valid control frame.
     assert_eq!(pong(&[1; 126]), [&[0x8a, 125][..], &[1; 125]].concat());
 }
 

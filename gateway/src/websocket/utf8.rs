@@ -1,17 +1,17 @@
-//! UTF-8 of text messages (RFC 6455 §8.1), whole or in pieces.
+//! UTF-8 validation of text messages (RFC 6455 §8.1), whole or in pieces.
 
 use super::ProtocolError;
 
-/// Verifies a text that is all there.
+/// Validates a complete text.
 pub(super) fn verify(text: &[u8]) -> Result<(), ProtocolError> {
     simdutf8::basic::from_utf8(text).map(|_| ()).map_err(|_| ProtocolError::InvalidUtf8)
 }
 
-/// Verifies a text that grows at its end, of which the first `verified` bytes are known to be good.
+/// Validates a text that grows at its end, whose first `verified` bytes are already valid.
 ///
-/// Returns how many bytes are good now: all, or all but the first 1 to 3 bytes of a character whose rest
-/// may still come. A sequence that no continuation can make valid is refused at its first wrong byte, so
-/// at most three bytes are looked at twice and nothing wrong waits for the end of its frame.
+/// Returns how many bytes are valid now: all, or all except for the first 1 to 3 bytes of a character that
+/// may still be completed. A sequence that cannot become valid is refused at its first wrong byte. So at most
+/// three bytes are checked twice, and no error waits for the end of its frame.
 pub(super) fn verify_more(text: &[u8], verified: usize) -> Result<usize, ProtocolError> {
     let tail = text.get(verified..).unwrap_or_default();
     match simdutf8::compat::from_utf8(tail) {
