@@ -1,7 +1,8 @@
 //! Tells the program which revision it was built from.
 //!
-//! `BUILD_REVISION` says it: where there is no repository, as in the image's build, and where a build is to be
-//! reproduced. Otherwise a release build asks git. Other builds do not: each commit would compile everything anew.
+//! The variable `BUILD_REVISION` sets it, for builds without a repository, such as that of the image, and for
+//! reproducible builds. Otherwise a release build asks git. Other builds don't, because each commit would
+//! then recompile everything.
 
 use std::{env, path::Path, process::Command};
 
@@ -17,10 +18,11 @@ fn main() {
     println!("cargo::rustc-env=TIDEGATE_REVISION={}", revision.as_deref().unwrap_or("unknown"));
 }
 
-/// The commit that is checked out.
+/// The checked-out commit.
 fn ask_git() -> Option<String> {
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    // A commit and a checkout add a line to it. A path that is not there would have cargo run this every time.
+    // Commits and checkouts append to this log. If the path did not exist, cargo would rerun this script on
+    // every build.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
         println!("cargo::rerun-if-changed={log}");
     }

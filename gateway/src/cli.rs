@@ -1,10 +1,10 @@
 //! The command line.
 //!
-//! Owns how the program is called and every command that is not the node itself. `serve` is only recognised
-//! here: [`main`] hands a checked configuration to whoever runs the node.
+//! Parses arguments and runs every command except the node itself. For `serve`, [`main`] passes a validated
+//! configuration to the caller.
 //!
-//! Exit status: 0 done, 1 failed, 2 called or configured wrongly. Results go to standard output and nothing
-//! else does, so that `TOKEN=$(tidegate token …)` works; complaints go to standard error.
+//! Exit status: 0 for success, 1 for failure, 2 for wrong usage or configuration. Only results go to standard
+//! output, so that `TOKEN=$(tidegate token …)` works; errors go to standard error.
 
 mod healthcheck;
 #[cfg(test)]
@@ -32,8 +32,8 @@ use crate::{
     tls,
 };
 
-/// Does what the command line of this process says. A node is run by `serve`; whatever keeps it from being
-/// started has been said on standard error by then.
+/// Executes this process's command line. Runs a node with `serve`. Errors that prevent its start have been
+/// printed to standard error before.
 pub fn main(serve: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr());
     match invoke(std::env::args_os(), Sources::environment(), &mut out, &mut err) {
@@ -45,33 +45,33 @@ pub fn main(serve: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
     }
 }
 
-/// The program's version, with the revision it was built from.
+/// The program's version and the revision it was built from.
 pub fn version() -> &'static str {
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("TIDEGATE_REVISION"), ")")
 }
 
-/// The revision that the program was built from, or `unknown` (`build.rs` says when that is).
+/// The revision that the program was built from, or `unknown` (see `build.rs`).
 pub fn revision() -> &'static str {
     env!("TIDEGATE_REVISION")
 }
 
-/// What a command line asks for.
+/// The result of a command line.
 #[derive(Debug)]
 pub enum Invocation {
-    /// To run a node.
+    /// Run a node.
     Serve(Box<Loaded>),
-    /// Nothing any more.
+    /// The command has ended.
     Done(Status),
 }
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It did what it was asked.
+    /// It succeeded.
     Success,
-    /// It could not.
+    /// It failed.
     Failure,
-    /// It was called or configured wrongly.
+    /// The usage or the configuration is wrong.
     Misuse,
 }
 
@@ -85,7 +85,7 @@ impl From<Status> for ExitCode {
     }
 }
 
-/// Understands a command line, the program's name first, and does what it says unless that is to run a node.
+/// Parses a command line, including the program's name, and executes it unless it runs a node.
 pub fn invoke(
     args: impl IntoIterator<Item = OsString>,
     env: BTreeMap<String, String>,
@@ -98,7 +98,7 @@ pub fn invoke(
         Err(refusal) if refusal.use_stderr() => {
             return Invocation::Done(say(err, &refusal.render(), Status::Misuse));
         }
-        // Not refused: help or the version was asked for.
+        // Not an error: help or the version was requested.
         Err(asked) => return Invocation::Done(say(out, &asked.render(), Status::Success)),
     };
     let result = match command {
@@ -120,7 +120,7 @@ pub fn invoke(
         .unwrap_or_else(|failure| Invocation::Done(say(err, &format!("{}\n", failure.text), failure.status)))
 }
 
-/// Checks what a node would read when it starts, besides the configuration.
+/// Checks the files that a node reads at startup in addition to the configuration.
 fn check_files(config: &Config) -> Result<(), Failure> {
     config.tls.as_ref().map_or(Ok(()), tls::check).map_err(|error| Failure::misuse(&error))?;
     for (key, file) in
@@ -150,27 +150,28 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a node (what happens without a command)
+    /// Run a node (the default command)
     Serve(Layers),
     /// Print a token, signed with the configured secret or with a key from a file
     Token(TokenArgs),
-    /// Say whether the configuration is valid, or everything that is wrong with it
+    /// Check the configuration and print all errors in it
     CheckConfig(Layers),
-    /// Print a configuration file with every key, its default and its meaning
+    /// Print a configuration file with every key, its default and its documentation
     DefaultConfig,
-    /// Ask a running node whether it is ready
+    /// Check whether a running node is ready
     Healthcheck(HealthcheckArgs),
 }
 
-/// Where the configuration comes from. May stand before and after the command.
+/// The sources of the configuration. Allowed before and after the command.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Configuration")]
 struct Layers {
-    /// A configuration file (TOML); without it, the one that `TIDEGATE_CONFIG` names in the environment
+    /// A configuration file (TOML). Without it, the file that the environment variable `TIDEGATE_CONFIG`
+    /// names
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
-    /// Sets a key, overriding file and environment; may be repeated
-    // The text is taken apart later: clap would repeat it in its complaint, and it may hold a secret.
+    /// Set a key, overriding file and environment; may be repeated
+    // Parsed later: clap would repeat the text in its error, and it may contain a secret.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// The same as --set public.listen=…
@@ -188,7 +189,7 @@ struct Layers {
 }
 
 impl Layers {
-    /// Both together; where they disagree, `more` wins.
+    /// Merges both; values of `more` win.
     fn and(mut self, more: Self) -> Self {
         self.set.extend(more.set);
         Self {
@@ -219,8 +220,8 @@ impl Layers {
         }
     }
 
-    /// What is to be read, and what is wrong with the flags. The file is read already: what it would have said is
-    /// unknown without it, and judging the rest would mislead.
+    /// The sources, and errors in the flags. Fails at once if the file cannot be read: without its values,
+    /// other errors would mislead.
     fn sources(self, env: BTreeMap<String, String>) -> Result<(Sources, Vec<ConfigError>), ConfigErrors> {
         let mut errors = Vec::new();
         let file = self.config.or_else(|| Sources::file_of(&env));
@@ -251,7 +252,7 @@ impl Layers {
     }
 }
 
-/// Splits `key=value` at the first `=` that is not within quotes: a room's name may hold one.
+/// Splits `key=value` at the first `=` outside quotes, because a room name may contain one.
 fn split_setting(text: &str) -> Option<(&str, &str)> {
     let mut quoted = false;
     let at = text.find(|c| {
@@ -264,23 +265,22 @@ fn split_setting(text: &str) -> Option<(&str, &str)> {
 
 #[derive(Debug, Args)]
 struct TokenArgs {
-    /// Whom the token is for
+    /// The token's subject
     #[arg(long, value_name = "NAME")]
     sub: Subject,
-    /// What it allows, such as 'chat:*=subscribe,publish'; may be repeated
+    /// Allowed operations, such as 'chat:*=subscribe,publish'; may be repeated
     #[arg(long, value_name = "PATTERN=OPERATIONS")]
     room: Vec<Grant>,
-    /// How long it is good for, such as 30s, 5m or 24h
+    /// Lifetime of the token, such as 30s, 5m or 24h
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
     ttl: Duration,
-    /// Signs with the private key (PEM) or the secret in this file; without it, with
-    /// `auth.hs256_secret`
+    /// Sign with the private key (PEM) or the secret in this file instead of `auth.hs256_secret`
     #[arg(long, value_name = "PATH", requires = "algorithm")]
     key_file: Option<PathBuf>,
-    /// How that key signs: HS256, RS256, PS256 (or 384, 512), ES256, ES384 or `EdDSA`
+    /// Algorithm of that key: HS256, RS256, PS256 (or 384, 512), ES256, ES384 or `EdDSA`
     #[arg(long, value_name = "NAME", requires = "key_file")]
     algorithm: Option<Algorithm>,
-    /// The name of the key, as in auth.keys or in a key set
+    /// Id of that key (`kid`), as in auth.keys or in a key set
     #[arg(long, value_name = "NAME")]
     kid: Option<String>,
     #[command(flatten)]
@@ -314,7 +314,7 @@ impl TokenArgs {
             subject: &self.sub,
             grants: &self.room,
             issuer: config.auth.issuer.as_deref(),
-            // One of the names is enough, and the first one will do.
+            // One of the names is enough; use the first.
             audience: config.auth.audience.get(..1).unwrap_or_default(),
             ttl: self.ttl,
         };
@@ -326,7 +326,7 @@ impl TokenArgs {
 
 #[derive(Debug, Args)]
 struct HealthcheckArgs {
-    /// What to ask; by default /readyz at the configured ops.listen
+    /// The URL to request; by default /readyz at the configured ops.listen
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     #[command(flatten)]
@@ -353,7 +353,7 @@ impl HealthcheckArgs {
             Err(error) => {
                 let hint = match asked.source {
                     Some(Source::Default) => {
-                        "; a node that listens elsewhere is found by its configuration: --config or TIDEGATE_CONFIG"
+                        "; if the node listens elsewhere, name its configuration with --config or TIDEGATE_CONFIG"
                     }
                     _ => "",
                 };
@@ -363,10 +363,10 @@ impl HealthcheckArgs {
     }
 }
 
-/// What a health check asks, and what says that it is the node's address.
+/// The URL that a health check requests, and where it came from.
 struct Asked {
     url: String,
-    /// `None`: the command line named the URL.
+    /// `None` if the command line gave the URL.
     source: Option<Source>,
 }
 
@@ -378,8 +378,9 @@ impl Asked {
         }
         let (listen, source) = Config::ops_listen(&sources)?;
         if listen.port() == 0 {
-            let text =
-                format!("ops.listen ({source}) lets the system choose a port: name the node with --url");
+            let text = format!(
+                "ops.listen ({source}) lets the system choose a port: give the node's URL with --url"
+            );
             return Err(Failure::misuse(&text));
         }
         Ok(Self { url: healthcheck::readiness_url(listen), source: Some(source) })
@@ -395,7 +396,7 @@ impl fmt::Display for Asked {
     }
 }
 
-/// What a command says when it did not succeed.
+/// The error message and status of a failed command.
 struct Failure {
     text: String,
     status: Status,
@@ -413,7 +414,8 @@ impl From<ConfigErrors> for Failure {
     }
 }
 
-/// Writes and returns the status, or a failure if nobody could have read it: a pipe that was closed early.
+/// Writes the text and returns the status; a failure if it could not be written, for example to a closed
+/// pipe.
 fn say(stream: &mut dyn Write, text: &dyn std::fmt::Display, status: Status) -> Status {
     match write!(stream, "{text}").and_then(|()| stream.flush()) {
         Err(_) if status == Status::Success => Status::Failure,

@@ -1,7 +1,7 @@
-//! What a room's publications may do in the outbound queues of its members.
+//! How a room's publications behave in the outbound queues of its members.
 //!
-//! Owns the vocabulary ([`Overflow`], [`Delivery`]) and which of several configured patterns counts for a room.
-//! The queue itself is the shard's.
+//! Owns the types ([`Overflow`], [`Delivery`]) and decides which of several matching patterns applies to a
+//! room. The queue itself belongs to the shard.
 
 use std::str::FromStr;
 
@@ -9,16 +9,16 @@ use broker_bridge::RoomName;
 
 use crate::auth::grant::PolicyPattern;
 
-/// What happens to a session whose outbound queue has no room for a publication.
+/// What happens if a publication does not fit into a session's outbound queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
-    /// It is closed as slow.
+    /// The session is closed as slow.
     #[default]
     Close,
-    /// The oldest of the room's publications that wait for it are dropped.
+    /// The oldest queued publications of the room are dropped.
     DropOldest,
-    /// All of the room's publications that wait for it are dropped: only the latest counts. So it is already
-    /// when the socket does not keep up, whether the queue is full or not.
+    /// All queued publications of the room are dropped, because only the latest matters. This happens as soon
+    /// as the socket falls behind, whether the queue is full or not.
     Latest,
 }
 
@@ -30,32 +30,32 @@ pub struct UnknownOverflow;
 /// How the publications of a room are delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delivery {
-    /// When a queue is full.
+    /// What happens when a queue is full.
     pub overflow: Overflow,
-    /// Whether they overtake what waits of rooms without priority.
+    /// Whether they overtake queued publications of rooms without priority.
     pub priority: bool,
 }
 
-/// What the configuration says of the rooms of one pattern; `None` leaves it to another pattern.
+/// The configured delivery for the rooms of one pattern. `None` leaves a setting to another pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryPolicy {
-    /// Of which rooms. `{sub}` stands for any subject.
+    /// The rooms. `{sub}` stands for any subject.
     pub pattern: PolicyPattern,
-    /// When a queue is full.
+    /// What happens when a queue is full.
     pub overflow: Option<Overflow>,
-    /// Whether they overtake.
+    /// Whether publications overtake those of other rooms.
     pub priority: Option<bool>,
 }
 
-/// All that the configuration says of it.
+/// All configured delivery policies.
 #[derive(Debug, Default)]
 pub struct DeliveryPolicies {
-    /// The pattern that says most of a room's name comes first.
+    /// The most precise pattern comes first.
     policies: Box<[DeliveryPolicy]>,
 }
 
 impl DeliveryPolicies {
-    /// These policies, in any order.
+    /// Accepts policies in any order.
     pub fn new(policies: &[DeliveryPolicy]) -> Self {
         let says_something =
             |policy: &&DeliveryPolicy| policy.overflow.is_some() || policy.priority.is_some();
@@ -64,7 +64,8 @@ impl DeliveryPolicies {
         Self { policies }
     }
 
-    /// How publications of `room` are delivered. Compares it with every pattern: to be asked once for all members.
+    /// How publications of `room` are delivered. Compares the room with every pattern, so call it once for
+    /// all members.
     pub fn of(&self, room: &RoomName) -> Delivery {
         let mut matching = self.policies.iter().filter(|policy| policy.pattern.covers(room));
         let (mut overflow, mut priority) = (None, None);

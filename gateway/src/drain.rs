@@ -1,33 +1,33 @@
-//! The pace at which a leaving node closes its sessions.
+//! The pace at which a draining node closes its sessions.
 //!
-//! Owns the one schedule that all shards share: however many there are, however unequal they are and
-//! whatever their sessions speak, no session is closed before its even share of the window. Who is closed is
-//! a shard's choice ([`crate::shard`]), when the drain begins and ends the node's ([`crate::node`]).
+//! All shards share one schedule. Regardless of their number, their sizes and their protocols, no session is
+//! closed before its even share of the window. Shards choose the sessions to close ([`crate::shard`]); the
+//! node decides when the drain begins and ends ([`crate::node`]).
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-/// A drain's schedule: after a fraction of the window, that fraction of the sessions may have been closed,
-/// and the first one at once.
+/// A drain's schedule: after a fraction of the window, that fraction of the sessions may have been closed.
+/// The first session may be closed at once.
 #[derive(Debug)]
 pub struct Pace {
     began: Instant,
     window: Duration,
-    /// Sessions to close, of all shards that have said how many they have.
+    /// Sessions to close on all shards that have joined.
     sessions: AtomicUsize,
     closed: AtomicUsize,
 }
 
 impl Pace {
-    /// A schedule that begins at `began`.
+    /// A schedule that starts at `began`.
     pub fn new(began: Instant, window: Duration) -> Self {
         Self { began, window, sessions: AtomicUsize::new(0), closed: AtomicUsize::new(0) }
     }
 
-    /// A shard has this many sessions to close. Returns how many of them it may close per `tick` at most:
-    /// what a shard has missed, because it was busy, it does not make up for in a burst.
+    /// Adds a shard with this many sessions to close. Returns how many of them it may close per `tick` at
+    /// most, so that a shard that was busy does not catch up in a burst.
     pub fn join(&self, sessions: usize, tick: Duration) -> usize {
         self.sessions.fetch_add(sessions, Ordering::Relaxed);
         if self.window.is_zero() {
@@ -37,14 +37,14 @@ impl Pace {
         usize::try_from(share).unwrap_or(usize::MAX)
     }
 
-    /// Whether one more session may be closed at `now`. If so, it counts as closed.
+    /// Whether one more session may be closed at `now`. If so, counts it as closed.
     pub fn try_close(&self, now: Instant) -> bool {
         let due = self.due(now.saturating_duration_since(self.began));
         let one_more = |closed| (closed < due).then_some(closed + 1);
         self.closed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
-    /// How many sessions may have been closed when this much time has passed.
+    /// How many sessions may have been closed after this time.
     fn due(&self, elapsed: Duration) -> usize {
         if self.window.is_zero() {
             return usize::MAX;
@@ -63,8 +63,8 @@ mod tests {
 
     const TICK: Duration = Duration::from_millis(100);
 
-    /// What shards of these sizes have closed after each tick, if they look at the times in `looks`
-    /// (milliseconds, one list per shard).
+    /// How many sessions are closed after each tick, for shards of these sizes that check at the times in
+    /// `looks` (milliseconds, one list per shard).
     fn run(window: Duration, sizes: &[usize], looks: &[Vec<u64>]) -> Vec<(Duration, usize)> {
         let began = Instant::now();
         let pace = Pace::new(began, window);
@@ -100,7 +100,8 @@ mod tests {
         let history = run(Duration::from_secs(10), &[10_000], &[every_tick(10_000, 0)]);
         let closed: Vec<usize> = history.iter().map(|(_, closed)| *closed).collect();
         let expected: Vec<usize> = (0..=100).map(|tick| (tick * 100 + 1).min(10_000)).collect();
-        // The first leaves at once and the cap of a tick is its share: one is left over for one more tick.
+        // The first session is closed at once and each tick closes its share at most, so one is left for
+        // another tick.
         assert_eq!(closed[..100], expected[..100]);
         assert_eq!(closed[100], 10_000);
     }

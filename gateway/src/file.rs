@@ -1,11 +1,12 @@
-//! Files that an operator provides: the configuration, secrets, certificates, keys.
+//! Files that an operator provides: configuration, secrets, certificates, keys.
 //!
-//! Owns the rules that hold for each of them, and that reading them keeps nobody waiting. What a file holds is for
-//! those to know who ask for it.
+//! Owns the rules that apply to all of them, and makes sure that a read blocks nobody. Does not interpret
+//! contents.
 //!
-//! A file is a regular one, or a link to one: a FIFO or a device may keep its reader for ever. It is UTF-8, of bounded
-//! size. A byte-order mark at its beginning is not part of the text. A file that holds one value
-//! ([`read_value`]) has one line; line breaks around that are not part of the value, everything else is.
+//! A file must be a regular file, or a link to one: reading a FIFO or a device may block forever. It must be
+//! UTF-8 and of bounded size. A byte-order mark at its beginning is not part of the text. A file with a
+//! single value ([`read_value`]) has one line. Line breaks around it are not part of the value; everything
+//! else is.
 
 use std::{
     fs::File,
@@ -17,54 +18,55 @@ use std::{
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-/// The largest file of a single value or of a few certificates, in bytes.
+/// The maximum size of a file with a single value or a few certificates, in bytes.
 pub const MAX_SMALL: usize = 64 * 1024;
-/// The largest of any other file, in bytes. It is read every few seconds.
+/// The maximum size of any other file, in bytes. It is read every few seconds.
 pub const MAX: usize = 1024 * 1024;
 
-/// How long a file may take to be read.
+/// The time limit for reading a file.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How many reads may hang at once, each with a thread of its own.
+/// The maximum number of hung reads, each with its own thread.
 const MAX_HUNG: usize = 4;
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The operating system does not give it.
+    /// The operating system reports an error.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It is no regular file.
+    /// It is not a regular file.
     #[error("it is {0}, not a regular file")]
     Kind(&'static str),
     /// It is too large.
-    #[error("it has more than {} KiB", .max / 1024)]
+    #[error("it is larger than {} KiB", .max / 1024)]
     TooLarge {
-        /// What it may have, in bytes.
+        /// The maximum size in bytes.
         max: usize,
     },
     /// It is text in another encoding.
     #[error("it is {0}, not UTF-8")]
     Encoding(&'static str),
-    /// It is no text.
-    #[error("it is not UTF-8 text: byte {at} is no part of any")]
+    /// It is not text.
+    #[error("it is not UTF-8 text: byte {at} is invalid")]
     NotText {
+        /// The position of the byte, from 0.
         /// The position of the byte, counted from 0.
         at: usize,
     },
     /// It holds more than one value.
-    #[error("it has {lines} lines, and one was expected")]
+    #[error("it has {lines} lines; expected one")]
     Lines {
-        /// How many lines there are between the first and the last that is not empty.
+        /// The number of lines from the first to the last that is not empty.
         lines: usize,
     },
-    /// It holds no value.
+    /// It contains no value.
     #[error("it is empty")]
     Empty,
 }
 
-/// The text of a file that has at most `max` bytes.
+/// Reads the text of a file of at most `max` bytes.
 pub fn read_text(path: &Path, max: usize) -> Result<String, FileError> {
-    // Without NONBLOCK, a FIFO that nobody writes to would keep us here.
+    // Without NONBLOCK, opening a FIFO without a writer would block.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(open(path, flags, Mode::empty()).map_err(io::Error::from)?);
     let kind = FileType::from_raw_mode(fstat(&file).map_err(io::Error::from)?.st_mode);
@@ -78,12 +80,12 @@ pub fn read_text(path: &Path, max: usize) -> Result<String, FileError> {
     text(bytes)
 }
 
-/// The value in a file of one line.
+/// Reads the value in a file of one line.
 pub fn read_value(path: &Path) -> Result<String, FileError> {
     let text = read_text(path, MAX_SMALL)?;
     let value = text.trim_matches(['\r', '\n']);
     let lines = value.lines().count();
-    // What is wrong with a key in place of a secret is better told by whoever knows what was expected.
+    // The caller knows what it expects and reports a key instead of a secret better.
     let is_pem = value.contains("-----BEGIN ");
     match lines {
         0 => Err(FileError::Empty),
@@ -99,7 +101,7 @@ fn text(bytes: Vec<u8>) -> Result<String, FileError> {
     }
     let mut text = String::from_utf8(bytes)
         .map_err(|error| FileError::NotText { at: error.utf8_error().valid_up_to() })?;
-    // UTF-16 without a mark, more often than not.
+    // NUL bytes usually mean UTF-16 without a byte-order mark.
     if let Some(at) = text.find('\0') {
         return Err(FileError::NotText { at });
     }
@@ -119,22 +121,22 @@ fn name(kind: FileType) -> &'static str {
     }
 }
 
-/// Why there is no telling what a file holds.
+/// Why a file's contents are unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Hung {
-    /// It has not been read in time.
+    /// The read has exceeded its deadline.
     #[error("the file system has not answered within {}s", .0.as_secs())]
     Deadline(Duration),
-    /// Earlier attempts still wait.
+    /// Too many earlier reads still hang.
     #[error("the file system has not answered {MAX_HUNG} earlier attempts")]
     TooMany,
-    /// Whoever read it has panicked, or the runtime is at its end.
-    #[error("the attempt was given up")]
+    /// The read has panicked, or the runtime is shutting down.
+    #[error("the read was aborted")]
     Lost,
 }
 
-/// Reads from file systems that may not answer, such as NFS. A read that hangs is left behind with its thread, and the
-/// next one has a thread of its own; there are never more than a few.
+/// Reads from file systems that may not answer, such as NFS. A hung read is left behind with its thread, and
+/// the next read gets another thread, up to a maximum.
 #[derive(Debug)]
 pub struct Reads {
     deadline: Duration,
@@ -148,13 +150,13 @@ impl Default for Reads {
 }
 
 impl Reads {
-    /// Whether a read hangs. One that nobody asked for can wait until it does not.
+    /// Whether any read hangs. Periodic reads should wait until none does.
     pub fn hang(&mut self) -> bool {
         self.hung.retain(|read| !read.is_finished());
         !self.hung.is_empty()
     }
 
-    /// What `read` returns, which may block.
+    /// Runs `read`, which may block, and returns its result.
     pub async fn run<T: Send + 'static>(
         &mut self,
         read: impl FnOnce() -> T + Send + 'static,
@@ -205,7 +207,7 @@ mod tests {
         fs::write(&file, "text").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         assert_eq!(read_text(&link, 4).unwrap(), "text");
-        assert_eq!(said(read_text(&link, 3)), "it has more than 0 KiB");
+        assert_eq!(said(read_text(&link, 3)), "it is larger than 0 KiB");
     }
 
     #[test]
@@ -227,18 +229,18 @@ mod tests {
         ] {
             assert_eq!(read(sound).unwrap(), "a value", "{sound:?}");
         }
-        // Taken as it is written.
+        // Spaces are part of the value.
         assert_eq!(read(b" a\tvalue \n").unwrap(), " a\tvalue ");
         for (wrong, error) in [
             (&b""[..], "it is empty"),
             (b"\n\r\n", "it is empty"),
             (b"\xef\xbb\xbf\n", "it is empty"),
-            (b"one\ntwo\n", "it has 2 lines, and one was expected"),
-            (b"one\r\n\r\ntwo", "it has 3 lines, and one was expected"),
+            (b"one\ntwo\n", "it has 2 lines; expected one"),
+            (b"one\r\n\r\ntwo", "it has 3 lines; expected one"),
             (b"\xff\xfea\0 \0", "it is UTF-16, not UTF-8"),
             (b"\xfe\xff\0a\0 ", "it is UTF-16, not UTF-8"),
-            (b"a\0 \0", "it is not UTF-8 text: byte 1 is no part of any"),
-            (b"caf\xe9", "it is not UTF-8 text: byte 3 is no part of any"),
+            (b"a\0 \0", "it is not UTF-8 text: byte 1 is invalid"),
+            (b"caf\xe9", "it is not UTF-8 text: byte 3 is invalid"),
         ] {
             assert_eq!(said(read(wrong)), error, "{wrong:?}");
         }

@@ -1,13 +1,13 @@
-//! A running node takes a new configuration: on SIGHUP, and when a file of it has changed.
+//! Reloads the configuration of a running node: on SIGHUP, and when one of its files has changed.
 //!
-//! Owns when the configuration is read again, whether it is taken, and how that is told. What it then
-//! changes is the node's ([`Node::reload`]); sockets are touched by neither.
+//! Decides when to read the configuration, whether to accept it, and how to report the result. The node
+//! applies the changes ([`Node::reload`]). Neither touches sockets.
 //!
-//! A look ([`crate::watch`]) reads all of the configuration as a start would, with every file that it
-//! names: a file that is replaced by a rename, a mounted Kubernetes secret that changes by the swap of a
-//! link two directories up, and a key that only now names a file are all the same to it. Where no file is
-//! named, nothing can change and nothing is read. A file system that does not answer ends a look after a while
-//! ([`crate::file`]); that is told as a refused configuration, and the next look begins anew.
+//! Each check ([`crate::watch`]) reads the whole configuration as at startup, with every file that it names.
+//! So it detects a file that is replaced by a rename, a mounted Kubernetes secret whose link two directories
+//! up is swapped, and a key that only now names a file. If no file is named, nothing can change and nothing
+//! is read. If the file system does not answer, the check ends after a while ([`crate::file`]), and the
+//! configuration is reported as refused; the next check starts anew.
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::SystemTime};
 
@@ -23,23 +23,23 @@ use crate::{
     watch::{Looks, ticks},
 };
 
-/// Reads the configuration again and has the node take it.
+/// Reads the configuration again and applies it to the node.
 pub struct Reloader {
     sources: Arc<Sources>,
-    /// What decides about the log; `None` if the log is somebody else's.
+    /// The log's filter; `None` if the log is not this program's own.
     log: Option<Filter>,
-    /// The key of a node that was started without one: it counts for as long as no other is configured.
+    /// The secret of a node that started without a key. It stays in use until a key is configured.
     own_secret: Option<Secret>,
-    /// What was last tried, whether it was sound or not.
+    /// The result of the last attempt, valid or not.
     tried: Found,
     reads: Reads,
 }
 
-/// What a look has found.
+/// The result of a check.
 enum Found {
     Sound(Box<Config>),
     Broken(ConfigErrors),
-    /// Nothing: the file system does not answer.
+    /// The file system does not answer.
     Nothing(Hung),
 }
 
@@ -52,7 +52,7 @@ impl Found {
     }
 }
 
-/// Whether both would be told, and taken, in the same way.
+/// Whether both would be reported and applied in the same way.
 impl PartialEq for Found {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -64,7 +64,7 @@ impl PartialEq for Found {
 }
 
 impl Reloader {
-    /// Begins with the configuration that the node was started with, and where that came from.
+    /// Starts with the node's current configuration and its sources.
     pub fn new(sources: Sources, config: Config, log: Option<Filter>) -> Self {
         Self {
             sources: Arc::new(sources),
@@ -75,14 +75,14 @@ impl Reloader {
         }
     }
 
-    /// With the key that a node made for itself.
+    /// Sets the secret that a node generated for itself.
     #[must_use]
     pub fn with_own_secret(mut self, secret: Secret) -> Self {
         self.own_secret = Some(secret);
         self
     }
 
-    /// Takes new configurations until dropped. `hangup` has them, and the certificate, taken at once.
+    /// Reloads configurations until dropped. `hangup` reloads the configuration and the certificate at once.
     pub async fn run(mut self, node: &Node, hangup: &mut Signal) -> Infallible {
         let mut ticks = ticks();
         let mut looks = Looks::default();
@@ -91,7 +91,7 @@ impl Reloader {
                 () = received(hangup) => true,
                 _ = ticks.tick(), if self.sources.name_files() => false,
             };
-            // A look that nobody asked for waits until the one before has come to its end.
+            // A periodic check waits until the one before has ended.
             if !told && self.reads.hang() {
                 continue;
             }
@@ -111,7 +111,7 @@ impl Reloader {
         }
     }
 
-    /// Reads everything, within the time that a file may take.
+    /// Reads everything, within the time limit for reading files.
     async fn look(&mut self) -> Found {
         let sources = Arc::clone(&self.sources);
         self.reads.run(move || Found::read(&sources)).await.unwrap_or_else(Found::Nothing)
@@ -126,18 +126,18 @@ impl Reloader {
         let result = match &found {
             Found::Broken(errors) => {
                 for error in errors.iter() {
-                    tracing::error!(%error, "the new configuration is refused; the old one goes on");
+                    tracing::error!(%error, "the new configuration is refused; the old one stays in effect");
                 }
                 ReloadResult::Refused
             }
             Found::Nothing(error) => {
-                tracing::error!(%error, "the configuration was not read again; the old one goes on");
+                tracing::error!(%error, "cannot read the configuration again; the old one stays in effect");
                 ReloadResult::Refused
             }
             Found::Sound(config) => match node.reload(config) {
                 Ok(changes) => self.tell(config, &changes),
                 Err(error @ (ReloadError::NoKey | ReloadError::Keys(_))) => {
-                    tracing::error!(%error, "the new configuration is refused; the old one goes on");
+                    tracing::error!(%error, "the new configuration is refused; the old one stays in effect");
                     ReloadResult::Refused
                 }
             },
@@ -152,13 +152,13 @@ impl Reloader {
             tracing::warn!(keys, "changed in the configuration; takes effect after a restart");
         }
         if live.is_empty() {
-            tracing::info!("the configuration was read again; nothing in it changes this node");
+            tracing::info!("the configuration was reloaded; nothing changes in the running node");
             return ReloadResult::Unchanged;
         }
         if let Some(log) = &self.log {
             log.set(&config.log.filter);
         }
-        tracing::info!(keys = live.join(", "), "the new configuration counts");
+        tracing::info!(keys = live.join(", "), "the new configuration is in effect");
         if live.contains(&"limits.connections") {
             descriptors::warn_if_too_few(config);
         }
@@ -166,7 +166,7 @@ impl Reloader {
     }
 }
 
-/// Waits for the signal; forever if none can come any more.
+/// Waits for the signal; forever if the signal can no longer arrive.
 async fn received(signal: &mut Signal) {
     if signal.recv().await.is_none() {
         pending::<()>().await;

@@ -1,20 +1,21 @@
-//! What one session keeps of each of its rooms.
+//! A map of a session's rooms.
 //!
-//! Most sessions are in one room, some in a handful, and a few in tens of thousands. So it is a list while there are
-//! few, which costs next to nothing, and a hash table beyond, in which no room takes longer to find than another.
+//! Most sessions are in one room, some in a handful, and a few in tens of thousands. So this is a list while
+//! there are few rooms, which costs almost nothing, and a hash table beyond that, where lookups take constant
+//! time.
 
 use std::collections::HashMap;
 
 use broker_bridge::RoomName;
 use smallvec::SmallVec;
 
-/// Rooms up to which a list is searched.
+/// The maximum number of rooms in the list.
 const FEW: usize = 16;
 
-/// A map from rooms to values, of which `INLINE` cost no allocation.
+/// A map from rooms to values. The first `INLINE` entries need no allocation.
 #[derive(Debug)]
 pub struct RoomMap<V, const INLINE: usize> {
-    /// All of them, while there is no table.
+    /// All rooms, unless there is a table.
     list: SmallVec<[(RoomName, V); INLINE]>,
     table: Option<Box<Table<V>>>,
 }
@@ -28,12 +29,12 @@ impl<V, const INLINE: usize> Default for RoomMap<V, INLINE> {
 }
 
 impl<V, const INLINE: usize> RoomMap<V, INLINE> {
-    /// How many rooms there are.
+    /// The number of rooms.
     pub fn len(&self) -> usize {
         self.table.as_ref().map_or(self.list.len(), |table| table.len())
     }
 
-    /// What is kept of `room`.
+    /// The value of `room`.
     pub fn get(&self, room: &RoomName) -> Option<&V> {
         match &self.table {
             Some(table) => table.get(room),
@@ -41,7 +42,7 @@ impl<V, const INLINE: usize> RoomMap<V, INLINE> {
         }
     }
 
-    /// Likewise, to be changed.
+    /// The value of `room`, mutably.
     pub fn get_mut(&mut self, room: &RoomName) -> Option<&mut V> {
         match &mut self.table {
             Some(table) => table.get_mut(room),
@@ -49,7 +50,7 @@ impl<V, const INLINE: usize> RoomMap<V, INLINE> {
         }
     }
 
-    /// Adds a room that is not there yet.
+    /// Adds a room that is not in the map.
     pub fn insert(&mut self, room: RoomName, value: V) {
         debug_assert!(self.get(&room).is_none(), "{room} is there already");
         if self.table.is_none() && self.list.len() < FEW {
@@ -60,14 +61,14 @@ impl<V, const INLINE: usize> RoomMap<V, INLINE> {
         table.insert(room, value);
     }
 
-    /// Removes a room and returns what was kept of it.
+    /// Removes a room and returns its value.
     pub fn remove(&mut self, room: &RoomName) -> Option<V> {
         let Some(table) = &mut self.table else {
             let place = self.list.iter().position(|(own, _)| own == room)?;
             return Some(self.list.swap_remove(place).1);
         };
         let removed = table.remove(room);
-        // At half of what would make it a table again, so that it does not change to and fro.
+        // Half of the size at which it becomes a table, so that it does not switch back and forth.
         if table.len() <= FEW / 2 {
             self.list = table.drain().collect();
             self.table = None;
@@ -77,7 +78,7 @@ impl<V, const INLINE: usize> RoomMap<V, INLINE> {
         removed
     }
 
-    /// Removes all rooms for which `leaves` and returns them. Looks at every room.
+    /// Removes and returns all rooms for which `leaves` is true. Visits every room.
     pub fn extract(&mut self, mut leaves: impl FnMut(&RoomName) -> bool) -> Vec<RoomName> {
         let rooms: Vec<_> = self.rooms().filter(|room| leaves(room)).cloned().collect();
         for room in &rooms {
@@ -120,7 +121,7 @@ mod tests {
     }
 
     proptest! {
-        /// However many there are: a list, a table, and back.
+        /// With any number of rooms: as a list, as a table, and as a list again.
         #[test]
         fn it_is_a_map(steps in prop::collection::vec((any::<bool>(), 0_usize..40), 0..300)) {
             let (mut map, mut model) = (RoomMap::<usize, 1>::default(), BTreeMap::new());

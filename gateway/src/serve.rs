@@ -1,7 +1,7 @@
-//! From a configuration to a process that serves until it is told to stop.
+//! Runs a node as a process, from its configuration until it is told to stop.
 //!
-//! Owns the process's own matters: logs, the runtime, signals, the exit code, and what a first start
-//! without a key prints. A new configuration while it runs is [`crate::reload`]'s.
+//! Owns the process-wide parts: logging, the runtime, signals, the exit code, and the greeting of a first
+//! start without a key. [`crate::reload`] handles configuration changes at runtime.
 
 use std::{
     fmt::Write as _,
@@ -24,23 +24,23 @@ use crate::{
     telemetry::{self, InitError},
 };
 
-/// Threads for everything that is not a client's socket: broker, listeners, ops.
+/// Threads for everything except clients' sockets: broker, listeners, ops.
 const RUNTIME_THREADS: usize = 2;
-/// How long the token lasts that a first start prints.
+/// The lifetime of the token that a first start prints.
 const DEMO_TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const DEMO_GRANT: &str = "demo:*=subscribe,publish";
 const DEMO_SUBJECT: &str = "demo";
 
-/// Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+/// Serves until SIGTERM or SIGINT, then drains. A second signal stops at once.
 ///
-/// The exit code is 0 after a whole drain, 1 if the node could not start or the drain was cut short.
+/// The exit code is 0 after a complete drain, 1 if the node could not start or the drain was cut short.
 pub fn run(loaded: Loaded) -> ExitCode {
-    // Dropped last: the log's last lines are about the end.
+    // Dropped last, so that the end of the process is logged.
     let log = match telemetry::init(&loaded.config.log) {
         Ok(log) => Some(log),
-        // Somebody has installed a subscriber before us: there is a log, if not ours.
+        // Another subscriber is already installed, so there is a log, but not ours.
         Err(error @ InitError::Taken(_)) => {
-            tracing::warn!(%error, "the log was not set up");
+            tracing::warn!(%error, "cannot set up the log");
             None
         }
         Err(error @ InitError::Thread(_)) => {
@@ -57,7 +57,7 @@ pub fn run(loaded: Loaded) -> ExitCode {
         .build();
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let outcome = runtime.block_on(serve(loaded, log.as_ref().map(|log| log.filter.clone())));
-        // A file that is being read may keep its thread for as long as it likes; everything else has ended.
+        // A hung file read may block its thread forever; everything else has ended.
         runtime.shutdown_background();
         outcome
     });
@@ -72,7 +72,7 @@ pub fn run(loaded: Loaded) -> ExitCode {
 }
 
 async fn serve(loaded: Loaded, log: Option<telemetry::Filter>) -> anyhow::Result<Departure> {
-    // Handlers first: as PID 1 a process has no default reaction to SIGTERM, and SIGHUP would end any other.
+    // Install handlers first: PID 1 ignores SIGTERM by default, and SIGHUP would end any other process.
     let mut stop = Stop::install()?;
     let mut hangup = signal(SignalKind::hangup())?;
     let Loaded { mut config, sources } = loaded;
@@ -94,17 +94,17 @@ async fn serve(loaded: Loaded, log: Option<telemetry::Filter>) -> anyhow::Result
         signal = stop.wait() => signal,
         never = reloader.run(&node, &mut hangup) => match never {},
     };
-    tracing::info!(signal, "told to stop; a second signal ends at once");
+    tracing::info!(signal, "draining to stop; a second signal stops at once");
     tokio::select! {
         departure = node.drain() => Ok(departure),
         signal = stop.wait() => {
-            tracing::warn!(signal, "told to stop at once");
+            tracing::warn!(signal, "stopping at once");
             Ok(Departure::Cut(0))
         }
     }
 }
 
-/// The first line of the log: what is asked of whoever reports a fault.
+/// Logs the first line: the facts that every fault report needs.
 fn say_what_starts(config: &Config, sources: &Sources) {
     let file =
         sources.file.as_ref().map_or_else(|| "none".to_owned(), |(path, _)| path.display().to_string());
@@ -118,15 +118,15 @@ fn say_what_starts(config: &Config, sources: &Sources) {
     );
 }
 
-/// What tells a first user what to do next. The secret lives as long as the process, and so does the token.
+/// Tells a first user what to do next. The secret, and so the token, is valid until the process ends.
 fn greeting(scheme: &str, public: SocketAddr, secret: &[u8], demo: bool) -> anyhow::Result<String> {
     let subject = Subject::new(DEMO_SUBJECT)?;
     let grants: [Grant; 1] = [DEMO_GRANT.parse()?];
     let token = mint::mint(secret, &subject, &grants, DEMO_TOKEN_TTL, SystemTime::now().into())?;
     let token = token.expose();
     let mut text = format!(
-        "No key is configured (under auth), so this run has one of its own.\n\
-         A token for {DEMO_GRANT}, valid for a day or until this node ends:\n\n  {token}\n\n"
+        "No key is configured (under auth), so this node has generated one for this run.\n\
+         A token for {DEMO_GRANT}, valid for one day or until this node stops:\n\n  {token}\n\n"
     );
     if demo {
         let host = reachable(public);
@@ -135,20 +135,20 @@ fn greeting(scheme: &str, public: SocketAddr, secret: &[u8], demo: bool) -> anyh
     Ok(text)
 }
 
-/// Writes to standard output, from a thread of its own: whoever should read it may never do so.
+/// Writes to standard output from a separate thread, because the write blocks if nobody reads.
 fn say(text: String) {
     let write = move || {
         let mut out = io::stdout().lock();
         if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            tracing::warn!(%error, "the token of this run could not be printed");
+            tracing::warn!(%error, "cannot print the token of this run");
         }
     };
     if let Err(error) = thread::Builder::new().name("greeting".to_owned()).spawn(write) {
-        tracing::warn!(%error, "the token of this run could not be printed");
+        tracing::warn!(%error, "cannot print the token of this run");
     }
 }
 
-/// The address as a browser on this machine can reach it.
+/// The address under which a browser on this machine reaches `listen`.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         ip if !ip.is_unspecified() => ip,
@@ -158,7 +158,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// The signals that end a process in order.
+/// The signals that stop a process.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,

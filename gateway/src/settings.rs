@@ -1,9 +1,10 @@
-//! What may change while the node runs: keys, policies, origins, limits and times.
+//! The settings that may change at runtime: keys, policies, origins, limits and timeouts.
 //!
-//! A [`Settings`] is one consistent set, made from a [`Config`] and never changed. [`LiveSettings`] holds the
-//! set that counts now. Routes load it where they ask it something, shards look once per turn whether it has
-//! changed: nobody sees half of a change, and no message pays for a lock. The accounts that limits need
-//! ([`Limiters`]) outlive a change of the settings. What a node binds or starts (listeners, shards, the broker) is not here.
+//! A [`Settings`] is one consistent, immutable set, built from a [`Config`]. [`LiveSettings`] holds the
+//! current set. Routes load it when they need it; shards check once per turn whether it has changed. Nobody
+//! sees a partial change, and no message pays for a lock. The rate-limit state ([`Limiters`]) outlives
+//! changes of the settings. Whatever a node binds or starts (listeners, shards, the broker) is not part of
+//! this module.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,48 +18,48 @@ use crate::{
     limits::Limiters,
 };
 
-/// One consistent set of what may change.
+/// One consistent set of settings.
 pub struct Settings {
-    /// Verifies tokens, and knows what the room policies grant.
+    /// Verifies tokens and knows the grants of the room policies.
     pub authenticator: Authenticator,
     /// Web pages that may connect.
     pub origins: Origins,
     /// The cookie that may carry the token of a page that may connect.
     pub cookie: Option<CookieName>,
-    /// How much anybody may use.
+    /// Limits of what clients may use.
     pub limits: Limits,
-    /// How many sockets the public listener may hold: `limits.connections`, as far as the process may have them.
+    /// How many sockets the public listener may hold: `limits.connections`, within what the process may have.
     pub sockets: Sockets,
-    /// Whose word on a client's address is taken.
+    /// Proxies that may report a client's address.
     pub trusted_proxies: Networks,
-    /// The header in which they say it.
+    /// The header in which they report it.
     pub forwarded_header: ForwardedHeader,
     /// Whether their connections begin with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// Whether messages are compressed.
     pub compression: Compression,
-    /// What rooms may do in the outbound queues of their members.
+    /// How rooms behave in the outbound queues of their members.
     pub delivery: DeliveryPolicies,
-    /// How a dead peer is noticed.
+    /// How dead peers are detected.
     pub heartbeat: Heartbeat,
-    /// The age at which a session is told to come back, before jitter.
+    /// The age at which clients are asked to reconnect, before jitter.
     pub max_session_age: Option<Duration>,
-    /// How the node leaves.
+    /// How the node drains.
     pub drain: Drain,
-    /// Time for the head of a request.
+    /// Time limit for the head of a request to arrive.
     pub header_timeout: Duration,
-    /// Time for the body of a request.
+    /// Time limit for the body of a request to arrive.
     pub body_timeout: Duration,
-    /// Time for the next request to begin on an idle connection.
+    /// How long an idle connection waits for the next request.
     pub keep_alive: Duration,
-    /// Time for the broker to acknowledge a new session's subscriptions.
+    /// Time limit for the broker to acknowledge a new session's subscriptions.
     pub subscribe_timeout: Duration,
-    /// The shortest time after which an event stream's client should come back, in milliseconds.
+    /// The minimum delay before an event stream's client should reconnect, in milliseconds.
     pub retry_millis: u32,
 }
 
 impl Settings {
-    /// What `config` says. The keys are replaced on their own, within `keys`.
+    /// The settings of `config`. The keys in `keys` are replaced independently.
     pub fn new(config: &Config, keys: Arc<Keyring>) -> Self {
         Self {
             authenticator: Authenticator::new(AuthConfig {
@@ -89,36 +90,36 @@ impl Settings {
     }
 }
 
-/// The settings that count now. Shared by all threads of a node.
+/// The current settings. Shared by all threads of a node.
 pub struct LiveSettings {
     settings: ArcSwap<Settings>,
     limiters: Limiters,
 }
 
 impl LiveSettings {
-    /// Begins with `settings`.
+    /// Starts with `settings`.
     pub fn new(settings: Settings) -> Self {
         let limiters = Limiters::new(&settings.limits);
         Self { settings: ArcSwap::from_pointee(settings), limiters }
     }
 
-    /// The settings that count now. They stay consistent for as long as they are held.
+    /// The current settings. They stay consistent for as long as the caller holds them.
     pub fn load(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
 
-    /// From now on `settings` count. Open sessions stay; what they do next is measured by the new ones.
+    /// Makes `settings` current. Open sessions stay; the new settings apply to what they do next.
     pub fn replace(&self, settings: Settings) {
         self.limiters.adopt(&settings.limits);
         self.settings.store(Arc::new(settings));
     }
 
-    /// What addresses and users have used, by the rates that count now.
+    /// The rate-limit state of addresses and users, with the current rates.
     pub fn limiters(&self) -> &Limiters {
         &self.limiters
     }
 
-    /// Forgets, again and again, who has used up nothing.
+    /// Removes unused rate-limit state, periodically and forever.
     pub async fn keep_house(self: Arc<Self>) {
         let mut looks = tokio::time::interval(Duration::from_secs(1));
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -128,7 +129,7 @@ impl LiveSettings {
         }
     }
 
-    /// Takes over the settings that count now, if they are others than `held`, which it then returns.
+    /// Updates `held` to the current settings if they differ, and returns the old ones.
     pub fn refresh(&self, held: &mut Arc<Settings>) -> Option<Arc<Settings>> {
         let current = self.settings.load();
         (!Arc::ptr_eq(&current, held)).then(|| std::mem::replace(held, Arc::clone(&current)))
@@ -149,7 +150,7 @@ mod tests {
         )
     }
 
-    /// What users have used outlives a reload that does not concern it.
+    /// A reload that does not concern users' rates keeps their state.
     #[test]
     fn new_rates_count_at_once_and_old_ones_keep_their_accounts() {
         let live = LiveSettings::new(settings("1/h burst 2"));

@@ -1,18 +1,18 @@
-//! Logs.
+//! Logging.
 //!
-//! Owns how an event becomes a line on standard error. What is worth an event, and at which level, is for
-//! each module to decide, within these habits:
+//! Owns how an event becomes a line on standard error. Each module decides what to log and at which level, by
+//! these rules:
 //!
 //! - the field for an error is `error`;
-//! - what belongs to a connection or a session happens in a span that carries its id, at the level of error,
-//!   so that no filter takes the ids off the lines that are left;
-//! - no payload, no token and no secret is ever a field or part of a message.
+//! - events of a connection or a session happen in a span that carries its id, at level error, so that no
+//!   filter removes the ids from the remaining lines;
+//! - payloads, tokens and secrets are never fields or parts of a message.
 //!
-//! A line of JSON holds `timestamp` (RFC 3339, UTC), `level`, `target`, `message`, the event's own fields
-//! beside them, and `spans`: the fields of each span around it, outermost first.
+//! A JSON line contains `timestamp` (RFC 3339, UTC), `level`, `target`, `message`, the event's own fields,
+//! and `spans`: the fields of each enclosing span, outermost first.
 //!
-//! Lines go through a bounded queue ([`queue`]) to a thread of its own: a log that nobody reads costs lines, which are
-//! counted, and nothing else. So do the messages of panics.
+//! Lines go through a bounded queue ([`queue`]) to a dedicated thread. If nobody reads the log, lines are
+//! dropped and counted; nothing else happens. The same applies to panic messages.
 
 mod queue;
 
@@ -36,17 +36,17 @@ pub use self::queue::dropped_lines;
 use self::queue::{Queue, Stderr};
 use crate::config::{Log, LogFilter, LogFormat};
 
-/// How long the end of the process waits for the log's reader.
+/// How long the process waits at its end for the log to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Decides which events are logged, and may be told to decide otherwise.
+/// Decides which events are logged. Can be changed at runtime.
 #[derive(Clone, Debug)]
 pub struct Filter(reload::Handle<EnvFilter, Registry>);
 
 impl Filter {
-    /// From now on `filter` counts. Without effect once the log is gone.
+    /// Applies `filter` from now on. Has no effect once the log is gone.
     pub fn set(&self, filter: &LogFilter) {
-        // The only failure there is: nobody logs any more.
+        // Fails only if the subscriber no longer exists.
         self.0.reload(filter.to_env_filter()).ok();
     }
 }
@@ -54,15 +54,15 @@ impl Filter {
 /// Why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// Logs go somewhere already, and still do.
+    /// Another subscriber is already installed, and stays.
     #[error(transparent)]
     Taken(#[from] SetGlobalDefaultError),
-    /// The thread that writes the log could not be made.
-    #[error("cannot start the log's thread: {0}")]
+    /// The thread that writes the log could not be started.
+    #[error("cannot start the log thread: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// The log of this process. When dropped, it waits a second at most until everything has been written.
+/// The log of this process. Dropping it waits up to one second until all lines have been written.
 #[derive(Debug)]
 pub struct Logging {
     /// Decides what is logged.
@@ -76,12 +76,12 @@ impl Drop for Logging {
     }
 }
 
-/// Logs to standard error from now on, in the whole process; panics are logged, too.
+/// Logs to standard error from now on, for the whole process, including panics.
 pub fn init(log: &Log) -> Result<Logging, InitError> {
     let queue = Queue::start(Stderr, dropped_lines().clone(), |lines| {
-        tracing::warn!(lines, "lines of the log are missing here: nobody read them fast enough");
+        tracing::warn!(lines, "log lines are missing here: the log was not read fast enough");
     })?;
-    // Colour is for people who look at it; `NO_COLOR` is heeded by the layer itself.
+    // Colours only for terminals; the layer itself honours `NO_COLOR`.
     let (dispatch, filter) = dispatch(log, queue.clone(), io::stderr().is_terminal());
     tracing::dispatcher::set_global_default(dispatch)?;
     let last_resort = queue.clone();
@@ -89,7 +89,7 @@ pub fn init(log: &Log) -> Result<Logging, InitError> {
     Ok(Logging { filter, queue })
 }
 
-/// Logs a panic. The standard library would write to standard error itself, and wait for its reader.
+/// Logs a panic. The standard library would write directly to standard error and wait for its reader.
 fn log_panic(panic: &PanicHookInfo<'_>, queue: &Queue) {
     let thread = thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
@@ -103,14 +103,14 @@ fn log_panic(panic: &PanicHookInfo<'_>, queue: &Queue) {
         let backtrace = captured.then(|| tracing::field::display(&backtrace));
         tracing::error!(thread = name, location, backtrace, error = said, "a thread panicked");
     } else {
-        // A filter must not hide it.
+        // Log it even if the filter suppresses errors.
         let place = panic.location().map(|location| format!(" at {location}")).unwrap_or_default();
         let backtrace = if captured { format!("{backtrace}\n") } else { String::new() };
         queue.push(format!("thread {name:?} panicked{place}: {said}\n{backtrace}").as_bytes());
     }
 }
 
-/// What [`init`] installs, writing to `writer`.
+/// Builds what [`init`] installs, writing to `writer`.
 pub fn dispatch<W>(log: &Log, writer: W, is_terminal: bool) -> (Dispatch, Filter)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -136,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    /// The lines that `events` leave behind.
+    /// The lines that `events` log.
     fn lines(format: LogFormat, filter: &str, events: impl FnOnce()) -> Vec<String> {
         lines_with(format, filter, |_| events())
     }

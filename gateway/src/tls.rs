@@ -1,8 +1,8 @@
-//! The public listener's certificate: loaded, checked, and replaced while the node runs.
+//! The public listener's certificate: loading, validation, and replacement at runtime.
 //!
-//! Owns what a new TLS connection is made with ([`Tls::current`]). A replacement that is not sound is
-//! refused and the old one goes on; open connections keep what they began with. Touches no socket: that
-//! is [`crate::shard`]'s. When the files are looked at is [`crate::watch`]'s.
+//! Provides the configuration of new TLS connections ([`Tls::current`]). An invalid replacement is refused
+//! and the old certificate stays in use. Open connections keep the certificate they began with. Does not
+//! touch sockets ([`crate::shard`] does) and does not decide when to read the files ([`crate::watch`] does).
 
 use std::{
     fmt,
@@ -27,31 +27,31 @@ use crate::{
     watch::Watched,
 };
 
-/// What new TLS connections are made with.
+/// The TLS configuration of new connections, and its files.
 pub struct Tls {
     files: config::Tls,
     current: RwLock<Arc<ServerConfig>>,
-    /// What the files held when they were last tried, whether that was sound or not.
+    /// What the files held at the last attempt, valid or not.
     tried: Mutex<Pair>,
-    /// Kept over reloads: who comes back with a ticket is not asked for the expensive handshake.
+    /// Kept across reloads, so that clients with a ticket can still skip the full handshake.
     tickets: Arc<dyn ProducesTickets>,
     reloaded: IntCounterVec,
     expiry: IntGauge,
 }
 
-/// Why a certificate and its key cannot be used. What was given as the path of the key is not shown: the likeliest
-/// mistake is to give the key itself in its place.
+/// Why a certificate and its key cannot be used. Never shows the configured path of the key, because users
+/// may give the key itself by mistake.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
     #[error("{place}: expected a file that can be read: {error}")]
     Read {
-        /// Which one.
+        /// The file.
         place: Place,
-        /// Why not.
+        /// Why it cannot be read.
         error: FileError,
     },
-    /// There is no certificate in the file, or something that only looks like one.
+    /// The file has no certificate, or an invalid one.
     #[error("{place}: expected at least one certificate in PEM (BEGIN CERTIFICATE)")]
     Certificate {
         /// The file.
@@ -60,7 +60,7 @@ pub enum TlsError {
     /// There is no private key in the file.
     #[error("{}: expected one unencrypted private key in PEM (BEGIN PRIVATE KEY)", Place::Key)]
     Key,
-    /// They are not a pair.
+    /// The key does not belong to the certificate.
     #[error("{}: expected the private key of the first certificate in {cert}: {error}", Place::Key)]
     Pair {
         /// The certificate's file.
@@ -68,10 +68,10 @@ pub enum TlsError {
         /// What is wrong with them.
         error: rustls::Error,
     },
-    /// No tickets can be made.
+    /// TLS tickets cannot be set up.
     #[error("cannot set up TLS: {0}")]
     Setup(#[from] rustls::Error),
-    /// Two metrics have one name.
+    /// A metric could not be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
@@ -79,7 +79,7 @@ pub enum TlsError {
 /// One of the two files, as an error names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// `tls.cert`, and where it is; `None` if what was given looks like no path.
+    /// `tls.cert` and its path; `None` if the value does not look like a path.
     Cert(Option<PathBuf>),
     /// `tls.key`
     Key,
@@ -103,20 +103,20 @@ impl fmt::Display for Place {
     }
 }
 
-/// What the two files hold.
+/// The contents of the two files.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pair {
     cert: String,
     key: String,
 }
 
-/// Reads and checks the files, and does no more.
+/// Reads and validates the files without using them.
 pub fn check(files: &config::Tls) -> Result<(), TlsError> {
     Pair::read(files)?.config(files, &aws_lc_rs::Ticketer::new()?).map(drop)
 }
 
 impl Tls {
-    /// Reads and checks the files.
+    /// Reads and validates the files.
     pub fn load(files: config::Tls, registry: &Registry) -> Result<Self, TlsError> {
         let tickets = aws_lc_rs::Ticketer::new()?;
         let pair = Pair::read(&files)?;
@@ -130,7 +130,7 @@ impl Tls {
         }
         let expiry = IntGauge::new(
             "tidegate_tls_certificate_expiry_timestamp_seconds",
-            "When the certificate in use ends, in Unix time; 0 if it does not say so in a way that is understood.",
+            "When the certificate in use expires, in Unix time; 0 if that cannot be determined.",
         )?;
         expiry.set(expires);
         registry.register(Box::new(reloaded.clone()))?;
@@ -139,17 +139,17 @@ impl Tls {
         Ok(Self { files, current, tried: Mutex::new(pair), tickets, reloaded, expiry })
     }
 
-    /// What the next connection is to be made with.
+    /// The configuration for the next connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.current.read())
     }
 
-    /// What the files hold. Blocks on the file system.
+    /// Reads the files. Blocks on the file system.
     pub fn read(&self) -> Result<Pair, TlsError> {
         Pair::read(&self.files)
     }
 
-    /// Takes what was read if it is sound, also if it is nothing new.
+    /// Installs what was read if it is valid, even if nothing has changed.
     pub fn replace(&self, read: Result<Pair, TlsError>) {
         match read {
             Ok(pair) => {
@@ -167,7 +167,7 @@ impl Tls {
                 *self.current.write() = Arc::new(config);
                 self.expiry.set(expires);
                 self.reloaded.with_label_values(&["ok"]).inc();
-                tracing::info!(expires, "new connections get the certificate that was read now");
+                tracing::info!(expires, "new connections use the reloaded certificate");
             }
             Err(error) => self.refuse(&error),
         }
@@ -175,7 +175,7 @@ impl Tls {
 
     fn refuse(&self, error: &TlsError) {
         self.reloaded.with_label_values(&["failed"]).inc();
-        tracing::error!(%error, "the certificate was not replaced; the old one goes on");
+        tracing::error!(%error, "cannot replace the certificate; the old one stays in use");
     }
 }
 
@@ -186,7 +186,7 @@ impl Watched for Tls {
         true
     }
 
-    // One of them may be written before the other: then the next look finds something else.
+    // One file may be written before the other. The next read then finds different contents.
     fn read(&self) -> Option<Pair> {
         self.read().ok()
     }
@@ -207,7 +207,7 @@ impl Pair {
         Ok(Self { cert, key: read(Place::Key, &files.key)? })
     }
 
-    /// What connections are made with, and when the certificate ends.
+    /// The configuration for connections, and when the certificate expires.
     fn config(
         &self,
         files: &config::Tls,
@@ -227,14 +227,14 @@ impl Pair {
             .map_err(|error| TlsError::Pair { cert: Place::cert(&files.cert), error })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.ticketer = Arc::clone(tickets);
-        // Tickets carry the whole state; a cache would be one lock for all shards.
+        // Tickets contain the whole state. A cache would be one lock for all shards.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok((config, expires))
     }
 }
 
-/// When a certificate ends, in Unix time, or 0. Found by asking whether it is valid at the end of time:
-/// the refusal says since when it is not, and no other parser of certificates is needed.
+/// When a certificate expires, in Unix time, or 0. Verifies it at the end of time: the error tells when it
+/// expired, so no other certificate parser is needed.
 fn expires(certificate: &CertificateDer<'_>) -> i64 {
     let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
     let verdict = ParsedCertificate::try_from(certificate).and_then(|certificate| {

@@ -1,10 +1,11 @@
-//! Noticing that files have changed.
+//! Detection of changed files.
 //!
-//! Owns how often they are looked at, and what counts as a change: what two looks in a row have found, so that a file
-//! which is still being written is not taken for a broken one. Knows neither what is read nor what becomes of it.
+//! Decides how often files are read and what counts as a change: contents that two reads in a row have found,
+//! so that a file that is still being written is not mistaken for a broken one. Knows neither what is read
+//! nor how it is used.
 //!
-//! Files are looked at instead of watched: a mounted Kubernetes secret changes by the swap of a link two directories up,
-//! which is easy to miss with inotify and impossible to miss by reading.
+//! Files are polled: a mounted Kubernetes secret changes when a link two directories up is swapped, which is
+//! easy to miss with inotify and impossible to miss by reading.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,26 +13,25 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::file::Reads;
 
-/// How often files are looked at.
+/// How often files are read.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Files that are kept an eye on.
+/// Files that are checked for changes.
 pub trait Watched: Send + Sync + 'static {
-    /// What they hold.
+    /// Their contents.
     type Contents: PartialEq + Send + 'static;
 
-    /// Whether there is any now. If not, there is no look. Does not block.
+    /// Whether there are any files at the moment. If not, nothing is read. Does not block.
     fn has_files(&self) -> bool;
 
-    /// One look: what they hold, or `None` if they cannot be read. May block on the file system, and holds no lock
-    /// that others need while it does.
+    /// Reads the files; `None` if they cannot be read. May block on the file system, and must not hold a lock that others need while it does.
     fn read(&self) -> Option<Self::Contents>;
 
-    /// Two looks in a row have found this. Does not block.
+    /// Called when two reads in a row have found these contents. Does not block.
     fn found(&self, contents: &Self::Contents);
 }
 
-/// Looks at files until dropped.
+/// Checks the files until dropped.
 pub async fn watch<W: Watched>(watched: Arc<W>) {
     let mut ticks = ticks();
     let (mut looks, mut reads) = (Looks::default(), Reads::default());
@@ -53,20 +53,20 @@ pub async fn watch<W: Watched>(watched: Arc<W>) {
             }
             Err(error) => {
                 looks.take();
-                tracing::error!(%error, "files were not looked at; what they held goes on");
+                tracing::error!(%error, "cannot check files for changes; their old contents stay in use");
             }
         }
     }
 }
 
-/// When to look.
+/// The schedule of reads.
 pub fn ticks() -> Interval {
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
 
-/// What the look before has found.
+/// What the previous read found.
 pub struct Looks<T>(Option<T>);
 
 impl<T> Default for Looks<T> {
@@ -76,15 +76,15 @@ impl<T> Default for Looks<T> {
 }
 
 impl<T: PartialEq> Looks<T> {
-    /// What was found now, if the look before has found the same. `None` is a file that is not there: one that is being
-    /// replaced.
+    /// Returns what was found if the previous read found the same. `None` means that a file is missing,
+    /// because it is being replaced.
     pub fn agree(&mut self, found: Option<T>) -> Option<&T> {
         let same = found.is_some() && self.0 == found;
         self.0 = found;
         self.0.as_ref().filter(|_| same)
     }
 
-    /// Gives up what was found: the next look is a first one.
+    /// Forgets what was found, so that the next read counts as the first one.
     pub fn take(&mut self) -> Option<T> {
         self.0.take()
     }

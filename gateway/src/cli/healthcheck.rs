@@ -1,6 +1,6 @@
-//! One GET over plain HTTP/1.1, for containers that have no other client.
+//! One GET request over plain HTTP/1.1, for containers without another client.
 //!
-//! Owns nothing but the question and the status of the answer: no redirect, no TLS, no body.
+//! Reads only the status of the response: no redirects, no TLS, no body.
 
 use std::{
     io::{self, Read, Write},
@@ -10,24 +10,25 @@ use std::{
 
 use http::{StatusCode, Uri, uri::Scheme};
 
-/// The whole exchange must fit in here.
+/// The time limit for the whole exchange.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A status line is `HTTP/1.1 200 OK`; whoever sends more than this before a line break is no HTTP server.
+/// A status line is `HTTP/1.1 200 OK`. A server that sends more than this without a line break does not speak
+/// HTTP.
 const MAX_STATUS_LINE: usize = 1024;
 
-/// Why there is no answer.
+/// Why there is no status.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("expected a URL such as http://127.0.0.1:9090/readyz")]
     Url,
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("the answer is not HTTP")]
+    #[error("the response is not HTTP")]
     NotHttp,
 }
 
-/// Where a node on this machine that listens at `ops` says whether it is ready.
+/// The readiness URL of a node on this machine that listens at `ops`.
 pub(super) fn readiness_url(ops: SocketAddr) -> String {
     let ip = match ops.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -37,7 +38,7 @@ pub(super) fn readiness_url(ops: SocketAddr) -> String {
     format!("http://{}/readyz", SocketAddr::new(ip, ops.port()))
 }
 
-/// The status that `url` is answered with.
+/// Requests `url` and returns the status of the response.
 pub(super) fn get(url: &str) -> Result<StatusCode, Error> {
     get_within(url, DEADLINE)
 }
@@ -62,7 +63,7 @@ pub(super) fn get_within(url: &str, time: Duration) -> Result<StatusCode, Error>
             Ok(0) => break,
             Ok(read) => answer.extend(buffer.iter().take(read)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // What a socket says when its time-out has passed.
+            // A socket's read timeout has passed.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(timed_out().into()),
             Err(error) => return Err(error.into()),
         }
@@ -83,7 +84,7 @@ fn connect(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
     result
 }
 
-/// Reads `HTTP/1.1 200 …` (RFC 9112 §4).
+/// Parses `HTTP/1.1 200 …` (RFC 9112 §4).
 fn parse_status(answer: &[u8]) -> Option<StatusCode> {
     let line = answer.split(|byte| *byte == b'\n').next()?;
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();

@@ -9,7 +9,7 @@ use super::*;
 
 const SECRET: &str = "correct horse battery staple, and more";
 
-/// What a command line leads to: the status (`None`: a node would run), standard output, standard error.
+/// Runs a command line and returns its status (`None` if it runs a node), standard output and standard error.
 fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<Status>, String, String) {
     let (invocation, out, err) = invoke_with(args, env);
     let status = match invocation {
@@ -145,7 +145,7 @@ fn a_certificate_and_its_key_are_tried() {
         assert!(err.contains(expected), "{expected:?} is not in {err:?}");
     }
 
-    // A key in place of a path is not shown, whole or in part, whichever place it was put in.
+    // A key given instead of a path is never shown, whole or in part, wherever it was given.
     let base64: String = key.lines().filter(|line| !line.starts_with('-')).collect();
     in_files(&cert, &key);
     let good = dir.path().join("tls.crt");
@@ -224,7 +224,7 @@ fn a_token_is_signed_with_a_key_from_a_file() {
                 assert_eq!((status, err.as_str()), (Some(Status::Success), ""), "{algorithm:?}");
                 let key = || Key::public(Some("k"), algorithm, pair.public_key_pem().as_bytes()).unwrap();
                 assert_eq!(verified(&out, key(), &[]), Ok(()), "{algorithm:?}");
-                // What the configuration demands of tokens, it is made with.
+                // The token meets the configured requirements.
                 let demands = ["--kid=k", "--set", "auth.issuer=me", "--set", "auth.audience=chat,other"];
                 let (_, out, _) = printed(algorithm.as_str(), &demands);
                 assert_eq!(verified(&out, key(), &["chat"]), Ok(()), "{algorithm:?}");
@@ -318,7 +318,7 @@ fn a_setting_is_split_where_no_quotes_are() {
     }
 }
 
-/// Answers one request with `answer` and returns what was asked.
+/// Answers one request with `answer` and returns the request's head.
 fn answer_once(listener: TcpListener, answer: &'static [u8]) -> thread::JoinHandle<Vec<String>> {
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -356,7 +356,7 @@ fn a_healthcheck_asks_the_configured_node() {
     }
 }
 
-/// A node goes on when its configuration is broken while it runs, and so does the question whether it is ready.
+/// A node keeps running when its configuration becomes invalid, so its health must still be checkable.
 #[test]
 fn a_healthcheck_finds_the_node_where_its_configuration_says() {
     let dir = tempfile::tempdir().unwrap();
@@ -376,7 +376,7 @@ fn a_healthcheck_finds_the_node_where_its_configuration_says() {
         assert_eq!((status, out, err.as_str()), (Some(Status::Success), expected, ""), "{args:?}");
         server.join().unwrap();
     }
-    // What it needs must be sound.
+    // The keys that the check needs must be valid.
     for (text, complaint) in [
         ("ops.listen = 'here'", "ops.listen = \"here\""),
         ("ops.listen = ", "expected TOML"),
@@ -393,7 +393,7 @@ fn a_healthcheck_finds_the_node_where_its_configuration_says() {
     assert!(err.starts_with("/nonexistent.toml: expected a file"), "{err}");
 }
 
-/// One file for all commands, so that each sees what the node sees.
+/// All commands use the same file, so each sees what the node sees.
 #[test]
 fn the_environment_names_the_file_for_every_command() {
     let dir = tempfile::tempdir().unwrap();
@@ -417,7 +417,7 @@ fn the_environment_names_the_file_for_every_command() {
     }
 }
 
-/// What a start would refuse, `check-config` refuses.
+/// `check-config` refuses what a start would refuse.
 #[test]
 fn certificates_to_trust_are_tried() {
     let dir = tempfile::tempdir().unwrap();
@@ -442,7 +442,7 @@ fn certificates_to_trust_are_tried() {
 
 #[test]
 fn a_healthcheck_of_nobody_fails() {
-    // Bound and dropped: nobody listens there now.
+    // Bound and dropped, so nothing listens there.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}/livez?x");
     let (status, _, err) = run(&["healthcheck", "--url", &url], &[]);
@@ -460,7 +460,7 @@ fn a_healthcheck_of_nobody_fails() {
 fn a_healthcheck_does_not_wait_for_ever() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
-    // Accepted by the kernel, answered by nobody.
+    // The kernel accepts the connection, but nothing answers.
     let error = healthcheck::get_within(&url, Duration::from_millis(50)).unwrap_err();
     assert!(
         matches!(&error, healthcheck::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut),

@@ -142,6 +142,6 @@ mod tests {
         assert!(gone.contains("tidegate.toml: expected a file of text that can be read"), "{gone}");
         std::fs::write(&path, vec![b'#'; 1024 * 1024 + 1]).unwrap();
         let huge = sources.read_again().unwrap_err().to_string();
-        assert!(huge.contains("it has more than 1024 KiB"), "{huge}");
+        assert!(huge.contains("it is larger than 1024 KiB"), "{huge}");
     }
 }

@@ -455,7 +455,7 @@ fn secrets_come_from_a_key_or_from_a_file() {
     for (text, complaint) in [
         (&b"short"[..], "in that file, expected text of at least 32 bytes"),
         (&[0xff; 40][..], "expected a file of text that can be read: "),
-        (&vec![b'x'; 70_000], "expected a file of text that can be read: it has more than 64 KiB"),
+        (&vec![b'x'; 70_000], "expected a file of text that can be read: it is larger than 64 KiB"),
     ] {
         let lines = complaints(&flags(&[("auth.hs256_secret_file", &path("wrong", text))]));
         let [line] = lines.as_slice() else { panic!("{lines:?}") };

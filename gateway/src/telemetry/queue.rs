@@ -1,10 +1,11 @@
-//! The queue between the threads that log and the one that writes.
+//! The queue between the threads that log and the thread that writes.
 //!
-//! A thread that logs never waits for whoever reads the log: a line is queued, or dropped when the queue is full.
-//! The writer alone waits, and says how many lines were dropped once it gets on. Knows nothing of events or formats.
+//! A thread that logs never waits for the log's reader: its line is queued, or dropped if the queue is full.
+//! Only the writer waits. Once it can write again, it reports how many lines were dropped. Knows nothing of
+//! events or formats.
 //!
-//! `tracing-appender` has such a writer, bounded in lines. A line may be as long as the head of a request, so this
-//! one is bounded in bytes.
+//! `tracing-appender` has such a writer, bounded in lines. A line may be as long as the head of a request, so
+//! this one is bounded in bytes.
 
 use std::{
     io,
@@ -18,33 +19,33 @@ use prometheus::IntCounter;
 use rustix::event::{PollFd, PollFlags, poll};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes of lines that may wait. As many again are on their way to the reader of the log.
+/// Maximum size of the queued lines, in bytes. The writer may hold as many bytes again.
 pub(super) const BOUND: usize = 1024 * 1024;
-/// What the queue keeps of the memory that a burst needed, in bytes.
+/// How much of the memory that a burst needed the queue keeps, in bytes.
 const KEPT: usize = 64 * 1024;
 
-/// Lines that this process has not written to its log, because nobody read it fast enough or it could not be written.
+/// Counts the lines that were dropped because the log was not read fast enough or could not be written.
 pub fn dropped_lines() -> &'static IntCounter {
     static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
         IntCounter::new(
             "tidegate_log_lines_dropped_total",
-            "Lines of the log that were dropped, because it was not read fast enough or could not be written.",
+            "Log lines that were dropped because the log was not read fast enough or could not be written.",
         )
         .expect("the name is a valid one")
     });
     &DROPPED
 }
 
-/// Takes lines and never waits.
+/// Accepts lines and never blocks.
 #[derive(Clone, Debug)]
 pub struct Queue(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// There is something to write.
+    /// Signalled when there is something to write.
     filled: Condvar,
-    /// Everything has been written.
+    /// Signalled when everything has been written.
     emptied: Condvar,
     dropped: IntCounter,
 }
@@ -52,17 +53,17 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Lines that were dropped since the writer last took what waits.
+    /// Lines dropped since the writer last took the queued lines.
     dropped: u64,
     /// Whether the writer has lines that it has not yet written.
     writing: bool,
 }
 
 impl Queue {
-    /// Starts the thread that writes to `out`. It calls `tell` with the number of lines that were dropped, before it
-    /// writes those that came before them: what `tell` logs stands in their place.
+    /// Starts the thread that writes to `out`. It calls `tell` with the number of dropped lines before it
+    /// writes the lines that preceded them, so what `tell` logs takes their place.
     ///
-    /// The thread lasts as long as the process: it may wait for the log's reader for ever.
+    /// The thread runs until the process ends, because it may wait for the log's reader forever.
     pub(super) fn start(
         out: impl io::Write + Send + 'static,
         dropped: IntCounter,
@@ -83,7 +84,8 @@ impl Queue {
     pub(super) fn push(&self, line: &[u8]) {
         let Shared { state, filled, dropped, .. } = &*self.0;
         let mut state = state.lock();
-        // Nothing gets in after a line that was dropped: the gap is in one place, and that is told.
+        // Queue nothing after a dropped line until the gap is reported, so that there is one gap in one
+        // place.
         if state.dropped == 0 && state.waiting.len() + line.len() <= BOUND {
             state.waiting.extend_from_slice(line);
         } else {
@@ -94,7 +96,7 @@ impl Queue {
         filled.notify_one();
     }
 
-    /// Waits until everything has been written, but no longer than this. Says whether it was.
+    /// Waits until everything has been written, at most for `within`. Returns whether it was.
     pub(super) fn flush(&self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let mut state = self.0.state.lock();
@@ -119,7 +121,7 @@ impl Shared {
             while !rest.is_empty() {
                 match out.write(rest) {
                     Ok(written) if written > 0 => rest = rest.get(written..).unwrap_or_default(),
-                    // There is nobody whom it could be told, but who looks at the metrics.
+                    // Only the metric can report this.
                     Ok(_) | Err(_) => {
                         self.dropped.inc_by(rest.split_inclusive(|byte| *byte == b'\n').count() as u64);
                         break;
@@ -131,7 +133,7 @@ impl Shared {
         }
     }
 
-    /// Waits for lines and takes all of them. Returns how many were dropped after them.
+    /// Waits for lines and takes all of them. Returns how many lines after them were dropped.
     fn take(&self, lines: &mut Vec<u8>) -> u64 {
         let mut state = self.state.lock();
         state.writing = false;
@@ -155,7 +157,7 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-/// What an event is written to: each write is a line.
+/// The destination of one event: each write is a line.
 pub struct Line<'a>(&'a Queue);
 
 impl io::Write for Line<'_> {
@@ -169,11 +171,11 @@ impl io::Write for Line<'_> {
     }
 }
 
-/// Standard error without the lock that [`io::stderr`] takes: what waits here must not keep others waiting.
+/// Standard error without the lock of [`io::stderr`]: while this blocks, others must not.
 pub(super) struct Stderr;
 
 impl io::Write for Stderr {
-    /// Waits for room where another process has made the pipe or terminal non-blocking.
+    /// Waits for space if another process has made the pipe or terminal non-blocking.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let stderr = rustix::stdio::stderr();
         loop {
@@ -204,7 +206,7 @@ mod tests {
         IntCounter::new("dropped", "Dropped.").unwrap()
     }
 
-    /// Writes only what it is allowed to, and hands on what it wrote.
+    /// Writes only when allowed, and passes on what it wrote.
     struct Held {
         allowed: std::sync::mpsc::Receiver<()>,
         written: std::sync::mpsc::SyncSender<Vec<u8>>,
@@ -232,7 +234,7 @@ mod tests {
         });
         let queue = queue.unwrap();
         queue.push(b"first\n");
-        // The writer has taken it and waits.
+        // Wait until the writer has taken it and is blocked.
         let until = Instant::now() + PATIENCE;
         while !queue.0.state.lock().waiting.is_empty() {
             assert!(Instant::now() < until, "the writer takes what there is");

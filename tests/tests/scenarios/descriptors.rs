@@ -48,7 +48,7 @@ async fn clients_leave_descriptors_to_probes_and_broker() -> Result<()> {
     node.until_samples("the broker is back", |samples| samples.sum("tidegate_broker_up", &[]) == 1).await?;
     std::fs::write(&file, "sse.retry = '4s'\n")?;
     node.hang_up()?;
-    node.until_written("the new configuration counts").await?;
+    node.until_written("the new configuration is in effect").await?;
     ensure!(node.output().matches(CLAMPED).count() == 1, "told once, and not with each reload");
     ensure!(!node.output().contains("Too many open files"), "{}", node.output());
 

@@ -53,7 +53,7 @@ async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() -> Result<()> {
 
     // Who comes to read it is told what is missing, where it is missing.
     node.read_on();
-    node.until_written("lines of the log are missing here").await?;
+    node.until_written("log lines are missing here").await?;
     node.stop_reading();
     overflow_log(&node).await?;
 

@@ -259,7 +259,7 @@ async fn what_needs_a_restart_is_named_and_the_rest_counts() -> Result<()> {
     node.hang_up()?;
     until_reloads(&node, "applied", 1).await?;
     until_line(&node, &["WARN", "takes effect after a restart", "\"shards, broker.prefix\""]).await?;
-    until_line(&node, &["the new configuration counts", "\"sse.retry, log.filter\""]).await?;
+    until_line(&node, &["the new configuration is in effect", "\"sse.retry, log.filter\""]).await?;
     // The log's filter counts as well.
     ensure!(Request::get("/nowhere").send(node.public).await?.status == 404);
     node.until_written("request refused").await?;
