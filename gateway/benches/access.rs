@@ -1,4 +1,4 @@
-//! Who somebody is and what he may do: tokens verified, by algorithm; grants looked up.
+//! Authentication and authorization: verifying tokens, by algorithm; looking up grants.
 //!
 //! `cargo bench -p tidegate --bench access`
 
@@ -65,7 +65,7 @@ fn may(c: &mut Criterion) {
     }
 }
 
-/// A node that knows the key, and a token signed with its other half.
+/// A node that knows the key, and a token signed with it.
 fn issued(
     algorithm: Algorithm,
     private: &[u8],

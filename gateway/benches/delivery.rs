@@ -1,4 +1,4 @@
-//! From a publication to the bytes that members are sent: finding the room, and encoding once per format.
+//! From a publication to the bytes for the members: finding the room, and encoding once per format.
 //!
 //! `cargo bench -p tidegate --bench delivery`
 

@@ -1,4 +1,4 @@
-//! The codec, alone: client bytes to messages, messages to frames, compressed and not.
+//! The codec alone: client bytes to messages, messages to frames, compressed and uncompressed.
 //!
 //! `cargo bench -p tidegate --bench websocket`
 
@@ -9,7 +9,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use tidegate::websocket::{Decoder, Deflate, Event, Opcode, compressed, encode};
 
 const MAX_MESSAGE: usize = 1024 * 1024;
-/// What one read of a shard may bring.
+/// The maximum size of one read of a shard.
 const READ: usize = 64 * 1024;
 const MASK: [u8; 4] = [0x1b, 0x9d, 0x22, 0xe4];
 
@@ -40,13 +40,13 @@ fn decode(c: &mut Criterion) {
         group.bench_function(name, |b| {
             let mut decoder = Decoder::new();
             decoder.allow_deflate();
-            // Unmasked in place: every run needs the bytes anew.
+            // Unmasking happens in place, so every run needs a fresh copy.
             b.iter_batched_ref(|| stream.clone(), |stream| read(&mut decoder, stream), BatchSize::SmallInput);
         });
     }
 }
 
-/// Reads a stream as a connection does, a read at a time.
+/// Decodes a stream as a connection does, one read at a time.
 fn read(decoder: &mut Decoder, stream: &mut [u8]) {
     for input in stream.chunks_mut(READ) {
         let mut feed = decoder.feed(input, MAX_MESSAGE);
@@ -82,7 +82,7 @@ fn compress(c: &mut Criterion) {
     }
 }
 
-/// A JSON array of at least `length` bytes, as chats and tickers send it.
+/// A JSON array of at least `length` bytes, as chats and tickers send.
 fn json(length: usize) -> String {
     let item = |number: u32| {
         let user = number.wrapping_mul(2_654_435_761);
@@ -108,7 +108,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     [first, announced | 0x80].into_iter().chain(extended.iter().copied()).chain(MASK).chain(body).collect()
 }
 
-/// A server's frame as its client would have sent it.
+/// A server's frame, as a client would send it.
 fn masked_frame(server: &Bytes) -> Vec<u8> {
     let (first, rest) = server.split_first().expect("a frame is not empty");
     let head = match rest.first() {

@@ -1,21 +1,22 @@
-//! What the way of one message allocates, counted: nothing per delivery, and a fixed number per publication.
+//! Counts the allocations on the path of a message: none per delivery, and a fixed number per publication.
 //!
-//! A real node on the memory broker serves real sockets; the clients are std sockets of the test's own thread,
-//! which allocate nothing while they are measured. So the whole process is counted, whatever thread of the node
-//! it is: `cargo test -p tidegate --test allocations -- --nocapture` prints the numbers.
+//! A real node with the memory broker serves real sockets. The clients are std sockets on the test's own
+//! thread, which allocate nothing while they are measured. So the count covers the whole process, with all
+//! threads of the node: `cargo test -p tidegate --test allocations -- --nocapture` prints the numbers.
 //!
-//! The work that is measured always costs the same. What falls into a window by chance besides (a heartbeat, the
-//! look at the key files every other second) can only add to it. So the least of a few windows counts, and it has
-//! to be exact: less than stated fails, too.
+//! The measured work always costs the same. Other work that happens to fall into a window (a heartbeat, the
+//! periodic check of key files) can only add to it. So the minimum of a few windows counts, and it must be
+//! exact: fewer allocations than stated fail as well.
 //!
-//! One test, since there is one heap. Where an allocation came from is in the profile that `DHAT_PROFILE=<file>`
-//! asks for: it holds the stacks of the last window (open it with DHAT's viewer, or read the JSON).
+//! There is a single test, because there is a single heap. `DHAT_PROFILE=<file>` writes a profile that shows
+//! where allocations came from: it has the stacks of the last window (open it with DHAT's viewer, or read the
+//! JSON).
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::indexing_slicing,
-    reason = "a test fails by a panic, in its helpers, too; the counts are to be seen"
+    reason = "tests and their helpers fail with a panic; the counts are printed"
 )]
 
 use std::{
@@ -34,31 +35,31 @@ use tidegate::{
 #[global_allocator]
 static HEAP: dhat::Alloc = dhat::Alloc;
 
-/// A publication by a plain member: the client's message as it is kept (1), shared once it is handed on (1), the
-/// broadcast (1), its frame (1), shared between the members (1).
+/// A publication by a plain member: the stored message of the client (1), its shared form (1), the broadcast
+/// (1), its frame (1), and the frame's shared form (1).
 const PER_PLAIN_PUBLICATION: u64 = 5;
-/// Likewise, and the parsed channel (1), its room (1), the push's text (1) and the reply (1).
+/// The same, plus the parsed channel (1), its room (1), the push's text (1) and the reply (1).
 const PER_CENTRIFUGE_PUBLICATION: u64 = 9;
-/// A room that is not served at once keeps what is on its way in a box (1) with a list (1).
+/// A room that is not served in one turn keeps its pending work in a box (1) with a list (1).
 const PER_LARGE_ROOM: u64 = 2;
-/// A Centrifuge client's pong: the message while it is looked at.
+/// A Centrifuge client's pong: the message while it is handled.
 const PER_MESSAGE: u64 = 1;
-/// A client's ping: the answer's bytes.
+/// A client's ping: the bytes of the answer.
 const PER_PING: u64 = 1;
 
 const FEW: usize = 100;
-/// Members, and what a publication to so many allocates besides.
+/// Numbers of members, and the additional allocations of a publication to so many.
 const SIZES: [(usize, u64); 3] = [(FEW, 0), (600, PER_LARGE_ROOM), (1200, PER_LARGE_ROOM)];
-/// How often the measured work is done in one window.
+/// How often one window repeats the measured work.
 const ROUNDS: u64 = 5;
-/// How many windows may be disturbed.
+/// Maximum number of windows, some of which may be disturbed.
 const WINDOWS: usize = 20;
 const SECRET: &str = "correct horse battery staple, and more";
 const PATIENCE: Duration = Duration::from_secs(60);
 const BUFFER: usize = 4096;
 /// A plain member's heartbeat: an empty ping.
 const HEARTBEAT: &[u8] = b"\x89\x00";
-/// The mask of every client frame here: none of a masking key's purposes matters on loopback.
+/// The mask of every client frame. Masking serves no purpose on loopback, so it is constant.
 const MASK: [u8; 4] = [1, 2, 3, 4];
 
 #[test]
@@ -98,7 +99,7 @@ fn a_delivery_allocates_nothing_and_a_publication_a_fixed_number() {
             }
         });
 
-        // Messages that ask for nothing; the answer to a ping says that they have been read.
+        // Messages that need no answer. The answer to the ping shows that they have been read.
         let both = [masked(0x81, b"{}").repeat(10), masked(0x89, b"")].concat();
         assert_allocates(10 * PER_MESSAGE + PER_PING, "ten messages of a client and a ping", || {
             clients[0].send(&both);
@@ -158,13 +159,13 @@ impl Stage {
         }
     }
 
-    /// Members of a room, plain.
+    /// Plain members of a room.
     fn plain(&self, count: usize, room: usize) -> Vec<Client> {
         let path = format!("/rooms/{room}?token={}", self.token);
         (0..count).map(|_| Client::connect(self.address, &path)).collect()
     }
 
-    /// Members of a room by the Centrifuge protocol.
+    /// Centrifuge members of a room.
     fn centrifuge(&self, count: usize, room: &str) -> Vec<Client> {
         let path = format!("/connection/websocket?token={}", self.token);
         let greeting = [
@@ -217,7 +218,7 @@ impl Client {
         self.0.write_all(bytes).unwrap();
     }
 
-    /// Reads what must be exactly this short frame; a heartbeat that comes before it is passed over.
+    /// Reads exactly this short frame. Skips a heartbeat before it.
     fn expect(&mut self, expected: &[u8]) {
         let mut buffer = [0; BUFFER];
         let (head, rest) = buffer[..expected.len()].split_at_mut(HEARTBEAT.len());
@@ -229,7 +230,7 @@ impl Client {
         assert_eq!(&buffer[..expected.len()], expected);
     }
 
-    /// Reads one frame and returns its payload; heartbeats, which are messages here, are passed over.
+    /// Reads one frame and returns its payload. Skips heartbeats, which are messages in this protocol.
     fn hear<'a>(&mut self, buffer: &'a mut [u8; BUFFER]) -> &'a [u8] {
         loop {
             self.0.read_exact(&mut buffer[..2]).unwrap();
@@ -259,9 +260,9 @@ fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     [first, 0x80 | length].into_iter().chain(MASK).chain(body).collect()
 }
 
-/// Asserts what one `round` allocates in the whole process.
+/// Asserts how many allocations one `round` causes in the whole process.
 fn assert_allocates(expected: u64, what: &str, mut round: impl FnMut()) {
-    // Tables and queues take their size.
+    // Let tables and queues grow to their size.
     for _ in 0..ROUNDS {
         round();
     }
@@ -276,7 +277,7 @@ fn assert_allocates(expected: u64, what: &str, mut round: impl FnMut()) {
     println!("{expected} for {what}");
 }
 
-/// What the process allocates and reallocates while `work` runs.
+/// Counts allocations and reallocations of the process while `work` runs.
 fn allocations(work: impl FnOnce()) -> u64 {
     let profile = std::env::var_os("DHAT_PROFILE");
     let profiler = match &profile {
@@ -289,7 +290,7 @@ fn allocations(work: impl FnOnce()) -> u64 {
     counted
 }
 
-/// The node's and the clients' ends are in one process.
+/// Both ends of each connection are in this process.
 fn allow_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

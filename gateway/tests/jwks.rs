@@ -1,6 +1,6 @@
-//! A key set by https: from a server that proves who it is, and from nobody else.
+//! Fetching a key set over HTTPS: only from a server with a valid certificate.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by a panic, in its helpers, too")]
+#![allow(clippy::unwrap_used, reason = "tests and their helpers fail with a panic")]
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -28,11 +28,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SET: &str =
     r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
-/// A server for `localhost`, and the certificate that proves it. Ends with the test's process.
+/// A server for `localhost`, and its certificate. Runs until the test process ends.
 struct Server {
     address: SocketAddr,
     certificate: String,
-    /// Requests that came through a finished handshake.
+    /// Requests received after a completed handshake.
     requests: Arc<AtomicUsize>,
 }
 
@@ -54,7 +54,7 @@ impl Server {
             for stream in listener.incoming().flatten() {
                 let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
                 let mut reader = BufReader::new(StreamOwned::new(connection, stream));
-                // A client that does not trust the certificate is gone before its first line.
+                // A client that does not trust the certificate disconnects before its first line.
                 if reader.by_ref().lines().map_while(Result::ok).any(|line| line.is_empty()) {
                     count.fetch_add(1, Ordering::Relaxed);
                     let length = SET.len();
@@ -97,7 +97,7 @@ fn ask(address: SocketAddr, path: &str) -> String {
     answer
 }
 
-/// Asks until the answer holds `text`.
+/// Repeats the request until the response contains `text`.
 fn until(address: SocketAddr, path: &str, text: &str) {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -133,7 +133,7 @@ fn a_server_that_proves_its_name_is_believed() {
 #[test]
 fn a_server_without_proof_is_not_even_asked() {
     let (server, other) = (Server::start(), Server::start());
-    // Another authority; another name than the certificate's.
+    // First another authority, then a host name that the certificate does not have.
     for (host, ca) in [("localhost", &other.certificate), ("127.0.0.1", &server.certificate)] {
         with_node(&server.url(host), ca, |ops| {
             until(ops, "/metrics", "tidegate_jwks_refreshes_total{result=\"failed\"} 2\n");

@@ -1,10 +1,10 @@
-//! A node with TLS, reached by real clients over loopback.
+//! A node with TLS and real clients over loopback.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::similar_names,
-    reason = "a test fails by a panic, in its helpers, too"
+    reason = "tests and their helpers fail with a panic"
 )]
 
 use std::{
@@ -43,7 +43,7 @@ struct Stage {
     token: String,
 }
 
-/// Puts a new pair into place; returns the certificate.
+/// Writes a new certificate and key, and returns the certificate.
 fn put_pair(directory: &Path) -> CertificateDer<'static> {
     let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     std::fs::write(directory.join("tls.crt"), pair.cert.pem()).unwrap();
@@ -72,7 +72,7 @@ fn config(files: &Path, more: &[(&str, &str)]) -> Config {
     Config::load(&Sources { flags, ..Sources::default() }).unwrap()
 }
 
-/// What a client of these versions and protocols connects with; tickets are kept within it.
+/// A client configuration with these versions and protocols. It keeps session tickets.
 fn client(
     trusted: &CertificateDer<'static>,
     versions: &[&'static SupportedProtocolVersion],
@@ -110,7 +110,7 @@ impl Stage {
         tcp
     }
 
-    /// A connection whose handshake is over.
+    /// A connection with a completed handshake.
     fn tls(&self, trusted: &CertificateDer<'static>) -> std::io::Result<Tls> {
         self.tls_with(&client(trusted, rustls::ALL_VERSIONS, &[b"h2", b"http/1.1"]))
     }
@@ -172,7 +172,7 @@ fn echo(socket: &mut WebSocket<Tls>, payload: Bytes) {
     assert!(socket.read().unwrap() == Message::Binary(payload), "it comes back as it was sent");
 }
 
-/// What a proxy says of a connection comes before TLS; whoever is over a limit is told so within it.
+/// The PROXY header comes before TLS; a refusal by a limit comes within TLS.
 #[test]
 fn tls_begins_after_the_proxy_protocol() {
     let stage = Stage::new(&[
@@ -200,7 +200,7 @@ fn websockets_carry_messages_of_every_size() {
         let payload: Vec<u8> = (0..size).map(|at| u8::try_from(at % 251).unwrap()).collect();
         echo(&mut socket, payload.into());
     }
-    // Many frames in few records, answered in order.
+    // Many frames in few TLS records, answered in order.
     for number in 0..2_000_u32 {
         socket.write(Message::Binary(number.to_be_bytes().to_vec().into())).unwrap();
     }
@@ -273,12 +273,12 @@ fn a_changed_certificate_is_for_new_connections() {
     stage.tls(&stage.trusted).unwrap_err();
     echo(&mut old, Bytes::from_static(b"still here"));
 
-    // By the files alone.
+    // The node detects the changed files without a signal.
     let third = put_pair(stage.files.path());
     stage.until_measured(r#"tidegate_tls_reloads_total{result="ok"} 2"#);
     stage.tls(&third).unwrap();
 
-    // A broken pair.
+    // An invalid pair is refused.
     std::fs::write(stage.files.path().join("tls.key"), "no key").unwrap();
     stage.reload();
     stage.until_measured(r#"tidegate_tls_reloads_total{result="failed"} 1"#);
@@ -291,7 +291,7 @@ fn a_changed_certificate_is_for_new_connections() {
     assert!(expiry.is_some_and(|expiry| expiry > now), "{expiry:?}");
 }
 
-/// Who comes back with a ticket is spared the expensive handshake, also after the certificate has changed.
+/// A client with a ticket skips the full handshake, even after the certificate has changed.
 #[test]
 fn sessions_are_resumed() {
     let stage = Stage::new(&[]);
@@ -306,7 +306,7 @@ fn sessions_are_resumed() {
                 put_pair(stage.files.path());
                 stage.reload();
             }
-            // Tickets of TLS 1.3 come with the first bytes after the handshake.
+            // TLS 1.3 tickets arrive with the first bytes after the handshake.
             let mut socket = stage.websocket_over(stage.tls_with(&config).unwrap(), "a");
             echo(&mut socket, Bytes::from_static(b"hello"));
             let tls = &socket.get_ref().conn;
@@ -336,12 +336,12 @@ fn a_client_that_speaks_only_h2_is_told_so() {
     let refused = stage.tls_with(&client(&stage.trusted, rustls::ALL_VERSIONS, &[b"h2"])).unwrap_err();
     assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
     stage.until_measured(r#"tidegate_refusals_total{reason="tls"} 1"#);
-    // Who names no protocol at all speaks HTTP/1.1.
+    // A client without ALPN speaks HTTP/1.1.
     let config = client(&stage.trusted, rustls::ALL_VERSIONS, &[]);
     echo(&mut stage.websocket_over(stage.tls_with(&config).unwrap(), "a"), Bytes::from_static(b"hello"));
 }
 
-/// A handshake under way does not hold up a node that leaves.
+/// A pending handshake does not delay a draining node.
 #[test]
 fn a_drain_does_not_wait_for_handshakes() {
     let mut stage = Stage::new(&[("public.header_timeout", "1h"), ("drain.deadline", "20s")]);

@@ -1,8 +1,8 @@
-//! Whatever a client of the Centrifuge protocol says: no panic, no more rooms than the session may have,
-//! nothing without a grant, and every frame that goes out is one line of JSON.
+//! Whatever a Centrifuge client sends: the session does not panic, joins no more rooms than allowed, does
+//! nothing without a grant, and every outgoing frame is one line of JSON.
 //!
-//! An input is the frames of a client, one after the other, each ended by a zero byte. The text `TOKEN` in it
-//! becomes a valid token.
+//! An input contains the frames of a client in order, each ended by a zero byte. The text `TOKEN` is replaced
+//! by a valid token.
 #![no_main]
 
 use std::{collections::HashSet, sync::LazyLock, time::Duration};
@@ -31,7 +31,7 @@ static TOKEN: LazyLock<String> = LazyLock::new(|| {
     token.expose().to_owned()
 });
 
-/// Nothing is limited.
+/// Without limits.
 static LIMITERS: LazyLock<Limiters> = LazyLock::new(Limiters::default);
 
 fuzz_target!(|input: &[u8]| {
@@ -50,8 +50,8 @@ fuzz_target!(|input: &[u8]| {
     for (n, frame) in input.split('\0').enumerate() {
         let text = frame.replace("TOKEN", &TOKEN);
         session.receive(Message::Text(text.into()), Charge::default(), &around, &mut commands, &mut effects);
-        assert!(commands.is_empty(), "every command has been judged");
-        // What is asked of the broker succeeds, fails, or is interrupted, in turn.
+        assert!(commands.is_empty(), "every command has been handled");
+        // Requests to the broker succeed, fail, or are interrupted, in turn.
         let mut pending = std::mem::take(&mut effects);
         while !pending.is_empty() {
             for effect in pending.drain(..) {

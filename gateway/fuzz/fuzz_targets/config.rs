@@ -1,9 +1,9 @@
-//! Whatever is configured: no panic, no secret in a complaint or in what a configuration prints of itself, and
-//! what was refused is refused with one line for each mistake.
+//! Whatever the configuration: no panic, no secret in an error or in the configuration's debug output, and
+//! one line for each error.
 //!
-//! An input has parts, each ended by a zero byte: what a secret key is given, the file, the environment and the
-//! flags (both in lines of `NAME=VALUE`). In the first part, `$` becomes a word that must never be seen; its first
-//! letter picks the layer and the key.
+//! An input has parts, each ended by a zero byte: the value of a secret key, the file, the environment and
+//! the flags (the last two in lines of `NAME=VALUE`). In the first part, `$` is replaced by a word that must
+//! never be shown; its first letter chooses the layer and the key.
 #![no_main]
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -12,12 +12,12 @@ use libfuzzer_sys::fuzz_target;
 use tidegate::config::{Config, Sources};
 
 const WORD: &str = "hunter2";
-/// Keys whose values are not shown: secrets, what may hold a password, and what may be a misspelt secret.
+/// Keys whose values are hidden: secrets, values that may contain a password, and possibly misspelt secrets.
 const KEYS: [&str; 4] = ["auth.hs256_secret", "broker.url", "auth.hs256_secrt", "passwords.mine"];
 
 fuzz_target!(|input: &[u8]| {
     let Ok(input) = std::str::from_utf8(input) else { return };
-    // A file that is named would be read, and might be one that never ends.
+    // The configuration would read a named file, which might block forever.
     if input.contains(WORD) || (input.contains('/') && input.to_ascii_lowercase().contains("_file")) {
         return;
     }
@@ -42,18 +42,18 @@ fuzz_target!(|input: &[u8]| {
             let name = format!("TIDEGATE_{}", key.replace('.', "__").to_uppercase());
             environment.insert(name, value);
         }
-        // A line of its own: what is on other lines is for everybody to see.
+        // On a line of its own, because other lines may be shown.
         2 => file = format!("{key} = \"{}\n{file}", value.replace(['\n', '\r'], " ")),
         _ => file = format!("{key} = {}\n{file}", value.replace(['\n', '\r'], " ")),
     }
     let file = Some((PathBuf::from("tidegate.toml"), file));
     match Config::load(&Sources { file, env: environment, flags }) {
-        // Of a sound address, user and host may be seen.
+        // The user and host of a valid address may be shown.
         Ok(_) if key == "broker.url" && !is_password(secret) => {}
         Ok(config) => assert!(!format!("{config:?}").contains(WORD), "a configuration shows a secret"),
         Err(errors) => {
             let text = errors.to_string();
-            assert!(!text.contains(WORD), "a complaint shows a secret: {text}");
+            assert!(!text.contains(WORD), "an error shows a secret: {text}");
             assert!(text.lines().count() == errors.iter().count(), "one line each: {text}");
         }
     }

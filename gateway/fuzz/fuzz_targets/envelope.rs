@@ -1,6 +1,6 @@
-//! Whatever is published in Redis is delivered: no message panics, none loses a byte of its data, what does not
-//! begin like a head or an envelope is raw, what comes behind a head is read as if it had come alone, and what was
-//! read is written back to the same publication.
+//! Whatever is published in Redis is delivered: no message causes a panic or loses a byte of its data; a
+//! message that does not begin like a head or an envelope is raw; what follows a head is decoded as if it
+//! were alone; and encoding a decoded publication preserves it.
 //!
 //! An input is one Redis message.
 #![no_main]
@@ -9,7 +9,7 @@ use broker_bridge::{Data, Publication, redis::fuzz};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
-/// What an envelope adds at most: `gateway/docs/protocols.md` leads to the layout.
+/// The maximum overhead of an envelope. `gateway/docs/protocols.md` leads to the layout.
 const MAX_OVERHEAD: usize = 10 + 3 + 66 + 257 + 2 * 18;
 
 fuzz_target!(|input: &[u8]| {
@@ -22,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
     } else if !input.starts_with(b"\xF5Tg\x01") {
         assert_eq!(publication, Publication::new(Data::detect(message.clone())), "raw stays raw");
     }
-    // Behind a head of this target's own, the whole input is read as if it had come alone.
+    // Behind a head of this target, the whole input is decoded as if it were alone.
     for head in [&b"\xF5Th1-1\n"[..], b"\xF5Th5-12 u 4-9\n", b"\xF5Th05-1 m 4-9 new=1\n"] {
         assert_eq!(fuzz::decode([head, input].concat().into()), publication);
     }
@@ -31,8 +31,8 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(fuzz::decode(written.into()), publication);
 });
 
-/// What follows the head of a recorded message, by the letter of the grammar: a line of printable ASCII that begins
-/// with an id, holds a link or does not, and has at most 256 bytes besides.
+/// What follows the head of a recorded message, exactly by the grammar: the head is a line of printable ASCII
+/// that begins with an id, may contain a link, and has at most 256 more bytes.
 fn strip(message: &[u8]) -> Option<&[u8]> {
     let line_and_rest = message.strip_prefix(b"\xF5Th")?;
     let end = line_and_rest.iter().position(|byte| *byte == b'\n')?;

@@ -1,5 +1,5 @@
-//! Whatever is published, an event stream stays one: the parser of WHATWG HTML §9.2.6 finds exactly one
-//! event in each encoded publication, with the name, the room and the payload that were put in.
+//! Whatever is published, an event stream stays valid: the parser of WHATWG HTML §9.2.6 finds exactly one
+//! event in each encoded publication, with the given name, room and payload.
 //!
 //! An input is a byte of flags, the length of the event's name, the name, and the payload.
 #![no_main]

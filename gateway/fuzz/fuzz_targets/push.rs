@@ -1,6 +1,6 @@
-//! Whatever is published in Redis, the Centrifuge frame that is made of it holds one push, in the room that it was
-//! published in, and says nothing else: one line of JSON that the usual parsers take, whose members are those of
-//! a publication, each once.
+//! Whatever is published in Redis, its Centrifuge frame contains exactly one push, in the room of the
+//! publication: one line of JSON that common parsers accept, whose members are those of a publication, each
+//! at most once.
 //!
 //! An input is one Redis message.
 #![no_main]
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tidegate::protocol::WireFormat;
 
-// A member that is there twice, or that is none of these, is an error.
+// A repeated or unknown member is an error.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Reply {
@@ -65,7 +65,7 @@ fuzz_target!(|input: &[u8]| {
     let named = publisher.map(|by| (by.session.to_string(), by.user.as_deref().map(ToOwned::to_owned)));
     assert_eq!(info, named);
 
-    // The data are the JSON that was published, or a string.
+    // The data are the published JSON, or a string.
     let as_json = publication.data.as_text().and_then(|text| serde_json::from_str::<Value>(text).ok());
     match (publication.data.kind(), as_json) {
         (DataKind::Json, as_json) => assert_eq!(Some(data), as_json),
@@ -75,7 +75,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// The payload of an unmasked text frame that is all there (RFC 6455 §5.2).
+/// The payload of a complete unmasked text frame (RFC 6455 §5.2).
 fn payload(frame: &[u8]) -> &str {
     let header = match frame {
         [0x81, 127, ..] => 10,

@@ -1,8 +1,8 @@
-//! Whatever a Redis server says, and however it arrives in pieces: no panic, the same is heard, and no payload
-//! is larger than the bound.
+//! Whatever a Redis server sends, and however it is split into pieces: no panic, always the same messages,
+//! and no payload above the limit.
 //!
-//! An input is the size of the pieces (1 byte; 0 is 256), the bound of a payload (1 byte, in units of 16), and
-//! the server's bytes.
+//! An input is the size of the pieces (1 byte; 0 means 256), the payload limit (1 byte, in units of 16
+//! bytes), and the server's bytes.
 #![no_main]
 
 use broker_bridge::redis::fuzz::{Said, read};

@@ -1,7 +1,7 @@
-//! From a client's bytes to effects: every message that the codec lets through becomes exactly one
-//! publication, byte for byte, in the room of the session and in order.
+//! From a client's bytes to effects: every message that the codec accepts becomes exactly one publication,
+//! byte for byte, in the session's room and in order.
 //!
-//! An input is the stream of a client. The last bit of its first byte is the option `echo`.
+//! An input is the stream of a client. The lowest bit of its first byte is the option `echo`.
 #![no_main]
 
 use std::{
@@ -35,7 +35,7 @@ static IDENTITY: LazyLock<Arc<Identity>> = LazyLock::new(|| {
     Arc::new(AUTHENTICATOR.verify(&token, NOW).expect("a valid token"))
 });
 
-/// Nothing is limited.
+/// Without limits.
 static LIMITERS: LazyLock<Limiters> = LazyLock::new(Limiters::default);
 
 fuzz_target!(|input: &[u8]| {
@@ -67,7 +67,7 @@ fuzz_target!(|input: &[u8]| {
             allowance: Allowance { session: &meters, node: &LIMITERS },
         };
         session.receive(message, Charge::default(), &around, &mut commands, &mut effects);
-        assert!(commands.is_empty(), "every command has been judged");
+        assert!(commands.is_empty(), "every command has been handled");
         let [Effect::Publish(0, to, publication)] = effects.as_slice() else { panic!("{effects:?}") };
         assert_eq!(*to, room);
         assert_eq!((publication.data.kind(), publication.data.bytes()), (kind, &bytes));

@@ -1,8 +1,8 @@
-//! Tokens and key sets, from anybody: whatever is sent, nothing panics, and nobody is let in who was not
-//! signed for.
+//! Tokens and key sets from anybody: no input causes a panic, and no token is accepted without a valid
+//! signature.
 //!
-//! The first byte of an input says what the rest is: a token as it stands; the header of a token, then a line
-//! break, then its claims, signed with a key of the node as the byte says; or a key set.
+//! The first byte of an input selects the kind of the rest: a complete token; a token's header, a line break,
+//! and its claims, signed with the node's key that the byte selects; or a key set.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
@@ -51,7 +51,7 @@ fuzz_target!(|input: &[u8]| {
     match kind % 5 {
         0 => {
             let Ok(Ok(token)) = std::str::from_utf8(rest).map(Token::new) else { return };
-            // No input can hold a signature of these keys, short of one that was made for it.
+            // No input contains a signature by these keys, unless it was made for that.
             assert!(NODE.authenticator.verify(&token, NOW).is_err(), "{}", token.expose());
         }
         signer @ 1..=3 => signed(signer, rest),
@@ -67,7 +67,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Under a header of the input's own, with a good signature of one of the keys.
+/// Verifies a token with the input's header and claims, and a valid signature by one of the keys.
 fn signed(signer: u8, rest: &[u8]) {
     let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
     let (header, claims) = rest.split_at(end);
@@ -83,8 +83,8 @@ fn signed(signer: u8, rest: &[u8]) {
     };
     let Ok(token) = Token::new(&format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature))) else { return };
     if let Ok(identity) = NODE.authenticator.verify(&token, NOW) {
-        // Only under a header that names the algorithm which made the signature (a name may be spelt with
-        // escapes), and with an end in the future.
+        // The header must name the algorithm that made the signature (escapes may hide the name), and the
+        // token must expire in the future.
         assert!(identity.expires_at() > NOW);
         assert!(header.contains(&b'\\') || String::from_utf8_lossy(header).contains(name));
     }

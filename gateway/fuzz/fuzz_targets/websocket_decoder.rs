@@ -1,13 +1,13 @@
-//! The decoder sees the same in any division of a stream, and its memory is bounded.
+//! However a stream is split, the decoder gives the same events, and its memory is bounded.
 //!
-//! An input is the message limit (two bytes; compression is agreed on if it is odd), the number of piece sizes
-//! (one byte), the sizes (one byte each) and the stream.
+//! An input is the message limit (two bytes; if it is odd, compression is negotiated), the number of piece
+//! sizes (one byte), the sizes (one byte each) and the stream.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use tidegate::websocket::{Decoder, Event, ProtocolError};
 
-/// What a decoder may own beyond the bytes of one message.
+/// The decoder's maximum heap use in addition to the bytes of one message.
 const FIXED_HEAP: usize = 320;
 
 fuzz_target!(|input: &[u8]| {
@@ -36,7 +36,7 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize) -> Vec<S
     if deflate {
         decoder.allow_deflate();
     }
-    // What cannot be made smaller grows a little when it is compressed.
+    // Incompressible data grows a little when it is compressed.
     let most = if deflate { limit + limit / 1024 + 16 } else { limit };
     let mut seen = Vec::new();
     let mut arrived = 0;
@@ -66,11 +66,11 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limit: usize) -> Vec<S
         assert!(decoder.heap_bytes() <= FIXED_HEAP + most.min(2 * arrived));
     }
     let end = seen.iter().position(|seen| matches!(seen, Seen::Close(_) | Seen::Error(_)));
-    assert!(end.is_none_or(|end| end + 1 == seen.len()), "a close or an error is the last word: {seen:?}");
+    assert!(end.is_none_or(|end| end + 1 == seen.len()), "nothing follows a close or an error: {seen:?}");
     seen
 }
 
-/// `stream` in pieces of `sizes`, over and over; a size of 0 means 256.
+/// Splits `stream` into pieces of `sizes`, repeated as often as needed; a size of 0 means 256.
 fn divide<'a>(mut stream: &'a [u8], sizes: &[u8]) -> impl Iterator<Item = &'a [u8]> {
     let mut sizes = sizes.iter().map(|&size| if size == 0 { 256 } else { usize::from(size) }).cycle();
     std::iter::from_fn(move || {
