@@ -41,13 +41,13 @@ fn verify(c: &mut Criterion) {
             }
         };
         group.bench_function(algorithm.as_str(), |b| {
-            b.iter(|| node.verify(black_box(&token), NOW).expect("the token is good"));
+            b.iter(|| node.verify(black_box(&token), NOW).expect("the token is valid"));
         });
     }
 }
 
 fn may(c: &mut Criterion) {
-    let asked = RoomName::new("last:lobby").expect("a sound name");
+    let asked = RoomName::new("last:lobby").expect("a valid name");
     let mut group = c.benchmark_group("find a grant");
     for count in [1, 32, 256] {
         let others = (1..count).map(|number| format!("{number}:*=subscribe"));
@@ -55,7 +55,7 @@ fn may(c: &mut Criterion) {
         let grants = grants(&texts.iter().map(String::as_str).collect::<Vec<_>>());
         let secret = Key::shared(None, Algorithm::Hs256, &SECRET);
         let (node, token) = issued(Algorithm::Hs256, &SECRET, secret, &grants);
-        let identity = node.verify(&token, NOW).expect("the token is good");
+        let identity = node.verify(&token, NOW).expect("the token is valid");
         assert!(identity.may(Operation::Subscribe, &asked) && !identity.may(Operation::Publish, &asked));
         for (outcome, operation) in [("granted", Operation::Subscribe), ("refused", Operation::Publish)] {
             group.bench_function(format!("{outcome}, of {count}"), |b| {
@@ -72,18 +72,18 @@ fn issued(
     key: Result<Key, KeyError>,
     grants: &[Grant],
 ) -> (Authenticator, Token) {
-    let subject = Subject::new("alice").expect("a sound subject");
+    let subject = Subject::new("alice").expect("a valid subject");
     let wanted =
         Wanted { subject: &subject, grants, issuer: None, audience: &[], ttl: Duration::from_secs(60) };
     let signer = Signer::new(algorithm, private, None).expect("a key of the algorithm");
-    let token = signer.sign(&wanted, NOW).expect("not too much for a token");
+    let token = signer.sign(&wanted, NOW).expect("the token is not too long");
     let key = key.expect("a key of the algorithm");
     let keys = Arc::new(Keyring::new(vec![key], Vec::new()));
     (Authenticator::new(AuthConfig { keys, ..AuthConfig::with_secret(&SECRET) }), token)
 }
 
 fn grants(texts: &[&str]) -> Vec<Grant> {
-    texts.iter().map(|text| text.parse().expect("a sound grant")).collect()
+    texts.iter().map(|text| text.parse().expect("a valid grant")).collect()
 }
 
 criterion_group!(benches, verify, may);

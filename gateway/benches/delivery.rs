@@ -77,7 +77,7 @@ fn formats(c: &mut Criterion) {
 }
 
 fn room(name: &str) -> RoomName {
-    RoomName::new(name).expect("a sound name")
+    RoomName::new(name).expect("a valid name")
 }
 
 fn publication(text: &str) -> Publication {

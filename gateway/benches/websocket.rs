@@ -50,7 +50,7 @@ fn decode(c: &mut Criterion) {
 fn read(decoder: &mut Decoder, stream: &mut [u8]) {
     for input in stream.chunks_mut(READ) {
         let mut feed = decoder.feed(input, MAX_MESSAGE);
-        while let Some(event) = feed.next().expect("the stream keeps to the protocol") {
+        while let Some(event) = feed.next().expect("the stream follows the protocol") {
             match event {
                 Event::Text(payload) | Event::Binary(payload) => drop(black_box(payload)),
                 other => panic!("{other:?} was not sent"),
@@ -102,8 +102,8 @@ fn json(length: usize) -> String {
 /// A client's frame with this first byte.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let head = tidegate::websocket::header(Opcode::Binary, payload.len());
-    let (_, length) = head.as_slice().split_first().expect("a header has two bytes at least");
-    let (announced, extended) = length.split_first().expect("a header has two bytes at least");
+    let (_, length) = head.as_slice().split_first().expect("a header has at least two bytes");
+    let (announced, extended) = length.split_first().expect("a header has at least two bytes");
     let body = payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask);
     [first, announced | 0x80].into_iter().chain(extended.iter().copied()).chain(MASK).chain(body).collect()
 }

@@ -196,7 +196,7 @@ pub struct Auth {
     pub jwks_ca_file: Option<PathBuf>,
     /// The required `iss`.
     pub issuer: Option<String>,
-    /// The names of which `aud` must contain one. If empty, there must be no `aud`.
+    /// `aud` must contain one of these names. If empty, there must be no `aud`.
     pub audience: Vec<String>,
     /// The cookie that may carry a token. Without it, no cookie is read.
     pub cookie: Option<CookieName>,

@@ -204,7 +204,7 @@ impl Limiters {
         charge(&self.user_bytes, user, bytes)
     }
 
-    /// Charges a user for more bytes of something of which `paid` bytes have already been charged.
+    /// Charges a user for an item that grows by `bytes` after `paid` bytes of it have been charged.
     pub fn more_user_bytes(&self, user: &Subject, paid: usize, bytes: usize) -> Result<(), Duration> {
         let buckets = self.user_bytes.load();
         buckets.as_ref().as_ref().map_or(Ok(()), |keyed| keyed.charge_more(user, paid, bytes))
@@ -273,7 +273,7 @@ impl Allowance<'_> {
         paid.map_err(|_| Limit::UserBytes)
     }
 
-    /// Charges for more bytes of a message of which `paid` bytes have already been charged.
+    /// Charges for a message that grows by `bytes` after `paid` bytes of it have been charged.
     pub fn more_bytes(
         &self,
         purse: &Purse,

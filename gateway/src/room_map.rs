@@ -52,7 +52,7 @@ impl<V, const INLINE: usize> RoomMap<V, INLINE> {
 
     /// Adds a room that is not in the map.
     pub fn insert(&mut self, room: RoomName, value: V) {
-        debug_assert!(self.get(&room).is_none(), "{room} is there already");
+        debug_assert!(self.get(&room).is_none(), "{room} is already in the map");
         if self.table.is_none() && self.list.len() < FEW {
             return self.list.push((room, value));
         }

@@ -169,7 +169,7 @@ impl Drop for Stage {
 
 fn echo(socket: &mut WebSocket<Tls>, payload: Bytes) {
     socket.send(Message::Binary(payload.clone())).unwrap();
-    assert!(socket.read().unwrap() == Message::Binary(payload), "it comes back as it was sent");
+    assert!(socket.read().unwrap() == Message::Binary(payload), "the echo equals what was sent");
 }
 
 /// The PROXY header comes before TLS; a refusal by a limit comes within TLS.

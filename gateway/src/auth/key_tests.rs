@@ -423,7 +423,7 @@ async fn however_many_ask_for_a_key_one_fetch_answers_them_all() {
             assert_eq!(ask().await, [false; 100]);
             assert!(!keyring.want_key());
             tokio::time::advance(Fetching::COOLDOWN).await;
-            assert!(keyring.want_key() && keyring.want_key(), "under way until it ends");
+            assert!(keyring.want_key() && keyring.want_key(), "running until it ends");
             assert_eq!(ask().await, [true; 100]);
             assert_eq!(fetches.load(Ordering::Relaxed), 2);
         })

@@ -106,9 +106,9 @@ impl Signer {
                 .collect(),
         };
         let token = jsonwebtoken::encode(&self.header, &claims, &self.key)
-            .expect("text and numbers become JSON, and the key has signed before");
+            .expect("text and numbers are valid JSON, and `new` has signed with this key");
         Token::new(&token).map_err(|failure| {
-            debug_assert_eq!(failure, AuthFailure::TooLong, "a JWT has a token's characters");
+            debug_assert_eq!(failure, AuthFailure::TooLong, "a JWT has only the characters of a token");
             MintError::TooLong
         })
     }

@@ -58,7 +58,7 @@ pub struct AuthConfig {
     pub keys: Arc<Keyring>,
     /// The required `iss`, if any.
     pub issuer: Option<String>,
-    /// The names of which `aud` must contain one. If empty, a token must not have an `aud`.
+    /// `aud` must contain one of these names. If empty, a token must not have an `aud`.
     pub audience: Vec<String>,
     /// The tolerated difference between the issuer's clock and this node's. Fractions of a second are
     /// dropped.

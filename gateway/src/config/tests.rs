@@ -155,12 +155,12 @@ fn each_layer_overrides_the_one_below() {
     sources.env = env(&[("TIDEGATE_PUBLIC__LISTEN", "127.0.0.1:2"), ("Tidegate_SSE__retry", "2s")]).env;
     let config = load(&sources);
     assert_eq!(config.public.listen, address("127.0.0.1:2"));
-    assert_eq!(config.sse.retry, Duration::from_secs(2), "names in the environment have no case");
+    assert_eq!(config.sse.retry, Duration::from_secs(2), "environment names are case-insensitive");
     sources.flags = flags(&[("public.listen", "127.0.0.1:3"), ("public.listen", "127.0.0.1:4")]).flags;
     let config = load(&sources);
     assert_eq!(config.public.listen, address("127.0.0.1:4"), "the last flag wins");
     assert_eq!(config.sse.retry, Duration::from_secs(2));
-    assert_eq!(config.log.format, LogFormat::Json, "what no layer above mentions stays");
+    assert_eq!(config.log.format, LogFormat::Json, "a value that no higher layer sets stays");
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn room_policies_keep_their_order_and_belong_to_one_layer() {
     );
     assert_eq!(patterns(&load(&sources)), ["z:*=subscribe", "user:{sub}=subscribe,publish", "a="]);
     sources.env = env(&[("TIDEGATE_ROOMS", r#"{ "b" = { grant = ["history"] } }"#)]).env;
-    assert_eq!(patterns(&load(&sources)), ["b=history"], "layers are not mixed");
+    assert_eq!(patterns(&load(&sources)), ["b=history"], "layers are not merged");
     sources.flags = flags(&[
         (r#"rooms."c:*".grant"#, "subscribe"),
         ("rooms.d.grant", "subscribe,publish"),

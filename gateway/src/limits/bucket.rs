@@ -156,7 +156,7 @@ impl<C: Clock + Clone> SessionMeters<C> {
         self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge(&purse.bytes, bytes))
     }
 
-    /// Charges for more bytes of something of which `paid` bytes have already been charged.
+    /// Charges for an item that grows by `bytes` after `paid` bytes of it have been charged.
     pub fn more_bytes(&self, purse: &Purse, paid: usize, bytes: usize) -> Result<(), Empty> {
         self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge_more(&purse.bytes, paid, bytes))
     }
@@ -197,11 +197,11 @@ mod tests {
         clock.advance(Duration::from_millis(100));
         assert_eq!(commands(&purse), 1);
         clock.advance(Duration::from_secs(60));
-        assert_eq!(commands(&purse), 3, "no more than the burst is saved up");
+        assert_eq!(commands(&purse), 3, "unused allowance accumulates only up to the burst");
 
         assert_eq!(meters.bytes(&purse, 4000), Ok(()));
         assert_eq!(meters.bytes(&purse, 1000), Err(Empty));
-        assert_eq!(meters.bytes(&purse, 96), Ok(()), "what was refused has cost nothing");
+        assert_eq!(meters.bytes(&purse, 96), Ok(()), "a refused charge costs nothing");
         clock.advance(Duration::from_secs(1));
         assert_eq!(meters.bytes(&purse, 1024), Ok(()));
         assert_eq!(meters.bytes(&purse, 16), Err(Empty));

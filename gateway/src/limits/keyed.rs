@@ -58,7 +58,7 @@ impl<K: Key, C: Clock> Keyed<K, C> {
         self.take(key, self.measure.cells(units))
     }
 
-    /// Like [`Self::charge`], for more of something of which `paid` units have already been charged.
+    /// Like [`Self::charge`], for an item that grows by `units` after `paid` units of it have been charged.
     pub fn charge_more(&self, key: &K, paid: usize, units: usize) -> Result<(), Duration> {
         self.measure.more_cells(paid, units).map_or(Ok(()), |cells| self.take(key, cells))
     }
@@ -197,7 +197,7 @@ mod tests {
         }
         assert_eq!(keyed.charge(&7, 2), Ok(()));
         keyed.sweep();
-        assert_eq!(keyed.len(), 100_000, "nobody's bucket is full yet");
+        assert_eq!(keyed.len(), 100_000, "no bucket is full yet");
         clock.advance(Duration::from_millis(2_500));
         keyed.sweep();
         assert_eq!(keyed.len(), 1);
@@ -229,6 +229,6 @@ mod tests {
         clock.advance(Duration::from_secs(3));
         keyed.sweep();
         assert!(keyed.is_empty());
-        assert_eq!(keyed.charge(&10_000, 2), Ok(()), "a bucket of one's own again");
+        assert_eq!(keyed.charge(&10_000, 2), Ok(()), "the key has its own bucket again");
     }
 }

@@ -51,7 +51,7 @@ impl Measure {
         NonZero::new(cells).unwrap_or(NonZeroU32::MIN).min(self.burst)
     }
 
-    /// The number of additional cells for `units` more of something of which `paid` units have already been
+    /// The number of additional cells for an item that grows by `units` after `paid` units of it have been
     /// charged. `None` if there are none, for example because a whole burst has been charged.
     pub fn more_cells(self, paid: usize, units: usize) -> Option<NonZeroU32> {
         let before = if paid == 0 { 0 } else { self.cells(paid).get() };

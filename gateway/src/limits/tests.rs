@@ -60,7 +60,7 @@ fn no_more_are_told_than_the_node_can_afford() {
         |verdicts: &[Verdict]| verdicts.iter().filter(|v| matches!(v, Verdict::Refused(..))).count();
     assert_eq!(refused(&knocks), Courtesy::MAX);
     drop(knocks);
-    assert_eq!(refused(&[limiters.knock(address(5), None)]), 1, "places are free again");
+    assert_eq!(refused(&[limiters.knock(address(5), None)]), 1, "permits are free again");
 }
 
 /// Addresses and users that have come, been refused and gone leave nothing behind.

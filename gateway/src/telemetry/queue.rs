@@ -237,7 +237,7 @@ mod tests {
         // Wait until the writer has taken it and is blocked.
         let until = Instant::now() + PATIENCE;
         while !queue.0.state.lock().waiting.is_empty() {
-            assert!(Instant::now() < until, "the writer takes what there is");
+            assert!(Instant::now() < until, "the writer takes the queued line");
             thread::yield_now();
         }
         let most = BOUND / line.len();
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(dropped.get(), 0);
         drop(reader);
         line.write_all(b"two\n").unwrap();
-        assert!(queue.flush(PATIENCE), "lines that cannot be written are waited for no longer");
+        assert!(queue.flush(PATIENCE), "the flush does not wait for lines that cannot be written");
         assert_eq!(dropped.get(), 1);
     }
 }

@@ -141,7 +141,7 @@ impl Feed<'_> {
                 }
                 Ok(Step::KeptControl(kind)) => {
                     self.decoder.ended = kind == ControlKind::Close;
-                    let partial = self.decoder.partial.as_ref().expect("it holds the payload just completed");
+                    let partial = self.decoder.partial.as_ref().expect("it holds the completed payload");
                     control_event(kind, partial.control.as_slice())?
                 }
                 Err(error) => {
@@ -320,7 +320,7 @@ impl Partial {
                 let final_size = frame.fin.then_some(message.bytes.len() + frame.length);
                 message.extend(piece, final_size.unwrap_or(deflate::longest(max_message)))?;
                 if missing == 0 && frame.fin {
-                    let message = self.message.take().expect("it was there a moment ago");
+                    let message = self.message.take().expect("it was just used");
                     return message.finish(max_message, pay);
                 }
             }

@@ -354,7 +354,7 @@ mod tests {
         let mut decoder = Decoder::new();
         let mut seen = Vec::new();
         feed(&mut decoder, &frame(0xc1, b"\xf2\x48\xcd\xc9\xc9\x07\x00"), 64, &mut seen);
-        assert_eq!(seen, reserved(), "not agreed on");
+        assert_eq!(seen, reserved(), "not negotiated");
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub fn encode(opcode: Opcode, payload: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// A ping with `payload`, of which at most [`MAX_CONTROL_PAYLOAD`] bytes are sent.
+/// A ping with at most the first [`MAX_CONTROL_PAYLOAD`] bytes of `payload`.
 pub fn ping(payload: &[u8]) -> Bytes {
     encode(Opcode::Ping, payload)
 }

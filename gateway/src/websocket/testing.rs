@@ -41,7 +41,7 @@ pub(super) fn feed(decoder: &mut Decoder, input: &[u8], max_message: usize, seen
             Ok(None) => return true,
             Err(error) => {
                 seen.push(Seen::Error(error));
-                assert!(matches!(feed.next(), Ok(None)), "an error is the last word");
+                assert!(matches!(feed.next(), Ok(None)), "nothing follows an error");
                 return false;
             }
         }
