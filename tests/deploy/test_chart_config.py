@@ -172,7 +172,7 @@ def test_no_secret_can_be_given_by_config():
     assert secrets
     for key in secrets:
         table, name = key.split(".")
-        with pytest.raises(Refused, match=f"config.{key}: this key is the chart's"):
+        with pytest.raises(Refused, match=f"config.{key}: the chart sets this key"):
             render({"config": {table: {name: "x" * 40}}})
 
 

@@ -133,5 +133,5 @@ def test_labels_that_selectors_use_are_the_charts(binary, place, key):
 @pytest.mark.parametrize("binary", HELM)
 @pytest.mark.parametrize("place", ["commonAnnotations", "podAnnotations"])
 def test_the_checksum_is_the_charts(binary, place):
-    with pytest.raises(Refused, match=f"{place}: the annotation checksum/config is the chart's"):
+    with pytest.raises(Refused, match=f"{place}: only the chart may set the annotation checksum/config"):
         render({place: {"checksum/config": "mine"}}, binary=binary)

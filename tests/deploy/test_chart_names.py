@@ -147,7 +147,7 @@ SERVICE = "as the name of a Service"
         ("r", "n", {"fullnameOverride": "9lives"}, f'"9lives" {SERVICE} .fullnameOverride.'),
         ("r", "n", {"fullnameOverride": "Rooms"}, SERVICE),
         ("r", "n", {"fullnameOverride": "rooms-"}, SERVICE),
-        ("r", "n", {"fullnameOverride": LONG}, f'"{LONG}" .fullnameOverride. has 53, and may have 52'),
+        ("r", "n", {"fullnameOverride": LONG}, f'"{LONG}" .fullnameOverride. has 53, but at most 52 are allowed'),
         ("r", "n", {"nameOverride": "x" * 64, "fullnameOverride": "a"}, "as the label app.kubernetes.io/name"),
         ("r", "n", {"nameOverride": "not good", "fullnameOverride": "a"}, "as the label app.kubernetes.io/name"),
         ("r", "A_b", {}, 'refuses "A_b" as the name of a namespace'),

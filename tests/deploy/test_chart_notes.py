@@ -97,7 +97,7 @@ def test_notes_name_the_next_three_steps_and_what_is_dangerous():
     assert '"https://rooms.example.com/rooms/lobby"' in told
 
     open_door = render(fleet | {"ingress": {"enabled": True}, "httpRoute": {"enabled": False}}, notes=True)
-    assert "tokens travel in the open" in open_door
+    assert "tokens are sent unencrypted" in open_door
     unlisted = render({"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}, notes=True)
     assert "config.public.trusted_proxies is empty" in unlisted
     assert "no machine with a pod of this release can be drained" in render(

@@ -1,4 +1,4 @@
-"""Values that the chart refuses, and the words with which it does. Both helms must."""
+"""Values that the chart refuses, and its error messages, with both versions of Helm."""
 
 import json
 import re
@@ -11,8 +11,8 @@ from chart import CHART, FLEET, HELM, Refused, VALUES, merge, render
 
 INGRESS = {"enabled": True, "hosts": [{"host": "a.example", "paths": [{"path": "/", "pathType": "Prefix"}]}]}
 
-# What is wrong in itself: values.schema.json. Helm 3 and 4 word it differently, so the place and the kind of fault
-# are looked for.
+# Values that are invalid by themselves: values.schema.json. Helm 3 and 4 word the errors differently, so the tests look
+# for the place and the kind of the fault.
 SCHEMA = [
     ({"replicas": 3}, r"replicas"),
     ({"replicaCount": "3"}, r"replicaCount.*(integer|got string)"),
@@ -60,7 +60,7 @@ SCHEMA = [
     ({"extraEnv": {"A": "b"}}, r"extraEnv"),
     ({"extraEnv": [{"name": "A", "value": 1}]}, r"extraEnv"),
     ({"config": "log.format = 'json'"}, r"config"),
-    # Keys and values that the node does not know.
+    # Keys and values unknown to the node.
     ({"config": {"limts": {"connections": 5}}}, r"limts"),
     ({"config": {"limits": {"connectons": 5}}}, r"limits.*connectons"),
     ({"config": {"limits": {"connections": 0}}}, r"limits.connections|/limits/connections"),
@@ -93,7 +93,7 @@ def test_the_schema_refuses(binary, values, said):
     assert re.search(said, text), text
 
 
-# What is wrong together: _guards.tpl.
+# Values that are invalid together: _guards.tpl.
 GUARDS = [
     ({"replicaCount": 2, "auth": FLEET["auth"]}, "more than one pod needs a Redis that all of them use"),
     ({"replicaCount": 2, "redis": FLEET["redis"]}, "more than one pod needs a common key"),
@@ -118,27 +118,27 @@ GUARDS = [
     (merge(FLEET, {"autoscaling": {"kind": "keda"}}), "needs autoscaling.keda.serverAddress"),
     (
         {"terminationGracePeriodSeconds": 84},
-        r"terminationGracePeriodSeconds is 84, and a pod needs 85 to leave: drain.preStopSeconds 5 \+ pauseSeconds 0 "
+        r"terminationGracePeriodSeconds is 84, but a pod needs 85 to drain: drain.preStopSeconds 5 \+ pauseSeconds 0 "
         r"\+ windowSeconds 60 \+ flushSeconds 15 \+ marginSeconds 5",
     ),
     ({"progressDeadlineSeconds": 10}, "progressDeadlineSeconds must be longer than minReadySeconds"),
     ({"containerPorts": {"public": 9090}}, "containerPorts.public and containerPorts.ops must differ"),
     (
         {"config": {"public": {"listen": "0.0.0.0:1"}}},
-        "config.public.listen: this key is the chart's; set listenAddress",
+        "config.public.listen: the chart sets this key; use listenAddress",
     ),
-    ({"config": {"drain": {"window": "10s"}}}, "config.drain.window: this key is the chart's; set drain.windowSeconds"),
-    ({"config": {"broker": {"url": "redis://a"}}}, "config.broker.url: this key is the chart's; set redis.url"),
-    ({"config": {"auth": {"hs256_secret": "x" * 40}}}, "config.auth.hs256_secret: this key is the chart's"),
+    ({"config": {"drain": {"window": "10s"}}}, "config.drain.window: the chart sets this key; use drain.windowSeconds"),
+    ({"config": {"broker": {"url": "redis://a"}}}, "config.broker.url: the chart sets this key; use redis.url"),
+    ({"config": {"auth": {"hs256_secret": "x" * 40}}}, "config.auth.hs256_secret: the chart sets this key"),
     ({"config": {"auth": {"jwks_url": "https://user:pass@login.example/"}}}, "config.auth.jwks_url holds a password"),
-    ({"secretFiles": {"broker.url_file": {"name": "a", "key": "b"}}}, "secretFiles.broker.url_file: this key is the"),
+    ({"secretFiles": {"broker.url_file": {"name": "a", "key": "b"}}}, "secretFiles.broker.url_file: the chart sets this key"),
     ({"extraEnv": [{"name": "TIDEGATE_AUTH__HS256_SECRET", "value": "x"}]}, "holds a secret; take it from a Secret"),
     (
         {"extraEnv": [{"name": "TIDEGATE_OPS__LISTEN", "value": "127.0.0.1:9090"}]},
-        "extraEnv: TIDEGATE_OPS__LISTEN would win over what the chart sets; set listenAddress and containerPorts.ops",
+        "extraEnv: TIDEGATE_OPS__LISTEN would override what the chart sets; use listenAddress and containerPorts.ops",
     ),
-    ({"extraEnv": [{"name": "TIDEGATE_DRAIN__WINDOW", "value": "1s"}]}, "set drain.windowSeconds"),
-    ({"extraArgs": ["--config=/mine.toml"]}, "extraArgs: --config=/mine.toml is the chart's"),
+    ({"extraEnv": [{"name": "TIDEGATE_DRAIN__WINDOW", "value": "1s"}]}, "use drain.windowSeconds"),
+    ({"extraArgs": ["--config=/mine.toml"]}, "extraArgs: the chart sets --config=/mine.toml"),
     ({"redis": {"url": "redis://user:pass@host"}}, "redis.url holds a password"),
     (
         {"redis": {"url": "redis://host", "existingSecret": "a"}},
@@ -191,7 +191,7 @@ def test_kinds_of_redis_are_refused_exactly_as_long_as_the_node_refuses_them(sch
         with pytest.raises(Refused, match=re.escape(f"does not serve {scheme}:// yet")):
             render({"redis": {"url": url}})
     else:
-        # The node has learnt it: take the scheme out of tidegate.guardRedis.
+        # The node supports it now: remove the scheme from tidegate.guardRedis.
         render({"redis": {"url": url}})
 
 

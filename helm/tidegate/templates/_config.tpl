@@ -1,10 +1,10 @@
-{{/* The node's configuration file: what `config` says, with what the chart itself decides, as TOML. */}}
+{{/* The node's configuration file as TOML: `config`, merged with the keys that the chart sets. */}}
 
 {{- define "tidegate.config" -}}
 {{- include "tidegate.toml" (dict "path" "" "table" (include "tidegate.configTree" . | fromJson)) | trim }}
 {{- end }}
 
-{{/* What only a new process takes: the parts that a running node does not read again. */}}
+{{/* The keys that take effect only after a restart. */}}
 {{- define "tidegate.configAtStart" -}}
 {{- $tree := include "tidegate.configTree" . | fromJson }}
 {{- $parts := list (pick $tree "shards" "demo" "ops" "tls") }}
@@ -15,7 +15,7 @@
 {{- toJson $parts }}
 {{- end }}
 
-{{/* The configuration before it is written down, as JSON. */}}
+{{/* The configuration as JSON, before it is rendered to TOML. */}}
 {{- define "tidegate.configTree" -}}
 {{- $config := deepCopy .Values.config }}
 {{- $own := dict
@@ -42,7 +42,7 @@
 {{- mergeOverwrite $config $own | toJson }}
 {{- end }}
 
-{{/* A table and those in it. Values come before tables: that is TOML's rule. What is null is left out. */}}
+{{/* A table with its subtables. TOML requires values before tables. Null values are left out. */}}
 {{- define "tidegate.toml" -}}
 {{- $path := .path }}
 {{- range $key, $value := .table }}
@@ -64,7 +64,7 @@
 {{- if regexMatch "^[A-Za-z0-9_-]+$" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
 {{- end }}
 
-{{/* A JSON string is a TOML string. Helm reads whole numbers as floats, and TOML keeps them apart. */}}
+{{/* A JSON string is a valid TOML string. Helm reads integers as floats, which TOML distinguishes. */}}
 {{- define "tidegate.tomlValue" -}}
 {{- if kindIs "string" . }}{{ toJson . }}
 {{- else if kindIs "slice" . -}}

@@ -1,4 +1,4 @@
-{{/* What the schema cannot say: values that are sound one by one and wrong together. Every guard ends the
+{{/* Checks that the schema cannot express: values that are valid separately but not together. Every guard stops the
 rendering with what is wrong and what to set instead. */}}
 
 {{- define "tidegate.guards" -}}
@@ -13,13 +13,13 @@ rendering with what is wrong and what to set instead. */}}
 {{- include "tidegate.guardMonitors" . }}
 {{- end }}
 
-{{/* Names that Kubernetes would refuse: a Service's is a label of RFC 1035, and most names end up in labels. */}}
+{{/* Names that Kubernetes would refuse: a Service's name is an RFC 1035 label, and most names are used in labels. */}}
 {{- define "tidegate.guardNames" -}}
 {{- $full := include "tidegate.fullname" . }}
 {{- $from := .Values.fullnameOverride | empty | ternary (printf "made of the release %q and the chart %q" .Release.Name (include "tidegate.name" .)) "fullnameOverride" }}
 {{- $instead := .Values.fullnameOverride | empty | ternary "; set fullnameOverride, or install under another release name" "" }}
 {{- if gt (len $full) 52 }}
-{{- fail (printf "Kubernetes refuses names of more than 63 characters, and the chart appends up to 11 (-test-ready): %q (%s) has %d, and may have 52" $full $from (len $full)) }}
+{{- fail (printf "Kubernetes refuses names of more than 63 characters, and the chart appends up to 11 (-test-ready): %q (%s) has %d, but at most 52 are allowed" $full $from (len $full)) }}
 {{- end }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) }}
 {{- fail (printf "Kubernetes refuses %q as the name of a Service (%s): it must begin with a letter, end with a letter or digit, and consist of a-z, 0-9 and -%s" $full $from $instead) }}
@@ -34,7 +34,7 @@ rendering with what is wrong and what to set instead. */}}
 {{- end }}
 {{- end }}
 
-{{/* Labels and annotations of the user win over the chart's, but for those without which something breaks. */}}
+{{/* The user's labels and annotations override the chart's, except those that the chart depends on. */}}
 {{- define "tidegate.guardLabels" -}}
 {{- $metrics := .Values.metrics }}
 {{- range $where, $labels := dict
@@ -47,18 +47,18 @@ rendering with what is wrong and what to set instead. */}}
 }}
 {{- range $key := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" }}
 {{- if hasKey ($labels | default dict) $key }}
-{{- fail (printf "%s: selectors use the label %s, so it is the chart's; set nameOverride, or choose another label" $where $key) }}
+{{- fail (printf "%s: selectors use the label %s, so only the chart may set it; set nameOverride, or choose another label" $where $key) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- range $where, $annotations := dict "commonAnnotations" .Values.commonAnnotations "podAnnotations" .Values.podAnnotations }}
 {{- if hasKey ($annotations | default dict) "checksum/config" }}
-{{- fail (printf "%s: the annotation checksum/config is the chart's; it replaces the pods when the configuration changes" $where) }}
+{{- fail (printf "%s: only the chart may set the annotation checksum/config; it makes a rollout replace the pods when the configuration changes" $where) }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{/* Lists whose elements have names: each name once, those of the chart included. */}}
+{{/* Lists whose elements have names: each name may occur once, including the chart's own. */}}
 {{- define "tidegate.guardTwice" -}}
 {{- $lists := list
   (dict "where" "extraVolumes" "key" "name" "own" (list "config" "secrets" "tls") "given" .Values.extraVolumes)
@@ -79,7 +79,7 @@ rendering with what is wrong and what to set instead. */}}
 {{- end }}
 {{- end }}
 
-{{/* A NetworkPolicy that cuts the node off from what it needs to become ready. */}}
+{{/* A NetworkPolicy that blocks connections that the node needs to become ready. */}}
 {{- define "tidegate.guardNetwork" -}}
 {{- if and .Values.networkPolicy.enabled .Values.networkPolicy.limitEgress }}
 {{- $port := int .Values.networkPolicy.redisPort }}
@@ -118,7 +118,7 @@ rendering with what is wrong and what to set instead. */}}
 {{- range $key, $instead := $managed }}
 {{- $path := splitList "." $key }}
 {{- if hasKey (get $config (first $path) | default dict) (last $path) }}
-{{- fail (printf "config.%s: this key is the chart's; set %s" $key $instead) }}
+{{- fail (printf "config.%s: the chart sets this key; use %s" $key $instead) }}
 {{- end }}
 {{- end }}
 {{- if regexMatch "^[^/]*//[^/?#]*@" (get (get $config "auth" | default dict) "jwks_url" | default "") }}
@@ -126,20 +126,20 @@ rendering with what is wrong and what to set instead. */}}
 {{- end }}
 {{- range $key, $_ := .Values.secretFiles }}
 {{- if hasKey $managed $key }}
-{{- fail (printf "secretFiles.%s: this key is the chart's; set %s" $key (get $managed $key)) }}
+{{- fail (printf "secretFiles.%s: the chart sets this key; use %s" $key (get $managed $key)) }}
 {{- end }}
 {{- end }}
 {{- range $key, $instead := $managed }}
 {{- $variable := printf "TIDEGATE_%s" ($key | replace "." "__" | upper) }}
 {{- range $.Values.extraEnv }}
 {{- if and (eq (upper .name) $variable) (not (regexMatch "^(broker|auth)\\." $key)) }}
-{{- fail (printf "extraEnv: %s would win over what the chart sets; set %s" .name $instead) }}
+{{- fail (printf "extraEnv: %s would override what the chart sets; use %s" .name $instead) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- range .Values.extraArgs }}
 {{- if regexMatch "^--(config|public-listen|ops-listen)(=|$)" . }}
-{{- fail (printf "extraArgs: %s is the chart's; set config, listenAddress or containerPorts" .) }}
+{{- fail (printf "extraArgs: the chart sets %s; use config, listenAddress or containerPorts" .) }}
 {{- end }}
 {{- end }}
 {{- range .Values.extraEnv }}
@@ -164,7 +164,7 @@ rendering with what is wrong and what to set instead. */}}
 {{- if and .caSecret (hasPrefix "redis://" $.Values.redis.url) }}
 {{- fail "redis.caSecret is for Redis behind TLS: write rediss:// in redis.url" }}
 {{- end }}
-{{- /* What the node of this appVersion does not serve; the chart's tests compare this with the node. */}}
+{{- /* Schemes that the node of this appVersion does not support; the chart's tests compare the list with the node. */}}
 {{- range list "redis+sentinel" "rediss+sentinel" "redis+cluster" "rediss+cluster" }}
 {{- if hasPrefix (printf "%s:" .) $.Values.redis.url }}
 {{- fail (printf "redis.url: Tidegate %s does not serve %s:// yet; name one Redis server with redis:// or rediss://" $.Chart.AppVersion .) }}
@@ -180,10 +180,10 @@ rendering with what is wrong and what to set instead. */}}
 {{- end }}
 {{- if gt (include "tidegate.maxPods" . | int) 1 }}
 {{- if not $redis }}
-{{- fail "more than one pod needs a Redis that all of them use, or clients of different pods would not hear each other: set redis.url, redis.existingSecret or (for trying) redis.development.enabled" }}
+{{- fail "more than one pod needs a Redis that all of them use, or clients of different pods would not receive each other's messages: set redis.url, redis.existingSecret or (for trying out) redis.development.enabled" }}
 {{- end }}
 {{- if not (include "tidegate.commonKey" .) }}
-{{- fail "more than one pod needs a common key, or a token of one would be refused by the next: set auth.existingSecret" }}
+{{- fail "more than one pod needs a common key, or one pod would refuse the tokens of another: set auth.existingSecret" }}
 {{- end }}
 {{- end }}
 {{- with .Values.autoscaling }}
@@ -193,7 +193,7 @@ rendering with what is wrong and what to set instead. */}}
 {{- end }}
 {{- $most := get (get $.Values.config "limits" | default dict) "connections" | default 100000 | int }}
 {{- if ge (int .connectionsPerPod) $most }}
-{{- fail (printf "autoscaling.connectionsPerPod is %d: it must be below limits.connections (%d), or pods are full before there are more" (int .connectionsPerPod) $most) }}
+{{- fail (printf "autoscaling.connectionsPerPod is %d: it must be below limits.connections (%d), or pods are full before new ones are added" (int .connectionsPerPod) $most) }}
 {{- end }}
 {{- if and (gt (int .cpuUtilization) 0) (not (dig "requests" "cpu" "" $.Values.resources)) }}
 {{- fail "autoscaling.cpuUtilization is in per cent of resources.requests.cpu, which is not set" }}
@@ -210,7 +210,7 @@ rendering with what is wrong and what to set instead. */}}
 {{- $needed := include "tidegate.graceNeeded" . | int }}
 {{- if and (gt $given 0) (lt $given $needed) }}
 {{- with .Values.drain }}
-{{- fail (printf "terminationGracePeriodSeconds is %d, and a pod needs %d to leave: drain.preStopSeconds %d + pauseSeconds %d + windowSeconds %d + flushSeconds %d + marginSeconds %d" $given $needed (int .preStopSeconds) (int .pauseSeconds) (int .windowSeconds) (int .flushSeconds) (int .marginSeconds)) }}
+{{- fail (printf "terminationGracePeriodSeconds is %d, but a pod needs %d to drain: drain.preStopSeconds %d + pauseSeconds %d + windowSeconds %d + flushSeconds %d + marginSeconds %d" $given $needed (int .preStopSeconds) (int .pauseSeconds) (int .windowSeconds) (int .flushSeconds) (int .marginSeconds)) }}
 {{- end }}
 {{- end }}
 {{- if and (gt (int .Values.progressDeadlineSeconds) 0) (le (int .Values.progressDeadlineSeconds) (int .Values.minReadySeconds)) }}

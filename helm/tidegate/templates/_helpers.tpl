@@ -1,11 +1,11 @@
-{{/* Names, labels, and the few numbers that several objects share. What may not be is in _guards.tpl. */}}
+{{/* Names, labels, and the few numbers that several objects share. _guards.tpl refuses invalid values. */}}
 
 {{- define "tidegate.name" -}}
 {{- default .Chart.Name .Values.nameOverride }}
 {{- end }}
 
-{{/* At most 52 characters: the longest suffix, -test-ready, makes 63 of them. An override is never cut; guardNames
-refuses one that is too long. */}}
+{{/* At most 52 characters: with the longest suffix, -test-ready, that makes 63. An override is never truncated;
+guardNames refuses one that is too long. */}}
 {{- define "tidegate.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride }}
@@ -16,8 +16,8 @@ refuses one that is too long. */}}
 {{- end }}
 {{- end }}
 
-{{/* The labels that selectors use; nobody may replace them. Call with a dict of root and, if it is not the gateway,
-component. */}}
+{{/* The labels that selectors use; users cannot override them. Call with a dict of root and, for objects other than the
+gateway, component. */}}
 {{- define "tidegate.selectorLabels" -}}
 {{- dict
   "app.kubernetes.io/name" (include "tidegate.name" .root)
@@ -26,8 +26,9 @@ component. */}}
   | toYaml }}
 {{- end }}
 
-{{/* Labels of every object: the chart's, then the user's for all objects, then those for this one (labels), then what
-selectors use. Call with a dict of root and, where they differ, component and labels. */}}
+{{/* Labels of every object: the chart's, then the user's for all objects, then those for this object (labels), then the
+selectors' labels; later ones override earlier ones. Call with a dict of root and, where they differ, component and
+labels. */}}
 {{- define "tidegate.labels" -}}
 {{- $chart := .root.Chart -}}
 {{- $labels := dict
@@ -40,7 +41,8 @@ selectors use. Call with a dict of root and, where they differ, component and la
 {{- mergeOverwrite $labels .root.Values.commonLabels (.labels | default dict) $selected | toYaml }}
 {{- end }}
 
-{{/* Labels of the gateway's pods. Without the chart's version: a new chart alone must not move every connection. */}}
+{{/* Labels of the gateway's pods. They lack the chart's version: a new chart version alone must not replace the pods and
+move every connection. */}}
 {{- define "tidegate.podLabels" -}}
 {{- $labels := dict "app.kubernetes.io/part-of" "tidegate" "app.kubernetes.io/version" .Chart.AppVersion -}}
 {{- $selected := include "tidegate.selectorLabels" (dict "root" .) | fromYaml -}}
@@ -55,7 +57,7 @@ selectors use. Call with a dict of root and, where they differ, component and la
 {{- end }}
 
 {{/* name, namespace, labels and annotations. Call with a dict of root and, where they differ from the gateway's, name or
-suffix, component, labels, annotations of the chart (defaults) and annotations of the user. */}}
+suffix, component, labels, defaults (the chart's annotations) and annotations (the user's). */}}
 {{- define "tidegate.metadata" -}}
 name: {{ .name | default (printf "%s%s" (include "tidegate.fullname" .root) (.suffix | default "")) | quote }}
 namespace: {{ .root.Release.Namespace | quote }}
@@ -85,17 +87,17 @@ default
 {{- end }}
 {{- end }}
 
-{{/* The most pods there can be at rest. */}}
+{{/* The maximum number of pods outside of a rollout. */}}
 {{- define "tidegate.maxPods" -}}
 {{- if eq .Values.autoscaling.kind "none" }}{{ .Values.replicaCount }}{{ else }}{{ .Values.autoscaling.maxReplicas }}{{ end }}
 {{- end }}
 
-{{/* Whether the cluster knows the sleep action: on by default since Kubernetes 1.30. */}}
+{{/* Whether the cluster supports the sleep action: on by default since Kubernetes 1.30. */}}
 {{- define "tidegate.preStopSleep" -}}
 {{- if and (gt (int .Values.drain.preStopSeconds) 0) (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}yes{{ end }}
 {{- end }}
 
-{{/* drain.pause of the node. */}}
+{{/* The node's drain.pause. */}}
 {{- define "tidegate.pauseSeconds" -}}
 {{- if include "tidegate.preStopSleep" . }}
 {{- int .Values.drain.pauseSeconds }}
@@ -104,12 +106,12 @@ default
 {{- end }}
 {{- end }}
 
-{{/* drain.deadline of the node. */}}
+{{/* The node's drain.deadline. */}}
 {{- define "tidegate.deadlineSeconds" -}}
 {{- add (include "tidegate.pauseSeconds" . | int) (int .Values.drain.windowSeconds) (int .Values.drain.flushSeconds) }}
 {{- end }}
 
-{{/* From the first word to a pod until the kubelet ends it. */}}
+{{/* Seconds from a pod's deletion until the kubelet kills it. */}}
 {{- define "tidegate.graceNeeded" -}}
 {{- with .Values.drain }}
 {{- add (int .preStopSeconds) (int .pauseSeconds) (int .windowSeconds) (int .flushSeconds) (int .marginSeconds) }}
@@ -120,7 +122,7 @@ default
 {{- .Values.terminationGracePeriodSeconds | int | default (include "tidegate.graceNeeded" . | int) }}
 {{- end }}
 
-{{/* One pod after the other, each with the whole time it may take to come up and the old one to leave. */}}
+{{/* Pods are replaced one after the other; each may take the full time to start and to drain its predecessor. */}}
 {{- define "tidegate.progressDeadlineSeconds" -}}
 {{- if .Values.progressDeadlineSeconds }}
 {{- int .Values.progressDeadlineSeconds }}
@@ -139,7 +141,7 @@ default
 {{- end }}
 {{- end }}
 
-{{/* Secrets that become files: a map from configuration key to secret, key and file. */}}
+{{/* Secrets that are mounted as files: a map from configuration key to the Secret's name and key. */}}
 {{- define "tidegate.secretFiles" -}}
 {{- $files := dict }}
 {{- with .Values.auth }}{{- if .existingSecret }}
@@ -156,7 +158,7 @@ default
 {{- toYaml (merge $files .Values.secretFiles) }}
 {{- end }}
 
-{{/* Where clients find Redis, if the chart knows it in the open. */}}
+{{/* The URL of Redis, unless it is in a Secret. */}}
 {{- define "tidegate.redisUrl" -}}
 {{- if .Values.redis.development.enabled }}
 {{- printf "redis://%s-redis:6379/0" (include "tidegate.fullname" .) }}
@@ -165,7 +167,7 @@ default
 {{- end }}
 {{- end }}
 
-{{/* Whether every pod gets the same key to verify tokens with. */}}
+{{/* Whether all pods verify tokens with the same key. */}}
 {{- define "tidegate.commonKey" -}}
 {{- $key := or .Values.auth.existingSecret .Values.extraEnvFrom (pick (get .Values.config "auth" | default dict) "keys" "jwks_file" "jwks_url") }}
 {{- range .Values.extraEnv }}
@@ -177,11 +179,11 @@ default
 {{- if $key }}yes{{ end }}
 {{- end }}
 
-{{/* The address by which clients come in from outside, as far as the chart knows it; empty if there is none. */}}
+{{/* The URL by which clients reach the gateway from outside, as far as the chart knows it; otherwise empty. */}}
 {{- define "tidegate.entry" -}}
 {{- $annotations := .Values.ingress.annotations }}
 {{- if .Values.httpRoute.enabled }}
-{{- /* Whether it is https is the Gateway's to say; in the open it would be a mistake. */}}
+{{- /* The Gateway decides whether it is https; plain http would be a mistake. */}}
 {{- printf "https://%s" (first .Values.httpRoute.hostnames | default "ADDRESS-OF-THE-GATEWAY") }}
 {{- else if .Values.ingress.enabled }}
 {{- $secure := or .Values.ingress.tls (hasKey $annotations "alb.ingress.kubernetes.io/certificate-arn") (hasKey $annotations "networking.gke.io/managed-certificates") }}
