@@ -1,4 +1,4 @@
-// All nodes together: what clients notice (rate, errors, duration), who is there, and what the nodes use.
+// All nodes together: what clients notice (rate, errors, duration), sessions, and resource use.
 
 import { dashboard, graph, graphs, numbers, stat } from "./panels.js";
 
@@ -10,7 +10,7 @@ const quantile = (q: number, metric: string, by = "le") =>
 export const fleet = dashboard(
   "tidegate-fleet",
   "Tidegate / Fleet",
-  "All nodes: what clients notice, and what it takes.",
+  "All nodes: what clients notice, and the resources it takes.",
   [
     {
       title: "Now",
@@ -20,13 +20,13 @@ export const fleet = dashboard(
           stat("Connections", "Open sockets of clients.", "short", `sum(tidegate_sockets{${these}})`),
           stat(
             "Publications",
-            "Publications per second that the nodes receive; one that two nodes receive counts twice.",
+            "Publications per second that the nodes receive. A publication that two nodes receive counts twice.",
             "cps",
             `sum(${rate("tidegate_publications_total")})`,
           ),
           stat(
             "Deliveries",
-            "Publications times the sessions each is written to, per second.",
+            "Publications per second, times the sessions each is written to.",
             "cps",
             `sum(${rate("tidegate_deliveries_total")})`,
           ),
@@ -38,15 +38,15 @@ export const fleet = dashboard(
             { from: 0.19 },
           ),
           stat(
-            "Turned away",
-            "Part of the clients that try to connect and are answered 5xx.",
+            "Refused with 5xx",
+            "Fraction of connection attempts that are answered 5xx.",
             "percentunit",
             `sum(${rate("tidegate_handshakes_total", ', result="unavailable"')}) / sum(${rate("tidegate_handshakes_total")})`,
             { from: 0.01 },
           ),
           stat(
             "Gaps, last hour",
-            "Times that a room was told that messages may be missing.",
+            "Notifications to rooms that messages may be missing.",
             "short",
             `sum(increase(tidegate_gaps_total{${these}}[1h]))`,
             { from: 1 },
@@ -84,7 +84,7 @@ export const fleet = dashboard(
             ],
             { stacked: true },
           ),
-          graph("Handshake duration", "From a request's head to a session whose subscriptions stand.", "s", [
+          graph("Handshake duration", "From a request's head to a session whose subscriptions are active.", "s", [
             [quantile(0.5, "tidegate_handshake_seconds"), "p50"],
             [quantile(0.99, "tidegate_handshake_seconds"), "p99"],
           ]),
@@ -106,16 +106,16 @@ export const fleet = dashboard(
             { logarithmic: true },
           ),
           graph(
-            "Trouble",
-            "Gaps told to rooms, sessions closed as slow, publications that Redis did not take.",
+            "Problems",
+            "Gap notifications to rooms, sessions closed as slow, publications that Redis did not accept.",
             "cps",
             [
               [`sum(${rate("tidegate_gaps_total")})`, "gaps"],
               [`sum(${rate("tidegate_slow_consumers_total")})`, "slow consumers"],
-              [`sum(${rate("tidegate_broker_publications_total", ', result!="acked"')})`, "publications not taken"],
+              [`sum(${rate("tidegate_broker_publications_total", ', result!="acked"')})`, "publications not accepted"],
             ],
           ),
-          graph("Fan-out duration", "From the receipt of a publication on a node to its last write.", "s", [
+          graph("Fan-out duration", "From the arrival of a publication at a node to its last write.", "s", [
             [quantile(0.5, "tidegate_fanout_seconds"), "p50"],
             [quantile(0.9, "tidegate_fanout_seconds"), "p90"],
             [quantile(0.99, "tidegate_fanout_seconds"), "p99"],
@@ -173,8 +173,8 @@ export const fleet = dashboard(
             [`sum by (pod) (process_resident_memory_bytes{${these}, job="tidegate"})`, "{{pod}}"],
           ]),
           graph(
-            "Connections of the limit",
-            "Open sockets, of limits.connections.",
+            "Connections, share of the limit",
+            "Open sockets ÷ limits.connections.",
             "percentunit",
             [
               [
@@ -185,8 +185,8 @@ export const fleet = dashboard(
             { max: 1 },
           ),
           graph(
-            "File descriptors of the limit",
-            "Open files, of those that the process may have.",
+            "File descriptors, share of the limit",
+            "Open files ÷ the limit of the process.",
             "percentunit",
             [
               [
@@ -198,7 +198,7 @@ export const fleet = dashboard(
           ),
         ),
         graphs(
-          graph("Shards behind, p99", "How late the loops that own the sockets turn.", "s", [
+          graph("Shards behind, p99", "How late the shard loops, which own the sockets, run.", "s", [
             [quantile(0.99, "tidegate_shard_lag_seconds", "pod, le"), "{{pod}}"],
           ]),
           graph("Waiting for clients", "Bytes in the sessions' outbound queues.", "bytes", [
@@ -208,8 +208,8 @@ export const fleet = dashboard(
             [`sum(${rate("tidegate_network_bytes_total", ', direction="out"')})`, "out"],
             [`sum(${rate("tidegate_network_bytes_total", ', direction="in"')})`, "in"],
           ]),
-          graph("Leaving, and versions", "Nodes that drain, and nodes by version.", "short", [
-            [`sum(tidegate_draining{${these}})`, "leaving"],
+          graph("Draining, and versions", "Draining nodes, and nodes by version.", "short", [
+            [`sum(tidegate_draining{${these}})`, "draining"],
             [`count by (version) (tidegate_build_info{${these}})`, "{{version}}"],
           ]),
         ),

@@ -1,4 +1,4 @@
-// One node, closely.
+// One node in detail.
 
 import { dashboard, graph, graphs, numbers, stat } from "./panels.js";
 
@@ -15,7 +15,7 @@ const quantiles = (metric: string): [string, string][] => [
 export const node = dashboard(
   "tidegate-node",
   "Tidegate / One node",
-  "One node, closely.",
+  "One node in detail.",
   [
     {
       title: "Now",
@@ -29,25 +29,25 @@ export const node = dashboard(
           ),
           stat("Connections", "Open sockets of clients.", "short", `tidegate_sockets{${this_}}`),
           stat(
-            "Of the limit",
-            "Of limits.connections.",
+            "Share of the limit",
+            "Open sockets ÷ limits.connections.",
             "percentunit",
             `tidegate_sockets{${this_}} / tidegate_sockets_limit{${this_}}`,
             { from: 0.85 },
           ),
-          stat("Rooms", "Rooms with a session here.", "short", `tidegate_rooms{${this_}}`),
+          stat("Rooms", "Rooms with a session on this node.", "short", `tidegate_rooms{${this_}}`),
           stat("Deliveries", "Per second.", "cps", rate("tidegate_deliveries_total")),
           stat(
             "Redis",
-            "1 while everything between this node and Redis works.",
+            "1 while all connections between this node and Redis work.",
             "short",
             `tidegate_broker_up{${this_}}`,
             { below: 1 },
           ),
-          stat("Leaving", "1 while it drains.", "short", `tidegate_draining{${this_}}`, { from: 1 }),
+          stat("Draining", "1 while the node drains.", "short", `tidegate_draining{${this_}}`, { from: 1 }),
           stat(
             "Memory per connection",
-            "Resident memory ÷ open sockets; of an idle node it says little.",
+            "Resident memory ÷ open sockets; not meaningful for an idle node.",
             "bytes",
             `process_resident_memory_bytes{${process}} / (tidegate_sockets{${this_}} > 0)`,
           ),
@@ -71,14 +71,14 @@ export const node = dashboard(
         graphs(
           graph(
             "Shards behind",
-            "How late the regular tick of a shard's loop comes.",
+            "How late the regular tick of a shard's loop is.",
             "s",
             quantiles("tidegate_shard_lag_seconds"),
             { logarithmic: true },
           ),
           graph(
             "Held for clients",
-            "Memory, by what it is held for; limits.memory bounds the sum. A message that waits for many sessions is held once, and counts for each of them among what is queued.",
+            "Memory by consumer; limits.memory bounds the sum. A message that waits for many sessions is in memory once, but counts once per session in the queued bytes.",
             "bytes",
             [
               [`tidegate_memory_held_bytes{${this_}}`, "{{consumer}}"],
@@ -91,8 +91,8 @@ export const node = dashboard(
             [`tidegate_broker_publish_queue_bytes{${this_}}`, "publish queue"],
           ]),
           graph(
-            "Dropped inside",
-            "Publications that did not fit into a shard's inbox, and lines of the log that nobody read fast enough.",
+            "Dropped inside the node",
+            "Publications that did not fit into a shard's inbox, and log lines that were not read fast enough.",
             "cps",
             [
               [rate("tidegate_inbox_overflows_total"), "inbox overflows"],
@@ -134,7 +134,7 @@ export const node = dashboard(
           ),
           graph(
             "Handshake duration",
-            "From a request's head to a session whose subscriptions stand.",
+            "From a request's head to a session whose subscriptions are active.",
             "s",
             quantiles("tidegate_handshake_seconds"),
           ),
@@ -145,7 +145,7 @@ export const node = dashboard(
       title: "Messages",
       lines: [
         graphs(
-          graph("Messages", "Messages of clients, and to clients, per second.", "cps", [
+          graph("Messages", "Messages from and to clients, per second.", "cps", [
             [rate("tidegate_messages_total"), "{{direction}}"],
           ]),
           graph("Payload", "Bytes per second, without any framing.", "Bps", [
@@ -153,7 +153,7 @@ export const node = dashboard(
           ]),
           graph(
             "Fan-out duration",
-            "From the receipt of a publication to its last write.",
+            "From the arrival of a publication to its last write.",
             "s",
             quantiles("tidegate_fanout_seconds"),
             { logarithmic: true },
@@ -170,14 +170,14 @@ export const node = dashboard(
       lines: [
         numbers(
           stat(
-            "Configuration is sound",
-            "0 while the configuration that was read last is refused: the node would not start with it.",
+            "Configuration is valid",
+            "0 while the most recent configuration is refused: the node would not start with it.",
             "short",
             `tidegate_config_last_reload_successful{${this_}}`,
             { below: 1 },
           ),
           stat(
-            "Last sound configuration",
+            "Last valid configuration",
             "When it was read.",
             "dateTimeAsIso",
             `tidegate_config_last_reload_success_timestamp_seconds{${this_}} * 1000`,
@@ -185,8 +185,8 @@ export const node = dashboard(
         ),
         graphs(
           graph(
-            "Configuration and keys read again",
-            "Attempts to take a new configuration, and new keys that are files, per second.",
+            "Configuration and key reloads",
+            "Attempts to load a new configuration, and new key files, per second.",
             "cps",
             [
               [`sum by (result) (${rate("tidegate_config_reloads_total")})`, "configuration {{result}}"],
@@ -194,7 +194,7 @@ export const node = dashboard(
             ],
           ),
           graph(
-            "At the door",
+            "Accepting connections",
             "Times that new connections had to wait for limits.accepts, and sockets closed without an answer, per second.",
             "cps",
             [
@@ -202,7 +202,7 @@ export const node = dashboard(
               [`sum(${rate("tidegate_sockets_dropped_total")})`, "dropped"],
             ],
           ),
-          graph("Accounts of limits", "Addresses and users that have used up some of a limit.", "short", [
+          graph("Accounts of limits", "Addresses and users that have used part of a limit.", "short", [
             [`tidegate_limit_accounts{${this_}}`, "accounts"],
           ]),
         ),

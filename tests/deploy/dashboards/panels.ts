@@ -1,5 +1,5 @@
-// What the dashboards are put together from: panels, rows, variables. Owns the look and the layout; which questions
-// are asked is the dashboards' own matter.
+// The building blocks of dashboards: panels, rows, variables. Owns the look and the layout; the dashboards themselves own
+// the queries.
 
 import {
   BigValueColorMode,
@@ -32,7 +32,7 @@ import type {
   Options as TimeSeriesOptions,
 } from "@grafana/schema/dist/esm/raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen";
 
-/** A query as the Prometheus data source takes it. */
+/** A query in the form that the Prometheus data source expects. */
 export interface Target {
   refId: string;
   expr: string;
@@ -45,10 +45,10 @@ export interface Target {
 /** Units that Grafana knows and we use. */
 export type Unit = "short" | "s" | "bytes" | "Bps" | "percentunit" | "cps" | "dateTimeAsIso" | "cores";
 
-/** A panel that has no place yet. */
+/** A panel without a position. */
 export type Draft = (id: number, x: number, y: number, width: number) => Panel;
 
-/** A titled group of panels, laid out in lines of equal width. */
+/** A titled group of panels; the panels of a line have equal widths. */
 export interface Row {
   title: string;
   lines: { height: number; panels: Draft[] }[];
@@ -68,7 +68,7 @@ function targets(queries: [expr: string, legend: string][], instant: boolean): T
   }));
 }
 
-/** A number that says how it is now. Red from `bad` on, or below it. */
+/** A current value. Red from `bad` on, or below it. */
 export function stat(
   title: string,
   description: string,
@@ -173,7 +173,7 @@ export const numbers = (...panels: Draft[]) => ({ height: 4, panels });
 /** Graphs in one line. */
 export const graphs = (...panels: Draft[]) => ({ height: 8, panels });
 
-/** The three variables; `one` has a single pod chosen. */
+/** The three variables; `one` selects a single pod. */
 function variables(one: boolean): VariableModel[] {
   const query = (text: string) => ({ query: text, refId: "variable" });
   const chosenByLabel = {
@@ -211,7 +211,7 @@ function variables(one: boolean): VariableModel[] {
   ];
 }
 
-/** The dashboard of some rows. */
+/** A dashboard with these rows. */
 export function dashboard(uid: string, title: string, description: string, rows: Row[], one = false): Dashboard {
   const panels: (Panel | RowPanel)[] = [];
   let [id, y] = [0, 0];

@@ -1,4 +1,4 @@
-// Redis, as the nodes see it.
+// Redis as seen by the nodes.
 
 import { dashboard, graph, graphs, numbers, stat } from "./panels.js";
 
@@ -6,14 +6,14 @@ const these = 'namespace=~"$namespace", pod=~"$pod"';
 const rate = (metric: string) => `rate(tidegate_broker_${metric}{${these}}[$__rate_interval])`;
 const canary = (q: number, by = "le") => `histogram_quantile(${q}, sum by (${by}) (${rate("canary_seconds_bucket")}))`;
 
-export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis, as the nodes see it.", [
+export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis as seen by the nodes.", [
   {
     title: "Now",
     lines: [
       numbers(
         stat(
           "Nodes with Redis",
-          "Nodes whose connections all stand and receive.",
+          "Nodes whose connections are all up and receiving.",
           "short",
           `sum(tidegate_broker_up{${these}})`,
         ),
@@ -30,7 +30,7 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis, as 
           `sum(increase(tidegate_broker_interruptions_total{${these}}[1h]))`,
           { from: 1 },
         ),
-        stat("Topics", "A topic that two nodes want counts twice.", "short", `sum(tidegate_broker_topics{${these}})`),
+        stat("Topics", "Subscribed topics; a topic of two nodes counts twice.", "short", `sum(tidegate_broker_topics{${these}})`),
         stat(
           "Waiting to be sent",
           "Bytes in the outgoing queues.",
@@ -45,21 +45,21 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis, as 
     title: "Connections",
     lines: [
       graphs(
-        graph("Connections by role", "Connections that stand.", "short", [
+        graph("Connections by role", "Open connections.", "short", [
           [`sum by (role) (tidegate_broker_connections{${these}})`, "{{role}}"],
         ]),
         graph(
           "Up by node",
-          "1 while everything between the node and Redis works.",
+          "1 while all connections between the node and Redis work.",
           "short",
           [[`sum by (pod) (tidegate_broker_up{${these}})`, "{{pod}}"]],
           { max: 1 },
         ),
-        graph("Interruptions", "Subscriber connections lost, and canaries that stayed away, per second.", "cps", [
+        graph("Interruptions", "Subscriber connections lost, and canaries that did not arrive, per second.", "cps", [
           [`sum(${rate("interruptions_total")})`, "interruptions"],
           [`sum(${rate("canary_missed_total")})`, "canaries missed"],
         ]),
-        graph("Subscribed again", "Topics per second.", "cps", [
+        graph("Resubscriptions", "Topics per second.", "cps", [
           [`sum by (pod) (${rate("resubscriptions_total")})`, "{{pod}}"],
           [`sum(${rate("topic_interruptions_total")})`, "ended by Redis"],
         ]),
@@ -69,8 +69,8 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis, as 
           "cps",
           [[`sum by (role, cause) (${rate("connections_ended_total")})`, "{{role}}, {{cause}}"]],
         ),
-        graph("Refused rooms", "Topics that Redis does not allow any more, and refusals of new ones per second.", "short", [
-          [`sum(tidegate_broker_topics_refused{${these}})`, "allowed once"],
+        graph("Refused rooms", "Topics that Redis no longer allows, and refusals of new ones per second.", "short", [
+          [`sum(tidegate_broker_topics_refused{${these}})`, "no longer allowed"],
           [`sum(${rate("subscriptions_refused_total")})`, "never allowed, per second"],
         ]),
       ),
@@ -92,7 +92,7 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis, as 
         ),
         graph(
           "Canary, p99 by node",
-          "One node alone: its network. All of them: Redis.",
+          "If one node is slow, suspect its network; if all are slow, Redis.",
           "s",
           [[canary(0.99, "pod, le"), "{{pod}}"]],
           { logarithmic: true },

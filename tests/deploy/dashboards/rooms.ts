@@ -1,4 +1,4 @@
-// Rooms, and what becomes of a publication.
+// Rooms, and the path of a publication.
 
 import { dashboard, graph, graphs, numbers, stat } from "./panels.js";
 
@@ -11,7 +11,7 @@ const quantile = (q: number, metric: string, by = "le") =>
 export const rooms = dashboard(
   "tidegate-rooms",
   "Tidegate / Rooms and delivery",
-  "Rooms, and what becomes of a publication.",
+  "Rooms, and the path of a publication.",
   [
     {
       title: "Rooms",
@@ -71,17 +71,17 @@ export const rooms = dashboard(
       title: "From clients to Redis",
       lines: [
         graphs(
-          graph("Messages of clients", "Per second.", "cps", [
+          graph("Messages from clients", "Per second.", "cps", [
             [total("tidegate_messages_total", ', direction="in"'), "messages"],
           ]),
           graph(
             "Publications by outcome",
-            "What Redis said to what nodes published.",
+            "Redis' answers to what nodes published.",
             "cps",
             [[`sum by (result) (${rate("tidegate_broker_publications_total")})`, "{{result}}"]],
             { stacked: true },
           ),
-          graph("Payload of clients", "Bytes per second.", "Bps", [
+          graph("Payload from clients", "Bytes per second.", "Bps", [
             [total("tidegate_payload_bytes_total", ', direction="in"'), "in"],
           ]),
         ),
@@ -93,7 +93,7 @@ export const rooms = dashboard(
         graphs(
           graph(
             "Publications by node",
-            "Per second, for rooms with a session there.",
+            "Per second, for rooms with a session on the node.",
             "cps",
             [[`sum by (pod) (${rate("tidegate_publications_total")})`, "{{pod}}"]],
             { stacked: true },
@@ -112,7 +112,7 @@ export const rooms = dashboard(
         graphs(
           graph(
             "Fan-out duration",
-            "From the receipt of a publication on a node to its last write.",
+            "From the arrival of a publication at a node to its last write.",
             "s",
             [
               [quantile(0.5, "tidegate_fanout_seconds"), "p50"],
@@ -121,12 +121,12 @@ export const rooms = dashboard(
             ],
             { logarithmic: true },
           ),
-          graph("Fan-out, p99 by node", "The same, node by node.", "s", [
+          graph("Fan-out, p99 by node", "The same by node.", "s", [
             [quantile(0.99, "tidegate_fanout_seconds", "pod, le"), "{{pod}}"],
           ]),
           graph(
             "Publications slower than 0.19 s",
-            "Part of all; the promise is less than one in a hundred.",
+            "Fraction of all publications; the objective is less than one in a hundred.",
             "percentunit",
             [
               [
@@ -139,12 +139,12 @@ export const rooms = dashboard(
       ],
     },
     {
-      title: "What did not arrive",
+      title: "Lost messages",
       lines: [
         graphs(
           graph(
             "Gaps by cause",
-            "Rooms told that messages may be missing, per second.",
+            "Notifications to rooms that messages may be missing, per second.",
             "cps",
             [[`sum by (cause) (${rate("tidegate_gaps_total")})`, "{{cause}}"]],
             { stacked: true },
@@ -157,14 +157,14 @@ export const rooms = dashboard(
             { stacked: true },
           ),
           graph(
-            "Made way",
-            "Publications that waited for a slow session and made way for newer ones of their room, per second.",
+            "Dropped for newer messages",
+            "Publications queued for a slow session and dropped for newer ones of their room, per second.",
             "cps",
             [[`sum by (overflow) (${rate("tidegate_outbound_dropped_total")})`, "{{overflow}}"]],
             { stacked: true },
           ),
           graph(
-            "Too large, or too many",
+            "Too large or too many",
             "Publications over broker.max_publication, and those that did not fit into an inbox.",
             "cps",
             [

@@ -1,4 +1,4 @@
-// Writes every dashboard as JSON into the directory that is named.
+// Writes every dashboard as JSON into the given directory.
 
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
