@@ -1,8 +1,8 @@
 //! Clients of every kind behind one handle.
 //!
-//! A [`Client`] listens from the moment it is made, writes a [`Journal`], and
-//! sends what it is told. The kinds differ in who does the work: a library in this process, a socket read
-//! by hand, or a script under Node.js, Python or Chromium.
+//! A [`Client`] listens as soon as it exists, writes a [`Journal`], and sends the messages it is given. The kinds
+//! differ in the implementation: a library in this process, a socket read by hand, or a script under Node.js, Python
+//! or Chromium.
 
 mod event_stream;
 mod script;
@@ -18,7 +18,7 @@ use crate::{
     journal::{End, Journal, Message, Payload, Reader},
 };
 
-/// Commands that may wait for a client: enough for any burst of a scenario.
+/// Commands that may be queued for a client: enough for any burst of a scenario.
 const COMMANDS: usize = 4096;
 
 /// A client of some kind. Dropping it drops its connection.
@@ -30,7 +30,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A plain WebSocket by `tokio-tungstenite`. `headers` are added to the handshake.
+    /// A plain WebSocket with `tokio-tungstenite`. `headers` are added to the handshake.
     pub async fn websocket(url: &str, headers: &[(&str, &str)]) -> Result<Self> {
         tungstenite::connect(url, headers)?.opened().await
     }
@@ -40,32 +40,32 @@ impl Client {
         event_stream::connect(url)?.opened().await
     }
 
-    /// A plain WebSocket by the `ws` of Node.js.
+    /// A plain WebSocket with the `ws` package of Node.js.
     pub async fn node_websocket(url: &str) -> Result<Self> {
         script::node(&["ws.mjs", url])?.opened().await
     }
 
-    /// The same with permessage-deflate, and a window of at most `bits` for what the server sends.
+    /// The same with permessage-deflate, and a window of at most `bits` for data from the server.
     pub async fn node_websocket_deflated(url: &str, bits: u8) -> Result<Self> {
         script::node(&["ws.mjs", url, &bits.to_string()])?.opened().await
     }
 
-    /// An event stream by the `eventsource` of Node.js, which hears the events `message` and `names`.
+    /// An event stream with the `eventsource` package of Node.js, which receives the events `message` and `names`.
     pub async fn node_events(url: &str, names: &[&str]) -> Result<Self> {
         script::node(&[&["eventsource.mjs", url], names].concat())?.opened().await
     }
 
-    /// An event stream by the `@microsoft/fetch-event-source` of Node.js.
+    /// An event stream with the `@microsoft/fetch-event-source` package of Node.js.
     pub async fn node_fetch_events(url: &str) -> Result<Self> {
         script::node(&["fetch_event_source.mjs", url])?.opened().await
     }
 
-    /// An event stream by the `httpx-sse` of Python.
+    /// An event stream with the `httpx-sse` package of Python.
     pub async fn python_events(url: &str) -> Result<Self> {
         script::python(&["httpx_sse_client.py", url])?.opened().await
     }
 
-    /// The status of a `POST` of so many bytes by the `fetch` of Node.js.
+    /// The status of a `POST` of this many bytes with the `fetch` of Node.js.
     pub async fn node_upload(url: &str, bytes: usize) -> Result<u16> {
         let mut script = Script::node(&["upload.mjs", url, &bytes.to_string()])?;
         let answer = timeout(PATIENCE, script.hear()).await.context("an answer")??;
@@ -73,7 +73,7 @@ impl Client {
         Ok(u16::try_from(status.with_context(|| format!("a status, not {answer}"))?)?)
     }
 
-    /// A plain WebSocket by the `websockets` of Python.
+    /// A plain WebSocket with the `websockets` package of Python.
     pub async fn python_websocket(url: &str) -> Result<Self> {
         script::python(&["websockets_client.py", url])?.opened().await
     }
@@ -83,17 +83,17 @@ impl Client {
         script::python(&["websockets_client.py", url, "deflate"])?.opened().await
     }
 
-    /// The Centrifuge SDK for JavaScript in a room, with a token and perhaps a next one for a refresh.
+    /// The Centrifuge SDK for JavaScript in a room, with a token and optionally another one for a refresh.
     pub async fn node_centrifuge(url: &str, room: &str, tokens: &[&str]) -> Result<Self> {
         script::node(&[&["centrifuge.mjs", url, room], tokens].concat())?.opened().await
     }
 
-    /// The Centrifuge SDK for JavaScript, which asks for this and that besides and tells what became of it.
+    /// The Centrifuge SDK for JavaScript; it requests various optional features and reports the results.
     pub async fn node_centrifuge_asks(url: &str, room: &str, token: &str) -> Result<Self> {
         script::node(&["centrifuge_asks.mjs", url, room, token])?.opened().await
     }
 
-    /// The Centrifuge SDK for Python in a room, with a token and perhaps a next one for a refresh.
+    /// The Centrifuge SDK for Python in a room, with a token and optionally another one for a refresh.
     pub async fn python_centrifuge(url: &str, room: &str, tokens: &[&str]) -> Result<Self> {
         script::python(&[&["centrifuge_client.py", url, room], tokens].concat())?.opened().await
     }
@@ -114,8 +114,8 @@ impl Client {
         commands.send(payload).await.context("the client is gone")
     }
 
-    /// Says goodbye in the way of its kind, and waits for the end. Clients that end without hearing of it
-    /// are gone when this returns all the same.
+    /// Closes in the way of its kind, and waits for the end. Clients that end without being notified
+    /// have ended as well when this returns.
     pub async fn leave(mut self) -> Result<Journal> {
         self.commands = None;
         while self.tasks.join_next().await.is_some() {}
@@ -142,7 +142,7 @@ impl Client {
     }
 }
 
-/// A client is read like its journal.
+/// A client can be read like its journal.
 impl std::ops::Deref for Client {
     type Target = Reader;
 

@@ -1,6 +1,6 @@
-//! A poll with a bound.
+//! A bounded poll.
 //!
-//! For states that nobody announces. Whoever can wait for an event waits for the event.
+//! For states that have no event to wait for. Where there is an event, wait for the event instead.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::PATIENCE;
 
-/// Between two looks. Not a wait for anything: only how often to look.
+/// The time between two polls; tests never rely on it.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Looks until `look` has an answer instead of a state, and fails after [`PATIENCE`] with the last state.
+/// Polls until `look` returns an answer instead of a state, and fails after [`PATIENCE`] with the last state.
 ///
 /// ```
 /// # async fn example(server: std::net::SocketAddr) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! A stable address in front of a server, and everything that can go wrong between the two.
 //!
-//! The proxy listens on one TCP address as long as it lives, whatever happens behind it. Faults can be aimed at
-//! some connections only, told apart by what their client says first.
+//! The proxy listens on one TCP address for its whole life, whatever happens behind it. Faults can be limited to
+//! some connections, selected by the first bytes of their clients.
 
 use std::{
     fmt, io,
@@ -32,18 +32,18 @@ pub enum Target {
     Unix(PathBuf),
 }
 
-/// Which connections a fault is for.
+/// Which connections a fault applies to.
 #[derive(Clone, Debug)]
 pub enum Which {
     /// All of them.
     All,
     /// Those whose client's first bytes contain this.
     Saying(&'static str),
-    /// Those whose client's first bytes do not.
+    /// Those whose client's first bytes do not contain this.
     NotSaying(&'static str),
 }
 
-/// Where bytes go.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the server.
@@ -52,14 +52,14 @@ pub enum Direction {
     ToClient,
 }
 
-/// What becomes of bytes.
+/// What happens to bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// They are passed on.
+    /// They are forwarded.
     Forward,
-    /// They are not read: the sender's buffers fill up. Nothing is lost, and it goes on when forwarded again.
+    /// They are not read: the sender's buffers fill up. Nothing is lost, and the transfer resumes when forwarded again.
     Stall,
-    /// They are read and thrown away.
+    /// They are read and discarded.
     Blackhole,
 }
 
@@ -71,7 +71,7 @@ pub struct FaultProxy {
 }
 
 impl FaultProxy {
-    /// A proxy on a port of the system's choice.
+    /// A proxy on a port that the system chooses.
     pub async fn to(target: Target) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -86,12 +86,12 @@ impl FaultProxy {
         Ok(Self { address, shared, end })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it listens, as the URL of a Redis.
+    /// The address it listens on, as a Redis URL.
     pub fn redis_url(&self) -> String {
         format!("redis://{}", self.address)
     }
@@ -108,7 +108,7 @@ impl FaultProxy {
         self.shared.state.lock().refusing = refuse;
     }
 
-    /// What becomes of bytes on these connections, open ones and new ones, from now on.
+    /// Sets what happens to bytes on these connections, open and new ones, from now on.
     pub fn set(&self, which: Which, direction: Direction, flow: Flow) {
         let mut state = self.shared.state.lock();
         state.rules.push((which, direction, flow));
@@ -118,7 +118,7 @@ impl FaultProxy {
         }
     }
 
-    /// Forgets every fault; what was stalled goes on.
+    /// Removes every fault; stalled transfers resume.
     pub fn resume(&self) {
         let mut state = self.shared.state.lock();
         state.refusing = false;
@@ -128,13 +128,13 @@ impl FaultProxy {
         }
     }
 
-    /// New connections go there; open ones stay where they are.
+    /// New connections go to this server; open ones stay where they are.
     pub fn retarget(&self, target: Target) {
         self.shared.state.lock().target = target;
     }
 
-    /// Says this to the clients of these connections, as if their server had said it. It comes between two pieces
-    /// of what the server says; where that says little at a time, a piece is a whole message.
+    /// Sends this to the clients of these connections as if their server had sent it. It is inserted between two chunks
+    /// of the server's data; if the server sends little at a time, a chunk is a whole message.
     pub fn say(&self, which: &Which, bytes: &[u8]) {
         for link in self.shared.links(which) {
             link.said.lock().extend_from_slice(bytes);
@@ -147,7 +147,7 @@ impl FaultProxy {
         self.shared.links(which).len()
     }
 
-    /// How many connections there have been.
+    /// How many connections there have been so far.
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::Relaxed)
     }
@@ -175,7 +175,7 @@ struct Shared {
 struct State {
     target: Target,
     refusing: bool,
-    /// Later ones win.
+    /// Later ones override earlier ones.
     rules: Vec<(Which, Direction, Flow)>,
     open: Vec<Arc<Link>>,
 }
@@ -186,7 +186,7 @@ struct Link {
     greeting: Mutex<Vec<u8>>,
     to_server: watch::Sender<Flow>,
     to_client: watch::Sender<Flow>,
-    /// What is to be said to the client in the server's place.
+    /// Data to send to the client in the server's name.
     said: Mutex<Vec<u8>>,
     say: Notify,
     cut: CancellationToken,
@@ -250,13 +250,13 @@ async fn serve(mut client: TcpStream, target: Target, link: Arc<Link>, shared: A
     }
     let passed = link.cut.run_until_cancelled(pass(&mut client, target, &link, &shared)).await;
     shared.state.lock().open.retain(|other| !Arc::ptr_eq(other, &link));
-    // An orderly end is passed on as one, everything else is a reset.
+    // Forward an orderly end as such; turn anything else into a reset.
     if !matches!(passed, Some(Ok(()))) {
         reset(client);
     }
 }
 
-/// Passes bytes until one side ends.
+/// Forwards bytes until one side ends.
 async fn pass(client: &mut TcpStream, target: Target, link: &Link, shared: &Shared) -> io::Result<()> {
     client.set_nodelay(true)?;
     let server: Box<dyn Duplex> = match target {
@@ -304,7 +304,7 @@ async fn pump(
         }
         let length = tokio::select! {
             length = from.read(&mut buffer) => length?,
-            // Whatever it is now: a stall must not have a read under way.
+            // Check the fault again: a stall must not leave a read in progress.
             _ = flow.changed() => continue,
             said = said() => {
                 to.write_all(&said).await?;
@@ -330,7 +330,7 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 fn reset(stream: TcpStream) {
-    // A linger of zero makes the close a reset (tcp(7)); without it the peer sees an orderly end instead.
+    // A linger of zero makes the close a reset (tcp(7)); without it the peer sees an orderly end.
     let _ = SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO));
     drop(stream);
 }

@@ -1,8 +1,8 @@
 //! One HTTP exchange, byte for byte as the test wants it.
 //!
-//! A client library would mend, refuse or hide what a test needs to send and see; this one sends what it is
-//! given over a connection of its own and returns what came back. It follows no redirect, keeps no
-//! connection and decodes nothing but chunks.
+//! A client library would repair, refuse or hide what a test needs to send and see. This one sends what it is
+//! given over its own connection and returns the response. It follows no redirect, keeps no
+//! connection alive and decodes nothing but chunks.
 
 use std::{
     fmt::Write as _,
@@ -19,10 +19,10 @@ use tokio::{
 
 use crate::PATIENCE;
 
-/// The most that a head may take.
+/// The largest head that is accepted.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// A request on its way.
+/// A request to be sent.
 #[derive(Clone, Debug)]
 pub struct Request {
     method: String,
@@ -33,18 +33,18 @@ pub struct Request {
     preface: Vec<u8>,
 }
 
-/// What came back.
+/// A response.
 #[derive(Clone, Debug)]
 pub struct Response {
     /// The status code.
     pub status: u16,
     headers: Vec<(String, String)>,
-    /// The body, chunks put together.
+    /// The body, with chunks joined.
     pub body: Vec<u8>,
 }
 
 impl Request {
-    /// A request with a method and a target as they are written on the request line.
+    /// A request with a method and a target exactly as they are to appear on the request line.
     pub fn new(method: &str, target: &str) -> Self {
         Self {
             method: method.to_owned(),
@@ -66,7 +66,7 @@ impl Request {
         Self::new("POST", target).header("Content-Type", content_type).body(body)
     }
 
-    /// A `GET` that asks for a WebSocket, with all that RFC 6455 §4.1 demands.
+    /// A `GET` that asks for a WebSocket, with everything that RFC 6455 §4.1 requires.
     pub fn upgrade(target: &str) -> Self {
         Self::get(target)
             .header("Connection", "Upgrade")
@@ -75,48 +75,48 @@ impl Request {
             .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
     }
 
-    /// Has this header too.
+    /// Adds this header.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Has no header of this name.
+    /// Removes all headers of this name.
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
         self.headers.retain(|(own, _)| !own.eq_ignore_ascii_case(name));
         self
     }
 
-    /// Has `Authorization: Bearer …`.
+    /// Adds `Authorization: Bearer …`.
     #[must_use]
     pub fn bearer(self, token: &str) -> Self {
         self.header("Authorization", &format!("Bearer {token}"))
     }
 
-    /// Has this body and the `Content-Length` that goes with it.
+    /// Adds this body and its `Content-Length`.
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
     }
 
-    /// Comes from this address of this machine.
+    /// Sends it from this address of this machine.
     #[must_use]
     pub fn from(mut self, source: impl Into<IpAddr>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Comes after these bytes.
+    /// Sends these bytes before the request.
     #[must_use]
     pub fn after(mut self, preface: impl Into<Vec<u8>>) -> Self {
         self.preface = preface.into();
         self
     }
 
-    /// Sends it over a connection of its own and reads the whole answer.
+    /// Sends it over a new connection and reads the whole response.
     pub async fn send(&self, address: SocketAddr) -> Result<Response> {
         let what = || format!("{} {}", self.method, self.target.split('?').next().unwrap_or_default());
         let exchange = async {
@@ -132,12 +132,12 @@ impl Request {
         timeout(PATIENCE, exchange).await.with_context(what)?.with_context(what)
     }
 
-    /// Sends it over a connection of its own and returns as soon as the head of the answer is there.
+    /// Sends it over a new connection and returns as soon as the head of the response has arrived.
     pub async fn open(&self, address: SocketAddr) -> Result<Incoming> {
         self.open_over(self.connect(address).await.context("connect")?).await
     }
 
-    /// The same over a connection that has been made already.
+    /// The same over an existing connection.
     pub async fn open_over(&self, mut stream: TcpStream) -> Result<Incoming> {
         let address = stream.peer_addr()?;
         stream.write_all(&self.bytes(address)).await.context("send the request")?;
@@ -152,7 +152,7 @@ impl Request {
         Ok(socket.connect(address).await?)
     }
 
-    /// What is written.
+    /// The bytes to write.
     pub fn bytes(&self, address: SocketAddr) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nHost: {address}\r\n", self.method, self.target);
         for (name, value) in &self.headers {
@@ -195,13 +195,13 @@ impl Response {
     }
 }
 
-/// An answer whose body is still arriving.
+/// A response whose body is still arriving.
 #[derive(Debug)]
 pub struct Incoming {
     stream: TcpStream,
     buffer: Vec<u8>,
     framing: Framing,
-    /// Bytes that the head took.
+    /// The size of the head in bytes.
     pub head_length: usize,
     /// The status code.
     pub status: u16,
@@ -216,7 +216,7 @@ enum Framing {
 }
 
 impl Incoming {
-    /// Reads the head of an answer.
+    /// Reads the head of a response.
     pub async fn read(mut stream: TcpStream) -> Result<Self> {
         let mut buffer = Vec::new();
         loop {
@@ -275,7 +275,7 @@ impl Incoming {
         }
     }
 
-    /// The connection itself, and what was read of it beyond the head.
+    /// The connection itself, and the bytes read beyond the head.
     pub fn into_stream(self) -> (TcpStream, Vec<u8>) {
         (self.stream, self.buffer)
     }

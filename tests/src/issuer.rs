@@ -1,7 +1,7 @@
-//! Whoever makes tokens: keys, and a server that publishes a key set.
+//! Token issuers: keys, and a server that publishes a key set.
 //!
-//! Owns key pairs for signing and a tiny HTTP server that can count, hold back, answer anything, or be away.
-//! Does not know what a node makes of it.
+//! Owns key pairs for signing and a tiny HTTP server that can count requests, delay answers, answer anything, or be
+//! down. Does not know what a node does with the answers.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -34,12 +34,12 @@ impl SigningKey {
         Ok(Self { id: id.to_owned(), pair: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)? })
     }
 
-    /// Signs a token that names this key.
+    /// Signs a token with this key's name in the header.
     pub fn sign(&self, token: Token) -> String {
         self.sign_as(token, |_| {})
     }
 
-    /// The same, under a header that was changed before.
+    /// The same with a modified header.
     pub fn sign_as(&self, token: Token, change: impl FnOnce(&mut Header)) -> String {
         let mut header = Header { kid: Some(self.id.clone()), ..Header::new(Algorithm::ES256) };
         change(&mut header);
@@ -47,7 +47,7 @@ impl SigningKey {
         jsonwebtoken::encode(&header, &token.into_claims(), &key).expect("a key pair signs JSON")
     }
 
-    /// What may be published of it (RFC 7517).
+    /// The public part as a JWK (RFC 7517).
     pub fn jwk(&self) -> Value {
         // An uncompressed point: 4, x, y (SEC 1 §2.3.3).
         let coordinates = self.pair.der_bytes().get(1..).unwrap_or_default();
@@ -56,12 +56,12 @@ impl SigningKey {
         json!({ "kty": "EC", "crv": "P-256", "use": "sig", "kid": self.id, "x": part(x), "y": part(y) })
     }
 
-    /// The same in PEM.
+    /// The public part in PEM.
     pub fn public_pem(&self) -> String {
         self.pair.public_key_pem()
     }
 
-    /// What must never be seen, in PEM.
+    /// The private part in PEM, which must never appear in a log.
     pub fn private_pem(&self) -> String {
         self.pair.serialize_pem()
     }
@@ -72,18 +72,18 @@ pub fn key_set(keys: &[&SigningKey]) -> String {
     json!({ "keys": keys.iter().map(|key| key.jwk()).collect::<Vec<_>>() }).to_string()
 }
 
-/// A key of some algorithm, and a token that was signed with it by OpenSSL (by way of Node.js).
+/// A key of some algorithm, and a token signed with it by OpenSSL (through Node.js).
 #[derive(Debug, serde::Deserialize)]
 pub struct Foreign {
     /// The algorithm's name in a header.
     pub algorithm: String,
     /// The key's name.
     pub kid: String,
-    /// The secret of an HMAC.
+    /// The secret of an HMAC key.
     pub secret: Option<String>,
-    /// The public key otherwise, in PEM.
+    /// The public key of any other algorithm, in PEM.
     pub pem: Option<String>,
-    /// And as a JWK.
+    /// The same as a JWK.
     pub jwk: Option<Value>,
     /// The token.
     pub token: String,
@@ -100,7 +100,7 @@ pub async fn foreign_keys(claims: Token) -> Result<Vec<Foreign>> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// A server that publishes a key set. Gone when dropped.
+/// A server that publishes a key set. It stops when dropped.
 #[derive(Debug)]
 pub struct Issuer {
     address: SocketAddr,
@@ -110,7 +110,7 @@ pub struct Issuer {
 
 #[derive(Debug)]
 struct State {
-    /// All of the answer; without one, connections are closed as soon as they are made.
+    /// The whole response; without one, connections are closed at once.
     answer: Option<Vec<u8>>,
     held: bool,
     requests: usize,
@@ -128,42 +128,42 @@ impl Issuer {
         Ok(Self { address, state, _tasks: tasks })
     }
 
-    /// Where the key set is.
+    /// The URL of the key set.
     pub fn url(&self) -> String {
         format!("http://{}/jwks.json", self.address)
     }
 
-    /// Publishes these keys from now on, and no others.
+    /// Publishes exactly these keys from now on.
     pub fn publish(&self, keys: &[&SigningKey]) {
         self.answer(&ok(&key_set(keys)));
     }
 
-    /// Answers so from now on, byte for byte.
+    /// Sends this response from now on, byte for byte.
     pub fn answer(&self, answer: &[u8]) {
         self.state.send_modify(|state| state.answer = Some(answer.to_vec()));
     }
 
-    /// From now on closes every connection without an answer.
+    /// Closes every connection without a response from now on.
     pub fn be_away(&self) {
         self.state.send_modify(|state| state.answer = None);
     }
 
-    /// Takes requests, and answers none before [`Self::release`].
+    /// Accepts requests, but answers none before [`Self::release`].
     pub fn hold(&self) {
         self.state.send_modify(|state| state.held = true);
     }
 
-    /// Answers what was held back.
+    /// Answers the requests that are waiting.
     pub fn release(&self) {
         self.state.send_modify(|state| state.held = false);
     }
 
-    /// How many requests have come.
+    /// How many requests have arrived.
     pub fn requests(&self) -> usize {
         self.state.borrow().requests
     }
 
-    /// Waits until so many requests have come.
+    /// Waits until this many requests have arrived.
     pub async fn until_requests(&self, count: usize) -> Result<()> {
         let mut state = self.state.subscribe();
         match timeout(PATIENCE, state.wait_for(|state| state.requests >= count)).await {
@@ -173,7 +173,7 @@ impl Issuer {
     }
 }
 
-/// A good answer with this body.
+/// A successful response with this body.
 pub fn ok(body: &str) -> Vec<u8> {
     format!(
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -189,7 +189,7 @@ async fn serve(listener: TcpListener, state: Arc<watch::Sender<State>>) {
     }
 }
 
-/// One request, one answer. Whatever breaks is the other side's to notice.
+/// Serves one request. Errors are left to the client to notice.
 async fn exchange(mut stream: TcpStream, state: Arc<watch::Sender<State>>) {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {

@@ -1,7 +1,7 @@
-//! What a client has heard, in order, and how to wait for it.
+//! What a client has received, in order, and how to wait for it.
 //!
-//! Clients of every kind write the same journal, so that what a browser heard can be compared with what a
-//! raw socket heard. Owns the vocabulary and the waiting, not how anything is received.
+//! Clients of every kind write the same journal, so that a browser's can be compared with a raw socket's. Owns the
+//! vocabulary and the waiting, not how anything is received.
 
 use std::fmt;
 
@@ -14,13 +14,13 @@ use crate::PATIENCE;
 /// Everything that has happened to one client so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Journal {
-    /// How often its connection was opened: more than once for clients that come back by themselves.
+    /// How often its connection was opened: more than once for clients that reconnect by themselves.
     pub opened: usize,
-    /// How often its connection was lost with the client about to come back by itself.
+    /// How often its connection was lost while the client was going to reconnect by itself.
     pub interrupted: usize,
-    /// What it heard.
+    /// The messages it received.
     pub messages: Vec<Message>,
-    /// Reconnection times it was told (`retry:` of an event stream), in milliseconds.
+    /// The reconnection times it received (`retry:` of an event stream), in milliseconds.
     pub retries: Vec<u64>,
     /// Comments in its event stream.
     pub comments: usize,
@@ -28,12 +28,12 @@ pub struct Journal {
     pub end: Option<End>,
 }
 
-/// One message as a client hears it.
+/// One message as a client receives it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Message {
-    /// The event's name: `message` where a protocol has none.
+    /// The event's name: `message` if the protocol has none.
     pub event: String,
-    /// The event's id: empty where a protocol has none.
+    /// The event's id: empty if the protocol has none.
     pub id: String,
     /// The payload.
     pub payload: Payload,
@@ -42,9 +42,9 @@ pub struct Message {
 /// A payload, byte for byte.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Payload {
-    /// Came as text.
+    /// Received as text.
     Text(String),
-    /// Came as bytes.
+    /// Received as bytes.
     Binary(Vec<u8>),
 }
 
@@ -57,10 +57,10 @@ pub enum End {
     Closed {
         /// The close code; 1005 if the frame had none, 1000 for an event stream that ended in order.
         code: u16,
-        /// The text beside it.
+        /// The reason that came with it.
         reason: String,
     },
-    /// Without a word.
+    /// Without a close frame or an orderly end.
     Lost,
 }
 
@@ -75,7 +75,7 @@ impl Payload {
         Self::Binary(bytes.into())
     }
 
-    /// The bytes, whatever they are.
+    /// The bytes of either kind.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Text(text) => text.as_bytes(),
@@ -83,7 +83,7 @@ impl Payload {
         }
     }
 
-    /// What an event stream makes of it, as `gateway/docs/protocols.md` has it: binary becomes a `data:`
+    /// The payload as an event stream delivers it, see `gateway/docs/protocols.md`: binary becomes a `data:`
     /// URL, and every line end becomes LF.
     #[must_use]
     pub fn as_event_data(&self) -> Self {
@@ -119,13 +119,13 @@ impl Journal {
         self.messages.iter().map(|message| message.payload.clone()).collect()
     }
 
-    /// How many messages carry this event name.
+    /// How many messages have this event name.
     pub fn events(&self, name: &str) -> usize {
         self.messages.iter().filter(|message| message.event == name).count()
     }
 }
 
-/// Long payloads are cut: a failed comparison must stay readable.
+/// Long payloads are truncated so that a failed comparison stays readable.
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 60;
@@ -151,7 +151,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A journal under a name, and its writing end.
+    /// A named journal, and its writing end.
     pub(crate) fn new(name: &str) -> (watch::Sender<Journal>, Self) {
         let (writer, journal) = watch::channel(Journal::default());
         (writer, Self { name: name.to_owned(), journal })
@@ -162,7 +162,7 @@ impl Reader {
         self.journal.borrow().clone()
     }
 
-    /// Waits until `state` holds. Fails, showing the journal's end, when it does not come about in time.
+    /// Waits until `state` holds. Fails with the end of the journal if that takes too long.
     pub async fn until(&self, what: &str, state: impl FnMut(&Journal) -> bool) -> Result<Journal> {
         let mut journal = self.journal.clone();
         match timeout(PATIENCE, journal.wait_for(state)).await {
@@ -172,7 +172,7 @@ impl Reader {
         }
     }
 
-    /// Waits for at least `count` messages and returns all there are then.
+    /// Waits for at least `count` messages and returns all that have arrived by then.
     pub async fn heard(&self, count: usize) -> Result<Vec<Message>> {
         let what = format!("{count} messages");
         let journal = self

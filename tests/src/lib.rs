@@ -1,26 +1,26 @@
 //! The harness: real `redis-server`s, real nodes, real clients, real faults.
 //!
-//! A scenario says what happens and what must then be true; this crate owns how to make it happen. Every
-//! piece belongs to one test and dies with it: nothing is shared, ports are the system's choice, and
-//! nothing waits for a time: each wait names a state, has a bound, and prints the last state it saw.
+//! A scenario describes what happens and what must then be true; this crate makes it happen. Every
+//! piece belongs to one test and ends with it: nothing is shared, the system chooses the ports, and
+//! nothing waits for a time. Each wait names a state, has a bound, and prints the last state on failure.
 //!
 //! | module | what it gives |
 //! |---|---|
-//! | [`redis_server`] | a `redis-server` of one's own, to kill and restart |
+//! | [`redis_server`] | a private `redis-server`, to kill and restart |
 //! | [`fault_proxy`] | a stable address in front of it that can cut and stall |
-//! | [`eventually`] | a poll with a bound |
-//! | [`node`] | a `tidegate` process: settings in, addresses, output, signals and exit status out |
-//! | [`journal`] | what a client has heard, in order, and how to wait for it |
+//! | [`eventually`] | a bounded poll |
+//! | [`node`] | a `tidegate` process: settings, addresses, output, signals and exit status |
+//! | [`journal`] | what a client has received, in order, and how to wait for it |
 //! | [`client`] | clients of every kind behind one handle: tungstenite, SSE over a socket, scripts |
 //! | [`http`] | one HTTP exchange, byte for byte as the test wants it |
-//! | [`proxy`] | a real reverse proxy before a node |
-//! | [`raw`] | a WebSocket by hand: frames no client library would send, reads that stop |
-//! | [`pages`] | pages in Chromium, used as a person uses them |
+//! | [`proxy`] | a real reverse proxy in front of a node |
+//! | [`raw`] | a WebSocket by hand: frames that no client library would send, reads that stop |
+//! | [`pages`] | pages in Chromium, operated like a user |
 //! | [`tls`] | certificates, and connections that trust them |
-//! | [`token`] | tokens, good and bad |
-//! | [`issuer`] | whoever makes tokens: keys, and a server of key sets |
-//! | [`samples`] | what `/metrics` says |
-//! | [`witness`] | a healthy client that counts beside those that misbehave |
+//! | [`token`] | tokens, valid and invalid |
+//! | [`issuer`] | token issuers: keys, and a server of key sets |
+//! | [`samples`] | the samples of `/metrics` |
+//! | [`witness`] | a healthy client that counts while others misbehave |
 
 pub mod client;
 pub mod eventually;
@@ -43,11 +43,11 @@ use std::{
     time::Duration,
 };
 
-/// How long any single wait may take. Far beyond what anything takes on a busy machine: a test that reaches
+/// The bound of any single wait. It is far beyond what anything takes on a busy machine: a test that reaches
 /// it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A file of this package, by its path below `tests/`.
+/// A file of this package, by its path relative to `tests/`.
 pub fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }

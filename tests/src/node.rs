@@ -1,7 +1,7 @@
 //! A node as a process.
 //!
-//! Owns starting `tidegate`, learning its addresses from its log, keeping all it wrote, its signals and its
-//! end. Does not know what a node answers.
+//! Owns starting `tidegate`, reading its addresses from its log, keeping its output, its signals and its
+//! exit. Does not know what a node answers.
 
 use std::{
     ffi::OsString,
@@ -47,8 +47,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A node with a key, on ports of the system's choice, that leaves at once when told to. No rate is limited:
-    /// all clients of a scenario share an address, mostly a user too, and say what they have to say at once.
+    /// A node with a key, on ports that the system chooses, that drains at once when it gets a signal. No rate is
+    /// limited: all clients of a scenario share an address, and mostly a user, and send all their messages at once.
     pub fn new() -> Self {
         let rates = [
             "attempts_per_address",
@@ -68,7 +68,7 @@ impl Builder {
             .set("drain.deadline", "10s")
     }
 
-    /// A node on ports of the system's choice, and otherwise as it comes.
+    /// A node on ports that the system chooses, with defaults otherwise.
     pub fn unconfigured() -> Self {
         Self {
             settings: Vec::new(),
@@ -83,7 +83,7 @@ impl Builder {
         .set("log.format", "json")
     }
 
-    /// Sets a configuration key. The last value counts.
+    /// Sets a configuration key. The last value wins.
     #[must_use]
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.retain(|(own, _)| own != key);
@@ -91,35 +91,35 @@ impl Builder {
         self
     }
 
-    /// Sets an environment variable. A node inherits none but `PATH`.
+    /// Sets an environment variable. A node inherits only `PATH`.
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Reads this configuration file. What is set by [`Builder::set`] wins over it.
+    /// Uses this configuration file. [`Builder::set`] overrides it.
     #[must_use]
     pub fn config_file(mut self, path: &Path) -> Self {
         self.config_file = Some(path.to_owned());
         self
     }
 
-    /// Runs as the first process of a PID namespace, as in a container without an init.
+    /// Runs the node as the first process of a PID namespace, as in a container without an init.
     #[must_use]
     pub fn as_pid_one(mut self) -> Self {
         self.pid_one = true;
         self
     }
 
-    /// Gives the node a standard output that is full already, and that nobody reads.
+    /// Gives the node a standard output that is already full and is never read.
     #[must_use]
     pub fn with_unread_stdout(mut self) -> Self {
         self.unread_stdout = true;
         self
     }
 
-    /// May have so many file descriptors (`ulimit -n`), and cannot raise that.
+    /// Limits its file descriptors (`ulimit -n`), which it cannot raise.
     #[must_use]
     pub fn open_files(mut self, most: usize) -> Self {
         self.open_files = Some(most);
@@ -151,7 +151,7 @@ impl Builder {
         Ok(node)
     }
 
-    /// Starts a node that is expected to end by itself, and returns how it ended and all it wrote.
+    /// Starts a node that is expected to exit by itself, and returns its exit status and its whole output.
     pub async fn run_to_the_end(&self) -> Result<(ExitStatus, String)> {
         let mut node = self.spawn()?;
         let status = node.exited().await?;
@@ -205,7 +205,7 @@ impl Builder {
 
     fn command(&self, binary: PathBuf) -> Command {
         if let Some(most) = self.open_files {
-            // It becomes the program: the process is the node's own.
+            // `prlimit` replaces itself with the program: the process is the node itself.
             let mut command = Command::new("prlimit");
             command.arg(format!("--nofile={most}:{most}")).arg(binary);
             return command;
@@ -228,10 +228,10 @@ impl Default for Builder {
     }
 }
 
-/// What a node holds for its clients.
+/// The resources that a node holds for its clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Levels {
-    /// Open file descriptors, those that have nothing to do with clients among them.
+    /// Open file descriptors, including those that have nothing to do with clients.
     pub descriptors: usize,
     /// Clients' sockets.
     pub sockets: u64,
@@ -239,9 +239,9 @@ pub struct Levels {
     pub connections: u64,
     /// Sessions in rooms.
     pub subscriptions: u64,
-    /// Rooms that the node is interested in.
+    /// Rooms that the node has interest in.
     pub rooms: u64,
-    /// Bytes that wait for clients.
+    /// Bytes queued for clients.
     pub outbound_bytes: u64,
 }
 
@@ -249,15 +249,15 @@ pub struct Levels {
 #[derive(Debug)]
 pub struct Node {
     child: Child,
-    /// The node's own process: not that of a wrapper.
+    /// The node's own process, not a wrapper's.
     pid: Option<Pid>,
     wrapped: bool,
-    /// Where clients connect.
+    /// The address for clients.
     pub public: SocketAddr,
-    /// Where probes and metrics are.
+    /// The address for probes and metrics.
     pub ops: SocketAddr,
     output: watch::Receiver<Output>,
-    /// Whether what it writes is read.
+    /// Whether its output is read.
     reading: watch::Sender<bool>,
     readers: JoinSet<()>,
     _unread_stdout: Option<PipeReader>,
@@ -275,7 +275,7 @@ impl Node {
         format!("http://{}{}", self.public, target(room, token, query))
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> Option<Pid> {
         self.pid
     }
@@ -288,19 +288,19 @@ impl Node {
         Ok(())
     }
 
-    /// Asks the operators' side.
+    /// Sends a `GET` to the ops listener.
     pub async fn ask_ops(&self, path: &str) -> Result<Response> {
         Request::get(path).send(self.ops).await
     }
 
-    /// What `/metrics` says now.
+    /// The current samples of `/metrics`.
     pub async fn samples(&self) -> Result<Samples> {
         let response = self.ask_ops("/metrics").await?;
         ensure!(response.status == 200, "metrics, not {}", response.status);
         Ok(Samples::parse(&response.text()))
     }
 
-    /// Waits until the metrics are as wanted.
+    /// Waits until the metrics satisfy the condition.
     pub async fn until_samples(&self, what: &str, state: impl Fn(&Samples) -> bool) -> Result<Samples> {
         let poll = async {
             loop {
@@ -317,7 +317,7 @@ impl Node {
         }
     }
 
-    /// Waits until the node says that it is ready.
+    /// Waits until the node is ready.
     pub async fn until_ready(&self) -> Result<()> {
         self.until_probe("/readyz", 200).await.map(drop)
     }
@@ -341,17 +341,17 @@ impl Node {
         }
     }
 
-    /// Everything the node has written so far, standard output and standard error together.
+    /// The node's output so far, standard output and standard error together.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&self.output.borrow().bytes).into_owned()
     }
 
-    /// From now on nobody reads what the node writes: its pipes fill.
+    /// Stops reading the node's output, so that its pipes fill.
     pub fn stop_reading(&self) {
         self.reading.send_replace(false);
     }
 
-    /// Goes on reading what the node writes.
+    /// Resumes reading the node's output.
     pub fn read_on(&self) {
         self.reading.send_replace(true);
     }
@@ -371,7 +371,7 @@ impl Node {
         self.signal(Signal::TERM)
     }
 
-    /// Sends SIGHUP: the configuration is to be read again.
+    /// Sends SIGHUP, which makes the node reload its configuration.
     pub fn hang_up(&self) -> Result<()> {
         self.signal(Signal::HUP)
     }
@@ -382,12 +382,12 @@ impl Node {
         kill_process(pid, signal).with_context(|| format!("{signal:?}"))
     }
 
-    /// Ends the node without warning.
+    /// Kills the node without warning.
     pub async fn kill(&mut self) -> Result<()> {
         self.child.kill().await.context("SIGKILL")
     }
 
-    /// Waits for the node's end. All it wrote has been kept by then.
+    /// Waits for the node's exit. All its output has been read by then.
     pub async fn exited(&mut self) -> Result<ExitStatus> {
         let Ok(status) = timeout(PATIENCE, self.child.wait()).await else {
             bail!("the node has not ended within {PATIENCE:?}");
@@ -423,7 +423,7 @@ impl Node {
         }
     }
 
-    /// What it holds for its clients now.
+    /// What it currently holds for its clients.
     pub async fn levels(&self) -> Result<Levels> {
         let samples = self.samples().await?;
         let level = |name| samples.sum(name, &[]);
@@ -437,7 +437,7 @@ impl Node {
         })
     }
 
-    /// What it holds once so many sessions, in a room each, are all there is.
+    /// What it holds once there are exactly this many sessions, each in its own room.
     pub async fn levels_of(&self, sessions: u64) -> Result<Levels> {
         self.until_samples(&format!("{sessions} sessions and nothing else"), |samples| {
             ["tidegate_sockets", "tidegate_connections", "tidegate_subscriptions"]
@@ -448,11 +448,11 @@ impl Node {
         self.levels().await
     }
 
-    /// Waits until it holds what it held then, and no more.
+    /// Waits until it holds no more than at that time.
     pub async fn until_levels(&self, before: &Levels) -> Result<()> {
         eventually("nothing stays behind", async || {
             let levels = self.levels().await.map_err(|error| format!("{error:#}"))?;
-            // The scrape has a descriptor of its own, which may outlive it by a moment.
+            // The scrape itself has a descriptor, which may outlive it by a moment.
             let same = Levels { descriptors: before.descriptors, ..levels.clone() };
             if same == *before && levels.descriptors <= before.descriptors {
                 Ok(())
@@ -475,7 +475,7 @@ impl Node {
         Ok(Path::new("/proc").join(pid.as_raw_nonzero().to_string()).join(file))
     }
 
-    /// The process that is the node: the child, or the wrapper's child.
+    /// The node's process: the child, or the wrapper's child.
     async fn find_pid(&self) -> Result<Option<Pid>> {
         let own = self.child.id().context("the node is running")?;
         let number = if self.wrapped {
@@ -488,7 +488,7 @@ impl Node {
     }
 }
 
-/// The test runner shows this only when the test has failed.
+/// The test runner shows this only if the test fails.
 impl Drop for Node {
     #[expect(clippy::print_stderr, reason = "the test runner captures it and shows it for failed tests")]
     fn drop(&mut self) {
@@ -499,7 +499,7 @@ impl Drop for Node {
     }
 }
 
-/// What a node has written.
+/// The node's output.
 #[derive(Debug, Default)]
 struct Output {
     bytes: Vec<u8>,
@@ -519,7 +519,7 @@ impl Output {
     }
 }
 
-/// The listener and its address, if the line is the one that tells them.
+/// The listener and its address, if this is the line that contains them.
 fn listening(line: &[u8]) -> Option<(String, SocketAddr)> {
     let line: Value = serde_json::from_slice(line).ok()?;
     let field = |name: &str| line.get(name).or_else(|| line.get("fields")?.get(name))?.as_str();
@@ -533,7 +533,7 @@ async fn keep(
     mut reading: watch::Receiver<bool>,
 ) {
     let mut pending = Vec::new();
-    // An error means that the node has been dropped: the rest is still read.
+    // An error means that the node was dropped: keep reading the rest.
     while {
         let _ = reading.wait_for(|reading| *reading).await;
         matches!(stream.read_buf(&mut pending).await, Ok(count) if count > 0)
@@ -551,7 +551,7 @@ async fn keep(
     output.send_modify(|output| output.line(&pending));
 }
 
-/// Both ends of a pipe that takes no more.
+/// Both ends of a full pipe.
 fn full_pipe() -> Result<(PipeReader, PipeWriter)> {
     let (reader, writer) = pipe()?;
     rustix::io::ioctl_fionbio(&writer, true)?;
@@ -583,7 +583,7 @@ fn target(room: &str, token: &str, query: &str) -> String {
     format!("/rooms/{room}?token={token}{query}")
 }
 
-/// Between two looks at something that cannot be waited for.
+/// The time between two polls of something that has no event.
 async fn pause() {
     tokio::time::sleep(Duration::from_millis(20)).await;
 }

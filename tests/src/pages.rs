@@ -1,6 +1,6 @@
-//! Pages in Chromium, used as a person uses them.
+//! Pages in Chromium, operated like a user.
 //!
-//! One browser, several pages by name, each with storage of its own. Waits for what can be seen, and knows
+//! One browser with several named pages, each with its own storage. Waits for visible state, and knows
 //! nothing of what a page is for.
 
 use anyhow::{Context as _, Result, bail};
@@ -25,54 +25,54 @@ impl Pages {
         Ok(u16::try_from(status.as_u64().context("a status")?)?)
     }
 
-    /// Makes the page of this name an empty one of an origin where no server needs to be.
+    /// Turns the named page into an empty one of an origin where no server has to exist.
     pub async fn stand(&mut self, page: &str, origin: &str) -> Result<()> {
         self.act(page, json!({ "action": "stand", "origin": origin })).await.map(drop)
     }
 
-    /// Has the page's browser keep a cookie for the host of `url`, which it sends to pages of the same site
-    /// only and shows to no script.
+    /// Stores a cookie for the host of `url` in the page's browser, sent to pages of the same site
+    /// only and invisible to scripts.
     pub async fn keep_cookie(&mut self, page: &str, url: &str, name: &str, value: &str) -> Result<()> {
         let cookie = json!({ "action": "cookie", "url": url, "name": name, "value": value });
         self.act(page, cookie).await.map(drop)
     }
 
-    /// Whether the page's `WebSocket` opens. The page shows what it hears as `websocket: …`.
+    /// Whether the page's `WebSocket` opens. The page shows received messages as `websocket: …`.
     pub async fn opens_websocket(&mut self, page: &str, url: &str) -> Result<bool> {
         self.connects(page, "websocket", url).await
     }
 
-    /// Whether the page's `EventSource` opens, with cookies. The page shows what it hears as `eventsource: …`.
+    /// Whether the page's `EventSource` opens, with cookies. The page shows received messages as `eventsource: …`.
     pub async fn opens_events(&mut self, page: &str, url: &str) -> Result<bool> {
         self.connects(page, "eventsource", url).await
     }
 
-    /// The status of the page's `POST` of a text, with cookies; none if the page may not know it.
+    /// The status of the page's `POST` of a text, with cookies; `None` if the page may not read it.
     pub async fn post(&mut self, page: &str, url: &str, text: &str) -> Result<Option<u16>> {
         let status = self.act(page, json!({ "action": "post", "url": url, "value": text })).await?;
         Ok(serde_json::from_value(status)?)
     }
 
-    /// Sends JSON by `navigator.sendBeacon`, which has cookies and no answer. Returns whether the browser has
-    /// taken it.
+    /// Sends JSON by `navigator.sendBeacon`, which sends cookies and gets no answer. Returns whether the browser
+    /// accepted it.
     pub async fn beacon(&mut self, page: &str, url: &str, json: &str) -> Result<bool> {
         let taken = self.act(page, json!({ "action": "beacon", "url": url, "value": json })).await?;
         taken.as_bool().context("whether it was taken")
     }
 
-    /// The status of an event stream that the page asks for as replacements of `EventSource` do, with headers of
-    /// their own; none if the page may not know it.
+    /// The status of an event stream requested like replacements of `EventSource` do, with their additional headers;
+    /// `None` if the page may not read it.
     pub async fn fetches_events(&mut self, page: &str, url: &str) -> Result<Option<u16>> {
         let status = self.act(page, json!({ "action": "fetchEvents", "url": url })).await?;
         Ok(serde_json::from_value(status)?)
     }
 
-    /// Writes into a field.
+    /// Types into a field.
     pub async fn fill(&mut self, page: &str, selector: &str, value: &str) -> Result<()> {
         self.act(page, json!({ "action": "fill", "selector": selector, "value": value })).await.map(drop)
     }
 
-    /// Clicks on something.
+    /// Clicks an element.
     pub async fn click(&mut self, page: &str, selector: &str) -> Result<()> {
         self.act(page, json!({ "action": "click", "selector": selector })).await.map(drop)
     }
@@ -82,7 +82,7 @@ impl Pages {
         self.act(page, json!({ "action": "press", "selector": selector, "value": key })).await.map(drop)
     }
 
-    /// Waits until something that the selector matches shows the text.
+    /// Waits until an element that matches the selector shows the text.
     pub async fn see(&mut self, page: &str, selector: &str, text: &str) -> Result<()> {
         self.act(page, json!({ "action": "see", "selector": selector, "value": text })).await.map(drop)
     }
@@ -99,7 +99,7 @@ impl Pages {
         count.as_u64().context("a count")
     }
 
-    /// Errors on the page's console so far: scripts that failed, things its policy blocked.
+    /// Errors on the page's console so far: failed scripts, and what the content security policy blocked.
     pub async fn complaints(&mut self, page: &str) -> Result<Vec<String>> {
         let complaints = self.act(page, json!({ "action": "complaints" })).await?;
         Ok(serde_json::from_value(complaints)?)

@@ -1,5 +1,5 @@
-//! Real proxies before a node: nginx, with a few kept connections that all its clients share, which also serves a
-//! document; and one of Node.js that compresses.
+//! Real proxies in front of a node: nginx, with a few kept connections that all its clients share, which can also serve
+//! a document; and one of Node.js that compresses.
 
 use std::{net::SocketAddr, path::Path, process::Stdio};
 
@@ -28,7 +28,7 @@ impl Nginx {
         Self::naming(node, "$http_host").await
     }
 
-    /// The same, and the node is told a host that browsers do not know.
+    /// The same, but the node gets a `Host` that browsers do not know.
     pub async fn renaming(node: SocketAddr) -> Result<Self> {
         Self::naming(node, "gateway.internal").await
     }
@@ -58,8 +58,8 @@ impl Nginx {
         .await
     }
 
-    /// Serves `document` as `/jwks.json` by HTTPS with this certificate, compressed for whoever takes it, and keeps
-    /// connections open.
+    /// Serves `document` as `/jwks.json` over HTTPS with this certificate, compressed for clients that accept it, and
+    /// keeps connections open.
     pub async fn publishing(document: &str, certificate: &Path, key: &Path) -> Result<Self> {
         let (address, directory) = (free_address().await?, tempfile::tempdir()?);
         let (certificate, key) = (certificate.display(), key.display());
@@ -108,20 +108,20 @@ impl Nginx {
         Ok(Self { address, _child: child, directory })
     }
 
-    /// Where clients reach it.
+    /// The address for clients.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What was exchanged with one that is [publishing](Self::publishing), a line each: how many requests have come
-    /// on the connection by then, the status, and how the answer was encoded (`-` if it was not).
+    /// The exchanges with a proxy that is [publishing](Self::publishing), one per line: how many requests have arrived
+    /// on the connection so far, the status, and the encoding of the response (`-` for none).
     pub fn exchanges(&self) -> Result<Vec<String>> {
         let log = std::fs::read_to_string(self.directory.path().join("exchanges.log"))?;
         Ok(log.lines().map(str::to_owned).collect())
     }
 }
 
-/// The system's choice, free again a moment later.
+/// A port chosen by the system, and free again a moment later.
 async fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?)
 }
@@ -142,7 +142,7 @@ impl Compressing {
         Ok(Self { address: ([127, 0, 0, 1], u16::try_from(port)?).into(), _script: script })
     }
 
-    /// Where clients reach it.
+    /// The address for clients.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -1,7 +1,7 @@
 //! A connection by hand: bytes and frames that no client library would send, and reads that stop.
 //!
-//! Writes whatever it is told and reads answers and frames as they come. It answers no ping, joins no fragments
-//! and checks nothing.
+//! Writes exactly what it is given and reads responses and frames as they arrive. It answers no ping, joins no
+//! fragments and checks nothing.
 
 use std::net::SocketAddr;
 
@@ -17,29 +17,29 @@ use crate::{
     http::{Incoming, Request},
 };
 
-/// A frame as it is written: every bit is the test's choice.
+/// A frame to be written: the test controls every bit.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// FIN, RSV1–3 and the opcode.
     pub first: u8,
-    /// Whether the payload is masked, as RFC 6455 §5.1 demands of clients.
+    /// Whether the payload is masked, as RFC 6455 §5.1 requires of clients.
     pub masked: bool,
-    /// The length that the header claims, if not the payload's own.
+    /// The length in the header, if it differs from the payload's.
     pub claimed: Option<u64>,
     /// The payload, unmasked.
     pub payload: Vec<u8>,
 }
 
 impl Frame {
-    /// A whole text message, as it should be.
+    /// A complete, correct text message.
     pub fn text(payload: impl Into<Vec<u8>>) -> Self {
         Self { first: 0x81, masked: true, claimed: None, payload: payload.into() }
     }
 
-    /// What is written.
+    /// The bytes to write.
     pub fn bytes(&self) -> Vec<u8> {
         const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-        // RFC 6455 §5.2: a length of 126 or 127 announces two or eight bytes with the real one.
+        // RFC 6455 §5.2: a length of 126 or 127 means that the real one follows in two or eight bytes.
         let length = self.claimed.unwrap_or(self.payload.len() as u64);
         let (short, extended) = match (u8::try_from(length), u16::try_from(length)) {
             (Ok(short @ ..=125), _) => (short, Vec::new()),
@@ -58,7 +58,7 @@ impl Frame {
     }
 }
 
-/// A frame as it was read: the first byte and the payload.
+/// A frame that was read: the first byte and the payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
     /// FIN, RSV1–3 and the opcode.
@@ -82,9 +82,9 @@ impl Received {
 pub struct RawSocket {
     stream: TcpStream,
     buffer: Vec<u8>,
-    /// Bytes written, from the first of the handshake.
+    /// Bytes written, starting with the handshake.
     pub sent: usize,
-    /// Bytes read, from the first of the answer to the handshake.
+    /// Bytes read, starting with the response to the handshake.
     pub received: usize,
 }
 
@@ -94,27 +94,27 @@ impl RawSocket {
         Self::connect_with(address, target, &[]).await
     }
 
-    /// Connects and upgrades, with further headers.
+    /// Connects and upgrades with additional headers.
     pub async fn connect_with(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Self> {
         let upgrade = Request::upgrade(target);
         let request = headers.iter().fold(upgrade, |request, (name, value)| request.header(name, value));
         Self::by(&request, address).await
     }
 
-    /// Upgrades a connection that has been made already.
+    /// Upgrades an existing connection.
     pub async fn over(stream: TcpStream, target: &str) -> Result<Self> {
         let address = stream.peer_addr()?;
         Self::upgrade(stream, address, &Request::upgrade(target)).await
     }
 
-    /// Connects and upgrades with as small a receive buffer as the system gives.
+    /// Connects and upgrades with the smallest receive buffer that the system allows.
     pub async fn connect_narrow(address: SocketAddr, target: &str) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(1024)?;
         Self::upgrade(socket.connect(address).await?, address, &Request::upgrade(target)).await
     }
 
-    /// Connects and upgrades by a request of the test's own.
+    /// Connects and upgrades with the test's own request.
     pub async fn by(request: &Request, address: SocketAddr) -> Result<Self> {
         let incoming = timeout(PATIENCE, request.open(address)).await.context("the handshake")??;
         Self::upgraded(incoming, request.bytes(address).len())
@@ -134,7 +134,7 @@ impl RawSocket {
         Ok(Self { stream, sent, received: head + buffer.len(), buffer })
     }
 
-    /// A second handle to the socket, to write while this one reads.
+    /// A second handle to the socket, for writing while this one reads.
     pub fn writer(&self) -> Result<TcpStream> {
         let socket = socket2::SockRef::from(&self.stream).try_clone()?;
         Ok(TcpStream::from_std(socket.into())?)
@@ -157,7 +157,7 @@ impl RawSocket {
         timeout(PATIENCE, self.frame()).await.context("the next frame")?
     }
 
-    /// Reads on until a close frame and returns its code, or `None` if the connection ends without one.
+    /// Reads until a close frame and returns its code, or `None` if the connection ends without one.
     pub async fn close_code(&mut self) -> Result<Option<u16>> {
         while let Some(frame) = self.receive().await? {
             if frame.first & 0x0f == 0x8 {
@@ -176,7 +176,7 @@ impl RawSocket {
             match self.stream.read_buf(&mut self.buffer).await {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.received += count,
-                // The server may close while bytes of ours are still under way: the kernel then resets.
+                // The server may close while our bytes are still on their way: the kernel then resets the connection.
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
@@ -184,7 +184,7 @@ impl RawSocket {
     }
 }
 
-/// The first frame of `bytes` and how many bytes it takes, if it is complete. A server's frame has no mask.
+/// The first frame of `bytes` and its length, if it is complete. A server's frame has no mask.
 fn parse(bytes: &[u8]) -> Option<(Received, usize)> {
     let (&first, rest) = bytes.split_first()?;
     let (&length, rest) = rest.split_first()?;
@@ -200,12 +200,12 @@ fn parse(bytes: &[u8]) -> Option<(Received, usize)> {
     Some((Received { first, payload: payload.to_vec() }, taken))
 }
 
-/// Sends bytes, reads until the other side closes, and returns what it said. A reset counts as closed.
+/// Sends bytes, reads until the other side closes, and returns the data. A reset counts as closed.
 pub async fn talk(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
     talk_over(TcpStream::connect(address).await?, bytes).await
 }
 
-/// The same over a connection that stands already.
+/// The same over an existing connection.
 pub async fn talk_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> Result<Vec<u8>> {
     let mut answer = Vec::new();
     let exchange = async {
@@ -218,8 +218,8 @@ pub async fn talk_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &
     Ok(answer)
 }
 
-/// The statuses of the answers that stand one after the other in `said`, up to an upgrade. Fails if anything
-/// else stands there.
+/// The statuses of the consecutive responses in `said`, up to an upgrade. Fails if there is anything
+/// else.
 pub fn statuses(mut said: &[u8]) -> Result<Vec<u16>> {
     let mut statuses = Vec::new();
     while !said.is_empty() {
@@ -236,13 +236,13 @@ pub fn statuses(mut said: &[u8]) -> Result<Vec<u16>> {
         }
         let body = head.headers.iter().find(|line| line.name.eq_ignore_ascii_case("content-length"));
         let body: usize = body.map_or(Ok(0), |line| lossy(line.value).parse())?;
-        // An interim answer has no body.
+        // An interim response has no body.
         said = said.get(length + body..).context("a whole body")?;
     }
     Ok(statuses)
 }
 
-/// The first bytes of `bytes`: all of them, if there are not so many.
+/// The first bytes of `bytes`, or all of them if there are fewer.
 pub fn start(bytes: &[u8], length: usize) -> &[u8] {
     bytes.get(..length).unwrap_or(bytes)
 }

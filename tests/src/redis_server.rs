@@ -1,8 +1,8 @@
-//! A `redis-server` of one's own.
+//! A private `redis-server`.
 //!
-//! Every server lives in its own directory with a unix socket, a TCP port and, if asked for, a TLS port with
-//! certificates made for it. It keeps its addresses over restarts, can be killed and frozen, and ends with the
-//! value that owns it. If the test panics its log is shown.
+//! Every server has its own directory with a Unix socket, a TCP port and, on request, a TLS port with
+//! certificates made for it. It keeps its addresses across restarts, can be killed and frozen, and ends with the
+//! value that owns it. If the test panics, its log is printed.
 
 use std::{
     path::{Path, PathBuf},
@@ -30,24 +30,24 @@ pub struct RedisServer {
     settings: Vec<String>,
 }
 
-/// What a server is to be like.
+/// A server's settings.
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     settings: Vec<String>,
     certificate: Option<Certificate>,
 }
 
-/// Who vouches for a server.
+/// Who signs a server's certificate.
 #[derive(Clone, Debug)]
 enum Certificate {
-    /// An authority of its own.
+    /// Its own certificate authority.
     Signed,
-    /// It vouches for itself: what `openssl req -x509` makes of these arguments.
+    /// Nobody else: `openssl req -x509` with these arguments makes a self-signed certificate.
     OpenSsl(Vec<String>),
 }
 
 impl Builder {
-    /// Adds a line to the configuration file, as `client-output-buffer-limit pubsub 1mb 0 0` or
+    /// Adds a line to the configuration file, such as `client-output-buffer-limit pubsub 1mb 0 0` or
     /// `user alice on >secret …`.
     #[must_use]
     pub fn setting(mut self, line: &str) -> Self {
@@ -55,15 +55,15 @@ impl Builder {
         self
     }
 
-    /// Listens for TLS too, with a certificate for `localhost` and 127.0.0.1.
+    /// Also listens for TLS, with a certificate for `localhost` and 127.0.0.1.
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.certificate = Some(Certificate::Signed);
         self
     }
 
-    /// Listens for TLS too, with the certificate that `openssl req -x509` makes of these arguments, such as
-    /// `-subj /CN=localhost`. It is its own [`RedisServer::ca_file`].
+    /// Also listens for TLS, with the certificate that `openssl req -x509` makes from these arguments, such as
+    /// `-subj /CN=localhost`. That certificate is also its [`RedisServer::ca_file`].
     #[must_use]
     pub fn tls_by_openssl(mut self, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
@@ -78,7 +78,7 @@ impl Builder {
         Ok(server)
     }
 
-    /// Chooses addresses and starts nothing yet.
+    /// Chooses addresses without starting anything.
     pub fn absent(self) -> Result<RedisServer> {
         let directory = tempfile::Builder::new().prefix("redis-").tempdir()?;
         match &self.certificate {
@@ -96,12 +96,12 @@ impl Builder {
 }
 
 impl RedisServer {
-    /// What a server is to be like.
+    /// The settings of a server.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// A server like any other.
+    /// A server with default settings.
     pub async fn start() -> Result<Self> {
         Self::builder().start().await
     }
@@ -116,7 +116,7 @@ impl RedisServer {
         Ok(format!("rediss://localhost:{}", self.tls_port()?))
     }
 
-    /// Its unix socket as a URL.
+    /// Its Unix socket as a URL.
     pub fn unix_url(&self) -> String {
         format!("redis+unix://{}", self.socket().display())
     }
@@ -131,22 +131,22 @@ impl RedisServer {
         self.tls_port.context("this server has no TLS")
     }
 
-    /// Its unix socket.
+    /// Its Unix socket.
     pub fn socket(&self) -> PathBuf {
         self.file("redis.sock")
     }
 
-    /// The certificate to trust: the authority's, or its own if it vouches for itself.
+    /// The certificate to trust: the authority's, or its own if it is self-signed.
     pub fn ca_file(&self) -> PathBuf {
         self.file("ca.pem")
     }
 
-    /// What [`RedisServer::ca_file`] holds.
+    /// The contents of [`RedisServer::ca_file`].
     pub fn ca_pem(&self) -> Result<String> {
         Ok(std::fs::read_to_string(self.ca_file())?)
     }
 
-    /// Ends it at once, as `kill -9`.
+    /// Kills it at once, like `kill -9`.
     pub async fn kill(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {
             child.kill().await?;
@@ -154,12 +154,12 @@ impl RedisServer {
         Ok(())
     }
 
-    /// Starts it again, with what it has saved, at the same addresses, and waits until it answers.
+    /// Starts it again at the same addresses, with the data it has saved, and waits until it answers.
     pub async fn restart(&mut self) -> Result<()> {
         self.restart_until(Self::is_serving).await
     }
 
-    /// The same, but does not wait until it has loaded what it has saved.
+    /// The same, but does not wait until it has loaded its data.
     pub async fn restart_loading(&mut self) -> Result<()> {
         self.restart_until(|answer| !answer.is_empty()).await
     }
@@ -169,7 +169,7 @@ impl RedisServer {
         self.settings.push(line.to_owned());
     }
 
-    /// Whether it is loading what it has saved.
+    /// Whether it is still loading its data.
     pub async fn is_loading(&self) -> Result<bool> {
         Ok(ping(&self.socket()).await?.starts_with("-LOADING"))
     }
@@ -210,17 +210,17 @@ impl RedisServer {
         }
     }
 
-    /// Freezes it: connections stay open, nothing is answered.
+    /// Freezes it: connections stay open, but nothing is answered.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::STOP)
     }
 
-    /// Lets it go on.
+    /// Resumes it.
     pub fn thaw(&self) -> Result<()> {
         self.signal(Signal::CONT)
     }
 
-    /// Runs `redis-cli` with `arguments`, and `input` as the last one if it is not empty. What it said.
+    /// Runs `redis-cli` with `arguments`, and `input` as the last one if it is not empty. Returns its output.
     pub async fn cli(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
         let mut command = Command::new("redis-cli");
         command.arg("-e").arg("-s").arg(self.socket());
@@ -243,7 +243,7 @@ impl RedisServer {
         Ok(output.stdout)
     }
 
-    /// What it has logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.file("redis.log")).unwrap_or_else(|error| format!("no log: {error}"))
     }
@@ -289,7 +289,7 @@ impl Drop for RedisServer {
     }
 }
 
-/// What it says to `PING` on the socket.
+/// Its answer to `PING` on the socket.
 async fn ping(socket: &Path) -> Result<String> {
     let mut stream = UnixStream::connect(socket).await?;
     stream.write_all(b"PING\r\n").await?;
@@ -298,9 +298,9 @@ async fn ping(socket: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
 }
 
-/// A port that nothing listens on, from below the range that the system draws from for outgoing
-/// connections. From inside that range, a client that tries again and again while the server is down would
-/// one day be given this very port, connect to itself, and keep the server from coming back.
+/// A port without a listener, below the range from which the system picks ports for outgoing
+/// connections. With a port from that range, a client that keeps retrying while the server is down would
+/// eventually get this very port, connect to itself, and keep the server from restarting.
 fn free_port() -> Result<u16> {
     const PORTS: std::ops::Range<u16> = 10_000..32_000;
     let mut random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);

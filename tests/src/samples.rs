@@ -1,8 +1,7 @@
-//! What `/metrics` says.
+//! The samples of `/metrics`.
 //!
-//! Reads as much of the Prometheus text format as tests need to compare counts: whole numbers, which all
-//! counters and gauges of a node are. Sums of seconds are passed over. Whether the text is in good form is
-//! for `promtool` to say.
+//! Reads as much of the Prometheus text format as tests need to compare counts: integers, which all counters and
+//! gauges of a node are. Sums of seconds are skipped. `promtool` checks whether the text is well-formed.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +20,7 @@ impl Samples {
     }
 
     /// The sum of all series of `name` whose labels contain each of `labels`, such as `reason="expired"`.
-    /// Zero if there is none.
+    /// Zero if there are none.
     pub fn sum(&self, name: &str, labels: &[&str]) -> u64 {
         let of_name = self.0.iter().filter(|(series, _)| {
             let (own, rest) = series.split_once('{').unwrap_or((series, ""));
@@ -35,7 +34,7 @@ impl Samples {
         self.0.keys().any(|series| series.split('{').next() == Some(name))
     }
 
-    /// How much each counter of these names has grown since `before`; what has not changed is left out.
+    /// How much each counter of these names has grown since `before`; unchanged ones are omitted.
     pub fn growth(&self, before: &Self, names: &[&str]) -> BTreeMap<String, u64> {
         let of_names = self.0.iter().filter(|(series, _)| {
             let own = series.split('{').next().unwrap_or_default();

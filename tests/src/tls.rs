@@ -1,6 +1,6 @@
 //! Certificates, and connections that trust them.
 //!
-//! A pair lies in a directory of its own, where it can be replaced. Knows nothing of how a node takes it.
+//! A pair is in its own directory, where it can be replaced. Knows nothing of how a node loads it.
 
 use std::{
     fmt,
@@ -27,8 +27,8 @@ use crate::{PATIENCE, node::Builder};
 #[derive(Debug)]
 pub struct PairOfFiles(TempDir);
 
-/// Makes a certificate that signed itself, and its key, with `openssl req -x509`, as people do by hand: OpenSSL's
-/// defaults make it an authority. `arguments` name its subject and whatever else.
+/// Makes a self-signed certificate and its key with `openssl req -x509`, like people do by hand: OpenSSL's
+/// defaults make it an authority. `arguments` set its subject and any other options.
 pub fn self_made(arguments: &[String], certificate: &Path, key: &Path) -> Result<()> {
     let output = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout"])
@@ -42,7 +42,7 @@ pub fn self_made(arguments: &[String], certificate: &Path, key: &Path) -> Result
     Ok(())
 }
 
-/// A certificate for `localhost` that has signed itself.
+/// A self-signed certificate for `localhost`.
 pub struct Pair(CertifiedKey<KeyPair>);
 
 impl Pair {
@@ -56,7 +56,7 @@ impl Pair {
         self.0.cert.der()
     }
 
-    /// A connection to the node that trusts this certificate alone, its handshake over.
+    /// A connection to the node, after the handshake, that trusts only this certificate.
     pub async fn connect(&self, node: SocketAddr) -> Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate().clone())?;
@@ -86,7 +86,7 @@ impl PairOfFiles {
         Ok(files)
     }
 
-    /// Puts another pair into place.
+    /// Replaces the files with another pair.
     pub fn put(&self, pair: &Pair) -> Result<()> {
         std::fs::write(self.cert(), pair.0.cert.pem())?;
         Ok(std::fs::write(self.key(), pair.0.signing_key.serialize_pem())?)
@@ -102,7 +102,7 @@ impl PairOfFiles {
         self.0.path().join("tls.key")
     }
 
-    /// A node whose public listener is served with what is in the files.
+    /// A node whose public listener uses these files.
     pub fn node(&self) -> Builder {
         Builder::new()
             .set("tls.cert", &self.cert().display().to_string())

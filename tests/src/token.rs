@@ -1,6 +1,6 @@
-//! Tokens, good and bad.
+//! Tokens, valid and invalid.
 //!
-//! Signs whatever claims it is given, also those that no honest issuer would sign. Does not know which of
+//! Signs whatever claims it is given, including those that no honest issuer would sign. Does not know which of
 //! them a node accepts.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 /// The secret that nodes of the scenarios are configured with.
 pub const SECRET: &str = "a secret of the scenarios, never to be seen in a log";
 
-/// Claims on their way to become a token.
+/// Claims to be made into a token.
 #[derive(Clone, Debug, Default)]
 pub struct Token {
     claims: Map<String, Value>,
@@ -26,52 +26,52 @@ impl Token {
         token.expires_in(3600)
     }
 
-    /// May do `operations` in the rooms of `pattern`.
+    /// Grants `operations` in the rooms of `pattern`.
     #[must_use]
     pub fn room(mut self, pattern: &str, operations: &[&str]) -> Self {
         self.rooms.insert(pattern.to_owned(), json!(operations));
         self
     }
 
-    /// Ends this many seconds from now; a negative number lies in the past.
+    /// Expires this many seconds from now; a negative number means in the past.
     #[must_use]
     pub fn expires_in(self, seconds: i64) -> Self {
         self.claim("exp", json!(now() + seconds))
     }
 
-    /// Begins this many seconds from now.
+    /// Becomes valid this many seconds from now.
     #[must_use]
     pub fn begins_in(self, seconds: i64) -> Self {
         self.claim("nbf", json!(now() + seconds))
     }
 
-    /// Has this claim, whatever it is.
+    /// Sets this claim, whatever it is.
     #[must_use]
     pub fn claim(mut self, name: &str, value: Value) -> Self {
         self.claims.insert(name.to_owned(), value);
         self
     }
 
-    /// Has no such claim.
+    /// Removes this claim.
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
         self.claims.remove(name);
         self
     }
 
-    /// Signed with the secret of the scenarios.
+    /// Signs with the secret of the scenarios.
     pub fn sign(self) -> String {
         self.sign_with(Algorithm::HS256, SECRET)
     }
 
-    /// Signed with another secret or another HMAC.
+    /// Signs with another secret or another HMAC.
     pub fn sign_with(self, algorithm: Algorithm, secret: &str) -> String {
         let key = EncodingKey::from_secret(secret.as_bytes());
         jsonwebtoken::encode(&Header::new(algorithm), &self.into_claims(), &key)
             .expect("claims of plain JSON can be encoded, and an HMAC key can have any length")
     }
 
-    /// Not signed at all: `alg` is `none` (RFC 7519 §6).
+    /// Does not sign at all: `alg` is `none` (RFC 7519 §6).
     pub fn unsigned(self) -> String {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         format!("{}.{}.", part(&json!({ "alg": "none", "typ": "JWT" })), part(&self.into_claims()))
@@ -86,7 +86,7 @@ impl Token {
     }
 }
 
-/// A token that may publish and subscribe everywhere.
+/// A token with grants to publish and subscribe everywhere.
 pub fn anywhere(subject: &str) -> String {
     Token::new(subject).room("*", &["subscribe", "publish"]).sign()
 }

@@ -1,6 +1,6 @@
-//! A healthy client beside those that are not.
+//! A healthy client beside those that misbehave.
 //!
-//! Counts aloud over a WebSocket of its own and must hear every number once, in order, whatever others do to the
+//! Publishes numbers over its own WebSocket and must receive each of them once, in order, whatever others do to the
 //! node. Knows nothing of them.
 
 use std::time::Duration;
@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{PATIENCE, node::Node, token::anywhere};
 
-/// Between two numbers: often enough to notice anything, seldom enough to leave the machine to the others.
+/// The time between two numbers: short enough to notice a fault, long enough to leave the machine to the others.
 const PACE: Duration = Duration::from_millis(2);
 
-/// A client that counts. Ask it with [`Witness::finish`] what it heard.
+/// A client that counts. [`Witness::finish`] returns what it received.
 #[derive(Debug)]
 pub struct Witness {
     counted: watch::Receiver<usize>,
@@ -31,14 +31,14 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// One that reaches the node by TCP.
+    /// One that connects to the node over TCP.
     pub async fn of(node: &Node) -> Result<Self> {
         let stream = TcpStream::connect(node.public).await?;
         stream.set_nodelay(true)?;
         Self::over(stream, &node.ws("witness", &anywhere("the witness"), "")).await
     }
 
-    /// One that has reached the node already. `url` names the room and carries the token.
+    /// One on an existing connection. `url` names the room and contains the token.
     pub async fn over(
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         url: &str,
@@ -63,12 +63,12 @@ impl Witness {
         Ok(Self { counted, stop, counting })
     }
 
-    /// How many numbers it has heard so far.
+    /// How many numbers it has received so far.
     pub fn heard(&self) -> usize {
         *self.counted.borrow()
     }
 
-    /// Waits until it has heard so many.
+    /// Waits until it has received this many.
     pub async fn until(&mut self, numbers: usize) -> Result<()> {
         let heard = timeout(PATIENCE, self.counted.wait_for(|counted| *counted >= numbers));
         let in_time = heard.await.is_ok_and(|heard| heard.is_ok());
@@ -76,7 +76,7 @@ impl Witness {
         Ok(())
     }
 
-    /// Ends it, and fails unless it heard every number once and in order. How many those were.
+    /// Ends it, and fails unless it received every number once and in order. Returns how many there were.
     pub async fn finish(mut self) -> Result<usize> {
         self.stop.cancel();
         let numbers = self.counting.join_next().await.context("it was started")???;
@@ -85,7 +85,7 @@ impl Witness {
     }
 }
 
-/// Says a number and hears it, and nothing else.
+/// Publishes a number, receives it, and does nothing else.
 async fn say<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<S>,
     number: usize,

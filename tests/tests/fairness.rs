@@ -1,16 +1,17 @@
-//! How long others wait while a large room is being served.
+//! How long other clients wait while a large room is being served.
 //!
-//! A node with one shard serves a room of `TIDEGATE_MEMBERS` members (10,000 if nothing is said), to which
-//! publications come back to back. Meanwhile one more client, on the same shard, asks for pongs and speaks in a
-//! room of its own. What it has to wait is printed, first without the large room's publications, then with them.
-//! A shard looks at its sockets and at its inbox after every slice of writes: a ping or another room's message waits
+//! A node with one shard serves a room of `TIDEGATE_MEMBERS` members (10,000 by default), with publications
+//! back to back. Meanwhile another client, on the same shard, sends pings and publishes in its own room. The test
+//! prints its waiting times, first without the large room's publications, then with them.
+//! A shard checks its sockets and its inbox after every slice of writes: a ping or another room's message waits
 //! for slices, not for the whole room.
 //!
-//! The second measurement is of a room with `overflow = "drop_oldest"` and 200 members who do not read, whose queues are
-//! full: each publication makes room in all of them, 100 times a second. Others must not notice, nor must `/livez`.
+//! The second measurement uses a room with `overflow = "drop_oldest"` and 200 members that do not read and whose queues
+//! are full: each publication drops messages in all of them, 100 times a second. Neither other clients nor `/livez` may
+//! be affected.
 //!
-//! Measurements, so they are ignored by the suite and assert no time. Clients and node are two processes on one
-//! machine: on less than three free cores they also wait for each other.
+//! These are measurements, so the suite ignores them and they assert no time. Clients and node are two processes on one
+//! machine: with fewer than three free cores they also wait for each other.
 //!
 //! ```text
 //! cargo build --release -p tidegate
@@ -44,11 +45,11 @@ use rustix::{
 use tidegate_tests::{PATIENCE, http::Request, node::Builder, raw::Frame, token::anywhere};
 
 const MEMBERS: usize = 10_000;
-/// How long each of the two measurements takes.
+/// The duration of each of the two measurements.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Between two questions of the prober. It shares the machine with everybody else.
+/// The prober's pause between two requests. It shares the machine with everything else.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Publications under way at any time: the shard has the next one before it is done with one.
+/// Publications in flight at any time: the shard has the next one before it has finished the previous one.
 const IN_FLIGHT: u64 = 2;
 const PAYLOAD: &str = r#"{"user":"alice","text":"The same to everybody, and to everybody at once."}"#;
 
@@ -77,7 +78,7 @@ fn what_others_wait_for_a_large_room() -> Result<()> {
 
 const STALLED: usize = 200;
 const STALLED_PACE: Duration = Duration::from_millis(10);
-/// As many as a queue of the default size takes, and what fits into the kernel.
+/// As many as fit into a queue of the default size, plus what fits into the kernel.
 const STALLED_FILL: usize = 30_000;
 
 #[test]
@@ -141,10 +142,10 @@ fn members() -> Result<usize> {
     given.map_or(Ok(MEMBERS), |count| count.parse().context("TIDEGATE_MEMBERS"))
 }
 
-/// One client that asks and waits.
+/// One client that sends requests and measures the waiting time.
 struct Prober(TcpStream);
 
-/// What it has waited.
+/// The waiting times so far.
 #[derive(Default)]
 struct Waits {
     pings: Vec<Duration>,
@@ -170,7 +171,7 @@ impl Prober {
         Ok(waits)
     }
 
-    /// Sends a frame and reads the answer; a heartbeat that comes before it is passed over.
+    /// Sends a frame and reads the answer, skipping heartbeats that come before it.
     fn ask(&mut self, question: &[u8], answer: &[u8]) -> Result<Duration> {
         let mut buffer = [0; 16];
         let frame = buffer.get_mut(..answer.len()).context("answers are short")?;
@@ -199,14 +200,14 @@ impl Waits {
     }
 }
 
-/// The large room: its members, and who publishes to them.
+/// The large room: its members, and its publishers.
 struct Room {
     members: Vec<TcpStream>,
     publisher: TcpStream,
     epoll: OwnedFd,
 }
 
-/// A room that is published to, on a thread of its own.
+/// A room with publishers, on its own thread.
 struct Busy {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<(u64, Duration)>>,
@@ -234,7 +235,7 @@ impl Room {
         Ok(Busy { stop, thread })
     }
 
-    /// Publishes and reads, until told to stop and everything has arrived.
+    /// Publishes and reads until it is stopped and everything has arrived.
     fn serve(mut self, stop: &AtomicBool) -> Result<(u64, Duration)> {
         let message = Frame::text(PAYLOAD).bytes();
         // Header and payload, for each member.
@@ -247,7 +248,7 @@ impl Room {
                 self.publisher.write_all(&message)?;
                 published += 1;
             }
-            // Heartbeats come on top; they only let the next publication go a little earlier.
+            // Heartbeats come on top; they only make the next publication start slightly earlier.
             if received >= published * round {
                 return Ok((published, start.elapsed()));
             }
@@ -273,14 +274,14 @@ impl Room {
 }
 
 impl Busy {
-    /// How many publications were delivered to everybody, and in what time.
+    /// How many publications were delivered to all members, and in what time.
     fn end(self) -> Result<(u64, Duration)> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the members' thread returns its errors")
     }
 }
 
-/// A member of a room, plain.
+/// A member of a room, over a plain WebSocket.
 fn connect(address: SocketAddr, room: &str, token: &str) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
@@ -294,13 +295,13 @@ fn connect(address: SocketAddr, room: &str, token: &str) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// The node raises its own limit; its clients need as many.
+/// The node raises its own limit; its clients need the same number.
 fn allow_descriptors(members: usize) -> Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit)?;
     let allowed = limit.maximum.unwrap_or(u64::MAX);
-    // The node counts its own descriptors among them, too.
+    // The node counts its own descriptors as well.
     ensure!(members as u64 + 200 < allowed, "{members} members need more than {allowed} descriptors");
     Ok(())
 }

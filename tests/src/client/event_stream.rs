@@ -1,4 +1,4 @@
-//! An event stream, read from a socket: the parser of WHATWG HTML §9.2.6 and no reconnecting.
+//! An event stream, read from a socket: the parser of WHATWG HTML §9.2.6, without reconnecting.
 
 use anyhow::{Context as _, Result};
 
@@ -26,7 +26,7 @@ pub(super) fn connect(url: &str) -> Result<Client> {
         };
         tokio::select! {
             end = read => journal.ended(end),
-            // Nothing can be sent; an end of commands is the wish to leave.
+            // Nothing can be sent on an event stream; the end of the commands means to disconnect.
             _ = commands.recv() => journal.ended(End::Lost),
         }
     }))
@@ -53,7 +53,7 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// Reads the next bytes and writes down what they complete.
+    /// Reads the next bytes and records what they complete.
     pub fn read(&mut self, bytes: &[u8], journal: &mut Journal) {
         self.pending.extend_from_slice(bytes);
         while let Some((line, rest)) = first_line(&self.pending) {
@@ -94,7 +94,7 @@ impl Parser {
     }
 }
 
-/// A line that is known to be complete, and what follows it. A CR at the very end may be half a CRLF.
+/// A line that is complete, and what follows it. A CR at the very end may be half a CRLF.
 fn first_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|&byte| byte == b'\n' || byte == b'\r')?;
     let (line, rest) = bytes.split_at(end);
@@ -109,7 +109,7 @@ fn first_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
 
-    /// However a stream is cut, it says the same.
+    /// The result does not depend on how the stream is split.
     #[test]
     fn reads_any_cut_alike() {
         let stream =

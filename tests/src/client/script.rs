@@ -1,7 +1,7 @@
 //! Clients that are scripts under `tests/clients/`.
 //!
-//! One JSON object a line: happenings on the script's standard output, commands on its standard input. The
-//! end of its input tells a script to leave.
+//! One JSON object a line: events on the script's standard output, commands on its standard input. The
+//! end of its input tells a script to exit.
 
 use std::{path::Path, process::Stdio};
 
@@ -34,7 +34,7 @@ pub(super) fn python(arguments: &[&str]) -> Result<Client> {
 fn client(script: Script, arguments: &[&str]) -> Result<Client> {
     let name = arguments.first().context("a script's name")?;
     Ok(Client::start(name, |journal, commands| async move {
-        // Whatever the script was about to do: it is gone.
+        // Whatever the script was doing when it failed, it is gone now.
         let end = converse(script, &journal, commands).await.unwrap_or(End::Lost);
         journal.ended(end);
     }))
@@ -46,7 +46,7 @@ async fn converse(
     mut commands: mpsc::Receiver<Payload>,
 ) -> Result<End> {
     let Script { stdin, stdout, _child: _alive } = &mut script;
-    // Both at once: a script that is busy telling does not read, and one that is not read does not tell.
+    // Do both at once: a script that is busy writing does not read, and one that is not read does not write.
     let saying = async {
         while let (Some(payload), Some(stdin)) = (commands.recv().await, stdin.as_mut()) {
             stdin.write_all(format!("{}\n", command_line(&payload)).as_bytes()).await?;
@@ -62,7 +62,7 @@ async fn converse(
         }
         Ok(End::Lost)
     };
-    // A script that cannot be told anything any more is still heard to its end.
+    // Keep reading the output of a script that accepts no more commands.
     let (_, end) = tokio::join!(saying, hearing);
     end
 }
@@ -105,7 +105,7 @@ fn note(happening: Happening, journal: &Writer) -> Result<Option<End>> {
             journal.message(Message { event, id, payload });
         }
         Happening::Refused { status } => return Ok(Some(End::Refused(status))),
-        // 1006 is never on the wire: the library says that there was no close frame.
+        // 1006 is never sent on the wire: the library reports that there was no close frame.
         Happening::Close { code: Some(1006), .. } => return Ok(Some(End::Lost)),
         Happening::Close { code, reason } => {
             return Ok(Some(End::Closed { code: code.unwrap_or(1000), reason }));
@@ -150,7 +150,7 @@ impl Script {
         Ok(Self { stdin: child.stdin.take(), stdout: BufReader::new(stdout).lines(), _child: child })
     }
 
-    /// Says one line.
+    /// Writes one line.
     pub(crate) async fn say(&mut self, line: &Value) -> Result<()> {
         let stdin = self.stdin.as_mut().context("the script has been told to leave")?;
         stdin.write_all(format!("{line}\n").as_bytes()).await.context("the script is gone")

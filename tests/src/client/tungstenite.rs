@@ -1,4 +1,4 @@
-//! A plain WebSocket by `tokio-tungstenite`.
+//! A plain WebSocket with `tokio-tungstenite`.
 
 use anyhow::Result;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -48,14 +48,14 @@ async fn converse(mut socket: Socket, journal: &Writer, mut commands: mpsc::Rece
                     leaving = true;
                     socket.close(None).await
                 };
-                // A socket that the server has closed cannot be written; its close frame is still to be read.
+                // A socket that the server has closed cannot be written; its close frame can still be read.
                 leaving |= sent.is_err();
             }
             received = socket.next() => match received {
                 Some(Ok(Frame::Text(text))) => journal.message(Message::plain(Payload::text(text.as_str()))),
                 Some(Ok(Frame::Binary(bytes))) => journal.message(Message::plain(Payload::binary(bytes))),
                 Some(Ok(Frame::Close(frame))) => {
-                    // The answer to the close frame goes out with the next read.
+                    // The answer to the close frame is sent with the next read.
                     while let Some(Ok(_)) = socket.next().await {}
                     return closed(frame);
                 }

@@ -1,4 +1,4 @@
-//! TLS, users and permissions, and that no secret is shown.
+//! TLS, users and permissions, and that secrets are never logged.
 
 use anyhow::{Result, ensure};
 use broker_bridge::{Broker, BrokerError, BrokerStatus, redis::RedisConfig};
@@ -6,7 +6,7 @@ use tidegate_tests::{eventually::eventually, redis_server::RedisServer};
 
 use crate::stage::{Node, brief, config, has, room, rooms};
 
-/// The permissions that the documentation of `broker_bridge::redis` names.
+/// The permissions from the documentation of `broker_bridge::redis`.
 const DOCUMENTED: &str = "user tidegate on >s3cret! resetchannels &room:* &tidegate:canary:* \
                           -@all +subscribe +unsubscribe +publish";
 
@@ -40,7 +40,7 @@ async fn tls_and_the_documented_permissions_are_enough() -> Result<()> {
     })
     .await?;
     ensure!(node.broker.status().borrow().is_up());
-    // The server counts what it denied, too.
+    // The server counts what it denied as well.
     let denied = String::from_utf8(redis.cli(&["ACL", "LOG"], b"").await?)?;
     ensure!(denied.trim().is_empty(), "{denied}");
     Ok(())
@@ -66,13 +66,13 @@ async fn a_self_made_certificate_that_is_its_own_ca_file_is_trusted_on_every_con
     node.subscribe(&room).await?;
     node.publish(&room, "over TLS").await;
     node.heard.wait(&room, "its publication", has("over TLS")).await;
-    // Publishers, subscribers and the pool: each proves itself.
+    // Publishers, subscribers and the pool each authenticate.
     eventually("canaries come back", async || match node.sample("tidegate_broker_canary_seconds_count") {
         Ok(count) if count >= 3 => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await?;
-    // The same bytes under another name are worth nothing.
+    // The same bytes under another name are not trusted.
     let by_address = url.replace("localhost", "127.0.0.1");
     let node = Node::start(RedisConfig { ca_pem: Some(redis.ca_pem()?), ..config(&by_address)? })?;
     let refused = |status: &BrokerStatus| {
@@ -126,7 +126,7 @@ async fn a_room_without_permission_is_refused_and_disturbs_no_other() -> Result<
     let url = redis.url().replace("redis://", "redis://tidegate:s3cret%21@");
     let node = Node::up_with(RedisConfig { subscribers: 1, publishers: 1, ..config(&url)? }).await?;
     let (allowed, forbidden) = (rooms(40), room("forbidden"));
-    // All at once, so that they share a batch.
+    // All at once, so that they are in one batch.
     let mut waiting = allowed.iter().map(|room| node.broker.subscribe(room)).collect::<Vec<_>>();
     waiting.insert(20, node.broker.subscribe(&forbidden));
     let outcomes = futures_util::future::join_all(waiting).await;
@@ -164,13 +164,13 @@ async fn a_room_that_lost_its_permission_gets_its_gap_when_it_has_it_again() -> 
     let node = Node::up(&url).await?;
     let room = room("revoked");
     node.subscribe(&room).await?;
-    // The server ends the connections of a user that may not hear what it is subscribed to (ACL SETUSER).
+    // The server closes connections of a user that loses access to a channel it is subscribed to (ACL SETUSER).
     redis.cli(&["ACL", "SETUSER", "tidegate", "resetchannels", "&tidegate:canary:*"], b"").await?;
     let refused =
         |status: &BrokerStatus| matches!(status, BrokerStatus::Interrupted(why) if why.contains("NOPERM"));
     node.until("told of the refusal", refused).await?;
     ensure!(node.sample("tidegate_broker_topics_refused")? == 1);
-    // Who asks now is told at once, and not to come back.
+    // A new request is refused at once, and finally.
     let asked = node.broker.subscribe(&room).await;
     ensure!(matches!(&asked, Err(BrokerError::Forbidden(why)) if why.contains("NOPERM")), "{asked:?}");
     redis.cli(&["ACL", "SETUSER", "tidegate", "&room:*"], b"").await?;

@@ -1,4 +1,4 @@
-//! The broker contract, over TCP and over a unix socket.
+//! The broker contract, over TCP and over a Unix socket.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tidegate_tests::redis_server::RedisServer;
 
 use crate::stage::config;
 
-/// A server and how its nodes are to reach it.
+/// A server and the way its nodes reach it.
 struct Server {
     _server: RedisServer,
     config: RedisConfig,

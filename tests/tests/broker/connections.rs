@@ -1,4 +1,4 @@
-//! Pub/sub connections that are lost, wedged, blackholed, or not there yet: what each room is told, with
+//! Pub/sub connections that are lost, stuck, blackholed, or not there yet: the events of each room, with
 //! exact counts.
 
 use std::{
@@ -21,7 +21,7 @@ use crate::stage::{Node, brief, config, has, room, rooms};
 const SUBSCRIBERS: Which = Which::Saying("tidegate-subscriber");
 const OTHERS: Which = Which::NotSaying("tidegate-subscriber");
 
-/// Publishes three texts in every room and expects that each room has heard one gap and then these.
+/// Publishes three texts in every room and expects each room to receive one gap and then these.
 async fn expect_one_gap_then_order(node: &Node, speaker: &Node, rooms: &[RoomName]) -> Result<()> {
     for text in ["1", "2", "3"] {
         for room in rooms {
@@ -47,7 +47,7 @@ async fn a_redis_that_was_killed_is_one_gap_for_each_of_200_rooms() -> Result<()
     let why = node.until_interrupted().await?;
     ensure!(why.contains("redis://127.0.0.1"), "{why}");
     ensure!(node.sample("tidegate_broker_up")? == 0);
-    // Wanted while the server is away: acknowledged later, and without a gap.
+    // Requested while the server is down: acknowledged later, and without a gap.
     let new = room("new");
     let waiting = node.broker.subscribe(&new);
     redis.restart().await?;
@@ -116,7 +116,7 @@ async fn client_kill_is_an_interruption_like_any_other() -> Result<()> {
     expect_one_gap_then_order(&node, &node, &rooms).await
 }
 
-/// What a server says when it ends a subscription by itself, as a Cluster does when a slot moves.
+/// The message of a server that ends a subscription by itself, as a Cluster does when a slot moves.
 fn unsubscribed(topic: &str) -> Vec<u8> {
     format!(">3\r\n$11\r\nunsubscribe\r\n${}\r\n{topic}\r\n:0\r\n", topic.len()).into_bytes()
 }
@@ -133,10 +133,10 @@ async fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alo
 
     proxy.say(&SUBSCRIBERS, &unsubscribed("room:room:7"));
     node.heard.wait(&rooms[7], "its gap", has("[interrupted]")).await;
-    // Of a topic that nobody wants, and something that this version does not know.
+    // For a topic without interest, and of a kind that this version does not know.
     proxy.say(&SUBSCRIBERS, &unsubscribed("room:unknown"));
     proxy.say(&SUBSCRIBERS, b">3\r\n$12\r\nsunsubscribe\r\n$1\r\nx\r\n:0\r\n");
-    // Asked again, the server says that the room stands: nobody waits in vain.
+    // Asked again, the server confirms the subscription: no caller waits in vain.
     node.subscribe(&rooms[7]).await?;
     for room in &rooms {
         speaker.publish(room, "after").await;
@@ -166,7 +166,7 @@ async fn a_blackholed_connection_is_noticed_by_its_silence() -> Result<()> {
     proxy.set(SUBSCRIBERS, Direction::ToClient, Flow::Blackhole);
     let why = node.until_interrupted().await?;
     ensure!(why.contains("no answer within"), "{why}");
-    // Both connections: one that is let go on before it has noticed has lost bytes that no network loses.
+    // Stall both connections: one that resumes before it has noticed would have lost bytes that no network loses.
     eventually("both have missed their canary", async || {
         match node.sample("tidegate_broker_canary_missed_total") {
             Ok(count) if count >= 2 => Ok(()),
@@ -174,7 +174,7 @@ async fn a_blackholed_connection_is_noticed_by_its_silence() -> Result<()> {
         }
     })
     .await?;
-    // Publishing goes another way, and that works.
+    // Publishing takes another path, which works.
     node.publish(&rooms[0], "still published").await;
     ensure!(node.receipts.wait(1).await.values().all(|outcomes| outcomes == &[Ok(())]));
 
@@ -183,8 +183,8 @@ async fn a_blackholed_connection_is_noticed_by_its_silence() -> Result<()> {
     expect_one_gap_then_order(&node, &speaker, &rooms).await
 }
 
-/// What a failover can leave behind: the pub/sub connections stay with a server that answers `PING` and to
-/// which nobody publishes any more.
+/// A possible result of a failover: the pub/sub connections stay with a server that answers `PING` but receives
+/// no publications any more.
 #[tokio::test]
 async fn a_connection_that_answers_but_delivers_nothing_is_noticed_by_the_canary() -> Result<()> {
     let (old, new) = (RedisServer::start().await?, RedisServer::start().await?);
@@ -225,7 +225,7 @@ async fn a_frozen_redis_is_noticed_and_recovered_from() -> Result<()> {
     let rooms = rooms(20);
     node.subscribe_all(&rooms).await?;
     redis.freeze()?;
-    // Each connection notices by itself; one that had no canary out when it thaws would have lost nothing.
+    // Each connection notices by itself; one without a pending canary when it thaws would have lost nothing.
     eventually("both connections are given up", async || {
         match node.sample("tidegate_broker_interruptions_total") {
             Ok(2) => Ok(()),
@@ -235,7 +235,7 @@ async fn a_frozen_redis_is_noticed_and_recovered_from() -> Result<()> {
     .await?;
     redis.thaw()?;
     node.until_up().await?;
-    // What was frozen with it may still be delivered to connections that nobody reads any more.
+    // Messages that were frozen with it may still be delivered to connections that are no longer read.
     for room in &rooms {
         let heard = node.heard.wait(room, "its gap", has("[interrupted]")).await;
         ensure!(brief(&heard) == ["[interrupted]"], "{room}: {heard:?}");
@@ -276,7 +276,7 @@ async fn a_replica_is_not_taken_for_a_master() -> Result<()> {
     node.until_up().await
 }
 
-/// A sink that stands still until it is let go.
+/// A sink that blocks until it is released.
 struct Gate {
     open: Mutex<bool>,
     opened: Condvar,
@@ -292,7 +292,7 @@ impl Gate {
 
 impl Sink for Gate {
     fn publication(&self, room: &RoomName, publication: Publication) {
-        // A sink must not block; this one tells the runtime before it does.
+        // A sink must not block; this one notifies the runtime first.
         tokio::task::block_in_place(|| {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             drop(self.opened.wait_while(open, |open| !*open));
@@ -305,8 +305,8 @@ impl Sink for Gate {
     }
 }
 
-/// A node that cannot keep up holds nothing back in memory: it reads no further, the backlog is the server's, and
-/// when the server's own limit ends the connection that is a gap.
+/// A node that cannot keep up does not buffer messages in memory: it stops reading, and the backlog stays on the server.
+/// When the server's own limit ends the connection, that is a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_backlog_is_the_servers_and_its_limit_is_a_gap() -> Result<()> {
     let redis = RedisServer::builder().setting("client-output-buffer-limit pubsub 1mb 0 0").start().await?;
@@ -320,7 +320,7 @@ async fn a_backlog_is_the_servers_and_its_limit_is_a_gap() -> Result<()> {
 
     let mut speaker = connection(&redis).await?;
     let mut sent = 0;
-    // Until the server has nobody left to send to.
+    // Until the server has no subscriber left.
     loop {
         let payload = format!("{sent} {}", "x".repeat(16 * 1024));
         let receivers: i64 = redis::cmd("PUBLISH").arg("room:room").arg("").query_async(&mut speaker).await?;

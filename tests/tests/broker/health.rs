@@ -1,5 +1,5 @@
-//! What a healthy connection is, beyond one that answers: its server is the master, publishers and subscribers are on
-//! the same one, an error is the answer to one command, and a pause of this process is nobody's fault.
+//! What makes a connection healthy, besides answering: its server is the master, publishers and subscribers are on
+//! the same one, an error is the answer to one command only, and a pause of this process is not a fault of the server.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn until_at_least(node: &Node, series: &str, least: i64) -> Result<()> {
     .await
 }
 
-/// A failover that leaves the node's connections with the old master, which is a replica now.
+/// A failover that leaves the node's connections with the old master, which is now a replica.
 #[tokio::test]
 async fn a_master_that_is_demoted_is_left_by_every_connection_and_told_as_a_gap() -> Result<()> {
     const USER: &str = "user tidegate on >s3cret resetchannels &room:* &tidegate:canary:* \
@@ -65,7 +65,7 @@ async fn a_master_that_is_demoted_is_left_by_every_connection_and_told_as_a_gap(
     Ok(())
 }
 
-/// Subscribers on one server and publishers on another: everything answers, and nothing arrives.
+/// Subscribers on one server and publishers on another: everything answers, but nothing arrives.
 #[tokio::test]
 async fn publishers_and_subscribers_on_different_servers_are_both_made_anew() -> Result<()> {
     let (old, new) = (RedisServer::start().await?, RedisServer::start().await?);
@@ -74,10 +74,10 @@ async fn publishers_and_subscribers_on_different_servers_are_both_made_anew() ->
     let (node, other) = (Node::up_with(config).await?, Node::up(&new.url()).await?);
     let rooms = rooms(20);
     node.subscribe_all(&rooms).await?;
-    // The name moves. Subscribers follow when they are cut, publishers stay where they are.
+    // The name moves. Subscribers follow when they are cut, publishers stay.
     proxy.retarget(Target::Unix(new.socket()));
     old.cli(&["CLIENT", "KILL", "TYPE", "pubsub"], b"").await?;
-    // Both meet again at the new server: its own traffic does not pass for theirs.
+    // Both meet again at the new server: its own traffic is not mistaken for theirs.
     until_at_least(&node, &ended("publisher", "missed"), 2).await?;
     node.until_up().await?;
     eventually("what one publishes the other hears", async || {
@@ -91,7 +91,7 @@ async fn publishers_and_subscribers_on_different_servers_are_both_made_anew() ->
     Ok(())
 }
 
-/// What nobody uses is cut by proxies, and by servers with `timeout`.
+/// Proxies, and servers with `timeout`, cut unused connections.
 #[tokio::test]
 async fn publishers_are_never_idle() -> Result<()> {
     let redis = RedisServer::builder().setting("timeout 1").start().await?;
@@ -105,7 +105,8 @@ async fn publishers_are_never_idle() -> Result<()> {
     Ok(())
 }
 
-/// While a server runs a script it refuses, and has done nothing: that is temporary, and no connection's fault.
+/// While a server runs a script it refuses commands without executing them: a temporary error, not a fault of the
+/// connection.
 #[tokio::test]
 async fn a_busy_server_refuses_for_the_moment_and_no_connection_is_lost() -> Result<()> {
     let redis = RedisServer::builder().setting("busy-reply-threshold 100").start().await?;
@@ -147,7 +148,7 @@ async fn a_busy_server_refuses_for_the_moment_and_no_connection_is_lost() -> Res
     Ok(())
 }
 
-/// A server that loads its data answers many commands with an error, and carries publications all the same.
+/// A server that loads its data answers many commands with an error, but delivers publications.
 #[tokio::test]
 async fn a_server_that_loads_is_one_gap_and_loses_nothing_after_it() -> Result<()> {
     let mut redis = RedisServer::builder()
@@ -160,7 +161,7 @@ async fn a_server_that_loads_is_one_gap_and_loses_nothing_after_it() -> Result<(
     node.subscribe(&room).await?;
     redis.cli(&["DEBUG", "POPULATE", "20000", "key", "100"], b"").await?;
     redis.cli(&["SAVE"], b"").await?;
-    // About ten seconds of loading, during which events are served.
+    // About ten seconds of loading, during which the server handles events.
     redis.set("key-load-delay 500");
     redis.restart_loading().await?;
     node.until_interrupted().await?;
@@ -177,7 +178,7 @@ async fn a_server_that_loads_is_one_gap_and_loses_nothing_after_it() -> Result<(
     ensure!(heard == expected, "{heard:?}");
     let seen = node.sample("tidegate_broker_canary_seconds_count")?;
     ensure!(redis.is_loading().await?, "all of this happened while it loaded");
-    // More rounds of proof pass while it loads, and none of them is taken for a fault.
+    // More health checks happen while it loads, and none of them counts as a failure.
     until_at_least(&node, "tidegate_broker_canary_seconds_count", seen + 12).await?;
     ensure!(node.sample("tidegate_broker_interruptions_total")? == 2, "two connections, each lost once");
     ensure!(node.broker.status().borrow().is_up());
@@ -185,7 +186,7 @@ async fn a_server_that_loads_is_one_gap_and_loses_nothing_after_it() -> Result<(
     Ok(())
 }
 
-/// A room that the users of this server may not enter, and one that they may.
+/// A room that the users of this server may not access, and one that they may.
 #[tokio::test]
 async fn a_publisher_that_is_cut_meanwhile_is_no_gap() -> Result<()> {
     let redis = RedisServer::start().await?;

@@ -1,10 +1,10 @@
-//! The Redis broker against real servers: its contract, and what it does when things fail.
+//! The Redis broker against real servers: its contract, and its behaviour under failures.
 //!
-//! - `conformance`: the suite that every broker runs, over TCP and over a unix socket
-//! - `connections`: pub/sub connections that are lost, wedged, blackholed, or not there yet
-//! - `health`: connections that answer and are of no use, and errors that are no faults
-//! - `publishing`: what becomes of publications when their connection fails
-//! - `access`: TLS, users, permissions, and that no secret is shown
+//! - `conformance`: the suite that every broker runs, over TCP and over a Unix socket
+//! - `connections`: pub/sub connections that are lost, stuck, blackholed, or not there yet
+//! - `health`: connections that answer but are useless, and errors that are not faults
+//! - `publishing`: what happens to publications when their connection fails
+//! - `access`: TLS, users, permissions, and that secrets are never logged
 //! - `payloads`: raw messages and sizes
 
 mod access;

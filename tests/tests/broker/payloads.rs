@@ -1,4 +1,4 @@
-//! Raw messages from anywhere, sizes, and what is measured.
+//! Raw messages from any source, sizes, and metrics.
 
 use std::process::Stdio;
 
@@ -27,7 +27,7 @@ async fn a_bare_publish_arrives_byte_for_byte() -> Result<()> {
     ];
     let mut connection = redis::Client::open(redis.url())?.get_multiplexed_async_connection().await?;
     for (index, payload) in payloads.iter().enumerate() {
-        // From the command line and from a library in turn.
+        // Alternately from the command line and from a library.
         if index % 2 == 0 {
             redis.cli(&["PUBLISH", "room:lobby"], payload).await?;
         } else {
@@ -74,7 +74,7 @@ async fn a_publication_over_the_limit_is_a_gap_between_intact_neighbours() -> Re
     ensure!(brief(&heard) == sizes.map(|size| size.to_string()), "no connection was lost: {heard:?}");
     ensure!(node.sample("tidegate_broker_oversized_total")? == 3);
 
-    // On the way out it is refused, and costs nobody a gap.
+    // Outgoing, it is refused and causes no gap for anyone.
     let large = |size| node.receipts.request(&room, Publication::new(Data::text("y".repeat(size))));
     node.broker.publish(large(LIMIT + 1)).await;
     node.broker.publish(large(LIMIT)).await;

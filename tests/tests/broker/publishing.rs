@@ -1,5 +1,5 @@
-//! What becomes of publications when their connection fails: settled once, delivered at most once, and never
-//! more waiting than is allowed.
+//! What happens to publications when their connection fails: settled once, delivered at most once, and never
+//! more queued than allowed.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn an_outage_fills_the_queue_and_then_gives_back() -> Result<()> {
     };
     ensure!(taken == 64, "{taken}");
     ensure!(node.sample("tidegate_broker_publish_queue_bytes")? <= 65_536);
-    // Who waits for space gets it when those before have waited too long.
+    // A publisher that waits for space gets it when those before it have timed out.
     node.broker.publish(full).await;
     let settled = node.receipts.wait(65).await;
     ensure!(settled.values().all(|outcomes| outcomes == &[Err(BrokerError::Unavailable)]), "{settled:?}");
@@ -67,7 +67,7 @@ async fn what_waits_through_a_short_outage_is_delivered_in_order() -> Result<()>
     listener.subscribe(&room).await?;
     proxy.refuse(true);
     proxy.cut(&Which::All);
-    // Both of the node's publishers know, so nothing of what follows is in flight when it is lost.
+    // Both of the node's publishers know, so none of the following is in flight when the connection is lost.
     until_no_publisher(&node).await?;
     for number in 0..300 {
         node.publish(&room, &number.to_string()).await;
@@ -89,7 +89,7 @@ async fn until_no_publisher(node: &Node) -> Result<()> {
     .await
 }
 
-/// The server has it, the answer is lost: the fate is unknown to the node, and it is not sent again.
+/// The server has executed it, but the answer is lost: the node does not know the outcome and does not send it again.
 #[tokio::test]
 async fn what_was_in_flight_is_unknown_and_never_sent_twice() -> Result<()> {
     let redis = RedisServer::start().await?;

@@ -1,4 +1,4 @@
-//! What most tests begin with.
+//! The setup of most tests.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use prometheus::{Encoder, Registry, TextEncoder};
 use tidegate_tests::PATIENCE;
 use tokio::time::timeout;
 
-/// A node's broker and what it has told.
+/// A node's broker and the events it has sent.
 pub struct Node {
     pub broker: RedisBroker,
     pub heard: Arc<Recorder>,
@@ -21,14 +21,14 @@ pub struct Node {
     registry: Registry,
 }
 
-/// Defaults, except that nobody has to wait long for a canary.
+/// Defaults, but with short canary times.
 pub fn config(url: &str) -> Result<RedisConfig> {
     let BrokerUrl::Redis(url) = url.parse()? else { bail!("{url} is not a Redis") };
     Ok(RedisConfig { canary_interval: Duration::from_millis(200), ..RedisConfig::new(url) })
 }
 
 impl Node {
-    /// A node that is up.
+    /// A node whose broker is up.
     pub async fn up(url: &str) -> Result<Self> {
         Self::up_with(config(url)?).await
     }
@@ -39,13 +39,13 @@ impl Node {
         Ok(node)
     }
 
-    /// A node that may or may not come up.
+    /// A node whose broker may or may not come up.
     pub fn start(config: RedisConfig) -> Result<Self> {
         let heard = Arc::new(Recorder::default());
         Self::start_with(config, Arc::clone(&heard) as _, heard)
     }
 
-    /// A node with a sink of the test's own.
+    /// A node with the test's own sink.
     pub fn start_with(config: RedisConfig, sink: Arc<dyn Sink>, heard: Arc<Recorder>) -> Result<Self> {
         let registry = Registry::new();
         let broker = RedisBroker::start(config, sink, BrokerMetrics::register(&registry)?)?;
@@ -89,7 +89,7 @@ impl Node {
         self.broker.publish(self.receipts.request(room, Publication::new(Data::text(text)))).await;
     }
 
-    /// The value of a series that counts, by its name and labels as they are exposed.
+    /// The value of a counter series, by its name and labels as exposed.
     pub fn sample(&self, series: &str) -> Result<i64> {
         let text = self.exposed()?;
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -111,7 +111,7 @@ pub fn rooms(count: usize) -> Vec<RoomName> {
     (0..count).map(|number| room(&format!("room:{number}"))).collect()
 }
 
-/// What has been heard in short: the text of a publication, or the cause of a gap in brackets.
+/// A short form of the received events: the text of a publication, or the cause of a gap in brackets.
 pub fn brief(heard: &[Heard]) -> Vec<String> {
     let one = |heard: &Heard| match heard {
         Heard::Publication(publication) => publication
@@ -127,7 +127,7 @@ pub fn has(text: &str) -> impl Fn(&[Heard]) -> bool + '_ {
     move |heard| brief(heard).iter().any(|one| one == text)
 }
 
-/// Whether a program of this name can be found.
+/// Whether a program of this name is installed.
 pub fn program(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").context("there is a PATH")?;
     let found =

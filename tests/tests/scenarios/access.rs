@@ -1,4 +1,4 @@
-//! Who may come in, for how long, and what nobody gets to see.
+//! Who may connect, for how long, and what no client gets to see.
 
 use anyhow::{Context as _, Result, ensure};
 use jsonwebtoken::Algorithm;
@@ -19,7 +19,7 @@ const EVERYTHING: &[&str] = &["subscribe", "publish"];
 /// A page that may connect, with cookies.
 const ORIGIN: &str = "https://app.example";
 
-/// A good token but for what a row changes.
+/// A valid token except for what a row changes.
 fn good() -> Token {
     Token::new("alice").room("lobby", EVERYTHING)
 }
@@ -84,7 +84,7 @@ async fn each_bad_token_is_refused_alike_and_counted_by_its_reason() -> Result<(
     }
     bodies.dedup();
     ensure!(bodies.len() == 1, "every refusal reads the same: {bodies:?}");
-    // An unsigned token may be called malformed or of a wrong algorithm; what counts is that it is refused.
+    // An unsigned token may be reported as malformed or as using a wrong algorithm; it only has to be refused.
     let unsigned = Request::upgrade("/rooms/lobby").bearer(&good().unsigned()).send(node.public).await?;
     ensure!(unsigned.status == 401 && unsigned.problem()? == bodies[0], "{unsigned:?}");
     Ok(())
@@ -198,7 +198,7 @@ async fn a_session_ends_when_its_token_does() -> Result<()> {
     Ok(())
 }
 
-/// Everything that nodes write while all of this happens, searched for what must not be in it.
+/// Searches everything that nodes write during all of this for secrets.
 #[tokio::test]
 async fn nothing_secret_is_ever_written() -> Result<()> {
     const CANARY: &str = "c4n4ry-p4yl04d";
@@ -228,7 +228,7 @@ async fn nothing_secret_is_ever_written() -> Result<()> {
         secrets.extend(bad.into_iter().chain([valid, narrow, brief]));
     }
     for secret in secrets.clone() {
-        // A JWT's claims and signature are as secret as the whole.
+        // A JWT's claims and signature are as secret as the whole token.
         secrets.extend(secret.split('.').skip(1).filter(|part| part.len() > 12).map(str::to_owned));
     }
     let Stage { mut a, mut b, redis: _redis } = stage;
@@ -276,14 +276,14 @@ async fn use_every_door(node: &Node, token: &str, payload: &str, answers: &mut V
         ensure!(response.status >= 400);
         answers.push(whole(&response));
     }
-    // A frame that breaks the protocol, with the payload in it.
+    // A frame that violates the protocol, with the payload in it.
     let mut raw = RawSocket::connect(node.public, &format!("/rooms/lobby?token={token}")).await?;
     raw.send(&Frame { masked: false, ..Frame::text(payload) }).await?;
     ensure!(raw.close_code().await? == Some(1002));
     Ok(())
 }
 
-/// Tries a token that opens nothing, by every way, at every door.
+/// Tries a token that grants nothing, in every way, at every endpoint.
 async fn refused_everywhere(node: &Node, token: &str) -> Result<Vec<String>> {
     let mut answers = Vec::new();
     let list = format!("tidegate, tidegate.bearer.{token}");
@@ -312,7 +312,7 @@ async fn refused_everywhere(node: &Node, token: &str) -> Result<Vec<String>> {
     Ok(answers)
 }
 
-/// All of an answer, as text to search.
+/// The whole response, as text to search.
 fn whole(response: &Response) -> String {
     format!("{response:?}\n{}", response.text())
 }

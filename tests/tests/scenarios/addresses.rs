@@ -1,4 +1,5 @@
-//! Whose address it is: the socket's, unless a trusted proxy says otherwise, by a header or by the PROXY protocol.
+//! Which address a client has: the socket's, unless a trusted proxy reports another, by a header or by the PROXY
+//! protocol.
 
 use std::{
     io::Write as _,
@@ -34,7 +35,7 @@ fn knock(token: &str) -> Request {
     Request::get("/rooms/lobby").header("Accept", "text/html").bearer(token)
 }
 
-/// What a request without a handshake is answered once it has come in.
+/// The status of a request without a handshake, once the connection is accepted.
 const IN: u16 = 406;
 
 async fn statuses(node: &Node, request: &Request, count: usize) -> Result<Vec<u16>> {
@@ -57,7 +58,7 @@ async fn what_a_stranger_says_of_itself_counts_for_nothing() -> Result<()> {
             .header("X-Real-IP", &format!("203.0.113.{n}"));
         ensure!(spoofed.send(node.public).await?.status == expected, "request {n}");
     }
-    // Nor can it use up what belongs to somebody else.
+    // Nor can it use up another client's allowance.
     let client = knock(&token).from(PROXY).header("X-Forwarded-For", "203.0.113.1");
     ensure!(statuses(&node, &client, 3).await? == [IN; 3]);
     node.until_written("127.0.0.6:").await?;
@@ -70,11 +71,11 @@ async fn a_trusted_proxy_speaks_for_its_clients() -> Result<()> {
     let token = anywhere("alice");
     let from = |said: &str| knock(&token).from(PROXY).header("X-Forwarded-For", said);
     ensure!(statuses(&node, &from("203.0.113.7"), 4).await? == [IN, IN, IN, 429]);
-    // The last word is the proxy's; what stands before it the client has made up.
+    // The proxy appended the last entry; the client has forged those before it.
     ensure!(from("198.51.100.1, 203.0.113.7").send(node.public).await?.status == 429);
     ensure!(from("nonsense, 203.0.113.7, 127.0.0.5").send(node.public).await?.status == 429);
     ensure!(statuses(&node, &from("203.0.113.8"), 3).await? == [IN; 3]);
-    // One customer's network is one address.
+    // One customer's network counts as one address.
     ensure!(statuses(&node, &from("2001:db8:0:1::1"), 2).await? == [IN; 2]);
     ensure!(statuses(&node, &from("2001:db8:0:1::2"), 2).await? == [IN, 429]);
     ensure!(from("2001:db8:0:2::1").send(node.public).await?.status == IN);
@@ -85,7 +86,7 @@ async fn a_trusted_proxy_speaks_for_its_clients() -> Result<()> {
         .header("Forwarded", "for=203.0.113.77")
         .header("X-Forwarded-For", "203.0.113.7");
     ensure!(other.send(node.public).await?.status == 429);
-    // Without a word that can be understood it speaks for itself, and is held to what an address may do.
+    // Without an entry that can be parsed, the proxy's own address counts, and the limits per address apply to it.
     ensure!(statuses(&node, &from("somebody"), 2).await? == [IN; 2]);
     ensure!(statuses(&node, &knock(&token).from(PROXY), 2).await? == [IN, 429]);
 
@@ -130,7 +131,7 @@ async fn open_sessions_behind_a_proxy() -> Result<()> {
         samples.sum("tidegate_connections", &["protocol=\"plain\""]) == 1
     })
     .await?;
-    // Its seat goes with what is left of the connection, a moment after it was counted out.
+    // The slot is freed with the rest of the connection, a moment after the session was counted as closed.
     let again = loop {
         let incoming = upgrade("203.0.113.7").open(node.public).await?;
         if incoming.status == 101 {
@@ -161,17 +162,17 @@ async fn the_proxy_protocol() -> Result<()> {
     let refused = from(&version_2([203, 0, 113, 7])).send(node.public).await?;
     ensure!(refused.status == 429 && refused.header("Retry-After").is_some(), "{refused:?}");
     ensure!(from(b"PROXY TCP6 2001:db8::7 ::1 12345 80\r\n").send(node.public).await?.status == IN);
-    // A proxy that only looks whether the node is there is nobody's client, however often it looks.
+    // A proxy's own health check counts for no client, however often it happens.
     let health = [&b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0"[..], b"PROXY UNKNOWN\r\n"];
     for look in health.iter().cycle().take(6) {
         ensure!(from(look).send(node.public).await?.status == IN);
     }
-    // A stranger's connection begins as usual; its header would be a request, and a wrong one.
+    // An unlisted peer's connection starts as usual; its header would be an invalid request.
     ensure!(knock(&token).from(STRANGER).send(node.public).await?.status == IN);
     let spoofed = knock(&token).from(STRANGER).after(b"PROXY TCP4 203.0.113.9 127.0.0.1 1 2\r\n");
     ensure!(spoofed.send(node.public).await?.status == 400);
 
-    // A trusted proxy that says nothing, or something else, is not heard.
+    // A trusted proxy that sends no header, or something else, is closed.
     for junk in [&b""[..], b"PROXY TCP4 nonsense\r\n", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"] {
         ensure!(from(junk).send(node.public).await.is_err(), "{}", junk.escape_ascii());
     }
@@ -181,7 +182,7 @@ async fn the_proxy_protocol() -> Result<()> {
     Ok(())
 }
 
-/// A header that does not come, or comes byte by byte, holds a socket no longer than a request's head may.
+/// A header that does not arrive, or arrives byte by byte, holds a socket no longer than a request's head may.
 #[tokio::test]
 async fn a_proxy_header_has_its_time() -> Result<()> {
     let node =
@@ -222,13 +223,13 @@ async fn ipv6_clients() -> Result<()> {
     let (six, four) = (Ipv6Addr::LOCALHOST.into(), IpAddr::from([127, 0, 0, 1]));
     for expected in [IN, IN, 429] {
         ensure!(status(six).await? == expected);
-        // Mapped into IPv6 by the listener, and another address all the same.
+        // Mapped into IPv6 by the listener, but another address nevertheless.
         ensure!(status(four).await? == expected);
     }
     Ok(())
 }
 
-/// haproxy as it comes, with its own idea of both protocols.
+/// haproxy as installed, with its own implementation of both protocols.
 #[tokio::test]
 async fn behind_haproxy() -> Result<()> {
     if Command::new("haproxy").arg("-v").stdout(Stdio::null()).status().await.is_err() {
@@ -241,7 +242,7 @@ async fn behind_haproxy() -> Result<()> {
     ] {
         let node = behind(&[settings, &[("limits.connections_per_address", "2")]].concat());
         let node = node.set("public.trusted_proxies", "127.0.0.1").start().await?;
-        // A listener that is bound already, and handed over: no port is guessed.
+        // An already bound listener, passed to haproxy, so that no port has to be guessed.
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         fcntl_setfd(&listener, FdFlags::empty())?;
@@ -267,7 +268,7 @@ async fn behind_haproxy() -> Result<()> {
         ensure!(from(PROXY).send(address).await?.status == 429, "{front} {server}: a third");
         let other: Incoming = from(STRANGER).open(address).await?;
         ensure!(other.status == 101, "{front} {server}: another client");
-        // What goes through it arrives.
+        // Traffic through it arrives.
         let listener = Client::websocket(&format!("ws://{address}{target}"), &[]).await?;
         let post = Request::post("/rooms/lobby", "text/plain", "hello").bearer(&token).send(address).await?;
         ensure!(post.status == 202, "{post:?}");

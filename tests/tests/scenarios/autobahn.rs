@@ -1,4 +1,4 @@
-//! The Autobahn cases: a plain room that echoes, held against the protocol's conformance suite.
+//! The Autobahn test suite against a plain room with echo.
 
 use std::{collections::BTreeMap, io::Write as _, process::Stdio};
 
@@ -11,11 +11,11 @@ use tokio::process::Command;
 const PROTOCOL: [&str; 9] = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
 const PROTOCOL_CASES: usize = 301;
 
-/// Compression (12: with realistic messages; 13: with everything that may be agreed on).
+/// Compression (12: with realistic messages; 13: with every combination of parameters).
 const ALL_COMPRESSION: [&str; 2] = ["12.*", "13.*"];
 const ALL_COMPRESSION_CASES: usize = 216;
 
-/// The same in the sizes of 256 bytes and, fragmented, 8 KiB: all of them take minutes.
+/// The same in the sizes of 256 bytes and, fragmented, 8 KiB: all of them would take minutes.
 const COMPRESSION: [&str; 7] = ["12.1.3", "12.1.11", "12.3.3", "12.3.11", "12.4.3", "12.4.11", "13.*.3"];
 const COMPRESSION_CASES: usize = 13;
 
@@ -26,13 +26,13 @@ const SUITE_FAILS: [&str; 30] = [
     "13.3.1", "13.3.2", "13.4.1", "13.4.2", "13.5.1", "13.5.2", "13.6.1", "13.6.2", "13.7.1", "13.7.2",
 ];
 
-/// Cases in which the suite only looks on: what a server does there is left open by RFC 6455.
+/// Informational cases: RFC 6455 leaves open what a server does there.
 const INFORMATIONAL: [&str; 3] = ["7.1.6", "7.13.1", "7.13.2"];
 
-/// Cases that may end as NON-STRICT, which the suite calls acceptable. In each, good messages are followed at
-/// once by a frame that breaks the protocol. The strict outcome is that their echoes come first. Here an echo
-/// comes back through the broker like everybody's message, and a connection that broke the protocol is failed
-/// without waiting for it (RFC 6455 §7.1.7): the messages have been published, their sender is not told.
+/// Cases that may end as NON-STRICT, which the suite calls acceptable. In each, valid messages are followed at
+/// once by a frame that violates the protocol. The strict outcome is that their echoes come first. Here an echo
+/// takes the path through the broker like any message, and a connection that violates the protocol is failed
+/// without waiting for it (RFC 6455 §7.1.7): the messages have been published, but their sender gets no echo.
 const MAY_MISS_ITS_ECHO: [&str; 10] =
     ["3.2", "3.3", "3.4", "4.1.3", "4.1.4", "4.1.5", "4.2.3", "4.2.4", "4.2.5", "5.15"];
 
@@ -46,7 +46,7 @@ async fn the_suite_finds_nothing_about_compression() -> Result<()> {
     passes(&compressing(), &COMPRESSION, COMPRESSION_CASES).await
 }
 
-/// Five minutes with a release build. The cases before stand for these.
+/// Takes five minutes with a release build. The cases above represent these.
 #[tokio::test]
 #[ignore = "takes minutes"]
 async fn the_whole_suite_finds_nothing_about_compression() -> Result<()> {
@@ -58,7 +58,7 @@ fn compressing() -> Builder {
 }
 
 async fn passes(node: &Builder, sections: &[&str], count: usize) -> Result<()> {
-    // The suite takes a ping in the middle of a long case for the case's end.
+    // The suite mistakes a ping in the middle of a long case for the case's end.
     let node = node.clone().set("heartbeat.interval", "30m").set("heartbeat.timeout", "1h");
     let node = node.set("limits.message_size", "16MiB").set("limits.outbound", "64MiB");
     let node = node.start().await?;
@@ -98,7 +98,7 @@ async fn passes(node: &Builder, sections: &[&str], count: usize) -> Result<()> {
         let section = case.split('.').next().unwrap_or_default();
         *table.entry(format!("section {section:>2}")).or_default().entry(behavior).or_default() += 1;
     }
-    // Past the test runner, which keeps to itself what passing tests print: this table is wanted every time.
+    // Bypass the test runner, which hides the output of passing tests: this table is always wanted.
     let mut stdout = std::io::stdout().lock();
     for (section, counts) in &table {
         writeln!(stdout, "autobahn {section}: {counts:?}")?;

@@ -1,4 +1,4 @@
-//! What no honest client would send: a clear answer, no panic, and nobody else disturbed.
+//! Input that no honest client would send: it gets a clear answer, causes no panic, and disturbs no other client.
 
 use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
@@ -56,7 +56,7 @@ async fn each_bad_frame_closes_its_own_socket_with_its_code() -> Result<()> {
         ensure!(closed == Some(*code), "{what}: {code} was expected, not {closed:?}");
         ensure!(socket.receive().await?.is_none(), "{what}: nothing comes after the close frame");
     }
-    // The largest message that fits still does, and pings are answered.
+    // The largest message that fits is still accepted, and pings are answered.
     let mut socket = RawSocket::connect(node.public, &target).await?;
     socket.send(&Frame { first: 0x89, ..Frame::text("are you there?") }).await?;
     let pong = socket.receive().await?;
@@ -141,7 +141,7 @@ async fn what_is_not_http_gets_no_further() -> Result<()> {
         let shown = String::from_utf8_lossy(&answer).into_owned();
         ensure!(answer.is_empty() || shown.starts_with("HTTP/1.1 4"), "{shown:?}");
     }
-    // A head that never ends, and a connection that never begins.
+    // A head that never ends, and a connection that sends nothing.
     for start in [&b"GET /rooms/lobby HTTP/1.1\r\nHost: x\r\nX-Slow: "[..], b"G", b""] {
         let answer = talk(node.public, start).await?;
         let shown = String::from_utf8_lossy(&answer).into_owned();
@@ -167,7 +167,7 @@ async fn a_body_that_does_not_come_is_not_waited_for() -> Result<()> {
     healthy(&node).await
 }
 
-/// Every mistake is told, before any port opens.
+/// Every error is reported before any port opens.
 #[tokio::test]
 async fn a_wrong_configuration_is_told_whole_and_opens_nothing() -> Result<()> {
     let wrong = Builder::new()
@@ -234,7 +234,7 @@ async fn a_close_says_what_was_wrong() -> Result<()> {
     let node = Builder::new().set("compression.enabled", "true").start().await?;
     let target = format!("/rooms/lobby?token={}", anywhere("alice"));
     let offer = ("Sec-WebSocket-Extensions", "permessage-deflate");
-    // RSV1 says that the message is compressed; its first block has the type that is reserved.
+    // RSV1 marks the message as compressed; its first block has the reserved type.
     let compressed = |first| Frame { first, ..Frame::text(*b"\x07\x00") };
     for (frame, code, word) in [
         (compressed(0xc2), 1007, "DEFLATE"),

@@ -1,4 +1,4 @@
-//! The Centrifuge protocol by its SDKs, as they are published, and by hand where it is broken.
+//! The Centrifuge protocol with its published SDKs, and by hand where it is violated.
 
 use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
@@ -44,7 +44,7 @@ async fn sdks_meet_everybody_else_in_one_room() -> Result<()> {
     plain.heard(2).await?;
     stage.publish("lobby", b"{\"from\":\"redis\"}").await?;
     plain.heard(3).await?;
-    // What is no JSON reaches the SDKs as a JSON string.
+    // Text that is not JSON reaches the SDKs as a JSON string.
     plain.send(text("plain text")).await?;
 
     let said = [r#"{"from":"js","n":[1,2.5,null]}"#, r#"{"from":"py"}"#, r#"{"from":"redis"}"#];
@@ -61,7 +61,7 @@ async fn sdks_meet_everybody_else_in_one_room() -> Result<()> {
     Ok(())
 }
 
-/// Everything that many publishers on both nodes say arrives at every SDK in one order.
+/// Everything that many publishers on both nodes send arrives at every SDK in one order.
 #[tokio::test]
 async fn one_order_for_sdks_on_both_nodes() -> Result<()> {
     const EACH: usize = 100;
@@ -107,7 +107,7 @@ async fn sdks_are_refused_what_is_not_granted() -> Result<()> {
         let heard = sdk.heard(1).await?;
         ensure!(heard[0].event == "error" && heard[0].payload == text("103"), "{heard:?}");
     }
-    // A room without a grant, and a token that is nobody's: the connection or the subscription ends by a code.
+    // A room without a grant, and an invalid token: the connection or the subscription ends with a code.
     for (room, token, code) in [("other", listener.as_str(), 103), ("lobby", "not.a.token", 3500)] {
         let refusal =
             Client::node_centrifuge(&url(&node), room, &[token]).await.err().context("it must not open")?;
@@ -120,7 +120,7 @@ async fn sdks_are_refused_what_is_not_granted() -> Result<()> {
     Ok(())
 }
 
-/// What is not served is not passed over, and no connection ends for it.
+/// Unsupported features are reported, not ignored, and end no connection.
 #[tokio::test]
 async fn an_sdk_is_told_what_it_does_not_get() -> Result<()> {
     let node = alone().await?;
@@ -147,7 +147,7 @@ async fn an_sdk_is_told_what_it_does_not_get() -> Result<()> {
     Ok(())
 }
 
-/// A timer of JavaScript fires at once beyond 2^31 ms, and the protocol's number has 32 bits.
+/// JavaScript timers fire at once beyond 2^31 ms, and the protocol's number has 32 bits.
 #[tokio::test]
 async fn a_token_for_centuries_is_announced_as_what_clients_can_hold() -> Result<()> {
     let node = alone().await?;
@@ -166,14 +166,14 @@ async fn a_token_for_centuries_is_announced_as_what_clients_can_hold() -> Result
     Ok(())
 }
 
-/// The SDKs come with a new token before the old one is over, and the session goes on.
+/// The SDKs send a new token before the old one expires, and the session continues.
 #[tokio::test]
 async fn sdks_refresh_an_expiring_token() -> Result<()> {
     let node = Builder::new().set("auth.leeway", "0s").start().await?;
     let short = || Token::new("alice").room("*", &["subscribe", "publish"]).expires_in(8).sign();
     let long = anywhere("alice");
     let sdks = sdks(&url(&node), &url(&node), &[&short(), &long]).await?;
-    // A plain socket with the short token shows when its time is over.
+    // A plain socket with the short-lived token shows when it expires.
     let plain = Client::websocket(&node.ws("lobby", &short(), ""), &[]).await?;
     let end = plain.ended().await?;
     ensure!(end.code() == Some(1008), "{end:?}");
@@ -188,7 +188,7 @@ async fn sdks_refresh_an_expiring_token() -> Result<()> {
     Ok(())
 }
 
-/// Their node is killed without a word; they come back by themselves and land on the other.
+/// Their node is killed without notice; they reconnect by themselves to the other one.
 #[tokio::test]
 async fn sdks_come_back_on_another_node_after_theirs_was_killed() -> Result<()> {
     let mut stage = Stage::set().await?;
@@ -209,7 +209,7 @@ async fn sdks_come_back_on_another_node_after_theirs_was_killed() -> Result<()> 
     Ok(())
 }
 
-/// An interruption of the topic is "unsubscribed, 2500", on which the SDKs subscribe again by themselves.
+/// An interruption of the topic is "unsubscribed, 2500", upon which the SDKs subscribe again by themselves.
 #[tokio::test]
 async fn sdks_subscribe_again_after_an_interruption() -> Result<()> {
     let mut stage = Stage::set().await?;
@@ -229,7 +229,7 @@ async fn sdks_subscribe_again_after_an_interruption() -> Result<()> {
     Ok(())
 }
 
-/// A node that leaves says "shutdown" (3001), and the SDKs come back.
+/// A draining node sends "shutdown" (3001), and the SDKs reconnect.
 #[tokio::test]
 async fn sdks_come_back_from_a_drain() -> Result<()> {
     let mut stage = Stage::set_with(|node| node.set("drain.window", "200ms")).await?;
@@ -247,7 +247,7 @@ async fn sdks_come_back_from_a_drain() -> Result<()> {
     Ok(())
 }
 
-/// What no SDK sends: each with the close code that says why.
+/// Commands that no SDK sends, each with its close code.
 #[tokio::test]
 async fn a_client_that_breaks_the_protocol_is_closed_with_a_code() -> Result<()> {
     let node = alone().await?;
@@ -271,7 +271,7 @@ async fn a_client_that_breaks_the_protocol_is_closed_with_a_code() -> Result<()>
     Ok(())
 }
 
-/// RFC 6455 section 5.5.1: a close frame is the last, whatever the broker says of the session's publications after it.
+/// RFC 6455 section 5.5.1: a close frame is the last one, even if outcomes of publications arrive later.
 #[tokio::test]
 async fn a_reply_that_comes_after_the_farewell_is_not_sent() -> Result<()> {
     let redis = RedisServer::start().await?;
@@ -290,19 +290,19 @@ async fn a_reply_that_comes_after_the_farewell_is_not_sent() -> Result<()> {
 
     redis.freeze()?;
     socket.send(&Frame::text(r#"{"id":2,"publish":{"channel":"lobby","data":"mine"}}"#)).await?;
-    // A frame without a mask ends the session, while its publication is on its way.
+    // An unmasked frame ends the session while its publication is in progress.
     socket.send_bytes(&[0x81, 0x00]).await?;
     let frame = socket.receive().await?.context("a farewell")?;
     ensure!(frame.close_code() == Some(1002), "{frame:?}");
     redis.thaw()?;
     listener.hears(&text("\"mine\"")).await?;
-    // The broker has taken the publication before this one, and its shard has heard so.
+    // The broker has accepted the previous publication, and its shard has received the outcome.
     for again in ["1", "2"] {
         node.post("lobby", &token, "text/plain", again.as_bytes()).await?;
         listener.hears(&text(again)).await?;
     }
 
-    // The node waits for the client to close its side: it has written nothing into a stream that it had ended.
+    // The node waits for the client to close its side: it has not written to a stream that it had ended.
     let open = ["protocol=\"centrifuge\""];
     ensure!(node.samples().await?.sum("tidegate_connections", &open) == 1);
     let next = socket.receive().await?;

@@ -11,20 +11,20 @@ use tidegate_tests::{
 
 const PATH: &str = "/connection/websocket";
 
-/// How a frame is answered.
+/// The answer to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     /// The session is closed with this code.
     Closed(u16),
-    /// An error reply, and the session goes on.
+    /// An error reply; the session continues.
     Error(u64),
-    /// A reply that is none.
+    /// A reply without an error.
     Done,
 }
 
 use Answer::{Closed, Done, Error};
 
-/// What is sent within a session, and its answer.
+/// A command within a session, and its answer.
 type Row = (String, Answer);
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn each_wrong_command_has_its_answer() -> Result<()> {
             ensure!(matches!(self::answer(&mut socket).await?, Done), "{shown}: the session goes on");
         }
     }
-    // The beginning, of wrong types too.
+    // Before the connect command, including wrong types.
     for (sent, code) in [
         (r#"{"id":1,"connect":[]}"#, 3501),
         (r#"{"id":1,"connect":5}"#, 3501),
@@ -59,13 +59,13 @@ async fn each_wrong_command_has_its_answer() -> Result<()> {
         let mut socket = RawSocket::connect(node.public, PATH).await?;
         socket.send(&Frame::text(sent)).await?;
         if code == 0 {
-            // A pong before the beginning says nothing.
+            // A pong before the connect command has no effect.
             socket.send(&Frame { first: 0x88, ..Frame::text(1000_u16.to_be_bytes()) }).await?;
         }
         let closed = socket.close_code().await?;
         ensure!(closed == Some(if code == 0 { 1000 } else { code }), "{sent}: {closed:?}");
     }
-    // What is no text.
+    // Frames that are not text.
     for (first, payload, code) in
         [(0x82, &b"{\"id\":2,\"ping\":{}}"[..], 3501), (0x81, b"{\"id\":2,\"ping\":\"\xff\"}", 1007)]
     {
@@ -202,7 +202,7 @@ async fn ten_thousand_commands_in_a_frame() -> Result<()> {
     }
     drop(socket);
 
-    // Joining and leaving, again and again: what stays is what was said last.
+    // Subscribing and unsubscribing repeatedly: the last command wins.
     let mut socket = connected(&node).await?;
     let (mut id, mut lines) = (1, Vec::new());
     for n in 0..2_000 {
@@ -224,7 +224,7 @@ async fn ten_thousand_commands_in_a_frame() -> Result<()> {
     node.ensure_sound()
 }
 
-/// A session that has begun.
+/// A session after its connect command.
 async fn connected(node: &tidegate_tests::node::Node) -> Result<RawSocket> {
     let mut socket = RawSocket::connect(node.public, PATH).await?;
     let connect = format!(r#"{{"id":1,"connect":{{"token":"{}"}}}}"#, anywhere("alice"));

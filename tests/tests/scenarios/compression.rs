@@ -1,5 +1,5 @@
-//! Permessage-deflate with the libraries that speak it: everybody hears the same, fewer bytes are sent, and
-//! nobody can blow a node up.
+//! Permessage-deflate with libraries that implement it: all clients receive the same, fewer bytes are sent, and
+//! nobody can attack a node with compressed data.
 
 use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
@@ -19,7 +19,7 @@ async fn compressing() -> Result<Node> {
     Builder::new().set("compression.enabled", "true").start().await
 }
 
-/// Messages below and above the threshold, that compress well, badly and not at all.
+/// Messages below and above the threshold that compress well, badly and not at all.
 fn samples() -> Vec<Payload> {
     let line = r#"{"symbol":"TIDE","price":101.25,"currency":"EUR","venue":"XETR"}"#;
     let noise = |length: u32| -> Vec<u8> {
@@ -138,7 +138,7 @@ async fn a_bomb_is_refused_and_a_neighbour_hears_everything() -> Result<()> {
     socket.send(&Frame { first: 0xc1, masked: true, claimed: None, payload: vec![0xff; 20] }).await?;
     ensure!(socket.close_code().await? == Some(1007));
 
-    // Compressed without an agreement.
+    // Compressed without negotiation.
     let mut socket = RawSocket::connect(node.public, &target).await?;
     socket.send(&Frame { first: 0xc1, masked: true, claimed: None, payload: zeros(1) }).await?;
     ensure!(socket.close_code().await? == Some(1002));
@@ -149,7 +149,7 @@ async fn a_bomb_is_refused_and_a_neighbour_hears_everything() -> Result<()> {
     Ok(())
 }
 
-/// A message costs its sender what it becomes, and none is made that nobody may send.
+/// A message is charged by its inflated size, and is not inflated beyond what its sender may send.
 #[tokio::test]
 async fn a_compressed_message_is_charged_for_what_it_becomes() -> Result<()> {
     const MESSAGE: usize = 1 + 232 * 258;
@@ -164,7 +164,7 @@ async fn a_compressed_message_is_charged_for_what_it_becomes() -> Result<()> {
     let message = Frame { first: 0xc2, masked: true, claimed: None, payload: zeros(232) };
     ensure!(message.payload.len() < 400, "the wire costs next to nothing");
 
-    // 256 KiB are four messages of 60 KB, whichever of the user's sessions sends them.
+    // 256 KiB are four messages of 60 KB, from whichever of the user's sessions.
     let mut first = RawSocket::connect_with(node.public, &target, &headers).await?;
     for _ in 0..3 {
         first.send(&message).await?;
@@ -183,7 +183,7 @@ async fn a_compressed_message_is_charged_for_what_it_becomes() -> Result<()> {
     })
     .await?;
 
-    // What fits into one step of inflating is answered, as an uncompressed message is.
+    // A message that fits into one step of inflating is answered like an uncompressed one.
     let mut centrifuge = RawSocket::connect_with(node.public, "/connection/websocket", &headers).await?;
     let connect = format!(r#"{{"id":1,"connect":{{"token":"{}"}}}}"#, anywhere("carol"));
     centrifuge.send(&Frame::text(connect)).await?;
@@ -203,7 +203,7 @@ async fn a_compressed_message_is_charged_for_what_it_becomes() -> Result<()> {
     anyhow::bail!("nothing was refused");
 }
 
-/// A raw deflate stream that holds `bytes` as they are (RFC 1951 §3.2.4).
+/// A raw deflate stream with `bytes` in stored blocks (RFC 1951 §3.2.4).
 fn stored(bytes: &[u8]) -> Vec<u8> {
     let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     let mut stream = vec![0];

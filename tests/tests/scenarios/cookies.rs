@@ -1,4 +1,4 @@
-//! A token in a cookie: who may use it, and who would like to.
+//! A token in a cookie: which pages may use it, and which may not.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tidegate_tests::{
@@ -11,8 +11,8 @@ use tidegate_tests::{
     token::{Token, anywhere},
 };
 
-/// Origins of one host, and so of one site: a browser sends the cookies of the host to any of its ports, for
-/// the pages of any of them, `SameSite=Strict` or not. Only the node can tell them apart.
+/// Origins of one host, and so of one site: for pages of any of them, a browser sends the host's cookies to all of
+/// its ports, whether `SameSite=Strict` or not. Only the node can tell the pages apart.
 const APP: &str = "http://127.0.0.1:3000";
 const EVIL: &str = "http://127.0.0.1:4000";
 
@@ -22,7 +22,7 @@ fn with_cookie() -> Builder {
     Builder::new().set("auth.cookie", COOKIE)
 }
 
-/// What a page can do with the cookie of its browser: open a WebSocket, open an event stream, publish.
+/// What a page can do with its browser's cookie: open a WebSocket, open an event stream, publish.
 async fn tries(pages: &mut Pages, page: &str, node: &Node) -> Result<(bool, bool, Option<u16>)> {
     let room = format!("{}/rooms/lobby", node.public);
     let socket = pages.opens_websocket(page, &format!("ws://{room}")).await?;
@@ -34,7 +34,7 @@ async fn tries(pages: &mut Pages, page: &str, node: &Node) -> Result<(bool, bool
 const EVERYTHING: (bool, bool, Option<u16>) = (true, true, Some(202));
 const NOTHING: (bool, bool, Option<u16>) = (false, false, None);
 
-/// A browser whose pages `names` stand at their origins, each with a good cookie for every node.
+/// A browser with pages called `names` at their origins, each with a valid cookie for every node.
 async fn browser(names: &[(&str, &str)]) -> Result<Pages> {
     let mut pages = Pages::launch()?;
     for (name, origin) in names {
@@ -64,13 +64,13 @@ async fn only_pages_of_allowed_origins_may_use_the_cookie() -> Result<()> {
     ensure!(tries(&mut pages, "evil", &a).await? == NOTHING);
     ensure!(grown(&a, &before, "tidegate_refusals_total", "origin").await? == 3);
     ensure!(a.samples().await?.growth(&before, &["tidegate_messages_in_total"]).is_empty());
-    // It had the cookie: where its origin is allowed, it gets in by nothing else.
+    // The page has the cookie: if its origin is allowed, it gets in with nothing else.
     ensure!(tries(&mut pages, "evil", &b).await? == EVERYTHING);
     Ok(())
 }
 
-/// `*` lets every page talk, and none but the gateway's own use the browser's cookies. The `EventSource` of
-/// a page of the own origin sends no `Origin`.
+/// `*` allows every page to connect, but only the gateway's own pages may use the browser's cookies. The
+/// `EventSource` of a same-origin page sends no `Origin`.
 #[tokio::test]
 async fn a_star_and_no_list_mean_the_own_host() -> Result<()> {
     let (open, closed) =
@@ -104,7 +104,7 @@ async fn a_node_that_was_told_of_no_cookie_reads_none() -> Result<()> {
     Ok(())
 }
 
-/// Headers, and the reason for which they open nothing, if so.
+/// Headers, and the reason for the refusal, if they are refused.
 type Row<'a> = (Vec<(&'a str, &'a str)>, Option<&'static str>);
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn each_request_with_a_cookie_has_its_answer() -> Result<()> {
         (vec![("Cookie", "x=1"), ("Cookie", &cookie), origin], None),
         (vec![("Cookie", &cookie), ("Origin", &own)], None),
         (vec![("Cookie", &cookie), ("Sec-Fetch-Site", "same-origin")], None),
-        // Nobody vouches for the page, or the wrong one.
+        // No page is named, or the wrong one.
         (vec![("Cookie", &cookie)], Some("missing")),
         (vec![("Cookie", &cookie), ("Sec-Fetch-Site", "none")], Some("missing")),
         (vec![("Cookie", &cookie), ("Sec-Fetch-Site", "same-site")], Some("missing")),
@@ -134,7 +134,7 @@ async fn each_request_with_a_cookie_has_its_answer() -> Result<()> {
         (vec![("Cookie", &cookie), ("Origin", EVIL)], Some("missing")),
         (vec![("Cookie", &cookie), ("Origin", "null")], Some("missing")),
         (vec![("Cookie", &cookie), ("Origin", EVIL), ("Sec-Fetch-Site", "same-origin")], Some("missing")),
-        // A cookie that is none, or not good.
+        // Malformed or invalid cookies.
         (vec![("Cookie", "Session=a.b.c; =x; session"), origin], Some("missing")),
         (vec![("Cookie", &twice), origin], Some("ambiguous")),
         (vec![("Cookie", &cookie), ("Cookie", &old), origin], Some("ambiguous")),
@@ -142,7 +142,7 @@ async fn each_request_with_a_cookie_has_its_answer() -> Result<()> {
         (vec![("Cookie", "session=a b"), origin], Some("malformed")),
         (vec![("Cookie", &long), origin], Some("too_long")),
         (vec![("Cookie", &old), origin], Some("expired")),
-        // Whoever brings a token, good or bad, is asked for no cookie.
+        // With another token, valid or not, the cookie is ignored.
         (vec![("Cookie", &old), origin, ("Authorization", &bearer)], None),
         (vec![("Cookie", &twice), origin, ("Authorization", &bearer)], None),
         (vec![("Cookie", &cookie), ("Authorization", &bearer)], None),
@@ -169,7 +169,7 @@ async fn each_request_with_a_cookie_has_its_answer() -> Result<()> {
             ensure!(credentials(&response)? == (page == Some(APP) || page == Some(&own)), shown());
         }
     }
-    // A page's question whether it may send what it wants to send.
+    // A page's preflight request.
     for (origin, may) in [(APP, true), (own.as_str(), true), (EVIL, false), ("null", false)] {
         let response = Request::new("OPTIONS", path)
             .header("Origin", origin)
@@ -181,7 +181,7 @@ async fn each_request_with_a_cookie_has_its_answer() -> Result<()> {
     Ok(())
 }
 
-/// A list that does not have the gateway's own host does not have its cookies either.
+/// A list without the gateway's own host excludes its cookies as well.
 #[tokio::test]
 async fn the_own_host_counts_only_where_it_is_allowed() -> Result<()> {
     let node = with_cookie().set("origins", APP).start().await?;
@@ -192,7 +192,7 @@ async fn the_own_host_counts_only_where_it_is_allowed() -> Result<()> {
     Ok(())
 }
 
-/// In the Centrifuge protocol the token usually comes after the handshake, and an old cookie with it.
+/// In the Centrifuge protocol the token usually comes after the handshake, which may carry an old cookie.
 #[tokio::test]
 async fn a_cookie_opens_the_centrifuge_door_and_never_bars_it() -> Result<()> {
     let node = with_cookie().set("origins", APP).start().await?;
@@ -219,7 +219,7 @@ async fn a_cookie_opens_the_centrifuge_door_and_never_bars_it() -> Result<()> {
     Ok(())
 }
 
-/// Whether a page may read the answer to a request with cookies.
+/// Whether a page may read the response to a request with cookies.
 fn credentials(response: &Response) -> Result<bool> {
     let Some(value) = response.header("Access-Control-Allow-Credentials") else { return Ok(false) };
     let origin = response.header("Access-Control-Allow-Origin").context("an origin")?;

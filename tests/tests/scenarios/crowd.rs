@@ -1,4 +1,4 @@
-//! A room with more members than a shard serves at once: they are served slice by slice while others come and go.
+//! A room with more members than a shard serves at once: they are served in slices while others join and leave.
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -30,7 +30,7 @@ async fn who_stays_hears_everything_once_whoever_comes_and_goes() -> Result<()> 
     let speaker = Client::websocket(&node.ws("crowd", &token, "echo=false"), &[]).await?;
     let speaker_aside = Client::websocket(&node.ws("aside", &token, "echo=false"), &[]).await?;
 
-    // Publications without a pause, and between them somebody comes and somebody goes.
+    // Publications without a pause, while clients join and leave.
     let speaking = async {
         for n in 0..MESSAGES {
             speaker.send(message(n)).await?;
@@ -104,7 +104,7 @@ async fn a_gap_is_told_to_a_crowd_once_and_in_its_place() -> Result<()> {
     Ok(())
 }
 
-/// So many members of the room at this URL.
+/// This many members of the room at this URL.
 async fn sockets(url: &str, count: usize) -> Result<Vec<Client>> {
     let open = |_| async move { Client::websocket(url, &[]).await };
     stream::iter(0..count).map(open).buffer_unordered(32).try_collect().await.context("the crowd gathers")

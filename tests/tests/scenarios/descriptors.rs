@@ -1,4 +1,4 @@
-//! A node that may open few files serves fewer clients, and nothing else suffers.
+//! A node with few file descriptors serves fewer clients, and nothing else suffers.
 
 use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
@@ -30,7 +30,7 @@ async fn clients_leave_descriptors_to_probes_and_broker() -> Result<()> {
     let token = anywhere("alice");
     let client = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
 
-    // Twice as many as there may be files.
+    // Twice as many as there are descriptors.
     let mut idle = Vec::new();
     for _ in 0..2 * OPEN_FILES {
         idle.push(TcpStream::connect(node.public).await?);
@@ -41,7 +41,7 @@ async fn clients_leave_descriptors_to_probes_and_broker() -> Result<()> {
     ensure!(node.ask_ops("/livez").await?.status == 200);
     ensure!(node.descriptors()? < OPEN_FILES, "some are left");
 
-    // The broker reconnects, a new configuration is read.
+    // The broker reconnects, and a new configuration is read.
     redis.kill().await?;
     node.until_samples("the broker is gone", |samples| samples.sum("tidegate_broker_up", &[]) == 0).await?;
     redis.restart().await?;
@@ -52,7 +52,7 @@ async fn clients_leave_descriptors_to_probes_and_broker() -> Result<()> {
     ensure!(node.output().matches(CLAMPED).count() == 1, "told once, and not with each reload");
     ensure!(!node.output().contains("Too many open files"), "{}", node.output());
 
-    // Who is there is served.
+    // Connected clients are served.
     client.send(Payload::text("hello")).await?;
     eventually("the client hears it", async || {
         let heard = client.now().messages.len();
@@ -60,14 +60,14 @@ async fn clients_leave_descriptors_to_probes_and_broker() -> Result<()> {
     })
     .await?;
 
-    // Those for whom there was no place have been told, or closed; when others go there is a place again.
+    // Clients beyond the limit were refused or closed; when others disconnect, there is room again.
     drop(idle);
     node.until_samples("they are gone", |samples| samples.sum("tidegate_sockets", &[]) == 1).await?;
     node.post("lobby", &token, "text/plain", b"again").await?;
     Ok(())
 }
 
-/// The ones beyond the limit hear a status, as long as there are descriptors for that.
+/// Clients beyond the limit get a status as long as there are descriptors for that.
 #[tokio::test]
 async fn who_is_too_many_is_told() -> Result<()> {
     let node = Builder::new().open_files(OPEN_FILES).set("public.header_timeout", "1h").start().await?;
@@ -84,7 +84,7 @@ async fn who_is_too_many_is_told() -> Result<()> {
     for _ in 0..OPEN_FILES {
         idle.push(TcpStream::connect(node.public).await?);
     }
-    // The last one has no place at all: it is closed, and not kept waiting.
+    // There is no descriptor for the last one: it is closed instead of kept waiting.
     let last = idle.last_mut().context("many")?;
     let mut byte = [0];
     ensure!(matches!(last.read(&mut byte).await, Ok(0) | Err(_)));

@@ -1,4 +1,4 @@
-//! Every door of the public listener: which answer each request gets.
+//! Every endpoint of the public listener, with the response to each request.
 
 use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::stage::{alone, payloads};
 
-/// A request, the status it must get, and headers that must be there with these values.
+/// A request, the status it must get, and headers that the response must have with these values.
 type Row<'a> = (Request, u16, &'a [(&'a str, &'a str)]);
 
 const ONE: &str = "GET, HEAD, POST, OPTIONS";
@@ -57,7 +57,7 @@ async fn each_request_gets_its_answer() -> Result<()> {
             &[("Content-Type", "text/event-stream"), ("Cache-Control", "no-store, no-transform")],
         ),
         (Request::new("HEAD", "/rooms/lobby"), 401, &[]),
-        // What is accepted.
+        // Accept headers.
         (get("/rooms/lobby").header("Accept", "text/html"), 406, &[]),
         (get("/rooms/lobby").header("Accept", "application/json"), 406, &[]),
         // Rooms.
@@ -88,9 +88,9 @@ async fn each_request_gets_its_answer() -> Result<()> {
         for (name, value) in headers {
             ensure!(response.header(name) == Some(value), "{name}: {value} was expected: {}", said());
         }
-        // Nobody knows how long an event stream will be.
+        // The length of an event stream is unknown.
         ensure!(status != 200 || response.header("Content-Length").is_none(), "{}", said());
-        // RFC 9110 §9.3.2: an answer to HEAD has the headers and no body.
+        // RFC 9110 §9.3.2: a response to HEAD has the headers and no body.
         if status >= 400 && !said().contains("HEAD\"") {
             response.problem().with_context(said)?;
         }
@@ -126,7 +126,7 @@ async fn a_handshake_is_answered_as_the_rfc_says() -> Result<()> {
     Ok(())
 }
 
-/// A browser drops a connection whose server picks none of the subprotocols it offered, without a reason.
+/// A browser drops a connection whose server selects none of its subprotocols, without giving a reason.
 #[tokio::test]
 async fn a_handshake_that_offers_only_what_is_not_spoken_is_refused() -> Result<()> {
     let node = alone().await?;
@@ -134,7 +134,7 @@ async fn a_handshake_that_offers_only_what_is_not_spoken_is_refused() -> Result<
     let bearer = format!("tidegate.bearer.{token}");
     let list = |names: &str| names.replace("TOKEN", &bearer);
     let ask = async |path: &str, offers: &[&str]| {
-        // The token comes by one way only.
+        // The token is sent in one way only.
         let in_list = offers.iter().any(|names| names.contains("TOKEN"));
         let request = Request::upgrade(path);
         let request = if in_list { request } else { request.bearer(&token) };
@@ -227,7 +227,7 @@ async fn only_pages_of_allowed_origins_may_connect() -> Result<()> {
     Ok(())
 }
 
-/// `*` names nobody: every page may talk, and none with what its browser keeps for others.
+/// `*` names no origin: every page may connect, but none with its browser's credentials.
 #[tokio::test]
 async fn a_star_allows_no_credentials() -> Result<()> {
     let node = Builder::new().set("origins", "*").start().await?;
@@ -286,7 +286,7 @@ async fn each_request_names_one_host() -> Result<()> {
     Ok(())
 }
 
-/// RFC 9112 §3.2.2: the authority of an absolute target counts, not the `Host` beside it.
+/// RFC 9112 §3.2.2: the authority of an absolute target counts, not the `Host` header beside it.
 #[tokio::test]
 async fn a_page_is_compared_with_whom_it_asks() -> Result<()> {
     let node = alone().await?;
@@ -309,7 +309,7 @@ async fn a_page_is_compared_with_whom_it_asks() -> Result<()> {
     Ok(())
 }
 
-/// A session that the shard cannot take after all is refused as a route would refuse it.
+/// A session that the shard refuses gets the same refusal as from a route.
 #[tokio::test]
 async fn a_refusal_that_comes_late_is_like_any_other() -> Result<()> {
     let redis = RedisServer::start().await?;
@@ -336,7 +336,7 @@ async fn a_refusal_that_comes_late_is_like_any_other() -> Result<()> {
     let (retry, rest) = text.split_once('\n').context("a line")?;
     let millis: u32 = retry.strip_prefix("retry: ").context("retry")?.parse()?;
     ensure!((2_000..=8_000).contains(&millis) && rest == ": tidegate.retry broker\n", "{text}");
-    // Whoever takes anything gets the status.
+    // A client that accepts anything gets the status.
     let any = Request::get("/rooms/lobby").header("Accept", "*/*").bearer(&token).send(node.public).await?;
     ensure!(any.status == 503, "{any:?}");
 
@@ -352,7 +352,8 @@ async fn a_refusal_that_comes_late_is_like_any_other() -> Result<()> {
     redis.thaw()
 }
 
-/// What is told to come back does, and is served when it can be: an `EventSource` would never come back from a 503.
+/// A client that is asked to reconnect does so, and is served when possible; an `EventSource` would never reconnect
+/// after a 503.
 #[tokio::test]
 async fn event_sources_outlive_a_temporary_refusal() -> Result<()> {
     const PAGE: &str = "http://127.0.0.1:3000";
@@ -380,14 +381,14 @@ async fn event_sources_outlive_a_temporary_refusal() -> Result<()> {
         client.hears(&Payload::text("at last")).await?;
         ensure!(client.now().end.is_none(), "{:?}", client.now());
     }
-    // A refusal that stays one is final.
+    // A final refusal keeps its status.
     let foreign = node.url("lobby", &Token::new("alice").sign(), "");
     let refused = Client::node_events(&foreign, &[]).await;
     ensure!(refused.is_err(), "403 ends it");
     Ok(())
 }
 
-/// The time of a token may end while its bearer is still talking.
+/// A token may expire while its owner is still sending.
 #[tokio::test]
 async fn a_body_that_outlives_its_token_is_not_published() -> Result<()> {
     let node = Builder::new().set("auth.leeway", "0s").set("public.body_timeout", "1m").start().await?;
@@ -417,7 +418,7 @@ async fn a_body_that_outlives_its_token_is_not_published() -> Result<()> {
     Ok(())
 }
 
-/// What a browser sends when a page is closed, and what replacements of its `EventSource` add to their requests.
+/// Requests that a browser sends when a page is closed, and headers that replacements of `EventSource` add.
 #[tokio::test]
 async fn beacons_and_polyfills_get_through() -> Result<()> {
     const PAGE: &str = "http://127.0.0.1:3000";

@@ -1,6 +1,6 @@
-//! A hundred thousand in sequence: junk, and sessions. Nothing of them stays behind.
+//! A hundred thousand in sequence: junk, and sessions. Nothing of them remains.
 //!
-//! `TIDEGATE_ENDURANCE` says how many of each; the default keeps the whole suite quick.
+//! `TIDEGATE_ENDURANCE` sets how many of each; the default keeps the whole suite quick.
 
 use std::{ops::Range, time::Duration};
 
@@ -21,14 +21,14 @@ use tokio::{
     time::timeout,
 };
 
-/// How many, if nothing else is said.
+/// The default number.
 const COUNT: usize = 20_000;
-/// How many first, so that what the node keeps for good is there before anything is compared.
+/// How many come first, as a warm-up, so that permanent allocations exist before anything is compared.
 const WARM_UP: usize = 5_000;
-/// What memory may have grown by since the warm-up: the allocator's slack, far below a hundred bytes for each of
-/// what came and went.
+/// How much memory may grow after the warm-up: the allocator's slack, far below a hundred bytes for each
+/// connection.
 const SLACK: u64 = 6 << 20;
-/// Connections at a time.
+/// Concurrent connections.
 const AT_ONCE: usize = 64;
 
 fn count() -> Result<usize> {
@@ -49,7 +49,7 @@ async fn junk_connections_leave_nothing_behind() -> Result<()> {
 async fn sessions_that_came_and_went_leave_nothing_behind() -> Result<()> {
     let redis = RedisServer::start().await?;
     let node = Builder::new().set("broker.url", &redis.url()).set("broker.subscribers", "1").start().await?;
-    // With its first canary, the node has all the connections to Redis that it will have.
+    // After its first canary, the node has all its connections to Redis.
     node.until_samples("a canary", |samples| samples.sum("tidegate_broker_canary_seconds_count", &[]) > 0)
         .await?;
     let token = anywhere("alice");
@@ -57,9 +57,9 @@ async fn sessions_that_came_and_went_leave_nothing_behind() -> Result<()> {
     let total = count()?;
     endure("sessions", &node, WARM_UP, total, |numbers| sessions(&node, &token, numbers)).await?;
     let opened = node.samples().await?.sum("tidegate_connections_opened_total", &[]) - opened;
-    // Theirs, and the witness'.
+    // Theirs, and the witness's.
     ensure!(opened == (WARM_UP + total) as u64 + 1, "{opened} sessions were opened");
-    // At Redis, too; the witness' room lingers for a moment.
+    // In Redis as well; the witness's room stays for a moment.
     eventually("no topic is left", async || {
         let topics =
             redis.cli(&["PUBSUB", "CHANNELS", "room:*"], b"").await.map_err(|error| format!("{error:#}"))?;
@@ -71,7 +71,7 @@ async fn sessions_that_came_and_went_leave_nothing_behind() -> Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are for whoever asks for them with --nocapture")]
-/// Lets a warm-up and then two halves come and go, and compares what the node holds after each.
+/// Runs a warm-up and then two halves, and compares what the node holds after each.
 async fn endure<F: Future<Output = Result<()>>>(
     what: &str,
     node: &Node,
@@ -152,7 +152,7 @@ async fn sessions(node: &Node, token: &str, numbers: Range<usize>) -> Result<()>
         .await
 }
 
-/// One session: of each protocol in turn, in a room of its own or in everybody's, leaving with or without a word.
+/// One session: the protocols take turns, in its own room or in a shared one, ending with or without a close.
 async fn session(node: &Node, token: &str, n: usize) -> Result<()> {
     let room = if n.is_multiple_of(2) { "lobby".to_owned() } else { format!("room-{n}") };
     let politely = (n / 6).is_multiple_of(2);

@@ -1,4 +1,4 @@
-//! Event streams as clients and middleboxes of others understand them.
+//! Event streams as other people's clients and middleboxes interpret them.
 
 use anyhow::{Result, ensure};
 use futures_util::future::join_all;
@@ -13,7 +13,7 @@ use tidegate_tests::{
 
 use crate::stage::{alone, payloads};
 
-/// Clients that read the format themselves and dispatch an empty message for a blank line behind anything.
+/// Clients that parse the format themselves and dispatch an empty message for a blank line after anything.
 #[tokio::test]
 async fn nobody_hears_a_message_that_is_none() -> Result<()> {
     let node = Builder::new().set("heartbeat.interval", "100ms").start().await?;
@@ -38,7 +38,7 @@ async fn nobody_hears_a_message_that_is_none() -> Result<()> {
     Ok(())
 }
 
-/// An `id:` comes back as a header: what is not ASCII there keeps a client from ever coming back.
+/// A client sends an `id:` back as a header: non-ASCII characters there would keep it from ever reconnecting.
 #[tokio::test]
 async fn a_client_comes_back_with_the_id_of_any_room() -> Result<()> {
     let node = Builder::new().set("public.max_session_age", "1s").set("sse.retry", "50ms").start().await?;
@@ -58,7 +58,7 @@ async fn a_client_comes_back_with_the_id_of_any_room() -> Result<()> {
     Ok(())
 }
 
-/// The `compression` of Express would hold events back until its buffer is full.
+/// Express's `compression` would hold events back until its buffer is full.
 #[tokio::test]
 async fn what_compresses_on_the_way_leaves_event_streams_alone() -> Result<()> {
     let node = alone().await?;
@@ -76,7 +76,7 @@ async fn what_compresses_on_the_way_leaves_event_streams_alone() -> Result<()> {
     Ok(())
 }
 
-/// A client and a proxy that send a body without looking read the answer all the same, and take no node for dead.
+/// A client and a proxy that send a whole body before reading still get the response and keep using the node.
 #[tokio::test]
 async fn an_early_refusal_reaches_fetch_and_goes_through_nginx() -> Result<()> {
     const UPLOAD: usize = 1024 * 1024;
@@ -88,7 +88,7 @@ async fn an_early_refusal_reaches_fetch_and_goes_through_nginx() -> Result<()> {
             ensure!(status? == 401, "at {address}");
         }
     }
-    // Nobody else has noticed.
+    // Other clients have not been affected.
     let post = Request::post("/rooms/lobby", "text/plain", "x").bearer(&anywhere("alice"));
     ensure!(post.send(nginx.address()).await?.status == 202);
     Ok(())

@@ -1,10 +1,10 @@
-//! The table of faults: what happens to Redis, what publishers hear, what sessions are told, how long it takes until
+//! The table of faults: what happens to Redis, the publishers' results, the sessions' gaps, and how long it takes until
 //! everything works again.
 //!
-//! Every row is two nodes on a real server, an event stream on each, somebody who publishes by `POST` all the time,
-//! and one fault. The counts are exact: a session is told of so many gaps and no more, an acknowledged message is
-//! heard or lies under a gap, and what was refused is never heard. Each fault happens over TCP; `tests/run --long`
-//! plays them over TLS and unix sockets, too. Nodes are the documented ACL user everywhere.
+//! Every row has two nodes on a real server, an event stream on each, a client that keeps publishing by `POST`,
+//! and one fault. The counts are exact: each session is notified of so many gaps and no more, an acknowledged message
+//! is received or covered by a gap, and a refused one is never received. Each fault happens over TCP, and
+//! `tests/run --long` repeats them over TLS and Unix sockets. Nodes always use the documented ACL user.
 
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 
@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 const GAP: &str = "tidegate.gap";
 const ROOM: &str = "faults";
-/// How often somebody publishes.
+/// The interval between publications.
 const PACE: Duration = Duration::from_millis(20);
-/// How many rows at a time: they mostly wait.
+/// How many rows run at a time: they mostly wait.
 const AT_ONCE: usize = 4;
 
 /// How nodes reach the server.
@@ -116,7 +116,7 @@ impl Fault {
         }
     }
 
-    /// Gaps that each session is told.
+    /// Gap notifications per session.
     fn gaps(self) -> usize {
         match self {
             Self::PublishersKilled
@@ -131,7 +131,7 @@ impl Fault {
         }
     }
 
-    /// What publishers must hear besides 202, and what they may.
+    /// The statuses besides 202 that publishers must get, and those that they may get.
     fn statuses(self) -> (&'static [u16], &'static [u16]) {
         match self {
             Self::PubSubKilled
@@ -153,7 +153,7 @@ impl Fault {
         }
     }
 
-    /// Whether it can happen there.
+    /// Whether the fault is possible with this connection.
     fn happens_over(self, transport: Transport) -> bool {
         match self {
             Self::Blackholed => transport != Transport::Unix,
@@ -173,7 +173,7 @@ struct Row {
     admin: redis::aio::MultiplexedConnection,
     nodes: [Node; 2],
     streams: [Client; 2],
-    /// What publishers have heard so far, by the number of the message.
+    /// The publishers' results so far, by the number of the message.
     statuses: Arc<Mutex<Vec<u16>>>,
 }
 
@@ -251,7 +251,7 @@ impl Row {
         request.query_async(&mut self.admin).await.with_context(|| command.to_owned())
     }
 
-    /// Waits until both nodes say that their broker is down.
+    /// Waits until both nodes report that their broker is down.
     async fn until_down(&self) -> Result<()> {
         self.until_up_is(0, "the fault is noticed").await
     }
@@ -274,7 +274,7 @@ impl Row {
         Ok(())
     }
 
-    /// Causes the fault, waits until its effect is there, and undoes it.
+    /// Causes the fault, waits for its effect, and undoes it.
     #[allow(clippy::too_many_lines, reason = "one arm for each fault")]
     async fn happen(&mut self) -> Result<()> {
         match self.fault {
@@ -363,7 +363,7 @@ impl Row {
                 let script = self.redis.cli(&["EVAL", "while true do end", "0"], b"");
                 let busy = async {
                     self.until_status(503).await?;
-                    // Longer than any of the deadlines, which is the point.
+                    // Longer than all deadlines, on purpose.
                     sleep(Duration::from_millis(1500)).await;
                     self.redis.cli(&["SCRIPT", "KILL"], b"").await
                 };
@@ -395,7 +395,7 @@ impl Row {
                 for node in &self.nodes {
                     node.signal(Signal::STOP)?;
                 }
-                // Longer than any of the deadlines, which is the point.
+                // Longer than all deadlines, on purpose.
                 sleep(Duration::from_secs(3)).await;
                 for node in &self.nodes {
                     node.signal(Signal::CONT)?;
@@ -405,7 +405,7 @@ impl Row {
             Fault::Blackholed => {
                 let proxy = self.proxy.as_ref().context("a proxy")?;
                 proxy.set(Which::All, Direction::ToClient, Flow::Blackhole);
-                // All connections of both nodes: what a network loses, it does not give back later.
+                // All connections of both nodes: what a network loses, it does not deliver later.
                 self.until_ended("silent", 4).await?;
                 self.proxy.as_ref().context("a proxy")?.resume();
                 Ok(())
@@ -420,12 +420,12 @@ impl Row {
         }
     }
 
-    /// Waits until the server executes commands of everybody again.
+    /// Waits until the server executes commands again.
     async fn until_answers(&self) -> Result<()> {
         self.redis.cli(&["PING"], b"").await.map(drop)
     }
 
-    /// Waits for so many more canaries on each node.
+    /// Waits for this many more canaries on each node.
     async fn until_proven(&self, canaries: u64) -> Result<()> {
         const SERIES: &str = "tidegate_broker_canary_seconds_count";
         for node in &self.nodes {
@@ -435,7 +435,7 @@ impl Row {
         Ok(())
     }
 
-    /// Waits until so many connections of each node have ended for this cause.
+    /// Waits until this many connections of each node have ended for this cause.
     async fn until_ended(&self, cause: &str, count: u64) -> Result<()> {
         let label = format!("cause=\"{cause}\"");
         for node in &self.nodes {
@@ -447,7 +447,7 @@ impl Row {
         Ok(())
     }
 
-    /// Waits until somebody who publishes hears this.
+    /// Waits until a publisher gets this result.
     async fn until_status(&self, status: u16) -> Result<()> {
         eventually("a refusal", async || {
             let heard = self.statuses.lock();
@@ -463,7 +463,7 @@ async fn post(node: &Node, text: &str) -> Result<u16> {
     Ok(request.send(node.public).await?.status)
 }
 
-/// An acknowledged message is heard or lies under a gap; what was refused is not heard. How many gaps were told.
+/// An acknowledged message is received or covered by a gap; a refused one is not received. Returns the number of gaps.
 fn audit(journal: &Journal, posted: &[u16]) -> Result<usize> {
     let mut next = 0;
     let mut gaps = 0;
@@ -495,11 +495,11 @@ fn audit(journal: &Journal, posted: &[u16]) -> Result<usize> {
     Ok(gaps)
 }
 
-/// Plays one row; its line of the table.
+/// Plays one row and returns its line of the table.
 async fn play(fault: Fault, transport: Transport) -> Result<String> {
     let mut row = Row::set(fault, transport).await?;
     let stop = CancellationToken::new();
-    // Somebody publishes before, during and after.
+    // Publish before, during and after the fault.
     let recovered = {
         let publisher = Publisher::start(&row, stop.clone());
         row.until_proven(4).await?;
@@ -562,7 +562,7 @@ async fn play(fault: Fault, transport: Transport) -> Result<String> {
     ))
 }
 
-/// Somebody who publishes while a row plays: one message after the other, at both nodes in turn.
+/// A client that publishes during a row: one message after the other, to both nodes in turn.
 struct Publisher(JoinSet<Result<()>>);
 
 impl Publisher {
@@ -639,8 +639,8 @@ async fn each_fault_over_tls_and_unix_sockets() -> Result<()> {
     table(&[Transport::Tls, Transport::Unix]).await
 }
 
-/// Between the subscribers' way to the right server and the publishers', a publication can be acknowledged by the old
-/// one and reach nobody, after the gap was told.
+/// Between the moment when the subscribers reach the right server and the moment when the publishers do, the old server
+/// can acknowledge a publication that is delivered to no one, after the gap notification.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "now and then a publication is missing without a gap: see docs/delivery.md, Not promised yet"]
 async fn subscribers_at_another_server() -> Result<()> {
