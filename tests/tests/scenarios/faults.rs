@@ -1,4 +1,4 @@
-//! Redis dies, comes back, was never there.
+//! Redis dies, comes back, or was never there.
 
 use anyhow::{Result, ensure};
 use tidegate_tests::{
@@ -14,14 +14,14 @@ use crate::stage::{Stage, payloads, publish};
 
 const GAP: &str = "tidegate.gap";
 
-/// What was heard from this text on.
+/// The messages received from this text on.
 fn since(journal: &Journal, text: &str) -> Vec<Payload> {
     let payloads = journal.payloads();
     let start = payloads.iter().position(|payload| *payload == Payload::text(text)).unwrap_or(payloads.len());
     payloads.into_iter().skip(start).collect()
 }
 
-/// What was published while Redis died may be missing; what was heard came once and in order.
+/// Messages published while Redis dies may be missing; received ones arrive once and in order.
 fn ensure_in_order(journal: &Journal) -> Result<()> {
     let payloads = journal.payloads();
     let numbers: Vec<u32> = payloads
@@ -52,7 +52,7 @@ async fn a_redis_that_dies_under_load_is_a_gap_told_once_to_everybody() -> Resul
         Client::websocket(&a.ws("lobby", &token, "gap=close"), &[]).await?,
         Client::node_websocket(&b.ws("lobby", &token, "gap=close")).await?,
     ];
-    // Load that outlives the outage: a socket that publishes until it is told that it cannot.
+    // Load that outlives the outage: a socket that publishes until it gets an error.
     let speaker = Client::websocket(&a.ws("lobby", &token, "echo=false"), &[]).await?;
     for n in 0..50 {
         speaker.send(Payload::text(format!("before {n}"))).await?;

@@ -1,4 +1,4 @@
-//! The first five minutes of somebody who has just built the program.
+//! The first five minutes with a freshly built program.
 
 use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
@@ -13,7 +13,7 @@ use tidegate_tests::{
 
 use crate::stage::{alone, payloads};
 
-/// The address that a node prints for a person to open.
+/// The URL that a node prints for the user to open.
 fn printed_url(node: &Node) -> Result<String> {
     let output = node.output();
     let start = output.find("http://127.0.0.1:").with_context(|| format!("a URL in:\n{output}"))?;
@@ -32,7 +32,7 @@ async fn a_node_without_a_key_prints_a_token_that_works() -> Result<()> {
     let client = Client::websocket(&node.ws("demo:lobby", token, ""), &[]).await?;
     client.send(Payload::text("hello")).await?;
     ensure!(payloads(&client.heard(1).await?) == [Payload::text("hello")]);
-    // The token is for the demo's rooms, and the key is not another node's.
+    // The token is for the demo's rooms, and the key is not shared with another node.
     let elsewhere = Request::upgrade("/rooms/lobby").bearer(token).send(node.public).await?;
     ensure!(elsewhere.status == 403, "{elsewhere:?}");
     let other = Builder::unconfigured().start().await?;
@@ -90,7 +90,7 @@ async fn two_people_talk_on_the_demo_page() -> Result<()> {
         ensure!(pages.count(page, "#messages li[data-kind=chat]", "").await? == 2, "each message once");
     }
 
-    // Another room: what is said there is not heard here, but seen to be there.
+    // Another room: its messages are not shown here, but the page notices them.
     pages.click("alice", "#room-list button[data-room=\"demo:tide\"]").await?;
     pages.see("alice", OPEN, "connected").await?;
     say(&mut pages, "alice", "high tide").await?;
@@ -99,7 +99,7 @@ async fn two_people_talk_on_the_demo_page() -> Result<()> {
     pages.click("bob", "#room-list button[data-room=\"demo:tide\"]").await?;
     pages.see("bob", &said_by("alice"), "high tide").await?;
 
-    // A backend that knows nothing of the page is heard as it is.
+    // Messages from a backend that knows nothing of the page are shown unchanged.
     let (_, token) = url.split_once("#token=").context("a token")?;
     node.post("demo:tide", token, "text/plain", b"from a terminal").await?;
     pages.see("bob", "#messages li[data-kind=raw] .text", "from a terminal").await?;
@@ -133,14 +133,14 @@ async fn pages_come_back_when_the_node_does() -> Result<()> {
     Ok(())
 }
 
-/// Origins that are named are those of an application; the page that the node serves itself needs no mention.
+/// `origins` lists an application's pages; the page that the node serves itself need not be listed.
 #[tokio::test]
 async fn the_demo_page_works_beside_origins_that_are_named() -> Result<()> {
     let node = Builder::new().set("demo", "true").set("origins", "https://app.example").start().await?;
     let mut pages = Pages::launch()?;
     pages.open("alice", &format!("http://{}/#token={}", node.public, anywhere("alice"))).await?;
     pages.see("alice", OPEN, "connected").await?;
-    // Other pages are refused as before, and so is this one where there is no demo.
+    // Other pages are refused as before, and so is this one if there is no demo.
     let own = format!("http://{}", node.public);
     let without = Builder::new().set("origins", "https://app.example").start().await?;
     for (node, origin, status) in [
@@ -155,7 +155,7 @@ async fn the_demo_page_works_beside_origins_that_are_named() -> Result<()> {
     Ok(())
 }
 
-/// Behind a proxy that changes `Host`, the page is a stranger. It says so and does not try for ever.
+/// Behind a proxy that changes `Host`, the page has a foreign origin. It shows an error and stops retrying.
 #[tokio::test]
 async fn the_demo_page_says_why_it_is_refused() -> Result<()> {
     let node = Builder::new().set("demo", "true").start().await?;
@@ -167,11 +167,11 @@ async fn the_demo_page_says_why_it_is_refused() -> Result<()> {
     ensure!(pages.count("alice", "#retry:not([hidden])", "").await? == 1, "a button in place of a countdown");
     ensure!(pages.count("alice", "#countdown:not(:empty)", "").await? == 0, "no countdown");
 
-    // A token that does not open the room.
+    // A token without a grant for the room.
     let guest = Token::new("guest").room("elsewhere", &["subscribe"]).sign();
     pages.open("guest", &format!("http://{}/#token={guest}", node.public)).await?;
     pages.see("guest", NOT_OPEN, "The token does not grant this room").await?;
-    // One that is none any more.
+    // An invalid token.
     let old = Token::new("late").expires_in(-3600).sign();
     pages.open("late", &format!("http://{}/#token={old}", node.public)).await?;
     pages.see("late", "#welcome-reason", "does not accept this token").await?;

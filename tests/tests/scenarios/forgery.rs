@@ -1,4 +1,4 @@
-//! What is published does not pass for something else: for another room's, or for the node's own words.
+//! A publication cannot be mistaken for something else: a message of another room, or the node's own message.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use tidegate_tests::{
 
 use crate::stage::{Stage, payloads};
 
-/// What a backend writes into Redis by hand; `broker-bridge/src/redis/envelope.rs` has the layout.
+/// An envelope as a backend would write it by hand; `broker-bridge/src/redis/envelope.rs` has the layout.
 fn envelope(kind: u8, event: &str, data: &str) -> Vec<u8> {
     let mut fields = vec![1, 1, kind];
     if let Ok(length @ 1..) = u8::try_from(event.len()) {
@@ -31,7 +31,7 @@ fn envelope(kind: u8, event: &str, data: &str) -> Vec<u8> {
 const JSON: u8 = 0;
 const TEXT: u8 = 1;
 
-/// A member of rooms by the Centrifuge protocol, which hears whole frames and not what a library makes of them.
+/// A member of rooms in the Centrifuge protocol that reads whole frames instead of a library's interpretation of them.
 async fn member(node: &Node, rooms: &[&str]) -> Result<RawSocket> {
     let mut socket = RawSocket::connect(node.public, "/connection/websocket").await?;
     let connect = format!(r#"{{"id":1,"connect":{{"token":"{}"}}}}"#, anywhere("alice"));
@@ -44,7 +44,7 @@ async fn member(node: &Node, rooms: &[&str]) -> Result<RawSocket> {
     Ok(socket)
 }
 
-/// What the node says next, pings apart.
+/// The node's next frame, except pings.
 async fn said(socket: &mut RawSocket) -> Result<String> {
     loop {
         let frame = socket.receive().await?.filter(|frame| frame.first == 0x81);
@@ -55,7 +55,7 @@ async fn said(socket: &mut RawSocket) -> Result<String> {
     }
 }
 
-/// A backend that may publish in one room reaches no other, and ends no connection.
+/// A backend that may publish in one room reaches no other room, and ends no connection.
 #[tokio::test]
 async fn what_claims_to_be_json_and_is_none_is_text() -> Result<()> {
     let stage = Stage::set().await?;
@@ -81,7 +81,7 @@ async fn what_claims_to_be_json_and_is_none_is_text() -> Result<()> {
     for data in forged {
         stage.publish("public", &envelope(JSON, "", data)).await?;
     }
-    // What is JSON stays it, in the deepest form too; in Redis it may as well lie without an envelope.
+    // Valid JSON stays JSON, even at the maximum depth; in Redis it may also come without an envelope.
     let deepest = "[".repeat(120) + &"]".repeat(120);
     stage.publish("public", &envelope(JSON, "", &deepest)).await?;
     stage.publish("public", deep.as_bytes()).await?;
@@ -105,13 +105,13 @@ async fn what_claims_to_be_json_and_is_none_is_text() -> Result<()> {
             expected.iter().map(|data| serde_json::from_str(data)).collect::<Result<_, _>>()?;
         ensure!(heard == sent && sdk.now().end.is_none(), "{heard:?}");
     }
-    // Without a wrapping, nothing has to be told apart: each as it was published.
+    // Without a frame around them, payloads need no distinction: each arrives as published.
     let texts = forged.into_iter().chain([deepest.as_str(), &deep]).map(Payload::text);
     ensure!(payloads(&plain.heard(8).await?) == texts.collect::<Vec<_>>());
     Ok(())
 }
 
-/// By HTTP what is declared JSON is refused instead, and so it is in the Centrifuge protocol.
+/// Over HTTP and in the Centrifuge protocol, invalid JSON is refused instead.
 #[tokio::test]
 async fn who_publishes_what_is_no_json_is_told() -> Result<()> {
     let stage = Stage::set().await?;
@@ -136,7 +136,7 @@ async fn who_publishes_what_is_no_json_is_told() -> Result<()> {
     Ok(())
 }
 
-/// Only the node says that there is a gap, and only the browser that the connection is open or in error.
+/// Only the node can report a gap, and only the browser that the connection is open or in error.
 #[tokio::test]
 async fn reserved_names_of_events_reach_nobody() -> Result<()> {
     let stage = Stage::set().await?;

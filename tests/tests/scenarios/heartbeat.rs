@@ -1,4 +1,4 @@
-//! A dead peer is noticed, a living one is kept, however idle.
+//! A dead peer is detected, a living one is kept, however idle.
 
 use std::time::Duration;
 
@@ -59,14 +59,14 @@ async fn who_never_answers_is_closed_and_who_answers_stays() -> Result<()> {
     Ok(())
 }
 
-/// A client's own pings and messages are signs of life, too.
+/// A client's own pings and messages also count as signs of life.
 #[tokio::test]
 async fn any_byte_counts_as_a_sign_of_life() -> Result<()> {
     let node = restless().await?;
     let token = anywhere("alice");
     let mut talker =
         RawSocket::connect(node.public, &format!("/rooms/lobby?token={token}&echo=false")).await?;
-    // It answers no ping, but for each it sees it says something: for longer than the time-out.
+    // It answers no ping, but sends a message for each ping it sees, for longer than the time-out.
     for _ in 0..12 {
         let frame = talker.receive().await?.context("it is not closed")?;
         ensure!(frame.first == PING, "{:x}", frame.first);
@@ -84,7 +84,7 @@ async fn hundreds_of_idle_sessions_live_through_many_heartbeats() -> Result<()> 
     for _ in 0..SESSIONS {
         clients.push(Client::websocket(&node.ws("lobby", &token, ""), &[]).await?);
     }
-    // A ping and its answer are 8 bytes, at least: this many are some rounds of everybody.
+    // A ping and its answer are at least 8 bytes: this many mean several rounds for all sessions.
     let before = node.samples().await?.sum("tidegate_network_bytes_total", &["direction=\"in\""]);
     node.until_samples("ten rounds of heartbeats", |samples| {
         samples.sum("tidegate_network_bytes_total", &["direction=\"in\""])
@@ -112,7 +112,7 @@ async fn an_idle_event_stream_is_kept_alive_by_comments() -> Result<()> {
     Ok(())
 }
 
-/// A client in the lobby by the Centrifuge protocol.
+/// A client in the lobby, in the Centrifuge protocol.
 async fn centrifuge(node: &Node, token: &str) -> Result<RawSocket> {
     let mut socket = RawSocket::connect(node.public, "/connection/websocket").await?;
     for command in [
@@ -125,7 +125,7 @@ async fn centrifuge(node: &Node, token: &str) -> Result<RawSocket> {
     Ok(socket)
 }
 
-/// Answers every ping, until so many publications have been heard.
+/// Answers every ping until this many publications have been received.
 async fn answer_pings(mut socket: RawSocket, count: usize) -> Result<Vec<String>> {
     let mut heard = Vec::new();
     while heard.len() < count {
@@ -140,7 +140,7 @@ async fn answer_pings(mut socket: RawSocket, count: usize) -> Result<Vec<String>
     Ok(heard)
 }
 
-/// A frozen container, a machine that swaps, a debugger: the node was not there to hear the answers, and judges nobody
+/// A frozen container, a machine that swaps, a debugger: the node could not receive the answers, and closes no session
 /// for that.
 #[tokio::test]
 async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
@@ -165,7 +165,7 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
         answering.spawn(answer_pings(centrifuge(&node, &token).await?, MESSAGES));
     }
     let stream = Client::events(&node.url("lobby", &token, "")).await?;
-    // A head and a body of which half has arrived.
+    // Half of a head and half of a body.
     let post = Request::post("/rooms/halves", "text/plain", *b"whole").bearer(&token).bytes(node.public);
     let (head, body) = (post.len() / 2, post.len() - 2);
     let mut halves = Vec::new();
@@ -200,7 +200,7 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
         sender.read_exact(&mut answer).await.context("half a request goes on")?;
         ensure!(&answer == b"HTTP/1.1 202", "{}", String::from_utf8_lossy(&answer));
     }
-    // Who has been asked and says nothing is still closed, and nobody else.
+    // A session that was pinged and does not answer is still closed, and no other.
     ensure!(silent.close_code().await? == Some(1001));
     let samples = node
         .until_samples("the silent one is counted", |samples| {
@@ -216,7 +216,7 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
     Ok(())
 }
 
-/// Who takes nothing is not asked, so it is not silent; when that has lasted for long enough the kernel ends it.
+/// A client that reads nothing is not pinged, so it is not silent; after long enough the kernel ends the connection.
 #[tokio::test]
 async fn a_client_that_takes_nothing_is_ended_by_the_kernel_and_by_name() -> Result<()> {
     let node = Builder::new()
@@ -234,7 +234,7 @@ async fn a_client_that_takes_nothing_is_ended_by_the_kernel_and_by_name() -> Res
     while dropped(&node.samples().await?) < 200 {
         node.post("lobby", &token, "text/plain", &body).await?;
     }
-    // 30 s, of which the harness waits for as many at a time.
+    // 30 s, in steps of the harness's bound.
     let closed = |samples: &Samples, reason| samples.sum("tidegate_connections_closed_total", &[reason]);
     let given_up = async || {
         node.until_samples("connections that the kernel gave up", |samples| {

@@ -1,4 +1,4 @@
-//! Clients that answer a gap by subscribing again, all of them at once.
+//! Clients that respond to a gap by subscribing again, all of them at once.
 
 use std::sync::{
     Arc,
@@ -21,13 +21,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 const SUBSCRIBERS: Which = Which::Saying("tidegate-subscriber");
-/// What is published last.
+/// The last publication.
 const END: u64 = u64::MAX;
 
-/// What a member has heard: a list of numbers for each of its subscriptions.
+/// The messages of a member: a list of numbers for each of its subscriptions.
 type Heard = Vec<Vec<u64>>;
 
-/// Counts aloud until it is told to stop. Returns how far it came.
+/// Publishes numbers until it is stopped. Returns the last one.
 async fn count(speaker: Client, stop: CancellationToken) -> Result<u64> {
     let mut number = 0;
     while !stop.is_cancelled() {
@@ -43,7 +43,7 @@ async fn subscribe(socket: &mut RawSocket, id: usize) -> Result<()> {
     socket.send(&Frame::text(command)).await
 }
 
-/// Listens until the end, and subscribes again whenever it is told to. `subscribed` counts its subscriptions.
+/// Listens until the end, and subscribes again at each unsubscribe. `subscribed` counts its subscriptions.
 async fn listen(mut socket: RawSocket, subscribed: Arc<AtomicUsize>) -> Result<Heard> {
     let (mut heard, mut inside) = (Heard::new(), false);
     subscribe(&mut socket, 2).await?;
@@ -80,7 +80,7 @@ async fn member(node: &Node, token: &str) -> Result<RawSocket> {
     Ok(socket)
 }
 
-/// A room is told slice by slice, while those who have been told are back already and the load goes on.
+/// A room is notified slice by slice; notified members are back already, and the load continues.
 #[tokio::test]
 async fn who_comes_back_during_a_round_is_told_once_and_hears_everything_once() -> Result<()> {
     const MEMBERS: usize = 600;

@@ -1,5 +1,5 @@
-//! Junk of every kind against every door, beside a client that counts: a clear answer, no panic, and nothing that
-//! stays behind.
+//! Junk of every kind against every endpoint, beside a client that counts: a clear answer, no panic, and nothing left
+//! behind.
 
 use std::time::Duration;
 
@@ -29,12 +29,12 @@ use tokio::{
 
 use crate::stage::payloads;
 
-/// Between two bytes of a slow client. It shapes what the client does; nothing is concluded from it.
+/// The pause between two bytes of a slow client. It shapes the client's behaviour; no conclusion depends on it.
 const TRICKLE: Duration = Duration::from_millis(10);
-/// Connections at a time.
+/// Concurrent connections.
 const AT_ONCE: usize = 64;
 
-/// The first bytes of other protocols, and of nothing at all.
+/// The first bytes of other protocols, and of no protocol at all.
 fn garbage() -> Vec<(&'static str, Vec<u8>)> {
     let hello = b"\x16\x03\x01\x00\x2f\x01\x00\x00\x2b\x03\x03";
     let head = |line: &str| format!("GET / HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n").into_bytes();
@@ -76,7 +76,7 @@ async fn other_protocols_are_told_so_or_cut_off() -> Result<()> {
     for (what, bytes) in garbage() {
         let said = talk(node.public, &bytes).await.context(what)?;
         let found = statuses(&said).context(what)?;
-        // Whoever closes with input unread resets the connection, and a reset can overtake the answer.
+        // Closing with unread input resets the connection, and a reset can overtake the answer.
         let told = matches!(found.as_slice(), [] | [400 | 404 | 414 | 431]);
         ensure!(told, "{what}: {found:?}");
     }
@@ -87,7 +87,7 @@ async fn other_protocols_are_told_so_or_cut_off() -> Result<()> {
     node.ensure_sound()
 }
 
-/// A client may be gone after any byte.
+/// A client may disappear after any byte.
 #[tokio::test]
 async fn a_connection_cut_at_any_byte_leaves_nothing() -> Result<()> {
     let node = Builder::new().start().await?;
@@ -113,7 +113,7 @@ async fn a_connection_cut_at_any_byte_leaves_nothing() -> Result<()> {
                 let mut stream = TcpStream::connect(address).await?;
                 stream.write_all(&bytes).await?;
                 match n % 3 {
-                    // An end, a reset, and an end of one direction only.
+                    // A full close, a reset, and a half-close.
                     0 => {}
                     1 => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?,
                     _ => {
@@ -134,7 +134,7 @@ async fn a_connection_cut_at_any_byte_leaves_nothing() -> Result<()> {
     ensure!(witness.finish().await? > 0);
     println!("{count} connections were cut");
 
-    // What arrives byte by byte, but whole, is served.
+    // Input that arrives byte by byte, but completely, is served.
     let mut slow = TcpStream::connect(node.public).await?;
     slow.set_nodelay(true)?;
     for byte in [&handshake[..], &frame].concat() {
@@ -144,7 +144,7 @@ async fn a_connection_cut_at_any_byte_leaves_nothing() -> Result<()> {
     node.ensure_sound()
 }
 
-/// Heads and bodies that come byte by byte, and never whole.
+/// Heads and bodies that arrive byte by byte, and never completely.
 #[tokio::test]
 async fn slow_requests_are_cut_off_in_time() -> Result<()> {
     const EACH: usize = 100;
@@ -155,7 +155,7 @@ async fn slow_requests_are_cut_off_in_time() -> Result<()> {
         .await?;
     let witness = Witness::of(&node).await?;
     let before = node.levels_of(1).await?;
-    // What follows each is the letter x, again and again.
+    // After each start, the letter x follows, again and again.
     let starts = ["G", "GE", "GET /rooms/", "GET / HTTP/1.1\r\nHost: ", "GET / HTTP/1.1\r\nHost: x\r\nX"];
     let body = format!(
         "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 100000\r\n\r\n",
@@ -180,7 +180,7 @@ async fn slow_requests_are_cut_off_in_time() -> Result<()> {
     node.ensure_sound()
 }
 
-/// Sends a start, and then byte after byte until the node closes. What it said.
+/// Sends a start, and then byte after byte until the node closes. Returns the node's data.
 async fn trickle(node: &Node, start: Vec<u8>) -> Result<Vec<u8>> {
     let stream = TcpStream::connect(node.public).await?;
     let (mut reading, mut writing) = stream.into_split();
@@ -196,7 +196,7 @@ async fn trickle(node: &Node, start: Vec<u8>) -> Result<Vec<u8>> {
     let ended = async {
         tokio::select! {
             read = reading.read_to_end(&mut said) => drop(read),
-            // The node has closed, and what it said before is still to be read.
+            // The node has closed; read what it sent before.
             () = sending => drop(reading.read_to_end(&mut said).await),
         }
     };
@@ -204,7 +204,7 @@ async fn trickle(node: &Node, start: Vec<u8>) -> Result<Vec<u8>> {
     Ok(said)
 }
 
-/// A client that asks and asks and reads no answer is not asked for more than the sockets hold.
+/// The node does not read more requests of a client that never reads answers than the sockets hold.
 #[tokio::test]
 async fn answers_that_nobody_reads_are_not_piled_up() -> Result<()> {
     const CLIENTS: usize = 8;
@@ -218,7 +218,7 @@ async fn answers_that_nobody_reads_are_not_piled_up() -> Result<()> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(1024)?;
         let mut stream = socket.connect(node.public).await?;
-        // As long as the node reads: it stops when its answers are not taken.
+        // As long as the node reads: it stops when its answers are not read.
         while timeout(Duration::from_millis(500), stream.write_all(requests.as_bytes()))
             .await
             .is_ok_and(|sent| sent.is_ok())
@@ -233,7 +233,7 @@ async fn answers_that_nobody_reads_are_not_piled_up() -> Result<()> {
     node.ensure_sound()
 }
 
-/// Pings are answered, and a flood of them costs the one who sends it.
+/// Pings are answered, and a flood of them costs only its sender.
 #[tokio::test]
 async fn a_flood_of_pings_is_bounded() -> Result<()> {
     const PING: [u8; 6] = [0x89, 0x80, 1, 2, 3, 4];
@@ -250,7 +250,7 @@ async fn a_flood_of_pings_is_bounded() -> Result<()> {
         let flood = flood.clone();
         flooding.spawn(async move { while socket.send_bytes(&flood).await.is_ok() {} });
     }
-    // Who does not read the answers is not read: 64 KiB of them wait, and no more.
+    // The node stops reading from a client that does not read the answers: at most 64 KiB of them wait.
     let held = |samples: &Samples| samples.sum("tidegate_memory_held_bytes", &[]);
     node.until_samples("answers wait for each", |samples| held(samples) >= CLIENTS * 48 * 1024).await?;
     for _ in 0..100 {
@@ -263,7 +263,7 @@ async fn a_flood_of_pings_is_bounded() -> Result<()> {
     flooding.shutdown().await;
     node.until_levels(&before).await?;
 
-    // Who reads has every ping answered.
+    // A client that reads gets an answer to every ping.
     let mut reader = RawSocket::connect(node.public, &target).await?;
     for _ in 0..100 {
         reader.send_bytes(&PING.repeat(100)).await?;
@@ -276,7 +276,7 @@ async fn a_flood_of_pings_is_bounded() -> Result<()> {
     node.ensure_sound()
 }
 
-/// A client that never pauses has its share of a thread, and not more.
+/// A client that never pauses gets its share of a thread, and no more.
 #[tokio::test]
 async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
     const PONG: [u8; 6] = [0x8a, 0x80, 1, 2, 3, 4];
@@ -296,7 +296,7 @@ async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
     flooding.shutdown().await;
     node.until_levels(&before).await?;
 
-    // One that is not refused: a refusal ends its connection.
+    // An answer that is not a refusal: a refusal ends its connection.
     let request = Request::new("OPTIONS", "/rooms/lobby").header("Connection", "keep-alive");
     let request = request.header("X", &"x".repeat(8000));
     let flood = request.bytes(node.public).repeat(100);
@@ -313,10 +313,10 @@ async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
     node.ensure_sound()
 }
 
-/// Fails unless the witness goes on counting while a flood is read.
+/// Fails unless the witness keeps counting while a flood is read.
 async fn its_share(node: &Node, witness: &mut Witness, count: usize) -> Result<()> {
-    /// Bytes of the flood that the node may read while a neighbour says a number and hears it. A turn takes a
-    /// quarter of a mebibyte of each socket's at most, and a number needs a few turns.
+    /// Bytes of the flood that the node may read while another client publishes a number and receives it. A turn reads
+    /// a quarter of a mebibyte from each socket at most, and a number needs a few turns.
     const SHARE: u64 = 8 << 20;
     let read =
         async || anyhow::Ok(node.samples().await?.sum("tidegate_network_bytes_total", &["direction=\"in\""]));
@@ -332,7 +332,7 @@ async fn its_share(node: &Node, witness: &mut Witness, count: usize) -> Result<(
     Ok(())
 }
 
-/// Fragments that never end meet the bound of a message, and those without a byte cost nothing.
+/// Fragments without an end hit the limit of a message, and empty ones cost nothing.
 #[tokio::test]
 async fn endless_fragments_meet_the_bound() -> Result<()> {
     let node = Builder::new().set("limits.message_size", "4KiB").start().await?;
@@ -345,7 +345,7 @@ async fn endless_fragments_meet_the_bound() -> Result<()> {
 
     let mut endless = RawSocket::connect(node.public, &target).await?;
     endless.send_bytes(&piece(0x01, b"x")).await?;
-    // One byte each; beyond the bound the node is deaf, or closes before it has heard all.
+    // One byte each; beyond the limit the node stops reading, or closes before it has read everything.
     let sent = endless.send_bytes(&piece(0x00, b"x").repeat(20_000)).await;
     ensure!(endless.close_code().await? == Some(1009), "{sent:?}");
     drop(endless);
@@ -357,7 +357,7 @@ async fn endless_fragments_meet_the_bound() -> Result<()> {
     listener.hears(&Payload::text("whole")).await?;
     drop(empty);
 
-    // A frame that is announced and does not come costs what has come of it.
+    // A frame that is announced but does not arrive costs only the memory of its received bytes.
     let memory = node.resident_bytes()?;
     let mut announced = Vec::new();
     for _ in 0..500 {
@@ -373,7 +373,7 @@ async fn endless_fragments_meet_the_bound() -> Result<()> {
     node.ensure_sound()
 }
 
-/// Peers that vanish without a word: nothing of theirs reaches the node, and nothing reaches them.
+/// Peers that vanish without a close: nothing of theirs reaches the node, and nothing reaches them.
 #[tokio::test]
 async fn sessions_of_vanished_peers_are_gone() -> Result<()> {
     const SESSIONS: u64 = 20;

@@ -1,4 +1,4 @@
-//! Many keys: of every algorithm, from files and from a server, replaced while clients stay.
+//! Many keys: of every algorithm, from files and from a server, replaced while clients stay connected.
 
 use std::{path::Path, time::Instant};
 
@@ -22,7 +22,7 @@ fn claims(subject: &str) -> Token {
     Token::new(subject).room("lobby", &["subscribe", "publish"])
 }
 
-/// A node that has no key but those of a server.
+/// A node whose only keys come from a server.
 fn trusting(issuer: &Issuer) -> Builder {
     Builder::unconfigured()
         .set("auth.jwks_url", &issuer.url())
@@ -34,7 +34,7 @@ async fn open(node: &Node, token: &str) -> Result<Response> {
     Request::upgrade("/rooms/lobby").bearer(token).send(node.public).await
 }
 
-/// Waits until a token opens the room. Keys take their time to come, by design.
+/// Waits until a token grants access to the room. Keys take some time to arrive, by design.
 async fn until_open(node: &Node, token: &str) -> Result<()> {
     eventually("the token is good", async || match open(node, token).await {
         Ok(response) if response.status == 101 => Ok(()),
@@ -52,7 +52,7 @@ fn refreshes(samples: &Samples, result: &str) -> u64 {
     samples.sum("tidegate_jwks_refreshes_total", &[&format!("result=\"{result}\"")])
 }
 
-/// Puts a file in its place as a whole.
+/// Replaces a file atomically.
 fn put(directory: &Path, name: &str, text: &str) -> Result<String> {
     let (temporary, path) = (directory.join("temporary"), directory.join(name));
     std::fs::write(&temporary, text)?;
@@ -90,7 +90,7 @@ async fn tokens_of_every_algorithm_by_another_implementation_open_the_room() -> 
         {
             let response = open(node, &key.token).await?;
             ensure!(response.status == if trusts { 101 } else { 401 }, "{}: {response:?}", key.algorithm);
-            // The last character has bits that count in every algorithm.
+            // All bits of the first character are significant in every algorithm.
             let (text, signature) = key.token.rsplit_once('.').context("a signature")?;
             let mut signature = signature.to_owned();
             let first = if signature.starts_with('A') { "B" } else { "A" };
@@ -114,12 +114,12 @@ async fn keys_are_rotated_while_a_client_stays() -> Result<()> {
     let issuer = Issuer::start(&[&old]).await?;
     let node = trusting(&issuer).start().await?;
     let client = Client::websocket(&node.ws("lobby", &old.sign(claims("alice")), ""), &[]).await?;
-    // A token of the new key makes the node fetch it: an interval is ten minutes.
+    // A token of the new key makes the node fetch the set: the interval is ten minutes.
     issuer.publish(&[&old, &new]);
     until_open(&node, &new.sign(claims("bob"))).await?;
     ensure!(open(&node, &old.sign(claims("carol"))).await?.status == 101, "both are good");
     ensure!(issuer.requests() == 2, "one at the start, one for the new key, not {}", issuer.requests());
-    // Gone from the set, gone from the node, which is told by the next unknown key at the latest.
+    // Once removed from the set, it is removed from the node, at the latest with the next unknown key.
     issuer.publish(&[&new]);
     let stranger = SigningKey::new("stranger")?;
     let gone = old.sign(claims("dora"));
@@ -174,7 +174,7 @@ async fn random_key_names_do_not_make_the_node_a_nuisance() -> Result<()> {
         let token = key.sign_as(claims("eve"), |header| header.kid = Some(format!("random {n}")));
         ensure!(open(&node, &token).await?.status == 401);
     }
-    // One fetch at the start, and one for each time that the pause between two has passed.
+    // One fetch at the start, and one for each pause between two fetches that has passed.
     let most = 2 + began.elapsed().as_secs() / 5;
     ensure!(issuer.requests() as u64 <= most, "{} fetches, {most} at most", issuer.requests());
     ensure!(failures(&node.samples().await?, "unknown_key") == 300);
@@ -213,7 +213,7 @@ async fn a_server_that_fails_in_any_way_changes_no_key() -> Result<()> {
             Some(answer) => issuer.answer(&answer),
             None => issuer.be_away(),
         }
-        // Two: the first may have been under way with the answer before.
+        // Two: the first may have been in progress with the previous response.
         node.until_samples(what, |samples| refreshes(samples, "failed") >= refreshes(&before, "failed") + 2)
             .await?;
         ensure!(open(&node, &token).await?.status == 101, "{what}");
@@ -266,7 +266,7 @@ async fn a_centrifuge_client_is_asked_to_come_again_while_its_key_is_fetched() -
     let client = Client::node_centrifuge(&url, "lobby", &[&token]).await?;
     client.send(Payload::text("\"in\"")).await?;
     client.hears(&Payload::text("\"in\"")).await?;
-    // A key that is nobody's is no reason to come again once the set has been looked at.
+    // An unknown key causes no further fetch once the set has been checked.
     let stranger = SigningKey::new("stranger")?.sign(claims("eve"));
     eventually("an invalid token", async || {
         let code = async {
@@ -313,7 +313,7 @@ async fn keys_in_files_are_replaced_on_disk_and_broken_ones_are_not_taken() -> R
     Ok(())
 }
 
-/// Byte for byte, but for the date.
+/// Byte for byte, except for the date.
 fn without_date(response: &Response) -> String {
     let whole = format!("{response:?}");
     match response.header("date") {
@@ -367,7 +367,7 @@ async fn what_is_wrong_with_a_token_is_for_the_operator_alone() -> Result<()> {
     Ok(())
 }
 
-/// As in `access`, for what came with keys: files of secrets, a server, its address, its answers.
+/// Like `access`, for the secrets that keys add: secret files, a server, its URL, its responses.
 #[tokio::test]
 async fn nothing_secret_of_keys_is_ever_written() -> Result<()> {
     let (known, stranger) = (SigningKey::new("known")?, SigningKey::new("stranger")?);
@@ -412,7 +412,7 @@ async fn nothing_secret_of_keys_is_ever_written() -> Result<()> {
             raw.receive().await?.map(|frame| String::from_utf8_lossy(&frame.payload).into_owned())
         ));
     }
-    // A set that publishes what it should not, an answer that repeats it, a file that breaks.
+    // A set that publishes what it should not, a response that repeats it, an invalid file.
     let private_jwk = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "x": "x", "y": "y", "d": "pr1v4t3-p4rt-0f-4-k3y" }] });
     for answer in [
         ok(&private_jwk.to_string()),
@@ -434,7 +434,7 @@ async fn nothing_secret_of_keys_is_ever_written() -> Result<()> {
     let output = node.output();
     ensure!(output.contains("DEBUG") && output.contains("a token was refused"), "the log is at its loudest");
     written.push(output);
-    // What a node says that does not start.
+    // The output of a node that does not start.
     for (key, value) in [
         ("auth.keys", table("public_key_file", &private)),
         ("auth.keys", table("public_key_file", &secret)),

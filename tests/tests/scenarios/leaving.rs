@@ -1,4 +1,4 @@
-//! Leaving without hurting anybody.
+//! Draining without harm to any client.
 
 use std::{fs, os::unix::process::ExitStatusExt as _, time::Instant};
 
@@ -74,13 +74,13 @@ async fn two_hundred_sessions_are_sent_on_one_by_one() -> Result<()> {
 
     ensure!(a.exited().await?.code() == Some(0));
     ensure!(TcpStream::connect(a.public).await.is_err());
-    // The other node has not felt anything.
+    // The other node is not affected.
     b.post("lobby", &token, "text/plain", b"alone now").await?;
     ensure!(payloads(&elsewhere.heard(2).await?) == [last, Payload::text("alone now")]);
     Ok(())
 }
 
-/// A message that a client sent before it was told to leave is published.
+/// A message that a client sent before it received the close is published.
 #[tokio::test]
 async fn what_was_sent_before_the_close_is_published() -> Result<()> {
     let Stage { redis: _redis, mut a, b } = Stage::set_with(|node| node.set("drain.pause", "500ms")).await?;
@@ -127,7 +127,7 @@ async fn a_second_signal_ends_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Clients that do not answer their close frames hold nothing up for longer than the deadline.
+/// Clients that do not answer their close frames delay the drain no longer than the deadline.
 #[tokio::test]
 async fn a_deadline_that_passes_is_told() -> Result<()> {
     let mut node = Builder::new().set("drain.window", "0s").set("drain.deadline", "500ms").start().await?;
@@ -144,7 +144,7 @@ async fn a_deadline_that_passes_is_told() -> Result<()> {
     Ok(())
 }
 
-/// During the pause load balancers still send: everybody is served, new sessions too.
+/// During the pause load balancers still send clients: all are served, including new sessions.
 #[tokio::test]
 async fn the_pause_serves_everybody_and_ends_by_a_second_signal() -> Result<()> {
     let mut node = Builder::new().set("drain.pause", "1h").set("drain.deadline", "2h").start().await?;
@@ -190,7 +190,7 @@ async fn a_node_that_never_found_its_broker_leaves_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Sessions are sent on all the same, and what they said last is given up, not waited for.
+/// Sessions are closed anyway; their last publications are abandoned, not waited for.
 #[tokio::test]
 async fn a_broker_that_is_down_holds_nothing_up() -> Result<()> {
     let mut stage =
@@ -206,7 +206,7 @@ async fn a_broker_that_is_down_holds_nothing_up() -> Result<()> {
     .await?;
     client.send(Payload::text("into the void")).await?;
     stage.a.terminate()?;
-    // Closed because its publication failed, or because the node leaves: told to come back either way.
+    // Closed because its publication failed, or because the node drains: told to reconnect either way.
     let end = client.ended().await?;
     ensure!(matches!(end.code(), Some(1012 | 1013)), "{end:?}");
     ensure!(matches!(stream.ended().await?, End::Closed { .. }));
@@ -214,7 +214,7 @@ async fn a_broker_that_is_down_holds_nothing_up() -> Result<()> {
     Ok(())
 }
 
-/// The deadline holds for what the broker has left to send, too.
+/// The deadline also applies to what the broker still has to send.
 #[tokio::test]
 async fn a_broker_that_stands_still_is_given_up_at_the_deadline() -> Result<()> {
     let mut stage = Stage::set_with(|node| {
@@ -239,7 +239,7 @@ fn messages_in(samples: &Samples) -> u64 {
     samples.sum("tidegate_messages_total", &["direction=\"in\""])
 }
 
-/// Who does not read does not read its close frame either: it is cut off, and nobody waits for it for long.
+/// A client that does not read cannot read its close frame either: it is cut off after a short wait.
 #[tokio::test]
 async fn a_client_that_reads_nothing_is_left_behind() -> Result<()> {
     let mut node = Builder::new().set("limits.outbound", "8MiB").start().await?;
@@ -260,7 +260,7 @@ async fn a_client_that_reads_nothing_is_left_behind() -> Result<()> {
     Ok(())
 }
 
-/// A file that keeps its reader waiting keeps the reload waiting, and nothing else.
+/// A file that blocks its reader blocks the reload, and nothing else.
 #[tokio::test]
 async fn a_reload_under_way_holds_nothing_up() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -268,7 +268,7 @@ async fn a_reload_under_way_holds_nothing_up() -> Result<()> {
     fs::write(&path, "")?;
     let mut node = Builder::new().config_file(&path).start().await?;
     let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
-    // A pipe that nobody writes to: whoever opened and read it as a file would wait for ever.
+    // A pipe without a writer: reading it like a file would never end.
     fs::remove_file(&path)?;
     mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
     node.hang_up()?;
@@ -290,7 +290,7 @@ async fn a_leaving_node_is_not_disturbed_by_a_reload() -> Result<()> {
     Ok(())
 }
 
-/// Half a TLS handshake, half a head and nothing at all are no sessions: nobody waits for them.
+/// Half a TLS handshake, half a head and an idle socket are not sessions: the drain does not wait for them.
 #[tokio::test]
 async fn who_has_not_come_in_yet_holds_nothing_up() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -303,7 +303,7 @@ async fn who_has_not_come_in_yet_holds_nothing_up() -> Result<()> {
         .clone()
         .set("tls.cert", cert_path.to_str().context("UTF-8")?)
         .set("tls.key", key_path.to_str().context("UTF-8")?);
-    // The beginning of a ClientHello: a record of 512 bytes, of which six are there.
+    // The beginning of a ClientHello: a record of 512 bytes, of which six are sent.
     for (builder, beginning) in [
         (&tls, &[0x16, 3, 1, 2, 0, 1][..]),
         (&tls, b""),
@@ -328,7 +328,7 @@ async fn who_has_not_come_in_yet_holds_nothing_up() -> Result<()> {
     Ok(())
 }
 
-/// Neither is somebody who asks the operators' side for something and never ends to ask.
+/// Nor does it wait for an endless request on the ops listener.
 #[tokio::test]
 async fn a_probe_that_stands_still_holds_nothing_up() -> Result<()> {
     let mut node = Builder::new().set("drain.deadline", "2h").start().await?;
@@ -339,7 +339,7 @@ async fn a_probe_that_stands_still_holds_nothing_up() -> Result<()> {
     Ok(())
 }
 
-/// An upload that has begun may end, and is answered; one that does not end runs into its own time-out.
+/// An upload in progress may finish, and is answered; one that never ends hits its own time-out.
 #[tokio::test]
 async fn an_upload_is_answered_before_the_node_ends() -> Result<()> {
     let builder = Builder::new().set("public.body_timeout", "2s").set("drain.pause", "100ms");
@@ -356,7 +356,7 @@ async fn an_upload_is_answered_before_the_node_ends() -> Result<()> {
     Ok(())
 }
 
-/// Three of five bytes of a body; the node has asked for them when this returns.
+/// Three of five bytes of a body; when this returns, the node has asked for them.
 async fn begin_upload(node: &Node) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(node.public).await?;
     let head = format!(
@@ -372,7 +372,7 @@ async fn begin_upload(node: &Node) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Who waits for a subscription that the broker does not acknowledge is not let in any more, and is told.
+/// A client that waits for a subscription the broker does not acknowledge is refused, with an answer.
 #[tokio::test]
 async fn who_is_still_coming_in_is_refused() -> Result<()> {
     let mut stage = Stage::set_with(|node| node.set("broker.subscribe_timeout", "2s")).await?;

@@ -1,7 +1,7 @@
-//! Every limit, exceeded by a real client that sees the documented answer, while a well-behaved client beside it
-//! hears everything, each message once and in order.
+//! Every limit, exceeded by a real client that gets the documented answer, while a well-behaved client beside it
+//! receives everything, each message once and in order.
 //!
-//! The other limits have their scenarios elsewhere: `limits.message_size` in `bad_input`, `limits.outbound` in
+//! The other limits have scenarios elsewhere: `limits.message_size` in `bad_input`, `limits.outbound` in
 //! `slow`. Addresses behind proxies are in `addresses`.
 
 use anyhow::{Context as _, Result, ensure};
@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::stage::payloads;
 
-/// Who lives on this machine: all of 127.0.0.0/8 does.
+/// Client addresses of this machine: all of 127.0.0.0/8.
 const FLOODER: [u8; 4] = [127, 0, 0, 2];
 const NEIGHBOUR: [u8; 4] = [127, 0, 0, 3];
 
@@ -36,7 +36,7 @@ fn centrifuge(node: &Node) -> String {
     format!("ws://{}{CENTRIFUGE}", node.public)
 }
 
-/// A well-behaved pair of clients: what one says, the other hears.
+/// A well-behaved pair of clients: each receives what the other publishes.
 struct Bystanders {
     speaker: Client,
     listener: Client,
@@ -51,7 +51,7 @@ impl Bystanders {
         Ok(Self { speaker, listener, said: Vec::new() })
     }
 
-    /// Says one thing, and waits until both have heard it.
+    /// Publishes one message, and waits until both have received it.
     async fn talk(&mut self) -> Result<()> {
         self.said.push(Payload::text(format!("all is well {}", self.said.len())));
         self.speaker.send(self.said.last().context("said just now")?.clone()).await?;
@@ -68,7 +68,7 @@ impl Bystanders {
     }
 }
 
-/// A refusal by a limit: 429, problem details, and when to come back.
+/// A refusal by a limit: 429, problem details, and `Retry-After`.
 fn ensure_too_many(response: &Response) -> Result<u64> {
     ensure!(response.status == 429, "{} {}", response.status, response.text());
     response.problem()?;
@@ -87,18 +87,18 @@ async fn attempts_of_one_address() -> Result<()> {
         ensure!(knock.send(node.public).await?.status == 406, "neither a handshake nor an event stream");
     }
     for _ in 0..10 {
-        // An hour for the next, or up to twice of it.
+        // An hour until the next attempt, or up to twice that.
         ensure!(ensure_too_many(&knock.send(node.public).await?)? >= 3_500);
         bystanders.talk().await?;
     }
-    // It has been told often enough.
+    // It has been answered often enough.
     for _ in 0..20 {
         ensure!(knock.send(node.public).await.is_err(), "no answer, but an end");
     }
     bystanders.talk().await?;
     ensure!(knock.clone().from(NEIGHBOUR).send(node.public).await?.status == 406, "another address");
 
-    // The libraries that people use see the status.
+    // Common client libraries see the status.
     let url = node.ws("lobby", &token, "");
     let clients = [Client::node_websocket(&url).await?, Client::python_websocket(&url).await?];
     let third = Client::node_websocket(&url).await?;
@@ -131,7 +131,7 @@ async fn open_connections_of_one_address() -> Result<()> {
     let stream = request.clone().from(NEIGHBOUR).open(node.public).await?;
     ensure!(stream.status == 200, "another address");
 
-    // A socket that is closed makes room.
+    // A closed socket makes room.
     let mut leaving = sockets.pop().context("four are open")?;
     leaving.send(&Frame { first: 0x88, ..Frame::text([3, 232]) }).await?;
     ensure!(leaving.close_code().await? == Some(1000));
@@ -142,7 +142,7 @@ async fn open_connections_of_one_address() -> Result<()> {
     ensure!(stream.status == 200, "room for one");
     ensure_too_many(&knock.send(node.public).await?)?;
 
-    // An EventSource of 127.0.0.1 finds room beside the bystanders' two, and no more than that.
+    // An EventSource from 127.0.0.1 still fits beside the bystanders' two, but no more.
     let url = node.url("lobby", &token, "");
     let _streams = [Client::node_events(&url, &[]).await?, Client::events(&url).await?];
     let refused = Client::events(&url).await?;
@@ -153,7 +153,7 @@ async fn open_connections_of_one_address() -> Result<()> {
     Ok(())
 }
 
-/// Nobody is refused because others come: they wait.
+/// New connections are not refused because of others: they wait.
 #[tokio::test]
 async fn accepts_of_the_node() -> Result<()> {
     let node = limited(&[("accepts", "50/s burst 5")]).start().await?;
@@ -180,7 +180,7 @@ async fn open_connections_of_the_node() -> Result<()> {
     let post =
         Request::post("/rooms/lobby", "text/plain", "x").bearer(&anywhere("alice")).send(node.public).await?;
     ensure!(post.status == 503 && post.header("Retry-After").is_some(), "{post:?}");
-    // Nobody who is refused keeps a place: not by a connection that would be kept otherwise, nor as an `EventSource`.
+    // A refused client occupies no connection slot: neither with a kept connection nor as an `EventSource`.
     for (what, request) in [
         ("a publisher", Request::post("/rooms/lobby", "text/plain", "x")),
         ("an EventSource", Request::get("/rooms/lobby").header("Accept", "text/event-stream")),
@@ -196,10 +196,10 @@ async fn open_connections_of_the_node() -> Result<()> {
     bystanders.talk().await
 }
 
-/// An SDK reads error 111 for each command that is not obeyed, goes on, is closed with 3013, and comes back.
+/// An SDK gets error 111 for each refused command, continues, is closed with 3013, and reconnects.
 #[tokio::test]
 async fn commands_of_a_centrifuge_session() -> Result<()> {
-    // One to connect, one to subscribe.
+    // One for the connect command, one for the subscription.
     let node = limited(&[("commands", "1/h burst 12")]).start().await?;
     let mut bystanders = Bystanders::meet(&node).await?;
     let token = anywhere("alice");
@@ -217,7 +217,7 @@ async fn commands_of_a_centrifuge_session() -> Result<()> {
     let errors: Vec<_> = journal.messages.iter().filter(|message| message.event == "error").collect();
     ensure!(errors.iter().all(|error| error.payload == Payload::text("111")), "{errors:?}");
     ensure!((journal.opened, journal.end) == (1, None), "the session goes on");
-    // It hears as before.
+    // It receives messages as before.
     node.post("lobby", &token, "application/json", b"\"still here\"").await?;
     sdk.hears(&Payload::text("\"still here\"")).await?;
     node.until_samples("five refused commands", |samples| {
@@ -225,7 +225,7 @@ async fn commands_of_a_centrifuge_session() -> Result<()> {
     })
     .await?;
 
-    // Whoever does not stop is closed, and the SDK comes back as a new session with a new allowance.
+    // If it does not stop, it is closed, and the SDK reconnects as a new session with a new allowance.
     for n in 100..300 {
         sdk.send(Payload::text(n.to_string())).await?;
     }
@@ -239,7 +239,7 @@ async fn commands_of_a_centrifuge_session() -> Result<()> {
     bystanders.talk().await
 }
 
-/// The code on the wire: 3013, on which SDKs come back.
+/// The code on the wire: 3013, upon which SDKs reconnect.
 #[tokio::test]
 async fn a_centrifuge_client_that_goes_on_is_closed_with_3013() -> Result<()> {
     let node = limited(&[("commands", "1/h burst 2")]).start().await?;
@@ -262,12 +262,12 @@ async fn a_centrifuge_client_that_goes_on_is_closed_with_3013() -> Result<()> {
         errors += usize::from(String::from_utf8_lossy(&frame.payload).contains("\"code\":111"));
     }
     ensure!(code == Some(3013), "{code:?}");
-    // A hundred at once and ten a second are forgiven.
+    // A hundred at once and ten a second are tolerated.
     ensure!((100..1000).contains(&errors), "{errors} errors");
     bystanders.talk().await
 }
 
-/// A plain frame has no place for an error: closed with 1008, and told which limit it was.
+/// A plain frame cannot carry an error: the node closes with 1008 and names the limit.
 #[tokio::test]
 async fn commands_of_a_plain_session() -> Result<()> {
     let node = limited(&[("commands", "1/h burst 10")]).start().await?;
@@ -296,7 +296,7 @@ async fn commands_of_a_plain_session() -> Result<()> {
 
 #[tokio::test]
 async fn bytes_of_a_session() -> Result<()> {
-    // The heads of the frames count.
+    // The frame headers count.
     let node = limited(&[("bytes", "4KiB/h burst 64KiB")]).start().await?;
     let mut bystanders = Bystanders::meet(&node).await?;
     let token = anywhere("alice");
@@ -319,7 +319,7 @@ async fn bytes_of_a_session() -> Result<()> {
     Ok(())
 }
 
-/// Control frames, and fragments without end, are charged as well.
+/// Control frames, and fragments without an end, count as well.
 #[tokio::test]
 async fn what_is_no_message_is_charged_too() -> Result<()> {
     let rates = [("commands", "1/h burst 10"), ("bytes", "4KiB/h burst 64KiB"), ("message_size", "1KiB")];
@@ -359,7 +359,7 @@ async fn what_is_no_message_is_charged_too() -> Result<()> {
     bystanders.talk().await
 }
 
-/// All of a user's sessions and its `POST`s have one account; another user has another.
+/// All of a user's sessions and its `POST`s share one account; another user has another.
 #[tokio::test]
 async fn commands_of_a_user() -> Result<()> {
     let node = limited(&[("user_commands", "1/h burst 6")]).start().await?;
@@ -387,7 +387,7 @@ async fn commands_of_a_user() -> Result<()> {
         "{end:?}"
     );
 
-    // Bob has all of his.
+    // Bob's allowance is untouched.
     for n in 6..=11 {
         listener.send(Payload::text(n.to_string())).await?;
     }
@@ -445,7 +445,7 @@ async fn rooms_of_a_session() -> Result<()> {
     bystanders.talk().await
 }
 
-/// Whoever has gone leaves no account.
+/// A client that disconnects leaves no account behind.
 #[tokio::test]
 async fn accounts_of_clients_that_are_gone_are_gone() -> Result<()> {
     let node = limited(&[

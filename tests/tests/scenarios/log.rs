@@ -1,4 +1,4 @@
-//! The log: what happens when nobody reads it, and what it says at the levels that the documents promise.
+//! The log: what happens if it is not read, and its contents at the levels that the documents promise.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ const DROPPED: &str = "tidegate_log_lines_dropped_total";
 
 /// Writes more to the log than its pipe and its queue hold.
 async fn overflow_log(node: &Node) -> Result<()> {
-    // At level debug a refusal names the path.
+    // At level debug a refusal contains the path.
     let long = format!("/{}", "x".repeat(30_000));
     for _ in 0..120 {
         ensure!(Request::get(&long).send(node.public).await?.status == 404);
@@ -29,7 +29,7 @@ async fn overflow_log(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Standard error is a full pipe: the node serves, answers its probes and leaves when it is told to.
+/// Standard error is a full pipe: the node serves, answers its probes and drains on a signal.
 #[tokio::test]
 async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() -> Result<()> {
     let mut node = Builder::new().set("log.filter", "debug").start().await?;
@@ -51,7 +51,7 @@ async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() -> Result<()> {
         node.until_probe(probe, 200).await?;
     }
 
-    // Who comes to read it is told what is missing, where it is missing.
+    // A late reader learns what is missing, in its place.
     node.read_on();
     node.until_written("log lines are missing here").await?;
     node.stop_reading();
@@ -72,7 +72,7 @@ async fn a_greeting_that_nobody_reads_keeps_nobody_waiting() -> Result<()> {
     Ok(())
 }
 
-/// The lines of the log that are about refusals.
+/// The log lines about refusals.
 fn refusals(node: &Node) -> Vec<Value> {
     let lines = node.output();
     let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -102,7 +102,7 @@ async fn be_refused(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What somebody looks for whose client does not connect is there by default, and by the documented filter.
+/// The default and the documented filter show why a client cannot connect.
 #[tokio::test]
 async fn refused_tokens_origins_and_grants_are_logged_with_their_reason() -> Result<()> {
     for filter in ["info", "info,tidegate::auth=debug", "warn,tidegate::node=info,tidegate::auth=info"] {
@@ -124,7 +124,7 @@ async fn refused_tokens_origins_and_grants_are_logged_with_their_reason() -> Res
     Ok(())
 }
 
-/// Anybody can be refused as often as they like; the log stays readable.
+/// Clients can be refused as often as they like; the log stays readable.
 #[tokio::test]
 async fn a_flood_of_refusals_is_a_few_lines_and_a_count() -> Result<()> {
     let node = Builder::new().start().await?;
@@ -153,7 +153,7 @@ async fn a_filter_that_would_make_the_node_mute_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// What somebody is asked for who reports a fault.
+/// The information that a bug report needs.
 #[tokio::test]
 async fn the_first_line_says_what_runs() -> Result<()> {
     let directory = tempfile::tempdir()?;

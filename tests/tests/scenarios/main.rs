@@ -1,6 +1,6 @@
-//! What a stranger could see: real nodes, a real Redis, real clients.
+//! Behaviour visible from outside: real nodes, a real Redis, real clients.
 //!
-//! One file per theme. Every scenario has a Redis, nodes and clients of its own; they run side by side.
+//! One file per theme. Every scenario has its own Redis, nodes and clients; they run in parallel.
 
 mod access;
 mod addresses;

@@ -1,4 +1,4 @@
-//! What a node holds for its clients stays within `limits.memory`, whatever clients do to make it hold more.
+//! The memory that a node holds for its clients stays within `limits.memory`, whatever clients do to increase it.
 
 use std::ops::Range;
 
@@ -32,7 +32,7 @@ fn refused(samples: &Samples, reason: &str) -> u64 {
     samples.sum(REFUSED, &[&format!("reason=\"{reason}\"")])
 }
 
-/// Members that read nothing, each of a room of its own.
+/// Members that read nothing, each in its own room.
 async fn stalled(node: &Node, prefix: &str, count: usize) -> Result<Vec<RawSocket>> {
     let token = anywhere("alice");
     let connect = |n| {
@@ -42,7 +42,7 @@ async fn stalled(node: &Node, prefix: &str, count: usize) -> Result<Vec<RawSocke
     stream::iter(0..count).map(connect).buffered(64).try_collect().await
 }
 
-/// A backend that publishes as much as it wants to.
+/// A backend that publishes without limits.
 struct Backend(redis::aio::MultiplexedConnection);
 
 impl Backend {
@@ -60,7 +60,7 @@ impl Backend {
     }
 }
 
-/// A thousand readers that read nothing could hold a gigabyte within `limits.outbound`.
+/// A thousand clients that read nothing could hold a gigabyte within `limits.outbound`.
 #[tokio::test]
 async fn who_reads_nothing_is_closed_before_the_node_runs_out_of_memory() -> Result<()> {
     const LIMIT: u64 = 32 * MIB;
@@ -80,7 +80,7 @@ async fn who_reads_nothing_is_closed_before_the_node_runs_out_of_memory() -> Res
     let (mut count, mut most) = (0, 0);
     let samples = loop {
         ensure!(count < 2000, "a thousand readers that read nothing are never too much");
-        // In step with who reads: a hundred rooms at a time, and as much for each of a few.
+        // Keep pace with the readers: a hundred rooms at a time, and the same for each of a few.
         let rooms = count % 10 * READERS / 10;
         backend.publish("full", 0..FULLEST, &payload).await?;
         backend.publish("room", rooms..rooms + READERS / 10, &payload).await?;
@@ -94,17 +94,17 @@ async fn who_reads_nothing_is_closed_before_the_node_runs_out_of_memory() -> Res
         }
     };
     ensure!(most > LIMIT / 2, "it was nearly used up: {most}");
-    // What arrives within a turn of a shard is added before anybody is closed for it.
+    // What arrives within a shard's turn is added before any session is closed for it.
     ensure!(most <= LIMIT + LIMIT / 8, "{most} bytes were held");
     let grown = node.resident_bytes()?.saturating_sub(start);
     ensure!(grown < 3 * LIMIT, "resident memory grew by {grown} bytes");
 
-    // Nobody else was closed, and for no other reason.
+    // No other session was closed, and for no other reason.
     for reason in ["slow_consumer", "lost", "heartbeat_timeout", "internal"] {
         ensure!(closed(&samples, reason) == 0, "{reason}: {samples:?}");
     }
     ensure!(healthy.now().end.is_none() && healthy.now().messages.len() == count);
-    // The fullest went; they know that they may come back, if that still reached them.
+    // The fullest were closed; they were told to reconnect, if that still reached them.
     for socket in &mut fullest {
         let code = socket.close_code().await?;
         ensure!(code.is_none_or(|code| code == 1013), "{code:?}");
@@ -116,7 +116,7 @@ async fn who_reads_nothing_is_closed_before_the_node_runs_out_of_memory() -> Res
     node.ensure_sound()
 }
 
-/// A message to a room is one, however many queues it waits in.
+/// A message to a room counts once, however many queues it waits in.
 #[tokio::test]
 async fn a_crowd_that_is_slow_together_costs_what_it_holds() -> Result<()> {
     const MEMBERS: usize = 200;
@@ -171,7 +171,7 @@ async fn bodies_that_wait_for_the_broker_are_refused_past_the_budget() -> Result
             held(samples, "bodies") / EACH + refused(samples, "memory") == POSTS
         })
         .await?;
-    // Half of the budget is for requests, and is used.
+    // Requests may use half of the budget, and do.
     let bodies = held(&samples, "bodies");
     ensure!((LIMIT / 2 - EACH..=LIMIT / 2).contains(&bodies), "{bodies} bytes of bodies");
     ensure!(samples.sum(HELD, &[]) < LIMIT, "{samples:?}");
@@ -183,13 +183,13 @@ async fn bodies_that_wait_for_the_broker_are_refused_past_the_budget() -> Result
         accepted += u64::from(is_accepted(&answer??)?);
     }
     ensure!(accepted + refusals == POSTS, "{accepted} were accepted, {refusals} refused");
-    // Whoever comes later is served.
+    // Later requests are served.
     node.post("lobby", &token, "text/plain", b"later").await?;
     node.until_samples("nothing is held", |samples| samples.sum(HELD, &[]) == 0).await?;
     Ok(())
 }
 
-/// Whether it is 202; else it must be a refusal that says when to come back.
+/// Whether it is 202; otherwise it must be a refusal with `Retry-After`.
 fn is_accepted(answer: &Response) -> Result<bool> {
     if answer.status == 202 {
         return Ok(true);
@@ -203,7 +203,7 @@ fn is_accepted(answer: &Response) -> Result<bool> {
     Ok(false)
 }
 
-/// Half a head is held for as long as `public.header_timeout`, by whoever sends it.
+/// An incomplete head is held for at most `public.header_timeout`.
 #[tokio::test]
 async fn large_heads_that_do_not_end_are_not_read_past_the_budget() -> Result<()> {
     const HEADS: usize = 300;
@@ -214,7 +214,7 @@ async fn large_heads_that_do_not_end_are_not_read_past_the_budget() -> Result<()
     let mut sockets = Vec::new();
     for _ in 0..HEADS {
         let mut socket = TcpStream::connect(node.public).await?;
-        // Who is cut off while it writes has been refused, too.
+        // A client that is cut off while it writes was refused, too.
         drop(socket.write_all(head.as_bytes()).await);
         sockets.push(socket);
     }
@@ -226,7 +226,7 @@ async fn large_heads_that_do_not_end_are_not_read_past_the_budget() -> Result<()
         .await?;
     let heads = held(&samples, "heads");
     ensure!((LIMIT / 4..=LIMIT / 2).contains(&heads), "{heads} bytes of heads are held");
-    // A usual head is not held against anybody.
+    // A head of normal size is not refused.
     let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
     client.send(tidegate_tests::journal::Payload::text("hello")).await?;
     client.heard(1).await?;
@@ -235,12 +235,12 @@ async fn large_heads_that_do_not_end_are_not_read_past_the_budget() -> Result<()
     Ok(())
 }
 
-/// What a session is refused costs the node a reply, and nobody makes it hold more of them than a few.
+/// A refused command costs the node a reply, and no client can make it hold more than a few.
 #[tokio::test]
 async fn who_does_not_read_its_refusals_is_not_read() -> Result<()> {
     const SESSIONS: usize = 20;
     const COMMANDS: usize = 20_000;
-    // Nobody here answers pings.
+    // These clients answer no pings.
     let node = Builder::new().set("heartbeat.interval", "59m").set("heartbeat.timeout", "1h").start().await?;
     let nobody = Token::new("nobody").sign();
     let commands: Vec<u8> = (2..COMMANDS + 2)
@@ -252,7 +252,7 @@ async fn who_does_not_read_its_refusals_is_not_read() -> Result<()> {
         let (node, nobody) = (&node, &nobody);
         async move {
             let socket = tokio::net::TcpSocket::new_v4()?;
-            // Small beside the answers, and large enough that they are read in no time later.
+            // Small compared with the answers, and large enough to be read in no time later.
             socket.set_recv_buffer_size(64 * 1024)?;
             let socket = socket.connect(node.public).await?;
             let mut socket = RawSocket::over(socket, "/connection/websocket").await?;
@@ -262,7 +262,7 @@ async fn who_does_not_read_its_refusals_is_not_read() -> Result<()> {
         }
     };
     let sockets: Vec<_> = stream::iter(0..SESSIONS).map(talk).buffered(16).try_collect().await?;
-    // Each writes as much as is taken; the readers begin when all are stuck.
+    // Each writes as much as the node accepts; the readers start when all are stuck.
     let (turn, signal) = tokio::sync::watch::channel(false);
     let mut talks = JoinSet::new();
     for socket in sockets {
@@ -276,7 +276,7 @@ async fn who_does_not_read_its_refusals_is_not_read() -> Result<()> {
                 for id in 0..=COMMANDS {
                     let text = loop {
                         let frame = reader.receive().await?.with_context(|| format!("open after {id}"))?;
-                        // The node's own pings come between.
+                        // The node's own pings come in between.
                         if frame.payload != b"{}" {
                             break String::from_utf8(frame.payload)?;
                         }
@@ -299,7 +299,7 @@ async fn who_does_not_read_its_refusals_is_not_read() -> Result<()> {
     }
     ensure!(most > 1024 * 1024, "they do not read: {most}");
     ensure!(most < SESSIONS as u64 * 256 * 1024, "{most} bytes are held for {SESSIONS} sessions");
-    // Nothing is lost: who begins to read hears every answer, in order.
+    // Nothing is lost: a client that starts to read gets every answer, in order.
     turn.send(true)?;
     while let Some(done) = talks.join_next().await {
         done??;

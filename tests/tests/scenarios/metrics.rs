@@ -1,4 +1,4 @@
-//! Metrics that can be trusted: in good form, and exact.
+//! Reliable metrics: well-formed and exact.
 
 use std::process::Stdio;
 
@@ -37,7 +37,7 @@ async fn promtool_has_nothing_to_say_about_a_node_under_load() -> Result<()> {
     Ok(())
 }
 
-/// `promtool check metrics`: errors and warnings alike are failures.
+/// `promtool check metrics`: errors and warnings alike fail the test.
 async fn check_form(metrics: &[u8]) -> Result<()> {
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
@@ -100,7 +100,7 @@ async fn counts_are_exact() -> Result<()> {
         ("tidegate_messages_total", &["direction=\"in\""], 16),
         ("tidegate_payload_bytes_total", &["direction=\"in\""], 10 * 10 + 5 * 20 + 6),
         ("tidegate_publications_total", &[], 17),
-        // Three members in the room, one of whom does not hear its own five.
+        // Three members in the room, one of whom does not receive its own five.
         ("tidegate_deliveries_total", &[], 3 * 17 - 5),
         ("tidegate_messages_total", &["direction=\"out\""], 3 * 17 - 5),
         ("tidegate_slow_consumers_total", &[], 0),

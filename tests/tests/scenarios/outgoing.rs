@@ -1,4 +1,4 @@
-//! Connections that a node makes: to names with several addresses, and to servers with certificates made by hand.
+//! Outgoing connections of a node: to names with several addresses, and to servers with hand-made certificates.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -15,13 +15,13 @@ use tidegate_tests::{
 };
 use tokio::net::{TcpListener, TcpStream};
 
-/// A node that resolves names by this file, in its order (<https://cwrap.org/nss_wrapper.html>).
+/// A node that resolves names from this file, in its order (<https://cwrap.org/nss_wrapper.html>).
 fn resolving(node: Builder, hosts: &Path) -> Builder {
     node.variable("LD_PRELOAD", "libnss_wrapper.so")
         .variable("NSS_WRAPPER_HOSTS", &hosts.display().to_string())
 }
 
-/// Two addresses for each name, of which the first is not where the servers are.
+/// Two addresses for each name; no server is at the first.
 fn two_addresses(directory: &TempDir, names: &[&str]) -> Result<std::path::PathBuf> {
     let hosts = directory.path().join("hosts");
     let lines = names.iter().map(|name| format!("127.0.0.2 {name}\n127.0.0.1 {name}\n"));
@@ -29,7 +29,7 @@ fn two_addresses(directory: &TempDir, names: &[&str]) -> Result<std::path::PathB
     Ok(hosts)
 }
 
-/// A host that has hung: its kernel accepts connections, and nobody serves them.
+/// A host that hangs: its kernel accepts connections, but no process serves them.
 async fn hung(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(("127.0.0.2", address.port())).await.context("a port that is free at 127.0.0.2, too")
 }
@@ -129,7 +129,7 @@ async fn an_issuer_with_a_common_name_alone_is_refused_by_that_word() -> Result<
         .launch()
         .await?;
     node.until_written("a common name alone does not count (RFC 9525)").await?;
-    // The name is what was refused, not the server.
+    // The name was refused, not the server.
     TcpStream::connect(issuer.address()).await?;
     node.until_probe("/readyz", 503).await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! What a room's policy does with publications that a slow client's queue has no room for, and who overtakes whom.
+//! A room's policy for publications that do not fit into a slow client's queue, and the order of priority rooms.
 
 use anyhow::{Context as _, Result, ensure};
 use tidegate_tests::{
@@ -29,7 +29,7 @@ fn number(payload: &[u8]) -> Result<usize> {
     text.split_once(' ').context("a number and filler")?.0.parse().context("a number")
 }
 
-/// Publishes to the lobby, in step with who reads, until so many publications have been dropped elsewhere.
+/// Publishes to the lobby, in step with the readers, until this many publications have been dropped elsewhere.
 /// Returns how many were published.
 async fn publish_until_dropped(
     node: &Node,
@@ -58,7 +58,7 @@ async fn publish_until_dropped(
     Ok(count)
 }
 
-/// What a stalled WebSocket is sent once it reads: up to the newest.
+/// The messages that a stalled WebSocket gets once it reads, up to the newest.
 async fn read_to(stalled: &mut RawSocket, newest: usize) -> Result<Vec<usize>> {
     let mut heard = Vec::new();
     while heard.last() != Some(&newest) {
@@ -92,18 +92,18 @@ async fn the_oldest_make_way_and_the_newest_arrive() -> Result<()> {
         count - heard.len() == dropped(&node, "drop_oldest").await?,
         "each is heard or counted: {heard:?}"
     );
-    // Beside a message that has been sent in part, six fit into the queue, and they are the newest.
+    // Beside a message that has been partly sent, six fit into the queue, and they are the newest.
     let (_, newest) = heard.split_at(heard.len() - 6);
     ensure!(newest.iter().copied().eq(count - 6..count), "{heard:?}");
     ensure!(node.samples().await?.sum("tidegate_slow_consumers_total", &[]) == 0);
 
-    // It is a session like any other again.
+    // It is a normal session again.
     node.post("lobby", &token, "text/plain", b"0 again").await?;
     ensure!(stalled.receive().await?.context("open")?.payload == b"0 again");
     Ok(())
 }
 
-/// A queue that is kept full by a room has no room for a ping, however small its frames are: that closes nobody.
+/// A queue that a room keeps full has no space for a ping, however small its frames are: that closes no session.
 #[tokio::test]
 async fn a_ping_that_does_not_fit_costs_nobody_the_session() -> Result<()> {
     let node = Builder::new()
@@ -117,7 +117,7 @@ async fn a_ping_that_does_not_fit_costs_nobody_the_session() -> Result<()> {
     let target = format!("/rooms/lobby?token={token}");
     let mut stalled = RawSocket::connect_narrow(node.public, &target).await?;
     let mut sender = RawSocket::connect(node.public, &format!("{target}&echo=false")).await?;
-    // Each length leaves another rest of the queue.
+    // Each length leaves a different remainder in the queue.
     let mut count = 0;
     for length in [1_usize, 8, 32, 57, 100] {
         let before = dropped(&node, "drop_oldest").await?;
@@ -129,7 +129,7 @@ async fn a_ping_that_does_not_fit_costs_nobody_the_session() -> Result<()> {
                 count += 1;
             }
         }
-        // Who reads is pinged as often.
+        // A client that reads is pinged as often.
         let mut idle = RawSocket::connect(node.public, &format!("/rooms/quiet?token={token}")).await?;
         for _ in 0..4 {
             ensure!(idle.receive().await?.context("it stays open")?.first == 0x89);
@@ -138,7 +138,7 @@ async fn a_ping_that_does_not_fit_costs_nobody_the_session() -> Result<()> {
     let samples = node.samples().await?;
     ensure!(samples.sum("tidegate_slow_consumers_total", &[]) == 0, "{samples:?}");
 
-    // It is a session like any other again.
+    // It is a normal session again.
     node.post("lobby", &token, "text/plain", b"the last").await?;
     while stalled.receive().await?.context("it stays open")?.payload != b"the last" {}
     node.ensure_sound()
@@ -152,7 +152,7 @@ async fn only_the_latest_is_kept_for_who_does_not_keep_up() -> Result<()> {
     let mut stalled = RawSocket::connect_narrow(node.public, &format!("/rooms/lobby?token={token}")).await?;
     let count = publish_until_dropped(&node, &token, &[&fast], "latest", 40).await?;
 
-    // One that has been sent in part, and the latest.
+    // One that has been partly sent, and the latest.
     node.until_samples("two messages that wait", |samples| {
         (1..2 * 33 * 1024).contains(&samples.sum("tidegate_outbound_bytes", &[]))
     })
@@ -191,7 +191,7 @@ async fn who_asked_to_be_closed_at_a_gap_is_closed_in_place_of_a_drop() -> Resul
     Ok(())
 }
 
-/// A policy counts from the next publication on, for sessions that are in the room already.
+/// A policy takes effect with the next publication, for sessions that are in the room already.
 #[tokio::test]
 async fn a_policy_counts_as_soon_as_it_is_read() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -213,7 +213,7 @@ async fn a_policy_counts_as_soon_as_it_is_read() -> Result<()> {
     Ok(())
 }
 
-/// An event stream is told of the gap where it is, once however many were dropped there.
+/// An event stream is notified of the gap at its place, once however many messages were dropped there.
 #[tokio::test]
 async fn an_event_stream_is_told_of_the_gap_in_its_place() -> Result<()> {
     for overflow in ["drop_oldest", "latest"] {
@@ -249,7 +249,7 @@ async fn an_event_stream_is_told_of_the_gap_in_its_place() -> Result<()> {
     Ok(())
 }
 
-/// In the Centrifuge protocol the subscription goes on: to subscribe again would bring nothing back.
+/// In the Centrifuge protocol the subscription continues: a new one would bring nothing back.
 #[tokio::test]
 async fn a_centrifuge_session_hears_of_the_gap_and_stays_in_the_room() -> Result<()> {
     let node = node("drop_oldest").await?;
@@ -296,7 +296,7 @@ async fn priority_overtakes_what_waits() -> Result<()> {
     }
     node.post("alarm", &token, "text/plain", b"first").await?;
     node.post("alarm", &token, "text/plain", b"second").await?;
-    // Two members heard the lobby, one the alarms.
+    // Two members received the lobby, one the alarms.
     let delivered = u64::try_from(2 * count + 2)?;
     node.until_samples("queued alarms", |samples| samples.sum("tidegate_deliveries_total", &[]) == delivered)
         .await?;
@@ -316,11 +316,11 @@ async fn priority_overtakes_what_waits() -> Result<()> {
     Ok(())
 }
 
-/// What makes way in one queue costs nobody anything, however much waits there and in however many others.
+/// Dropping messages in one queue delays no other client, however many are queued, and in however many queues.
 #[tokio::test]
 async fn drops_for_hundreds_of_sockets_hold_up_nobody() -> Result<()> {
     const STALLED: usize = 200;
-    // A mebibyte takes some 14,000 of them.
+    // A mebibyte holds some 14,000 of them.
     const MESSAGES: usize = 20_000;
     let node = Builder::new()
         .set("shards", "1")

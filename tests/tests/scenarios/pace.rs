@@ -1,7 +1,7 @@
-//! The pace of a drain: never more than the even share, whatever the sessions speak.
+//! The pace of a drain: never faster than the even share, whatever protocols the sessions use.
 //!
-//! Clients see a close later than the node makes it and never earlier, so on however busy a machine: whoever
-//! is the n-th to be closed has not been closed before the n-th share of the window.
+//! Clients see a close later than the node makes it and never earlier. So even on a busy machine, the n-th session
+//! to be closed has not been closed before the n-th share of the window.
 
 use std::{
     fs,
@@ -58,7 +58,7 @@ impl Member {
         })
     }
 
-    /// Waits for its end, which must be its protocol's "come back".
+    /// Waits for its end, which must be its protocol's request to reconnect.
     async fn ended(self) -> Result<Instant> {
         match self {
             Self::Plain(mut socket) => ensure!(socket.close_code().await? == Some(1012)),
@@ -69,7 +69,7 @@ impl Member {
     }
 }
 
-/// From one of several addresses: neither ports nor limits per address are what this is about.
+/// From one of several addresses: this test is not about ports or limits per address.
 async fn connect(number: usize, node: SocketAddr) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     let last = u8::try_from(2 + number % 16)?;
@@ -82,7 +82,7 @@ fn node(window: Duration) -> Builder {
     Builder::new().set("shards", "2").set("drain.window", &window).set("drain.deadline", "1m")
 }
 
-/// Has so many sessions leave that come in by `door`, and returns when each was closed, counted from the
+/// Drains this many sessions that connect through `door`, and returns when each was closed, measured from the
 /// signal.
 async fn leave(mut node: Node, door: SocketAddr, sessions: usize) -> Result<Vec<Duration>> {
     let token = anywhere("alice");
@@ -90,7 +90,7 @@ async fn leave(mut node: Node, door: SocketAddr, sessions: usize) -> Result<Vec<
     for number in 0..sessions + sessions / 2 {
         members.push(Member::join(number, door, &token).await?);
     }
-    // Sockets go to the shards by turns. Half of one shard's leave now, so that the shards are unequal.
+    // Sockets are assigned to the shards in turn. Disconnect half of one shard's now, so that the shards are unequal.
     let mut number = 0;
     members.retain(|_| {
         number += 1;
@@ -156,7 +156,7 @@ async fn with_tls_the_pace_is_the_same() -> Result<()> {
     ensure_even(&leave(node, door, 300).await?, window)
 }
 
-/// A door for clients without TLS to a node with it.
+/// A plain-text entrance to a node with TLS, for clients without it.
 async fn tunnel(node: SocketAddr, connector: TlsConnector) -> Result<(SocketAddr, JoinSet<Result<()>>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let door = listener.local_addr()?;

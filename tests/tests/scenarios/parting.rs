@@ -1,4 +1,4 @@
-//! How HTTP connections are kept, and how they end: no answer is lost on the way, and nobody is held for ever.
+//! How HTTP connections are kept, and how they end: no answer is lost on the way, and no connection is held for ever.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use tokio::{
 
 use crate::stage::{alone, payloads};
 
-/// What a client sends that does not look before it has sent everything.
+/// The body of a client that does not read before it has sent everything.
 const UPLOAD: usize = 2 * 1024 * 1024;
 
-/// Sends a head and a long body, all of it, and only then reads. Neither may fail: a connection that is reset tells
+/// Sends a head and a long body completely, and only then reads. Neither may fail: a connection that is reset tells
 /// the client nothing.
 async fn upload(mut stream: impl AsyncRead + AsyncWrite + Unpin, head: &str) -> Result<Vec<u8>> {
     let exchange = async {
@@ -45,7 +45,7 @@ fn refusals(samples: &tidegate_tests::samples::Samples) -> u64 {
     samples.sum("tidegate_refusals_total", &[])
 }
 
-/// RFC 9112 §9.6: whoever gives the answer, the client that is still sending reads it.
+/// RFC 9112 §9.6: whichever part answers, a client that is still sending reads the answer.
 #[tokio::test]
 async fn an_early_answer_reaches_who_is_still_sending() -> Result<()> {
     let node = Builder::new().set("limits.message_size", "1KiB").start().await?;
@@ -82,14 +82,14 @@ async fn an_early_answer_reaches_who_is_still_sending() -> Result<()> {
     let answer = upload(TcpStream::connect(strict.public).await?, &nobody).await.context("a limit")?;
     ensure!(statuses(&answer)? == [429], "{}", String::from_utf8_lossy(&answer));
 
-    // No header, no answer; but an end in order, not a reset that looks like a node that has died.
+    // Without a header there is no answer, but an orderly end, not a reset that looks like a dead node.
     let answer =
         upload(TcpStream::connect(proxied.public).await?, &nobody).await.context("no PROXY header")?;
     ensure!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
 
     let answer = upload(pair.connect(secure.public).await?, &nobody).await.context("TLS")?;
     ensure!(statuses(&answer)? == [401], "{}", String::from_utf8_lossy(&answer));
-    // The alert of a client that forgot TLS: a fatal one, of which the first byte says that it is one.
+    // The alert for a client that forgot TLS: a fatal one, recognisable by its first byte.
     let answer = upload(TcpStream::connect(secure.public).await?, &nobody).await.context("no TLS")?;
     ensure!(answer.first() == Some(&21), "{answer:?}");
     for node in [node, strict, proxied, secure] {
@@ -98,7 +98,7 @@ async fn an_early_answer_reaches_who_is_still_sending() -> Result<()> {
     Ok(())
 }
 
-/// Says everything, then that nothing more will come, and reads what there is to read.
+/// Sends everything, closes its sending side, and reads until the end.
 async fn say_and_close(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> Result<Vec<u8>> {
     let exchange = async {
         stream.write_all(request).await?;
@@ -148,7 +148,7 @@ async fn who_closes_its_side_is_answered() -> Result<()> {
     Ok(())
 }
 
-/// The one answer that lasts is not for a client that has gone, whatever it has sent behind its request.
+/// The only lasting response ends when its client has gone, whatever it sent after its request.
 #[tokio::test]
 async fn an_event_stream_ends_when_its_client_closes_its_side() -> Result<()> {
     let pair = Pair::new()?;
@@ -161,7 +161,7 @@ async fn an_event_stream_ends_when_its_client_closes_its_side() -> Result<()> {
     Ok(())
 }
 
-/// Begins an event stream over `stream`, says something more, and closes its side.
+/// Starts an event stream over `stream`, sends something more, and closes its side.
 async fn leave(node: &Node, mut stream: impl AsyncRead + AsyncWrite + Unpin, behind: &[u8]) -> Result<()> {
     let request = Request::get("/rooms/lobby").header("Accept", "text/event-stream");
     let request = request.header("Connection", "keep-alive").bearer(&anywhere("alice"));
@@ -179,7 +179,7 @@ async fn leave(node: &Node, mut stream: impl AsyncRead + AsyncWrite + Unpin, beh
     Ok(())
 }
 
-/// One request over a connection that is kept.
+/// One request over a kept connection.
 async fn ask(stream: &mut TcpStream, target: &str) -> Result<u16> {
     let request = Request::new("OPTIONS", target).header("Connection", "keep-alive");
     stream.write_all(&request.bytes(stream.peer_addr()?)).await?;
@@ -194,13 +194,13 @@ async fn ask(stream: &mut TcpStream, target: &str) -> Result<u16> {
     Ok(*statuses(&answer)?.first().context("an answer")?)
 }
 
-/// A connection without a request under way is not a request that does not come.
+/// An idle connection without a request in progress is not a request that times out.
 #[tokio::test]
 async fn an_idle_connection_is_kept_for_longer_than_a_head() -> Result<()> {
     let node = Builder::new().set("public.header_timeout", "300ms").start().await?;
     let mut kept = TcpStream::connect(node.public).await?;
     ensure!(ask(&mut kept, "/rooms/lobby").await? == 204);
-    // Half a head that begins later than the pause is over first.
+    // Half a head that starts after the keep-alive time must first have passed.
     for half in [&b"GET /rooms/lobby HTTP/1.1\r\nHo"[..], b"G"] {
         let mut stream = TcpStream::connect(node.public).await?;
         stream.write_all(half).await?;
@@ -215,8 +215,8 @@ async fn an_idle_connection_is_kept_for_longer_than_a_head() -> Result<()> {
     Ok(())
 }
 
-/// It is closed in order when its time is over, and that is nobody's fault: no refusal. A client that has said
-/// nothing at all is a probe.
+/// It is closed in order when its time is over, and that counts as no refusal. A client that has sent nothing at all
+/// is a probe.
 #[tokio::test]
 async fn an_idle_connection_ends_without_a_refusal() -> Result<()> {
     let node = Builder::new()
@@ -229,7 +229,7 @@ async fn an_idle_connection_ends_without_a_refusal() -> Result<()> {
     ensure!(timeout(tidegate_tests::PATIENCE, kept.read(&mut [0; 16])).await?? == 0);
     let mut silent = TcpStream::connect(node.public).await?;
     ensure!(timeout(tidegate_tests::PATIENCE, silent.read(&mut [0; 16])).await?? == 0);
-    // Bytes that cross the end on their way are taken, and not answered by a reset.
+    // Bytes that cross the close on their way are accepted, and not answered with a reset.
     kept.write_all(&Request::get("/").bytes(node.public)).await?;
     ensure!(kept.read(&mut [0; 16]).await? == 0);
     drop((kept, silent));
@@ -238,7 +238,7 @@ async fn an_idle_connection_ends_without_a_refusal() -> Result<()> {
     Ok(())
 }
 
-/// A request that is being served keeps its connection, however long it takes.
+/// A request in progress keeps its connection, however long it takes.
 #[tokio::test]
 async fn a_request_under_way_is_not_idle() -> Result<()> {
     let node = Builder::new()
@@ -263,7 +263,7 @@ async fn a_request_under_way_is_not_idle() -> Result<()> {
     Ok(())
 }
 
-/// More half requests than the operators' side has places keep no probe out, and end by themselves.
+/// More incomplete requests than the ops listener has slots block no probe, and end by themselves.
 #[tokio::test]
 async fn half_requests_keep_no_probe_out() -> Result<()> {
     const HALVES: usize = 400;
@@ -283,7 +283,7 @@ async fn half_requests_keep_no_probe_out() -> Result<()> {
         if open <= 128 + 8 { Ok(()) } else { Err(format!("{open} descriptors more than before")) }
     })
     .await?;
-    // The oldest have made way; the others run into a time-out.
+    // The oldest were closed; the others hit a time-out.
     for stream in &mut halves {
         let ended = timeout(Duration::from_secs(20), stream.read(&mut [0; 16])).await?;
         ensure!(ended.is_err() || ended.is_ok_and(|bytes| bytes == 0));

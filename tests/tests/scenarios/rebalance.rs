@@ -1,4 +1,4 @@
-//! Sessions of a certain age are sent on, and real clients come back by themselves.
+//! Sessions that reach the maximum age are closed, and real clients reconnect by themselves.
 
 use anyhow::{Result, ensure};
 use tidegate_tests::{
@@ -51,7 +51,7 @@ async fn an_event_source_comes_back_again_and_again() -> Result<()> {
     until_aged(&node, "sse", 2).await
 }
 
-/// A bare WebSocket has nobody who comes back for it: it is told by the code.
+/// A bare WebSocket does not reconnect by itself: the code tells the application.
 #[tokio::test]
 async fn a_web_socket_is_told_to_come_back() -> Result<()> {
     let node = restless().await?;

@@ -1,4 +1,4 @@
-//! A new configuration for a running node, and what open sessions notice of it: nothing.
+//! A new configuration for a running node, which open sessions do not notice.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ const NEXT_SECRET: &str = "another secret of the scenarios, just as secret";
 const RELOADS: &str = "tidegate_config_reloads_total";
 const SUCCESSFUL: &str = "tidegate_config_last_reload_successful";
 
-/// A configuration file, and the secret in a file of its own.
+/// A configuration file, and the secret in a separate file.
 struct Files {
     directory: TempDir,
 }
@@ -65,7 +65,7 @@ fn replace(path: &Path, text: &str) -> Result<()> {
     Ok(fs::rename(new, path)?)
 }
 
-/// A token that only who holds the next secret could sign.
+/// A token that only the holder of the next secret could sign.
 fn next_token() -> String {
     Token::new("alice").room("*", &["subscribe", "publish"]).sign_with(Algorithm::HS256, NEXT_SECRET)
 }
@@ -79,7 +79,7 @@ async fn until_reloads(node: &Node, result: &str, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a line of the log that has all of this.
+/// Waits for a log line that contains all of this.
 async fn until_line(node: &Node, parts: &[&str]) -> Result<()> {
     eventually(&format!("a line with {parts:?}"), async || {
         let output = node.output();
@@ -134,7 +134,7 @@ async fn a_signal_changes_what_may_change_and_open_sessions_stay() -> Result<()>
     let later = Client::events(&node.url("lobby", &new, "")).await?;
     ensure!(later.until("retry", |journal| !journal.retries.is_empty()).await?.retries[0] >= 7_000);
 
-    // Who was there has noticed nothing, and may go on by the token that was good when it came.
+    // Existing sessions notice nothing, and may continue with the token that was valid when they connected.
     listener.send(Payload::text("still here")).await?;
     let said = ["by the new key", "from a page", "still here"].map(Payload::text);
     ensure!(payloads(&listener.heard(3).await?) == said && payloads(&stream.heard(3).await?) == said);
@@ -160,7 +160,7 @@ async fn a_changed_file_is_taken_without_a_signal() -> Result<()> {
     Ok(())
 }
 
-/// As the kubelet does it: the file is a link into `..data`, which is a link to a directory, and only the
+/// Like the kubelet: the file is a link into `..data`, which is a link to a directory, and only the
 /// latter is replaced.
 #[tokio::test]
 async fn a_mounted_secret_is_taken_when_its_link_is_swapped() -> Result<()> {
@@ -192,7 +192,7 @@ async fn a_broken_configuration_is_refused_as_a_whole() -> Result<()> {
     let token = anywhere("alice");
     ensure!(node.samples().await?.sum(SUCCESSFUL, &[]) == 1);
 
-    // One good change, three bad ones, and a secret that is too short.
+    // One valid change, three invalid ones, and a secret that is too short.
     files
         .write("sse.retry = '9s'\nlimits.connections = 0\ndrain.windw = '1s'\nheartbeat.timeout = '1s'\n")?;
     files.write_secret(LEAKED)?;
@@ -205,7 +205,7 @@ async fn a_broken_configuration_is_refused_as_a_whole() -> Result<()> {
     let stream = Client::events(&node.url("lobby", &token, "")).await?;
     ensure!(stream.until("retry", |journal| !journal.retries.is_empty()).await?.retries[0] < 7_000);
 
-    // A file that is gone is refused, too, and neither is refused again at every look.
+    // A missing file is refused, too, and neither is reported again at every check.
     fs::remove_file(files.path("tidegate.toml"))?;
     node.until_written("a file of text that can be read").await?;
     until_reloads(&node, "refused", 2).await?;
@@ -218,7 +218,7 @@ async fn a_broken_configuration_is_refused_as_a_whole() -> Result<()> {
     Ok(())
 }
 
-/// Reading a FIFO that nobody writes to has no end: neither a signal nor the regular look waits for it.
+/// Reading a FIFO without a writer never ends: neither a signal nor the periodic check waits for it.
 #[tokio::test]
 async fn a_file_that_has_no_end_is_refused_and_the_next_one_is_taken() -> Result<()> {
     let files = Files::new("")?;
@@ -239,7 +239,7 @@ async fn a_file_that_has_no_end_is_refused_and_the_next_one_is_taken() -> Result
     node.post("lobby", &anywhere("alice"), "text/plain", b"x").await
 }
 
-/// Some editors put a byte-order mark before a text, Windows ends lines by CRLF, and blank lines are invisible.
+/// Some editors add a byte-order mark, Windows ends lines with CRLF, and blank lines are invisible.
 #[tokio::test]
 async fn what_an_editor_adds_to_a_file_changes_nothing() -> Result<()> {
     let files = Files::new("")?;
@@ -260,10 +260,10 @@ async fn what_needs_a_restart_is_named_and_the_rest_counts() -> Result<()> {
     until_reloads(&node, "applied", 1).await?;
     until_line(&node, &["WARN", "takes effect after a restart", "\"shards, broker.prefix\""]).await?;
     until_line(&node, &["the new configuration is in effect", "\"sse.retry, log.filter\""]).await?;
-    // The log's filter counts as well.
+    // The log's filter takes effect as well.
     ensure!(Request::get("/nowhere").send(node.public).await?.status == 404);
     node.until_written("request refused").await?;
-    // As long as it waits for a restart, every reload says so.
+    // As long as it waits for a restart, every reload repeats the warning.
     node.hang_up()?;
     until_reloads(&node, "unchanged", 1).await
 }
@@ -276,8 +276,8 @@ async fn a_signal_without_anything_to_read_ends_nobody() -> Result<()> {
     node.post("lobby", &anywhere("alice"), "text/plain", b"x").await
 }
 
-/// The secret that a node without a key has made for itself is not forgotten, and one that was given is not
-/// replaced by one that nobody knows.
+/// A node without a configured key keeps the secret it generated, and a configured one is not replaced by a
+/// generated one.
 #[tokio::test]
 async fn the_first_runs_secret_survives_and_a_lost_key_is_refused() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -301,7 +301,7 @@ async fn the_first_runs_secret_survives_and_a_lost_key_is_refused() -> Result<()
     given.post("lobby", &anywhere("alice"), "text/plain", b"x").await
 }
 
-/// A shorter heartbeat must not look back: nobody was asked in the time that is now too long.
+/// A shorter heartbeat must not apply retroactively: no client was pinged in the time that is now too long.
 #[tokio::test]
 async fn a_shorter_heartbeat_closes_nobody_who_answers() -> Result<()> {
     let files = Files::new("heartbeat.interval = '30m'\nheartbeat.timeout = '1h'\n")?;
@@ -315,7 +315,7 @@ async fn a_shorter_heartbeat_closes_nobody_who_answers() -> Result<()> {
     files.write("heartbeat.interval = '100ms'\nheartbeat.timeout = '10s'\n")?;
     node.hang_up()?;
     until_reloads(&node, "applied", 1).await?;
-    // A pong has six bytes: these are ten rounds of everybody.
+    // A pong has six bytes: these are ten rounds for all sessions.
     node.until_samples("ten rounds of heartbeats", |samples| {
         samples.sum("tidegate_network_bytes_total", &["direction=\"in\""]) >= before + 10 * 6 * 50
     })
@@ -339,7 +339,7 @@ async fn an_age_that_is_set_later_counts_for_who_is_there() -> Result<()> {
     Ok(())
 }
 
-/// A Centrifuge client has been told how often it is pinged, and gives up on a node that does it less often.
+/// A Centrifuge client knows how often it is pinged, and gives up on a node that pings less often.
 #[tokio::test]
 async fn a_longer_heartbeat_breaks_no_promise() -> Result<()> {
     let files = Files::new("heartbeat.interval = '1s'\n")?;
@@ -360,7 +360,7 @@ async fn a_longer_heartbeat_breaks_no_promise() -> Result<()> {
     Ok(())
 }
 
-/// What a policy granted when the token was verified stays until the next token; nobody new gets it.
+/// Grants of a policy at the time when the token was verified last until the next token; new sessions do not get them.
 #[tokio::test]
 async fn a_removed_policy_counts_from_the_next_token_on() -> Result<()> {
     let files = Files::new("[rooms.open]\ngrant = ['subscribe', 'publish']\n")?;
@@ -379,14 +379,14 @@ async fn a_removed_policy_counts_from_the_next_token_on() -> Result<()> {
     plain.send(Payload::text("still")).await?;
     plain.hears(&Payload::text("still")).await?;
     ask(&mut sdk, r#"{"id":3,"publish":{"channel":"open","data":1}}"#, r#""publish":{}"#).await?;
-    // The refreshed identity is judged by the policies of today.
+    // The refreshed identity gets the current policies.
     let refresh = format!(r#"{{"id":4,"refresh":{{"token":"{token}"}}}}"#);
     ask(&mut sdk, &refresh, r#""unsubscribe":{"code":2000"#).await?;
     ask(&mut sdk, r#"{"id":5,"publish":{"channel":"open","data":2}}"#, r#""code":103"#).await?;
     Ok(())
 }
 
-/// Sends a command and reads on until the node has said this.
+/// Sends a command and reads until the node has sent this.
 async fn ask(socket: &mut RawSocket, command: &str, expected: &str) -> Result<()> {
     socket.send(&Frame::text(command)).await?;
     loop {

@@ -1,4 +1,4 @@
-//! What a room's URL can do: echo, events, several rooms, every payload.
+//! The features of a room's URL: echo, events, several rooms, every payload.
 
 use anyhow::{Result, ensure};
 use tidegate_tests::{
@@ -129,7 +129,7 @@ async fn every_payload_arrives_byte_for_byte() -> Result<()> {
     Ok(())
 }
 
-/// The content type decides what a POST is; a body without one is what it looks like.
+/// The content type decides the kind of a POST; without one, the body does.
 #[tokio::test]
 async fn a_post_is_of_the_kind_it_says() -> Result<()> {
     let node = alone().await?;

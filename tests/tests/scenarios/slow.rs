@@ -1,4 +1,4 @@
-//! A client that stops reading meets its own bound, and nobody else notices.
+//! A client that stops reading reaches its own limit, and no other client notices.
 
 use anyhow::{Result, ensure};
 use tidegate_tests::{client::Client, journal::Payload, node::Builder, raw::RawSocket, token::anywhere};
@@ -16,13 +16,13 @@ async fn a_client_that_stops_reading_is_closed_and_the_others_hear_everything() 
     let mut stalled = RawSocket::connect_narrow(node.public, &target).await?;
     let memory = node.resident_bytes()?;
 
-    // Far more than the bound and all that the kernel holds for a socket.
+    // Far more than the limit and all that the kernel holds for a socket.
     let sent: Vec<_> =
         (0..MESSAGES).map(|n| Payload::text(format!("{n} {}", "x".repeat(32 * 1024)))).collect();
     let sender = Client::websocket(&node.ws("lobby", &token, "echo=false"), &[]).await?;
     for (n, payload) in sent.iter().enumerate() {
         sender.send(payload.clone()).await?;
-        // In step with the fast ones: only who does not read at all is slow.
+        // In step with the fast clients: only the one that does not read at all is slow.
         if n % 4 == 3 {
             fast.heard(n + 1).await?;
             stream.heard(n + 1).await?;
@@ -32,7 +32,7 @@ async fn a_client_that_stops_reading_is_closed_and_the_others_hear_everything() 
     ensure!(payloads(&stream.heard(MESSAGES).await?) == sent);
 
     ensure!(node.samples().await?.sum("tidegate_slow_consumers_total", &[]) == 1);
-    // What it was sent before it was given up is in order, and then it ends, with the code if that still fitted.
+    // The messages sent before the close are in order; then the connection ends, with the code if that still fitted.
     let (mut heard, mut code) = (0, None);
     while let Some(frame) = stalled.receive().await? {
         match frame.first {

@@ -1,4 +1,4 @@
-//! Requests that two readers could take for different things: one answer at most, nothing executed twice, nothing
+//! Requests that two readers could interpret differently: at most one answer, nothing executed twice, and nothing
 //! of one user in another's connection.
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,13 +17,13 @@ use tokio::net::TcpStream;
 
 use crate::stage::payloads;
 
-/// What is sent after the token of the outer request, and the statuses that may come back. `{S}` is a whole request
-/// that publishes in a room where nobody may hear it.
+/// The bytes after the token of the outer request, and the allowed statuses. `{S}` is a complete request
+/// that publishes in a room where no message may arrive.
 type Row = (&'static str, &'static str, &'static [u16]);
 
 const POST: &str = "POST /rooms/lobby HTTP/1.1\r\nHost: x\r\n";
 
-/// Lengths and codings of which one of two readers would believe one, and the other another.
+/// Lengths and codings where one reader might use one, and another reader the other.
 const ROWS: &[Row] = &[
     (
         "both framings, the length longer",
@@ -154,7 +154,7 @@ async fn no_request_hides_within_another() -> Result<()> {
     let failed: Vec<_> = join_all(exchanges).await.into_iter().filter_map(Result::err).collect();
     ensure!(failed.is_empty(), "{failed:#?}");
 
-    // Two honest requests in one go are two requests: the rows above could have been executed.
+    // Two honest requests in one write are two requests: the rows above could have been executed.
     let two = fill("{P}Content-Length: 1\r\n\r\nx{S}", &token, 1000);
     ensure!(statuses(&talk(node.public, &two).await?)? == [202, 202]);
     ensure!(payloads(&secret.heard(1).await?) == [Payload::text("smuggled 1000")], "{:?}", secret.now());
@@ -211,7 +211,7 @@ async fn users_behind_a_proxy_do_not_meet() -> Result<()> {
                 let body = format!("{name} {n}");
                 let own = Request::post(&format!("/rooms/{name}"), "text/plain", body).bearer(&token);
                 ensure!(own.send(address).await?.status == 202, "{name} {n}");
-                // What would hide a request from a careless pair of readers, and what the token does not grant.
+                // A request hidden from a careless pair of readers; the token does not grant it.
                 let hidden = fill(
                     "{P}Content-Length: {N5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{S}",
                     &token,

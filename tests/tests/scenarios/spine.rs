@@ -27,7 +27,7 @@ async fn every_client_on_both_nodes_hears_every_message_in_one_order() -> Result
         tokio::try_join!(Client::browser_events(&sse_a, ORIGIN), Client::browser_events(&sse_b, ORIGIN)),
     ])?;
 
-    // Everybody at once: sockets of every library, POST to both nodes, and a backend that knows only Redis.
+    // All at once: sockets of every library, POST to both nodes, and a backend that knows only Redis.
     let senders: Vec<Vec<Payload>> =
         (0..sockets.len()).map(|n| (0..EACH).map(|i| mixed(n, i)).collect()).collect();
     let posts: Vec<Payload> = (0..EACH).map(json).collect();
@@ -61,7 +61,7 @@ async fn every_client_on_both_nodes_hears_every_message_in_one_order() -> Result
         let heard = payloads(&stream.heard(total).await?);
         ensure!(heard == as_event_data(&reference), "{stream:?} heard another order");
     }
-    // Nothing comes twice: what is published last is heard last.
+    // Nothing arrives twice: the last publication is received last.
     a.post("lobby", &token, "text/plain", b"the end").await?;
     for client in sockets.iter().chain(&streams) {
         let heard = client.heard(total + 1).await?;
@@ -73,7 +73,7 @@ async fn every_client_on_both_nodes_hears_every_message_in_one_order() -> Result
     Ok(())
 }
 
-/// Whatever is published after a handshake has completed is heard, on whichever node.
+/// Everything published after a handshake has completed is received, on every node.
 #[tokio::test]
 async fn a_completed_handshake_misses_nothing() -> Result<()> {
     let stage = Stage::set().await?;
@@ -89,7 +89,7 @@ async fn a_completed_handshake_misses_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A backend publishes whatever it likes; nothing of it is interpreted.
+/// A backend may publish anything; payloads are not interpreted.
 #[tokio::test]
 async fn a_bare_publish_arrives_as_it_is() -> Result<()> {
     let stage = Stage::set().await?;
@@ -129,12 +129,12 @@ fn mixed(n: usize, i: usize) -> Payload {
     }
 }
 
-/// JSON as its author wrote it: spaces, escapes and numbers are not tidied up.
+/// JSON as its author wrote it: white space, escapes and numbers are not normalised.
 fn json(i: usize) -> Payload {
     Payload::text(format!("{{ \"post\" : {i}.0 , \"\\u00e9\":[ 1e3,null ] }}"))
 }
 
-/// One after the other, to one node and the other in turn.
+/// One after the other, alternating between the nodes.
 async fn post_all(nodes: &[&Node], token: &str, payloads: &[Payload]) -> Result<()> {
     for (payload, node) in payloads.iter().zip(nodes.iter().cycle()) {
         node.post("lobby", token, "application/json", payload.bytes()).await?;

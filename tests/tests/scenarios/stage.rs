@@ -1,4 +1,4 @@
-//! What most scenarios begin with.
+//! The setup of most scenarios.
 
 use std::collections::HashMap;
 
@@ -26,7 +26,7 @@ impl Stage {
         publish(&self.redis, room, payload).await
     }
 
-    /// Both nodes with further settings.
+    /// Both nodes with additional settings.
     pub async fn set_with(settings: impl FnOnce(Builder) -> Builder) -> Result<Self> {
         let redis = RedisServer::start().await?;
         let node = settings(Builder::new().set("broker.url", &redis.url()));
@@ -38,22 +38,22 @@ impl Stage {
 /// A backend's bare `PUBLISH`, by `redis-cli`.
 pub async fn publish(redis: &RedisServer, room: &str, payload: &[u8]) -> Result<()> {
     let topic = format!("room:{room}");
-    // Without input the command is taken as it stands.
+    // Without input the command is used as it is.
     let arguments: &[&str] = if payload.is_empty() { &["PUBLISH", &topic, ""] } else { &["PUBLISH", &topic] };
     redis.cli(arguments, payload).await.map(drop)
 }
 
-/// A node of its own, on the embedded broker.
+/// A node with the embedded broker.
 pub async fn alone() -> Result<Node> {
     Builder::new().start().await
 }
 
-/// The payloads, in the order in which they were heard.
+/// The payloads, in the order in which they were received.
 pub fn payloads(messages: &[Message]) -> Vec<Payload> {
     messages.iter().map(|message| message.payload.clone()).collect()
 }
 
-/// What an event stream makes of these payloads.
+/// The payloads as an event stream delivers them.
 pub fn as_event_data(payloads: &[Payload]) -> Vec<Payload> {
     payloads.iter().map(Payload::as_event_data).collect()
 }

@@ -1,4 +1,4 @@
-//! TLS by real processes: what is no TLS, handshakes that do not come, and a certificate that changes under load.
+//! TLS with real processes: input that is not TLS, incomplete handshakes, and a certificate that changes under load.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 
-/// Begins every TLS record that is an alert (RFC 8446 §5.1).
+/// The first byte of every TLS alert record (RFC 8446 §5.1).
 const ALERT: u8 = 21;
 
 async fn websocket(node: &Node, pair: &Pair, room: &str) -> Result<WebSocketStream<TlsStream<TcpStream>>> {
@@ -53,11 +53,11 @@ async fn what_is_no_tls_is_told_so_and_leaves_nothing() -> Result<()> {
     let memory = node.resident_bytes()?;
 
     let junk = vec![0xa5; 1 << 20];
-    // A message of the handshake may span records: this one goes on for as long as it can.
+    // A handshake message may span records: this one continues for as long as it can.
     let endless = [&[22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff][..], &junk].concat();
     let record: Vec<u8> = [&[22, 3, 1, 0, 64, 1, 0, 0xf0, 0][..], &[7; 60]].concat();
     let pieces = [&record[..], &[&[22, 3, 1, 0, 64][..], &[7; 64]].concat().repeat(4000)].concat();
-    // Bytes, and whether an alert must come: it is certain where nothing of ours is left unread.
+    // Bytes, and whether an alert must arrive: it is certain if none of our input is left unread.
     let rows: Vec<(&str, Vec<u8>, bool)> = vec![
         ("plain HTTP", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), true),
         (
@@ -130,7 +130,7 @@ fn hello_of(pair: &Pair) -> Result<Vec<u8>> {
     Ok(hello)
 }
 
-/// Sockets that are open keep what they have and lose nothing; new ones get the new certificate.
+/// Open sockets keep their certificate and lose nothing; new ones get the new certificate.
 #[tokio::test]
 async fn a_certificate_changes_under_load() -> Result<()> {
     const LISTENERS: usize = 30;
@@ -182,13 +182,13 @@ async fn a_certificate_changes_under_load() -> Result<()> {
     let new_witness = witness(&node, &second, "new").await?;
     let at_change = until_more().await?;
 
-    // A pair that is not sound changes nothing.
+    // An invalid pair changes nothing.
     std::fs::write(files.key(), "no key")?;
     node.hang_up()?;
     reloads("failed", 1).await?;
     drop(second.connect(node.public).await?);
 
-    // By the files alone.
+    // Through the files alone.
     let ok = node.samples().await?.sum("tidegate_tls_reloads_total", &["result=\"ok\""]);
     files.put(&third)?;
     reloads("ok", ok + 1).await?;
@@ -212,7 +212,7 @@ async fn a_certificate_changes_under_load() -> Result<()> {
     node.ensure_sound()
 }
 
-/// Hears numbers in order until the end is said. How many.
+/// Receives numbers in order until the end message. Returns how many.
 async fn listen(mut socket: WebSocketStream<TlsStream<TcpStream>>) -> Result<usize> {
     let mut numbers = 0;
     loop {
