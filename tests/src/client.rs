@@ -110,8 +110,8 @@ impl Client {
 
     /// Sends a message. Fails if the client is gone.
     pub async fn send(&self, payload: Payload) -> Result<()> {
-        let commands = self.commands.as_ref().context("the client has been told to leave")?;
-        commands.send(payload).await.context("the client is gone")
+        let commands = self.commands.as_ref().context("the client was told to disconnect")?;
+        commands.send(payload).await.context("the client has ended")
     }
 
     /// Closes in the way of its kind, and waits for the end. Clients that end without being notified

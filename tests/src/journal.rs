@@ -167,7 +167,7 @@ impl Reader {
         let mut journal = self.journal.clone();
         match timeout(PATIENCE, journal.wait_for(state)).await {
             Ok(Ok(journal)) => Ok(journal.clone()),
-            Ok(Err(_)) => bail!("{}: its client is gone before {what}: {}", self.name, self.tail()),
+            Ok(Err(_)) => bail!("{}: its client ended before {what}: {}", self.name, self.tail()),
             Err(_) => bail!("{}: no {what} within {PATIENCE:?}: {}", self.name, self.tail()),
         }
     }

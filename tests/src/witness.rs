@@ -72,7 +72,7 @@ impl Witness {
     pub async fn until(&mut self, numbers: usize) -> Result<()> {
         let heard = timeout(PATIENCE, self.counted.wait_for(|counted| *counted >= numbers));
         let in_time = heard.await.is_ok_and(|heard| heard.is_ok());
-        ensure!(in_time, "the witness has heard {} numbers, not {numbers}", self.heard());
+        ensure!(in_time, "the witness has received {} numbers, not {numbers}", self.heard());
         Ok(())
     }
 
@@ -80,7 +80,7 @@ impl Witness {
     pub async fn finish(mut self) -> Result<usize> {
         self.stop.cancel();
         let numbers = self.counting.join_next().await.context("it was started")???;
-        ensure!(numbers > 0, "the witness has not heard anything");
+        ensure!(numbers > 0, "the witness has received nothing");
         Ok(numbers)
     }
 }

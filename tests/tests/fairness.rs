@@ -95,7 +95,7 @@ fn what_others_wait_for_a_room_whose_members_do_not_read() -> Result<()> {
     let token = anywhere("alice");
     let mut prober = Prober::new(connect(node.public, "quiet", &token)?)?;
     let stalled = (0..STALLED).map(|_| connect(node.public, "crowd", &token)).collect::<Result<Vec<_>>>()?;
-    println!("{STALLED} members who do not read, nothing published");
+    println!("{STALLED} members that do not read, nothing published");
     prober.measure()?.print();
 
     let mut publisher = connect(node.public, "crowd", &token)?;

@@ -152,7 +152,7 @@ impl Script {
 
     /// Writes one line.
     pub(crate) async fn say(&mut self, line: &Value) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("the script has been told to leave")?;
+        let stdin = self.stdin.as_mut().context("the script was told to exit")?;
         stdin.write_all(format!("{line}\n").as_bytes()).await.context("the script is gone")
     }
 

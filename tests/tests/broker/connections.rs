@@ -55,7 +55,10 @@ async fn a_redis_that_was_killed_is_one_gap_for_each_of_200_rooms() -> Result<()
     waiting.await?;
 
     for room in &rooms {
-        ensure!(brief(&node.heard.of(room)) == ["[interrupted]"], "before it is up again, every gap is told");
+        ensure!(
+            brief(&node.heard.of(room)) == ["[interrupted]"],
+            "every gap is reported before it is up again"
+        );
     }
     speaker.until_up().await?;
     expect_one_gap_then_order(&node, &speaker, &rooms).await?;
@@ -324,7 +327,7 @@ async fn a_backlog_is_the_servers_and_its_limit_is_a_gap() -> Result<()> {
     loop {
         let payload = format!("{sent} {}", "x".repeat(16 * 1024));
         let receivers: i64 = redis::cmd("PUBLISH").arg("room:room").arg("").query_async(&mut speaker).await?;
-        ensure!(receivers == 0, "nobody wants another room");
+        ensure!(receivers == 0, "no other room has interest");
         let receivers: i64 =
             redis::cmd("PUBLISH").arg("room:flood").arg(payload).query_async(&mut speaker).await?;
         if receivers == 0 {
@@ -334,7 +337,10 @@ async fn a_backlog_is_the_servers_and_its_limit_is_a_gap() -> Result<()> {
         ensure!(sent < 10_000, "the server never reached its limit");
     }
     let read_before = node.sample("tidegate_broker_received_total")?;
-    ensure!(read_before == 1, "one publication is being told, and no other has been read: {read_before}");
+    ensure!(
+        read_before == 1,
+        "one publication is being delivered, and no other has been read: {read_before}"
+    );
     gate.open();
     let heard = node.heard.wait(&room, "its gap", has("[interrupted]")).await;
     let heard = brief(&heard);

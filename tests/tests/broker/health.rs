@@ -42,7 +42,7 @@ async fn a_master_that_is_demoted_is_left_by_every_connection_and_told_as_a_gap(
     redis.cli(&["REPLICAOF", "127.0.0.1", &new.port().to_string()], b"").await?;
     let told =
         |status: &BrokerStatus| matches!(status, BrokerStatus::Interrupted(why) if why.contains("replica"));
-    node.until("told of the demotion", told).await?;
+    node.until("notified of the demotion", told).await?;
     proxy.retarget(Target::Unix(new.socket()));
     node.until_up().await?;
     for room in &rooms {
@@ -55,7 +55,7 @@ async fn a_master_that_is_demoted_is_left_by_every_connection_and_told_as_a_gap(
     }
     ensure!(node.sample(&ended("subscriber", "demoted"))? == 2, "each of them, once");
     ensure!(node.sample(&ended("publisher", "demoted"))? == 2, "each of them, once");
-    eventually("nobody is left at the old master", async || match proxy.open(&Which::All) {
+    eventually("no connection is left at the old master", async || match proxy.open(&Which::All) {
         5 => Ok(()),
         open => Err(open),
     })
@@ -80,7 +80,7 @@ async fn publishers_and_subscribers_on_different_servers_are_both_made_anew() ->
     // Both meet again at the new server: its own traffic is not mistaken for theirs.
     until_at_least(&node, &ended("publisher", "missed"), 2).await?;
     node.until_up().await?;
-    eventually("what one publishes the other hears", async || {
+    eventually("each receives what the other publishes", async || {
         node.publish(&rooms[0], "ping").await;
         let heard = brief(&other.heard.of(&rooms[0]));
         drop(other.broker.subscribe(&rooms[0]).await);
@@ -142,7 +142,7 @@ async fn a_busy_server_refuses_for_the_moment_and_no_connection_is_lost() -> Res
     node.until_up().await?;
     node.publish(&listened, "after").await;
     let heard = brief(&node.heard.wait(&listened, "what is newer", has("after")).await);
-    ensure!(heard == ["after"], "nothing was refused and delivered, and nobody was interrupted: {heard:?}");
+    ensure!(heard == ["after"], "no refused message was delivered, and no room was interrupted: {heard:?}");
     ensure!(node.sample("tidegate_broker_interruptions_total")? == 0);
     ensure!(node.sample("tidegate_broker_publications_total{result=\"not_now\"}")? == 10);
     Ok(())
@@ -166,7 +166,7 @@ async fn a_server_that_loads_is_one_gap_and_loses_nothing_after_it() -> Result<(
     redis.restart_loading().await?;
     node.until_interrupted().await?;
     node.until_up().await?;
-    ensure!(redis.is_loading().await?, "it still loads when everything stands");
+    ensure!(redis.is_loading().await?, "it is still loading when all connections are up");
     for number in 0..20 {
         node.publish(&room, &number.to_string()).await;
     }
@@ -200,6 +200,6 @@ async fn a_publisher_that_is_cut_meanwhile_is_no_gap() -> Result<()> {
     node.until_up().await?;
     node.publish(&room, "after").await;
     let heard = brief(&node.heard.wait(&room, "what is newer", has("after")).await);
-    ensure!(heard == ["after"], "publications go another way than what is heard: {heard:?}");
+    ensure!(heard == ["after"], "publications take another path than deliveries: {heard:?}");
     Ok(())
 }

@@ -187,7 +187,7 @@ async fn a_session_ends_when_its_token_does() -> Result<()> {
     let End::Closed { code, reason } = socket.ended().await? else { anyhow::bail!("a close frame") };
     ensure!(code == 1008 && reason.contains("expired"), "{code} {reason}");
     ensure!(matches!(stream.ended().await?, End::Closed { .. }), "the stream ends in order");
-    ensure!(retries(&stream) == told, "whose token has expired is not asked to come back");
+    ensure!(retries(&stream) == told, "a client with an expired token is not told to reconnect");
     node.post("lobby", &anywhere("alice"), "text/plain", b"after").await?;
     ensure!(payloads(&lasting.heard(1).await?) == [Payload::text("after")]);
     let closed = ["reason=\"token_expired\""];

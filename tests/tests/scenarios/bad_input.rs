@@ -67,7 +67,7 @@ async fn each_bad_frame_closes_its_own_socket_with_its_code() -> Result<()> {
     let expected = Payload::text("x".repeat(1024));
     ensure!(
         payloads(&bystander.hears(&expected).await?.messages) == [expected],
-        "only what was valid is heard"
+        "only valid messages are delivered"
     );
     node.until_descriptors(descriptors).await?;
     healthy(&node).await

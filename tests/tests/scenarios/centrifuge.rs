@@ -89,7 +89,7 @@ async fn one_order_for_sdks_on_both_nodes() -> Result<()> {
             .cloned()
             .collect();
         let sent: Vec<_> = (0..EACH).map(|n| text(&format!("[{who},{n}]"))).collect();
-        ensure!(own == sent, "{who} said {sent:?}, heard was {own:?}");
+        ensure!(own == sent, "{who} sent {sent:?}, received was {own:?}");
     }
     Ok(())
 }
@@ -179,7 +179,7 @@ async fn sdks_refresh_an_expiring_token() -> Result<()> {
     ensure!(end.code() == Some(1008), "{end:?}");
     for sdk in &sdks {
         let journal = sdk.until("refresh", |journal| journal.events("refresh") > 0).await?;
-        ensure!((journal.opened, journal.interrupted, journal.end) == (1, 0, None), "the session goes on");
+        ensure!((journal.opened, journal.interrupted, journal.end) == (1, 0, None), "the session continues");
     }
     node.post("lobby", &long, "application/json", b"\"still here\"").await?;
     for sdk in &sdks {
@@ -292,7 +292,7 @@ async fn a_reply_that_comes_after_the_farewell_is_not_sent() -> Result<()> {
     socket.send(&Frame::text(r#"{"id":2,"publish":{"channel":"lobby","data":"mine"}}"#)).await?;
     // An unmasked frame ends the session while its publication is in progress.
     socket.send_bytes(&[0x81, 0x00]).await?;
-    let frame = socket.receive().await?.context("a farewell")?;
+    let frame = socket.receive().await?.context("a close frame")?;
     ensure!(frame.close_code() == Some(1002), "{frame:?}");
     redis.thaw()?;
     listener.hears(&text("\"mine\"")).await?;
@@ -306,7 +306,7 @@ async fn a_reply_that_comes_after_the_farewell_is_not_sent() -> Result<()> {
     let open = ["protocol=\"centrifuge\""];
     ensure!(node.samples().await?.sum("tidegate_connections", &open) == 1);
     let next = socket.receive().await?;
-    ensure!(next.is_none(), "{next:?} after the farewell");
+    ensure!(next.is_none(), "{next:?} after the close frame");
     drop(socket);
     node.until_samples("gone", |samples| samples.sum("tidegate_connections", &open) == 0).await?;
     node.ensure_sound()

@@ -41,7 +41,7 @@ async fn each_wrong_command_has_its_answer() -> Result<()> {
         ensure!(answer == *expected, "{shown}: {expected:?} was expected, not {answer:?}");
         if !matches!(answer, Closed(_)) {
             socket.send(&Frame::text(r#"{"id":9,"ping":{}}"#)).await?;
-            ensure!(matches!(self::answer(&mut socket).await?, Done), "{shown}: the session goes on");
+            ensure!(matches!(self::answer(&mut socket).await?, Done), "{shown}: the session continues");
         }
     }
     // Before the connect command, including wrong types.

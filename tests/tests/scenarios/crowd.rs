@@ -55,7 +55,7 @@ async fn who_stays_hears_everything_once_whoever_comes_and_goes() -> Result<()> 
     node.post("crowd", &token, "text/plain", b"the end").await?;
     let all = [all, vec![Payload::text("the end")]].concat();
     for member in stay.iter().chain([&stream]) {
-        ensure!(payloads(&member.heard(all.len()).await?) == all, "{member:?} heard something twice");
+        ensure!(payloads(&member.heard(all.len()).await?) == all, "{member:?} received something twice");
     }
     for journal in gone {
         ensure!(all.starts_with(&journal.payloads()), "{:?}", journal.payloads());
@@ -100,7 +100,7 @@ async fn a_gap_is_told_to_a_crowd_once_and_in_its_place() -> Result<()> {
         ensure!(journal.events(GAP) == 1, "{:?}", journal.payloads());
     }
     let gaps = node.samples().await?.sum("tidegate_gaps_total", &["cause=\"interrupted\""]);
-    ensure!(gaps == 1, "one room was told of a gap {gaps} times");
+    ensure!(gaps == 1, "one room was notified of a gap {gaps} times");
     Ok(())
 }
 

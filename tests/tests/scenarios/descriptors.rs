@@ -26,7 +26,7 @@ async fn clients_leave_descriptors_to_probes_and_broker() -> Result<()> {
     let samples = node.samples().await?;
     let limit = usize::try_from(samples.sum("tidegate_sockets_limit", &[]))?;
     ensure!((OPEN_FILES / 8..OPEN_FILES / 2).contains(&limit), "{limit} of {OPEN_FILES}");
-    ensure!(node.output().matches(CLAMPED).count() == 1, "told once");
+    ensure!(node.output().matches(CLAMPED).count() == 1, "logged once");
     let token = anywhere("alice");
     let client = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
 
@@ -43,18 +43,18 @@ async fn clients_leave_descriptors_to_probes_and_broker() -> Result<()> {
 
     // The broker reconnects, and a new configuration is read.
     redis.kill().await?;
-    node.until_samples("the broker is gone", |samples| samples.sum("tidegate_broker_up", &[]) == 0).await?;
+    node.until_samples("the broker is down", |samples| samples.sum("tidegate_broker_up", &[]) == 0).await?;
     redis.restart().await?;
     node.until_samples("the broker is back", |samples| samples.sum("tidegate_broker_up", &[]) == 1).await?;
     std::fs::write(&file, "sse.retry = '4s'\n")?;
     node.hang_up()?;
     node.until_written("the new configuration is in effect").await?;
-    ensure!(node.output().matches(CLAMPED).count() == 1, "told once, and not with each reload");
+    ensure!(node.output().matches(CLAMPED).count() == 1, "logged once, and not with each reload");
     ensure!(!node.output().contains("Too many open files"), "{}", node.output());
 
     // Connected clients are served.
     client.send(Payload::text("hello")).await?;
-    eventually("the client hears it", async || {
+    eventually("the client receives it", async || {
         let heard = client.now().messages.len();
         if heard == 1 { Ok(()) } else { Err(format!("{heard} messages")) }
     })

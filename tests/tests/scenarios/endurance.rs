@@ -70,7 +70,7 @@ async fn sessions_that_came_and_went_leave_nothing_behind() -> Result<()> {
     node.ensure_sound()
 }
 
-#[expect(clippy::print_stdout, reason = "the figures are for whoever asks for them with --nocapture")]
+#[expect(clippy::print_stdout, reason = "--nocapture shows the figures")]
 /// Runs a warm-up and then two halves, and compares what the node holds after each.
 async fn endure<F: Future<Output = Result<()>>>(
     what: &str,

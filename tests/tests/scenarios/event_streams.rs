@@ -47,7 +47,7 @@ async fn a_client_comes_back_with_the_id_of_any_room() -> Result<()> {
     let client = Client::node_events(&url, &[]).await?;
     node.post("%E6%97%A5%E6%9C%AC", &token, "text/plain", b"before").await?;
     client.hears(&Payload::text("before")).await?;
-    client.until("it has come back", |journal| journal.opened > 1).await?;
+    client.until("it has reconnected", |journal| journal.opened > 1).await?;
     let calm = alone().await?;
     let url = format!("http://{}/rooms?room=%E6%97%A5%E6%9C%AC&room=o&token={token}", calm.public);
     let raw = Client::events(&url).await?;

@@ -478,14 +478,14 @@ fn audit(journal: &Journal, posted: &[u16]) -> Result<usize> {
         let Some(number) = text.strip_prefix('n').and_then(|number| number.parse::<usize>().ok()) else {
             continue;
         };
-        ensure!(number >= next, "{number} was heard after {next}");
+        ensure!(number >= next, "{number} was received after {next}");
         let missing = (next..number).filter(|number| posted.get(*number) == Some(&202)).collect::<Vec<_>>();
         ensure!(
             missing.is_empty() || excused,
             "{missing:?} were acknowledged, and are missing without a gap"
         );
         if let Some(status) = posted.get(number) {
-            ensure!([202, 504].contains(status), "{number} was refused with {status}, and heard");
+            ensure!([202, 504].contains(status), "{number} was refused with {status}, but received");
         }
         next = number + 1;
         excused = false;
@@ -528,7 +528,7 @@ async fn play(fault: Fault, transport: Transport) -> Result<String> {
     for stream in &row.streams {
         let journal = stream.hears(&Payload::text("last")).await?;
         let gaps = audit(&journal, &posted)?;
-        ensure!(gaps == fault.gaps(), "{} gaps were told, not {}", gaps, fault.gaps());
+        ensure!(gaps == fault.gaps(), "{} gap notifications, not {}", gaps, fault.gaps());
     }
     let mut heard = BTreeMap::<u16, usize>::new();
     for status in &posted {
@@ -538,12 +538,12 @@ async fn play(fault: Fault, transport: Transport) -> Result<String> {
     for status in heard.keys() {
         ensure!(
             *status == 202 || required.contains(status) || allowed.contains(status),
-            "publishers heard {heard:?}"
+            "publishers got {heard:?}"
         );
     }
     ensure!(
         required.iter().all(|status| heard.contains_key(status)),
-        "publishers heard {heard:?}, not {required:?}"
+        "publishers got {heard:?}, not {required:?}"
     );
     for node in &row.nodes {
         node.ensure_sound()?;
@@ -609,7 +609,7 @@ async fn play_all(rows: Vec<(Fault, Transport)>) -> Result<()> {
         .collect()
         .await;
     let mut text = String::from(
-        "| fault | over | publishers hear | sessions are told | until all works |\n|---|---|---|---|---|\n",
+        "| fault | over | publishers get | gaps per session | recovery time |\n|---|---|---|---|---|\n",
     );
     let mut failed = 0;
     for (fault, transport, row) in played {

@@ -88,7 +88,7 @@ async fn a_redis_that_dies_under_load_is_a_gap_told_once_to_everybody() -> Resul
     for client in streams.iter().chain(&plain) {
         let journal = client.hears(&last).await?;
         ensure!(since(&journal, "after 0") == after, "{client:?}");
-        ensure!(journal.end.is_none() && journal.interrupted == 0, "nobody else lost a connection");
+        ensure!(journal.end.is_none() && journal.interrupted == 0, "no other client lost its connection");
     }
     for client in streams.iter().chain(&plain).chain(&strict) {
         ensure_in_order(&client.now())?;
@@ -96,7 +96,7 @@ async fn a_redis_that_dies_under_load_is_a_gap_told_once_to_everybody() -> Resul
     for stream in &streams {
         let journal = stream.now();
         let gaps: Vec<_> = journal.messages.iter().filter(|message| message.event == GAP).collect();
-        ensure!(gaps.len() == 1, "told once: {gaps:?}");
+        ensure!(gaps.len() == 1, "notified once: {gaps:?}");
         let said: serde_json::Value = serde_json::from_slice(gaps[0].payload.bytes())?;
         ensure!(said == serde_json::json!({ "room": "lobby", "cause": "interrupted" }), "{said}");
     }

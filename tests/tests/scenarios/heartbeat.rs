@@ -38,7 +38,7 @@ async fn who_never_answers_is_closed_and_who_answers_stays() -> Result<()> {
 
     let mut seen = Vec::new();
     let code = loop {
-        let frame = silent.receive().await?.context("the silent one is told why it is closed")?;
+        let frame = silent.receive().await?.context("the silent client gets the reason of its close")?;
         seen.push(frame.first);
         if frame.first == CLOSE {
             break frame.close_code();
@@ -105,7 +105,7 @@ async fn an_idle_event_stream_is_kept_alive_by_comments() -> Result<()> {
     let mut stream = request.bearer(&anywhere("alice")).open(node.public).await?;
     let mut text = String::new();
     while text.lines().filter(|line| *line == ":").count() < 3 {
-        let chunk = stream.chunk().await?.context("the stream goes on")?;
+        let chunk = stream.chunk().await?.context("the stream continues")?;
         text.push_str(std::str::from_utf8(&chunk)?);
     }
     ensure!(text.starts_with("retry: "), "{text}");
@@ -197,7 +197,7 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
     }
     for (mut sender, _) in halves {
         let mut answer = [0; 12];
-        sender.read_exact(&mut answer).await.context("half a request goes on")?;
+        sender.read_exact(&mut answer).await.context("half a request continues")?;
         ensure!(&answer == b"HTTP/1.1 202", "{}", String::from_utf8_lossy(&answer));
     }
     // A session that was pinged and does not answer is still closed, and no other.

@@ -256,7 +256,7 @@ async fn a_flood_of_pings_is_bounded() -> Result<()> {
     for _ in 0..100 {
         let samples = node.samples().await?;
         ensure!(held(&samples) < CLIENTS * 256 * 1024, "{} bytes are held", held(&samples));
-        ensure!(samples.sum("tidegate_slow_consumers_total", &[]) == 0, "nobody is closed for it");
+        ensure!(samples.sum("tidegate_slow_consumers_total", &[]) == 0, "no session is closed for it");
     }
     let grown = node.resident_bytes()?.saturating_sub(memory);
     ensure!(grown < 24 << 20, "{grown} bytes for {CLIENTS} clients");

@@ -123,7 +123,7 @@ async fn keys_are_rotated_while_a_client_stays() -> Result<()> {
     issuer.publish(&[&new]);
     let stranger = SigningKey::new("stranger")?;
     let gone = old.sign(claims("dora"));
-    eventually("the old key is gone", async || {
+    eventually("the old key is removed", async || {
         drop(open(&node, &stranger.sign(claims("eve"))).await);
         match open(&node, &gone).await {
             Ok(response) if response.status == 401 => Ok(()),

@@ -57,13 +57,13 @@ async fn two_hundred_sessions_are_sent_on_one_by_one() -> Result<()> {
     }
     for stream in &streams {
         ensure!(matches!(stream.ended().await?, End::Closed { .. }), "a stream ends in order");
-        ensure!(stream.now().retries.len() == 2, "a stream is told anew when to come back");
+        ensure!(stream.now().retries.len() == 2, "a stream gets a new reconnection time");
     }
     ensure!(began.elapsed().as_millis() > 300, "closes are spread, not all at once: {:?}", began.elapsed());
     for client in sockets.iter().chain(&streams) {
         ensure!(
             client.now().payloads() == [last.clone()],
-            "nobody loses what was said before the close began"
+            "no client loses messages sent before the close began"
         );
     }
     let mut times: Vec<_> =
@@ -137,9 +137,12 @@ async fn a_deadline_that_passes_is_told() -> Result<()> {
     ensure!(node.exited().await?.code() == Some(1));
     let output = node.output();
     let told = output.lines().find(|line| line.contains("drain.deadline has passed"));
-    ensure!(told.is_some_and(|line| line.contains("\"sockets\":3")), "what was left is told: {told:?}");
+    ensure!(
+        told.is_some_and(|line| line.contains("\"sockets\":3")),
+        "the log reports the remaining sockets: {told:?}"
+    );
     for socket in &mut silent {
-        ensure!(socket.close_code().await? == Some(1012), "whoever listens has been told all the same");
+        ensure!(socket.close_code().await? == Some(1012), "a client that reads has been told anyway");
     }
     Ok(())
 }
@@ -160,7 +163,7 @@ async fn the_pause_serves_everybody_and_ends_by_a_second_signal() -> Result<()> 
     client.send(Payload::text("served")).await?;
     for client in [&client, &newcomer, &stream] {
         ensure!(payloads(&client.heard(2).await?) == [Payload::text("posted"), Payload::text("served")]);
-        ensure!(client.now().end.is_none(), "the pause closes nobody");
+        ensure!(client.now().end.is_none(), "the pause closes no session");
     }
     ensure!(sdk.heard(2).await?.len() == 2);
     ensure!(node.samples().await?.sum("tidegate_refusals_total", &[]) == 0);

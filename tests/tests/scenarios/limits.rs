@@ -105,7 +105,7 @@ async fn attempts_of_one_address() -> Result<()> {
     let refused = Client::node_websocket(&url).await.err().context("the sixth of 127.0.0.1")?;
     ensure!(format!("{refused:?}").contains("Refused(429)"), "{refused:?}");
     for client in clients.iter().chain([&third]) {
-        ensure!(client.now().end.is_none(), "who is in stays in");
+        ensure!(client.now().end.is_none(), "connected clients stay connected");
     }
     bystanders.talk().await?;
     let samples = node.samples().await?;
@@ -146,7 +146,7 @@ async fn open_connections_of_one_address() -> Result<()> {
     let url = node.url("lobby", &token, "");
     let _streams = [Client::node_events(&url, &[]).await?, Client::events(&url).await?];
     let refused = Client::events(&url).await?;
-    ensure!(matches!(refused.ended().await?, End::Closed { .. }), "a fifth is told to come back");
+    ensure!(matches!(refused.ended().await?, End::Closed { .. }), "a fifth is told to reconnect");
     let said = refused.now();
     ensure!(said.messages.is_empty() && said.retries.iter().all(|millis| *millis >= 5_000), "{said:?}");
     bystanders.talk().await?;
@@ -216,7 +216,7 @@ async fn commands_of_a_centrifuge_session() -> Result<()> {
     let journal = sdk.until("five errors", |journal| journal.events("error") == 5).await?;
     let errors: Vec<_> = journal.messages.iter().filter(|message| message.event == "error").collect();
     ensure!(errors.iter().all(|error| error.payload == Payload::text("111")), "{errors:?}");
-    ensure!((journal.opened, journal.end) == (1, None), "the session goes on");
+    ensure!((journal.opened, journal.end) == (1, None), "the session continues");
     // It receives messages as before.
     node.post("lobby", &token, "application/json", b"\"still here\"").await?;
     sdk.hears(&Payload::text("\"still here\"")).await?;

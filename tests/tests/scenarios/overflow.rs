@@ -53,7 +53,7 @@ async fn publish_until_dropped(
     }
     let all: Vec<_> = (0..count).map(numbered).collect();
     for client in fast {
-        ensure!(payloads(&client.heard(count).await?) == all, "a neighbour hears everything");
+        ensure!(payloads(&client.heard(count).await?) == all, "a neighbour receives everything");
     }
     Ok(count)
 }
@@ -234,7 +234,7 @@ async fn an_event_stream_is_told_of_the_gap_in_its_place() -> Result<()> {
         for message in &journal.messages {
             if message.event == "tidegate.gap" {
                 ensure!(message.payload.bytes() == br#"{"cause":"dropped","room":"lobby"}"#);
-                ensure!(!std::mem::replace(&mut told, true), "told twice of one gap");
+                ensure!(!std::mem::replace(&mut told, true), "two notifications of one gap");
                 gaps += 1;
                 continue;
             }

@@ -43,7 +43,7 @@ async fn a_client_that_stops_reading_is_closed_and_the_others_hear_everything() 
             _ => code = frame.close_code().or(code),
         }
     }
-    ensure!(heard < MESSAGES, "the stalled client cannot have heard everything");
+    ensure!(heard < MESSAGES, "the stalled client cannot have received everything");
     ensure!(code.is_none_or(|code| code == 1013), "{code:?}");
     let grown = node.resident_bytes()?.saturating_sub(memory);
     ensure!(grown < 32 << 20, "19 MiB went by, memory grew by {grown} bytes");
@@ -68,7 +68,7 @@ async fn a_stream_that_stops_reading_is_cut() -> Result<()> {
     let mut count = 0;
     let body = vec![b'x'; 60 * 1024];
     while node.samples().await?.sum("tidegate_slow_consumers_total", &[]) == 0 {
-        ensure!(count < 2000, "a stream that nobody reads takes everything");
+        ensure!(count < 2000, "a stream that is not read takes everything");
         for _ in 0..16 {
             node.post("lobby", &token, "text/plain", &body).await?;
             count += 1;

@@ -55,11 +55,11 @@ async fn every_client_on_both_nodes_hears_every_message_in_one_order() -> Result
     let reference = payloads(&sockets.first().context("a client")?.heard(total).await?);
     ensure_merge(&reference, &sent)?;
     for socket in &sockets {
-        ensure!(payloads(&socket.heard(total).await?) == reference, "{socket:?} heard another order");
+        ensure!(payloads(&socket.heard(total).await?) == reference, "{socket:?} received another order");
     }
     for stream in &streams {
         let heard = payloads(&stream.heard(total).await?);
-        ensure!(heard == as_event_data(&reference), "{stream:?} heard another order");
+        ensure!(heard == as_event_data(&reference), "{stream:?} received another order");
     }
     // Nothing arrives twice: the last publication is received last.
     a.post("lobby", &token, "text/plain", b"the end").await?;

@@ -64,11 +64,11 @@ pub fn ensure_merge(heard: &[Payload], sent: &[Vec<Payload>]) -> Result<()> {
     let sender_of: HashMap<_, _> =
         (0..).zip(sent).flat_map(|(n, all)| all.iter().map(move |one| (one, n))).collect();
     let total: usize = sent.iter().map(Vec::len).sum();
-    ensure!(sender_of.len() == total, "payloads must differ, or their order cannot be told");
+    ensure!(sender_of.len() == total, "payloads must differ, or their order cannot be checked");
     for (n, all) in (0..).zip(sent) {
         let own: Vec<_> = heard.iter().filter(|payload| sender_of.get(payload) == Some(&n)).collect();
-        ensure!(own == all.iter().collect::<Vec<_>>(), "sender {n} sent {all:?}, heard was {own:?}");
+        ensure!(own == all.iter().collect::<Vec<_>>(), "sender {n} sent {all:?}, received was {own:?}");
     }
-    ensure!(heard.len() == total, "{total} messages were sent, {} were heard", heard.len());
+    ensure!(heard.len() == total, "{total} messages were sent, {} were received", heard.len());
     Ok(())
 }

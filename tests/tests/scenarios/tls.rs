@@ -200,7 +200,7 @@ async fn a_certificate_changes_under_load() -> Result<()> {
     let (sent, _publisher) = publishing.join_next().await.context("the publisher")???;
     while let Some(heard) = listening.join_next().await {
         let heard = heard??;
-        ensure!(heard == sent, "{sent} were published, {heard} were heard");
+        ensure!(heard == sent, "{sent} were published, {heard} were received");
     }
     let counted = [old_witness.finish().await?, new_witness.finish().await?, newest.finish().await?];
     println!(
