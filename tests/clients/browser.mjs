@@ -1,7 +1,7 @@
 // A browser's own WebSocket or EventSource, in a page whose origin the scenario chooses.
 // Usage: node browser.mjs websocket|eventsource URL ORIGIN
 //
-// The page itself comes from this script, not from the network: no server needs to stand at ORIGIN.
+// This script provides the page itself: no server has to exist at ORIGIN.
 
 import { launch } from "./chromium.mjs";
 import { report, reportMessage, serve } from "./lines.mjs";
@@ -21,10 +21,10 @@ await page.exposeFunction("tell", (happening) => {
   }
 });
 
-// From here on the functions run in the page.
+// The functions from here on run in the page.
 
 await page.evaluate(() => {
-  // Calls are chained: what is told keeps the order in which it happened.
+  // Calls are chained so that reports keep the order of the events.
   let telling = Promise.resolve();
   window.report = (happening) => {
     telling = telling.then(() => window.tell(happening));

@@ -1,8 +1,8 @@
 // The Centrifuge SDK for JavaScript, as published: npm `centrifuge`.
 // Usage: node centrifuge.mjs URL ROOM TOKEN [NEXT_TOKEN]
 //
-// "open" is a subscription that stands, "interrupted" one that the SDK is about to make again by itself. The
-// event "refresh" tells that the SDK asked for NEXT_TOKEN, "error" that a publication was refused.
+// "open" means an active subscription, "interrupted" one that the SDK is about to make again by itself. The
+// event "refresh" means that the SDK asked for NEXT_TOKEN, "error" that a publication was refused.
 
 import { Centrifuge } from "centrifuge";
 import WebSocket from "ws";

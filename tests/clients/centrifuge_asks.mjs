@@ -1,8 +1,8 @@
-// The Centrifuge SDK for JavaScript, asking for what a node may not serve.
+// The Centrifuge SDK for JavaScript, requesting features that a node may not support.
 // Usage: node centrifuge_asks.mjs URL ROOM TOKEN
 //
-// "open" is a connection that stands. Each ask is told as an event of its name with what became of it: the code of
-// the error, or what the SDK was told of the subscription. At last a message is published in ROOM and heard there.
+// "open" means an open connection. Each request is reported as an event of its name with its result: the code of
+// the error, or the SDK's context of the subscription. Finally a message is published in ROOM and received there.
 
 import { Centrifuge } from "centrifuge";
 import WebSocket from "ws";

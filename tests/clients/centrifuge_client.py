@@ -1,6 +1,6 @@
 """The Centrifuge SDK for Python, as published: PyPI `centrifuge-python`.
 
-Usage: python centrifuge_client.py URL ROOM TOKEN [NEXT_TOKEN]. Reports as centrifuge.mjs does.
+Usage: python centrifuge_client.py URL ROOM TOKEN [NEXT_TOKEN]. Reports the same events as centrifuge.mjs.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 import { chromium } from "playwright-core";
 
-/** A fresh headless browser with a profile of its own, and no traffic but the page's. */
+/** A fresh headless browser with its own profile, and no traffic except the page's. */
 export function launch() {
   return chromium.launch({
     executablePath: process.env.TIDEGATE_CHROMIUM ?? "/usr/bin/chromium",
@@ -15,7 +15,7 @@ export function launch() {
       "--disable-background-networking",
       "--disable-component-update",
       "--disable-sync",
-      // A page that a script made up has no address, and such a page may not reach loopback addresses.
+      // A page that a script provides has no address, and by default such a page may not reach loopback addresses.
       "--disable-features=LocalNetworkAccessChecks",
     ],
   });

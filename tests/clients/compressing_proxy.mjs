@@ -1,4 +1,4 @@
-// A proxy that compresses what passes, with the middleware of Express: npm `compression`.
+// A proxy that compresses responses with Express's middleware: npm `compression`.
 // Usage: node compressing_proxy.mjs HOST:PORT. Reports its own port.
 
 import http from "node:http";
@@ -9,7 +9,7 @@ const [host, port] = process.argv[2].split(":");
 const compress = compression({ threshold: 0 });
 
 const server = http.createServer((request, response) => {
-  // Otherwise text/event-stream would not even be thought of.
+  // By default text/event-stream is not considered for compression.
   compress(request, response, () => {
     const { method, url: path, headers } = request;
     const onward = http.request({ host, port, method, path, headers }, (answer) => {

@@ -1,5 +1,5 @@
 // A server-sent events client: npm `eventsource`. Usage: node eventsource.mjs URL [EVENT-NAME…]
-// It reconnects by itself, as every EventSource does: `open` is reported each time.
+// It reconnects by itself, like every EventSource: `open` is reported each time.
 
 import { EventSource } from "eventsource";
 import { report, reportMessage, serve } from "./lines.mjs";

@@ -2,7 +2,7 @@
 
 import { report, reportMessage, serve } from "./lines.mjs";
 
-// What it takes for granted of a browser.
+// Browser globals that the package expects.
 globalThis.window = globalThis;
 globalThis.document = { hidden: false, addEventListener() {}, removeEventListener() {} };
 

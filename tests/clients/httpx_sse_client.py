@@ -1,6 +1,6 @@
 """A server-sent events client: PyPI `httpx-sse`. Usage: python httpx_sse_client.py URL
 
-Speaks the line protocol of lines.mjs: happenings on standard output. The end of its input ends it.
+Uses the line protocol of lines.mjs: events on standard output. It exits at the end of its input.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-// Tokens by an implementation that has nothing in common with the node's: Node.js on OpenSSL.
+// Tokens from an implementation that shares nothing with the node's: Node.js on OpenSSL.
 // Usage: node issuer.mjs CLAIMS
 //
 // Prints one list: for each algorithm a new key, its public part, and CLAIMS signed with it.

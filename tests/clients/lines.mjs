@@ -1,9 +1,9 @@
 // The line protocol between a scenario and a client script: one JSON object a line, commands on standard
-// input, happenings on standard output. Owns the framing and nothing of what is said.
+// input, events on standard output. Owns the framing, not the contents.
 
 import { createInterface } from "node:readline";
 
-/** Reports a happening to the scenario. */
+/** Reports an event to the scenario. */
 export function report(happening) {
   process.stdout.write(`${JSON.stringify(happening)}\n`);
 }
@@ -14,8 +14,8 @@ export function reportMessage(event, kind, bytes) {
 }
 
 /**
- * Calls `handle` for each command, one after the other, and `finish` when the scenario has let go.
- * A command that fails is the end of the script: the scenario sees why on standard error.
+ * Calls `handle` for each command, one after the other, and `finish` when the scenario closes the input.
+ * A command that fails ends the script: the scenario sees the error on standard error.
  */
 export async function serve(handle, finish) {
   try {

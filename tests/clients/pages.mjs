@@ -1,7 +1,7 @@
-// Several pages of one browser, as a person would use them. Usage: node pages.mjs
+// Several pages of one browser, operated like a user. Usage: node pages.mjs
 //
-// Each command names a page and one action on it, and is answered by one line, {"on":"done"} with what the
-// action yields or {"on":"failed"} with why not. A page is opened when it is first named.
+// Each command names a page and one action on it, and is answered with one line: {"on":"done"} with the
+// action's result, or {"on":"failed"} with the error. A page is opened when it is first named.
 
 import { launch } from "./chromium.mjs";
 import { report, serve } from "./lines.mjs";
@@ -11,7 +11,7 @@ const pages = new Map();
 
 async function named(name) {
   if (!pages.has(name)) {
-    // A context of its own: two pages are two people, who share no storage.
+    // A separate context: two pages are two users, who share no storage.
     const page = await (await browser.newContext()).newPage();
     const complaints = [];
     page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
@@ -64,7 +64,7 @@ const fetchEvents = async ({ url }) => {
 
 const actions = {
   goto: async ({ page }, { url }) => (await page.goto(url))?.status(),
-  // A page that this script makes up: no server needs to stand at the origin.
+  // This script provides the page: no server has to exist at the origin.
   stand: async ({ page }, { origin }) => {
     const url = `${origin}/`;
     await page.route(url, (route) =>
@@ -75,11 +75,11 @@ const actions = {
   cookie: async ({ page }, { url, name, value }) => {
     await page.context().addCookies([{ url, name, value, httpOnly: true, sameSite: "Strict" }]);
   },
-  // Whether the page's own WebSocket or EventSource opens. What it hears, the page shows.
+  // Whether the page's own WebSocket or EventSource opens. The page shows what it receives.
   connect: async ({ page }, { kind, url }) => page.evaluate(connect, { kind, url }),
   // The status of the page's own POST, if the page may read it.
   post: async ({ page }, { url, value }) => page.evaluate(post, { url, value }),
-  // Whether the browser has taken the page's beacon.
+  // Whether the browser has accepted the page's beacon.
   beacon: async ({ page }, { url, value }) => page.evaluate(beacon, { url, value }),
   // The status of an event stream that the page fetches by itself, if the page may read it.
   fetchEvents: async ({ page }, { url }) => page.evaluate(fetchEvents, { url }),

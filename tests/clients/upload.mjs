@@ -1,5 +1,5 @@
-// A POST by the fetch of Node.js (undici). Usage: node upload.mjs URL BYTES
-// Reports the status, or why there is none.
+// A POST with the fetch of Node.js (undici). Usage: node upload.mjs URL BYTES
+// Reports the status, or the error.
 
 import { report } from "./lines.mjs";
 

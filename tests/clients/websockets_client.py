@@ -1,8 +1,8 @@
 """A plain WebSocket client: PyPI `websockets`. Usage: python websockets_client.py URL [deflate]
 
-With `deflate` it demands permessage-deflate, in the way the library does by default (a window of 12 bits).
+With `deflate` it requires permessage-deflate, with the library's defaults (a window of 12 bits).
 
-Speaks the line protocol of lines.mjs: commands on standard input, happenings on standard output.
+Uses the line protocol of lines.mjs: commands on standard input, events on standard output.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 // A plain WebSocket client: npm `ws`. Usage: node ws.mjs URL [WINDOW_BITS]
 //
-// With WINDOW_BITS it demands permessage-deflate, and a server window of at most so many bits.
+// With WINDOW_BITS it requires permessage-deflate, and a server window of at most that many bits.
 
 import WebSocket from "ws";
 import { report, reportMessage, serve } from "./lines.mjs";

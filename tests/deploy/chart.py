@@ -1,4 +1,4 @@
-"""Renders the chart with real helm binaries. Owns how helm is called, and nothing of what is expected."""
+"""Renders the chart with real helm binaries. Owns how helm is called, not the expectations."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "tidegate"
 TOOLS = Path(__file__).parent / ".tools"
 HELM = {"helm3": TOOLS / "helm3", "helm4": TOOLS / "helm4"}
-# The oldest version that the chart takes, the middle, and the newest there are schemas for.
+# The oldest version that the chart supports, one in the middle, and the newest with schemas.
 KUBERNETES = ("1.28", "1.33", "1.37")
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 # Enough for more than one pod.
@@ -20,8 +20,8 @@ FLEET = {"replicaCount": 2, "auth": {"existingSecret": "keys"}, "redis": {"exist
 
 
 class Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Reads YAML as kubectl, kustomize and Flux do: a key that stands twice is an error, and what their parser (Go's, of
-    YAML 1.1 and 1.2) takes for a number or a truth is one, though PyYAML would take it for text."""
+    """Reads YAML like kubectl, kustomize and Flux: a duplicate key is an error, and what their parser (Go's, of YAML
+    1.1 and 1.2) reads as a number or a boolean is one here, even if PyYAML would read it as a string."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -31,7 +31,7 @@ class Strict(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         return super().construct_mapping(node, deep)
 
 
-# PyYAML wants a dot in a float and knows neither 0o17 nor y and n.
+# PyYAML requires a dot in a float and supports neither 0o17 nor y and n.
 Strict.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
@@ -42,11 +42,11 @@ Strict.add_constructor("!truth", lambda loader, node: node.value in "yY")
 
 
 class Refused(Exception):
-    """Helm did not render; the text is what it said."""
+    """Helm refused to render; the text is its error message."""
 
 
 def merge(base, over):
-    """Deep merge of two maps, as helm does with several values files."""
+    """Deep merge of two maps, like helm merges several values files."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -81,7 +81,7 @@ def render(
     notes=False,
 ):
     """The rendered objects, as a list of maps; the text of NOTES.txt with `notes`."""
-    # JSON is YAML that every parser reads alike.
+    # Every YAML parser reads JSON the same way.
     text = _render(
         json.dumps(values or {}), tuple(map(str, files)), binary, kubernetes, release, namespace, chart, notes
     )
@@ -90,7 +90,7 @@ def render(
 
 @functools.lru_cache(maxsize=None)
 def _render(values, files, binary, kubernetes, release, namespace, chart, notes):
-    # NOTES.txt is rendered by an installation only; a dry run on the client asks no cluster.
+    # Only an installation renders NOTES.txt; a dry run on the client needs no cluster.
     command = (
         ["install", release, chart, "--dry-run=client"]
         if notes

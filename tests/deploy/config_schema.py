@@ -1,9 +1,9 @@
-"""Makes what values.schema.json says of `config` from the node's own reference, gateway/docs/configuration.md, which a
-test of the node holds to its table of keys.
+"""Generates the schema of `config` in values.schema.json from the node's own reference, gateway/docs/configuration.md,
+which a test of the node compares with its table of keys.
 
-`python tests/deploy/config_schema.py` writes it anew; a test compares it. With it, Helm refuses a key that the node does
-not have, instead of rendering pods that end at once. It refuses nothing that the node takes: bounds that one value sets
-to another, and what a file holds, are left to the node.
+`python tests/deploy/config_schema.py` rewrites it; a test checks that it is current. With it, Helm refuses a key that
+the node does not have, instead of rendering pods that exit at once. It refuses nothing that the node accepts: rules
+between two values, and the contents of files, are left to the node.
 """
 
 import json
@@ -13,16 +13,16 @@ from chart import CHART
 
 REFERENCE = CHART.parents[1] / "gateway" / "docs" / "configuration.md"
 SCHEMA = CHART / "values.schema.json"
-# What TOML can say, for a kind of value that is not told apart here.
+# Any TOML value, for kinds that are not distinguished here.
 ANYTHING = {"$ref": "#/definitions/tomlValue"}
 KEY_FILES = {"secret_file", "public_key_file"}
-# What a room's name is made of; {sub} once, * at the end, and not one after the other.
+# The characters of a room's name; {sub} at most once, * only at the end, and not directly after {sub}.
 PART = r"[^\s{}*\x00-\x1f\x7f]"
 PATTERN = rf"^({PART}*\*?|{PART}*\{{sub\}}({PART}+\*?)?)$"
 
 
 def reference():
-    """Pairs of a key's name and what it may be given, in the order of the reference."""
+    """Pairs of a key's name and the description of its values, in the order of the reference."""
     rows = re.findall(r"^\| `([^`]+)` \| (.+?) \| .+? \| (?:at once|after a restart) \|", REFERENCE.read_text(), re.M)
     assert rows, "the reference has no rows"
     return rows
@@ -35,21 +35,21 @@ def number(text):
 
 
 def whole(least, most):
-    """A number; as text, too, which is how `--set-string` gives it."""
+    """A number, also as a string, which is what `--set-string` passes."""
     return [{"type": "integer", "minimum": least, "maximum": most}, {"type": "string", "pattern": "^[0-9]+$"}]
 
 
 def choices(kind):
-    """The schemas of which a value of this kind meets one."""
+    """The alternative schemas for a value of this kind."""
     if kind.startswith("auto, or "):
         return [{"const": "auto"}, *choices(kind.removeprefix("auto, or "))]
     if kind.startswith("off, or "):
-        # Not one enum: Helm 4 takes "0" and 0 for the same, and a list with both for unsound. YAML makes false of off.
+        # Not one enum: Helm 4 considers "0" and 0 equal, and an enum with both invalid. YAML reads off as false.
         return [{"enum": ["off", "0", "false", False]}, {"const": 0}, *choices(kind.removeprefix("off, or "))]
     if found := re.fullmatch(r"a whole number from (\d+) to (\d+)", kind):
         return whole(int(found[1]), int(found[2]))
     if found := re.match(r"a time from (\d+)", kind):
-        # A time that must not be nothing.
+        # A time that must not be zero.
         digits = "[0-9]+" if found[1] == "0" else "0*[1-9][0-9]*"
         return [{"type": "string", "pattern": f"^{digits}(ms|s|m|h)$"}]
     if found := re.match(r"a size from (\w+) to (\w+), ", kind):
@@ -66,7 +66,7 @@ def choices(kind):
     if found := re.fullmatch(r"((?:[\w-]+, )*[\w-]+) or ([\w-]+)", kind):
         return [{"enum": [*found[1].split(", "), found[2]]}]
     if found := re.match(r"a list of operations: (.+)", kind):
-        # As one text, the operations stand between commas.
+        # In a single string, the operations are separated by commas.
         return [{"type": "array", "items": {"enum": found[1].split(", ")}}, {"type": "string"}]
     if kind.startswith("a list of "):
         return [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]
@@ -82,7 +82,7 @@ def choices(kind):
 
 
 def value(kind):
-    """The schema of a key. null takes back what a values file before has said."""
+    """The schema of a key. null removes the value from an earlier values file."""
     allowed = choices(kind)
     if ANYTHING in allowed:
         return ANYTHING
@@ -112,19 +112,19 @@ def config():
         "propertyNames": {"minLength": 1, "pattern": PATTERN},
         "additionalProperties": table(policy),
     }
-    # The secret's file belongs to the chart's `secretFiles`, and so the entry may lack it here.
+    # The secret's file comes from the chart's `secretFiles`, so the entry may lack it here.
     return {"type": "object", "additionalProperties": False, "properties": tables}
 
 
 def secret_files():
-    """The names that `secretFiles` may have: keys that name a file."""
+    """The allowed names in `secretFiles`: keys that name a file."""
     files = [re.escape(name) for name, kind in reference() if kind == "the path of a file"]
     files.append(rf"auth\.keys\.[A-Za-z0-9_-]+\.({'|'.join(sorted(KEY_FILES))})")
     return {"pattern": f"^({'|'.join(files)})$"}
 
 
 def variables():
-    """What a name in `extraEnv` may be, if it begins as the node's own do."""
+    """The allowed names in `extraEnv`, if they have the node's prefix."""
     names = {name for name, _ in reference() if not name.startswith("rooms.")} | {"rooms"}
     known = sorted("TIDEGATE_" + name.replace(".", "__").upper() for name in names)
     return {
@@ -136,7 +136,7 @@ def variables():
 
 
 def schema_with_config():
-    """The whole text of values.schema.json as it should be."""
+    """The expected text of values.schema.json."""
     schema = json.loads(SCHEMA.read_text())
     schema["properties"]["config"] = config()
     schema["properties"]["secretFiles"]["propertyNames"] = secret_files()

@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures for all tests."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def _target_directory():
 
 @pytest.fixture(scope="session")
 def tidegate():
-    """A real node's binary: TIDEGATE_BIN, or the newest that was built."""
+    """A real node's binary: TIDEGATE_BIN, or the most recent build."""
     if given := os.environ.get("TIDEGATE_BIN"):
         return Path(given)
     built = [path for path in _target_directory().glob("*/tidegate") if os.access(path, os.X_OK)]
@@ -36,10 +36,10 @@ def tidegate():
 
 @pytest.fixture(scope="session")
 def podman(tidegate):
-    """Podman that has the image `localhost/tidegate:check`, built from deploy/Dockerfile around the binary."""
+    """Podman with the image `localhost/tidegate:check`, built from deploy/Dockerfile around the binary."""
     if os.geteuid() != 0:
         pytest.skip("needs root: rootless containers want user namespaces and id ranges set up")
-    # Not a directory of pytest's: podman wants a short path for its sockets.
+    # Not one of pytest's directories: podman needs a short path for its sockets.
     directory = Path(tempfile.mkdtemp(prefix="tidegate-"))
     podman = Podman(directory)
     try:

@@ -1,4 +1,4 @@
-"""Buildah and podman with a storage of their own, so that nothing of this machine is touched."""
+"""Buildah and podman with separate storage, so that this machine's is not touched."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ events_logger = "file"
 
 
 class Podman:
-    """Podman, and buildah beside it. To be cleaned up with `remove`."""
+    """Podman and buildah. Call `remove` to clean up."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -30,7 +30,7 @@ class Podman:
         self.storage = ["--root", directory / "storage", "--runroot", directory / "run", "--storage-driver", "vfs"]
 
     def run(self, program, *args, check=True, cwd=None):
-        """What it said; an error is an error unless `check` is off."""
+        """Runs it and returns its output. Raises on failure, unless `check` is off."""
         done = subprocess.run(
             [program, *map(str, self.storage), *map(str, args)],
             capture_output=True,
@@ -46,13 +46,13 @@ class Podman:
         return self.run("podman", *args, **options)
 
     def remove(self):
-        """Ends what runs."""
+        """Stops all containers."""
         self("pod", "rm", "--all", "--force", "--time", "0", check=False)
         self("rm", "--all", "--force", "--time", "0", check=False)
 
     def build(self, binary, name, *options):
-        """The image of deploy/Dockerfile, its first stage replaced by a directory: no base image can be had
-        everywhere. A binary that is not static brings its libraries."""
+        """The image of deploy/Dockerfile, with its first stage replaced by a directory, because a base image is not
+        available everywhere. A binary that is not static comes with its libraries."""
         out = self.directory / f"built-{len(list(self.directory.glob('built-*')))}"
         root = out / "out"
         (root / "etc/ssl/certs").mkdir(parents=True)
@@ -84,6 +84,6 @@ class Podman:
 
 
 def libraries(binary):
-    """What the loader wants for it; nothing for a static one."""
+    """The libraries that its loader needs; none for a static binary."""
     linked = subprocess.run(["ldd", binary], capture_output=True, text=True, check=False).stdout
     return [word for word in linked.split() if word.startswith("/")]

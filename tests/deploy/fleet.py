@@ -1,4 +1,4 @@
-"""Two nodes with a Redis, watched by a real Prometheus, and clients that keep them busy."""
+"""Two nodes with a Redis, scraped by a real Prometheus, and clients that keep them busy."""
 
 import asyncio
 import functools
@@ -12,7 +12,7 @@ import websockets
 from chart import CHART
 from processes import Client, Node, Redis, Running, free_ports, get, token
 
-# The node sends pings; a client that asks for answers as well would only measure how busy this machine is.
+# The node sends pings; a client that sends its own as well would only measure the load of this machine.
 connect = functools.partial(websockets.connect, ping_interval=None, open_timeout=60)
 
 NAMESPACE = "realtime"
@@ -20,7 +20,7 @@ ROOMS = 6
 
 
 class Fleet:
-    """Redis, two nodes, Prometheus. To be stopped."""
+    """Redis, two nodes, Prometheus. Call `stop` at the end."""
 
     def __init__(self, binary, directory, scrape="1s"):
         self.binary, self.directory = binary, directory
@@ -46,7 +46,7 @@ class Fleet:
 
 
 class Prometheus(Running):
-    """A server that scrapes nodes as Kubernetes would label them, with our rules."""
+    """A server that scrapes nodes with the labels that Kubernetes would add, and with our rules."""
 
     def __init__(self, directory, nodes, scrape):
         (self.port,) = free_ports(1)
@@ -59,7 +59,7 @@ class Prometheus(Running):
             "rule_files": [str(CHART / "files" / "rules.yaml")],
             "scrape_configs": [{"job_name": "tidegate", "static_configs": targets}],
         }
-        # JSON is YAML.
+        # JSON is valid YAML.
         (directory / "prometheus.json").write_text(json.dumps(config))
         super().__init__(
             "prometheus",
@@ -75,7 +75,7 @@ class Prometheus(Running):
         self.until(lambda: get(f"http://127.0.0.1:{self.port}/-/ready")[0] == 200, "ready")
 
     def api(self, path, **parameters):
-        """The data of an answer, or why there is none."""
+        """The data of a response, or the error."""
         query = urllib.parse.urlencode(parameters, doseq=True)
         status, body = get(f"http://127.0.0.1:{self.port}/api/v1/{path}?{query}", timeout=30)
         answer = json.loads(body)
@@ -84,7 +84,7 @@ class Prometheus(Running):
 
 
 class Load:
-    """Clients of all kinds that listen, publish, come and go until it is stopped."""
+    """Clients of all kinds that listen, publish, connect and disconnect until it is stopped."""
 
     def __init__(self, fleet, sockets=24, pause=0.01):
         self.fleet = fleet
@@ -118,7 +118,7 @@ class Load:
     def run(self):
         try:
             asyncio.run(self.work())
-        except BaseException as error:  # said again by stop()
+        except BaseException as error:  # raised again by stop()
             self.failure = error
 
     async def work(self):
@@ -139,7 +139,7 @@ class Load:
         return f"ws://127.0.0.1:{node.public}/rooms/room-{number % ROOMS}?token={given or self.token}"
 
     async def listener(self, number):
-        """Comes, listens for a while, and goes."""
+        """Connects, listens for a while, and disconnects."""
         life = 200 + 97 * number % 4001
         while True:
             async with connect(self.url(number), max_queue=None) as socket:
@@ -147,9 +147,9 @@ class Load:
                     await socket.recv()
 
     async def publisher(self, number):
-        """Publishes in one room after the other, with sizes that vary."""
+        """Publishes in one room after the other, in varying sizes."""
         sockets = [await connect(self.url(room) + "&echo=false") for room in range(ROOMS)]
-        # Who does not read does not answer pings either, and is closed in time.
+        # A client that does not read does not answer pings either, and is closed after a while.
         readers = [asyncio.create_task(self.read(socket)) for socket in sockets]
         turn = 0
         while not any(reader.done() for reader in readers):
@@ -164,7 +164,7 @@ class Load:
             pass
 
     async def stranger(self):
-        """Has no valid token."""
+        """Connects without a valid token."""
         while True:
             try:
                 async with connect(self.url(0, "not-a-token")):

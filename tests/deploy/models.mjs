@@ -1,7 +1,7 @@
-// Holds custom resources, a JSON array on standard input, against the models made from their definitions.
+// Checks custom resources, a JSON array on standard input, against the models made from their definitions.
 //
-// A model checks values and lets unknown fields pass, as Kubernetes does by dropping them. So each object is also
-// written out as a literal of the model's type, for the compiler to find a field that is none.
+// A model checks values but ignores unknown fields, as Kubernetes does by dropping them. So each object is also
+// written as a literal of the model's type, where the compiler finds unknown fields.
 
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";

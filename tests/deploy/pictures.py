@@ -1,7 +1,7 @@
-"""Draws a dashboard from what Prometheus answers: not Grafana, but the same questions, panel by panel.
+"""Draws a dashboard from Prometheus' answers: not with Grafana, but with the same queries, panel by panel.
 
-`python tests/deploy/pictures.py NODE` starts a fleet, keeps it busy for some minutes, and writes deploy/grafana/*.png. The
-tests draw, too, to see that every panel has something to show."""
+`python tests/deploy/pictures.py NODE` starts a fleet, keeps it busy for some minutes, and writes deploy/grafana/*.png.
+The tests draw as well, to check that every panel has data."""
 
 import json
 import math
@@ -23,12 +23,12 @@ COLOURS = {"green": "#3a9e5c", "red": "#d0453a", "blue": "#3b73c8"}
 
 
 def dashboards():
-    """All of them, as the files say."""
+    """All dashboards, from their files."""
     return [json.loads(path.read_text()) for path in sorted((CHART / "files" / "dashboards").glob("*.json"))]
 
 
 def chosen(dashboard, pod):
-    """The variables as somebody would choose them: everything, or one pod where only one can be."""
+    """Typical values of the variables: everything, or one pod if only one can be selected."""
     return {"namespace": ".*", "pod": pod if dashboard["uid"] == "tidegate-node" else ".*"}
 
 
@@ -41,7 +41,7 @@ def substituted(expression, values, interval):
 
 
 def formatted(value, unit):
-    """A number as Grafana would write it, about."""
+    """A number, formatted roughly like in Grafana."""
     if math.isnan(value):
         return "–"
     if unit == "percentunit":
@@ -60,7 +60,7 @@ def formatted(value, unit):
 
 
 class Canvas:
-    """A figure with the grid of a dashboard: 24 columns, and lines from the top."""
+    """A figure with a dashboard's grid: 24 columns, and rows from the top."""
 
     def __init__(self, dashboard):
         # Two lines for the title.
@@ -70,7 +70,7 @@ class Canvas:
         self.figure.text(0.008, 1 - 1.2 / self.height, dashboard["title"], fontsize=15, weight="bold")
 
     def axes(self, panel, left=0.0, bottom=0.0, right=0.0, top=0.0, **options):
-        """Axes where the panel is, less what is left free at its sides."""
+        """Axes at the panel's place, minus margins."""
         at = panel["gridPos"]
         place = [
             (at["x"] + left) / 24,
@@ -111,7 +111,7 @@ def draw(dashboard, prometheus, values, interval, start, end, file):
 
 
 def ask(panel, prometheus, values, interval, start, end):
-    """Pairs of a legend and the points of its line, those that are numbers."""
+    """Pairs of a legend and the points of its line, without points that are not numbers."""
     series = []
     for target in panel["targets"]:
         expression = substituted(target["expr"], values, interval)
@@ -159,7 +159,7 @@ def lines(axes, panel, series, seconds):
     axes.grid(color="#eceef1", linewidth=0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    # More than eight would not be told apart.
+    # More than eight would be indistinguishable.
     handles, legends = (part[:8] for part in axes.get_legend_handles_labels())
     axes.legend(handles, legends, fontsize=6.5, ncols=4, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 

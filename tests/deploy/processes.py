@@ -1,6 +1,6 @@
-"""Real processes for the checks: nodes, Redis, proxies, Prometheus, clients. Each is on ports of its own, writes its
-log to a file, and is ended by whoever started it. Waiting is always for a state, and says the last one seen when
-time is over."""
+"""Real processes for the checks: nodes, Redis, proxies, Prometheus, clients. Each has its own ports, writes its
+log to a file, and is stopped by the code that started it. Waits are always for a state, and report the last one
+when they time out."""
 
 import base64
 import json
@@ -19,8 +19,8 @@ PATIENCE = 30
 
 
 def eventually(look, what, patience=PATIENCE):
-    """Calls `look` until it returns something true, and returns that. What it raised or returned last is said when
-    `patience` seconds are over."""
+    """Calls `look` until it returns something true, and returns that. After `patience` seconds, fails with what it last
+    raised or returned."""
     end = time.monotonic() + patience
     last = None
     while True:
@@ -36,7 +36,7 @@ def eventually(look, what, patience=PATIENCE):
 
 
 def free_ports(count):
-    """Ports that nobody listens on, at any address, distinct from each other."""
+    """Distinct ports without a listener at any address."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("", 0))
@@ -47,7 +47,7 @@ def free_ports(count):
 
 
 def get(url, timeout=5):
-    """Status and body; a status that is an error is no exception."""
+    """Status and body; an error status raises no exception."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
             return response.status, response.read().decode()
@@ -71,17 +71,17 @@ class Running:
             )
 
     def alive(self):
-        """Raises with the end of the log if it is not."""
+        """Raises with the end of the log if the process has ended."""
         if self.process.poll() is not None:
             raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
         return True
 
     def until(self, look, what, patience=PATIENCE):
-        """`eventually`, as long as it lives."""
+        """`eventually`, failing at once if the process ends."""
         return eventually(lambda: self.alive() and look(), f"{self.name}: {what}", patience)
 
     def terminate(self):
-        """Asks it to go, and does not wait."""
+        """Sends SIGTERM, without waiting."""
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, patience=PATIENCE):
@@ -89,14 +89,14 @@ class Running:
         return self.process.wait(patience)
 
     def stop(self):
-        """Ends it, whatever it does."""
+        """Kills it, whatever it is doing."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
 
 
 class Redis(Running):
-    """A server of its own."""
+    """A private server."""
 
     def __init__(self, directory):
         (self.port,) = free_ports(1)
@@ -112,7 +112,7 @@ class Redis(Running):
 
 
 class Node(Running):
-    """A node of Tidegate."""
+    """A Tidegate node."""
 
     def __init__(self, binary, directory, name="node", host="127.0.0.1", ports=None, **settings):
         self.host = host
@@ -146,7 +146,7 @@ def token(binary, room="*=subscribe,publish", sub="checks"):
 
 
 class Client(Running):
-    """One of the real clients in tests/clients, which say what happens as lines of JSON."""
+    """One of the real clients in tests/clients, which report events as lines of JSON."""
 
     def __init__(self, script, directory, name, *arguments):
         self.happenings_file = Path(directory) / f"{name}.happenings"

@@ -1,4 +1,4 @@
-"""What the build tells the program about itself."""
+"""The information that the build gives the program about itself."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ def script(tmp_path_factory):
 
 
 def told(script, directory, **environment):
-    """The lines that cargo gets."""
+    """The lines that the build script prints for cargo."""
     environment = {"PATH": os.environ["PATH"], **environment}
     ran = subprocess.run([script], cwd=directory, env=environment, capture_output=True, text=True, check=True)
     return ran.stdout.splitlines()
@@ -38,7 +38,7 @@ def test_a_release_names_its_commit_and_is_built_anew_for_another_one(script, tm
     lines = told(script, tmp_path, PROFILE="release")
     assert revision(lines) == git(tmp_path, "rev-parse", "--short=12", "HEAD")
     watched = [line.rpartition("=")[2] for line in lines if line.startswith("cargo::rerun-if-changed=")]
-    # A path that does not exist would have cargo run the script every time.
+    # A path that does not exist would make cargo run the script every time.
     assert watched == ["build.rs", ".git/logs/HEAD"] and (tmp_path / watched[1]).exists()
 
 

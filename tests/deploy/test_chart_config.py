@@ -1,4 +1,4 @@
-"""The configuration that the chart renders is one that the real node takes, and means what the values say."""
+"""The real node accepts the configuration that the chart renders, and reads it as the values say."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ SECRETS = {
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
-    """A pair as cert-manager would write it."""
+    """A key pair as cert-manager would write it."""
     directory = tmp_path_factory.mktemp("tls")
     subprocess.run(
         [
@@ -52,7 +52,7 @@ def certificate(tmp_path_factory):
 
 
 def check(tidegate, text, tmp_path, certificate=None):
-    """What `tidegate check-config` says of a rendered file, once the files it names are there."""
+    """The output of `tidegate check-config` for a rendered file, with the files that it names in place."""
     secrets = tmp_path / "secrets"
     secrets.mkdir(exist_ok=True)
     for name, value in SECRETS.items():
@@ -62,7 +62,7 @@ def check(tidegate, text, tmp_path, certificate=None):
         (tmp_path / "tls").symlink_to(certificate)
     path = tmp_path / "tidegate.toml"
     path.write_text(text.replace("/etc/tidegate/", f"{tmp_path}/"))
-    # A clean environment: nothing of this machine may mend what is broken.
+    # A clean environment: nothing on this machine may hide a fault.
     return subprocess.run(
         [tidegate, "check-config", "--config", path], capture_output=True, text=True, check=False, env={}
     )
@@ -81,7 +81,7 @@ def test_what_the_chart_says_of_config_is_current():
     )
 
 
-# What people write, right and wrong, for keys of every kind.
+# Typical values, valid and invalid, for keys of every kind.
 CANDIDATES = [
     *[True, False, 0, 1, 2, 7, 65, 300, 70000, 10_000_001, -1, 0.5, "", "auto", "off", "on", "true", "0", "7", "007", "-1"],
     *["0s", "5ms", "10ms", "7s", "1m", "2h", "200h", "7", "7 s", "1.5s", "7d", "1B", "7KiB", "7MB", "7 KiB", "2GiB"],
@@ -98,7 +98,7 @@ CANDIDATES = [
 
 
 def toml(value):
-    """A value as TOML writes it."""
+    """A value in TOML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
@@ -118,7 +118,7 @@ def test_the_chart_refuses_no_value_that_the_node_takes(tidegate, tmp_path):
         )
     taken = dict.fromkeys(validators, 0)
     path = tmp_path / "tidegate.toml"
-    # All keys at once: the node names every one whose value it refuses. A value and its file exclude each other.
+    # All keys at once: the node lists every key whose value it refuses. A value and its file exclude each other.
     either = {key for key in validators if f"{key}_file" in validators}
     halves = [set(validators) - either, set(validators) - {f"{key}_file" for key in either}]
     for value, keys in itertools.product(CANDIDATES, halves):
@@ -131,7 +131,7 @@ def test_the_chart_refuses_no_value_that_the_node_takes(tidegate, tmp_path):
         for key in keys - refused:
             taken[key] += 1
             assert validators[key].is_valid(value), f"the node takes {key} = {toml(value)}, and the chart does not"
-    # Not all: some are compared with another key, and some files are read at once.
+    # Not all: some keys are compared with others, and some files are read at once.
     assert sum(map(bool, taken.values())) > 0.8 * len(taken), taken
 
 
@@ -153,7 +153,7 @@ def test_room_patterns_are_those_of_the_node(tidegate, tmp_path, pattern):
 
 @pytest.mark.parametrize(("key", "kind"), config_schema.reference())
 def test_the_chart_tells_right_from_wrong_for_every_key(key, kind):
-    """A kind of value that is new in the reference is passed on unlooked at; this says which to add to `choices`."""
+    """A new kind of value in the reference would not be checked; this test names the kind to add to `choices`."""
     assert config_schema.value(kind) != config_schema.ANYTHING, f"{key}: config_schema.choices does not know {kind!r}"
 
 
@@ -166,7 +166,7 @@ def test_a_limit_can_be_off_as_yaml_reads_it(tidegate, tmp_path, binary):
 
 
 def test_no_secret_can_be_given_by_config():
-    """A ConfigMap is no place for them: they come from a Secret, as a file."""
+    """They must not be in a ConfigMap: they come from a Secret, as a file."""
     secret = re.compile("(secrets?|password|private_key|api_keys?)$")
     secrets = [key for key, _ in config_schema.reference() if secret.search(key)]
     assert secrets

@@ -1,11 +1,11 @@
-"""Labels and annotations of the chart and of the user are one map: no key stands twice, and the user's win, but for those
-without which something breaks."""
+"""Labels and annotations of the chart and of the user are merged: no key occurs twice, and the user's override the
+chart's, except those that the chart depends on."""
 
 import pytest
 
 from chart import FLEET, HELM, Refused, merge, of_kind, render
 
-# Keys that the chart sets itself, and may be set anew.
+# Keys that the chart sets and the user may override.
 FREE = {
     "helm.sh/chart": "mine",
     "app.kubernetes.io/version": "mine",
@@ -13,7 +13,7 @@ FREE = {
     "app.kubernetes.io/managed-by": "mine",
 }
 SELECTED = ["app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"]
-# Where labels may be given, each with the kind of object that carries them.
+# The values that set labels, each with the kind of object that gets them.
 PLACES = {
     "podLabels": "Deployment",
     "metrics.serviceMonitor.labels": "ServiceMonitor",
@@ -56,7 +56,7 @@ REST = merge(
 
 
 def labels_of(o):
-    """Those of the object, and of the pods that it makes."""
+    """The labels of the object, and of the pods that it creates."""
     yield o["metadata"]["labels"]
     if o["kind"] == "Deployment":
         yield o["spec"]["template"]["metadata"]["labels"]
@@ -64,7 +64,7 @@ def labels_of(o):
 
 @pytest.mark.parametrize("binary", HELM)
 def test_no_key_stands_twice_and_the_users_wins_everywhere(binary):
-    # The loader of `render` refuses a key that stands twice.
+    # The loader of `render` refuses a duplicate key.
     common = {"commonLabels": FREE, "commonAnnotations": {"a": "common", "helm.sh/hook-delete-policy": "mine"}}
     kinds = set()
     for base in (MOST, REST):

@@ -1,4 +1,4 @@
-"""What the rendered objects say to each other and to the node."""
+"""The rendered objects are consistent with each other and with the node."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import yaml
 
 from chart import CHART, FLEET, VALUES, config_text, deployment_name, merge, node_container, of_kind, pod_spec, render
 
-# Leaving
+# Draining
 
 
 def seconds(time):
@@ -38,7 +38,7 @@ def test_the_grace_period_covers_everything_a_leaving_pod_does(drain, kubernetes
     assert grace == sleep + seconds(told["deadline"]) + values["marginSeconds"]
     assert seconds(told["deadline"]) == (seconds(told["pause"]) + seconds(told["window"]) + values["flushSeconds"])
     assert seconds(told["window"]) == values["windowSeconds"]
-    # Whoever waits for the load balancers, it is as long as asked for.
+    # The wait for the load balancers has the configured length, whichever side waits.
     assert sleep + seconds(told["pause"]) == values["preStopSeconds"] + values["pauseSeconds"]
     assert (sleep > 0) == (values["preStopSeconds"] > 0 and float(kubernetes) >= 1.30)
 
@@ -49,7 +49,7 @@ def test_a_longer_grace_period_may_be_asked_for():
 
 @pytest.mark.parametrize(("pods", "expected"), [(1, 600), (5, 625), (40, 5000)])
 def test_a_rollout_has_time_for_one_pod_after_the_other(pods, expected):
-    # 30 s to start, 10 s to be ready, 85 s to leave.
+    # 30 s to start, 10 s to be ready, 85 s to drain.
     spec = of_kind(render(merge(FLEET, {"replicaCount": pods})), "Deployment")["spec"]
     assert spec["progressDeadlineSeconds"] == expected
     assert spec["progressDeadlineSeconds"] > spec["minReadySeconds"]
@@ -98,7 +98,7 @@ def test_ports_of_node_pod_and_services_agree(values_file):
     assert f"http://{name}-ops:{ops['spec']['ports'][0]['port']}/readyz" in test["spec"]["containers"][0]["args"]
 
 
-# Who selects whom
+# Selectors
 
 
 def selects(selector, labels):
@@ -158,7 +158,7 @@ def test_the_development_redis_is_found_by_the_node():
 
 def test_every_object_has_a_name_that_kubernetes_takes_however_long_the_release_is():
     for o in render(files=[CHART / "ci" / "production-values.yaml"], release="r" * 53):
-        # Names of Services become host names, names of what makes pods become labels; others may be longer.
+        # Names of Services become host names, names of workloads become labels; others may be longer.
         most = 253 if o["kind"] in ("ConfigMap", "PrometheusRule") else 63
         name = o["metadata"]["name"]
         assert len(name) <= most and re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name), f"{o['kind']} {name}"
@@ -246,7 +246,7 @@ def test_secrets_are_mounted_and_never_written(values_file):
     assert not [mount for mount in mounts.values() if "subPath" in mount], "what is mounted by subPath never changes"
     assert all(mount.get("readOnly") for mount in mounts.values())
 
-    # Each file that the configuration names is there, and the other way round.
+    # Each file that the configuration names is mounted, and each mounted file is named.
     config = tomllib.loads(config_text(objects, name))
     named = {
         value
@@ -280,7 +280,7 @@ def test_any_secret_can_be_mounted_for_a_key_that_names_a_file():
     assert volume["projected"]["sources"] == [{"secret": {"name": "more-keys", "items": [{"key": "pem", "path": key}]}}]
 
 
-# What makes pods be replaced
+# Replacing pods
 
 
 def checksum(values):
@@ -307,15 +307,15 @@ def test_pods_are_replaced_when_they_must_be(change, restarts, restarts_when_liv
 
 
 def keys_of_the_node():
-    """Every key with whether it counts at once, from the node's own reference."""
+    """Every key, and whether it takes effect at once, from the node's own reference."""
     text = (CHART.parents[1] / "gateway" / "docs" / "configuration.md").read_text()
     rows = re.findall(r"^\| `([^`]+)` \| .+? \| .+? \| (at once|after a restart|[^|]*) \|", text, re.M)
-    # A new place of the secret is a new volume, and so a new pod, by itself; a room's policy has no name.
+    # A new location of the secret is a new volume and so a new pod anyway; a room's policy has no name.
     return [(key, when) for key, when in rows if "<" not in key and not key.startswith("auth.hs256_secret")]
 
 
 def another(key):
-    """A value of this key that the schema takes and that is not the default."""
+    """A value of this key that the schema accepts and that is not the default."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     part = schema["properties"]["config"]
     for name in key.split("."):

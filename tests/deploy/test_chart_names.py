@@ -1,4 +1,4 @@
-"""Names that YAML or Kubernetes takes for something else: what is given as text arrives as that text, or is refused."""
+"""Names that YAML or Kubernetes misreads: a string value is rendered as that string, or is refused."""
 
 import json
 import re
@@ -8,18 +8,18 @@ import yaml
 
 from chart import HELM, Refused, Strict, load, merge, of_kind, pod_spec, render
 
-# What Go's YAML takes for a number, a truth, nothing or a date, unless it is quoted.
+# Strings that Go's YAML reads as a number, a boolean, null or a date, unless they are quoted.
 TRAPS = ["123", "0123", "1e3", "1.5", "true", "null", "n"]
 CAPITALS = ["1E3", "1_000"]
 
 
 def full_name(trap):
-    """The trap itself, where a Service may be called so."""
+    """The trap itself, if it is a valid Service name."""
     return trap if re.fullmatch("[a-z][-a-z0-9]*", trap) else "rooms"
 
 
 def values_of(trap, name):
-    """Values that print `trap` wherever a name may be given."""
+    """Values that render `trap` wherever a name may be set."""
     return {
         "nameOverride": trap,
         "fullnameOverride": name,
@@ -68,7 +68,7 @@ def values_of(trap, name):
 
 
 def renderings(trap, binary, name=None):
-    """Every object of the chart with `trap` in its names, by three ways through the choices that exclude each other."""
+    """Every object of the chart with `trap` in its names: three renderings, since some values exclude each other."""
     options = {"binary": binary, "release": trap, "namespace": "456"}
     first = values_of(trap, name or full_name(trap))
     second = merge(
@@ -93,7 +93,7 @@ def renderings(trap, binary, name=None):
 
 
 def without_checksum(objects):
-    """The configuration's checksum differs with what it holds, and is no name."""
+    """The configuration's checksum depends on its contents, and is not a name."""
     for o in objects:
         o.get("spec", {}).get("template", {}).get("metadata", {}).get("annotations", {}).pop("checksum/config", None)
     return objects
@@ -102,7 +102,7 @@ def without_checksum(objects):
 @pytest.mark.parametrize("binary", HELM)
 @pytest.mark.parametrize("trap", TRAPS)
 def test_names_arrive_as_text(binary, trap):
-    """What comes out with a trap is what comes out with a harmless name, and the trap in its place, as text."""
+    """The rendering with a trap equals the rendering with a harmless name, with the trap in its place as a string."""
     objects = without_checksum(renderings(trap, binary))
     harmless = json.dumps(without_checksum(renderings("harmless", binary, full_name(trap))))
     assert len({o["kind"] for o in objects}) == 16, "every kind of object is looked at"
@@ -131,7 +131,7 @@ def test_the_loader_of_these_tests_refuses_a_key_that_stands_twice():
         yaml.load("a: 1\nb: {c: 1, c: 1}\n", Strict)
 
 
-# What Kubernetes would refuse
+# Names that Kubernetes would refuse
 
 LONG = "r" * 53
 SERVICE = "as the name of a Service"

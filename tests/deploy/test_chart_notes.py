@@ -1,4 +1,4 @@
-"""NOTES.txt: what it says is right for the values, and its commands, pasted, do what it says they do."""
+"""NOTES.txt is correct for the values, and its commands, when pasted, do what it says."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import yaml
 from chart import CHART, FLEET, merge, render
 from processes import SECRET, Node, eventually
 
-# What kubectl would do with a cluster: run the node's own program in a pod, open a way to a Service, wait.
+# A fake kubectl: runs the node's own program instead of a pod's, forwards a port to a Service, waits.
 KUBECTL = """#!/bin/sh
 case "$*" in
   *" rollout status deployment/r-tidegate") ;;
@@ -27,7 +27,7 @@ esac
 
 
 def commands(told):
-    """What one would paste: the indented lines that are no prose."""
+    """The commands to paste: the indented lines that are not prose."""
     lines = [line[3:] for line in told.splitlines() if line.startswith("   ")]
     return "\n".join(line for line in lines if not line.startswith("Web pages"))
 
@@ -71,7 +71,7 @@ def test_the_commands_do_what_they_say(tidegate, tmp_path, values, written):
         eventually(lambda: "data: hello" in said.read_text() or shell.poll() is not None, "the message")
         assert "data: hello" in said.read_text(), f"{said.read_text()}\n{text}"
     finally:
-        # The listener never ends by itself.
+        # The listening command never ends by itself.
         if shell.poll() is None:
             os.killpg(shell.pid, signal.SIGKILL)
         shell.wait()
@@ -79,13 +79,13 @@ def test_the_commands_do_what_they_say(tidegate, tmp_path, values, written):
 
 
 def test_notes_name_the_next_three_steps_and_what_is_dangerous():
-    # By Helm 4 alone: a dry run of Helm 3 asks a cluster for its version.
+    # Helm 4 only: a dry run of Helm 3 asks a cluster for its version.
     told = render({}, notes=True)
     for step in ("1. ", "2. ", "3. "):
         assert step in told
     assert "rollout status deployment/r-tidegate" in told
     assert "logs deployment/r-tidegate" in told
-    # The node prints an address with its own port, as this machine would reach it.
+    # The node prints a URL with its own port, as this machine reaches it.
     assert "port-forward service/r-tidegate 8080:80" in told
     assert "WARNING: no key is set" in told
     assert "WARNING: one pod." in told

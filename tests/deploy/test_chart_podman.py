@@ -1,10 +1,10 @@
-"""The rendered Deployment, run for real by `podman kube play`: it becomes ready, is as hardened as it says, serves a
-client, and leaves with status 0.
+"""The rendered Deployment, run with `podman kube play`: it becomes ready, is as hardened as declared, serves a
+client, drains, and exits with 0.
 
-What is changed of what was rendered, because podman is not Kubernetes: the image is built here, Secrets lie in a
-directory (podman 4.3 has no secret volumes), and the pod has the machine's network (so its ports are free ones, and
-are not declared: podman would publish them).
-Podman sends SIGTERM without the pre-stop sleep and looks at no probe, so both are looked at by the test itself."""
+The test modifies the rendering where podman differs from Kubernetes: the image is built here, Secrets are in a
+directory (podman 4.3 has no secret volumes), and the pod uses the machine's network (so it gets free ports, and does
+not declare them: podman would publish them).
+Podman sends SIGTERM without the pre-stop sleep and runs no probes, so the test itself checks both."""
 
 import subprocess
 from pathlib import Path
@@ -27,7 +27,7 @@ def play(podman, directory, values, secrets, **changes):
     """Plays the ConfigMap and the Deployment, with Secrets as a directory."""
     objects = render(values)
     pod_spec(objects, deployment_name(objects)).update(changes)
-    # As the kubelet lays them out, readable by whoever runs the node.
+    # The kubelet's layout, readable by the node's user.
     held = directory / "secrets"
     held.mkdir()
     held.chmod(0o755)
@@ -41,7 +41,7 @@ def play(podman, directory, values, secrets, **changes):
                 file.chmod(0o444)
             volume["hostPath"] = {"path": str(held)}
     del node_container(objects, name)["ports"]
-    # A directory of its own: podman takes a directory called like the container for something to build.
+    # A separate directory: podman considers a directory with the container's name a build context.
     (directory / "play").mkdir()
     file = directory / "play" / "pod.yaml"
     file.write_text(yaml.safe_dump_all([of_kind(objects, "ConfigMap"), of_kind(objects, "Deployment")]))
@@ -66,13 +66,13 @@ def test_the_deployment_runs_as_rendered(podman, redis, tidegate, tmp_path):
         return podman("inspect", "--format", path, container)
 
     try:
-        # Ready, by the probes of the manifest.
+        # It becomes ready, according to the probes of the manifest.
         spec = pod_spec(render(values))["containers"][0]
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             path = spec[probe]["httpGet"]["path"]
             eventually(lambda url=f"http://127.0.0.1:{ops}{path}": get(url)[0] == 200, f"{probe} answers 200")
 
-        # As hardened as the manifest says, by what the kernel knows.
+        # The kernel confirms the hardening of the manifest.
         pid = int(inspect("{{.State.Pid}}"))
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
@@ -88,7 +88,7 @@ def test_the_deployment_runs_as_rendered(podman, redis, tidegate, tmp_path):
         environment = Path(f"/proc/{pid}/environ").read_text()
         assert SECRET not in environment and "redis://" not in environment
 
-        # Serves a client, with the key and the Redis that it got as files.
+        # It serves a client, with the key and the Redis URL from files.
         url = f"ws://127.0.0.1:{public}/rooms/lobby?token={token(tidegate)}"
         listener = Client("ws.mjs", tmp_path, "listener", url)
         try:
@@ -98,7 +98,7 @@ def test_the_deployment_runs_as_rendered(podman, redis, tidegate, tmp_path):
             )
             listener.until(lambda: listener.messages() == ["hello"], "the message")
 
-            # And leaves: told to go, it tells its client to come back, and ends with 0.
+            # On SIGTERM it drains: it tells its client to reconnect, and exits with 0.
             grace = pod_spec(render(values))["terminationGracePeriodSeconds"]
             podman("stop", "--time", grace, container)
             assert inspect("{{.State.ExitCode}}") == "0"
@@ -117,17 +117,17 @@ def test_an_unsound_configuration_ends_the_container_with_a_word(podman, tmp_pat
         "fullnameOverride": "broken",
         "image": {"repository": "localhost/tidegate", "tag": "check", "pullPolicy": "Never"},
         "containerPorts": {"public": public, "ops": ops},
-        # What only the node can see: one value against another.
+        # A fault that only the node detects: a rule between two values.
         "config": {"heartbeat": {"interval": "60s", "timeout": "30s"}},
     }
-    # Kubernetes would start it again and again; here once is enough.
+    # Kubernetes would restart it again and again; here one start is enough.
     container = play(podman, tmp_path, values, {}, restartPolicy="Never")
     eventually(lambda: podman("inspect", "--format", "{{.State.Status}}", container) == "exited", "the container ends")
     assert podman("inspect", "--format", "{{.State.ExitCode}}", container) == "2"
 
 
 def test_the_test_hook_asks_a_running_node(podman, tidegate, tmp_path):
-    """The hook's own container, with the addresses of a node that is there."""
+    """The hook's own container, with the addresses of a running node."""
     node = Node(tidegate, tmp_path)
     try:
         (hook,) = [o for o in render({}) if o["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]

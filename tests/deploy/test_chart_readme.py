@@ -1,4 +1,4 @@
-"""The chart's README says what the chart has."""
+"""The chart's README matches the chart."""
 
 import yaml
 

@@ -214,7 +214,7 @@ def test_the_schema_knows_every_value_and_no_other():
 
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     compare(values, schema(), "")
-    # What helm itself reads, or passes on, when the chart is part of another.
+    # Values that helm itself reads, or passes to subcharts.
     assert set(schema()["properties"]) - set(values) == {"global", "enabled"}
 
 

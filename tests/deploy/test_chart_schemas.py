@@ -1,5 +1,5 @@
-"""Every values file of ci/ through both helms, and what comes out through the schemas of Kubernetes and of the
-custom resources."""
+"""Renders every values file of ci/ with both versions of Helm, and validates the results against the schemas of
+Kubernetes and of the custom resources."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import yaml
 
 from chart import CHART, HELM, KUBERNETES, Refused, VALUES, helm, render
 
-# Kinds that Kubernetes itself does not know; models.mjs holds each against its definition.
+# Custom resources; models.mjs checks each against its definition.
 CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "BackendConfig", "Certificate"}
 
 

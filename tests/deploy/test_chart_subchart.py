@@ -1,4 +1,4 @@
-"""The chart as a part of another: under an alias, twice, switched off, with what Helm and people add to its values."""
+"""The chart as a subchart: under an alias, twice, disabled, and with what Helm and users add to its values."""
 
 import shutil
 

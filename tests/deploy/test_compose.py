@@ -1,7 +1,7 @@
-"""compose.yaml: sound by its schema, and agreeing with the node and with the files that it mounts.
+"""compose.yaml is valid by its schema, and consistent with the node and with the files that it mounts.
 
-There is no engine here to start it with. What can be started without one is: two nodes with its environment behind its
-HAProxy here, Prometheus and the image by other tests."""
+There is no engine here to start it with. The parts that need none are started: two nodes with its environment behind
+its HAProxy here, Prometheus and the image in other tests."""
 
 import re
 import subprocess
@@ -51,7 +51,7 @@ def test_the_node_takes_its_environment(tidegate, tmp_path):
 
 @pytest.fixture
 def fleet(tidegate, tmp_path):
-    """Redis, both nodes with what compose.yaml sets, and HAProxy, at addresses of the test's own."""
+    """Redis, both nodes with the settings of compose.yaml, and HAProxy, at the test's own addresses."""
     parts = [redis := Redis(tmp_path)]
     own = {"broker.url", "auth.hs256_secret_file", "public.listen", "ops.listen"}
     try:
@@ -61,7 +61,7 @@ def fleet(tidegate, tmp_path):
             environment = services()[name]["environment"]
             settings = {key.removeprefix("TIDEGATE_").replace("__", ".").lower(): environment[key] for key in environment}
             settings = {key: value for key, value in settings.items() if key not in own}
-            # HAProxy is on this machine.
+            # HAProxy runs on this machine.
             settings |= {"broker.url": redis.url, "public.trusted_proxies": "127.0.0.0/8"}
             parts.append(node := Node(tidegate, tmp_path, name, f"127.0.0.{number + 2}", ports, **settings))
             ports = node.public, node.ops
@@ -81,13 +81,13 @@ def test_every_address_that_it_names_leads_to_something(tidegate, fleet):
     page, room = [path for port, path in named if port == "8000"]
     assert page == "/#token=$TOKEN"
 
-    # The page, and everything that it loads.
+    # The page, with everything that it loads.
     origin = f"http://127.0.0.1:{fleet.port}"
     status, text = get(f"{origin}/")
     assert status == 200 and "<title>" in text
     for loaded in re.findall(r'(?:src|href)="([^":]+)"', text):
         assert get(f"{origin}/{loaded.removeprefix('/')}")[0] == 200, loaded
-    # It connects as the page does.
+    # Connect like the page.
     protocols = ["tidegate", f"tidegate.bearer.{made}"]
     with websockets.sync.client.connect(
         f"ws://127.0.0.1:{fleet.port}/rooms/demo:lobby?gap=close", origin=origin, subprotocols=protocols
@@ -95,7 +95,7 @@ def test_every_address_that_it_names_leads_to_something(tidegate, fleet):
         socket.send("hello")
         assert socket.recv(timeout=10) == "hello"
 
-    # The room, as curl is told to ask for it.
+    # The room, with the documented curl command.
     curl = ["curl", "-sN", "--max-time", "2", "-o", "/dev/null", "-w", "%{http_code}"]
     asked = subprocess.run(
         [*curl, "-H", f"Authorization: Bearer {made}", f"{origin}{room}"], capture_output=True, text=True, check=False
@@ -109,13 +109,13 @@ def test_everything_that_is_mounted_is_there():
             source = volume.split(":")[0]
             if source.startswith("."):
                 assert (DEPLOY / source).exists(), f"{name}: {source}"
-                # A link inside a mounted directory would lead nowhere.
+                # A link inside a mounted directory would be broken.
                 if (DEPLOY / source).is_dir():
                     assert not [path for path in (DEPLOY / source).rglob("*") if path.is_symlink()]
 
 
 def test_names_agree():
-    """Services, the proxy's servers, what is scraped, and where Grafana looks."""
+    """Services, the proxy's servers, the scrape targets, and Grafana's paths."""
     names = set(services())
     servers = set(re.findall(r"^    server \S+ ([\w-]+):8080", (DEPLOY / "proxies" / "haproxy.cfg").read_text(), re.M))
     scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"][0]
@@ -143,7 +143,7 @@ def test_nothing_is_open_to_the_network_and_nothing_runs_with_more_than_it_needs
 
 
 def test_prometheus_takes_its_configuration(tmp_path):
-    # Side by side, as they are mounted.
+    # Next to each other, as they are mounted.
     (tmp_path / "prometheus.yaml").write_text((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
     (tmp_path / "rules.yaml").write_text((DEPLOY / "prometheus" / "rules.yaml").read_text())
     checked = subprocess.run(
@@ -154,7 +154,7 @@ def test_prometheus_takes_its_configuration(tmp_path):
 
 
 def test_haproxy_takes_its_configuration_as_it_is(tmp_path):
-    # Names that only compose knows become addresses.
+    # Replace compose's host names with addresses.
     text = (
         (DEPLOY / "proxies" / "haproxy.cfg")
         .read_text()

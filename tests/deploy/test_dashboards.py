@@ -18,7 +18,7 @@ from processes import eventually, get
 
 HERE = Path(__file__).parent
 INTERVAL = "10s"
-# Of nodes that are configured for them, and not of those here: TLS, and key sets that are fetched.
+# Metrics that the nodes here lack, because they are not configured for TLS and fetched key sets.
 ELSEWHERE = {
     "tidegate_tls_certificate_expiry_timestamp_seconds",
     "tidegate_tls_reloads_total",
@@ -26,7 +26,7 @@ ELSEWHERE = {
     "tidegate_jwks_last_success_timestamp_seconds",
     "tidegate_jwks_refreshes_total",
 }
-# On no dashboard, and why.
+# Metrics that are on no dashboard, with the reason.
 NOT_DRAWN = {
     "process_threads": "as many as the configuration says, for as long as the process lives",
     "process_virtual_memory_bytes": "address space costs nothing; resident memory is drawn",
@@ -44,7 +44,7 @@ def built(source, directory):
 
 
 def test_the_files_are_what_the_typed_sources_make(tmp_path):
-    # Beside the sources, so that packages are found from there.
+    # Next to the sources, so that packages are found.
     out = HERE / "dashboards" / ".built"
     compiled = built(HERE / "dashboards", out)
     assert compiled.returncode == 0, compiled.stdout
@@ -151,7 +151,7 @@ def test_no_panel_is_without_data(busy, tmp_path):
         return True
 
     eventually(none_missing, "every panel has data", 60)
-    # What is drawn for people to look at before they install it is drawn from the same panels.
+    # The pictures in the documentation are drawn from the same panels.
     for dashboard in dashboards():
         file = tmp_path / f"{dashboard['uid']}.png"
 
@@ -205,7 +205,7 @@ def test_every_metric_of_a_node_is_on_a_dashboard(busy):
     page = get(f"http://127.0.0.1:{fleet.nodes[0].ops}/metrics")[1]
     exported = set(re.findall(r"^# TYPE (\w+) ", page, re.M))
     assert len(exported) > 40
-    # Those, too, that no node here has: as the sources register them.
+    # Include metrics that no node here has, from their registration in the sources.
     for source in (ROOT / "gateway" / "src").rglob("*.rs"):
         registered = r"(?:registry,|(?:Opts|IntGauge|IntCounter)::new\()\s*\"(tidegate_\w+)\""
         exported |= set(re.findall(registered, source.read_text()))
@@ -219,7 +219,7 @@ def test_every_metric_of_a_node_is_on_a_dashboard(busy):
 
 
 def test_the_nodes_metrics_are_well_formed(busy):
-    """promtool's linter, on what a busy node says."""
+    """promtool's linter on the metrics of a busy node."""
     fleet, _ = busy
     page = get(f"http://127.0.0.1:{fleet.nodes[0].ops}/metrics")[1]
     checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False)

@@ -33,7 +33,7 @@ DEVELOPERS = {
         *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gateway/docs/design").glob("*.md")),
     )
 }
-# A cluster that is not there: what a tool has to complain about before it asks, it says.
+# A cluster that does not exist: a tool reports mistakes in a command before it tries to connect.
 NOWHERE = {
     "apiVersion": "v1",
     "kind": "Config",
@@ -55,17 +55,17 @@ def blocks(path, language):
 
 
 def inline(path):
-    """Code between text, a line break in it being a blank."""
+    """Inline code; a line break in it counts as a blank."""
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
     return [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", text)]
 
 
 def commands(program, documents=DOCUMENTS):
-    """Each command line of the program in the documents, with where it stands."""
+    """Each command line of the program in the documents, with its document."""
     found = []
     for name, path in documents.items():
         lines = [line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()]
-        # In a sentence, two words are a command's name.
+        # In a sentence, two words only name a command.
         for line in [*lines, *(code for code in inline(path) if code.count(" ") > 1 or program == "redis-cli")]:
             line = re.sub(r"\s+# .*", "", line)
             if re.search(rf"(^|\$\(){program} \S", line) and "…" not in line:
@@ -80,7 +80,7 @@ def test_kubectl_and_helm_know_what_they_are_asked(where, command, tmp_path):
     for program, tool in (("kubectl", "kubectl"), ("helm", "helm4")):
         (tmp_path / program).symlink_to(TOOLS / tool)
     variables = "NS=default RELEASE=tidegate NODES=a=b POD=tidegate-0 DEPLOYMENT=deployment.apps/tidegate REDIS=redis://r"
-    # In the background it would outlive its shell.
+    # A background process would outlive its shell.
     command = re.sub(r"\s+& FORWARD=\$!", "", command)
     ran = subprocess.run(
         ["bash", "-c", f"{variables}; {command}"],
@@ -94,7 +94,7 @@ def test_kubectl_and_helm_know_what_they_are_asked(where, command, tmp_path):
     )
     said = ran.stdout + ran.stderr
     assert UNREACHABLE.search(said), f"{where}: {command}\n{said}"
-    # What it says of the connection is none.
+    # Errors about the connection are not mistakes.
     mistakes = [line for line in said.splitlines() if MISTAKE.search(line) and not UNREACHABLE.search(line)]
     assert not mistakes, f"{where}: {command}\n{said}"
 
@@ -111,7 +111,7 @@ def test_redis_knows_what_it_is_asked(tmp_path):
                 text=True,
                 check=False,
             )
-            # CLIENT KILL finds nobody, and the look at latencies never ends.
+            # CLIENT KILL finds no client, and --latency-history never ends.
             said = (ran.stdout + ran.stderr).replace("ERR No such client", "")
             assert not re.search("ERR|not found|Unrecognized|Usage", said), f"{where}: {command}\n{said}"
     finally:
@@ -136,7 +136,7 @@ def test_queries_parse():
 @pytest.mark.parametrize("block", [b for b in blocks(CHART / "README.md", "yaml") if "seriesQuery" not in b])
 def test_values_in_the_charts_readme_render(block):
     values = yaml.safe_load(block)
-    # Secrets that the example leaves to the reader.
+    # The example leaves the Secrets to the reader.
     assert render(merge(FLEET, values))
 
 

@@ -1,4 +1,4 @@
-"""The image: what is in it, what it says of itself, and that it runs, is found healthy, and leaves."""
+"""The image: its contents, its labels, and that it runs, becomes healthy, and drains."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def test_the_dockerfile_is_clean():
 
 
 def test_the_context_is_enough_for_cargo_and_nothing_else(podman, tmp_path):
-    """.dockerignore as a builder applies it: the workspace loads, and no test, log or history is sent along."""
+    """.dockerignore as a builder applies it: the workspace loads, and no test, log or history is in the context."""
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /src\n")
     name = "localhost/context:check"
     podman.run(
@@ -62,7 +62,7 @@ def test_it_says_what_it_is(podman):
     assert set(config["ExposedPorts"]) == {"8080/tcp", "9090/tcp"}
     assert config["StopSignal"] == "SIGTERM"
     assert image["Healthcheck"]["Test"] == ["CMD", "/tidegate", "healthcheck"]
-    # The environment is stronger than a configuration file, so the image has none of ours.
+    # The environment overrides a configuration file, so the image sets no TIDEGATE_ variables.
     assert not [entry for entry in config["Env"] if entry.startswith("TIDEGATE")]
 
 
@@ -85,7 +85,7 @@ def test_it_holds_the_binary_and_its_certificates(podman, tidegate):
 
 @pytest.fixture
 def running(podman, tmp_path):
-    """The image on this machine's network, as its own command says but for the ports, which others may have."""
+    """The image on this machine's network, with its own command except for the ports, which may be in use."""
     public, ops = free_ports(2)
     (tmp_path / "secret").write_text(SECRET)
     (tmp_path / "secret").chmod(0o444)
@@ -121,7 +121,7 @@ def running(podman, tmp_path):
 
 def test_it_runs_is_healthy_serves_and_leaves(podman, running, tidegate, tmp_path):
     name, public = running
-    # What the HEALTHCHECK runs, in the container, with the container's environment.
+    # The HEALTHCHECK command, in the container, with the container's environment.
     eventually(lambda: podman("healthcheck", "run", name) in ("", "healthy"), "the first health check")
     eventually(lambda: podman("exec", name, "/tidegate", "healthcheck", check=False).endswith("200 OK"), "healthy")
     client = Client("ws.mjs", tmp_path, "client", f"ws://127.0.0.1:{public}/rooms/lobby?token={token(tidegate)}")
@@ -154,7 +154,7 @@ def test_a_node_that_is_not_there_is_not_healthy(podman):
 
 
 def test_what_it_is_made_of_can_be_listed(tmp_path):
-    """The list of parts (SBOM) that goes with a release, from the lock file that the image is built with."""
+    """The SBOM of a release, from the lock file that the image is built with."""
     file = tmp_path / "sbom.json"
     subprocess.run(
         [VENV / "syft", "scan", f"file:{ROOT}/Cargo.lock", "--output", f"spdx-json={file}", "--quiet"],

@@ -1,4 +1,4 @@
-"""The proxies' configurations in deploy/proxies, each before two real nodes and one Redis."""
+"""The proxies' configurations in deploy/proxies, each in front of two real nodes and one Redis."""
 
 import concurrent.futures
 import contextlib
@@ -16,13 +16,13 @@ from chart import ROOT
 from processes import Client, Node, Redis, Running, eventually, free_ports, get, token
 
 PROXIES = ROOT / "deploy" / "proxies"
-# What the files say, and what the test makes of it so that nobody has to wait for it.
+# The time-out in the files, and its replacement, which keeps the test short.
 TIME_OUT, SHORT = "75s", "2s"
 FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf", "caddy": "Caddyfile", "envoy": "envoy.yaml"}
 
 
 class Proxy(Running):
-    """A proxy with its configuration as it is in the repository, but for addresses and the time-out."""
+    """A proxy with its configuration from the repository, except for addresses and the time-out."""
 
     def __init__(self, kind, directory, nodes):
         (self.port,) = free_ports(1)
@@ -38,7 +38,7 @@ class Proxy(Running):
         assert "tidegate-a:" not in text and "8080" not in text
         text = text.replace("9090", str(nodes[0].ops)).replace("8000", str(self.port))
         text = text.replace("/run/nginx.pid", f"{directory}/nginx.pid")
-        # More than a machine for tests lets a process open.
+        # More than a test machine lets a process open.
         text = text.replace("maxconn 200000", "maxconn 2000")
         file = directory / FILES[kind]
         file.write_text(text)
@@ -59,13 +59,13 @@ class Proxy(Running):
             ],
         }[kind]
         super().__init__(kind, command, directory, env={"HOME": str(directory)})
-        # 404 is a node's answer; before there is one, the proxy says 5xx.
+        # 404 comes from a node; before a node is up, the proxy answers 5xx.
         self.until(lambda: get(f"http://127.0.0.1:{self.port}/", timeout=2)[0] in (200, 404), "a node's answer")
 
 
 @pytest.fixture
 def stage(tmp_path, tidegate):
-    """Puts nodes and a proxy together, and takes them apart again."""
+    """Sets up nodes and a proxy, and stops them again."""
     parts = []
 
     class Stage:
@@ -122,7 +122,7 @@ def stage(tmp_path, tidegate):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_clients_go_through_stay_and_come_back(kind, stage):
-    # Heartbeats as much below the shortened time-out as the real ones are below the real one.
+    # The same ratio between heartbeats and the shortened time-out as between the real ones.
     nodes = stage.nodes(
         **{"heartbeat.interval": "600ms", "drain.pause": "3s", "drain.window": "1s", "sse.retry": "200ms"}
     )
@@ -138,7 +138,7 @@ def test_clients_go_through_stay_and_come_back(kind, stage):
     sessions = [node.metric("tidegate_connections{") for node in nodes]
     assert sum(sessions) == len(clients) and min(sessions) > 0, f"both nodes have clients: {sessions}"
 
-    # What is published from a backend, over HTTP and by a client reaches everybody.
+    # Messages published by a backend, over HTTP and by a client reach all clients.
     stage.publish("from-redis")
     request = urllib.request.Request(
         f"http://127.0.0.1:{proxy.port}/rooms/lobby",
@@ -150,13 +150,13 @@ def test_clients_go_through_stay_and_come_back(kind, stage):
     said = ["from-redis", "from-http", "from-client"]
 
     def heard(client, expected):
-        # The Centrifuge SDK hands out values, which the script writes as JSON.
+        # The Centrifuge SDK returns values, which the script writes as JSON.
         return [message.strip('"') for message in client.messages()] == expected
 
     for client in clients.values():
         client.until(lambda c=client: heard(c, said), f"{said}")
 
-    # The page of the proxy's own host may connect, since Host went through; another may not.
+    # A page of the proxy's own host may connect, because Host is passed on; another may not.
     url = f"ws://127.0.0.1:{proxy.port}/rooms/lobby?token={stage.token}"
     with websockets.sync.client.connect(url, origin=f"http://127.0.0.1:{proxy.port}"):
         pass
@@ -164,12 +164,12 @@ def test_clients_go_through_stay_and_come_back(kind, stage):
         websockets.sync.client.connect(url, origin="http://other.example")
     assert refused.value.response.status_code == 403
 
-    # Nobody says anything for three time-outs.
+    # No client sends anything for three time-outs.
     eventually(lambda: time.monotonic() > begun + 3 * float(SHORT.removesuffix("s")), "three time-outs of silence")
     for name, client in clients.items():
         assert [h["on"] for h in client.happenings() if h["on"] != "message"] == ["open"], f"{name} was cut"
 
-    # One node leaves. Whoever was there comes back on the other one; a plain WebSocket has nobody to do it for him.
+    # One node drains. Its clients reconnect to the other one; a plain WebSocket does not reconnect by itself.
     leaving, staying = nodes if sessions[0] >= sessions[1] else nodes[::-1]
     leaving.terminate()
     back = dict(clients)
@@ -192,13 +192,13 @@ def test_clients_go_through_stay_and_come_back(kind, stage):
 
     log = proxy.log.read_text()
     assert stage.token not in log, "a token is in the proxy's log"
-    # Caddy's says nothing of requests; the others must have said something for this to mean anything.
+    # Caddy logs no requests; the others must have logged some, or this check would prove nothing.
     assert kind == "caddy" or "/rooms/lobby" in log
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_without_heartbeats_the_same_time_out_cuts(kind, stage):
-    """So that the test above proves something: the time-out is in force, and only heartbeats keep it away."""
+    """The counterpart of the test above: the time-out is in force, and only heartbeats prevent it."""
     proxy = stage.proxy(kind, stage.nodes(**{"heartbeat.interval": "60s"}))
     clients = [stage.client(client, proxy, "quiet") for client in ("ws", "eventsource")]
     for client in clients:
@@ -209,7 +209,7 @@ def test_without_heartbeats_the_same_time_out_cuts(kind, stage):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_client_counts_as_the_address_it_comes_from(kind, stage):
-    # The proxy itself is at 127.0.0.1 for the nodes. Whatever a client says of itself is not believed.
+    # The nodes see the proxy at 127.0.0.1. Headers from a client are not trusted.
     nodes = stage.nodes(**{"public.trusted_proxies": "127.0.0.1", "limits.connections_per_address": "2"})
     proxy = stage.proxy(kind, nodes)
     open_sockets = contextlib.ExitStack()
@@ -222,7 +222,7 @@ def test_a_client_counts_as_the_address_it_comes_from(kind, stage):
         open_sockets.enter_context(client)
 
     with open_sockets:
-        # Two on each node at most; how the proxy spreads them is its own matter.
+        # At most two per node; how the proxy spreads them does not matter.
         connect("127.0.0.5")
         connect("127.0.0.5")
         with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
@@ -234,8 +234,8 @@ def test_a_client_counts_as_the_address_it_comes_from(kind, stage):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_an_early_refusal_is_passed_on_and_poisons_nobody(kind, stage):
-    # A node answers before the body has come. Were the connection reset, the proxy would take the node for dead,
-    # and with both nodes marked so, everybody would read 502.
+    # A node answers before the body has arrived. If it reset the connection, the proxy would consider the node dead,
+    # and with both nodes marked dead, all clients would get 502.
     proxy = stage.proxy(kind, stage.nodes())
     url = f"http://127.0.0.1:{proxy.port}/rooms/lobby"
     body = b"x" * (1024 * 1024)

@@ -1,4 +1,4 @@
-"""Recording and alerting rules: sound, tested both ways, and each alert explained in the runbook."""
+"""Recording and alerting rules: valid, tested to fire and to stay silent, and each alert explained in the runbook."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def test_the_rules_are_sound():
     checked = promtool("check", "rules", RULES)
     assert checked.returncode == 0, checked.stderr
     assert f"{len(rules())} rules found" in checked.stdout
-    # deploy/ names the same file.
+    # deploy/ links to the same file.
     assert (ROOT / "deploy" / "prometheus" / "rules.yaml").resolve() == RULES
 
 
@@ -41,7 +41,7 @@ def test_the_alerts_pass_their_tests():
 
 
 def test_the_tests_find_a_rule_that_is_wrong(tmp_path):
-    """promtool says so when an alert does not fire: the tests can fail."""
+    """promtool fails if an alert does not fire, so the tests can fail."""
     broken = tmp_path / "rules.yaml"
     broken.write_text(RULES.read_text().replace("expr: tidegate_broker_up == 0", "expr: tidegate_broker_up == 2"))
     tests = yaml.safe_load(TESTS.read_text())

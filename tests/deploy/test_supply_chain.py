@@ -1,4 +1,4 @@
-"""What the binary is made of: licences, sources and crates as .cargo/deny.toml allows, versions fixed by lock files."""
+"""The binary's dependencies: licences, sources and crates allowed by .cargo/deny.toml, versions fixed by lock files."""
 
 import json
 import re

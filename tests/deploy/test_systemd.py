@@ -1,7 +1,7 @@
-"""The systemd unit: sound, hardened by systemd's own count, and what it starts is a node that serves and leaves.
+"""The systemd unit: valid, hardened by systemd's own score, and it starts a node that serves and drains.
 
-No systemd runs here, so the node is started as the unit says by the test itself: the command, the environment, the
-credentials, a user of its own, no capabilities, the limit of descriptors. `under_systemd` tries the unit itself."""
+No systemd runs here, so the test itself starts the node as the unit would: the command, the environment, the
+credentials, a dedicated user, no capabilities, the descriptor limit. `under_systemd` tests the unit itself."""
 
 import configparser
 import os
@@ -18,13 +18,13 @@ from chart import ROOT
 from processes import SECRET, Redis, Running, free_ports, get
 
 UNIT = ROOT / "deploy" / "systemd" / "tidegate.service"
-# systemd's scale goes from 0, safe, to 10. What is left is that it uses the network.
+# systemd's scale goes from 0 (safe) to 10. The remaining exposure is network access.
 EXPOSURE = 1.5
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory, tidegate):
-    """The unit with the binary where it is here: systemd looks whether it exists."""
+    """The unit with the path of this binary, because systemd checks that it exists."""
     unit = tmp_path_factory.mktemp("systemd") / "tidegate.service"
     unit.write_text(UNIT.read_text().replace("/usr/local/bin/tidegate", str(tidegate)))
     return unit
@@ -51,7 +51,7 @@ def test_it_is_hardened(here):
 
 
 def service():
-    # The same key may come several times: all of its values, in order.
+    # A key may occur several times: collect all of its values, in order.
     class Several(dict):
         def __setitem__(self, key, value):
             if isinstance(value, list) and key in self:
@@ -120,7 +120,7 @@ def test_what_it_starts_serves_and_leaves(tidegate, tmp_path):
 
 
 def test_a_reload_is_a_signal_and_nothing_that_needs_credentials():
-    """systemd runs ExecReload without the service's credentials: a command that reads them can only fail."""
+    """systemd runs ExecReload without the service's credentials, so a command that reads them always fails."""
     assert [shlex.split(line) for line in service()["ExecReload"]] == [["/bin/kill", "-HUP", "$MAINPID"]]
 
 

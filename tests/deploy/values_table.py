@@ -1,7 +1,7 @@
-"""Makes the table of values in helm/tidegate/README.md from the comments of values.yaml.
+"""Generates the table of values in helm/tidegate/README.md from the comments of values.yaml.
 
-`python tests/deploy/values_table.py` writes it anew; a test compares it. A comment that begins with `# --` describes
-the key below it and everything in it.
+`python tests/deploy/values_table.py` rewrites it; a test checks that it is current. A comment that begins with `# --`
+describes the key below it and everything in it.
 """
 
 import json
@@ -40,7 +40,7 @@ def described():
 
 
 def table():
-    """The rows, between the two marks."""
+    """The rows, with the two marks around them."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     lines = [BEGIN]
     for name, text in described():
@@ -57,7 +57,7 @@ def table():
 
 
 def readme_with_table():
-    """The README as it should be."""
+    """The expected text of the README."""
     text = README.read_text()
     before, rest = text.split(BEGIN)
     return before + table() + rest.split(END)[1]
