@@ -47,7 +47,7 @@ async fn tls_and_the_documented_permissions_are_enough() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_certificate_that_nobody_trusts_is_refused() -> Result<()> {
+async fn an_untrusted_certificate_is_refused() -> Result<()> {
     let redis = RedisServer::builder().tls().start().await?;
     let other = RedisServer::builder().tls().absent()?;
     let node = Node::start(RedisConfig { ca_pem: Some(other.ca_pem()?), ..config(&redis.tls_url()?)? })?;
@@ -57,7 +57,7 @@ async fn a_certificate_that_nobody_trusts_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_self_made_certificate_that_is_its_own_ca_file_is_trusted_on_every_connection() -> Result<()> {
+async fn a_self_signed_certificate_in_the_ca_file_is_trusted_on_every_connection() -> Result<()> {
     let names = ["-subj", "/CN=redis", "-addext", "subjectAltName=DNS:localhost"];
     let redis = RedisServer::builder().tls_by_openssl(&names).start().await?;
     let url = redis.tls_url()?;
@@ -84,7 +84,7 @@ async fn a_self_made_certificate_that_is_its_own_ca_file_is_trusted_on_every_con
 }
 
 #[tokio::test]
-async fn a_common_name_alone_is_refused_by_that_word() -> Result<()> {
+async fn a_common_name_alone_is_refused_with_that_reason() -> Result<()> {
     let redis = RedisServer::builder().tls_by_openssl(&["-subj", "/CN=localhost"]).start().await?;
     let node = Node::start(RedisConfig { ca_pem: Some(redis.ca_pem()?), ..config(&redis.tls_url()?)? })?;
     let refused = |status: &BrokerStatus| {
@@ -106,7 +106,7 @@ async fn trust_in_nothing_is_an_error_at_the_start() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_said_and_not_shown() -> Result<()> {
+async fn a_wrong_password_is_reported_but_not_shown() -> Result<()> {
     let redis = RedisServer::builder().setting(DOCUMENTED).start().await?;
     let url = redis.url().replace("redis://", "redis://tidegate:hunter2secret@");
     let node = Node::start(config(&url)?)?;

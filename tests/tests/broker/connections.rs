@@ -157,7 +157,7 @@ async fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alo
 }
 
 #[tokio::test]
-async fn a_blackholed_connection_is_noticed_by_its_silence() -> Result<()> {
+async fn a_blackholed_connection_is_detected_by_its_silence() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let config = RedisConfig { canary_timeout: Duration::from_millis(300), ..config(&proxy.redis_url())? };
@@ -189,7 +189,7 @@ async fn a_blackholed_connection_is_noticed_by_its_silence() -> Result<()> {
 /// A possible result of a failover: the pub/sub connections stay with a server that answers `PING` but receives
 /// no publications any more.
 #[tokio::test]
-async fn a_connection_that_answers_but_delivers_nothing_is_noticed_by_the_canary() -> Result<()> {
+async fn the_canary_detects_a_connection_that_answers_but_delivers_nothing() -> Result<()> {
     let (old, new) = (RedisServer::start().await?, RedisServer::start().await?);
     let proxy = FaultProxy::to(Target::Unix(old.socket())).await?;
     let config = RedisConfig { canary_timeout: Duration::from_millis(500), ..config(&proxy.redis_url())? };
@@ -216,7 +216,7 @@ async fn a_connection_that_answers_but_delivers_nothing_is_noticed_by_the_canary
 }
 
 #[tokio::test]
-async fn a_frozen_redis_is_noticed_and_recovered_from() -> Result<()> {
+async fn a_frozen_redis_is_detected_and_recovered_from() -> Result<()> {
     let redis = RedisServer::start().await?;
     let config = RedisConfig {
         canary_timeout: Duration::from_millis(300),

@@ -29,7 +29,7 @@ async fn until_at_least(node: &Node, series: &str, least: i64) -> Result<()> {
 
 /// A failover that leaves the node's connections with the old master, which is now a replica.
 #[tokio::test]
-async fn a_master_that_is_demoted_is_left_by_every_connection_and_told_as_a_gap() -> Result<()> {
+async fn every_connection_leaves_a_demoted_master_and_it_is_a_gap() -> Result<()> {
     const USER: &str = "user tidegate on >s3cret resetchannels &room:* &tidegate:canary:* \
                         -@all +subscribe +unsubscribe +publish";
     let redis = RedisServer::builder().setting(USER).start().await?;
@@ -67,7 +67,7 @@ async fn a_master_that_is_demoted_is_left_by_every_connection_and_told_as_a_gap(
 
 /// Subscribers on one server and publishers on another: everything answers, but nothing arrives.
 #[tokio::test]
-async fn publishers_and_subscribers_on_different_servers_are_both_made_anew() -> Result<()> {
+async fn publishers_and_subscribers_on_different_servers_are_both_replaced() -> Result<()> {
     let (old, new) = (RedisServer::start().await?, RedisServer::start().await?);
     let proxy = FaultProxy::to(Target::Unix(old.socket())).await?;
     let config = RedisConfig { canary_timeout: Duration::from_millis(500), ..config(&proxy.redis_url())? };

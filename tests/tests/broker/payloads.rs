@@ -87,7 +87,7 @@ async fn a_publication_over_the_limit_is_a_gap_between_intact_neighbours() -> Re
 }
 
 #[tokio::test]
-async fn topics_that_are_no_rooms_are_nobodys_business() -> Result<()> {
+async fn topics_that_are_not_rooms_are_ignored() -> Result<()> {
     let redis = RedisServer::start().await?;
     let node = Node::up_with(RedisConfig { prefix: "p:".parse()?, ..config(&redis.url())? }).await?;
     let room = room("a");
@@ -101,7 +101,7 @@ async fn topics_that_are_no_rooms_are_nobodys_business() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_measured_is_named_as_prometheus_wants_it() -> Result<()> {
+async fn metrics_are_named_as_prometheus_expects() -> Result<()> {
     let redis = RedisServer::start().await?;
     let node = Node::up(&redis.url()).await?;
     node.subscribe(&room("measured")).await?;

@@ -15,7 +15,7 @@ use crate::stage::{Node, brief, config, has, room};
 const PUBLISHERS: Which = Which::Saying("tidegate-publisher");
 
 #[tokio::test]
-async fn an_outage_fills_the_queue_and_then_gives_back() -> Result<()> {
+async fn an_outage_fills_the_queue_and_recovery_frees_it() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let config = RedisConfig {

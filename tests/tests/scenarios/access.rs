@@ -25,7 +25,7 @@ fn good() -> Token {
 }
 
 #[tokio::test]
-async fn each_bad_token_is_refused_alike_and_counted_by_its_reason() -> Result<()> {
+async fn each_invalid_token_is_refused_alike_and_counted_by_its_reason() -> Result<()> {
     let node = alone().await?;
     let valid = good().sign();
     let cut = valid.rsplit_once('.').context("a token has three parts")?.0.to_owned();
@@ -91,7 +91,7 @@ async fn each_bad_token_is_refused_alike_and_counted_by_its_reason() -> Result<(
 }
 
 #[tokio::test]
-async fn a_token_may_come_by_each_way_and_only_by_one() -> Result<()> {
+async fn a_token_may_be_sent_in_each_way_but_only_in_one() -> Result<()> {
     let node = alone().await?;
     let token = good().sign();
     let bare = Request::upgrade("/rooms/lobby");
@@ -164,7 +164,7 @@ async fn grants_and_policies_decide_room_by_room() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_socket_that_may_only_listen_is_closed_when_it_speaks() -> Result<()> {
+async fn a_socket_without_a_grant_to_publish_is_closed_when_it_publishes() -> Result<()> {
     let node = alone().await?;
     let listener = Token::new("bob").room("lobby", &["subscribe"]).sign();
     let bystander = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
@@ -177,7 +177,7 @@ async fn a_socket_that_may_only_listen_is_closed_when_it_speaks() -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_session_ends_when_its_token_does() -> Result<()> {
+async fn a_session_ends_when_its_token_expires() -> Result<()> {
     let node = Builder::new().set("auth.leeway", "0s").start().await?;
     let brief = || Token::new("alice").room("lobby", EVERYTHING).expires_in(2).sign();
     let lasting = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
@@ -200,7 +200,7 @@ async fn a_session_ends_when_its_token_does() -> Result<()> {
 
 /// Searches everything that nodes write during all of this for secrets.
 #[tokio::test]
-async fn nothing_secret_is_ever_written() -> Result<()> {
+async fn no_secret_is_ever_written() -> Result<()> {
     const CANARY: &str = "c4n4ry-p4yl04d";
     let stage = Stage::set_with(|node| {
         node.set("log.filter", "trace").set("auth.cookie", "session").set("origins", ORIGIN)

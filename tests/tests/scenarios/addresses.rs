@@ -47,7 +47,7 @@ async fn statuses(node: &Node, request: &Request, count: usize) -> Result<Vec<u1
 }
 
 #[tokio::test]
-async fn what_a_stranger_says_of_itself_counts_for_nothing() -> Result<()> {
+async fn headers_of_an_unlisted_peer_are_ignored() -> Result<()> {
     let node = behind(&[("limits.attempts_per_address", "1/h burst 3")]).start().await?;
     let token = anywhere("alice");
     for (n, expected) in [(1, IN), (2, IN), (3, IN), (4, 429), (5, 429)] {
@@ -66,7 +66,7 @@ async fn what_a_stranger_says_of_itself_counts_for_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_speaks_for_its_clients() -> Result<()> {
+async fn a_trusted_proxy_reports_its_clients_addresses() -> Result<()> {
     let node = behind(&[("limits.attempts_per_address", "1/h burst 3")]).start().await?;
     let token = anywhere("alice");
     let from = |said: &str| knock(&token).from(PROXY).header("X-Forwarded-For", said);
@@ -184,7 +184,7 @@ async fn the_proxy_protocol() -> Result<()> {
 
 /// A header that does not arrive, or arrives byte by byte, holds a socket no longer than a request's head may.
 #[tokio::test]
-async fn a_proxy_header_has_its_time() -> Result<()> {
+async fn a_proxy_header_times_out() -> Result<()> {
     let node =
         behind(&[("public.proxy_protocol", "true"), ("public.header_timeout", "200ms")]).start().await?;
     let descriptors = node.descriptors()?;

@@ -154,7 +154,7 @@ async fn what_is_not_http_gets_no_further() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_not_waited_for() -> Result<()> {
+async fn a_body_that_does_not_arrive_times_out() -> Result<()> {
     let node = Builder::new().set("public.body_timeout", "300ms").start().await?;
     let token = anywhere("alice");
     let mut stream = TcpStream::connect(node.public).await?;
@@ -169,7 +169,7 @@ async fn a_body_that_does_not_come_is_not_waited_for() -> Result<()> {
 
 /// Every error is reported before any port opens.
 #[tokio::test]
-async fn a_wrong_configuration_is_told_whole_and_opens_nothing() -> Result<()> {
+async fn an_invalid_configuration_is_reported_completely_and_opens_no_port() -> Result<()> {
     let wrong = Builder::new()
         .set("sards", "2")
         .set("limits.message_size", "64KB")

@@ -30,7 +30,7 @@ fn text(json: &str) -> Payload {
 }
 
 #[tokio::test]
-async fn sdks_meet_everybody_else_in_one_room() -> Result<()> {
+async fn sdks_share_a_room_with_all_other_clients() -> Result<()> {
     let stage = Stage::set().await?;
     let token = anywhere("alice");
     let script = Client::node_centrifuge(&url(&stage.a), "lobby", &[&token]).await?;
@@ -122,7 +122,7 @@ async fn sdks_are_refused_what_is_not_granted() -> Result<()> {
 
 /// Unsupported features are reported, not ignored, and end no connection.
 #[tokio::test]
-async fn an_sdk_is_told_what_it_does_not_get() -> Result<()> {
+async fn an_sdk_is_told_which_features_it_does_not_get() -> Result<()> {
     let node = alone().await?;
     let sdk = Client::node_centrifuge_asks(&url(&node), "lobby", &anywhere("alice")).await?;
     let answers = [
@@ -149,7 +149,7 @@ async fn an_sdk_is_told_what_it_does_not_get() -> Result<()> {
 
 /// JavaScript timers fire at once beyond 2^31 ms, and the protocol's number has 32 bits.
 #[tokio::test]
-async fn a_token_for_centuries_is_announced_as_what_clients_can_hold() -> Result<()> {
+async fn the_ttl_of_a_token_for_centuries_is_capped_for_clients() -> Result<()> {
     let node = alone().await?;
     let token = Token::new("alice").room("*", &["subscribe", "publish"]).expires_in(1 << 33).sign();
     let mut socket = RawSocket::connect(node.public, PATH).await?;
@@ -190,7 +190,7 @@ async fn sdks_refresh_an_expiring_token() -> Result<()> {
 
 /// Their node is killed without notice; they reconnect by themselves to the other one.
 #[tokio::test]
-async fn sdks_come_back_on_another_node_after_theirs_was_killed() -> Result<()> {
+async fn sdks_reconnect_to_another_node_after_theirs_was_killed() -> Result<()> {
     let mut stage = Stage::set().await?;
     let token = anywhere("alice");
     let door = FaultProxy::to(Target::Tcp(stage.a.public)).await?;
@@ -231,7 +231,7 @@ async fn sdks_subscribe_again_after_an_interruption() -> Result<()> {
 
 /// A draining node sends "shutdown" (3001), and the SDKs reconnect.
 #[tokio::test]
-async fn sdks_come_back_from_a_drain() -> Result<()> {
+async fn sdks_reconnect_after_a_drain() -> Result<()> {
     let mut stage = Stage::set_with(|node| node.set("drain.window", "200ms")).await?;
     let token = anywhere("alice");
     let door = FaultProxy::to(Target::Tcp(stage.a.public)).await?;
@@ -273,7 +273,7 @@ async fn a_client_that_breaks_the_protocol_is_closed_with_a_code() -> Result<()>
 
 /// RFC 6455 section 5.5.1: a close frame is the last one, even if outcomes of publications arrive later.
 #[tokio::test]
-async fn a_reply_that_comes_after_the_farewell_is_not_sent() -> Result<()> {
+async fn a_reply_that_comes_after_the_close_frame_is_not_sent() -> Result<()> {
     let redis = RedisServer::start().await?;
     let node = Builder::new()
         .set("shards", "1")

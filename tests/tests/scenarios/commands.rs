@@ -28,7 +28,7 @@ use Answer::{Closed, Done, Error};
 type Row = (String, Answer);
 
 #[tokio::test]
-async fn each_wrong_command_has_its_answer() -> Result<()> {
+async fn each_invalid_command_has_its_answer() -> Result<()> {
     let node = Builder::new().set("limits.message_size", "256KiB").start().await?;
     let witness = Witness::of(&node).await?;
     let before = node.levels_of(1).await?;

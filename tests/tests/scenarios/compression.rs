@@ -38,7 +38,7 @@ fn samples() -> Vec<Payload> {
 }
 
 #[tokio::test]
-async fn every_client_hears_every_message_byte_for_byte() -> Result<()> {
+async fn every_client_receives_every_message_byte_for_byte() -> Result<()> {
     let node = compressing().await?;
     let url = node.ws("lobby", &anywhere("alice"), "");
     let clients = [
@@ -94,7 +94,7 @@ async fn a_room_of_compressing_clients_costs_fewer_bytes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_agreed_on_is_what_the_client_offers_and_the_node_allows() -> Result<()> {
+async fn negotiation_yields_what_the_client_offers_and_the_node_allows() -> Result<()> {
     let node = compressing().await?;
     let off = alone().await?;
     let upgrade = |offer: &str| {
@@ -124,7 +124,7 @@ async fn what_is_agreed_on_is_what_the_client_offers_and_the_node_allows() -> Re
 }
 
 #[tokio::test]
-async fn a_bomb_is_refused_and_a_neighbour_hears_everything() -> Result<()> {
+async fn a_bomb_is_refused_and_other_clients_receive_everything() -> Result<()> {
     let node = compressing().await?;
     let token = anywhere("alice");
     let neighbour = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
@@ -151,7 +151,7 @@ async fn a_bomb_is_refused_and_a_neighbour_hears_everything() -> Result<()> {
 
 /// A message is charged by its inflated size, and is not inflated beyond what its sender may send.
 #[tokio::test]
-async fn a_compressed_message_is_charged_for_what_it_becomes() -> Result<()> {
+async fn a_compressed_message_is_charged_by_its_inflated_size() -> Result<()> {
     const MESSAGE: usize = 1 + 232 * 258;
     let node = Builder::new()
         .set("compression.enabled", "true")

@@ -72,7 +72,7 @@ async fn only_pages_of_allowed_origins_may_use_the_cookie() -> Result<()> {
 /// `*` allows every page to connect, but only the gateway's own pages may use the browser's cookies. The
 /// `EventSource` of a same-origin page sends no `Origin`.
 #[tokio::test]
-async fn a_star_and_no_list_mean_the_own_host() -> Result<()> {
+async fn a_star_and_no_list_mean_the_own_host_only() -> Result<()> {
     let (open, closed) =
         tokio::try_join!(async { with_cookie().set("origins", "*").start().await }, async {
             with_cookie().start().await
@@ -94,7 +94,7 @@ async fn a_star_and_no_list_mean_the_own_host() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_node_that_was_told_of_no_cookie_reads_none() -> Result<()> {
+async fn a_node_without_a_cookie_name_reads_no_cookie() -> Result<()> {
     let node = Builder::new().set("origins", APP).start().await?;
     let mut pages = browser(&[("app", APP)]).await?;
     let before = node.samples().await?;
@@ -194,7 +194,7 @@ async fn the_own_host_counts_only_where_it_is_allowed() -> Result<()> {
 
 /// In the Centrifuge protocol the token usually comes after the handshake, which may carry an old cookie.
 #[tokio::test]
-async fn a_cookie_opens_the_centrifuge_door_and_never_bars_it() -> Result<()> {
+async fn a_cookie_admits_a_centrifuge_client_and_never_blocks_one() -> Result<()> {
     let node = with_cookie().set("origins", APP).start().await?;
     let (alice, bob) = (anywhere("alice"), anywhere("bob"));
     let expired = Token::new("alice").room("*", &["subscribe"]).expires_in(-60).sign();

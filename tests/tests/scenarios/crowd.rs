@@ -19,7 +19,7 @@ const MESSAGES: usize = 60;
 const GAP: &str = "tidegate.gap";
 
 #[tokio::test]
-async fn who_stays_hears_everything_once_whoever_comes_and_goes() -> Result<()> {
+async fn members_receive_everything_once_while_others_come_and_go() -> Result<()> {
     let node = Builder::new().set("shards", "1").start().await?;
     let token = anywhere("alice");
     let (crowd, aside) = (node.ws("crowd", &token, ""), node.ws("aside", &token, ""));
@@ -68,7 +68,7 @@ async fn who_stays_hears_everything_once_whoever_comes_and_goes() -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_gap_is_told_to_a_crowd_once_and_in_its_place() -> Result<()> {
+async fn a_crowd_is_notified_of_a_gap_once_and_at_its_place() -> Result<()> {
     let mut redis = RedisServer::start().await?;
     let node = Builder::new().set("shards", "1").set("broker.url", &redis.url()).start().await?;
     let token = anywhere("alice");

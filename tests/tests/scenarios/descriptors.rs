@@ -69,7 +69,7 @@ async fn clients_leave_descriptors_to_probes_and_broker() -> Result<()> {
 
 /// Clients beyond the limit get a status as long as there are descriptors for that.
 #[tokio::test]
-async fn who_is_too_many_is_told() -> Result<()> {
+async fn clients_beyond_the_limit_are_refused() -> Result<()> {
     let node = Builder::new().open_files(OPEN_FILES).set("public.header_timeout", "1h").start().await?;
     let limit = usize::try_from(node.samples().await?.sum("tidegate_sockets_limit", &[]))?;
     let mut idle = Vec::new();

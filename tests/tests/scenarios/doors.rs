@@ -128,7 +128,7 @@ async fn a_handshake_is_answered_as_the_rfc_says() -> Result<()> {
 
 /// A browser drops a connection whose server selects none of its subprotocols, without giving a reason.
 #[tokio::test]
-async fn a_handshake_that_offers_only_what_is_not_spoken_is_refused() -> Result<()> {
+async fn a_handshake_that_offers_only_unknown_subprotocols_is_refused() -> Result<()> {
     let node = alone().await?;
     let token = anywhere("alice");
     let bearer = format!("tidegate.bearer.{token}");
@@ -288,7 +288,7 @@ async fn each_request_names_one_host() -> Result<()> {
 
 /// RFC 9112 §3.2.2: the authority of an absolute target counts, not the `Host` header beside it.
 #[tokio::test]
-async fn a_page_is_compared_with_whom_it_asks() -> Result<()> {
+async fn an_origin_is_compared_with_the_requested_host() -> Result<()> {
     let node = alone().await?;
     let post = |target: &str| Request::post(target, "text/plain", *b"x").bearer(&anywhere("alice"));
     for (target, origin, status) in [
@@ -311,7 +311,7 @@ async fn a_page_is_compared_with_whom_it_asks() -> Result<()> {
 
 /// A session that the shard refuses gets the same refusal as from a route.
 #[tokio::test]
-async fn a_refusal_that_comes_late_is_like_any_other() -> Result<()> {
+async fn a_late_refusal_is_like_any_other() -> Result<()> {
     let redis = RedisServer::start().await?;
     let origin = "https://app.example";
     let node = Builder::new()
@@ -390,7 +390,7 @@ async fn event_sources_outlive_a_temporary_refusal() -> Result<()> {
 
 /// A token may expire while its owner is still sending.
 #[tokio::test]
-async fn a_body_that_outlives_its_token_is_not_published() -> Result<()> {
+async fn a_body_that_ends_after_its_token_is_not_published() -> Result<()> {
     let node = Builder::new().set("auth.leeway", "0s").set("public.body_timeout", "1m").start().await?;
     let listener = Client::websocket(&node.ws("lobby", &anywhere("bob"), ""), &[]).await?;
     let token = Token::new("alice").room("*", &["publish"]).expires_in(5).sign();
@@ -435,7 +435,7 @@ async fn beacons_and_polyfills_get_through() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_operators_side_serves_probes_and_metrics() -> Result<()> {
+async fn the_ops_listener_serves_probes_and_metrics() -> Result<()> {
     let node = alone().await?;
     for (path, status, start) in [
         ("/livez", 200, "alive"),

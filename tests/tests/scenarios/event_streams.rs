@@ -15,7 +15,7 @@ use crate::stage::{alone, payloads};
 
 /// Clients that parse the format themselves and dispatch an empty message for a blank line after anything.
 #[tokio::test]
-async fn nobody_hears_a_message_that_is_none() -> Result<()> {
+async fn no_client_dispatches_an_empty_message() -> Result<()> {
     let node = Builder::new().set("heartbeat.interval", "100ms").start().await?;
     let token = anywhere("alice");
     let url = node.url("lobby", &token, "");
@@ -40,7 +40,7 @@ async fn nobody_hears_a_message_that_is_none() -> Result<()> {
 
 /// A client sends an `id:` back as a header: non-ASCII characters there would keep it from ever reconnecting.
 #[tokio::test]
-async fn a_client_comes_back_with_the_id_of_any_room() -> Result<()> {
+async fn a_client_reconnects_with_the_id_of_any_room() -> Result<()> {
     let node = Builder::new().set("public.max_session_age", "1s").set("sse.retry", "50ms").start().await?;
     let token = anywhere("alice");
     let url = format!("http://{}/rooms?room=%E6%97%A5%E6%9C%AC&room=o&token={token}", node.public);
@@ -60,7 +60,7 @@ async fn a_client_comes_back_with_the_id_of_any_room() -> Result<()> {
 
 /// Express's `compression` would hold events back until its buffer is full.
 #[tokio::test]
-async fn what_compresses_on_the_way_leaves_event_streams_alone() -> Result<()> {
+async fn compressing_middleboxes_leave_event_streams_alone() -> Result<()> {
     let node = alone().await?;
     let proxy = Compressing::before(node.public).await?;
     let token = anywhere("alice");

@@ -35,7 +35,7 @@ fn ensure_in_order(journal: &Journal) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_redis_that_dies_under_load_is_a_gap_told_once_to_everybody() -> Result<()> {
+async fn a_redis_that_dies_under_load_is_one_gap_for_every_session() -> Result<()> {
     let mut stage = Stage::set().await?;
     let token = anywhere("alice");
     let (a, b) = (&stage.a, &stage.b);
@@ -134,7 +134,7 @@ async fn a_node_waits_for_a_redis_that_is_not_there_yet() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_lost_later_degrades_and_is_told_to_publishers() -> Result<()> {
+async fn a_redis_that_is_lost_later_degrades_and_publishers_learn_it() -> Result<()> {
     let mut stage = Stage::set_with(|node| node.set("broker.publish_timeout", "300ms")).await?;
     let token = anywhere("alice");
     let listener = Client::websocket(&stage.a.ws("lobby", &token, ""), &[]).await?;

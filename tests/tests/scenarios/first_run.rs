@@ -70,7 +70,7 @@ const OPEN: &str = "#state[data-state=open]";
 const NOT_OPEN: &str = "#state:not([data-state=open])";
 
 #[tokio::test]
-async fn two_people_talk_on_the_demo_page() -> Result<()> {
+async fn two_users_talk_on_the_demo_page() -> Result<()> {
     let node = Builder::unconfigured().start().await?;
     node.until_written("#token=").await?;
     let url = printed_url(&node)?;
@@ -111,7 +111,7 @@ async fn two_people_talk_on_the_demo_page() -> Result<()> {
 }
 
 #[tokio::test]
-async fn pages_come_back_when_the_node_does() -> Result<()> {
+async fn pages_reconnect_when_the_node_is_back() -> Result<()> {
     let mut node = Builder::new().set("demo", "true").start().await?;
     let address = node.public.to_string();
     let mut pages = Pages::launch()?;
@@ -135,7 +135,7 @@ async fn pages_come_back_when_the_node_does() -> Result<()> {
 
 /// `origins` lists an application's pages; the page that the node serves itself need not be listed.
 #[tokio::test]
-async fn the_demo_page_works_beside_origins_that_are_named() -> Result<()> {
+async fn the_demo_page_works_when_origins_are_listed() -> Result<()> {
     let node = Builder::new().set("demo", "true").set("origins", "https://app.example").start().await?;
     let mut pages = Pages::launch()?;
     pages.open("alice", &format!("http://{}/#token={}", node.public, anywhere("alice"))).await?;

@@ -57,7 +57,7 @@ async fn said(socket: &mut RawSocket) -> Result<String> {
 
 /// A backend that may publish in one room reaches no other room, and ends no connection.
 #[tokio::test]
-async fn what_claims_to_be_json_and_is_none_is_text() -> Result<()> {
+async fn invalid_json_from_redis_is_text() -> Result<()> {
     let stage = Stage::set().await?;
     let token = anywhere("alice");
     let url = format!("ws://{}/connection/websocket", stage.a.public);
@@ -113,7 +113,7 @@ async fn what_claims_to_be_json_and_is_none_is_text() -> Result<()> {
 
 /// Over HTTP and in the Centrifuge protocol, invalid JSON is refused instead.
 #[tokio::test]
-async fn who_publishes_what_is_no_json_is_told() -> Result<()> {
+async fn a_publisher_of_invalid_json_is_refused() -> Result<()> {
     let stage = Stage::set().await?;
     let token = anywhere("alice");
     let plain = Client::websocket(&stage.b.ws("lobby", &token, ""), &[]).await?;
@@ -138,7 +138,7 @@ async fn who_publishes_what_is_no_json_is_told() -> Result<()> {
 
 /// Only the node can report a gap, and only the browser that the connection is open or in error.
 #[tokio::test]
-async fn reserved_names_of_events_reach_nobody() -> Result<()> {
+async fn reserved_event_names_reach_no_client() -> Result<()> {
     let stage = Stage::set().await?;
     let token = anywhere("alice");
     let reserved = ["tidegate.gap", "Tidegate.GAP", "tidegate.retry", "error", "open"];

@@ -30,7 +30,7 @@ async fn restless() -> Result<Node> {
 }
 
 #[tokio::test]
-async fn who_never_answers_is_closed_and_who_answers_stays() -> Result<()> {
+async fn a_silent_client_is_closed_and_an_answering_one_stays() -> Result<()> {
     let node = restless().await?;
     let token = anywhere("alice");
     let answering = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
@@ -143,7 +143,7 @@ async fn answer_pings(mut socket: RawSocket, count: usize) -> Result<Vec<String>
 /// A frozen container, a machine that swaps, a debugger: the node could not receive the answers, and closes no session
 /// for that.
 #[tokio::test]
-async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
+async fn a_node_that_was_stopped_closes_no_client_that_answers() -> Result<()> {
     const CLIENTS: usize = 20;
     const MESSAGES: usize = 10;
     /// Longer than all time-outs: this is the fault, not a wait.
@@ -218,7 +218,7 @@ async fn a_node_that_was_stopped_closes_nobody_who_answers() -> Result<()> {
 
 /// A client that reads nothing is not pinged, so it is not silent; after long enough the kernel ends the connection.
 #[tokio::test]
-async fn a_client_that_takes_nothing_is_ended_by_the_kernel_and_by_name() -> Result<()> {
+async fn the_kernel_ends_a_client_that_reads_nothing() -> Result<()> {
     let node = Builder::new()
         .set("heartbeat.interval", "1s")
         .set("heartbeat.timeout", "5s")

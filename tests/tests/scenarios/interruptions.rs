@@ -82,7 +82,7 @@ async fn member(node: &Node, token: &str) -> Result<RawSocket> {
 
 /// A room is notified slice by slice; notified members are back already, and the load continues.
 #[tokio::test]
-async fn who_comes_back_during_a_round_is_told_once_and_hears_everything_once() -> Result<()> {
+async fn a_client_that_resubscribes_during_a_round_gets_everything_once() -> Result<()> {
     const MEMBERS: usize = 600;
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;

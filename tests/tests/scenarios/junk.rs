@@ -206,7 +206,7 @@ async fn trickle(node: &Node, start: Vec<u8>) -> Result<Vec<u8>> {
 
 /// The node does not read more requests of a client that never reads answers than the sockets hold.
 #[tokio::test]
-async fn answers_that_nobody_reads_are_not_piled_up() -> Result<()> {
+async fn unread_answers_do_not_pile_up() -> Result<()> {
     const CLIENTS: usize = 8;
     let node = Builder::new().start().await?;
     let witness = Witness::of(&node).await?;
@@ -278,7 +278,7 @@ async fn a_flood_of_pings_is_bounded() -> Result<()> {
 
 /// A client that never pauses gets its share of a thread, and no more.
 #[tokio::test]
-async fn a_flood_does_not_starve_its_neighbours() -> Result<()> {
+async fn a_flood_does_not_starve_other_clients() -> Result<()> {
     const PONG: [u8; 6] = [0x8a, 0x80, 1, 2, 3, 4];
     const NUMBERS: usize = 12;
     let node = Builder::new().set("shards", "1").start().await?;
@@ -375,7 +375,7 @@ async fn endless_fragments_meet_the_bound() -> Result<()> {
 
 /// Peers that vanish without a close: nothing of theirs reaches the node, and nothing reaches them.
 #[tokio::test]
-async fn sessions_of_vanished_peers_are_gone() -> Result<()> {
+async fn sessions_of_vanished_peers_are_removed() -> Result<()> {
     const SESSIONS: u64 = 20;
     let node =
         Builder::new().set("heartbeat.interval", "200ms").set("heartbeat.timeout", "1s").start().await?;

@@ -61,7 +61,7 @@ fn put(directory: &Path, name: &str, text: &str) -> Result<String> {
 }
 
 #[tokio::test]
-async fn tokens_of_every_algorithm_by_another_implementation_open_the_room() -> Result<()> {
+async fn tokens_of_every_algorithm_by_another_implementation_are_accepted() -> Result<()> {
     let keys = foreign_keys(claims("alice")).await?;
     ensure!(keys.len() == 12, "{}", keys.len());
     let directory = TempDir::new()?;
@@ -245,7 +245,7 @@ async fn a_node_is_not_ready_before_its_keys_have_come() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_centrifuge_client_is_asked_to_come_again_while_its_key_is_fetched() -> Result<()> {
+async fn a_centrifuge_client_gets_a_temporary_error_while_its_key_is_fetched() -> Result<()> {
     let (old, new) = (SigningKey::new("old")?, SigningKey::new("new")?);
     let issuer = Issuer::start(&[&old]).await?;
     let node = trusting(&issuer).set("auth.jwks_interval", "1s").start().await?;
@@ -283,7 +283,7 @@ async fn a_centrifuge_client_is_asked_to_come_again_while_its_key_is_fetched() -
 }
 
 #[tokio::test]
-async fn keys_in_files_are_replaced_on_disk_and_broken_ones_are_not_taken() -> Result<()> {
+async fn keys_in_files_are_replaced_on_disk_and_invalid_ones_are_refused() -> Result<()> {
     let (one, two, three) = (SigningKey::new("one")?, SigningKey::new("two")?, SigningKey::new("three")?);
     let directory = TempDir::new()?;
     let set = put(directory.path(), "jwks.json", &key_set(&[&one]))?;
@@ -323,7 +323,7 @@ fn without_date(response: &Response) -> String {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_token_is_for_the_operator_alone() -> Result<()> {
+async fn only_the_operator_learns_what_is_wrong_with_a_token() -> Result<()> {
     let key = SigningKey::new("key")?;
     let issuer = Issuer::start(&[&key]).await?;
     let node = trusting(&issuer)
@@ -369,7 +369,7 @@ async fn what_is_wrong_with_a_token_is_for_the_operator_alone() -> Result<()> {
 
 /// Like `access`, for the secrets that keys add: secret files, a server, its URL, its responses.
 #[tokio::test]
-async fn nothing_secret_of_keys_is_ever_written() -> Result<()> {
+async fn no_secret_of_keys_is_ever_written() -> Result<()> {
     let (known, stranger) = (SigningKey::new("known")?, SigningKey::new("stranger")?);
     let issuer = Issuer::start(&[&known]).await?;
     let directory = TempDir::new()?;

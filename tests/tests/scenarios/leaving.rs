@@ -31,7 +31,7 @@ const SOCKETS: usize = 150;
 const STREAMS: usize = 50;
 
 #[tokio::test]
-async fn two_hundred_sessions_are_sent_on_one_by_one() -> Result<()> {
+async fn two_hundred_sessions_are_closed_one_by_one() -> Result<()> {
     let stage = Stage::set_with(|node| node.set("drain.pause", "300ms").set("drain.window", "1s")).await?;
     let Stage { redis: _redis, mut a, b } = stage;
     let token = anywhere("alice");
@@ -100,7 +100,7 @@ async fn what_was_sent_before_the_close_is_published() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_node_that_is_process_one_leaves_too() -> Result<()> {
+async fn a_node_that_is_process_one_drains_too() -> Result<()> {
     let mut node = Builder::new().as_pid_one().start().await?;
     let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
     node.terminate()?;
@@ -129,7 +129,7 @@ async fn a_second_signal_ends_at_once() -> Result<()> {
 
 /// Clients that do not answer their close frames delay the drain no longer than the deadline.
 #[tokio::test]
-async fn a_deadline_that_passes_is_told() -> Result<()> {
+async fn a_missed_deadline_is_reported() -> Result<()> {
     let mut node = Builder::new().set("drain.window", "0s").set("drain.deadline", "500ms").start().await?;
     let target = format!("/rooms/lobby?token={}", anywhere("alice"));
     let mut silent = try_join_all((0..3).map(|_| RawSocket::connect(node.public, &target))).await?;
@@ -149,7 +149,7 @@ async fn a_deadline_that_passes_is_told() -> Result<()> {
 
 /// During the pause load balancers still send clients: all are served, including new sessions.
 #[tokio::test]
-async fn the_pause_serves_everybody_and_ends_by_a_second_signal() -> Result<()> {
+async fn the_pause_serves_all_clients_and_ends_with_a_second_signal() -> Result<()> {
     let mut node = Builder::new().set("drain.pause", "1h").set("drain.deadline", "2h").start().await?;
     let token = anywhere("alice");
     let client = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
@@ -174,7 +174,7 @@ async fn the_pause_serves_everybody_and_ends_by_a_second_signal() -> Result<()> 
 }
 
 #[tokio::test]
-async fn ctrl_c_is_told_in_the_same_way() -> Result<()> {
+async fn ctrl_c_drains_as_well() -> Result<()> {
     let mut node = Builder::new().start().await?;
     let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
     node.signal(Signal::INT)?;
@@ -184,7 +184,7 @@ async fn ctrl_c_is_told_in_the_same_way() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_node_that_never_found_its_broker_leaves_at_once() -> Result<()> {
+async fn a_node_that_never_reached_its_broker_exits_at_once() -> Result<()> {
     let absent = RedisServer::builder().absent()?;
     let mut node = Builder::new().set("broker.url", &absent.url()).launch().await?;
     node.until_probe("/readyz", 503).await?;
@@ -195,7 +195,7 @@ async fn a_node_that_never_found_its_broker_leaves_at_once() -> Result<()> {
 
 /// Sessions are closed anyway; their last publications are abandoned, not waited for.
 #[tokio::test]
-async fn a_broker_that_is_down_holds_nothing_up() -> Result<()> {
+async fn a_broker_that_is_down_does_not_delay_the_drain() -> Result<()> {
     let mut stage =
         Stage::set_with(|node| node.set("drain.window", "200ms").set("broker.publish_timeout", "1s")).await?;
     let token = anywhere("alice");
@@ -219,7 +219,7 @@ async fn a_broker_that_is_down_holds_nothing_up() -> Result<()> {
 
 /// The deadline also applies to what the broker still has to send.
 #[tokio::test]
-async fn a_broker_that_stands_still_is_given_up_at_the_deadline() -> Result<()> {
+async fn a_frozen_broker_is_abandoned_at_the_deadline() -> Result<()> {
     let mut stage = Stage::set_with(|node| {
         node.set("drain.deadline", "1s")
             .set("broker.publish_timeout", "1h")
@@ -244,7 +244,7 @@ fn messages_in(samples: &Samples) -> u64 {
 
 /// A client that does not read cannot read its close frame either: it is cut off after a short wait.
 #[tokio::test]
-async fn a_client_that_reads_nothing_is_left_behind() -> Result<()> {
+async fn a_client_that_reads_nothing_does_not_delay_the_drain() -> Result<()> {
     let mut node = Builder::new().set("limits.outbound", "8MiB").start().await?;
     let token = anywhere("alice");
     let target = format!("/rooms/lobby?token={token}");
@@ -265,7 +265,7 @@ async fn a_client_that_reads_nothing_is_left_behind() -> Result<()> {
 
 /// A file that blocks its reader blocks the reload, and nothing else.
 #[tokio::test]
-async fn a_reload_under_way_holds_nothing_up() -> Result<()> {
+async fn a_reload_in_progress_does_not_delay_the_drain() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("tidegate.toml");
     fs::write(&path, "")?;
@@ -282,7 +282,7 @@ async fn a_reload_under_way_holds_nothing_up() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_leaving_node_is_not_disturbed_by_a_reload() -> Result<()> {
+async fn a_reload_does_not_disturb_a_draining_node() -> Result<()> {
     let mut node = Builder::new().set("drain.pause", "300ms").start().await?;
     let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
     node.terminate()?;
@@ -295,7 +295,7 @@ async fn a_leaving_node_is_not_disturbed_by_a_reload() -> Result<()> {
 
 /// Half a TLS handshake, half a head and an idle socket are not sessions: the drain does not wait for them.
 #[tokio::test]
-async fn who_has_not_come_in_yet_holds_nothing_up() -> Result<()> {
+async fn incomplete_connections_do_not_delay_the_drain() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()])?;
     let (cert_path, key_path) = (directory.path().join("cert"), directory.path().join("key"));
@@ -333,7 +333,7 @@ async fn who_has_not_come_in_yet_holds_nothing_up() -> Result<()> {
 
 /// Nor does it wait for an endless request on the ops listener.
 #[tokio::test]
-async fn a_probe_that_stands_still_holds_nothing_up() -> Result<()> {
+async fn a_stalled_probe_does_not_delay_the_drain() -> Result<()> {
     let mut node = Builder::new().set("drain.deadline", "2h").start().await?;
     let mut probe = TcpStream::connect(node.ops).await?;
     probe.write_all(b"GET /metrics HTTP/1.1\r\nHo").await?;
@@ -377,7 +377,7 @@ async fn begin_upload(node: &Node) -> Result<TcpStream> {
 
 /// A client that waits for a subscription the broker does not acknowledge is refused, with an answer.
 #[tokio::test]
-async fn who_is_still_coming_in_is_refused() -> Result<()> {
+async fn a_session_that_is_still_opening_is_refused() -> Result<()> {
     let mut stage = Stage::set_with(|node| node.set("broker.subscribe_timeout", "2s")).await?;
     stage.redis.freeze()?;
     let request = Request::get("/rooms/lobby").header("Accept", "text/event-stream");

@@ -241,7 +241,7 @@ async fn commands_of_a_centrifuge_session() -> Result<()> {
 
 /// The code on the wire: 3013, upon which SDKs reconnect.
 #[tokio::test]
-async fn a_centrifuge_client_that_goes_on_is_closed_with_3013() -> Result<()> {
+async fn a_centrifuge_client_that_continues_is_closed_with_3013() -> Result<()> {
     let node = limited(&[("commands", "1/h burst 2")]).start().await?;
     let mut bystanders = Bystanders::meet(&node).await?;
     let mut socket = RawSocket::connect(node.public, CENTRIFUGE).await?;
@@ -321,7 +321,7 @@ async fn bytes_of_a_session() -> Result<()> {
 
 /// Control frames, and fragments without an end, count as well.
 #[tokio::test]
-async fn what_is_no_message_is_charged_too() -> Result<()> {
+async fn control_frames_and_fragments_are_charged_too() -> Result<()> {
     let rates = [("commands", "1/h burst 10"), ("bytes", "4KiB/h burst 64KiB"), ("message_size", "1KiB")];
     let node = limited(&rates).start().await?;
     let mut bystanders = Bystanders::meet(&node).await?;
@@ -447,7 +447,7 @@ async fn rooms_of_a_session() -> Result<()> {
 
 /// A client that disconnects leaves no account behind.
 #[tokio::test]
-async fn accounts_of_clients_that_are_gone_are_gone() -> Result<()> {
+async fn accounts_of_disconnected_clients_are_removed() -> Result<()> {
     let node = limited(&[
         ("attempts_per_address", "1000/s burst 10"),
         ("connections_per_address", "10"),

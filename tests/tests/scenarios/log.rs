@@ -31,7 +31,7 @@ async fn overflow_log(node: &Node) -> Result<()> {
 
 /// Standard error is a full pipe: the node serves, answers its probes and drains on a signal.
 #[tokio::test]
-async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() -> Result<()> {
+async fn a_log_that_is_not_read_loses_lines_and_nothing_else() -> Result<()> {
     let mut node = Builder::new().set("log.filter", "debug").start().await?;
     let alice = anywhere("alice");
     let member = Client::websocket(&node.ws("lobby", &alice, ""), &[]).await?;
@@ -64,7 +64,7 @@ async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_greeting_that_nobody_reads_keeps_nobody_waiting() -> Result<()> {
+async fn a_greeting_that_is_not_read_blocks_no_client() -> Result<()> {
     let mut node = Builder::unconfigured().set("drain.window", "0s").with_unread_stdout().start().await?;
     node.terminate()?;
     let status = node.exited().await?;
@@ -126,7 +126,7 @@ async fn refused_tokens_origins_and_grants_are_logged_with_their_reason() -> Res
 
 /// Clients can be refused as often as they like; the log stays readable.
 #[tokio::test]
-async fn a_flood_of_refusals_is_a_few_lines_and_a_count() -> Result<()> {
+async fn a_flood_of_refusals_logs_a_few_lines_and_a_count() -> Result<()> {
     let node = Builder::new().start().await?;
     let began = Instant::now();
     for _ in 0..300 {
@@ -146,7 +146,7 @@ async fn a_flood_of_refusals_is_a_few_lines_and_a_count() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_filter_that_would_make_the_node_mute_is_refused() -> Result<()> {
+async fn a_filter_that_would_silence_the_node_is_refused() -> Result<()> {
     let (status, output) = Builder::new().set("log.filter", "debgu").run_to_the_end().await?;
     ensure!(status.code() == Some(2), "{status}");
     ensure!(output.contains("log.filter = \"debgu\"") && output.contains("did you mean debug?"), "{output}");

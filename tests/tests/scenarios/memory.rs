@@ -62,7 +62,7 @@ impl Backend {
 
 /// A thousand clients that read nothing could hold a gigabyte within `limits.outbound`.
 #[tokio::test]
-async fn who_reads_nothing_is_closed_before_the_node_runs_out_of_memory() -> Result<()> {
+async fn a_client_that_reads_nothing_is_closed_before_memory_runs_out() -> Result<()> {
     const LIMIT: u64 = 32 * MIB;
     const READERS: usize = 1000;
     const FULLEST: usize = 8;
@@ -237,7 +237,7 @@ async fn large_heads_that_do_not_end_are_not_read_past_the_budget() -> Result<()
 
 /// A refused command costs the node a reply, and no client can make it hold more than a few.
 #[tokio::test]
-async fn who_does_not_read_its_refusals_is_not_read() -> Result<()> {
+async fn a_client_that_does_not_read_its_refusals_is_not_read() -> Result<()> {
     const SESSIONS: usize = 20;
     const COMMANDS: usize = 20_000;
     // These clients answer no pings.

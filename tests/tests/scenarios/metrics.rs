@@ -14,7 +14,7 @@ use tokio::{io::AsyncWriteExt as _, process::Command};
 use crate::stage::{Stage, alone};
 
 #[tokio::test]
-async fn promtool_has_nothing_to_say_about_a_node_under_load() -> Result<()> {
+async fn promtool_finds_no_fault_in_a_node_under_load() -> Result<()> {
     let stage = Stage::set().await?;
     let token = anywhere("alice");
     let stream = Client::events(&stage.b.url("lobby", &token, "")).await?;

@@ -40,7 +40,7 @@ async fn opens(node: &Node, key: &SigningKey) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_dead_first_address_of_redis_or_the_issuer_is_passed_over() -> Result<()> {
+async fn a_dead_first_address_of_redis_or_the_issuer_is_skipped() -> Result<()> {
     let files = TempDir::new()?;
     let (certificate, private) = (files.path().join("issuer.crt"), files.path().join("issuer.key"));
     let names = ["-subj", "/CN=issuer", "-addext", "subjectAltName=DNS:issuer.test"].map(str::to_owned);
@@ -64,7 +64,7 @@ async fn a_dead_first_address_of_redis_or_the_issuer_is_passed_over() -> Result<
 }
 
 #[tokio::test]
-async fn a_replica_among_the_addresses_of_a_name_is_passed_over() -> Result<()> {
+async fn a_replica_among_the_addresses_of_a_name_is_skipped() -> Result<()> {
     let primary = RedisServer::start().await?;
     let port = primary.port();
     let replica = RedisServer::builder()
@@ -89,7 +89,7 @@ async fn a_replica_among_the_addresses_of_a_name_is_passed_over() -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_key_set_comes_compressed_by_https_and_no_connection_is_kept() -> Result<()> {
+async fn a_key_set_arrives_compressed_over_https_and_no_connection_is_kept() -> Result<()> {
     let files = TempDir::new()?;
     let (certificate, private) = (files.path().join("issuer.crt"), files.path().join("issuer.key"));
     let names = ["-subj", "/CN=issuer", "-addext", "subjectAltName=IP:127.0.0.1"].map(str::to_owned);
@@ -118,7 +118,7 @@ async fn a_key_set_comes_compressed_by_https_and_no_connection_is_kept() -> Resu
 }
 
 #[tokio::test]
-async fn an_issuer_with_a_common_name_alone_is_refused_by_that_word() -> Result<()> {
+async fn an_issuer_with_only_a_common_name_is_refused_with_that_reason() -> Result<()> {
     let files = TempDir::new()?;
     let (certificate, private) = (files.path().join("issuer.crt"), files.path().join("issuer.key"));
     self_made(&["-subj", "/CN=localhost"].map(str::to_owned), &certificate, &private)?;

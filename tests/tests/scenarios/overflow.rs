@@ -78,7 +78,7 @@ async fn dropped(node: &Node, overflow: &str) -> Result<usize> {
 }
 
 #[tokio::test]
-async fn the_oldest_make_way_and_the_newest_arrive() -> Result<()> {
+async fn the_oldest_are_dropped_and_the_newest_arrive() -> Result<()> {
     let node = node("drop_oldest").await?;
     let token = anywhere("alice");
     let fast = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
@@ -105,7 +105,7 @@ async fn the_oldest_make_way_and_the_newest_arrive() -> Result<()> {
 
 /// A queue that a room keeps full has no space for a ping, however small its frames are: that closes no session.
 #[tokio::test]
-async fn a_ping_that_does_not_fit_costs_nobody_the_session() -> Result<()> {
+async fn a_ping_that_does_not_fit_closes_no_session() -> Result<()> {
     let node = Builder::new()
         .set("limits.outbound", "64KiB")
         .set("heartbeat.interval", "100ms")
@@ -145,7 +145,7 @@ async fn a_ping_that_does_not_fit_costs_nobody_the_session() -> Result<()> {
 }
 
 #[tokio::test]
-async fn only_the_latest_is_kept_for_who_does_not_keep_up() -> Result<()> {
+async fn only_the_latest_is_kept_for_a_slow_client() -> Result<()> {
     let node = node("latest").await?;
     let token = anywhere("alice");
     let fast = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
@@ -165,7 +165,7 @@ async fn only_the_latest_is_kept_for_who_does_not_keep_up() -> Result<()> {
 }
 
 #[tokio::test]
-async fn who_asked_to_be_closed_at_a_gap_is_closed_in_place_of_a_drop() -> Result<()> {
+async fn a_client_that_asked_for_close_at_a_gap_is_closed_instead_of_a_drop() -> Result<()> {
     let node = node("drop_oldest").await?;
     let token = anywhere("alice");
     let fast = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
@@ -193,7 +193,7 @@ async fn who_asked_to_be_closed_at_a_gap_is_closed_in_place_of_a_drop() -> Resul
 
 /// A policy takes effect with the next publication, for sessions that are in the room already.
 #[tokio::test]
-async fn a_policy_counts_as_soon_as_it_is_read() -> Result<()> {
+async fn a_policy_applies_as_soon_as_it_is_read() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("tidegate.toml");
     std::fs::write(&path, "")?;
@@ -215,7 +215,7 @@ async fn a_policy_counts_as_soon_as_it_is_read() -> Result<()> {
 
 /// An event stream is notified of the gap at its place, once however many messages were dropped there.
 #[tokio::test]
-async fn an_event_stream_is_told_of_the_gap_in_its_place() -> Result<()> {
+async fn an_event_stream_is_notified_of_the_gap_at_its_place() -> Result<()> {
     for overflow in ["drop_oldest", "latest"] {
         let node = node(overflow).await?;
         let token = anywhere("alice");
@@ -251,7 +251,7 @@ async fn an_event_stream_is_told_of_the_gap_in_its_place() -> Result<()> {
 
 /// In the Centrifuge protocol the subscription continues: a new one would bring nothing back.
 #[tokio::test]
-async fn a_centrifuge_session_hears_of_the_gap_and_stays_in_the_room() -> Result<()> {
+async fn a_centrifuge_session_is_notified_of_the_gap_and_stays_subscribed() -> Result<()> {
     let node = node("drop_oldest").await?;
     let token = anywhere("alice");
     let fast = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
@@ -318,7 +318,7 @@ async fn priority_overtakes_what_waits() -> Result<()> {
 
 /// Dropping messages in one queue delays no other client, however many are queued, and in however many queues.
 #[tokio::test]
-async fn drops_for_hundreds_of_sockets_hold_up_nobody() -> Result<()> {
+async fn drops_for_hundreds_of_sockets_delay_no_other_client() -> Result<()> {
     const STALLED: usize = 200;
     // A mebibyte holds some 14,000 of them.
     const MESSAGES: usize = 20_000;

@@ -127,7 +127,7 @@ fn ensure_even(times: &[Duration], window: Duration) -> Result<()> {
 }
 
 #[tokio::test]
-async fn five_hundred_sessions_of_all_protocols_leave_at_an_even_pace() -> Result<()> {
+async fn five_hundred_sessions_of_all_protocols_close_at_an_even_pace() -> Result<()> {
     let window = Duration::from_secs(3);
     let node = node(window).start().await?;
     let door = node.public;

@@ -47,7 +47,7 @@ fn refusals(samples: &tidegate_tests::samples::Samples) -> u64 {
 
 /// RFC 9112 §9.6: whichever part answers, a client that is still sending reads the answer.
 #[tokio::test]
-async fn an_early_answer_reaches_who_is_still_sending() -> Result<()> {
+async fn an_early_answer_reaches_a_client_that_is_still_sending() -> Result<()> {
     let node = Builder::new().set("limits.message_size", "1KiB").start().await?;
     let strict = Builder::new().set("limits.attempts_per_address", "1/h burst 1").start().await?;
     let proxied = Builder::new()
@@ -112,7 +112,7 @@ async fn say_and_close(mut stream: impl AsyncRead + AsyncWrite + Unpin, request:
 
 /// A client may close its side once it has sent its request (RFC 9112 §9.6, and so does `close_notify` of TLS).
 #[tokio::test]
-async fn who_closes_its_side_is_answered() -> Result<()> {
+async fn a_client_that_closes_its_side_is_answered() -> Result<()> {
     let pair = Pair::new()?;
     let files = PairOfFiles::of(&pair)?;
     let (plain, secure) = tokio::try_join!(async { alone().await }, async { files.node().start().await })?;
@@ -240,7 +240,7 @@ async fn an_idle_connection_ends_without_a_refusal() -> Result<()> {
 
 /// A request in progress keeps its connection, however long it takes.
 #[tokio::test]
-async fn a_request_under_way_is_not_idle() -> Result<()> {
+async fn a_request_in_progress_is_not_idle() -> Result<()> {
     let node = Builder::new()
         .set("public.keep_alive", "100ms")
         .set("public.header_timeout", "100ms")
@@ -265,7 +265,7 @@ async fn a_request_under_way_is_not_idle() -> Result<()> {
 
 /// More incomplete requests than the ops listener has slots block no probe, and end by themselves.
 #[tokio::test]
-async fn half_requests_keep_no_probe_out() -> Result<()> {
+async fn half_requests_block_no_probe() -> Result<()> {
     const HALVES: usize = 400;
     let node = alone().await?;
     let before = node.descriptors()?;

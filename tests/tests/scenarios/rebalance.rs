@@ -27,7 +27,7 @@ async fn until_aged(node: &Node, protocol: &str, count: u64) -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_centrifuge_sdk_comes_back_again_and_again() -> Result<()> {
+async fn the_centrifuge_sdk_reconnects_again_and_again() -> Result<()> {
     let node = restless().await?;
     let token = anywhere("alice");
     let url = format!("ws://{}/connection/websocket", node.public);
@@ -43,7 +43,7 @@ async fn the_centrifuge_sdk_comes_back_again_and_again() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_event_source_comes_back_again_and_again() -> Result<()> {
+async fn an_event_source_reconnects_again_and_again() -> Result<()> {
     let node = restless().await?;
     let client = Client::node_events(&node.url("lobby", &anywhere("alice"), ""), &[]).await?;
     let journal = client.until("a third session", |journal| journal.opened >= 3).await?;
@@ -53,7 +53,7 @@ async fn an_event_source_comes_back_again_and_again() -> Result<()> {
 
 /// A bare WebSocket does not reconnect by itself: the code tells the application.
 #[tokio::test]
-async fn a_web_socket_is_told_to_come_back() -> Result<()> {
+async fn a_web_socket_is_told_to_reconnect() -> Result<()> {
     let node = restless().await?;
     let url = node.ws("lobby", &anywhere("alice"), "");
     for client in [Client::node_websocket(&url).await?, Client::python_websocket(&url).await?] {

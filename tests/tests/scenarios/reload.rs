@@ -143,7 +143,7 @@ async fn a_signal_changes_what_may_change_and_open_sessions_stay() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_changed_file_is_taken_without_a_signal() -> Result<()> {
+async fn a_changed_file_is_loaded_without_a_signal() -> Result<()> {
     let files = Files::new("")?;
     let node = files.node().start().await?;
     until_posted(&node, &anywhere("alice"), 202).await?;
@@ -163,7 +163,7 @@ async fn a_changed_file_is_taken_without_a_signal() -> Result<()> {
 /// Like the kubelet: the file is a link into `..data`, which is a link to a directory, and only the
 /// latter is replaced.
 #[tokio::test]
-async fn a_mounted_secret_is_taken_when_its_link_is_swapped() -> Result<()> {
+async fn a_mounted_secret_is_loaded_when_its_link_is_swapped() -> Result<()> {
     let volume = tempfile::tempdir()?;
     let at = |name: &str| volume.path().join(name);
     for (directory, secret) in [("..1", SECRET), ("..2", NEXT_SECRET)] {
@@ -220,7 +220,7 @@ async fn a_broken_configuration_is_refused_as_a_whole() -> Result<()> {
 
 /// Reading a FIFO without a writer never ends: neither a signal nor the periodic check waits for it.
 #[tokio::test]
-async fn a_file_that_has_no_end_is_refused_and_the_next_one_is_taken() -> Result<()> {
+async fn an_endless_file_is_refused_and_the_next_one_is_applied() -> Result<()> {
     let files = Files::new("")?;
     let node = files.node().start().await?;
     for (round, name) in [(1, "tidegate.toml"), (2, "secret")] {
@@ -252,7 +252,7 @@ async fn what_an_editor_adds_to_a_file_changes_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_needs_a_restart_is_named_and_the_rest_counts() -> Result<()> {
+async fn keys_that_need_a_restart_are_named_and_the_rest_applies() -> Result<()> {
     let files = Files::new("shards = 1\n")?;
     let node = files.node().start().await?;
     files.write("shards = 3\nbroker.prefix = 'x:'\nsse.retry = '9s'\nlog.filter = 'debug'\n")?;
@@ -269,7 +269,7 @@ async fn what_needs_a_restart_is_named_and_the_rest_counts() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_signal_without_anything_to_read_ends_nobody() -> Result<()> {
+async fn a_signal_without_anything_to_read_ends_no_session() -> Result<()> {
     let node = Builder::new().start().await?;
     node.hang_up()?;
     until_reloads(&node, "unchanged", 1).await?;
@@ -303,7 +303,7 @@ async fn the_first_runs_secret_survives_and_a_lost_key_is_refused() -> Result<()
 
 /// A shorter heartbeat must not apply retroactively: no client was pinged in the time that is now too long.
 #[tokio::test]
-async fn a_shorter_heartbeat_closes_nobody_who_answers() -> Result<()> {
+async fn a_shorter_heartbeat_closes_no_client_that_answers() -> Result<()> {
     let files = Files::new("heartbeat.interval = '30m'\nheartbeat.timeout = '1h'\n")?;
     let node = files.node().start().await?;
     let token = anywhere("alice");
@@ -325,7 +325,7 @@ async fn a_shorter_heartbeat_closes_nobody_who_answers() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_age_that_is_set_later_counts_for_who_is_there() -> Result<()> {
+async fn an_age_that_is_set_later_applies_to_open_sessions() -> Result<()> {
     let files = Files::new("")?;
     let node = files.node().start().await?;
     let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
@@ -341,7 +341,7 @@ async fn an_age_that_is_set_later_counts_for_who_is_there() -> Result<()> {
 
 /// A Centrifuge client knows how often it is pinged, and gives up on a node that pings less often.
 #[tokio::test]
-async fn a_longer_heartbeat_breaks_no_promise() -> Result<()> {
+async fn a_longer_heartbeat_keeps_what_sessions_were_promised() -> Result<()> {
     let files = Files::new("heartbeat.interval = '1s'\n")?;
     let node = files.node().start().await?;
     let mut socket = RawSocket::connect(node.public, "/connection/websocket").await?;
@@ -362,7 +362,7 @@ async fn a_longer_heartbeat_breaks_no_promise() -> Result<()> {
 
 /// Grants of a policy at the time when the token was verified last until the next token; new sessions do not get them.
 #[tokio::test]
-async fn a_removed_policy_counts_from_the_next_token_on() -> Result<()> {
+async fn a_removed_policy_applies_from_the_next_token_on() -> Result<()> {
     let files = Files::new("[rooms.open]\ngrant = ['subscribe', 'publish']\n")?;
     let node = files.node().start().await?;
     let token = Token::new("guest").sign();
@@ -398,7 +398,7 @@ async fn ask(socket: &mut RawSocket, command: &str, expected: &str) -> Result<()
 }
 
 #[tokio::test]
-async fn a_drain_goes_by_the_newest_times() -> Result<()> {
+async fn a_drain_uses_the_newest_times() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("tidegate.toml");
     fs::write(&path, "drain.pause = '1h'\ndrain.deadline = '2h'\n")?;

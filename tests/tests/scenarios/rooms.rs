@@ -11,7 +11,7 @@ use tidegate_tests::{
 use crate::stage::{Stage, alone, as_event_data, payloads};
 
 #[tokio::test]
-async fn a_sender_without_echo_hears_everybody_else() -> Result<()> {
+async fn a_sender_without_echo_receives_all_other_messages() -> Result<()> {
     let stage = Stage::set().await?;
     let token = anywhere("alice");
     let quiet = Client::websocket(&stage.a.ws("lobby", &token, "echo=false"), &[]).await?;
@@ -131,7 +131,7 @@ async fn every_payload_arrives_byte_for_byte() -> Result<()> {
 
 /// The content type decides the kind of a POST; without one, the body does.
 #[tokio::test]
-async fn a_post_is_of_the_kind_it_says() -> Result<()> {
+async fn the_content_type_decides_the_kind_of_a_post() -> Result<()> {
     let node = alone().await?;
     let token = anywhere("backend");
     let socket = Client::websocket(&node.ws("kinds", &token, ""), &[]).await?;

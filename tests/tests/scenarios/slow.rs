@@ -6,7 +6,7 @@ use tidegate_tests::{client::Client, journal::Payload, node::Builder, raw::RawSo
 use crate::stage::payloads;
 
 #[tokio::test]
-async fn a_client_that_stops_reading_is_closed_and_the_others_hear_everything() -> Result<()> {
+async fn a_client_that_stops_reading_is_closed_and_others_receive_everything() -> Result<()> {
     const MESSAGES: usize = 600;
     let node = Builder::new().set("limits.outbound", "256KiB").start().await?;
     let token = anywhere("alice");

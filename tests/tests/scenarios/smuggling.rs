@@ -193,7 +193,7 @@ fn fill(template: &str, token: &str, n: usize) -> Vec<u8> {
 
 /// A proxy keeps a few connections to the node and sends the requests of many users over them.
 #[tokio::test]
-async fn users_behind_a_proxy_do_not_meet() -> Result<()> {
+async fn users_behind_a_proxy_do_not_get_each_others_data() -> Result<()> {
     const EACH: usize = 60;
     let node = Builder::new().start().await?;
     let nginx = Nginx::before(node.public).await?;

@@ -9,7 +9,7 @@ const ORIGIN: &str = "http://chat.example";
 const EACH: usize = 25;
 
 #[tokio::test]
-async fn every_client_on_both_nodes_hears_every_message_in_one_order() -> Result<()> {
+async fn every_client_on_both_nodes_receives_every_message_in_one_order() -> Result<()> {
     let stage = Stage::set_with(|node| node.set("origins", ORIGIN)).await?;
     let (a, b) = (&stage.a, &stage.b);
     let token = anywhere("alice");
@@ -91,7 +91,7 @@ async fn a_completed_handshake_misses_nothing() -> Result<()> {
 
 /// A backend may publish anything; payloads are not interpreted.
 #[tokio::test]
-async fn a_bare_publish_arrives_as_it_is() -> Result<()> {
+async fn a_bare_publish_arrives_unchanged() -> Result<()> {
     let stage = Stage::set().await?;
     let socket = Client::websocket(&stage.a.ws("lobby", &anywhere("alice"), ""), &[]).await?;
     let raw: [&[u8]; 8] = [
