@@ -183,11 +183,17 @@ impl RedisBroker {
         let topics = Topics::new(&config.prefix);
         let (subscribers, publishers) = (config.subscribers.max(1), config.publishers.max(1));
         let clock = Arc::new(Clock::new());
-        let canaries = Arc::new(Canaries::new(topics.canary(random_id()), publishers, Arc::clone(&clock)));
+        let canaries =
+            Arc::new(Canaries::new(topics.canary(random_id()), publishers, subscribers, Arc::clone(&clock)));
         let (tracker, closing) = (TaskTracker::new(), CancellationToken::new());
-        let pool =
-            pool::pool(Arc::clone(&connector), config.canary_timeout, tracker.clone(), closing.clone())
-                .map_err(|error| RedisStartError::Pool(error.to_string()))?;
+        let pool = pool::pool(
+            Arc::clone(&connector),
+            Arc::clone(&canaries),
+            config.canary_timeout,
+            tracker.clone(),
+            closing.clone(),
+        )
+        .map_err(|error| RedisStartError::Pool(error.to_string()))?;
         let starting = format!("{}: connecting", config.url);
         let mut broker = Self {
             wanted: Vec::with_capacity(subscribers),

@@ -1,27 +1,57 @@
-//! Whether what this node publishes reaches this node.
+//! Proof that what this node publishes reaches this node.
 //!
-//! A connection can be open, can even answer, and be of no use: its server has been failed over and forgotten, or
-//! publications go to one server and subscriptions to another. So each publisher's connection sends a small
-//! message to a topic of this node every interval, the way that publications go, and each subscriber's connection
-//! is subscribed to that topic. This module is what both ends know of each other.
+//! A connection can be open and answer, and still be of no use: its server has been failed over and forgotten, or
+//! publications go to one server and subscriptions to another. So each publisher's connection regularly sends a small
+//! message, its *canary*, to a topic of this node, and each subscriber's connection subscribes to that topic. This
+//! module is what both ends know about each other.
 //!
-//! # Proof
+//! Canaries are numbered. The first command on a publisher's connection is a canary, and the next canary is sent only
+//! after the previous one was answered. A connection leads to one server for as long as it lives. So a publisher's
+//! connection and a subscriber's connection are *proven* to meet once the subscriber has received any canary that was
+//! sent on that publisher's connection.
 //!
-//! A publisher's first command on a connection is such a message, its *canary*. Canaries are numbered, and the next
-//! one is sent only when the one before has been answered. So if a publication was acknowledged, a canary before
-//! it on the same connection was too; and if that canary has reached a subscriber's connection, publications take
-//! the same way. A subscriber has missed a canary that was sent after its subscription stood and acknowledged, if
+//! # Rules
 //!
-//! - a later one of the same publisher has come, or
-//! - a command that was sent after the acknowledgement has been answered, and the time limit is over. (Redis answers
-//!   a connection in order: on the same server, the canary would have come first, however long the backlog is.)
+//! 1. **A subscriber proves its connection before it subscribes to rooms.** A new connection first subscribes to the
+//!    canaries' topic and asks every publisher for a canary. It subscribes to rooms, and tells their gaps, only when each
+//!    publisher's connection is proven, has ended, or cannot be proven because the server refuses its canaries.
+//! 2. **A publisher holds its publications while a connection is unproven**, for each subscriber that listens. They wait in
+//!    the queue, where nothing has happened to them yet.
+//! 3. **A missed canary renews both ends.** A subscriber has missed a canary that was sent after the topic was subscribed
+//!    and acknowledged, if a later one of the same publisher has come, or if a command that was sent after the
+//!    acknowledgement has been answered and the time limit is over. (Redis answers a connection in order: on the same
+//!    server the canary would have come first, however long the backlog is.)
 //!
-//! Then both ends are made anew.
+//! # Why a gap covers everything that was lost
+//!
+//! Take a publication of this node that a server acknowledged and that does not reach a room's subscriber. Let *c* be
+//! the publisher's connection that carried it, and *s* the subscriber's connection on which the room is subscribed next,
+//! which is when the gap is told.
+//!
+//! - *c* had ended before the room was subscribed on *s*: whatever it was acknowledged happened before the gap.
+//! - *c* and *s* were proven: both lead to one server. That server executed the publication either before the room's
+//!   `SUBSCRIBE`, so before the gap, or after it, and then it is delivered.
+//! - *c* was opened after *s* had subscribed its rooms. If it leads to another server, its first canary, which precedes
+//!   every publication on it, is acknowledged and missed. Rule 3 ends *s* and *c*, and the next *s* tells another gap,
+//!   by rule 1 after *c* has ended. Nothing newer of that publisher comes before: its next connection starts with a
+//!   canary, too, and when that arrives the missed one is noticed first.
+//! - The server refuses canaries on *c*: nothing can be proven, and the broker is reported as interrupted.
+//!
+//! Both waits end. A publisher's connection that does not answer a canary in time is given up, and one whose canary is
+//! acknowledged is proven or missed within the time limit. A publisher that cannot connect carries nothing, so nobody
+//! waits for it. If both ends never meet, no room is subscribed and nothing is published: to members this is an outage
+//! like any other, and one gap ends it. Rule 2 is not needed for the proof. It keeps publications from being lost at
+//! all, and it keeps one node from publishing to a server that the others have left. It gives up after a while
+//! ([`Canaries::unproven_since`]), so that a subscriber with a long backlog does not stop the publishers.
+//!
+//! What other nodes publish is theirs to prove: this module knows nothing about a node that is at another server with
+//! all its connections.
 //!
 //! # Demotions
 //!
 //! Each connection asks for its server's role by itself. What one of them finds out concerns all, whether the server
-//! is still a replica when the others ask or not: [`Canaries::demoted`] makes all of them anew.
+//! is still a replica when the others ask or not: [`Canaries::demoted`] renews all of them. A publisher may be
+//! acknowledged by the replica until it has left. It has left, or is proven anew, before a gap is told: rule 1.
 
 use std::{
     sync::Arc,
@@ -41,6 +71,8 @@ pub(super) struct Canaries {
     publishers: Box<[Trail]>,
     /// Counts the demotions that have been found out.
     demotions: watch::Sender<u64>,
+    /// Changes when a subscriber has one publisher less to wait for, other than by hearing its canary.
+    fewer: watch::Sender<()>,
 }
 
 /// What one publisher has sent.
@@ -55,6 +87,16 @@ struct Trail {
 struct State {
     /// Counts the publisher's connections.
     connection: u64,
+    /// Whether the last one stands.
+    connected: bool,
+    /// The number of the last canary before it.
+    before: u64,
+    /// The server refuses its canaries.
+    refused: bool,
+    /// By subscriber: whether its connection and this one meet.
+    meetings: Box<[Meeting]>,
+    /// Since when one of them is unproven.
+    unproven_since: Option<Duration>,
     /// The number of the last canary, and when it was sent.
     sent: u64,
     sent_at: Duration,
@@ -64,6 +106,34 @@ struct State {
     beat: bool,
     renew: Option<u64>,
     demoted: bool,
+}
+
+/// Whether a publisher's and a subscriber's connection lead to one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meeting {
+    /// The subscriber does not listen to canaries.
+    Deaf,
+    /// It listens, and has not heard any of this connection.
+    Unproven,
+    Proven,
+}
+
+impl State {
+    /// Sets one meeting, and whether any is unproven; whether that allows the publisher to go on.
+    fn meet(&mut self, subscriber: usize, meeting: Meeting, now: Duration) -> bool {
+        if let Some(place) = self.meetings.get_mut(subscriber) {
+            *place = meeting;
+        }
+        self.judge(now)
+    }
+
+    fn judge(&mut self, now: Duration) -> bool {
+        if self.meetings.contains(&Meeting::Unproven) {
+            self.unproven_since.get_or_insert(now);
+            return false;
+        }
+        self.unproven_since.take().is_some()
+    }
 }
 
 /// A canary that the broker has acknowledged.
@@ -87,9 +157,13 @@ pub(super) enum Asked {
 }
 
 impl Canaries {
-    pub(super) fn new(topic: Arc<[u8]>, publishers: usize, clock: Arc<Clock>) -> Self {
-        let publishers = (0..publishers).map(|_| Trail::default()).collect();
-        Self { topic, clock, publishers, demotions: watch::Sender::new(0) }
+    pub(super) fn new(topic: Arc<[u8]>, publishers: usize, subscribers: usize, clock: Arc<Clock>) -> Self {
+        let trail = || {
+            let meetings = vec![Meeting::Deaf; subscribers].into();
+            Trail { state: Mutex::new(State { meetings, ..State::default() }), asked: Notify::new() }
+        };
+        let publishers = (0..publishers).map(|_| trail()).collect();
+        Self { topic, clock, publishers, demotions: watch::Sender::new(0), fewer: watch::Sender::new(()) }
     }
 
     /// Where canaries are sent.
@@ -99,10 +173,43 @@ impl Canaries {
 
     /// Publisher `index` has a new connection.
     pub(super) fn connected(&self, index: usize) {
+        let now = self.clock.now();
         let mut state = self.trail(index).state.lock();
         state.connection += 1;
+        state.connected = true;
+        state.before = state.sent;
+        state.refused = false;
         state.renew = None;
         state.demoted = false;
+        for meeting in state.meetings.iter_mut().filter(|meeting| **meeting == Meeting::Proven) {
+            *meeting = Meeting::Unproven;
+        }
+        state.unproven_since = None;
+        state.judge(now);
+    }
+
+    /// The connection of publisher `index` has ended, and so has every publication on it.
+    pub(super) fn disconnected(&self, index: usize) {
+        self.trail(index).state.lock().connected = false;
+        self.fewer.send_replace(());
+    }
+
+    /// The broker has refused a canary of publisher `index`.
+    pub(super) fn refused(&self, index: usize) {
+        self.trail(index).state.lock().refused = true;
+        self.fewer.send_replace(());
+    }
+
+    /// Since when the connection of publisher `index` leaves a subscriber's unproven; `None` if there is no such
+    /// subscriber, or no proof to be had. A publisher holds its publications meanwhile, within reason.
+    pub(super) fn unproven_since(&self, index: usize) -> Option<Duration> {
+        let state = self.trail(index).state.lock();
+        state.unproven_since.filter(|_| !state.refused)
+    }
+
+    /// Changes when a publisher need not be waited for any more ([`Listener::prove`]).
+    pub(super) fn fewer(&self) -> watch::Receiver<()> {
+        self.fewer.subscribe()
     }
 
     /// How many demotions have been found out. A connection that stands while this grows is to be given up.
@@ -145,6 +252,7 @@ impl Canaries {
         let accepted =
             Accepted { number: state.sent, connection: state.connection, sent_at: state.sent_at, at };
         state.accepted = [Some(accepted), state.accepted[0]];
+        state.refused = false;
     }
 
     /// Resolves when something is asked of publisher `index`.
@@ -173,7 +281,11 @@ impl Canaries {
 #[derive(Debug)]
 pub(super) struct Listener {
     canaries: Arc<Canaries>,
+    /// Which of the subscribers.
+    subscriber: usize,
     time_limit: Duration,
+    /// Rooms may be subscribed on this connection, and messages be lost on it.
+    proven: bool,
     /// Since when the topic is subscribed.
     since: Option<Duration>,
     /// By publisher.
@@ -188,17 +300,20 @@ pub(super) struct Listener {
 pub(super) struct Missed;
 
 impl Listener {
-    pub(super) fn new(canaries: Arc<Canaries>, time_limit: Duration) -> Self {
+    pub(super) fn new(canaries: Arc<Canaries>, subscriber: usize, time_limit: Duration) -> Self {
         let publishers = canaries.publishers.len();
         let (heard, owed) = (vec![0; publishers].into(), vec![None; publishers].into());
-        Self { canaries, time_limit, since: None, heard, owed }
+        Self { canaries, subscriber, time_limit, proven: false, since: None, heard, owed }
     }
 
     /// The topic is subscribed; every publisher is asked for a canary.
     pub(super) fn subscribed(&mut self) {
-        self.since = Some(self.canaries.clock.now());
+        let now = self.canaries.clock.now();
+        self.since = Some(now);
         for trail in &self.canaries.publishers {
-            trail.state.lock().beat = true;
+            let mut state = trail.state.lock();
+            state.meet(self.subscriber, Meeting::Unproven, now);
+            state.beat = true;
             trail.asked.notify_one();
         }
     }
@@ -207,6 +322,31 @@ impl Listener {
     pub(super) fn unsubscribed(&mut self) {
         self.since = None;
         self.owed.fill(None);
+        self.leave();
+    }
+
+    /// No publisher waits for this subscriber any more.
+    fn leave(&self) {
+        let now = self.canaries.clock.now();
+        for trail in &self.canaries.publishers {
+            if trail.state.lock().meet(self.subscriber, Meeting::Deaf, now) {
+                trail.asked.notify_one();
+            }
+        }
+    }
+
+    /// Whether the connection has just been proven: every publisher's connection meets it, has ended, or has its
+    /// canaries refused. True once; connections that publishers open later are judged by [`look`](Self::look) and
+    /// [`heard`](Self::heard).
+    pub(super) fn prove(&mut self) -> bool {
+        if self.proven || self.since.is_none() {
+            return false;
+        }
+        self.proven = self.canaries.publishers.iter().all(|trail| {
+            let state = trail.state.lock();
+            !state.connected || state.refused || state.meetings.get(self.subscriber) == Some(&Meeting::Proven)
+        });
+        self.proven
     }
 
     /// A message to the topic. How long it took, if it is the last canary of a publisher.
@@ -217,13 +357,22 @@ impl Listener {
         if let Some(owed) = self.owed.get_mut(index) {
             *owed = None;
         }
+        let now = self.canaries.clock.now();
         let (after, missed) = {
-            let state = self.canaries.trail(index).state.lock();
+            let trail = self.canaries.trail(index);
+            let mut state = trail.state.lock();
+            if number > state.before
+                && self.since.is_some()
+                && state.meet(self.subscriber, Meeting::Proven, now)
+            {
+                trail.asked.notify_one();
+            }
             let after = state.sent_instant.filter(|_| state.sent == number).map(|sent| sent.elapsed());
             let mut accepted = state.accepted.iter().flatten();
             (after, accepted.find(|accepted| (before + 1..number).contains(&accepted.number)).copied())
         };
-        match missed.filter(|accepted| self.expects(accepted)) {
+        // A connection without rooms has lost nothing yet.
+        match missed.filter(|accepted| self.proven && self.expects(accepted)) {
             Some(missed) => Err(self.missed(index, missed)),
             None => Ok(after),
         }
@@ -274,6 +423,12 @@ impl Listener {
     }
 }
 
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
 fn read(payload: &[u8]) -> Option<(usize, u64)> {
     let (index, number) = std::str::from_utf8(payload).ok()?.split_once(':')?;
     Some((index.parse().ok()?, number.parse().ok()?))
@@ -298,10 +453,10 @@ mod tests {
         /// Two connected publishers and a listener whose topic is subscribed.
         fn new() -> Self {
             let clock = Arc::new(Clock::new());
-            let canaries = Arc::new(Canaries::new(b"topic"[..].into(), 2, Arc::clone(&clock)));
+            let canaries = Arc::new(Canaries::new(b"topic"[..].into(), 2, 2, Arc::clone(&clock)));
             canaries.connected(0);
             canaries.connected(1);
-            let mut listener = Listener::new(Arc::clone(&canaries), LIMIT);
+            let mut listener = Listener::new(Arc::clone(&canaries), 0, LIMIT);
             listener.subscribed();
             Self { canaries, clock, listener }
         }
@@ -311,6 +466,23 @@ mod tests {
             let canary = self.canaries.send(index);
             self.canaries.accepted(index);
             canary.into_bytes()
+        }
+
+        /// The subscriber's connection is lost, and another one subscribes to the topic.
+        fn reconnect(&mut self) {
+            self.listener = Listener::new(Arc::clone(&self.canaries), 0, LIMIT);
+            self.listener.subscribed();
+        }
+
+        /// Publisher `index` sends a canary, which arrives.
+        fn meet(&mut self, index: usize) {
+            let canary = self.accept(index);
+            assert!(self.listener.heard(&canary).unwrap().is_some());
+        }
+
+        /// Which publishers hold their publications.
+        fn holding(&self) -> [bool; 2] {
+            [0, 1].map(|index| self.canaries.unproven_since(index).is_some())
         }
 
         fn asked(&self, index: usize) -> Option<Asked> {
@@ -375,9 +547,98 @@ mod tests {
         assert_eq!((world.asked(0), world.asked(1)), (Some(Asked::Renew), Some(Asked::Renew)));
     }
 
+    /// The subscribers come back while one publisher still is where nobody hears it. What it is acknowledged there is
+    /// before the gap only if the rooms, whose subscription tells the gap, wait for it.
+    #[tokio::test(start_paused = true)]
+    async fn rooms_wait_for_the_last_publisher_that_may_be_at_another_server() {
+        let mut world = World::new();
+        world.meet(0);
+        assert!(!world.listener.prove());
+        world.meet(1);
+        assert!(world.listener.prove());
+        assert!(!world.listener.prove(), "told once");
+
+        // The subscriber goes to another server, where it hears nobody.
+        world.reconnect();
+        assert_eq!(world.holding(), [true, true]);
+        world.accept(0);
+        world.accept(1);
+        assert!(world.listener.look(None).is_ok());
+        world.pass(LIMIT).await;
+        assert_eq!(world.listener.look(Some(world.clock.now())), Err(Missed));
+
+        // It comes back. Publisher 0 follows at once, publisher 1 still waits for answers from the other server.
+        world.reconnect();
+        world.canaries.disconnected(0);
+        world.canaries.connected(0);
+        world.meet(0);
+        assert_eq!(world.holding(), [false, true]);
+        assert!(!world.listener.prove(), "publisher 1 can still be acknowledged elsewhere");
+        let mut fewer = world.canaries.fewer();
+        world.canaries.disconnected(1);
+        assert!(fewer.has_changed().unwrap(), "the subscriber looks again");
+        assert!(world.listener.prove(), "whatever publisher 1 was acknowledged is in the past");
+        fewer.mark_unchanged();
+
+        // Its next connection proves itself to a subscriber that serves its rooms already.
+        world.canaries.connected(1);
+        assert_eq!(world.holding(), [false, true]);
+        world.meet(1);
+        assert_eq!(world.holding(), [false, false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_what_cannot_be_proven() {
+        let mut world = World::new();
+        world.canaries.disconnected(0);
+        world.canaries.send(1);
+        assert!(!world.listener.prove());
+        world.canaries.refused(1);
+        assert!(!world.holding()[1], "its canaries are refused");
+        assert!(world.listener.prove(), "one has no connection, the other cannot prove anything");
+
+        // A subscriber that is gone or deaf is waited for by nobody.
+        world.canaries.connected(1);
+        assert!(world.holding()[1]);
+        world.listener.unsubscribed();
+        assert!(!world.holding()[1]);
+        world.listener.subscribed();
+        assert!(world.holding()[1]);
+        let other = Listener::new(Arc::clone(&world.canaries), 1, LIMIT);
+        drop(std::mem::replace(&mut world.listener, other));
+        assert!(!world.holding()[1]);
+        assert_eq!(world.asked(1), Some(Asked::Beat), "and the publisher wakes up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_canary_of_an_earlier_connection_proves_nothing() {
+        let mut world = World::new();
+        world.canaries.disconnected(1);
+        let late = world.accept(0);
+        world.canaries.disconnected(0);
+        world.canaries.connected(0);
+        assert!(world.listener.heard(&late).is_ok());
+        assert!(world.holding()[0]);
+        assert!(!world.listener.prove());
+        world.meet(0);
+        assert!(world.listener.prove());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_rooms_has_lost_nothing_when_a_canary_is_overtaken() {
+        let mut world = World::new();
+        world.accept(0);
+        world.canaries.connected(0);
+        world.meet(0);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_canary_that_a_later_one_has_overtaken_is_missed_at_once() {
         let mut world = World::new();
+        world.meet(0);
+        world.meet(1);
+        assert!(world.listener.prove());
+        world.pass(Duration::from_millis(1)).await;
         world.accept(0);
         world.canaries.connected(0);
         let second = world.canaries.send(0);

@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{Answer, Link},
+    canaries::Canaries,
     connection::{ConnectError, Connector, Role},
     publisher::{hand_over, role_of},
     status::Board,
@@ -31,10 +32,18 @@ pub(super) const SIZE: usize = 4;
 /// Makes connections, and decides whether one may be lent again.
 pub(super) struct Manager {
     connector: Arc<Connector>,
+    canaries: Arc<Canaries>,
     /// How long a request may wait for its answer.
     time_limit: Duration,
     tracker: TaskTracker,
     closing: CancellationToken,
+}
+
+/// A connection of the pool.
+pub(super) struct Pooled {
+    connection: MultiplexedConnection,
+    /// How many demotions there had been when it began.
+    demotions: u64,
 }
 
 /// Why no connection can be lent.
@@ -51,24 +60,30 @@ pub(super) enum PoolError {
 }
 
 impl managed::Manager for Manager {
-    type Type = MultiplexedConnection;
+    type Type = Pooled;
     type Error = PoolError;
 
-    async fn create(&self) -> Result<MultiplexedConnection, PoolError> {
+    async fn create(&self) -> Result<Pooled, PoolError> {
+        // Counted before the server says that it is the master: a demotion after that ends this connection.
+        let demotions = *self.canaries.demotions().borrow();
         let stream = self.connector.open(Role::Request).await?;
         let (connection, driver) = hand_over(stream, Some(self.time_limit)).await?;
         // Ends with its connection, or with the broker.
         self.tracker.spawn(self.closing.clone().run_until_cancelled_owned(driver));
-        Ok(connection)
+        Ok(Pooled { connection, demotions })
     }
 
-    async fn recycle(&self, connection: &mut MultiplexedConnection, _: &Metrics) -> RecycleResult<PoolError> {
+    async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<PoolError> {
+        if *self.canaries.demotions().borrow() != pooled.demotions {
+            return Err(RecycleError::Backend(PoolError::Demoted));
+        }
         let mut hello = redis::cmd("HELLO");
         hello.arg(3);
-        let answer = connection.send_packed_command(&hello).await;
+        let answer = pooled.connection.send_packed_command(&hello).await;
         let server_error = match answer {
             Ok(Value::ServerError(error)) => Answer::to_server_error(&error),
             Ok(value) if role_of(&value).is_some_and(|role| role != b"master") => {
+                self.canaries.demoted(pooled.demotions);
                 return Err(RecycleError::Backend(PoolError::Demoted));
             }
             Ok(_) => return Ok(()),
@@ -84,11 +99,12 @@ impl managed::Manager for Manager {
 /// A pool that connects when somebody asks.
 pub(super) fn pool(
     connector: Arc<Connector>,
+    canaries: Arc<Canaries>,
     time_limit: Duration,
     tracker: TaskTracker,
     closing: CancellationToken,
 ) -> Result<Pool, managed::BuildError> {
-    let manager = Manager { connector, time_limit, tracker, closing };
+    let manager = Manager { connector, canaries, time_limit, tracker, closing };
     Pool::builder(manager)
         .max_size(SIZE)
         .runtime(Runtime::Tokio1)

@@ -13,6 +13,7 @@
 //! The first thing on a connection, and then one every interval, is a [canary](super::canaries) together with
 //! `HELLO`, which tells the server's role as long as the connection lives. A server that has become a replica keeps
 //! publications to itself, and acknowledges them all the same. The canary also keeps the connection from being idle.
+//! Publications wait in the queue while a subscriber of this node has not received a canary of this connection.
 //!
 //! An error is the answer to one publication. It ends the connection only where another one could do better, and
 //! then what is in flight is waited for.
@@ -306,6 +307,7 @@ impl Task {
             self.on.board.up(self.on.part);
             self.on.metrics.publisher_connections.inc();
             let end = self.serve(link).await;
+            self.on.canaries.disconnected(self.on.index);
             self.on.metrics.publisher_connections.dec();
             let Err(lost) = end else { break };
             self.on.metrics.connection_ended(Part::Publisher, lost.end());
@@ -364,7 +366,11 @@ impl Task {
                 canary_flies = true;
                 next_canary = now + self.on.canary_interval;
             }
-            while flights.len() < IN_FLIGHT && leaving.is_none() {
+            let holding = self.is_holding();
+            if holding {
+                self.expire();
+            }
+            while flights.len() < IN_FLIGHT && leaving.is_none() && !holding {
                 let batch = self.batch();
                 if batch.is_empty() {
                     break;
@@ -381,8 +387,12 @@ impl Task {
                 }
             }
             // The timer is set seldom, so that a message does not pay for it.
-            if !flights.is_empty() && timer.deadline() > now + LOOK {
-                timer.as_mut().reset(now + LOOK);
+            let look = match self.waiting.front() {
+                Some(outgoing) if holding => self.on.clock.next_look(outgoing.until),
+                _ => now + LOOK,
+            };
+            if (holding || !flights.is_empty()) && timer.deadline() > look {
+                timer.as_mut().reset(look);
             }
             let landed = tokio::select! {
                 // Answers first: a connection that has just been lost may have brought some.
@@ -470,6 +480,7 @@ impl Task {
         }
         if let Value::ServerError(_) = published {
             self.failures = self.failures.saturating_add(1);
+            self.on.canaries.refused(self.on.index);
             if self.failures >= FAILURES {
                 let text = refused.unwrap_or_default();
                 self.on.board.down(self.on.part, format!("{}: {text}", self.on.connector.url()));
@@ -480,6 +491,15 @@ impl Task {
             self.on.board.up(self.on.part);
         }
         None
+    }
+
+    /// Whether publications wait for proof that this connection reaches the node's subscribers. A canary is
+    /// acknowledged, and then missed, within two time limits; later than that only a backlog can be in the way.
+    fn is_holding(&self) -> bool {
+        self.on
+            .canaries
+            .unproven_since(self.on.index)
+            .is_some_and(|since| self.on.clock.now() < since + 2 * self.on.canary_timeout)
     }
 
     /// Whether the node closes the broker and nothing is left to send.

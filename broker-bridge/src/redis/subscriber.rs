@@ -15,7 +15,9 @@
 //! # Order of a gap
 //!
 //! A gap is told when the server acknowledges the new subscription, by the task that reads the acknowledgement
-//! and in the place where it was read. Whatever is newer comes behind it on the same connection.
+//! and in the place where it was read. Whatever is newer comes behind it on the same connection. A room is subscribed
+//! only on a connection that is proven to meet the publishers', so that the gap covers what they were acknowledged
+//! elsewhere (see `canaries`).
 
 mod pulse;
 mod table;
@@ -54,7 +56,7 @@ use crate::{
 
 /// The owner of one pub/sub connection.
 pub(super) struct Subscriber {
-    /// Its part on the status board.
+    /// Which of the subscribers, and its part on the status board.
     pub(super) part: usize,
     pub(super) connector: Arc<Connector>,
     pub(super) topics: Topics,
@@ -178,15 +180,21 @@ impl Task {
         let mut unsent = false;
         let mut pulse = Pulse::new(
             Arc::clone(&self.on.canaries),
+            self.on.part,
             Arc::clone(&self.on.clock),
             self.on.canary_interval,
             self.on.canary_timeout,
         );
         let mut demotions = self.on.canaries.demotions();
         self.demotions = *demotions.borrow_and_update();
+        let mut fewer = self.on.canaries.fewer();
         let closing = self.on.closing.clone();
         let wanted = Arc::clone(&self.on.wanted);
         loop {
+            if pulse.prove() {
+                self.table.open();
+                self.report();
+            }
             self.table.write(&mut out);
             unsent |= !out.is_empty();
             let retry_at = self.retry_at;
@@ -199,6 +207,7 @@ impl Task {
                 }
                 () = wanted.changed() => self.take_changes(),
                 Ok(()) = demotions.changed() => return Err(Lost::Demoted),
+                Ok(()) = fewer.changed(), if !self.table.is_open() => {}
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.retry_at = None;
                     self.table.retry_refused();
@@ -337,8 +346,10 @@ impl Task {
                 self.on.wanted.refused(&room, &answer.error());
             }
             Refusal::StillOwed(purpose) => {
-                if let Purpose::Room(room) = purpose {
-                    self.on.wanted.refused_again(&room, &answer.error());
+                match purpose {
+                    Purpose::Room(room) => self.on.wanted.refused_again(&room, &answer.error()),
+                    // There is no proof to wait for.
+                    Purpose::Canary => self.table.open(),
                 }
                 self.on.board.down(self.on.part, format!("a subscription was refused: {text}"));
             }

@@ -51,13 +51,14 @@ impl Pulse {
     /// A pulse whose first question is due at once.
     pub(super) fn new(
         canaries: Arc<Canaries>,
+        subscriber: usize,
         clock: Arc<Clock>,
         interval: Duration,
         time_limit: Duration,
     ) -> Self {
         Self {
             clock,
-            listener: Listener::new(canaries, time_limit),
+            listener: Listener::new(canaries, subscriber, time_limit),
             interval,
             time_limit,
             timer: Box::pin(sleep(Duration::ZERO)),
@@ -115,6 +116,11 @@ impl Pulse {
         self.listener.unsubscribed();
     }
 
+    /// Whether the connection has just been proven, so that rooms may be subscribed. True once.
+    pub(super) fn prove(&mut self) -> bool {
+        self.listener.prove()
+    }
+
     /// A message to the canaries' topic; how long it took, if it is the last one of its publisher.
     pub(super) fn heard(&mut self, payload: &[u8]) -> Result<Option<Duration>, Dead> {
         Ok(self.listener.heard(payload)?)
@@ -130,9 +136,9 @@ mod tests {
 
     fn pulse() -> (Pulse, Arc<Canaries>) {
         let clock = Arc::new(Clock::new());
-        let canaries = Arc::new(Canaries::new(b"topic"[..].into(), 1, Arc::clone(&clock)));
+        let canaries = Arc::new(Canaries::new(b"topic"[..].into(), 1, 1, Arc::clone(&clock)));
         canaries.connected(0);
-        (Pulse::new(Arc::clone(&canaries), clock, INTERVAL, LIMIT), canaries)
+        (Pulse::new(Arc::clone(&canaries), 0, clock, INTERVAL, LIMIT), canaries)
     }
 
     /// Looks whenever it is time to, with the same number of bytes, until there is something to do.

@@ -84,6 +84,8 @@ pub(super) struct Table {
     /// How many wanted topics once stood and do not now, and how many of them were refused.
     owed: usize,
     refused: Vec<Arc<[u8]>>,
+    /// Rooms may be subscribed, and not only the canaries' topic.
+    open: bool,
 }
 
 #[derive(Debug)]
@@ -141,6 +143,7 @@ impl Table {
             in_flight_topics: 0,
             owed: 0,
             refused: Vec::new(),
+            open: false,
         };
         table.insert(canary, Purpose::Canary);
         // The connection is complete only with its canary, from the first time on.
@@ -155,7 +158,16 @@ impl Table {
 
     /// Whether everything that once stood stands.
     pub(super) fn is_complete(&self) -> bool {
-        self.owed == 0
+        self.owed == 0 && self.open
+    }
+
+    /// From now on rooms are subscribed, until the connection is lost.
+    pub(super) fn open(&mut self) {
+        self.open = true;
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open
     }
 
     /// Wants a room; whether it stands already.
@@ -192,6 +204,10 @@ impl Table {
         while self.in_flight_topics + subscribe.len() + unsubscribe.len() < WINDOW {
             let Some(topic) = self.queue.pop_front() else { break };
             let Some(entry) = self.topics.get_mut(&topic) else { continue };
+            if !self.open && entry.purpose != Purpose::Canary {
+                self.queue.push_front(topic);
+                break;
+            }
             entry.queued = false;
             let batch = match (entry.wanted, entry.wire) {
                 (true, Wire::Absent) => {
@@ -339,6 +355,7 @@ impl Table {
 
     /// The connection is lost: nothing is on the wire, and what stood and is wanted is owed.
     pub(super) fn lost(&mut self) {
+        self.open = false;
         self.in_flight.clear();
         self.in_flight_topics = 0;
         self.refused.clear();
@@ -351,11 +368,7 @@ impl Table {
             topic.wire = Wire::Absent;
             topic.alone = false;
             topic.queued = true;
-            match topic.purpose {
-                // First, so that the connection can prove itself while the rest is under way.
-                Purpose::Canary => self.queue.push_front(Arc::clone(key)),
-                Purpose::Room(_) => self.queue.push_back(Arc::clone(key)),
-            }
+            enqueue(&mut self.queue, key, &topic.purpose);
         }
     }
 
@@ -403,7 +416,7 @@ impl Table {
         if let Some(entry) = self.topics.get_mut(topic)
             && !std::mem::replace(&mut entry.queued, true)
         {
-            self.queue.push_back(Arc::clone(topic));
+            enqueue(&mut self.queue, topic, &entry.purpose);
         }
     }
 
@@ -423,6 +436,14 @@ impl Table {
         } else {
             Command::Unsubscribe(awaited)
         });
+    }
+}
+
+/// The canaries' topic comes first: rooms wait until it has proven the connection.
+fn enqueue(queue: &mut VecDeque<Arc<[u8]>>, topic: &Arc<[u8]>, purpose: &Purpose) {
+    match purpose {
+        Purpose::Canary => queue.push_front(Arc::clone(topic)),
+        Purpose::Room(_) => queue.push_back(Arc::clone(topic)),
     }
 }
 

@@ -138,8 +138,10 @@ impl World {
                 }
                 Reply::Subscribed(topic) => {
                     let acknowledged = self.table.subscribed(&topic).unwrap();
-                    if let (Purpose::Room(room), true) = (acknowledged.purpose, acknowledged.after_loss) {
-                        *self.gaps.entry(room.clone()).or_default() += 1;
+                    match (acknowledged.purpose, acknowledged.after_loss) {
+                        (Purpose::Room(room), true) => *self.gaps.entry(room.clone()).or_default() += 1,
+                        (Purpose::Room(_), false) => {}
+                        (Purpose::Canary, _) => self.table.open(),
                     }
                 }
                 Reply::Error => {
@@ -314,6 +316,7 @@ proptest! {
 #[test]
 fn batches_and_the_window_are_bounded() {
     let mut world = World::new();
+    world.settle();
     for index in 0..20_000 {
         world.table.want(&topic(index), room(index));
     }
@@ -327,6 +330,35 @@ fn batches_and_the_window_are_bounded() {
     }
     world.settle();
     world.expect([]);
+}
+
+#[test]
+fn rooms_wait_until_the_connection_is_proven() {
+    let mut world = World::new();
+    let canary_alone = BTreeSet::from([CANARY.to_vec()]);
+    for lost in [false, true] {
+        for index in 0..3 {
+            world.table.want(&topic(index), room(index));
+        }
+        world.table.write(&mut world.out);
+        world.server.take(&mut world.out);
+        assert_eq!(world.server.subscribed, canary_alone);
+        // The server ends it, and it is subscribed again before any room.
+        for reply in [Reply::Subscribed(CANARY.to_vec()), Reply::Unsubscribed(CANARY.to_vec())] {
+            world.table.write(&mut world.out);
+            assert!(world.out.is_empty(), "rooms have to wait");
+            match reply {
+                Reply::Subscribed(topic) => drop(world.table.subscribed(&topic).unwrap()),
+                _ => assert_eq!(world.table.unsubscribed(CANARY), Some(Purpose::Canary)),
+            }
+            assert!(!world.table.is_complete());
+        }
+        world.server.answers.clear();
+        world.settle();
+        world.expect(0..3);
+        assert_eq!(world.gaps.len(), if lost { 3 } else { 0 });
+        world.lose();
+    }
 }
 
 #[test]
