@@ -1,15 +1,9 @@
 //! Which address a client has: the socket's, unless a trusted proxy reports another, by a header or by the PROXY
 //! protocol.
 
-use std::{
-    io::Write as _,
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
-    process::Stdio,
-};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 
 use anyhow::{Result, ensure};
-use rustix::io::{FdFlags, fcntl_setfd};
-use std::os::fd::AsRawFd as _;
 use tidegate_tests::{
     client::Client,
     http::{Incoming, Request},
@@ -18,7 +12,9 @@ use tidegate_tests::{
     raw::RawSocket,
     token::anywhere,
 };
-use tokio::{io::AsyncReadExt as _, process::Command};
+use tokio::io::AsyncReadExt as _;
+
+use crate::haproxy::Haproxy;
 
 const PROXY: [u8; 4] = [127, 0, 0, 5];
 const STRANGER: [u8; 4] = [127, 0, 0, 6];
@@ -232,9 +228,6 @@ async fn ipv6_clients() -> Result<()> {
 /// haproxy as installed, with its own implementation of both protocols.
 #[tokio::test]
 async fn behind_haproxy() -> Result<()> {
-    if Command::new("haproxy").arg("-v").stdout(Stdio::null()).status().await.is_err() {
-        return Ok(()); // not installed; everything above speaks its protocols
-    }
     for (settings, server, front) in [
         (&[("public.proxy_protocol", "true")][..], "send-proxy", "mode tcp"),
         (&[("public.proxy_protocol", "true")], "send-proxy-v2", "mode tcp"),
@@ -242,21 +235,14 @@ async fn behind_haproxy() -> Result<()> {
     ] {
         let node = behind(&[settings, &[("limits.connections_per_address", "2")]].concat());
         let node = node.set("public.trusted_proxies", "127.0.0.1").start().await?;
-        // An already bound listener, passed to haproxy, so that no port has to be guessed.
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?;
-        fcntl_setfd(&listener, FdFlags::empty())?;
-        let mut file = tempfile::NamedTempFile::new()?;
-        write!(
-            file,
-            "defaults\n  {front}\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n  timeout tunnel 60s\n\
-             frontend f\n  bind fd@{}\n  default_backend b\nbackend b\n  server s {} {server} source 127.0.0.1\n",
-            listener.as_raw_fd(),
-            node.public,
-        )?;
-        let mut proxy =
-            Command::new("haproxy").arg("-db").arg("-f").arg(file.path()).kill_on_drop(true).spawn()?;
-        fcntl_setfd(&listener, FdFlags::CLOEXEC)?;
+        let defaults = format!(
+            "{front}\n  timeout connect 10s\n  timeout client 60s\n  timeout server 60s\n  timeout tunnel 60s"
+        );
+        let server = format!("{} {server} source 127.0.0.1", node.public);
+        let Some(mut proxy) = Haproxy::start(&defaults, &server)? else {
+            return Ok(()); // not installed; everything above speaks its protocols
+        };
+        let address = proxy.address;
 
         let token = anywhere("alice");
         let target = format!("/rooms/lobby?token={token}");
@@ -274,7 +260,7 @@ async fn behind_haproxy() -> Result<()> {
         ensure!(post.status == 202, "{post:?}");
         ensure!(listener.heard(1).await?[0].payload == Payload::text("hello"));
         drop((one, two, other));
-        proxy.kill().await?;
+        proxy.stop().await?;
     }
     Ok(())
 }
