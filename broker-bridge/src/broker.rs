@@ -1,7 +1,7 @@
 //! The contract between a gateway node and its broker.
 //!
-//! A broker instance belongs to one node. It reports to one [`Sink`], given when the broker is made, so
-//! that the handler stands before the first subscription is sent.
+//! A broker instance belongs to one node. It reports to one [`Sink`], which it gets when it is created, so the handler
+//! exists before the first subscription is sent.
 //!
 //! # What a broker promises
 //!
@@ -9,13 +9,13 @@
 //! Publications that one caller hands over for one room, one after the other, keep that order.
 //!
 //! **Acknowledgement.** [`Broker::subscribe`] resolves once the broker has acknowledged the subscription:
-//! every publication accepted from then on reaches the sink, or the sink hears of a gap. A [`Receipt`] is
-//! settled exactly once: `Ok` means that the broker has taken the publication and will give it to whoever
-//! is subscribed.
+//! every publication accepted from then on reaches the sink, or the sink is told of a gap. A [`Receipt`] is
+//! settled exactly once: `Ok` means that the broker has accepted the publication and delivers it to all
+//! subscribers.
 //!
 //! **Loss.** Nothing is lost in silence. When publications of a subscribed room may have been missed (a
-//! connection was lost, a payload was over the bound) the sink is told by [`Sink::gap`] before it is given
-//! anything newer of that room. One interruption is one gap per room, however often the broker had to try
+//! connection was lost, a payload was too large) [`Sink::gap`] is called before the sink gets anything newer of that
+//! room. One interruption is one gap per room, however often the broker had to try
 //! again. A publication whose fate is unknown is settled as [`BrokerError::Unknown`] and never sent twice.
 //!
 //! **Waiting.** [`Broker::subscribe`], [`Broker::unsubscribe`] and [`Broker::try_publish`] do their
@@ -29,21 +29,21 @@ use tokio::sync::watch;
 
 use crate::{Publication, RoomName};
 
-/// What a node asks of its broker. See the [module](self) for what each call promises.
+/// The interface between a node and its broker. The [module](self) says what each call promises.
 pub trait Broker: Send + Sync + 'static {
-    /// Wants the room's publications from now on. Asking again for a room that is wanted already is
+    /// Subscribes to the room's publications. Calling this again for a room that is already subscribed is
     /// cheap and waits for the same acknowledgement.
     ///
-    /// The request is registered when this returns; dropping the future does not take it back.
+    /// The request is registered when this returns; dropping the future does not cancel it.
     ///
-    /// After [`BrokerError::Refused`] or [`BrokerError::Forbidden`] the room is not wanted any more, unless it was
-    /// acknowledged earlier: then the broker goes on trying, its status says so, whoever asks meanwhile is told the
-    /// same, and the sink hears of the gap when it succeeds. A broker that only cannot at the moment is waited for,
-    /// like one that is away. Who waits for a room that this node gives up meanwhile is told
-    /// [`BrokerError::NotNow`]: the broker has not refused.
+    /// After [`BrokerError::Refused`] or [`BrokerError::Forbidden`] the node is no longer subscribed, unless the room
+    /// was acknowledged earlier: then the broker keeps trying, its status says so, further calls get the same error, and
+    /// the sink is told of the gap once it succeeds. If the broker temporarily cannot subscribe, the future waits, as it
+    /// does while the broker is unreachable. If the node unsubscribes from the room in the meantime, the future resolves
+    /// to [`BrokerError::NotNow`].
     fn subscribe(&self, room: &RoomName) -> Subscribing;
 
-    /// Stops wanting the room's publications. A few may still arrive.
+    /// Unsubscribes from the room. A few publications may still arrive.
     fn unsubscribe(&self, room: &RoomName);
 
     /// Hands a publication over if the outgoing queue has room for it, and gives the request back if not.
@@ -57,7 +57,7 @@ pub trait Broker: Send + Sync + 'static {
     /// either handed the publication over or settled its receipt as [`BrokerError::Closed`].
     fn publish(&self, request: PublishRequest) -> BoxFuture<'_, ()>;
 
-    /// How the broker is, and a way to wait for changes.
+    /// The broker's status, and a way to wait for changes.
     fn status(&self) -> watch::Receiver<BrokerStatus>;
 
     /// Sends what is queued (bounded by the broker's own time-out), settles every receipt and closes all
@@ -65,30 +65,30 @@ pub trait Broker: Send + Sync + 'static {
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Resolves when the broker has acknowledged a subscription. Waits as long as the broker is away: bound
-/// it with a time-out of your own.
+/// Resolves when the broker has acknowledged a subscription. Waits while the broker is unreachable: callers bound
+/// it with a time-out of their own.
 pub type Subscribing = BoxFuture<'static, Result<(), BrokerError>>;
 
-/// Who hears what arrives for this node. Called from the broker's reading tasks: must not block, for there is no
-/// queue before it. It may subscribe and unsubscribe; it must not publish.
+/// Receives what arrives for this node. Called from the broker's reading tasks, without a queue in between, so it
+/// must not block. It may subscribe and unsubscribe; it must not publish.
 pub trait Sink: Send + Sync + 'static {
     /// A publication of a subscribed room. Calls for one room come from one task at a time, in order.
     fn publication(&self, room: &RoomName, publication: Publication);
 
-    /// Publications of this room may be missing just before whatever comes next.
+    /// Publications of this room may be missing before the next one.
     fn gap(&self, room: &RoomName, cause: GapCause);
 }
 
 /// Why publications may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GapCause {
-    /// The subscription was interrupted, and stands again.
+    /// The subscription was interrupted, and is established again.
     Interrupted,
     /// A publication was larger than this node accepts.
     Oversized,
-    /// This node could not keep up and dropped publications inside.
+    /// This node could not keep up and dropped publications from an internal queue.
     Overflow,
-    /// A session could not keep up, and what waited for it made way for newer publications of the room.
+    /// A session could not keep up, and newer publications of the room replaced queued ones.
     Dropped,
 }
 
@@ -104,14 +104,14 @@ impl GapCause {
     }
 }
 
-/// A publication on its way out.
+/// A publication to be sent.
 #[derive(Debug)]
 pub struct PublishRequest {
-    /// Where it goes.
+    /// The room to publish to.
     pub room: RoomName,
-    /// What is published.
+    /// The message.
     pub publication: Publication,
-    /// Who hears how it went.
+    /// Reports the outcome.
     pub receipt: Receipt,
 }
 
@@ -119,18 +119,18 @@ pub struct PublishRequest {
 /// itself as [`BrokerError::Closed`].
 pub struct Receipt(Option<(Arc<dyn ReceiptSink>, Ticket)>);
 
-/// What the publisher chose to recognise its publication by.
+/// Identifies a publication to its publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
-    /// Who published, in the publisher's own terms.
+    /// The publisher, as its receipt sink identifies it.
     pub owner: u64,
-    /// Which of the owner's publications.
+    /// Which of the publisher's publications.
     pub request: u64,
 }
 
-/// Who hears what became of a publication. Called from the broker's tasks: must not block.
+/// Receives the outcomes of publications. Called from the broker's tasks: must not block.
 pub trait ReceiptSink: Send + Sync + 'static {
-    /// The publication with this ticket has been taken by the broker, or has not.
+    /// The broker has accepted the publication with this ticket, or has not.
     fn settle(&self, ticket: Ticket, outcome: Result<(), BrokerError>);
 }
 
@@ -167,14 +167,14 @@ impl fmt::Debug for Receipt {
     }
 }
 
-/// How a broker is.
+/// The status of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrokerStatus {
-    /// Never connected since the start. The text says what was tried and what came of it, and holds no secret.
+    /// Not connected since the start. The text says what was tried and what failed, and contains no secret.
     Connecting(Arc<str>),
     /// Everything works.
     Up,
-    /// It worked and does not now: publications may be refused and gaps will be told. The text says why.
+    /// It worked before and does not work now: publications may be refused, and gaps will be told. The text says why.
     Interrupted(Arc<str>),
     /// Closed by the node.
     Closed,
@@ -187,23 +187,23 @@ impl BrokerStatus {
     }
 }
 
-/// Why the broker could not do what it was asked.
+/// Why a request to the broker failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// No connection within the time allowed. The publication was not sent: trying again is safe.
+    /// There was no connection within the time limit. The publication was not sent: it is safe to retry.
     #[error("the broker cannot be reached")]
     Unavailable,
     /// The connection was lost after the publication was sent and before it was acknowledged: it may or
     /// may not have been delivered.
     #[error("the connection to the broker was lost before it acknowledged")]
     Unknown,
-    /// The broker answered that it cannot at the moment, and did nothing: trying again is safe.
+    /// The broker answered that it temporarily cannot, and did nothing: it is safe to retry.
     #[error("the broker cannot at the moment: {0}")]
     NotNow(Arc<str>),
-    /// The broker does not let this node into the room. Trying again will not help by itself.
+    /// The node has no permission for the room. A retry fails until somebody changes the permissions.
     #[error("the broker does not allow it: {0}")]
     Forbidden(Arc<str>),
-    /// The broker refused, and did nothing. Trying again will not help by itself.
+    /// The broker refused, and did nothing. A retry fails again.
     #[error("the broker refused: {0}")]
     Refused(Arc<str>),
     /// The broker has been closed by this node.

@@ -1,9 +1,9 @@
-//! Connects by name: races all addresses of a host (RFC 8305, "Happy Eyeballs").
+//! Connects by host name: races all addresses of a host (RFC 8305, "Happy Eyeballs").
 //!
-//! Owns the order and the pace of the attempts. The caller says what an attempt is: one that includes TLS and a
-//! greeting also passes over a server that accepts connections and serves none of them.
+//! Owns the order and the pace of the attempts. The caller defines an attempt. One that includes TLS and a
+//! greeting also skips servers that accept connections but do not serve them.
 //!
-//! The system resolves names, both families in one call, and its order counts (RFC 6724).
+//! The system resolver looks up both address families in one call and decides their order (RFC 6724).
 
 use std::{
     collections::VecDeque,
@@ -25,7 +25,7 @@ pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Why no address of a host could be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError<E> {
-    /// The name leads nowhere.
+    /// The name cannot be resolved, or has no addresses.
     #[error("cannot resolve the host name: {0}")]
     Resolve(io::Error),
     /// The name was not resolved in time.
@@ -36,7 +36,7 @@ pub enum DialError<E> {
     Attempts(#[from] Failures<E>),
 }
 
-/// How each address failed, in the order in which they did. Never empty.
+/// How each address failed, in the order of the failures. Never empty.
 #[derive(Debug)]
 pub struct Failures<E>(pub Vec<(SocketAddr, Failure<E>)>);
 
@@ -106,7 +106,7 @@ where
     race_until(Instant::now() + limit, addresses, limit, attempt).await
 }
 
-/// `limit` is what a late attempt is told to have had.
+/// `limit` is the time limit that a timed-out attempt reports.
 async fn race_until<T, E, F>(
     deadline: Instant,
     addresses: impl IntoIterator<Item = SocketAddr>,
@@ -120,7 +120,7 @@ where
     let mut failures = Vec::new();
     let mut running = FuturesUnordered::new();
     loop {
-        // The first attempt is made in any case, so that there is a failure to tell.
+        // Always make the first attempt, so that there is a failure to report.
         let in_time = failures.is_empty() && running.is_empty() || Instant::now() < deadline;
         if in_time && let Some(address) = waiting.next() {
             let attempt = timeout_at(deadline, attempt(address));
@@ -128,13 +128,13 @@ where
         }
         let next = sleep(ATTEMPT_DELAY);
         tokio::select! {
-            // A success counts, however late it is looked at.
+            // A success counts even if it is polled after the deadline.
             biased;
             ended = running.next() => match ended {
                 Some((_, Ok(Ok(connection)))) => return Ok(connection),
                 Some((address, Ok(Err(error)))) => failures.push((address, Failure::Error(error))),
                 Some((address, Err(_))) => failures.push((address, Failure::Timeout(limit))),
-                // Nothing runs, and nothing was left to be started.
+                // No attempt is running, and no address is left.
                 None => return Err(Failures(failures)),
             },
             () = next, if waiting.peek().is_some() => {}
@@ -142,7 +142,7 @@ where
     }
 }
 
-/// Each address once, the families by turns, beginning with that of the first (RFC 8305 §4).
+/// Removes duplicates and alternates between the address families, beginning with that of the first (RFC 8305 §4).
 fn interleave(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let (mut first, mut second) = (VecDeque::<SocketAddr>::new(), VecDeque::new());
     for address in addresses {
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(failed.unwrap_err().to_string(), "refused", "a lone address needs no name");
     }
 
-    /// A listener whose queue is full: the kernel drops what comes, as a host that is down would.
+    /// A listener with a full backlog: the kernel drops new connections, like a host that is down.
     async fn blackhole() -> (TcpListener, Vec<TcpStream>) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();

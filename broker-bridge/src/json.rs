@@ -1,8 +1,8 @@
-//! Whether bytes are JSON that may be copied into somebody else's JSON.
+//! Checks that bytes are JSON that can be embedded in another JSON text.
 //!
-//! `serde_json` skips what nobody asks for without looking at it closely: any depth, halves of surrogate pairs,
-//! numbers of any size. All of these end the connection of a client whose parser is stricter, so here each value
-//! is read, and thrown away.
+//! `serde_json` does not fully validate ignored values: it accepts any depth, unpaired surrogates and numbers of any
+//! size. A client with a stricter parser would drop its connection over any of these, so this module reads every value,
+//! and discards it.
 
 use std::fmt;
 
@@ -19,14 +19,14 @@ pub(crate) fn check(bytes: &[u8], max_depth: usize) -> Result<(), serde_json::Er
     reader.end()
 }
 
-/// Any value, nested no deeper than this.
+/// Any value, nested at most this deep.
 #[derive(Clone, Copy)]
 struct Value {
     levels_left: usize,
 }
 
 impl Value {
-    /// What an array or object may hold.
+    /// The depth limit for the elements of an array or object.
     fn inner<E: Error>(self) -> Result<Self, E> {
         let levels_left = self.levels_left.checked_sub(1);
         levels_left.map(|levels_left| Self { levels_left }).ok_or_else(|| E::custom("nested too deep"))

@@ -1,4 +1,4 @@
-//! What a room needs from a broker.
+//! The broker of a gateway node: the contract and its implementations.
 //!
 //! A gateway node holds sockets; a *broker* carries publications between nodes. This crate owns the
 //! contract between the two and its implementations, and knows nothing about `WebSocket`, HTTP or
@@ -12,10 +12,10 @@
 //! | [`room`] | [`RoomName`] |
 //! | [`memory`] | [`memory::MemoryBroker`]: one process, the embedded default |
 //! | [`redis`] | [`redis::RedisBroker`]: Redis pub/sub between any number of nodes |
-//! | [`url`] | [`BrokerUrl`]: which broker, and where |
-//! | [`dial`] | connecting by name: all addresses of a host are raced |
-//! | [`tls`] | whom to trust when connecting by TLS |
-//! | [`metrics`] | what every broker measures |
+//! | [`url`] | [`BrokerUrl`]: which broker, and its address |
+//! | [`dial`] | connecting by host name: races all addresses of a host |
+//! | [`tls`] | which certificates to trust when connecting over TLS |
+//! | [`metrics`] | the metrics of every broker |
 //! | `conformance` | the contract as one test suite; every broker runs it (feature `conformance`) |
 
 pub mod broker;

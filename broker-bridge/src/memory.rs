@@ -1,14 +1,14 @@
-//! One process, the embedded default.
+//! A broker within one process: the embedded default.
 //!
-//! Owns the table of who wants which room. Several [`MemoryBroker`]s on one [`MemoryBus`] behave as several
-//! nodes do on one Redis, except that nothing can be interrupted: it never tells a gap. It keeps no queue;
-//! a publication is dispatched by the thread that publishes it, before `publish` returns.
+//! Owns the table of subscriptions. Several [`MemoryBroker`]s on one [`MemoryBus`] behave like several nodes on one
+//! Redis, except that nothing can be interrupted, so it never reports a gap. It has no queue: the publishing thread
+//! dispatches a publication before `publish` returns.
 //!
 //! # Locks
 //!
-//! Rooms are spread over stripes; a stripe has two locks. `order` is held by a publisher while it
-//! dispatches, and makes the order of a room the same for every node. `members` is held for the moment of
-//! a look-up or a change. Order of acquisition: `order`, then `members`; no sink is called under `members`.
+//! Rooms are spread over stripes; a stripe has two locks. A publisher holds `order` while it dispatches, which
+//! makes the order of a room the same for every node. `members` is held only for a look-up or a change. Lock order:
+//! `order`, then `members`. No sink is called under `members`.
 //! So a sink may subscribe and unsubscribe, and a caller may do so under a lock that its sink takes too.
 //! Only publishing from inside a sink, or under such a lock, is not allowed.
 
@@ -79,7 +79,7 @@ impl MemoryBroker {
         }
     }
 
-    /// The same broker, measured. To be called before the first subscription.
+    /// Adds metrics. Call this before the first subscription.
     #[must_use]
     pub fn with_metrics(mut self, metrics: Arc<BrokerMetrics>) -> Self {
         metrics.up.set(1);
@@ -142,7 +142,7 @@ impl MemoryBroker {
 impl Broker for MemoryBroker {
     fn subscribe(&self, room: &RoomName) -> Subscribing {
         let mut members = self.bus.0.stripe(room).members.lock();
-        // Looked at under the lock, so that it cannot slip in behind `close_now`.
+        // Checked under the lock, so that `close_now` cannot run in between.
         if self.closed.load(Ordering::Acquire) {
             return Box::pin(future::ready(Err(BrokerError::Closed)));
         }
@@ -197,7 +197,7 @@ impl fmt::Debug for MemoryBroker {
     }
 }
 
-/// Enough that publishers on a few dozen cores seldom meet; each costs two small locks and an empty map.
+/// Enough that publishers on a few dozen cores seldom contend; each costs two small locks and an empty map.
 const STRIPES: usize = 64;
 
 struct Bus {

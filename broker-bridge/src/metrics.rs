@@ -1,4 +1,4 @@
-//! What every broker measures.
+//! The metrics of a broker.
 //!
 //! Owns the metric families and cached handles to each label value, so that counting on a hot path is one
 //! atomic add. Labels come from closed enums: no room, topic or address is ever a label.
@@ -57,18 +57,18 @@ impl Part {
     }
 }
 
-/// Why a connection that stood does not stand any more.
+/// Why an established connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The other side ended it, or the path broke.
+    /// The peer closed it, or the network failed.
     Closed,
-    /// Nothing was answered in time.
+    /// There was no answer in time.
     Silent,
     /// What this node published did not arrive at this node.
     Missed,
     /// The server has become a replica.
     Demoted,
-    /// The server said that it does not serve this connection.
+    /// The server answered that it does not serve this connection.
     Refused,
     /// The server's answers could not be understood.
     Protocol,

@@ -17,7 +17,7 @@ pub struct Publication {
     pub event: Option<EventName>,
     /// Who published, when a gateway node knows it. `None` for a backend's bare `PUBLISH`.
     pub publisher: Option<Publisher>,
-    /// A session that must not hear this publication: its own echo.
+    /// A session that must not receive this publication, usually its publisher.
     pub exclude: Option<SessionId>,
 }
 
@@ -47,7 +47,7 @@ pub enum DataKind {
 }
 
 impl Data {
-    /// Text if `bytes` are UTF-8, binary otherwise: how a bare `PUBLISH` is understood.
+    /// Text if `bytes` are UTF-8, binary otherwise, as for a bare `PUBLISH`.
     pub fn detect(bytes: Bytes) -> Self {
         let kind = if std::str::from_utf8(&bytes).is_ok() { DataKind::Text } else { DataKind::Binary };
         Self { kind, bytes }
@@ -65,8 +65,8 @@ impl Data {
 
     /// A JSON payload.
     ///
-    /// Checks that `bytes` are one JSON text (RFC 8259) that every usual parser takes: nested at most
-    /// [`MAX_DEPTH`](Self::MAX_DEPTH) deep, without halves of surrogate pairs in strings, and with numbers that
+    /// Checks that `bytes` are one JSON text (RFC 8259) that common parsers accept: nested at most
+    /// [`MAX_DEPTH`](Self::MAX_DEPTH) deep, without unpaired surrogates in strings, and with numbers that
     /// a double can hold. Protocols copy JSON into their own frames as it is, so this is the only way to make
     /// data of this kind.
     pub fn json(bytes: impl Into<Bytes>) -> Result<Self, InvalidJson> {
@@ -108,7 +108,7 @@ impl Data {
     }
 }
 
-/// Why bytes are not JSON that [`Data::json`] takes. Says where.
+/// Why [`Data::json`] rejects bytes, and at which position.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct InvalidJson(#[from] serde_json::Error);
@@ -118,9 +118,9 @@ pub struct InvalidJson(#[from] serde_json::Error);
 /// Control characters are refused because a line break would end the field in an event stream
 /// (WHATWG HTML §9.2.6).
 ///
-/// Reserved are `tidegate.` and whatever follows it, because a gateway says under these names what it has to say
-/// itself, and `error` and `open`, because an `EventSource` in a browser dispatches them to the handlers that
-/// hear of the connection (§9.2.2). White space around a name and the case of `tidegate.` make no difference.
+/// Names that begin with `tidegate.` are reserved for the gateway's own events. `error` and `open` are reserved
+/// because an `EventSource` in a browser dispatches them to the handlers of connection events (§9.2.2). White space
+/// around a name and the case of `tidegate.` make no difference.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct EventName(Arc<str>);
 
@@ -130,7 +130,7 @@ pub enum InvalidEventName {
     /// Too long, empty, or with a control character.
     #[error("an event name has 1 to {max} bytes of UTF-8 and no control characters", max = EventName::MAX_BYTES)]
     Malformed,
-    /// It would be taken for the gateway's own word, or for the client's.
+    /// It would be mistaken for an event of the gateway, or of the client's connection.
     #[error("the event names `error`, `open` and all that begin with `tidegate.` are reserved")]
     Reserved,
 }
@@ -139,7 +139,7 @@ impl EventName {
     /// The longest name, in bytes.
     pub const MAX_BYTES: usize = 64;
 
-    /// Checks `name` and takes it.
+    /// Validates `name`.
     pub fn new(name: &str) -> Result<Self, InvalidEventName> {
         if !(1..=Self::MAX_BYTES).contains(&name.len()) || name.chars().any(char::is_control) {
             return Err(InvalidEventName::Malformed);
@@ -161,7 +161,7 @@ impl EventName {
     }
 }
 
-/// What the names of the gateway's own events begin with.
+/// The prefix of the gateway's own events.
 const OWN_EVENTS: &[u8] = b"tidegate.";
 
 impl FromStr for EventName {

@@ -1,7 +1,7 @@
 //! Redis pub/sub between any number of nodes.
 //!
-//! A room is a topic, `<prefix>room:<room>`. Anything may publish there with a bare `PUBLISH`; nodes add an
-//! envelope when there is metadata. One Redis server (standalone), over TCP, TLS or a unix socket.
+//! A room is a topic, `<prefix>room:<room>`. Any program may publish there with a bare `PUBLISH`; nodes add an
+//! envelope when there is metadata. Supports one standalone Redis server, over TCP, TLS or a unix socket.
 //!
 //! Owns the connections and their tasks:
 //!
@@ -9,28 +9,29 @@
 //! |---|---|---|
 //! | [`subscribers`](RedisConfig::subscribers) pub/sub connections, own reader | receiving; a room belongs to one of them by hash | no queue: the sink is called in line |
 //! | [`publishers`](RedisConfig::publishers) multiplexed connections | `PUBLISH` in pipelines; a room belongs to one of them by hash | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes) each |
-//! | a small pool | requests with an answer; at present only the proof that they would be answered | [`POOL`] connections |
+//! | a small pool | requests and their answers; at present only health checks | [`POOL`] connections |
 //!
-//! # What a connection has to prove
+//! # Health checks
 //!
-//! That it answers, that its server is the master, and that what this node publishes reaches this node: every
-//! [`canary_interval`](RedisConfig::canary_interval), as long as it lives. See `canaries`, and `answer` for what an
-//! error of the server means. Time in which this process was stopped counts against nobody (`clock`).
+//! Every [`canary_interval`](RedisConfig::canary_interval), for as long as it lives, a connection has to prove that its
+//! server answers, that the server is the master, and that what this node publishes reaches this node. See
+//! `canaries`, and `answer` for the meaning of server errors. Deadlines do not run while this process is stopped
+//! (`clock`).
 //!
-//! An absent Redis is not an error: the status is [`BrokerStatus::Connecting`] with what was tried, and the tasks
-//! go on trying with jittered delays of up to two seconds.
+//! An unreachable Redis is not an error: the status is [`BrokerStatus::Connecting`] with the reason, and the tasks
+//! retry with jittered delays of up to two seconds.
 //!
 //! # The ACL user
 //!
-//! The least that a node needs, with the default prefix:
+//! The minimum permissions that a node needs, with the default prefix:
 //!
 //! ```text
 //! ACL SETUSER tidegate on >secret resetchannels &room:* &tidegate:canary:*
 //!     -@all +subscribe +unsubscribe +publish
 //! ```
 //!
-//! A prefix stands before both channel patterns; `+select` is needed for a database other than 0. `HELLO`, by which
-//! a node asks for the server's role, needs no permission.
+//! Put a prefix, if there is one, before both channel patterns. `+select` is needed for a database other than 0.
+//! `HELLO`, by which a node asks for the server's role, needs no permission.
 
 mod answer;
 mod backoff;
@@ -79,30 +80,30 @@ use crate::{
     tls::TrustError,
 };
 
-/// What a [`RedisBroker`] is told.
+/// The configuration of a [`RedisBroker`].
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
-    /// Where Redis is.
+    /// The server's address.
     pub url: RedisUrl,
-    /// What every name in Redis begins with.
+    /// The prefix of every name in Redis.
     pub prefix: Prefix,
-    /// How many pub/sub connections; at least one.
+    /// The number of pub/sub connections; at least one.
     pub subscribers: usize,
-    /// How many connections for publications; at least one.
+    /// The number of connections for publications; at least one.
     pub publishers: usize,
-    /// How many bytes may wait before each of them; 256 are added to each publication's own.
+    /// The size of each one's queue, in bytes; each publication counts as 256 bytes more than its payload.
     pub publish_queue_bytes: usize,
-    /// The largest payload, in bytes. A larger one is refused on its way out, and a gap on its way in.
+    /// The largest payload, in bytes. A larger one is refused when published here, and a gap when received.
     pub max_publication: usize,
-    /// How long connecting may take, with TLS and greeting.
+    /// The time limit for connecting, including TLS and greeting.
     pub connect_timeout: Duration,
-    /// How long a publication may wait for a connection, and then for its answer.
+    /// The time limit for a publication to wait for a connection, and then for its answer.
     pub publish_timeout: Duration,
-    /// How often each connection proves that it is of use. Keep it below the idle time-outs of whatever lies between.
+    /// How often each connection is checked. Keep it below the idle time-outs of proxies in between.
     pub canary_interval: Duration,
-    /// How long the proof may take before the connection is given up.
+    /// The time limit for a check, after which the connection is closed.
     pub canary_timeout: Duration,
-    /// Certificates to trust instead of the system's, in PEM: authorities', or the server's own.
+    /// Certificates to trust instead of the system's, in PEM: authorities, or the server's own certificate.
     pub ca_pem: Option<String>,
 }
 
@@ -133,25 +134,25 @@ impl Default for RedisConfig {
     }
 }
 
-/// Why a [`RedisBroker`] cannot even start. A server that does not answer is no reason.
+/// Why a [`RedisBroker`] cannot start. An unreachable server is no reason.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisStartError {
-    /// The certificates to trust are of no use, or the system trusts nobody.
+    /// The trusted certificates cannot be loaded.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// No certificate can be valid for this host.
+    /// The host is not a name that a certificate can contain.
     #[error("not a host name that a certificate can be for: {0}")]
     ServerName(String),
-    /// The pool cannot be set up.
+    /// The pool cannot be created.
     #[error("the connection pool: {0}")]
     Pool(String),
 }
 
-/// One node's broker on Redis. Dropping it ends its tasks at once; [`close`](Broker::close) lets them finish.
+/// One node's broker on Redis. Dropping it aborts its tasks; [`close`](Broker::close) lets them finish.
 pub struct RedisBroker {
     wanted: Vec<Arc<Wanted>>,
     queues: Vec<Queue>,
-    /// Keyed: room names are chosen by clients, who must not be able to aim at one connection.
+    /// Randomly keyed: clients choose room names, and must not be able to put all load on one connection.
     hasher: RandomState,
     max_publication: usize,
     flush_limit: Duration,
@@ -163,7 +164,7 @@ pub struct RedisBroker {
     abort: CancellationToken,
 }
 
-/// The most connections in the pool.
+/// The maximum number of connections in the pool.
 pub const POOL: usize = pool::SIZE;
 
 impl RedisBroker {
@@ -172,7 +173,7 @@ impl RedisBroker {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    #[allow(clippy::needless_pass_by_value, reason = "handed over for the broker's lifetime")]
+    #[allow(clippy::needless_pass_by_value, reason = "the broker takes ownership")]
     pub fn start(
         config: RedisConfig,
         sink: Arc<dyn Sink>,
@@ -268,7 +269,7 @@ impl RedisBroker {
         pick(&self.queues, self.hasher.hash_one(room))
     }
 
-    /// Settles at once what no connection would be given.
+    /// Settles a request that must not be queued, and returns any other.
     fn refuse(&self, request: PublishRequest) -> Option<PublishRequest> {
         let bytes = request.publication.data.bytes().len();
         let outcome = if self.closing.is_cancelled() {
@@ -328,7 +329,7 @@ impl Broker for RedisBroker {
 }
 
 impl RedisBroker {
-    /// Takes nothing more, and tells the tasks to finish.
+    /// Accepts nothing more, and tells the tasks to finish.
     fn end(&self) {
         self.closing.cancel();
         self.pool.close();

@@ -35,7 +35,7 @@ impl RoomName {
     /// The longest name, in bytes.
     pub const MAX_BYTES: usize = 200;
 
-    /// Checks `name` and takes it.
+    /// Validates `name`.
     pub fn new(name: &str) -> Result<Self, InvalidRoomName> {
         if name.is_empty() {
             return Err(InvalidRoomName::Empty);
@@ -75,7 +75,7 @@ impl TryFrom<&[u8]> for RoomName {
     }
 }
 
-/// Lets a map keyed by room be asked with a plain `&str`.
+/// Allows look-ups by `&str` in maps keyed by room.
 impl Borrow<str> for RoomName {
     fn borrow(&self) -> &str {
         &self.0

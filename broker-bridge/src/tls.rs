@@ -1,11 +1,11 @@
-//! TLS to the servers that a node connects to: whom it trusts, and what it says if it does not.
+//! TLS to the servers that a node connects to: which certificates it trusts, and how it explains a failure.
 //!
-//! Owns the verification of servers' certificates, for Redis and for key sets alike. Beside chains to an
-//! authority, a certificate that stands in the CA file itself, byte for byte, is trusted: a certificate that
-//! signed itself is what `openssl req -x509` makes, and it names itself an authority, which RFC 5280 lets no
-//! server be. Its dates and names are checked like any other's.
+//! Owns the verification of server certificates, for Redis and for key sets. Besides chains to an authority, it trusts
+//! any certificate that is itself in the CA file, byte for byte. `openssl req -x509` makes such self-signed
+//! certificates, and marks them as an authority, which RFC 5280 does not allow for a server. Their dates and names are
+//! checked like those of any other certificate.
 //!
-//! Names are compared with the `subjectAltName` alone; a common name does not count (RFC 9525 §2).
+//! Names are matched against the `subjectAltName` only; a common name does not count (RFC 9525 §2).
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -24,13 +24,13 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// Why a node cannot tell whom to trust.
+/// Why the trusted certificates cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// The CA file holds none.
+    /// The CA file contains no certificate.
     #[error("expected at least one certificate in PEM (BEGIN CERTIFICATE)")]
     NoCertificate,
-    /// The CA file holds something that only looks like a certificate.
+    /// The CA file contains a certificate that cannot be parsed.
     #[error("certificate {number} cannot be read: {error}")]
     BadCertificate {
         /// Its place in the file, counted from 1.
@@ -38,7 +38,7 @@ pub enum TrustError {
         /// What is wrong with it.
         error: String,
     },
-    /// The system trusts nobody.
+    /// The system has no certificate authorities.
     #[error("this machine trusts no certificate authority; install ca-certificates or name a CA file")]
     NoRoots,
     /// TLS cannot be set up.
@@ -46,22 +46,22 @@ pub enum TrustError {
     Setup(String),
 }
 
-/// Why a server was not believed, or could not be understood, in words.
+/// Why a handshake failed, in words for an operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct HandshakeError(String);
 
-/// Makes TLS sessions with servers.
+/// Opens TLS sessions with servers.
 #[derive(Clone)]
 pub struct Client(TlsConnector);
 
 impl Client {
-    /// Trusts the certificates in `ca_pem`, and without that the authorities of the system.
+    /// Trusts the certificates in `ca_pem`, or the system's authorities if there is none.
     pub fn new(ca_pem: Option<&[u8]>) -> Result<Self, TrustError> {
         Ok(Self(TlsConnector::from(Arc::new(client_config(ca_pem)?))))
     }
 
-    /// Does the handshake with the server that is to prove that it is `name`.
+    /// Performs the handshake with a server that must prove to be `name`.
     pub async fn connect<S>(
         &self,
         name: &ServerName<'static>,
@@ -74,8 +74,8 @@ impl Client {
     }
 }
 
-/// The configuration for a client that trusts the certificates in `ca_pem`, and without that the authorities
-/// of the system.
+/// The configuration for a client that trusts the certificates in `ca_pem`, or the system's authorities if there is
+/// none.
 pub fn client_config(ca_pem: Option<&[u8]>) -> Result<ClientConfig, TrustError> {
     let setup = |error: &dyn std::error::Error| TrustError::Setup(error.to_string());
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -88,7 +88,7 @@ pub fn client_config(ca_pem: Option<&[u8]>) -> Result<ClientConfig, TrustError> 
         .with_no_client_auth())
 }
 
-/// What went wrong in a handshake. A certificate's faults are told in words that say what to make instead.
+/// Why a handshake failed. For a faulty certificate, the text says how to make a valid one.
 pub fn in_words(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(Error::InvalidCertificate(error)) => format!("the server's certificate {}", fault(error)),
@@ -127,7 +127,7 @@ fn fault(error: &CertificateError) -> String {
             let until = span(time.as_secs(), not_before.as_secs());
             format!("is not valid yet: it will be in {until}, by this machine's clock")
         }
-        // The library has no public type for these.
+        // The library has no public types for these errors.
         CertificateError::Other(other) => match other.to_string().as_str() {
             "CaUsedAsEndEntity" => {
                 "is an authority's (CA:TRUE), which no server may be unless the certificate \
@@ -141,7 +141,7 @@ fn fault(error: &CertificateError) -> String {
     }
 }
 
-/// The time between two times, in its largest unit.
+/// The time between two times, in the largest unit that fits.
 fn span(from: u64, to: u64) -> String {
     let seconds = to.saturating_sub(from);
     let (count, unit) = match seconds {
@@ -153,13 +153,13 @@ fn span(from: u64, to: u64) -> String {
     format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
-/// `name` of `DnsName("name")`, which is how the library shows it.
+/// Extracts `name` from `DnsName("name")`, the library's format.
 fn bare(shown: &str) -> &str {
     let inside = shown.split_once('(').and_then(|(_, inside)| inside.strip_suffix(')'));
     inside.unwrap_or(shown).trim_matches('"')
 }
 
-/// Trusts chains to the authorities, and the certificates that are listed themselves.
+/// Trusts chains to the authorities, and certificates that are listed themselves.
 #[derive(Debug)]
 struct Verifier {
     chains: Arc<WebPkiServerVerifier>,
@@ -193,7 +193,7 @@ impl Verifier {
         Ok(Self { chains, listed, algorithms: provider.signature_verification_algorithms })
     }
 
-    /// Whether this certificate, of which the bytes are trusted, is valid now and for this server.
+    /// Checks that this listed certificate is valid now and for this server.
     fn check_listed(
         &self,
         certificate: &CertificateDer<'_>,
@@ -205,8 +205,8 @@ impl Verifier {
             let nobody = RootCertStore::empty();
             verify_server_cert_signed_by_trust_anchor(&certificate, &nobody, &[], time, self.algorithms.all)
         };
-        // There is no way to read the dates, but the library checks them before anything else. That it still does
-        // is seen at the end of time; if not, the certificate is refused.
+        // The library gives no access to the dates, but checks them before anything else. A check at the end of time
+        // makes sure that it still does; otherwise the certificate is refused.
         match verdict(UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX))) {
             Err(Error::InvalidCertificate(CertificateError::ExpiredContext { .. })) => {}
             other => {

@@ -1,8 +1,7 @@
-//! Which broker a node uses, and where it is.
+//! Which broker a node uses, and its address.
 //!
-//! Owns the choice by scheme and the one error type. What a Redis URL says is parsed by
-//! [`RedisUrl`]. Nothing here connects to anything, and neither
-//! `Display`, `Debug` nor an error ever shows a password.
+//! Selects the broker by scheme, and owns the error type. [`RedisUrl`] parses Redis URLs. Nothing here opens a
+//! connection, and neither `Display`, `Debug` nor an error ever shows a password.
 
 use std::{fmt, str::FromStr};
 
@@ -23,7 +22,7 @@ pub enum InvalidBrokerUrl {
     /// Not one of the known schemes, or none.
     #[error("expected memory:, redis://, rediss:// or redis+unix://")]
     Scheme,
-    /// A scheme with a meaning that this version does not serve.
+    /// A known scheme that this version does not support.
     #[error("{scheme}:// is not yet supported in this version; use redis://, rediss:// or redis+unix://")]
     NotYet {
         /// The scheme.
@@ -32,13 +31,13 @@ pub enum InvalidBrokerUrl {
     /// `memory:` with something behind it.
     #[error("memory: takes nothing after the colon")]
     MemoryTakesNothing,
-    /// No host, or not one.
+    /// The host is missing or invalid.
     #[error("expected a host name, an IPv4 address or an IPv6 address in brackets")]
     Host,
-    /// Not a port.
+    /// The port is invalid.
     #[error("expected a port from 1 to 65535")]
     Port,
-    /// Not a database number.
+    /// The database number is invalid.
     #[error(
         "expected a database number after the host; if the password contains '/', '?', '#' or '@', percent-encode it"
     )]
@@ -46,13 +45,13 @@ pub enum InvalidBrokerUrl {
     /// The path of a socket is missing or relative.
     #[error("expected an absolute socket path, as in redis+unix:///run/redis/redis.sock")]
     SocketPath,
-    /// A query parameter that means nothing here.
+    /// An unknown query parameter.
     #[error("{expected}")]
     Parameter {
         /// Which parameters there are.
         expected: &'static str,
     },
-    /// A bad percent-encoding, or one that is not UTF-8.
+    /// Invalid percent-encoding, or bytes that are not UTF-8.
     #[error("user name, password and path must be UTF-8 with each '%' followed by two hexadecimal digits")]
     Encoding,
 }

@@ -1,38 +1,38 @@
-//! What an error of the server means: one table for publishers, subscribers and the pool.
+//! The meaning of server errors: one table for publishers, subscribers and the pool.
 //!
-//! An error is the answer to one command, and says by its first word what became of that command
+//! An error is the answer to one command. Its first word is a code that says what became of that command
 //! (<https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors>). Whether it also says something
-//! about the connection is a second question. An error is no reason to give a connection up, unless another
-//! connection could do better.
+//! about the connection is a separate question. An error is a reason to reconnect only if another connection may
+//! succeed.
 //!
-//! Every error here means that the command was not executed: the commands that a node sends either happen as a
-//! whole or not at all. What may or may not have happened has no answer, and is [`BrokerError::Unknown`].
+//! Every error here means that the command was not executed: the commands that a node sends are executed either
+//! completely or not at all. A command without an answer may have been executed: [`BrokerError::Unknown`].
 
 use std::sync::Arc;
 
 use crate::BrokerError;
 
-/// What becomes of the request behind the command. Nothing of it was done.
+/// What becomes of the request behind the command, which was not executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// The same command may succeed later.
     Later,
-    /// The user may not do this. The same command fails until somebody changes the permissions.
+    /// The user lacks permission. The same command fails until somebody changes the permissions.
     Forbidden,
-    /// The server does not do this. The same command fails again.
+    /// The server rejects the command. The same command fails again.
     Never,
 }
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
-    /// It is as good as any other.
+    /// Keep it: another one would get the same answer.
     Keep,
-    /// A new one may reach a server that serves.
+    /// Reconnect: a new connection may reach a server that serves.
     Renew,
 }
 
-/// An error of the server, understood.
+/// A parsed server error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) fate: Fate,
@@ -43,7 +43,7 @@ pub(super) struct Answer {
 
 /// The table. A code that is not in it is an error of the command itself.
 const TABLE: [(&str, Fate, Link); 18] = [
-    // The server is busy with itself, and will be back on the same connection.
+    // The server is temporarily busy, and will serve this connection again.
     ("LOADING", Fate::Later, Link::Keep),
     ("BUSY", Fate::Later, Link::Keep),
     ("OOM", Fate::Later, Link::Keep),
@@ -51,28 +51,28 @@ const TABLE: [(&str, Fate, Link); 18] = [
     ("NOREPLICAS", Fate::Later, Link::Keep),
     ("TRYAGAIN", Fate::Later, Link::Keep),
     ("EXECABORT", Fate::Later, Link::Keep),
-    // It is no master, or not the one, or its cluster is in parts.
+    // It is not a master, not the right one, or its cluster is partitioned.
     ("READONLY", Fate::Later, Link::Renew),
     ("MASTERDOWN", Fate::Later, Link::Renew),
     ("CLUSTERDOWN", Fate::Later, Link::Renew),
     ("MOVED", Fate::Later, Link::Renew),
     ("ASK", Fate::Later, Link::Renew),
     ("UNBLOCKED", Fate::Later, Link::Renew),
-    // It does not know who this is: the password has been changed, or the user is gone.
+    // Not authenticated: the password was changed, or the user was deleted.
     ("NOAUTH", Fate::Later, Link::Renew),
     ("WRONGPASS", Fate::Later, Link::Renew),
-    // It takes nobody at all, or nobody from here.
+    // It accepts no connections, or none from this address.
     ("DENIED", Fate::Later, Link::Renew),
     (MAX_CLIENTS, Fate::Later, Link::Renew),
-    // It knows who this is.
+    // Authenticated, but without permission.
     ("NOPERM", Fate::Forbidden, Link::Keep),
 ];
 
-/// The one error without a code of its own that says something about the server.
+/// The one error without a code of its own that concerns the connection.
 const MAX_CLIENTS: &str = "ERR max number of clients";
 
 impl Answer {
-    /// Understands what a server said after the `-`.
+    /// Parses the text of a server's error, without the leading `-`.
     pub(super) fn to(text: &str) -> Self {
         let code = text.split(' ').next().unwrap_or_default();
         let is = |known: &str| known == code || (known == MAX_CLIENTS && text.starts_with(MAX_CLIENTS));
@@ -83,7 +83,7 @@ impl Answer {
         Self { fate, link, text: text.into() }
     }
 
-    /// What the client library has read.
+    /// Converts an error from the client library.
     pub(super) fn to_server_error(error: &redis::ServerError) -> Self {
         match error.details() {
             Some(details) => Self::to(&format!("{} {details}", error.code())),
@@ -91,7 +91,7 @@ impl Answer {
         }
     }
 
-    /// What whoever asked for it is told.
+    /// The error for the caller of the broker.
     pub(super) fn error(&self) -> BrokerError {
         let text = Arc::clone(&self.text);
         match self.fate {

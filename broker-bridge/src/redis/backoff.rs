@@ -1,8 +1,7 @@
-//! How long to wait before the next attempt.
+//! The delay before the next connection attempt.
 //!
-//! Owns the arithmetic and nothing else: it does not sleep. *Full jitter*: each delay is drawn evenly
-//! between a floor and a ceiling that doubles, so that nodes that lost the same server do not come back
-//! in step.
+//! Owns the arithmetic only: it does not sleep. *Full jitter*: each delay is uniformly random between a floor and
+//! a ceiling that doubles, so that nodes that lost the same server do not reconnect in step.
 
 use std::time::Duration;
 
@@ -13,11 +12,11 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// No delay is shorter, so that a server that accepts and drops is not hammered.
+    /// The shortest delay, so that a server that accepts and drops connections is not flooded.
     pub(super) const FLOOR: Duration = Duration::from_millis(10);
-    /// The first delay is at most this: nearly at once.
+    /// The longest first delay: nearly immediate.
     pub(super) const FIRST: Duration = Duration::from_millis(50);
-    /// No delay is longer.
+    /// The longest delay.
     pub(super) const CEILING: Duration = Duration::from_secs(2);
 
     pub(super) fn new() -> Self {
@@ -31,8 +30,8 @@ impl Backoff {
         delay
     }
 
-    /// Tells how long the last connection stood. Only one that outlived the ceiling starts the sequence
-    /// anew: a server that accepts and drops at once is to be left alone more and more.
+    /// Takes the lifetime of the last connection. Only one that lived longer than the ceiling resets the
+    /// sequence, so that delays keep growing for a server that accepts and drops connections.
     pub(super) fn stood(&mut self, lifetime: Duration) {
         if lifetime >= Self::CEILING {
             self.attempt = 0;
@@ -40,7 +39,7 @@ impl Backoff {
     }
 }
 
-/// `random` spread evenly over what the attempt allows.
+/// Maps `random` uniformly to the range of this attempt.
 fn delay(attempt: u32, random: u32) -> Duration {
     let ceiling = Backoff::FIRST.saturating_mul(1 << attempt.min(16)).min(Backoff::CEILING);
     let share = f64::from(random) / f64::from(u32::MAX);

@@ -1,26 +1,26 @@
-//! The time during which this process was able to look.
+//! A clock that stops while this process is stopped.
 //!
-//! Owns one idea: a deadline is about the other side, so time in which this process could not look does not count
-//! against it. A process that was stopped (SIGSTOP, a frozen cgroup, a virtual machine that was moved) would find
-//! all its deadlines passed when it goes on, although every answer waits in its sockets.
+//! A deadline measures the peer, so time during which this process could not run must not count. A process that was
+//! stopped (SIGSTOP, a frozen cgroup, a migrated virtual machine) would otherwise find all its deadlines expired
+//! when it continues, although the answers wait in its sockets.
 //!
-//! Between two looks the clock advances by a second at most. Whoever waits for a deadline therefore looks again
-//! at least every [`LOOK`], and reads what has arrived before judging.
+//! Between two readings the clock advances by at most one second. Whoever waits for a deadline therefore reads the
+//! clock at least every [`LOOK`], and reads the socket before it decides that the deadline has passed.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// The longest wait between two looks while something has a deadline.
+/// The longest time between two readings while a deadline is pending.
 pub(super) const LOOK: Duration = Duration::from_millis(500);
-/// What a look can advance the clock by.
+/// The most that one reading can advance the clock.
 const STRIDE: Duration = Duration::from_secs(1);
 
-/// A clock that all tasks of a broker share.
+/// The clock that all tasks of a broker share.
 #[derive(Debug)]
 pub(super) struct Clock {
-    /// The last look, and what the clock said then.
+    /// When the clock was last read, and its time then.
     looked: Mutex<(Instant, Duration)>,
 }
 
@@ -29,7 +29,7 @@ impl Clock {
         Self { looked: Mutex::new((Instant::now(), Duration::ZERO)) }
     }
 
-    /// Looks: what time it is now.
+    /// Reads the clock, and advances it.
     pub(super) fn now(&self) -> Duration {
         let mut looked = self.looked.lock();
         let now = Instant::now();
@@ -39,7 +39,7 @@ impl Clock {
         time
     }
 
-    /// When to look again for something that is due then.
+    /// When to read the clock again while waiting for `due`.
     pub(super) fn next_look(&self, due: Duration) -> Instant {
         Instant::now() + due.saturating_sub(self.now()).min(LOOK)
     }

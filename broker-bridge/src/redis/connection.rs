@@ -1,7 +1,7 @@
-//! Opens a connection to Redis: TCP, TLS or a unix socket, and the greeting.
+//! Opens connections to Redis over TCP, TLS or a unix socket, and greets the server.
 //!
-//! Owns everything up to the point where the server has said who it is. What a connection is used for,
-//! and when to try again, is its user's. No error shows a password, not even one that the server repeats.
+//! Owns everything up to the server's answer to the greeting. The caller decides what a connection is used for and
+//! when to retry. No error contains the password, even if the server repeats it.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -38,7 +38,7 @@ pub(super) enum ConnectError {
     Io(#[from] io::Error),
     #[error("{0}")]
     Tls(#[from] HandshakeError),
-    /// The name leads nowhere, or each of its several addresses failed.
+    /// The name cannot be resolved, or all of its addresses failed.
     #[error("{0}")]
     Dial(Box<DialError<Self>>),
     #[error("no answer within {0:?}")]
@@ -53,7 +53,7 @@ pub(super) enum ConnectError {
     NoResp3,
 }
 
-/// A lone address fails as if there had been no race.
+/// The failure of a single address is reported without the address.
 impl From<DialError<Self>> for ConnectError {
     fn from(error: DialError<Self>) -> Self {
         match error {
@@ -70,7 +70,7 @@ impl From<DialError<Self>> for ConnectError {
 /// A connection after the greeting.
 pub(super) type Connection = Box<dyn Duplex>;
 
-/// What bytes go through, whatever carries them.
+/// A byte stream in both directions.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -83,7 +83,7 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// Prepares the certificates. Reads files, and connects to nothing.
+    /// Loads the certificates. Opens no connection.
     pub(super) fn new(
         url: RedisUrl,
         ca_pem: Option<&[u8]>,
@@ -100,15 +100,15 @@ impl Connector {
         Ok(Self { url, tls, time_limit })
     }
 
-    /// Where this connects to, for people.
+    /// The server's address, for messages.
     pub(super) fn url(&self) -> &RedisUrl {
         &self.url
     }
 
     /// Connects and greets, within the time limit.
     ///
-    /// A host that has several addresses is reached at the first one that greets: a server that is down, frozen or
-    /// a replica does not stand in the way of one that serves.
+    /// For a host with several addresses, the first one to complete the greeting wins: a server that is down, hung
+    /// or a replica does not prevent a connection to another one.
     pub(super) async fn open(&self, role: Role) -> Result<Connection, ConnectError> {
         let (host, port) = match &self.url.endpoint {
             Endpoint::Unix(path) => {
@@ -147,7 +147,7 @@ impl Connector {
         }
         hello.extend([&b"SETNAME"[..], name]);
 
-        // Nothing but the greeting's replies arrives before the first command, so this reader can go.
+        // The server sends nothing unasked before the first command, so this reader can be dropped afterwards.
         let mut reader = Reader::new(0);
         let mut out = BytesMut::new();
         write_command(&mut out, &hello);
@@ -184,7 +184,7 @@ impl Connector {
         }
     }
 
-    /// A server that does not know `HELLO` repeats its arguments, and one of them is the password.
+    /// A server that does not know `HELLO` repeats its arguments, including the password.
     fn refused(&self, text: String) -> ConnectError {
         if text.contains("unknown command") || text.starts_with("NOPROTO") {
             return ConnectError::NoResp3;
@@ -210,7 +210,7 @@ pub(super) fn write_command(out: &mut BytesMut, parts: &[&[u8]]) {
     }
 }
 
-/// Appends the start of a command of so many parts, its name included.
+/// Appends the header of a command with `parts` parts, including its name.
 pub(super) fn write_header(out: &mut BytesMut, parts: usize) {
     out.put_slice(format!("*{parts}\r\n").as_bytes());
 }
@@ -230,11 +230,11 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_interval(Duration::from_secs(5))
         .with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
-    // No TCP_USER_TIMEOUT: it would end connections to a Redis that is only slow to read. Canaries judge.
+    // No TCP_USER_TIMEOUT: it would end connections to a Redis that is merely slow to read. Canaries check liveness.
     Ok(())
 }
 
-/// The `role` that a greeting tells. Proxies may leave it out.
+/// The `role` in the answer to `HELLO`. Proxies may leave it out.
 pub(super) fn role_of(greeting: &Value) -> Option<&[u8]> {
     let Value::List(pairs) = greeting else { return None };
     pairs.chunks_exact(2).find_map(|pair| match pair {

@@ -1,8 +1,7 @@
-//! How a publication is written into one Redis message.
+//! The encoding of a publication as one Redis message.
 //!
-//! Owns the bytes. A topic carries two kinds of messages: *raw* ones, the payload as it is, which any
-//! program sends with a bare `PUBLISH`, and *envelopes*, which nodes send when there is more to say than the
-//! payload. Either may come behind a [`head`], which is skipped.
+//! A topic carries two kinds of messages: *raw* ones, the bare payload, which any program sends with `PUBLISH`, and
+//! *envelopes*, which nodes send when there is metadata. Either may follow a [`head`], which is skipped.
 //!
 //! # Layout of an envelope
 //!
@@ -25,9 +24,9 @@
 //!
 //! # Rolling deploys
 //!
-//! A field with an unknown tag is skipped, so a newer node may add fields that an older one can do without.
-//! A change that an older node must not ignore takes a new version, and then two deploys: first nodes learn
-//! to read it, then to write it, because what is not version 1 is raw to this reader.
+//! A field with an unknown tag is skipped, so a newer node may add optional fields. A change that an older node must
+//! not ignore needs a new version and two deploys: one that reads it, then one that writes it. This reader takes
+//! anything but version 1 for raw bytes.
 //!
 //! # Raw stays raw
 //!
@@ -37,12 +36,12 @@
 //! binary that is not UTF-8 and does not begin with the first byte of the magic. JSON and UTF-8 declared
 //! binary need one.
 //!
-//! # What is believed
+//! # Trust
 //!
-//! Whoever may publish to a topic may write envelopes too. What would reach beyond the topic's own room if it were
-//! believed is checked: data that claim to be JSON and are not ([`Data::json`]) are text, for protocols
-//! copy JSON into their frames as it is; an event's name that is reserved for the gateway is left out. Who
-//! published, and which session is left out, is believed: permission to `PUBLISH` is trust within the room.
+//! Whoever may publish to a topic may also write envelopes. Fields that could do harm beyond the topic's own room are
+//! checked. Data declared as JSON that is not JSON ([`Data::json`]) becomes text, because protocols copy JSON into
+//! their frames unchanged. A reserved event name is dropped. The publisher and the excluded session are not
+//! verified: permission to `PUBLISH` is trust within the room.
 
 use std::sync::Arc;
 
@@ -51,10 +50,10 @@ use bytes::{Buf, BufMut, Bytes};
 use super::head;
 use crate::{Data, DataKind, EventName, InvalidEventName, Publication, Publisher, SessionId};
 
-/// The most that a head and an envelope of this version add to their data, in bytes.
+/// The most that a head and an envelope of this version add to the payload, in bytes.
 pub(super) const MAX_WRAPPING: usize = head::MAX_BYTES + MAX_OVERHEAD;
 
-/// The most that an envelope of this version adds to its data, in bytes.
+/// The most that an envelope of this version adds to the payload, in bytes.
 const MAX_OVERHEAD: usize =
     FIXED_BYTES + (2 + 1) + (2 + EventName::MAX_BYTES) + (2 + MAX_USER_BYTES) + 2 * (2 + 16);
 
@@ -67,15 +66,15 @@ pub(super) struct Encoded<'a> {
     pub(super) data: &'a [u8],
 }
 
-/// Writes `publication`, raw where that says the same.
+/// Encodes `publication`, raw where no envelope is needed.
 pub(super) fn encode(publication: &Publication) -> Encoded<'_> {
     let data: &[u8] = publication.data.bytes();
-    // A length that does not fit cannot come from Redis, whose strings end at 512 MiB.
+    // Redis limits strings to 512 MiB, so the length fits.
     let header = if is_said_raw(publication) { Vec::new() } else { header(publication) };
     Encoded { header, data }
 }
 
-/// Reads one Redis message. Total: every sequence of bytes is a publication.
+/// Decodes one Redis message. Never fails: every sequence of bytes is a publication.
 pub(super) fn decode(mut message: Bytes) -> Publication {
     message.advance(head::length(&message));
     open(&message).unwrap_or_else(|| Publication::new(Data::detect(message)))
@@ -117,7 +116,7 @@ fn header(publication: &Publication) -> Vec<u8> {
         put(&mut fields, EVENT, event.as_str().as_bytes());
     }
     if let Some(Publisher { user, session }) = publisher {
-        // Another user breaks the contract of `Publisher`. Nobody is better than somebody else.
+        // Any other user breaks the contract of `Publisher`. No user is better than a wrong one.
         if let Some(user) = user.as_ref().filter(|user| is_user(user)) {
             put(&mut fields, USER, user.as_bytes());
         }
@@ -142,7 +141,7 @@ fn put(fields: &mut Vec<u8>, tag: u8, value: &[u8]) {
     fields.put_slice(value);
 }
 
-/// The publication in an envelope; `None` for anything that is not one to the last byte.
+/// Decodes an envelope; `None` if any byte does not fit.
 fn open(message: &Bytes) -> Option<Publication> {
     let rest = message.strip_prefix(&MAGIC)?.strip_prefix(&[VERSION])?;
     let (length, rest) = rest.split_first_chunk::<2>()?;
@@ -194,7 +193,7 @@ fn read_data(kind: DataKind, bytes: Bytes) -> Option<Data> {
     Data::declare(kind, bytes.clone()).or_else(|| Data::declare(kind_it_is, bytes))
 }
 
-/// The name, or that there is none to be used.
+/// The event name, or `None` if it is reserved.
 #[expect(clippy::option_option, reason = "no event, or no envelope")]
 fn read_event(value: &[u8]) -> Option<Option<EventName>> {
     match EventName::new(std::str::from_utf8(value).ok()?) {

@@ -1,6 +1,4 @@
-//! What the fuzz targets see of this module: the two readers of bytes that come from Redis.
-//!
-//! Owns nothing but the way in.
+//! Access for the fuzz targets to the two parsers of bytes from Redis.
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -12,30 +10,30 @@ use super::{
 };
 use crate::Publication;
 
-/// Reads one Redis message.
+/// Decodes one Redis message.
 pub fn decode(message: Bytes) -> Publication {
     envelope::decode(message)
 }
 
-/// Writes one Redis message.
+/// Encodes one Redis message.
 pub fn encode(publication: &Publication) -> Vec<u8> {
     let Encoded { header, data } = envelope::encode(publication);
     [&header, data].concat()
 }
 
-/// One thing that a server said, or the end of what it said.
+/// One frame from a server, or the error that ended the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// A publication: its topic and its payload.
     Message(Vec<u8>, Bytes),
-    /// Anything else, as a developer reads it.
+    /// Any other frame, in its debug format.
     Other(String),
-    /// It broke the protocol or a bound.
+    /// It violated the protocol or a bound.
     Malformed,
 }
 
-/// Reads a server's bytes, `piece` of them at a time and payloads of at most `max_payload`. What was said, and
-/// whether bytes are left over that belong to nothing that was said.
+/// Parses a server's bytes in pieces of `piece` bytes, with payloads of at most `max_payload`. Returns the frames, and
+/// whether bytes are left over.
 pub fn read(mut bytes: &[u8], piece: usize, max_payload: usize) -> (Vec<Said>, bool) {
     let mut reader = Reader::new(max_payload);
     let mut said = Vec::new();

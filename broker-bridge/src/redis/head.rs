@@ -1,7 +1,7 @@
-//! The head of a message that its room's history has recorded.
+//! The head of a message that was recorded in its room's history.
 //!
-//! Owns where a head ends, and nothing of what it says: this version keeps no history. It can skip heads, so that
-//! during a rolling upgrade a newer node may write them while this one still reads.
+//! Finds where a head ends, and does not interpret it: this version keeps no history. It skips heads, so that newer
+//! nodes may write them during a rolling upgrade.
 //!
 //! # Layout
 //!
@@ -13,11 +13,11 @@
 //! |---|---|
 //! | `<id>` | 1 to 20 digits, `-`, 1 to 20 digits |
 //! | `[link]` | optional: space, `u` or `m`, space, `<id>` |
-//! | `<other>` | up to 256 bytes of other printable ASCII, for versions to come |
-//! | `<inner>` | what is delivered, exactly as it would be delivered alone |
+//! | `<other>` | up to 256 bytes of other printable ASCII, for future versions |
+//! | `<inner>` | the message itself, delivered as if it had no head |
 //!
-//! Anything that differs from this is no head, and is delivered as raw bytes. `F5` never occurs in UTF-8, so no
-//! text is ever taken for a head; nodes wrap binary data that begins with it in an envelope.
+//! Anything else is not a head, and is delivered as raw bytes. `F5` never occurs in UTF-8, so text is never mistaken
+//! for a head; nodes wrap binary data that begins with `F5` in an envelope.
 
 /// The longest head, in bytes.
 pub(super) const MAX_BYTES: usize = MAGIC.len() + MAX_ID + LINK_MARK + MAX_ID + MAX_OTHER + 1;
@@ -29,8 +29,8 @@ const MAX_ID: usize = MAX_DIGITS + 1 + MAX_DIGITS;
 const LINK_MARK: usize = 3;
 const MAX_OTHER: usize = 256;
 
-/// How many bytes at the start of `message` are heads. More than one only where the inner bytes alone would be
-/// read as one.
+/// The length of the heads at the start of `message`, in bytes. There are several if the inner bytes would themselves
+/// be read as a head.
 pub(super) fn length(message: &[u8]) -> usize {
     let mut rest = message;
     while let Some(inner) = strip(rest) {
@@ -39,7 +39,7 @@ pub(super) fn length(message: &[u8]) -> usize {
     message.len() - rest.len()
 }
 
-/// What follows one head; `None` if there is none.
+/// The rest after one head; `None` if there is no head.
 fn strip(message: &[u8]) -> Option<&[u8]> {
     let rest = skip_id(message.strip_prefix(&MAGIC)?)?;
     let rest = skip_link(rest).unwrap_or(rest);
@@ -59,7 +59,7 @@ fn skip_id(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 fn skip_digits(bytes: &[u8]) -> Option<&[u8]> {
-    // One more than there may be: a number that is too long is none.
+    // One more than allowed, to reject a number that is too long.
     let digits = bytes.iter().take(MAX_DIGITS + 1).take_while(|byte| byte.is_ascii_digit()).count();
     if (1..=MAX_DIGITS).contains(&digits) { bytes.get(digits..) } else { None }
 }

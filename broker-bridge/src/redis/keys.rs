@@ -3,10 +3,10 @@
 //! | name | what |
 //! |---|---|
 //! | `<prefix>room:<room>` | the topic of a room |
-//! | `<prefix>tidegate:canary:<node>` | a node's messages to itself |
+//! | `<prefix>tidegate:canary:<node>` | the topic of a node's canaries |
 //!
-//! The prefix is the configuration's, empty by default. It holds no braces, and neither does a room's name: Redis
-//! Cluster looks for the slot of a key between them, and a node's keys for a room will name its topic there.
+//! The prefix comes from the configuration, and is empty by default. Neither the prefix nor a room name contains
+//! braces: they mark the hash tag of a key in Redis Cluster, and keys of a room will carry its topic there.
 
 use std::{
     fmt,
@@ -19,8 +19,8 @@ use redis::{RedisWrite, ToRedisArgs};
 
 use crate::RoomName;
 
-/// What every name in Redis begins with: at most 64 bytes of UTF-8 without white space, control characters, `{`
-/// and `}`. Empty by default. Cloning shares the text.
+/// The prefix of every name in Redis: at most 64 bytes of UTF-8 without white space, control characters, `{` and
+/// `}`. Empty by default. Cloning shares the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix(Arc<str>);
 
@@ -32,7 +32,7 @@ pub struct InvalidPrefix;
 impl Prefix {
     /// The longest prefix, in bytes.
     pub const MAX_BYTES: usize = 64;
-    /// What a prefix is, in words.
+    /// A description of valid prefixes, for error messages.
     pub const EXPECTED: &str = "text of at most 64 bytes without white space, control characters, { and }";
 
     /// The prefix as text.
@@ -65,7 +65,7 @@ impl FromStr for Prefix {
     }
 }
 
-/// Makes topics. Cloning shares the prefix.
+/// Builds topics. Cloning shares the prefix.
 #[derive(Clone, Debug)]
 pub(super) struct Topics {
     prefix: Arc<str>,
@@ -81,12 +81,12 @@ impl Topics {
         [self.prefix.as_bytes(), ROOM, room.as_str().as_bytes()].concat().into()
     }
 
-    /// The topic of `room` as a command's argument, written without an allocation.
+    /// The topic of `room` as a command argument, written without allocating.
     pub(super) fn argument<'a>(&'a self, room: &'a RoomName) -> TopicArgument<'a> {
         TopicArgument { prefix: &self.prefix, room }
     }
 
-    /// Where the node `node` sends messages to itself.
+    /// The topic of the canaries of `node`.
     pub(super) fn canary(&self, node: u128) -> Arc<[u8]> {
         format!("{}tidegate:canary:{node:032x}", self.prefix).into_bytes().into()
     }

@@ -1,11 +1,11 @@
-//! The pool of connections for requests with an answer.
+//! The pool of connections for requests and their answers.
 //!
-//! Owns how such a connection is made and when it is good for another request: it is opened and greeted like every
-//! other one, and asked for its server's role before it is lent. Owns the proof that the pool works, too: one
-//! request every interval. That also keeps a connection from being idle.
+//! Opens connections like all others, and checks the server's role before a connection is lent again. Every interval
+//! it also checks that the pool works; that request keeps a connection from being idle. A demotion that it detects
+//! is reported to all connections ([`Canaries::demoted`]).
 //!
-//! The pool is that of `deadpool-redis`; its manager is not used, because it opens connections by itself, without the
-//! trust and the races of addresses that all other connections have.
+//! Uses `deadpool`, but not the manager of `deadpool-redis`, which opens connections by itself, without this
+//! crate's TLS trust and address racing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,14 +26,14 @@ use super::{
 /// Connections for requests.
 pub(super) type Pool = managed::Pool<Manager>;
 
-/// The most connections in the pool.
+/// The maximum number of connections in the pool.
 pub(super) const SIZE: usize = 4;
 
-/// Makes connections, and decides whether one may be lent again.
+/// Opens connections, and decides whether one may be reused.
 pub(super) struct Manager {
     connector: Arc<Connector>,
     canaries: Arc<Canaries>,
-    /// How long a request may wait for its answer.
+    /// The time limit for an answer.
     time_limit: Duration,
     tracker: TaskTracker,
     closing: CancellationToken,
@@ -42,11 +42,11 @@ pub(super) struct Manager {
 /// A connection of the pool.
 pub(super) struct Pooled {
     connection: MultiplexedConnection,
-    /// How many demotions there had been when it began.
+    /// How many demotions had been detected when it began.
     demotions: u64,
 }
 
-/// Why no connection can be lent.
+/// Why the pool has no connection to lend.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PoolError {
     #[error("{0}")]
@@ -96,7 +96,7 @@ impl managed::Manager for Manager {
     }
 }
 
-/// A pool that connects when somebody asks.
+/// A pool that connects on demand.
 pub(super) fn pool(
     connector: Arc<Connector>,
     canaries: Arc<Canaries>,
@@ -113,8 +113,8 @@ pub(super) fn pool(
         .build()
 }
 
-/// Borrows a connection every interval, and reports as `part` whether there was one. A single failure is not worth
-/// a word: the next connection is made anew.
+/// Borrows a connection every interval, and reports the result as `part`. A single failure is not reported, because
+/// the pool then opens a new connection.
 pub(super) async fn watch(pool: Pool, interval: Duration, part: usize, board: Arc<Board>, of: String) {
     let mut failures = 0_u32;
     loop {

@@ -3,25 +3,25 @@
 //! Owns the order of a room on the way out and the fate of each publication.
 //!
 //! The task drains the queue into pipelines of `PUBLISH` and keeps a few of them in flight on one multiplexed
-//! connection. A pool would take turns on many connections and lose the order of a room; a round trip
-//! per publication would lose the speed.
+//! connection. A pool would spread a room over many connections and lose its order; a round trip per publication
+//! would be slow.
 //!
 //! # Proof
 //!
-//! The first thing on a connection, and then one every interval, is a [canary](super::canaries) together with
-//! `HELLO`, which tells the server's role as long as the connection lives. A server that has become a replica keeps
-//! publications to itself, and acknowledges them all the same. The canary also keeps the connection from being idle.
+//! A connection begins with a [canary](super::canaries) together with `HELLO`, and sends both again every interval.
+//! `HELLO` tells the server's role: a server that has become a replica still acknowledges publications, but does not
+//! pass them on. The canary also keeps the connection from being idle.
 //! Publications wait in the queue while a subscriber of this node has not received a canary of this connection.
 //!
-//! An error is the answer to one publication. It ends the connection only where another one could do better, and
-//! then what is in flight is waited for.
+//! An error is the answer to one publication. It ends the connection only if another one may succeed; then the task
+//! first waits for the publications in flight.
 //!
 //! # Never twice
 //!
-//! What was handed to a connection is never handed to another. If the connection is lost before the answer,
-//! the publication is settled as [`BrokerError::Unknown`]. What still waits in the queue goes to the next
-//! connection, or is settled as [`BrokerError::Unavailable`] when its time is over. The connection reconnects
-//! nothing by itself: when it is lost it is dropped, and its queue inside the client library with it.
+//! A publication is sent on one connection only. If the connection is lost before the answer, the publication is
+//! settled as [`BrokerError::Unknown`]. Publications that still wait in the queue are sent on the next connection, or
+//! settled as [`BrokerError::Unavailable`] when their time limit is over. The client library does not reconnect by
+//! itself: a lost connection is dropped together with the library's queue.
 
 mod queue;
 
@@ -60,13 +60,13 @@ use crate::{
     metrics::{BrokerMetrics, End, Part},
 };
 
-/// The most publications in one pipeline.
+/// The maximum number of publications in one pipeline.
 const PIPELINE: usize = 128;
-/// A pipeline is closed when its payloads reach this many bytes: the library copies them twice.
+/// A pipeline is complete when its payloads reach this many bytes: the library copies them twice.
 const PIPELINE_BYTES: usize = 256 * 1024;
-/// The most pipelines in flight.
+/// The maximum number of pipelines in flight.
 const IN_FLIGHT: usize = 4;
-/// So many canaries in a row that could not be published are worth a word.
+/// After this many refused canaries in a row, the connection is reported as down.
 const FAILURES: u32 = 2;
 
 /// The owner of one connection for publications.
@@ -77,11 +77,11 @@ pub(super) struct Publisher {
     pub(super) part: usize,
     pub(super) connector: Arc<Connector>,
     pub(super) topics: Topics,
-    /// How long a publication may wait for a connection, and then for its answer.
+    /// The time limit for a publication to wait for a connection, and then for its answer.
     pub(super) time_limit: Duration,
     pub(super) canaries: Arc<Canaries>,
     pub(super) canary_interval: Duration,
-    /// How long a canary may wait for its answer.
+    /// The time limit for the answer to a canary.
     pub(super) canary_timeout: Duration,
     pub(super) clock: Arc<Clock>,
     pub(super) metrics: Arc<BrokerMetrics>,
@@ -97,7 +97,7 @@ impl Publisher {
     pub(super) async fn run(self, queue: mpsc::Receiver<Outgoing>) {
         let abort = self.abort.clone();
         let mut task = Task { on: self, queue, waiting: VecDeque::new(), failures: 0, demotions: 0 };
-        // What is left is settled by being dropped.
+        // Dropping what is left settles it.
         abort.run_until_cancelled(task.run()).await;
     }
 }
@@ -105,24 +105,24 @@ impl Publisher {
 struct Task {
     on: Publisher,
     queue: mpsc::Receiver<Outgoing>,
-    /// Taken out of the queue and not sent.
+    /// Taken out of the queue, and not yet sent.
     waiting: VecDeque<Outgoing>,
-    /// How many canaries in a row could not be published.
+    /// How many canaries in a row were refused.
     failures: u32,
-    /// How many demotions there had been when the connection began.
+    /// How many demotions had been detected when the connection began.
     demotions: u64,
 }
 
-/// A connection and what drives it. Dropping it ends it, with whatever it has not sent.
+/// A connection and its driver. Dropping it closes the connection and discards what was not sent.
 struct Link {
     connection: MultiplexedConnection,
     driver: Driver,
 }
 
-/// What moves a connection's bytes.
+/// Reads and writes a connection's bytes.
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Why a connection that stood does not stand any more.
+/// Why an established connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
     #[error("the connection was lost")]
@@ -163,7 +163,7 @@ enum Cargo {
     Canary,
 }
 
-/// What a flight carries.
+/// What a pipeline in flight carries.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Canary,
@@ -176,7 +176,7 @@ impl Task {
         while let Some(link) = self.connect(&mut backoff).await {
             let since = Instant::now();
             self.failures = 0;
-            // In this order: a demotion that is told in between is told to this connection, too.
+            // In this order: a demotion that is reported in between also ends this connection.
             self.on.canaries.connected(self.on.index);
             self.demotions = *self.on.canaries.demotions().borrow();
             self.on.board.up(self.on.part);
@@ -191,8 +191,8 @@ impl Task {
         }
     }
 
-    /// Tries until it works, and settles what has waited too long; `None` when the node closes the broker and
-    /// nothing is left to send.
+    /// Retries until it succeeds, and settles publications whose time limit is over; `None` when the node closes the
+    /// broker and nothing is left to send.
     async fn connect(&mut self, backoff: &mut Backoff) -> Option<Link> {
         loop {
             let attempt = attempt(Arc::clone(&self.on.connector), backoff.next());
@@ -224,14 +224,14 @@ impl Task {
     async fn serve(&mut self, link: Link) -> Result<(), Lost> {
         let Link { connection, mut driver } = link;
         let mut flights = FuturesUnordered::new();
-        // Since when each flight waits, and how long it may. Answers come in order.
+        // When each pipeline was sent, and its time limit. Answers come in order.
         let mut due = VecDeque::new();
         let mut next_canary = Instant::now();
         let mut canary_flies = false;
         let mut timer = pin!(sleep_until(next_canary));
         let canaries = Arc::clone(&self.on.canaries);
         let mut asked = pin!(canaries.notified(self.on.index));
-        // Nothing more is sent, and the connection ends when what is in flight has its answers.
+        // Why to close the connection once everything in flight is answered. Nothing more is sent meanwhile.
         let mut leaving = None;
         let lost = loop {
             let now = Instant::now();
@@ -261,7 +261,7 @@ impl Task {
                     return Ok(());
                 }
             }
-            // The timer is set seldom, so that a message does not pay for it.
+            // The timer is reset rarely, to keep the cost per message low.
             let look = match self.waiting.front() {
                 Some(outgoing) if holding => self.on.clock.next_look(outgoing.until),
                 _ => now + LOOK,
@@ -270,7 +270,7 @@ impl Task {
                 timer.as_mut().reset(look);
             }
             let landed = tokio::select! {
-                // Answers first: a connection that has just been lost may have brought some.
+                // Answers first: they may have arrived just before the connection was lost.
                 biased;
                 Some(flight) = flights.next() => flight,
                 () = &mut driver => break Lost::Disconnected,
@@ -299,7 +299,7 @@ impl Task {
                     if self.on.clock.now() < since + limit {
                         continue;
                     }
-                    // What has arrived is read before it is judged.
+                    // Read what has arrived before checking the deadline.
                     if (&mut driver).now_or_never().is_some() {
                         break Lost::Disconnected;
                     }
@@ -310,13 +310,13 @@ impl Task {
                 }
             };
             due.pop_front();
-            // The server answers one after the other: an answer to this one says that it works on the next. So a
-            // canary has its time from now on. A publication has been promised an outcome in time, whatever is ahead.
+            // The server answers in order, so this answer means that it now works on the next pipeline. The time limit
+            // of a canary starts now. That of a publication does not: its outcome is promised within the limit.
             if let Some((since, _, Kind::Canary)) = due.front_mut() {
                 *since = self.on.clock.now();
             }
             match (landed.cargo, landed.answers) {
-                // A batch is dropped, and so settled as unknown.
+                // Dropping the batch settles it as unknown.
                 (_, Err(error)) => break Lost::Failed(error),
                 (Cargo::Publications(batch), Ok(answers)) => {
                     leaving = leaving.or(settle(batch, answers).map(Lost::Refused));
@@ -327,7 +327,7 @@ impl Task {
                 }
             }
         };
-        // Without its driver the connection answers at once: with what it had, or that it is closed.
+        // Without its driver the connection resolves at once: with answers that had arrived, or with an error.
         drop(driver);
         while let Some(flight) = flights.next().await {
             if let (Cargo::Publications(batch), Ok(answers)) = (flight.cargo, flight.answers) {
@@ -337,7 +337,7 @@ impl Task {
         Err(lost)
     }
 
-    /// Why the connection is to be given up after this, if it is.
+    /// Handles the answers to a canary; returns why the connection must be closed, if so.
     fn canary_landed(&mut self, answers: &[Value]) -> Option<Lost> {
         let [hello, published] = answers else { return None };
         if role_of(hello).is_some_and(|role| role != b"master") {
@@ -382,7 +382,7 @@ impl Task {
         self.waiting.is_empty() && self.queue.is_closed() && self.queue.is_empty()
     }
 
-    /// Takes what the queue holds, up to a pipeline.
+    /// Takes publications out of the queue, up to one pipeline.
     fn take(&mut self) {
         while self.waiting.len() < PIPELINE
             && let Ok(outgoing) = self.queue.try_recv()
@@ -437,14 +437,14 @@ impl Task {
     }
 }
 
-/// Hands a pipeline to the connection; when this returns it has its place in the order.
+/// Hands a pipeline to the connection; its place in the order is fixed when this returns.
 fn launch(
     connection: &MultiplexedConnection,
     (pipeline, count, cargo): (redis::Pipeline, usize, Cargo),
 ) -> impl Future<Output = Flight> + use<> {
     let mut connection = connection.clone();
-    // The first poll puts the pipeline into the connection's queue, which is longer than `IN_FLIGHT`; without
-    // `unconstrained` tokio's budget could put the first poll off, and a later pipeline before this one.
+    // The first poll puts the pipeline into the connection's queue, which is longer than `IN_FLIGHT`. Without
+    // `unconstrained`, tokio's budget could delay the first poll, and a later pipeline could overtake this one.
     let mut reply = Box::pin(tokio::task::unconstrained(async move {
         connection.send_packed_commands(&pipeline, 0, count).await
     }));
@@ -458,7 +458,7 @@ fn launch(
     }
 }
 
-/// Waits, connects and hands the connection to the client library, which greets nobody again.
+/// Waits, connects and hands the connection to the client library, which does not greet the server again.
 async fn attempt(connector: Arc<Connector>, delay: Duration) -> Result<Link, ConnectError> {
     sleep(delay).await;
     let stream = connector.open(Role::Publisher).await?;
@@ -466,8 +466,8 @@ async fn attempt(connector: Arc<Connector>, delay: Duration) -> Result<Link, Con
     Ok(Link { connection, driver })
 }
 
-/// Makes the client library's connection of one that has been greeted. What it answers is bounded by
-/// `response_timeout`, or by nothing.
+/// Turns a greeted connection into one of the client library. `response_timeout` bounds the wait for answers; without
+/// it there is no bound.
 pub(super) async fn hand_over(
     stream: Connection,
     response_timeout: Option<Duration>,
@@ -482,7 +482,7 @@ pub(super) async fn hand_over(
     Ok((connection, Box::pin(driver)))
 }
 
-/// Settles each publication by its own answer. What the server said if another connection may do better.
+/// Settles each publication by its own answer. Returns the server's error if the connection must be closed.
 fn settle(batch: Vec<Outgoing>, answers: Vec<Value>) -> Option<Arc<str>> {
     let mut renew = None;
     let mut answers = answers.into_iter();
@@ -496,7 +496,7 @@ fn settle(batch: Vec<Outgoing>, answers: Vec<Value>) -> Option<Arc<str>> {
                 Err(answer.error())
             }
             Some(_) => Ok(()),
-            // The library promises one answer per command; without one the fate is unknown.
+            // The library promises one answer per command; without one the outcome is unknown.
             None => Err(BrokerError::Unknown),
         };
         outgoing.settle(outcome);
@@ -504,7 +504,7 @@ fn settle(batch: Vec<Outgoing>, answers: Vec<Value>) -> Option<Arc<str>> {
     renew
 }
 
-/// The `role` in the client library's reading of an answer to `HELLO`.
+/// The `role` in an answer to `HELLO`, as the client library parses it.
 pub(super) fn role_of(hello: &Value) -> Option<&[u8]> {
     fn text(value: &Value) -> Option<&[u8]> {
         match value {

@@ -1,23 +1,22 @@
 //! Reads RESP3 (<https://redis.io/docs/latest/develop/reference/protocol-spec/>) from a pub/sub connection.
 //!
-//! Owns the read buffer and the frames: pushes of `message`, `subscribe` and `unsubscribe`, and the few
-//! plain replies such a connection gets. A push of any other kind is told apart from a reply, since it answers no
-//! command. Sends nothing and knows no state of a subscription. A client library
-//! would do for correctness; this reader exists because a library's parser and queue cost about
-//! six times the CPU per message, and because the queue between its socket and its stream is unbounded.
+//! Owns the read buffer and the frames: `message`, `subscribe` and `unsubscribe` pushes, and the few plain replies
+//! of such a connection. Other pushes are distinguished from replies, since they answer no command. Sends nothing,
+//! and keeps no subscription state. A client library would be correct, too; this reader exists because a library's
+//! parser and queue cost about six times the CPU per message, and because the queue between its socket and its stream
+//! is unbounded.
 //!
 //! # Bounds
 //!
-//! A payload over the cap is announced as [`Frame::Oversized`] and skipped as it arrives, never buffered.
-//! Everything else has small fixed bounds (see the constants). What breaks the protocol or a bound is
-//! [`Malformed`], after which the connection is of no use.
+//! A payload over the limit is reported as [`Frame::Oversized`] and skipped as it arrives, never buffered. Everything
+//! else has small fixed bounds (see the constants). A violation of the protocol or of a bound is [`Malformed`], and
+//! the connection must be closed.
 //!
 //! # Copy or slice
 //!
-//! A slice of the read buffer keeps its whole 64 KiB block alive: a hundred small payloads that wait for one
-//! slow client could hold 6 MB. So payloads below [`COPY_BELOW`] get an allocation of their own, which costs
-//! some 30 ns and lets the block be used again at once, and larger ones are sliced, which pins at most sixteen
-//! times their size.
+//! A slice of the read buffer keeps its whole 64 KiB block alive: a hundred small payloads queued for one slow client
+//! could hold 6 MB. So payloads below [`COPY_BELOW`] get an allocation of their own, which costs about 30 ns and lets
+//! the block be reused at once. Larger ones are sliced, which keeps at most sixteen times their size alive.
 
 use std::{io, ops::Range};
 
@@ -26,34 +25,34 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Payloads below this many bytes are copied out of the read buffer.
 const COPY_BELOW: usize = 4 * 1024;
-/// How much is read at once.
+/// The size of one read.
 const READ_BYTES: usize = 64 * 1024;
 /// The longest line, in bytes: an error's text, or a length.
 const MAX_LINE: usize = 4 * 1024;
 /// The longest topic, in bytes.
 pub(super) const MAX_TOPIC: usize = 1024;
-/// The most that a reply other than a publication may take, in bytes.
+/// The maximum size of a reply other than a publication, in bytes.
 const MAX_REPLY: usize = 64 * 1024;
-/// The most elements of one aggregate.
+/// The maximum number of elements in one aggregate.
 const MAX_ELEMENTS: usize = 1024;
-/// How deep aggregates may nest. The answer to `HELLO` nests four.
+/// The maximum nesting depth of aggregates. The answer to `HELLO` nests four deep.
 const MAX_DEPTH: usize = 8;
 
-/// One complete thing that the server said.
+/// One complete frame from the server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame<'a> {
     /// A publication.
     Message {
-        /// Where it was published.
+        /// The topic.
         topic: &'a [u8],
-        /// What was published.
+        /// The payload.
         payload: Bytes,
     },
-    /// A publication over the cap. Its payload is skipped.
+    /// A publication over the limit. Its payload is skipped.
     Oversized {
-        /// Where it was published.
+        /// The topic.
         topic: &'a [u8],
-        /// How long it was.
+        /// The payload's length.
         bytes: u64,
     },
     /// The server has subscribed this connection to the topic.
@@ -64,22 +63,22 @@ pub(super) enum Frame<'a> {
     Error(String),
     /// Any other reply.
     Reply(Value),
-    /// Something the server says unasked and this reader does not know. It answers no command.
+    /// A push of an unknown kind. It answers no command.
     Push(Value),
 }
 
 /// A reply that is neither a publication nor an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
-    /// A string of any kind, and scalars that are written as one.
+    /// A string of any kind, or a scalar written as one.
     Text(Vec<u8>),
     /// A list; a map is a list of keys and values in turn.
     List(Vec<Value>),
-    /// Nothing.
+    /// Null.
     Null,
 }
 
-/// The server broke the protocol, or one of this reader's bounds.
+/// The server violated the protocol, or one of this reader's bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed answer from the server: {0}")]
 pub(super) struct Malformed(&'static str);
@@ -88,21 +87,21 @@ pub(super) struct Malformed(&'static str);
 #[derive(Debug)]
 pub(super) struct Reader {
     buffer: BytesMut,
-    /// What the frame handed out last still occupies at the front of `buffer`.
+    /// How many bytes the last returned frame occupies at the front of `buffer`.
     consumed: usize,
-    /// The topic of the frame handed out last, if its bytes have left `buffer`.
+    /// The topic of the last returned frame, if its bytes have left `buffer`.
     topic: Bytes,
-    /// How many bytes `buffer` must hold before another look at it is worth while.
+    /// How many bytes `buffer` must hold before parsing is tried again.
     wanted: usize,
-    /// What remains to be skipped of an oversized payload.
+    /// How many bytes of an oversized payload remain to be skipped.
     skip: u64,
-    /// Whether the end of a skipped payload has yet to be checked.
+    /// Whether the line end after a skipped payload has yet to be checked.
     skip_end: bool,
     max_payload: usize,
 }
 
 impl Reader {
-    /// A reader that takes payloads of up to `max_payload` bytes.
+    /// A reader that accepts payloads of up to `max_payload` bytes.
     pub(super) fn new(max_payload: usize) -> Self {
         Self {
             buffer: BytesMut::new(),
@@ -115,7 +114,7 @@ impl Reader {
         }
     }
 
-    /// Reads once from `source`; 0 at its end. Cancel safe.
+    /// Reads once from `source`; returns 0 at its end. Cancel safe.
     pub(super) async fn fill(&mut self, source: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
         self.release();
         let missing = self.wanted.saturating_sub(self.buffer.len());
@@ -165,19 +164,19 @@ impl Reader {
         }))
     }
 
-    /// Whether bytes have arrived that belong to no frame handed out so far.
+    /// Whether no bytes are buffered beyond the frames returned so far.
     pub(super) fn is_empty(&self) -> bool {
         self.buffer.len() == self.consumed && self.skip == 0
     }
 
-    /// Gives up what the last frame borrowed.
+    /// Releases the bytes that the last frame borrowed.
     fn release(&mut self) {
         self.buffer.advance(self.consumed);
         self.consumed = 0;
         self.topic = Bytes::new();
     }
 
-    /// Skips what it can of an oversized payload; whether all of it is gone.
+    /// Skips as much of an oversized payload as has arrived; returns whether that was all of it.
     fn skipped(&mut self) -> Result<bool, Malformed> {
         let now = usize::try_from(self.skip).unwrap_or(usize::MAX).min(self.buffer.len());
         self.buffer.advance(now);
@@ -205,7 +204,7 @@ struct Parsed {
     end: usize,
 }
 
-/// A frame by the places of its parts.
+/// A frame as the positions of its parts.
 enum What {
     Message { topic: Range<usize>, payload: Range<usize> },
     Oversized { topic: Range<usize>, bytes: u64 },

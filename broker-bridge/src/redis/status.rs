@@ -1,7 +1,7 @@
-//! How the whole broker is, put together from its connections.
+//! The status of the broker, combined from its connections.
 //!
-//! Owns the rule: up only while every part is up; *connecting* until that was so once, *interrupted*
-//! afterwards. Logs each change once, so that an outage is two lines and not a flood.
+//! The broker is *up* only while every connection is up. Otherwise it is *connecting* until it has been up once, and
+//! *interrupted* after that. Logs each change once, so that an outage is two lines and not a flood.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::{BrokerStatus, metrics::BrokerMetrics};
 
-/// Where the parts report.
+/// Collects the reports of the connections (parts).
 #[derive(Debug)]
 pub(super) struct Board {
     state: Mutex<State>,
@@ -27,7 +27,7 @@ struct State {
 }
 
 impl Board {
-    /// A board for so many parts, all of them down.
+    /// A board with `parts` parts, all of them down.
     pub(super) fn new(parts: usize, why: &str, metrics: Arc<BrokerMetrics>) -> Self {
         let why: Arc<str> = why.into();
         metrics.up.set(0);
@@ -51,7 +51,7 @@ impl Board {
         self.set(index, None);
     }
 
-    /// Part `index` is down. The reason is shown to operators and must hold no secret.
+    /// Part `index` is down. The reason is shown to operators and must not contain a secret.
     pub(super) fn down(&self, index: usize, why: impl Into<Arc<str>>) {
         self.set(index, Some(why.into()));
     }
@@ -64,7 +64,7 @@ impl Board {
     }
 
     fn set(&self, index: usize, part: Option<Arc<str>>) {
-        // Held until the status is sent, so that two parts cannot send theirs in the wrong order.
+        // Held until the status is sent, so that two changes cannot be sent in the wrong order.
         let mut state = self.state.lock();
         if state.closed {
             return;

@@ -1,23 +1,21 @@
 //! One pub/sub connection and the task that owns it.
 //!
-//! Owns the connection from the first attempt to the last, what arrives on it, and the promise that a loss is
-//! told. The parts:
+//! Owns the connection and its successors, everything that arrives on them, and the reporting of gaps. The parts:
 //!
-//! - `wanted`: which rooms this node wants, shared with the callers of `subscribe`
-//! - `table`: what the server has been told and has acknowledged; no I/O
-//! - `pulse`: whether the connection still answers and delivers, and its server is still the master
+//! - `wanted`: the rooms that this node wants, shared with the callers of `subscribe`
+//! - `table`: the commands that were sent and what the server has acknowledged; no I/O
+//! - `pulse`: the health check
 //!
-//! Publications go to the sink in line, from the reading task: there is no queue between the socket and the
-//! sink. A sink that is slow therefore slows the reading, and the backlog is Redis' (which ends the
-//! connection at its `client-output-buffer-limit`, and that is an interruption like any other) and never
-//! memory of this process.
+//! The reading task calls the sink directly, without a queue in between. So a slow sink slows down the reading, and
+//! the backlog builds up in Redis, not in the memory of this process. Redis closes the connection at its
+//! `client-output-buffer-limit`, which is an interruption like any other.
 //!
 //! # Order of a gap
 //!
 //! A gap is told when the server acknowledges the new subscription, by the task that reads the acknowledgement
-//! and in the place where it was read. Whatever is newer comes behind it on the same connection. A room is subscribed
-//! only on a connection that is proven to meet the publishers', so that the gap covers what they were acknowledged
-//! elsewhere (see `canaries`).
+//! and in the place where it was read. Whatever is newer comes behind it on the same connection. Rooms are subscribed
+//! only after this node's publishers are proven to publish to the same server, so that the gap covers what they
+//! published elsewhere (see `canaries`).
 
 mod pulse;
 mod table;
@@ -74,7 +72,7 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    /// Keeps the connection until the node closes the broker.
+    /// Connects, serves and reconnects until the node closes the broker.
     pub(super) async fn run(self) {
         let table = Table::new(self.canaries.topic());
         let mut task =
@@ -98,7 +96,7 @@ impl Subscriber {
     }
 }
 
-/// Why a connection that stood does not stand any more.
+/// Why an established connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
     #[error("the server closed the connection")]
@@ -135,16 +133,16 @@ struct Task {
     table: Table,
     /// How many bytes have arrived.
     bytes: u64,
-    /// When to try again what the server refused for the moment.
+    /// When to retry subscriptions that the server temporarily refused.
     retry_at: Option<Instant>,
     retries: Backoff,
-    /// How many demotions there had been when the connection began.
+    /// How many demotions had been detected when the connection began.
     demotions: u64,
 }
 
 impl Task {
-    /// Tries until it works; `None` when the node closes the broker. What is wanted meanwhile is noted, so that
-    /// the notes of the callers stay short.
+    /// Retries until it succeeds; `None` when the node closes the broker. Takes the callers' changes meanwhile, so
+    /// that they do not pile up.
     async fn connect(&mut self, backoff: &mut Backoff) -> Option<Connection> {
         loop {
             let delay = backoff.next();
@@ -174,7 +172,7 @@ impl Task {
     /// Serves one connection until it is lost, or until the node closes the broker.
     async fn serve(&mut self, connection: Connection) -> Result<(), Lost> {
         let (mut incoming, mut outgoing) = tokio::io::split(connection);
-        // What wraps a publication does not count; a newer node may wrap a little more.
+        // The limit is for the payload alone. Twice the wrapping leaves room for newer nodes, which may add more.
         let mut reader = Reader::new(self.on.max_publication.saturating_add(2 * envelope::MAX_WRAPPING));
         let mut out = BytesMut::new();
         let mut unsent = false;
@@ -187,7 +185,7 @@ impl Task {
         );
         let mut demotions = self.on.canaries.demotions();
         self.demotions = *demotions.borrow_and_update();
-        let mut fewer = self.on.canaries.fewer();
+        let mut released = self.on.canaries.released();
         let closing = self.on.closing.clone();
         let wanted = Arc::clone(&self.on.wanted);
         loop {
@@ -207,13 +205,13 @@ impl Task {
                 }
                 () = wanted.changed() => self.take_changes(),
                 Ok(()) = demotions.changed() => return Err(Lost::Demoted),
-                Ok(()) = fewer.changed(), if !self.table.is_open() => {}
+                Ok(()) = released.changed(), if !self.table.is_open() => {}
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.retry_at = None;
                     self.table.retry_refused();
                 }
                 () = pulse.timer() => {
-                    // What has arrived is read before it is judged.
+                    // Read what has arrived before checking deadlines.
                     if let Some(read) = reader.fill(&mut incoming).now_or_never() {
                         self.read(read?, &mut reader, &mut pulse)?;
                     }
@@ -248,7 +246,7 @@ impl Task {
             if !is_wanted {
                 self.table.unwant(&topic);
             } else if self.table.want(&topic, room.clone()) {
-                // Given up and wanted again before the server was told: the subscription never ended.
+                // Unsubscribed and subscribed again before the server was told: the subscription never ended.
                 self.on.wanted.acknowledged(&room);
             }
         }
@@ -323,8 +321,8 @@ impl Task {
         Ok(())
     }
 
-    /// An error belongs to the oldest command that has no answer yet, and concerns that command alone, unless
-    /// another connection could do better.
+    /// An error answers the oldest pending command, and concerns that command alone, unless another connection may
+    /// succeed.
     fn refused(&mut self, text: &str, pulse: &mut Pulse) -> Result<(), Lost> {
         let answer = Answer::to(text);
         if answer.link == Link::Renew {
@@ -375,7 +373,7 @@ impl Task {
     }
 }
 
-/// Cancel safe: what was written has left `out`.
+/// Cancel safe: bytes that were written have been removed from `out`.
 async fn send(outgoing: &mut (impl AsyncWrite + Unpin), out: &mut BytesMut) -> io::Result<()> {
     outgoing.write_all_buf(out).await?;
     outgoing.flush().await

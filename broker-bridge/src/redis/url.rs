@@ -1,6 +1,6 @@
-//! What a Redis URL says: where the server is, who we are, which database.
+//! Redis URLs: the server's address, the credentials and the database.
 //!
-//! Owns the syntax and the redaction. Connecting is [`connection`](super::connection)'s.
+//! Owns the syntax and the redaction. [`connection`](super::connection) does the connecting.
 
 use std::{
     fmt,
@@ -28,7 +28,7 @@ pub struct RedisUrl {
     pub user: Option<String>,
     /// The password, if any.
     pub password: Option<Secret>,
-    /// The database number. Publications cross databases; this is for keys.
+    /// The database number. Pub/sub ignores databases; this is for keys.
     pub database: u32,
 }
 
@@ -53,12 +53,12 @@ pub enum Endpoint {
     Unix(PathBuf),
 }
 
-/// A text that is never shown: `Debug` prints `***`.
+/// A secret text: `Debug` prints `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes `text` out of sight.
+    /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -135,9 +135,9 @@ impl RedisUrl {
     }
 }
 
-/// What needs no escape in a user name: RFC 3986 §2.3, unreserved.
+/// The characters that need no escape in a user name: RFC 3986 §2.3, unreserved.
 const USER: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// The same and what a path shows as it is.
+/// The same, and those that need no escape in a path.
 const PATH: &AsciiSet = &USER.remove(b'/').remove(b'@').remove(b':').remove(b'+').remove(b',');
 
 const DEFAULT_PORT: u16 = 6379;
@@ -157,7 +157,7 @@ fn parse_tcp(
         });
     }
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    // A raw '@' in a password is so common that it is worth the reading: a host can hold none.
+    // Accept a raw '@' in a password, which is common: the last one ends the password, since a host has none.
     let (credentials, address) = match authority.rsplit_once('@') {
         Some((credentials, address)) => (Some(credentials), address),
         None => (None, authority),
@@ -169,8 +169,8 @@ fn parse_tcp(
             Some((user, password)) => (Some(decode(user)?), Some(decode(password)?)),
         },
     };
-    // Before the address: a wrong database may well be the second half of a password with a '/' in it, and
-    // that error explains itself better than one about the host.
+    // Checked before the address: an invalid database is often the second half of a password that contains '/', and
+    // this error explains that better than one about the host.
     let database = parse_database(path)?;
     let (host, port) = parse_address(address)?;
     Ok(RedisUrl {
@@ -233,13 +233,13 @@ fn parse_database(text: &str) -> Result<u32, InvalidBrokerUrl> {
     if text.is_empty() { Ok(0) } else { parse_digits(text).ok_or(InvalidBrokerUrl::Database) }
 }
 
-/// A number in plain digits: `str::parse` alone would also take a sign.
+/// A number in plain digits: `str::parse` alone would also accept a sign.
 fn parse_digits<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 fn decode(text: &str) -> Result<String, InvalidBrokerUrl> {
-    // The decoder lets a stray '%' pass; here it is more likely a password that was not encoded.
+    // The decoder accepts a stray '%'; here it is more likely a password that was not encoded.
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         let escape = || -> Option<()> {

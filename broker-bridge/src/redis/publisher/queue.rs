@@ -10,10 +10,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 
 use crate::{BrokerError, PublishRequest, metrics::BrokerMetrics, redis::clock::Clock};
 
-/// What a queued request is charged beside its payload, in bytes.
+/// The charge for a queued request besides its payload, in bytes.
 const REQUEST_BYTES: usize = 256;
 
-/// The way into one queue.
+/// The sending side of one queue.
 #[derive(Debug)]
 pub(in crate::redis) struct Queue {
     sender: mpsc::Sender<Outgoing>,
@@ -25,7 +25,7 @@ pub(in crate::redis) struct Queue {
 }
 
 impl Queue {
-    /// A queue of `capacity` bytes, and its far end.
+    /// A queue of `capacity` bytes, and its receiver.
     pub(in crate::redis) fn new(
         capacity: usize,
         time_limit: Duration,
@@ -34,7 +34,7 @@ impl Queue {
     ) -> (Self, mpsc::Receiver<Outgoing>) {
         // A semaphore counts at most `u32::MAX` at once.
         let capacity = capacity.clamp(REQUEST_BYTES, (u32::MAX >> 3) as usize);
-        // The semaphore bounds the number: this channel is never full.
+        // The semaphore bounds the number of requests, so this channel is never full.
         let (sender, receiver) = mpsc::channel(capacity / REQUEST_BYTES);
         let space = Arc::new(Semaphore::new(capacity));
         (Self { sender, space, capacity, time_limit, clock, metrics }, receiver)
@@ -59,19 +59,19 @@ impl Queue {
     /// See [`Broker::publish`](crate::Broker::publish).
     pub(in crate::redis) async fn publish(&self, request: PublishRequest) {
         let charge = self.charge(&request);
-        // Made first, so that a dropped future settles it.
+        // Created first, so that dropping the future settles it.
         let outgoing = self.outgoing(request);
         if let Ok(space) = Arc::clone(&self.space).acquire_many_owned(charge).await {
             self.enqueue(outgoing, space);
         }
     }
 
-    /// Nothing is taken any more; who waits for space is settled.
+    /// Closes the queue. Requests that wait for space are settled as [`BrokerError::Closed`].
     pub(in crate::redis) fn close(&self) {
         self.space.close();
     }
 
-    /// A publication larger than the whole queue has to have it alone.
+    /// A publication larger than the whole queue waits until the queue is empty.
     fn charge(&self, request: &PublishRequest) -> u32 {
         let bytes = request.publication.data.bytes().len().saturating_add(REQUEST_BYTES).min(self.capacity);
         u32::try_from(bytes).unwrap_or(u32::MAX)
@@ -90,7 +90,7 @@ impl Queue {
     fn enqueue(&self, mut outgoing: Outgoing, space: OwnedSemaphorePermit) {
         self.metrics.publish_queue_bytes.add(bytes_of(&space));
         outgoing.space = Some(space);
-        // A closed channel drops it, which settles it as closed.
+        // If the channel is closed, the request is dropped, which settles it as closed.
         let _ = self.sender.try_send(outgoing);
     }
 }
@@ -101,7 +101,7 @@ impl Queue {
 pub(in crate::redis) struct Outgoing {
     /// Taken when it is settled.
     pub(super) request: Option<PublishRequest>,
-    /// When it has waited long enough for a connection, by the broker's clock.
+    /// Until when it may wait for a connection, by the broker's clock.
     pub(super) until: Duration,
     space: Option<OwnedSemaphorePermit>,
     /// It has been handed to a connection.

@@ -1,11 +1,11 @@
-//! Whether a pub/sub connection is still what it was.
+//! The health check of a pub/sub connection.
 //!
-//! Every interval it asks its server with `HELLO`, which no permission stands against, which is answered while the
-//! server loads or runs a script, and which tells the server's role. No answer within the time limit, and not a
-//! byte: the path is dead. What the publishers' canaries prove is [`Listener`]'s.
+//! Every interval it sends `HELLO`, which needs no permission, is answered while the server loads data or runs a
+//! script, and tells the server's role. If neither an answer nor any byte arrives within the time limit, the
+//! connection is dead. [`Listener`] checks the publishers' canaries.
 //!
-//! Bytes that arrive in the meantime are as good as an answer: behind a backlog the answer is late on a connection
-//! that works, and dropping it would make the backlog a loss.
+//! Any bytes count as an answer: behind a backlog the answer is late although the connection works, and closing the
+//! connection would lose the backlog.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::redis::{
     clock::{Clock, LOOK},
 };
 
-/// The connection is of no use any more.
+/// Why the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Dead {
     #[error("no answer within {0:?}")]
@@ -25,30 +25,30 @@ pub(super) enum Dead {
     Missed(#[from] Missed),
 }
 
-/// The pulse of one connection.
+/// The health check of one connection.
 pub(super) struct Pulse {
     clock: Arc<Clock>,
     listener: Listener,
     interval: Duration,
     time_limit: Duration,
     timer: Pin<Box<Sleep>>,
-    /// When to ask next.
+    /// When to send the next `HELLO`.
     next: Instant,
     question: Option<Question>,
-    /// When the last question was sent that has been answered.
+    /// When the last answered `HELLO` was sent.
     answered: Option<Duration>,
 }
 
-/// A question that waits for its answer.
+/// A `HELLO` without an answer yet.
 struct Question {
     sent_at: Duration,
-    /// The last time that the connection was seen to move, and how many bytes had arrived by then.
+    /// When bytes last arrived, and how many there had been in all.
     moved_at: Duration,
     bytes: u64,
 }
 
 impl Pulse {
-    /// A pulse whose first question is due at once.
+    /// A check whose first `HELLO` is due at once.
     pub(super) fn new(
         canaries: Arc<Canaries>,
         subscriber: usize,
@@ -73,7 +73,8 @@ impl Pulse {
         self.timer.as_mut().await;
     }
 
-    /// Judges, given how many bytes have arrived so far; whether to ask now. What has arrived has been read.
+    /// Checks the deadlines, given how many bytes have arrived so far; returns whether to send `HELLO` now. The caller
+    /// has read the socket.
     pub(super) fn look(&mut self, bytes: u64) -> Result<bool, Dead> {
         let now = self.clock.now();
         if let Some(question) = &mut self.question {
@@ -99,7 +100,7 @@ impl Pulse {
         Ok(ask)
     }
 
-    /// The question has been answered, if only with an error.
+    /// `HELLO` has been answered, if only with an error.
     pub(super) fn answered(&mut self) {
         if let Some(question) = self.question.take() {
             self.answered = Some(question.sent_at);

@@ -1,13 +1,14 @@
-//! What one connection's server has been told about topics, and what it has acknowledged.
+//! The subscriptions of one connection: which topics are wanted, which commands are in flight, and what the server
+//! has acknowledged.
 //!
-//! Owns the difference between the wish and the wire, and how to make it smaller. No I/O: commands are
-//! written into a buffer, answers are fed in. A topic has at most one command in flight; a wish that
-//! changes meanwhile is acted upon when the answer is there, so flapping converges on the last wish.
+//! Computes the commands that lead from the acknowledged to the wanted subscriptions. No I/O: commands are written
+//! into a buffer, answers are passed in. A topic has at most one command in flight; a change in the meantime is
+//! handled when the answer has arrived, so flapping converges on the last wish.
 //!
-//! Redis answers commands in order, and a `SUBSCRIBE` of many topics with one acknowledgement per topic in
-//! the order of its arguments, or with one error for all. So the queue of commands in flight says what
-//! each answer is about, and an answer that does not fit means that the connection is of no use. The one thing a
-//! server says unasked is that it has ended a subscription. That concerns its topic alone.
+//! Redis answers commands in order. It answers a `SUBSCRIBE` of many topics with one acknowledgement per topic, in
+//! the order of the arguments, or with one error for all. So the queue of commands in flight tells what each answer
+//! belongs to, and an answer that does not fit means that the connection must be closed. The only thing a server sends
+//! unasked is that it has ended a subscription, which concerns that topic alone.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,13 +22,13 @@ use crate::{
     redis::connection::{write_command, write_header, write_part},
 };
 
-/// The most topics in one command.
+/// The maximum number of topics in one command.
 const BATCH: usize = 512;
-/// The most topics whose acknowledgement is awaited. Bounds the buffer of commands, and keeps a
-/// server busy that is a few milliseconds away.
+/// The maximum number of topics in flight. Bounds the buffer of commands, and is enough to keep a server busy that is
+/// a few milliseconds away.
 const WINDOW: usize = 16 * BATCH;
 
-/// What a topic is for.
+/// The purpose of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Room(RoomName),
@@ -38,38 +39,38 @@ pub(super) enum Purpose {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Acknowledged<'a> {
     pub(super) purpose: &'a Purpose,
-    /// It stood before, and was lost.
+    /// It was subscribed before, and the subscription was lost.
     pub(super) after_loss: bool,
     /// It is still wanted.
     pub(super) wanted: bool,
 }
 
-/// What an error meant.
+/// The consequence of an error.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// A question is answered all the same.
+    /// It answered a `HELLO`.
     Answered,
-    /// One of several topics was refused, and nobody knows which: each is tried alone now.
+    /// One of several topics was refused, and the error does not say which: each is now tried alone.
     OneByOne,
     /// A new topic was refused. It has been forgotten.
     Refused(Purpose),
-    /// A topic that once stood was refused. It will be tried again by [`Table::retry_refused`].
+    /// A topic that was subscribed before was refused. [`Table::retry_refused`] tries it again.
     StillOwed(Purpose),
-    /// The server cannot at the moment. All of it will be tried again by [`Table::retry_refused`].
+    /// The server temporarily refuses. [`Table::retry_refused`] tries all of it again.
     Later {
-        /// Some of it once stood.
+        /// Some of the topics were subscribed before.
         owed: bool,
     },
-    /// An `UNSUBSCRIBE` was refused. What the topics bring is ignored, but for those that are wanted again.
+    /// An `UNSUBSCRIBE` was refused. Messages on these topics are ignored, except for topics that are wanted again.
     StillSubscribed {
         /// The rooms that are wanted again: their subscriptions never ended.
         wanted: Vec<RoomName>,
-        /// The others will be tried again by [`Table::retry_refused`]. For good, they would only be refused again.
+        /// [`Table::retry_refused`] unsubscribes the others again. After a permanent error that would be pointless.
         later: bool,
     },
 }
 
-/// The server answered something that was not asked.
+/// An answer fits no command in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the server's answer fits no command")]
 pub(super) struct OutOfStep;
@@ -77,11 +78,11 @@ pub(super) struct OutOfStep;
 #[derive(Debug)]
 pub(super) struct Table {
     topics: HashMap<Arc<[u8]>, Topic>,
-    /// Topics whose wish and wire may differ. A topic is in it at most once.
+    /// Topics whose wanted and actual state may differ. A topic is in it at most once.
     queue: VecDeque<Arc<[u8]>>,
     in_flight: VecDeque<Command>,
     in_flight_topics: usize,
-    /// How many wanted topics once stood and do not now, and how many of them were refused.
+    /// How many wanted topics were subscribed before and are not now.
     owed: usize,
     refused: Vec<Arc<[u8]>>,
     /// Rooms may be subscribed, and not only the canaries' topic.
@@ -94,7 +95,7 @@ struct Topic {
     purpose: Purpose,
     wanted: bool,
     wire: Wire,
-    /// It stood, was lost, and has not been acknowledged since.
+    /// It was subscribed, was lost, and has not been acknowledged since.
     owed: bool,
     /// It has been part of a command that was refused.
     alone: bool,
@@ -123,7 +124,7 @@ struct Awaited {
 }
 
 impl Awaited {
-    /// Takes the acknowledgement of `topic`; whether it was the last.
+    /// Takes the acknowledgement of `topic`; returns whether it was the last.
     fn take(&mut self, topic: &[u8]) -> Result<bool, OutOfStep> {
         if self.topics.get(self.answered).is_none_or(|expected| **expected != *topic) {
             return Err(OutOfStep);
@@ -146,17 +147,17 @@ impl Table {
             open: false,
         };
         table.insert(canary, Purpose::Canary);
-        // The connection is complete only with its canary, from the first time on.
+        // From the start, the connection is complete only with its canaries' topic.
         table.owe(canary);
         table
     }
 
-    /// What a topic is for, if it is wanted: the look-up of every publication.
+    /// The purpose of a topic, if it is wanted: the look-up for every publication.
     pub(super) fn wanted(&self, topic: &[u8]) -> Option<&Purpose> {
         self.topics.get(topic).filter(|topic| topic.wanted).map(|topic| &topic.purpose)
     }
 
-    /// Whether everything that once stood stands.
+    /// Whether everything that was subscribed before is subscribed again.
     pub(super) fn is_complete(&self) -> bool {
         self.owed == 0 && self.open
     }
@@ -170,7 +171,7 @@ impl Table {
         self.open
     }
 
-    /// Wants a room; whether it stands already.
+    /// Adds a room; returns whether it is subscribed already.
     pub(super) fn want(&mut self, topic: &Arc<[u8]>, room: RoomName) -> bool {
         let Some(entry) = self.topics.get_mut(topic) else {
             self.insert(topic, Purpose::Room(room));
@@ -184,7 +185,7 @@ impl Table {
         stands
     }
 
-    /// Does not want a room any more, and owes it nothing.
+    /// Removes a room. It is told no gap.
     pub(super) fn unwant(&mut self, topic: &[u8]) {
         let Some((topic, entry)) = self.topics.get_key_value(topic) else { return };
         let (topic, owed) = (Arc::clone(topic), entry.owed);
@@ -226,7 +227,7 @@ impl Table {
                     self.topics.remove(&topic);
                     continue;
                 }
-                // Either as it should be, or looked at again when the answer is there.
+                // In the wanted state, or handled when the answer arrives.
                 _ => continue,
             };
             batch.push(topic);
@@ -241,7 +242,7 @@ impl Table {
         self.send(out, false, unsubscribe);
     }
 
-    /// Writes a `HELLO`, which asks the server how it is and changes nothing.
+    /// Writes a `HELLO`, which asks for the server's role and changes nothing.
     pub(super) fn ask(&mut self, out: &mut BytesMut) {
         write_command(out, &[b"HELLO", b"3"]);
         self.in_flight.push_back(Command::Hello);
@@ -269,8 +270,8 @@ impl Table {
         Ok(Acknowledged { purpose: &entry.purpose, after_loss, wanted: entry.wanted })
     }
 
-    /// A subscription has ended. Either the server has acknowledged an `UNSUBSCRIBE`, or it has ended the
-    /// subscription by itself; then what is still wanted is owed, subscribed again and returned.
+    /// A subscription has ended: the server has acknowledged an `UNSUBSCRIBE`, or has ended the subscription by itself.
+    /// In the second case a topic that is still wanted is subscribed again, is owed a gap, and is returned.
     pub(super) fn unsubscribed(&mut self, topic: &[u8]) -> Option<Purpose> {
         if let Some(Command::Unsubscribe(awaited)) = self.in_flight.front_mut()
             && let Ok(last) = awaited.take(topic)
@@ -283,7 +284,7 @@ impl Table {
             return None;
         }
         let entry = self.topics.get_mut(topic).filter(|entry| entry.wire == Wire::Subscribed)?;
-        // In any other state the answer to a command is still to come, and says what is so.
+        // In any other state, a command is in flight whose answer decides.
         let lost = entry.wanted.then(|| entry.purpose.clone());
         if lost.is_some() && !std::mem::replace(&mut entry.owed, true) {
             self.owed += 1;
@@ -299,7 +300,7 @@ impl Table {
         self.enqueue(&key);
     }
 
-    /// The server has answered something else than an acknowledgement or an error: to a `HELLO`.
+    /// The server has sent a reply other than an acknowledgement or an error: it answers a `HELLO`.
     pub(super) fn replied(&mut self) -> Result<(), OutOfStep> {
         match self.in_flight.pop_front() {
             Some(Command::Hello) => Ok(()),
@@ -307,7 +308,7 @@ impl Table {
         }
     }
 
-    /// The server has answered with an error; whether the same command may succeed later.
+    /// The server has answered with an error; `later` says whether the same command may succeed later.
     pub(super) fn refused(&mut self, later: bool) -> Result<Refusal, OutOfStep> {
         match self.in_flight.pop_front().ok_or(OutOfStep)? {
             Command::Hello => Ok(Refusal::Answered),
@@ -330,12 +331,12 @@ impl Table {
                 }
                 Ok(Refusal::StillSubscribed { wanted, later })
             }
-            // A command that is half acknowledged cannot fail any more.
+            // A command that is partly acknowledged cannot fail.
             Command::Subscribe(_) | Command::Unsubscribe(_) => Err(OutOfStep),
         }
     }
 
-    /// Nothing is wrong with these topics: they stay in one batch.
+    /// The error does not concern these topics in particular: they stay in one batch.
     fn subscribe_later(&mut self, topics: Vec<Arc<[u8]>>) -> Refusal {
         let mut owed = false;
         for topic in topics {
@@ -346,14 +347,14 @@ impl Table {
         Refusal::Later { owed }
     }
 
-    /// Tries again what was refused and is to be tried again.
+    /// Queues refused topics again.
     pub(super) fn retry_refused(&mut self) {
         for topic in std::mem::take(&mut self.refused) {
             self.enqueue(&topic);
         }
     }
 
-    /// The connection is lost: nothing is on the wire, and what stood and is wanted is owed.
+    /// The connection is lost: no topic is subscribed, and wanted ones that were are owed a gap.
     pub(super) fn lost(&mut self) {
         self.open = false;
         self.in_flight.clear();

@@ -1,7 +1,7 @@
-//! Which rooms the node wants on one connection.
+//! The rooms that the node wants to be subscribed to on one connection.
 //!
-//! Owns the wish and who waits for it. Callers change it under a short lock and wake the connection's owner,
-//! which is the only one to say that a wish has come true.
+//! Owns the wanted rooms and the callers that wait for acknowledgements. Callers change the set under a short lock and
+//! wake the connection's task, which alone reports acknowledgements.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -25,18 +25,18 @@ pub(in crate::redis) struct Wanted {
 #[derive(Debug, Default)]
 struct State {
     rooms: HashMap<RoomName, Want>,
-    /// Rooms whose wish changed since the owner looked. A set, so that flapping cannot make it long.
+    /// Rooms that were added or removed since the task last looked. A set, so that flapping cannot make it grow.
     changed: HashSet<RoomName>,
-    /// Counts the losses. A room stands if it was acknowledged since the last one.
+    /// Counts lost connections. A room is subscribed if it was acknowledged since the last loss.
     epoch: u64,
     closed: bool,
 }
 
 #[derive(Debug, Default)]
 struct Want {
-    /// The epoch of its acknowledgement.
+    /// The epoch in which it was acknowledged.
     acknowledged: Option<u64>,
-    /// Why the server does not deliver it, though it once did. Whoever asks meanwhile is told so at once.
+    /// Why the server refuses it now, though it was acknowledged before. Further callers get this error at once.
     refused: Option<BrokerError>,
     waiters: Vec<Waiter>,
 }
@@ -70,8 +70,8 @@ impl Wanted {
         if let Some(error) = &want.refused {
             return Box::pin(future::ready(Err(error.clone())));
         }
-        // Waiters that gave up are swept whenever the list would grow, so that asking again and again
-        // while the broker is away cannot make it long.
+        // Remove waiters that gave up whenever the list would grow, so that repeated calls during an outage cannot
+        // make it grow without bound.
         if want.waiters.len() == want.waiters.capacity() {
             want.waiters.retain(|waiter| !waiter.is_closed());
         }
@@ -95,12 +95,12 @@ impl Wanted {
         settle(given_up, &Err(BrokerError::NotNow(reason.into())));
     }
 
-    /// Resolves when there may be changes to take. Cancel safe.
+    /// Resolves when there may be changes. Cancel safe.
     pub(super) async fn changed(&self) {
         self.wake.notified().await;
     }
 
-    /// The rooms whose wish changed, and what it is now.
+    /// The rooms that were added or removed, and whether each is wanted now.
     pub(super) fn take_changes(&self) -> Vec<(RoomName, bool)> {
         let mut state = self.state.lock();
         let changed = std::mem::take(&mut state.changed);
@@ -113,7 +113,7 @@ impl Wanted {
             .collect()
     }
 
-    /// The server delivers this room.
+    /// The server has acknowledged this room.
     pub(super) fn acknowledged(&self, room: &RoomName) {
         let waiters = {
             let mut state = self.state.lock();
@@ -126,7 +126,7 @@ impl Wanted {
         settle(waiters, &Ok(()));
     }
 
-    /// The server will not deliver this room, which was never acknowledged: it is not wanted any more.
+    /// The server refuses this room, which was never acknowledged: it is removed.
     pub(super) fn refused(&self, room: &RoomName, error: &BrokerError) {
         let removed = self.state.lock().rooms.remove(room);
         if let Some(want) = removed {
@@ -135,7 +135,7 @@ impl Wanted {
         }
     }
 
-    /// The server will not deliver this room for the moment, though it once did. The wish stays.
+    /// The server refuses this room, though it was acknowledged before. It stays wanted.
     pub(super) fn refused_again(&self, room: &RoomName, error: &BrokerError) {
         let waiters = {
             let mut state = self.state.lock();
@@ -147,19 +147,19 @@ impl Wanted {
         settle(waiters, &Err(error.clone()));
     }
 
-    /// The server has ended this room's subscription: it is not acknowledged any more.
+    /// The server has ended this room's subscription: it is no longer acknowledged.
     pub(super) fn room_interrupted(&self, room: &RoomName) {
         if let Some(want) = self.state.lock().rooms.get_mut(room) {
             want.acknowledged = None;
         }
     }
 
-    /// The connection is lost: nothing is acknowledged any more.
+    /// The connection is lost: no room is acknowledged any more.
     pub(super) fn interrupted(&self) {
         self.state.lock().epoch += 1;
     }
 
-    /// The end: whoever waits hears of it, and nothing can be wanted after.
+    /// Closes the set: all waiters get an error, and no room can be added.
     pub(in crate::redis) fn close(&self) {
         let rooms = {
             let mut state = self.state.lock();
@@ -175,10 +175,10 @@ impl Wanted {
     }
 }
 
-/// Outside the lock: a waiter's task may run on this very thread's next step.
+/// Call this without the lock: a waiter may run at once.
 fn settle(waiters: Vec<Waiter>, outcome: &Result<(), BrokerError>) {
     for waiter in waiters {
-        // A waiter that is gone does not want to know.
+        // The waiter may have given up.
         let _ = waiter.send(outcome.clone());
     }
 }
