@@ -20,7 +20,8 @@
 //! 3. **A missed canary renews both ends.** A subscriber has missed a canary that was sent after the topic was subscribed
 //!    and acknowledged, if a later one of the same publisher has come, or if a command that was sent after the
 //!    acknowledgement has been answered and the time limit is over. (Redis answers a connection in order: on the same
-//!    server the canary would have come first, however long the backlog is.)
+//!    server the canary would have come first, however long the backlog is.) Canaries of connections that had ended when
+//!    the rooms were subscribed do not count: the gap covers what these connections carried.
 //!
 //! # Why a gap covers everything that was lost
 //!
@@ -119,6 +120,11 @@ enum Proof {
 }
 
 impl State {
+    /// The first connection that may still carry publications: the current one, or the next one.
+    fn first_open(&self) -> u64 {
+        self.connection + u64::from(!self.connected)
+    }
+
     /// Sets one subscriber's proof; returns whether that was the last one that held back publications.
     fn set_proof(&mut self, subscriber: usize, proof: Proof, now: Duration) -> bool {
         if let Some(place) = self.proofs.get_mut(subscriber) {
@@ -288,6 +294,9 @@ pub(super) struct Listener {
     proven: bool,
     /// When the topic was subscribed.
     since: Option<Duration>,
+    /// The first connection whose publications are not covered by the gaps told here, by publisher. What an earlier
+    /// connection carried was acknowledged before the rooms were subscribed.
+    first_open: Box<[u64]>,
     /// The last canary received, by publisher.
     heard: Box<[u64]>,
     /// The oldest acknowledged canary that has not arrived, by publisher.
@@ -302,8 +311,16 @@ pub(super) struct Missed;
 impl Listener {
     pub(super) fn new(canaries: Arc<Canaries>, subscriber: usize, time_limit: Duration) -> Self {
         let publishers = canaries.publishers.len();
-        let (heard, owed) = (vec![0; publishers].into(), vec![None; publishers].into());
-        Self { canaries, subscriber, time_limit, proven: false, since: None, heard, owed }
+        Self {
+            canaries,
+            subscriber,
+            time_limit,
+            proven: false,
+            since: None,
+            first_open: vec![0; publishers].into(),
+            heard: vec![0; publishers].into(),
+            owed: vec![None; publishers].into(),
+        }
     }
 
     /// The topic is subscribed; every publisher is asked for a canary.
@@ -342,8 +359,9 @@ impl Listener {
         if self.proven || self.since.is_none() {
             return false;
         }
-        self.proven = self.canaries.publishers.iter().all(|trail| {
+        self.proven = self.canaries.publishers.iter().zip(&mut self.first_open).all(|(trail, first_open)| {
             let state = trail.state.lock();
+            *first_open = state.first_open();
             !state.connected || state.refused || state.proofs.get(self.subscriber) == Some(&Proof::Proven)
         });
         self.proven
@@ -372,7 +390,7 @@ impl Listener {
             (after, accepted.find(|accepted| (before + 1..number).contains(&accepted.number)).copied())
         };
         // A connection without rooms has lost nothing yet.
-        match missed.filter(|accepted| self.proven && self.expects(accepted)) {
+        match missed.filter(|accepted| self.proven && self.expects(index, accepted)) {
             Some(missed) => Err(self.missed(index, missed)),
             None => Ok(after),
         }
@@ -384,11 +402,18 @@ impl Listener {
         let now = self.canaries.clock.now();
         let mut next: Option<Duration> = None;
         for index in 0..self.heard.len() {
-            let latest = self.canaries.trail(index).state.lock().accepted[0];
+            let latest = {
+                let state = self.canaries.trail(index).state.lock();
+                if let (false, Some(first_open)) = (self.proven, self.first_open.get_mut(index)) {
+                    *first_open = state.first_open();
+                }
+                state.accepted[0]
+            };
             let heard = self.heard.get(index).copied().unwrap_or_default();
-            let latest = latest.filter(|latest| latest.number > heard && self.expects(latest));
+            let latest = latest.filter(|latest| latest.number > heard && self.expects(index, latest));
+            let still_owed = self.owed.get(index).copied().flatten().filter(|owed| self.expects(index, owed));
             let Some(owed) = self.owed.get_mut(index) else { continue };
-            *owed = owed.or(latest);
+            *owed = still_owed.or(latest);
             let Some(owed) = *owed else { continue };
             let due = owed.at + self.time_limit;
             if now >= due && answered.is_some_and(|sent_at| sent_at > owed.at) {
@@ -410,8 +435,9 @@ impl Listener {
         Missed
     }
 
-    fn expects(&self, accepted: &Accepted) -> bool {
+    fn expects(&self, index: usize, accepted: &Accepted) -> bool {
         self.since.is_some_and(|since| accepted.sent_at >= since)
+            && self.first_open.get(index).is_some_and(|first_open| accepted.connection >= *first_open)
     }
 
     /// Asks the publisher to reconnect, unless it has done so since.

@@ -137,14 +137,18 @@ async fn rooms_wait_for_the_last_publisher_that_may_be_at_another_server() {
     world.canaries.connected(0);
     world.hear_canary(0);
     assert_eq!(world.holding(), [false, true]);
+    world.accept(1);
     assert!(!world.listener.prove(), "publisher 1 can still be acknowledged elsewhere");
+    assert!(world.listener.look(None).unwrap().is_some(), "its canary is awaited");
     let mut released = world.canaries.released();
     world.canaries.disconnected(1);
     assert!(released.has_changed().unwrap(), "the subscriber looks again");
     assert!(world.listener.prove(), "whatever publisher 1 was acknowledged is in the past");
     released.mark_unchanged();
+    assert_eq!(world.listener.look(Some(world.clock.now())), Ok(None), "and so is its canary");
 
-    // Its next connection proves itself to a subscriber that serves its rooms already.
+    // Its next connection proves itself to a subscriber that serves its rooms already, and that tells no second gap
+    // for the canary that publisher 1 sent elsewhere before.
     world.canaries.connected(1);
     assert_eq!(world.holding(), [false, true]);
     world.hear_canary(1);
