@@ -20,7 +20,7 @@ use std::{
 use broker_bridge::{Broker, GapCause, Publication, RoomName, Sink, Subscribing};
 use parking_lot::Mutex;
 
-use crate::{budget::Budget, metrics::Metrics, shard::Inbox};
+use crate::{budget::Budget, metrics::Metrics, shard::Inbox, shrink};
 
 mod broadcast;
 
@@ -87,7 +87,11 @@ impl Hub {
             let room = {
                 let mut lingering = self.lingering.lock();
                 match lingering.front() {
-                    Some((left, _)) if now.duration_since(*left) >= LINGER => lingering.pop_front(),
+                    Some((left, _)) if now.duration_since(*left) >= LINGER => {
+                        let next = lingering.pop_front();
+                        shrink::queue(&mut lingering);
+                        next
+                    }
                     _ => None,
                 }
             };
@@ -97,6 +101,7 @@ impl Hub {
             entry.lingering = false;
             if entry.is_empty() {
                 rooms.remove(&room);
+                shrink::map(&mut *rooms);
                 self.fan_out.metrics.rooms.dec();
                 // Under the stripe: a join that comes next must reach the broker after this.
                 self.broker.unsubscribe(&room);
@@ -337,6 +342,27 @@ mod tests {
         bench.hub.leave(&room("a"), 0);
         bench.hub.forget_rooms(Instant::now() + LINGER);
         assert_eq!((bench.rooms(), bench.hub.lingering.lock().len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn rooms_that_are_forgotten_leave_no_memory_behind() {
+        const ROOMS: usize = 20_000;
+        let bench = Bench::new(1);
+        let capacity = |bench: &Bench| {
+            let stripes = bench.hub.fan_out.stripes.iter();
+            stripes.map(|stripe| stripe.lock().capacity()).sum::<usize>()
+                + bench.hub.lingering.lock().capacity()
+        };
+        for name in 0..ROOMS {
+            bench.join(&name.to_string(), 0).await;
+        }
+        for name in 0..ROOMS {
+            bench.hub.leave(&room(&name.to_string()), 0);
+        }
+        assert!(capacity(&bench) >= 2 * ROOMS);
+        bench.hub.forget_rooms(Instant::now() + LINGER);
+        assert_eq!(bench.rooms(), 0);
+        assert!(capacity(&bench) <= (STRIPES + 1) * 64, "{} places are kept", capacity(&bench));
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@
 //! | [`session`] | what one client may do and is told |
 //! | [`hub`] | the rooms of this node |
 //! | `room_map` | what a session keeps of each of its rooms |
+//! | `shrink` | how containers give memory back after a crowd |
 //! | [`delivery`] | what a room's publications may do in a full outbound queue |
 //! | [`limits`] | how much anybody may use |
 //! | [`budget`] | how much memory is held for clients, and how much may be |
@@ -52,6 +53,7 @@ pub mod server;
 pub mod session;
 pub mod settings;
 pub mod shard;
+mod shrink;
 pub mod telemetry;
 pub mod tls;
 pub mod watch;

@@ -18,6 +18,7 @@
 //! published elsewhere (see `canaries`).
 
 mod pulse;
+mod shrink;
 mod table;
 mod wanted;
 
@@ -373,8 +374,10 @@ impl Task {
     }
 }
 
-/// Cancel safe: bytes that were written have been removed from `out`.
+/// Cancel safe: bytes that were written have been removed from `out`. Its memory is freed when all are written: the
+/// topics of a crowd may have needed a megabyte.
 async fn send(outgoing: &mut (impl AsyncWrite + Unpin), out: &mut BytesMut) -> io::Result<()> {
     outgoing.write_all_buf(out).await?;
+    *out = BytesMut::new();
     outgoing.flush().await
 }

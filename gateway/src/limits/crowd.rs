@@ -10,7 +10,8 @@ use std::{
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use super::keyed::{Key, shrink};
+use super::keyed::Key;
+use crate::shrink;
 
 const STRIPES: usize = 16;
 
@@ -47,7 +48,7 @@ impl<K: Key> Crowd<K> {
     /// Frees memory that an earlier peak needed.
     pub fn sweep(&self) {
         for stripe in &self.stripes {
-            shrink(&mut stripe.lock());
+            shrink::map(&mut *stripe.lock());
         }
     }
 

@@ -18,6 +18,7 @@ use governor::{
 use parking_lot::Mutex;
 
 use super::meter::Measure;
+use crate::shrink;
 
 /// A key with its own bucket.
 pub trait Key: Clone + Eq + Hash {}
@@ -145,7 +146,7 @@ impl<K: Key> ShrinkableKeyedStateStore<K> for Bounded<K> {
             let Stripe { states, overflow } = &mut *stripe.lock();
             states.retain(|_, state| *state > drop_below);
             *overflow = overflow.filter(|state| *state > drop_below);
-            shrink(states);
+            shrink::map(states);
         }
     }
 
@@ -155,13 +156,6 @@ impl<K: Key> ShrinkableKeyedStateStore<K> for Bounded<K> {
 
     fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-/// Frees memory that an earlier peak needed.
-pub(super) fn shrink<K: Eq + Hash, V>(map: &mut HashMap<K, V, RandomState>) {
-    if map.capacity() > 64 && map.len() < map.capacity() / 4 {
-        map.shrink_to(map.len() * 2);
     }
 }
 

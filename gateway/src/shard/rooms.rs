@@ -11,7 +11,7 @@ use broker_bridge::RoomName;
 
 use self::members::Members;
 use super::{connection::Connection, outbound::RoomTag};
-use crate::room_map::RoomMap;
+use crate::{room_map::RoomMap, shrink};
 
 /// Who is in which room on this shard.
 ///
@@ -92,6 +92,7 @@ impl Rooms {
         });
         if members.is_empty() {
             self.rooms.remove(room);
+            shrink::map(&mut self.rooms);
         }
     }
 }

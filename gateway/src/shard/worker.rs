@@ -46,8 +46,8 @@ use crate::{
 const SCRATCH: usize = 64 * 1024;
 /// Deliveries into queues after which a turn writes and lets others have theirs, before it goes on with its events.
 const TURN: usize = 16 * SLICE;
-/// Places for events, commands and effects that are kept between turns; a burst that needed more gives its
-/// memory back.
+/// Places for events, commands, effects, and what a turn writes, that are kept between turns; a burst that needed more
+/// gives its memory back.
 const KEPT_EVENTS: usize = 4096;
 
 /// One shard, seen from inside.

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use tidegate_tests::{
     client::Client,
+    eventually::eventually,
     http::{Request, Response},
     node::{Builder, Node},
     raw::{Frame, RawSocket},
@@ -306,4 +307,42 @@ async fn a_client_that_does_not_read_its_refusals_is_not_read() -> Result<()> {
     }
     ensure!(closed(&node.samples().await?, "slow_consumer") == 0);
     Ok(())
+}
+
+/// What a crowd needed is given back to the system, and not only kept for the next crowd.
+#[tokio::test]
+#[expect(clippy::print_stdout, reason = "the figures are for whoever asks for them with --nocapture")]
+async fn the_memory_of_three_crowds_goes_back_to_the_system() -> Result<()> {
+    const READERS: usize = 500;
+    const QUEUED: u64 = 100 * MIB;
+    let redis = RedisServer::start().await?;
+    let node = Builder::new().set("broker.url", &redis.url()).set("limits.memory", "1GiB").start().await?;
+    let mut backend = Backend::connect(&redis).await?;
+    let payload = vec![b'x'; 16 * 1024];
+    let start = node.resident_bytes()?;
+    for crowd in 1..=3 {
+        let readers = stalled(&node, "room", READERS).await?;
+        while node.samples().await?.sum("tidegate_outbound_bytes", &[]) < QUEUED {
+            // A few at a time: an answer of Redis that takes long is an error.
+            for first in (0..READERS).step_by(50) {
+                backend.publish("room", first..first + 50, &payload).await?;
+            }
+        }
+        let most = node.resident_bytes()?;
+        ensure!(most > start + QUEUED, "crowd {crowd}: {start} bytes resident at the start, {most} now");
+        drop(readers);
+        node.until_samples("the crowd is gone", |samples| samples.sum("tidegate_sockets", &[]) == 0).await?;
+    }
+    let left = eventually("the memory is given back", async || {
+        let now = node.resident_bytes().map_err(|error| format!("{error:#}"))?;
+        // Within 1.3 times of what it was.
+        if now * 10 <= start * 13 {
+            Ok(now)
+        } else {
+            Err(format!("{now} bytes resident, {start} at the start"))
+        }
+    })
+    .await?;
+    println!("{} KiB resident at the start, {} KiB after three crowds", start / 1024, left / 1024);
+    node.ensure_sound()
 }

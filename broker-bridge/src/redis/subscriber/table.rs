@@ -17,6 +17,7 @@ use std::{
 
 use bytes::BytesMut;
 
+use super::shrink;
 use crate::{
     RoomName,
     redis::connection::{write_command, write_header, write_part},
@@ -225,6 +226,7 @@ impl Table {
                 }
                 (false, Wire::Absent) => {
                     self.topics.remove(&topic);
+                    shrink::map(&mut self.topics);
                     continue;
                 }
                 // In the wanted state, or handled when the answer arrives.
@@ -238,6 +240,7 @@ impl Table {
                 self.send(out, false, std::mem::take(&mut unsubscribe));
             }
         }
+        shrink::queue(&mut self.queue);
         self.send(out, true, subscribe);
         self.send(out, false, unsubscribe);
     }

@@ -12,6 +12,7 @@ use futures_util::future;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+use super::shrink;
 use crate::{BrokerError, RoomName, Subscribing, metrics::BrokerMetrics};
 
 /// The rooms that are wanted on one connection.
@@ -85,6 +86,7 @@ impl Wanted {
         let given_up = {
             let mut state = self.state.lock();
             let Some(want) = state.rooms.remove(room) else { return };
+            shrink::map(&mut state.rooms);
             state.changed.insert(room.clone());
             self.metrics.topics.dec();
             self.metrics.topics_refused.sub(i64::from(want.refused.is_some()));

@@ -2,6 +2,8 @@
 
 use smallvec::SmallVec;
 
+use crate::shrink;
+
 /// Members, each at a place of its own. Leaving costs the same in a room of two and of 20,000: others move into the
 /// gap, and are told their new place.
 #[derive(Debug)]
@@ -47,6 +49,7 @@ impl<T> Members<T> {
             place = self.served;
         }
         self.list.swap_remove(place);
+        shrink::list(&mut self.list);
         self.list.get(place).inspect(|member| moved(member, place as u32));
     }
 }

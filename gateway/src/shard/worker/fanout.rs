@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use broker_bridge::{GapCause, RoomName};
 
-use super::{Worker, Written};
+use super::{KEPT_EVENTS, Worker, Written};
 use crate::{
     hub::Broadcast,
     shard::{
@@ -167,9 +167,15 @@ impl Worker {
                 }
             }
         }
+        if written.connections.capacity() > KEPT_EVENTS {
+            written.connections = Vec::new();
+        }
         (written.queued, written.deliveries) = (0, 0);
         for age in written.broadcasts.drain(..).filter_map(|broadcast| broadcast.written()) {
             self.context.metrics.fanout_seconds.observe(age.as_secs_f64());
+        }
+        if written.broadcasts.capacity() > KEPT_EVENTS {
+            written.broadcasts = Vec::new();
         }
     }
 }
