@@ -1,4 +1,4 @@
-//! The faults: their names, what publishers and sessions are told, and how each is caused and undone.
+//! The faults: their names, the expected results of publishers and sessions, and how each is caused and undone.
 
 use std::time::Duration;
 
