@@ -12,8 +12,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prometheus::Registry;
 use tidegate::{
     budget::Budget,
-    hub::{FanOut, Hub},
-    metrics::Metrics,
+    hub::{FanOut, Hub, HubMetrics},
     protocol::WireFormat,
     shard::{Event, Inbox},
 };
@@ -23,9 +22,10 @@ const INBOX: usize = 64 * 1024 * 1024;
 
 fn hub(c: &mut Criterion) {
     let inbox = Arc::new(Inbox::new(INBOX));
-    let metrics = Arc::new(Metrics::register(Registry::new()).expect("the registry is new"));
-    let budget = Budget::register(metrics.registry(), 1).expect("the registry is new");
-    let fan_out = Arc::new(FanOut::new(Box::new([Arc::clone(&inbox)]), metrics, budget));
+    let registry = Registry::new();
+    let metrics = Arc::new(HubMetrics::register(&registry).expect("the registry is new"));
+    let budget = Budget::register(&registry, 1).expect("the registry is new");
+    let fan_out = Arc::new(FanOut::new(Box::new([Arc::clone(&inbox) as _]), metrics, budget));
     let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), Arc::clone(&fan_out) as _));
     let hub = Hub::new(Arc::clone(&fan_out), broker);
     let rooms: Vec<_> = (0..ROOMS).map(|number| room(&format!("chat:{number}"))).collect();
@@ -43,7 +43,7 @@ fn hub(c: &mut Criterion) {
             inbox.take(&mut events, std::mem::take(&mut done));
             for event in events.drain(..) {
                 if let Event::Broadcast(broadcast) = event {
-                    done += Inbox::cost(&broadcast);
+                    done += broadcast.cost();
                 }
             }
         });

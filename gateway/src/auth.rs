@@ -43,6 +43,8 @@ use std::{
 
 use broker_bridge::RoomName;
 
+use crate::vocabulary::metrics::Label;
+
 pub use self::{
     cookie::CookieName,
     credential::Token,
@@ -256,9 +258,8 @@ pub enum AuthFailure {
     NotYetValid,
 }
 
-impl AuthFailure {
-    /// Every reason. Metrics export each of them from the start.
-    pub const ALL: [Self; 20] = [
+impl Label for AuthFailure {
+    const ALL: &'static [Self] = &[
         Self::Missing,
         Self::Ambiguous,
         Self::TooLong,
@@ -281,8 +282,7 @@ impl AuthFailure {
         Self::NotYetValid,
     ];
 
-    /// The metric label.
-    pub fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
             Self::Ambiguous => "ambiguous",

@@ -26,6 +26,8 @@ use std::sync::{
 use bytes::Bytes;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 
+use crate::vocabulary::metrics::Label;
+
 /// What holds memory for clients. The label of `tidegate_memory_held_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consumer {
@@ -43,13 +45,11 @@ pub enum Consumer {
     Publications,
 }
 
-impl Consumer {
-    /// Every consumer.
-    pub const ALL: [Self; 6] =
-        [Self::Outbound, Self::Inbox, Self::Heads, Self::Bodies, Self::Incomplete, Self::Publications];
+impl Label for Consumer {
+    const ALL: &'static [Self] =
+        &[Self::Outbound, Self::Inbox, Self::Heads, Self::Bodies, Self::Incomplete, Self::Publications];
 
-    /// The metric label.
-    pub fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Outbound => "outbound",
             Self::Inbox => "inbox",
@@ -68,7 +68,7 @@ pub const READ_BUFFER: usize = 56 * 1024;
 /// The memory that the node holds for its clients, and its limit.
 #[derive(Debug)]
 pub struct Budget {
-    held: [IntGauge; Consumer::ALL.len()],
+    held: Box<[IntGauge]>,
     /// `limits.memory`, in bytes.
     limit: IntGauge,
     /// How much the fullest session of each shard holds while memory is short; otherwise 0.
@@ -93,7 +93,7 @@ impl Budget {
         registry.register(Box::new(limit.clone()))?;
         limit.set(i64::MAX);
         Ok(Arc::new(Self {
-            held: Consumer::ALL.map(|consumer| held.with_label_values(&[consumer.as_str()])),
+            held: Consumer::ALL.iter().map(|consumer| held.with_label_values(&[consumer.as_str()])).collect(),
             limit,
             fullest: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
         }))
@@ -246,9 +246,10 @@ mod tests {
     fn each_consumer_has_its_own_place() {
         let budget = budget(1000);
         for (bytes, consumer) in (1..).zip(Consumer::ALL) {
-            budget.settle(consumer, bytes);
+            budget.settle(*consumer, bytes);
         }
-        assert_eq!(Consumer::ALL.map(|consumer| budget.held_by(consumer)), [1, 2, 3, 4, 5, 6]);
+        let held: Vec<_> = Consumer::ALL.iter().map(|consumer| budget.held_by(*consumer)).collect();
+        assert_eq!(held, [1, 2, 3, 4, 5, 6]);
         assert_eq!(budget.held(), 21);
     }
 

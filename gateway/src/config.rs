@@ -53,7 +53,7 @@ pub use self::{
     origin::Origins,
     rate::{ByteRate, Rate},
     snapshot::{Changes, Snapshot},
-    value::{ByteSize, ForwardedHeader, LogFormat, Secret},
+    value::{ByteSize, ForwardedHeader, LogFormat},
 };
 use self::{reader::Reader, table as key, value::format_time};
 use crate::{

@@ -20,16 +20,26 @@ use std::{
 use broker_bridge::{Broker, GapCause, Publication, RoomName, Sink, Subscribing};
 use parking_lot::Mutex;
 
-use crate::{budget::Budget, metrics::Metrics, shard::Inbox, shrink};
+use crate::{budget::Budget, shrink};
 
 mod broadcast;
+mod metrics;
 
-pub use broadcast::Broadcast;
+pub use self::{broadcast::Broadcast, metrics::HubMetrics};
 
 /// How long the node stays interested in a room after its last session left, so that a reload of a page
 /// does not cost an UNSUBSCRIBE and a SUBSCRIBE.
 const LINGER: Duration = Duration::from_secs(1);
 const STRIPES: usize = 64;
+
+/// Where the hub posts what concerns the rooms of a shard.
+pub trait Mailbox: Send + Sync {
+    /// Posts a broadcast. Returns whether there was space for it; if not, a gap has been posted in its place.
+    fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool;
+
+    /// Posts that publications of a room may be missing.
+    fn post_gap(&self, room: &RoomName, cause: GapCause);
+}
 
 /// What shards call when sessions come and go.
 pub struct Hub {
@@ -52,7 +62,7 @@ impl Hub {
         let mut rooms = self.fan_out.stripe(room.as_str()).lock();
         let entry = rooms.entry(room.clone()).or_insert_with(|| {
             self.fan_out.metrics.rooms.inc();
-            Room::new(self.fan_out.inboxes.len())
+            Room::new(self.fan_out.mailboxes.len())
         });
         entry.enter(shard);
         self.broker.subscribe(room)
@@ -114,8 +124,8 @@ impl Hub {
 pub struct FanOut {
     stripes: Box<[Stripe]>,
     hasher: foldhash::fast::RandomState,
-    inboxes: Box<[Arc<Inbox>]>,
-    metrics: Arc<Metrics>,
+    mailboxes: Box<[Arc<dyn Mailbox>]>,
+    metrics: Arc<HubMetrics>,
     budget: Arc<Budget>,
 }
 
@@ -123,10 +133,10 @@ type Stripe = Mutex<HashMap<RoomName, Room, foldhash::fast::RandomState>>;
 
 impl FanOut {
     /// A fan-out to these shards.
-    pub fn new(inboxes: Box<[Arc<Inbox>]>, metrics: Arc<Metrics>, budget: Arc<Budget>) -> Self {
+    pub fn new(mailboxes: Box<[Arc<dyn Mailbox>]>, metrics: Arc<HubMetrics>, budget: Arc<Budget>) -> Self {
         let hasher = foldhash::fast::RandomState::default();
         let stripes = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
-        Self { stripes, hasher, inboxes, metrics, budget }
+        Self { stripes, hasher, mailboxes, metrics, budget }
     }
 
     #[expect(clippy::indexing_slicing, reason = "reduced modulo the number of stripes")]
@@ -141,12 +151,12 @@ impl FanOut {
         self.stripe(room.as_str()).lock().get(room).map_or_else(ShardSet::default, Room::shards)
     }
 
-    fn inboxes(&self, shards: ShardSet) -> impl Iterator<Item = &Arc<Inbox>> {
-        self.inboxes
+    fn mailboxes(&self, shards: ShardSet) -> impl Iterator<Item = &dyn Mailbox> {
+        self.mailboxes
             .iter()
             .enumerate()
             .filter(move |(shard, _)| shards.contains(*shard))
-            .map(|(_, inbox)| inbox)
+            .map(|(_, mailbox)| &**mailbox)
     }
 }
 
@@ -160,8 +170,8 @@ impl Sink for FanOut {
         self.metrics.publications.inc();
         let broadcast = Broadcast::new(room.clone(), publication, count).counted(&self.budget);
         let broadcast = Arc::new(broadcast);
-        for inbox in self.inboxes(shards) {
-            if !inbox.post_broadcast(&broadcast) {
+        for mailbox in self.mailboxes(shards) {
+            if !mailbox.post_broadcast(&broadcast) {
                 self.metrics.inbox_overflows.inc();
                 self.metrics.gap(GapCause::Overflow);
                 broadcast.written();
@@ -174,8 +184,8 @@ impl Sink for FanOut {
         if shards.len() > 0 {
             self.metrics.gap(cause);
         }
-        for inbox in self.inboxes(shards) {
-            inbox.post_gap(room, cause);
+        for mailbox in self.mailboxes(shards) {
+            mailbox.post_gap(room, cause);
         }
     }
 }
@@ -250,7 +260,7 @@ mod tests {
     use prometheus::Registry;
 
     use super::*;
-    use crate::shard::Event;
+    use crate::shard::{Event, Inbox};
 
     struct Bench {
         hub: Hub,
@@ -260,10 +270,12 @@ mod tests {
 
     impl Bench {
         fn new(shards: usize) -> Self {
-            let metrics = Arc::new(Metrics::register(Registry::new()).unwrap());
+            let registry = Registry::new();
+            let metrics = Arc::new(HubMetrics::register(&registry).unwrap());
             let inboxes: Box<[_]> = (0..shards).map(|_| Arc::new(Inbox::new(1 << 20))).collect();
-            let budget = Budget::register(metrics.registry(), shards).unwrap();
-            let fan_out = Arc::new(FanOut::new(inboxes.clone(), metrics, budget));
+            let budget = Budget::register(&registry, shards).unwrap();
+            let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
+            let fan_out = Arc::new(FanOut::new(mailboxes, metrics, budget));
             let sink = Arc::clone(&fan_out);
             let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), sink));
             Self { hub: Hub::new(fan_out, Arc::clone(&broker)), inboxes, broker }

@@ -3,12 +3,15 @@
 //! The only place that knows all parts. Sockets live on the shards' threads; everything else (broker,
 //! listeners, ops) runs on the runtime that calls [`Node::start`].
 
+mod metrics;
+mod process;
+
 use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use broker_bridge::{
@@ -22,6 +25,7 @@ use prometheus::Registry;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::metrics::Metrics;
 use crate::{
     auth::{
         files::{KeyFiles, LoadError},
@@ -31,12 +35,14 @@ use crate::{
     config::{Changes, Config, Snapshot},
     drain::Pace,
     file::{FileError, MAX, Reads, read_text},
-    hub::{FanOut, Hub},
-    metrics::Metrics,
-    server::{self, Gate},
+    hub::{FanOut, Hub, Mailbox},
+    protocol,
+    request::Gate,
+    server,
     settings::{LiveSettings, Settings},
-    shard::{Context, Event, Inbox, SessionIds, Shard},
+    shard::{Context, Event, Inbox, Shard},
     tls::{Tls, TlsError},
+    vocabulary::SessionIds,
     watch::watch,
 };
 
@@ -54,6 +60,7 @@ pub struct Node {
     ops: SocketAddr,
     /// What it runs with, key by key.
     configured: Mutex<Snapshot>,
+    registry: Registry,
     gate: Arc<Gate>,
     shards: Arc<[Shard]>,
     broker: Arc<dyn Broker>,
@@ -135,11 +142,12 @@ pub enum Departure {
 impl Node {
     /// Starts a node; both listeners accept when it returns. Must be called within a tokio runtime.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let metrics = Arc::new(Metrics::register(Registry::new())?);
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry, &protocol::NAMES)?;
         // Before any port opens: nobody is to reach a node that cannot serve him.
-        let tls = config.tls.clone().map(|files| Tls::load(files, metrics.registry())).transpose()?;
+        let tls = config.tls.clone().map(|files| Tls::load(files, &registry)).transpose()?;
         let tls = tls.map(Arc::new);
-        let (key_files, remote_keys) = start_keys(&config, metrics.registry())?;
+        let (key_files, remote_keys) = start_keys(&config, &registry)?;
         let public = bind("public.listen", config.public.listen)?;
         let ops = bind("ops.listen", config.ops.listen)?;
         let address =
@@ -147,47 +155,50 @@ impl Node {
         let public_address = address(&public, config.public.listen);
         let ops_address = address(&ops, config.ops.listen);
 
-        let budget = Budget::register(metrics.registry(), config.shards)?;
+        let budget = Budget::register(&registry, config.shards)?;
         budget.set_limit(config.limits.memory.get());
         let inboxes: Box<[_]> =
             (0..config.shards).map(|_| Arc::new(Inbox::new(inbox_capacity(&config)))).collect();
-        let fan_out = Arc::new(FanOut::new(inboxes.clone(), Arc::clone(&metrics), Arc::clone(&budget)));
-        let broker = start_broker(&config, &fan_out, &metrics)?;
+        let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
+        let fan_out = Arc::new(FanOut::new(mailboxes, metrics.hub, Arc::clone(&budget)));
+        let broker = start_broker(&config, &fan_out, &registry)?;
         let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
         let settings = Arc::new(LiveSettings::new(Settings::new(&config, key_files.keyring())));
-        metrics.config_read(true, SystemTime::now().into());
         // Shards and routes ask how much all shards hold: the counters come first.
-        let vitals: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
+        let health: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
         let context = Arc::new(Context {
             hub: Arc::clone(&hub),
             broker: Arc::clone(&broker),
-            metrics: Arc::clone(&metrics),
+            metrics: metrics.shards,
+            traffic: Arc::clone(&metrics.traffic),
+            requests: Arc::clone(&metrics.requests),
             budget: Arc::clone(&budget),
             tls: tls.clone(),
             ids: Arc::clone(&ids),
             settings: Arc::clone(&settings),
-            shards: vitals.clone(),
+            shards: health.clone(),
         });
 
         let gate = Arc::new(Gate {
             settings: Arc::clone(&settings),
             broker: Arc::clone(&broker),
-            metrics,
+            metrics: metrics.requests,
+            traffic: metrics.traffic,
             budget,
             ids,
-            shards: vitals.clone(),
+            shards: health.clone(),
             demo: config.demo,
             draining: false.into(),
             closed: false.into(),
         });
         let shards = inboxes
             .iter()
-            .zip(vitals)
+            .zip(health)
             .enumerate()
-            .map(|(index, (inbox, vitals))| {
+            .map(|(index, (inbox, health))| {
                 let routes = server::public_routes(Arc::clone(&gate));
-                Shard::start(index, Arc::clone(inbox), vitals, Arc::clone(&context), routes)
+                Shard::start(index, Arc::clone(inbox), health, Arc::clone(&context), routes)
             })
             .collect::<io::Result<Arc<[Shard]>>>()
             .map_err(StartError::Shard)?;
@@ -204,7 +215,7 @@ impl Node {
         if let Some(remote_keys) = remote_keys {
             tasks.spawn(running.clone().run_until_cancelled_owned(remote_keys.run()));
         }
-        let ops_routes = server::ops::routes(Arc::clone(&gate));
+        let ops_routes = server::ops::routes(Arc::clone(&gate), registry.clone())?;
         tasks.spawn(server::ops_listener::run(ops, ops_routes, running.clone()));
         tracing::info!(listener = "public", address = %public_address, "listening");
         tracing::info!(listener = "ops", address = %ops_address, "listening");
@@ -212,6 +223,7 @@ impl Node {
             public: public_address,
             ops: ops_address,
             configured: Mutex::new(config.snapshot),
+            registry,
             gate,
             shards,
             broker,
@@ -235,8 +247,8 @@ impl Node {
     }
 
     /// What it measures.
-    pub fn metrics(&self) -> &Metrics {
-        &self.gate.metrics
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// Takes over from `config` what may change while the node runs, all of it in one moment, and says what
@@ -368,10 +380,10 @@ fn read_ca(path: &Path) -> Result<String, StartError> {
 fn start_broker(
     config: &Config,
     fan_out: &Arc<FanOut>,
-    metrics: &Metrics,
+    registry: &Registry,
 ) -> Result<Arc<dyn Broker>, StartError> {
     let sink = Arc::clone(fan_out);
-    let measured = BrokerMetrics::register(metrics.registry())?;
+    let measured = BrokerMetrics::register(registry)?;
     let broker = &config.broker;
     Ok(match &broker.url {
         BrokerUrl::Memory => Arc::new(MemoryBroker::new(&MemoryBus::new(), sink).with_metrics(measured)),

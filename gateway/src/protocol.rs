@@ -13,14 +13,16 @@ use broker_bridge::{Data, EventName, GapCause, Publication, RoomName, SessionId}
 use bytes::Bytes;
 
 use crate::{
-    limits::Limit,
-    session::CloseReason,
+    vocabulary::{CloseReason, ProtocolName, ReplyError},
     websocket::{self, Deflate},
 };
 
 pub mod centrifuge;
 pub mod event_stream;
 pub mod plain;
+
+/// Every protocol, for metrics.
+pub const NAMES: [ProtocolName; 3] = [plain::NAME, event_stream::NAME, centrifuge::NAME];
 
 /// The protocol of one session, with its state.
 #[derive(Debug)]
@@ -31,31 +33,6 @@ pub enum Protocol {
     EventStream(event_stream::EventStream),
     /// Centrifuge JSON: many rooms over one WebSocket, with requests and replies.
     Centrifuge(centrifuge::Centrifuge),
-}
-
-/// The name of a protocol: the metric's label and the log's word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProtocolName {
-    /// [`Protocol::Plain`]
-    Plain,
-    /// [`Protocol::EventStream`]
-    EventStream,
-    /// [`Protocol::Centrifuge`]
-    Centrifuge,
-}
-
-impl ProtocolName {
-    /// Every protocol.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::EventStream, Self::Centrifuge];
-
-    /// The metric's label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::EventStream => "sse",
-            Self::Centrifuge => "centrifuge",
-        }
-    }
 }
 
 /// One message of the transport, unframed.
@@ -174,53 +151,6 @@ pub enum Reply {
     Failed(ReplyError),
 }
 
-/// Why a request could not be done. The client hears it; the connection lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReplyError {
-    /// No token where one is needed.
-    #[error("unauthorized")]
-    Unauthorized,
-    /// The token has expired: come with a new one.
-    #[error("token expired")]
-    TokenExpired,
-    /// The token's key is being fetched; the same request may succeed in a moment.
-    #[error("try again in a moment")]
-    KeyAwaited,
-    /// The token does not grant this.
-    #[error("permission denied")]
-    Forbidden,
-    /// The session is in the room already.
-    #[error("already subscribed")]
-    AlreadySubscribed,
-    /// As many rooms as a session may have.
-    #[error("limit exceeded")]
-    LimitExceeded,
-    /// More, or faster, than a limit allows; the same request may succeed later.
-    #[error("too many requests")]
-    TooManyRequests(Limit),
-    /// Understood, but wrong.
-    #[error("bad request")]
-    BadRequest,
-    /// No such method.
-    #[error("method not found")]
-    UnknownMethod,
-    /// Not offered by this node.
-    #[error("not available")]
-    NotAvailable,
-    /// The broker could not be reached; the same request may succeed later.
-    #[error("the broker cannot be reached")]
-    Unavailable,
-    /// The broker cannot at the moment; the same request may succeed later.
-    #[error("the broker cannot at the moment")]
-    NotNow,
-    /// The broker refused; the same request fails again.
-    #[error("the broker refused")]
-    Refused,
-    /// It may or may not have been done.
-    #[error("internal server error")]
-    Internal,
-}
-
 /// How publications are written for all sessions of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -302,9 +232,9 @@ impl Protocol {
     /// Its name.
     pub fn name(&self) -> ProtocolName {
         match self {
-            Self::Plain(_) => ProtocolName::Plain,
-            Self::EventStream(_) => ProtocolName::EventStream,
-            Self::Centrifuge(_) => ProtocolName::Centrifuge,
+            Self::Plain(_) => plain::NAME,
+            Self::EventStream(_) => event_stream::NAME,
+            Self::Centrifuge(_) => centrifuge::NAME,
         }
     }
 
@@ -394,4 +324,40 @@ pub enum Notice {
     Leave(Bytes),
     /// The client asked to be closed in this case.
     Close(CloseReason),
+}
+
+#[cfg(test)]
+mod tests {
+    use broker_bridge::BrokerError;
+
+    use super::{centrifuge::Centrifuge, plain::Plain, *};
+    use crate::vocabulary::Outcome;
+
+    /// A client comes back by itself exactly where that is safe and of use, whatever it speaks.
+    #[test]
+    fn every_protocol_is_told_the_same() {
+        let room = RoomName::new("lobby").unwrap();
+        let plain = Protocol::Plain(Plain { room, echo: true, close_on_gap: false });
+        let centrifuge = Protocol::Centrifuge(Centrifuge { ping_seconds: 25 });
+        let text = || "BUSY".into();
+        for (error, status, temporary, close) in [
+            (BrokerError::Unavailable, 503, true, CloseReason::PublishFailed),
+            (BrokerError::Closed, 503, true, CloseReason::PublishFailed),
+            (BrokerError::NotNow(text()), 503, true, CloseReason::PublishFailed),
+            (BrokerError::Forbidden(text()), 403, false, CloseReason::Forbidden),
+            (BrokerError::Refused(text()), 502, false, CloseReason::BrokerRefused),
+            (BrokerError::Unknown, 504, false, CloseReason::PublishFailed),
+        ] {
+            let Outcome { refusal, reply } = Outcome::from(&error);
+            assert_eq!(refusal.status().as_u16(), status, "{error}");
+            assert_eq!(error.is_retryable() || error == BrokerError::Closed, temporary, "{error}");
+
+            let failed = Reply::Failed(reply);
+            assert_eq!(plain.reply(0, &failed), Notice::Close(close), "{error}");
+            let Notice::Send(frame) = centrifuge.reply(1, &failed) else { panic!("{error}: no reply") };
+            let frame = String::from_utf8_lossy(&frame).into_owned();
+            assert!(frame.contains(&format!("\"temporary\":{temporary}")), "{error}: {frame}");
+            assert!(!frame.contains("BUSY"), "what the broker said is not sent: {frame}");
+        }
+    }
 }

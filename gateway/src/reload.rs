@@ -11,17 +11,91 @@
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::SystemTime};
 
+use prometheus::{IntGauge, Registry};
 use tokio::signal::unix::Signal;
 
 use crate::{
-    config::{Changes, Config, ConfigErrors, Secret, Sources},
+    auth::UnixSeconds,
+    config::{Changes, Config, ConfigErrors, Sources},
     descriptors,
     file::{Hung, Reads},
-    metrics::ReloadResult,
     node::{Node, ReloadError},
     telemetry::Filter,
+    vocabulary::{
+        Secret,
+        metrics::{Counters, Label, gauge},
+    },
     watch::{Looks, ticks},
 };
+
+/// The result of an attempt to reload the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadResult {
+    /// Some keys changed and are in effect.
+    Applied,
+    /// No key changed that a running node can apply.
+    Unchanged,
+    /// It is invalid; the node keeps the old one.
+    Refused,
+}
+
+impl Label for ReloadResult {
+    const ALL: &'static [Self] = &[Self::Applied, Self::Unchanged, Self::Refused];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// The metrics of reloads.
+#[derive(Debug)]
+pub struct ReloadMetrics {
+    reloads: Counters<ReloadResult>,
+    successful: IntGauge,
+    success_timestamp: IntGauge,
+}
+
+impl ReloadMetrics {
+    /// Registers the metrics. A valid configuration was read at `now`.
+    pub fn register(registry: &Registry, now: UnixSeconds) -> Result<Self, prometheus::Error> {
+        let metrics = Self {
+            reloads: Counters::register(
+                registry,
+                "tidegate_config_reloads_total",
+                "Attempts to take a new configuration, by result.",
+                "result",
+            )?,
+            successful: gauge(
+                registry,
+                "tidegate_config_last_reload_successful",
+                "1 if the configuration that was read last is sound, 0 if it was refused.",
+            )?,
+            success_timestamp: gauge(
+                registry,
+                "tidegate_config_last_reload_success_timestamp_seconds",
+                "When a sound configuration was last read, in Unix time.",
+            )?,
+        };
+        metrics.read(true, now);
+        Ok(metrics)
+    }
+
+    fn reloaded(&self, result: ReloadResult, now: UnixSeconds) {
+        self.reloads.of(result).inc();
+        self.read(result != ReloadResult::Refused, now);
+    }
+
+    fn read(&self, sound: bool, now: UnixSeconds) {
+        self.successful.set(i64::from(sound));
+        if sound {
+            self.success_timestamp.set(i64::try_from(now.0).unwrap_or(i64::MAX));
+        }
+    }
+}
 
 /// Reads the configuration again and applies it to the node.
 pub struct Reloader {
@@ -83,7 +157,7 @@ impl Reloader {
     }
 
     /// Reloads configurations until dropped. `hangup` reloads the configuration and the certificate at once.
-    pub async fn run(mut self, node: &Node, hangup: &mut Signal) -> Infallible {
+    pub async fn run(mut self, node: &Node, metrics: &ReloadMetrics, hangup: &mut Signal) -> Infallible {
         let mut ticks = ticks();
         let mut looks = Looks::default();
         loop {
@@ -99,14 +173,14 @@ impl Reloader {
             if told {
                 node.reload_files().await;
                 looks.take();
-                self.take(node, found);
+                self.take(node, metrics, found);
             } else if let Found::Nothing(_) = found {
                 looks.take();
-                self.take(node, found);
+                self.take(node, metrics, found);
             } else if looks.agree(Some(found)).is_some_and(|found| *found != self.tried)
                 && let Some(found) = looks.take()
             {
-                self.take(node, found);
+                self.take(node, metrics, found);
             }
         }
     }
@@ -117,7 +191,7 @@ impl Reloader {
         self.reads.run(move || Found::read(&sources)).await.unwrap_or_else(Found::Nothing)
     }
 
-    fn take(&mut self, node: &Node, mut found: Found) {
+    fn take(&mut self, node: &Node, metrics: &ReloadMetrics, mut found: Found) {
         if let Found::Sound(config) = &mut found
             && !config.auth.has_key()
         {
@@ -142,7 +216,7 @@ impl Reloader {
                 }
             },
         };
-        node.metrics().config_reloaded(result, SystemTime::now().into());
+        metrics.reloaded(result, SystemTime::now().into());
         self.tried = found;
     }
 

@@ -17,11 +17,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     auth::{Grant, Subject, mint},
     cli,
-    config::{Config, Loaded, Secret, Sources},
+    config::{Config, Loaded, Sources},
     descriptors,
     node::{Departure, Node},
-    reload::Reloader,
+    reload::{ReloadMetrics, Reloader},
     telemetry::{self, InitError},
+    vocabulary::Secret,
 };
 
 /// Threads for everything except clients' sockets: broker, listeners, ops.
@@ -90,9 +91,10 @@ async fn serve(loaded: Loaded, log: Option<telemetry::Filter>) -> anyhow::Result
         say(greeting(scheme, node.public_address(), &secret, demo)?);
         node
     };
+    let metrics = ReloadMetrics::register(node.registry(), SystemTime::now().into())?;
     let signal = tokio::select! {
         signal = stop.wait() => signal,
-        never = reloader.run(&node, &mut hangup) => match never {},
+        never = reloader.run(&node, &metrics, &mut hangup) => match never {},
     };
     tracing::info!(signal, "draining to stop; a second signal stops at once");
     tokio::select! {

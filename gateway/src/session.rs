@@ -11,17 +11,14 @@ use bytes::Bytes;
 
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Subject, Token, UnixSeconds},
-    limits::{Allowance, Limit, bucket::Purse},
-    outcome::Told,
-    protocol::{Command, Message, Notice, Protocol, Reply, ReplyError, RequestId},
+    limits::{Allowance, bucket::Purse},
+    protocol::{Command, Message, Notice, Protocol, Reply, RequestId},
     room_map::RoomMap,
+    vocabulary::{CloseReason, Limit, Outcome, ReplyError},
 };
 
-mod close;
 #[cfg(test)]
 mod transcripts;
-
-pub use close::CloseReason;
 
 /// One client.
 #[derive(Debug)]
@@ -260,7 +257,7 @@ impl Session {
     pub fn settled(&self, request: RequestId, outcome: &Result<(), BrokerError>, effects: &mut Vec<Effect>) {
         let reply = match outcome {
             Ok(()) => Reply::Published,
-            Err(error) => Reply::Failed(Told::from(error).reply),
+            Err(error) => Reply::Failed(Outcome::from(error).reply),
         };
         self.answer(request, &reply, effects);
     }

@@ -12,7 +12,6 @@
 //! | [`admission`] | from a request to a connection whose subscriptions stand |
 //! | [`body`] | a connection carried by an HTTP response |
 //! | [`age`] | when a session is sent on to another node |
-//! | [`clock`] | time in which the shard looked |
 //! | [`rounds`] | what a large room is told, slice by slice |
 //! | [`batch`], [`outbound`], [`proxy_protocol`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
 //!
@@ -26,24 +25,24 @@
 
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
 use axum::Router;
-use broker_bridge::{Broker, SessionId};
+use broker_bridge::Broker;
 
-use crate::{budget::Budget, hub::Hub, metrics::Metrics, settings::LiveSettings, tls::Tls};
+use crate::{
+    budget::Budget, health::ShardHealth, hub::Hub, request::RequestMetrics, settings::LiveSettings, tls::Tls,
+    traffic::Traffic, vocabulary::SessionIds,
+};
 
 pub mod admission;
 mod age;
 mod batch;
 mod body;
-mod clock;
 mod connection;
 pub mod inbox;
+mod metrics;
 mod outbound;
 mod proxy_protocol;
 mod rooms;
@@ -53,10 +52,10 @@ mod tally;
 mod timers;
 mod worker;
 
-pub use admission::{Admission, Peer, RequestName, Standing};
-pub use clock::{Elapsed, timeout};
+pub use admission::Admission;
 pub use inbox::{Accepted, Entry, Event, Inbox};
-pub use stream::{Meter, patience};
+pub use metrics::ShardMetrics;
+pub use stream::patience;
 
 /// What all shards of a node share.
 pub struct Context {
@@ -65,7 +64,11 @@ pub struct Context {
     /// Where publications go.
     pub broker: Arc<dyn Broker>,
     /// Where the shards' tallies go.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ShardMetrics>,
+    /// Likewise.
+    pub traffic: Arc<Traffic>,
+    /// Counts requests that do not become sessions.
+    pub requests: Arc<RequestMetrics>,
     /// What is held for clients, and how much may be.
     pub budget: Arc<Budget>,
     /// TLS for new sockets; without it they are plain.
@@ -75,69 +78,29 @@ pub struct Context {
     /// Keys, bounds and times; a shard looks once per turn whether they have changed.
     pub settings: Arc<LiveSettings>,
     /// What each shard of the node holds.
-    pub shards: Vec<Arc<Vitals>>,
+    pub shards: Vec<Arc<ShardHealth>>,
 }
 
 impl Context {
     /// Whether nine tenths of the node's places for sockets are taken, so that idle ones should make way.
     pub fn is_crowded(&self) -> bool {
-        let open = self.shards.iter().map(|vitals| vitals.load()).sum();
+        let open = self.shards.iter().map(|health| health.load()).sum();
         self.settings.load().sockets.is_crowded(open)
-    }
-}
-
-/// Makes names for sessions: unique across nodes, not secret.
-#[derive(Debug)]
-pub struct SessionIds {
-    node: u64,
-    next: AtomicU64,
-}
-
-impl SessionIds {
-    /// Names that begin with a number of this process's own.
-    pub fn new(node: u64) -> Self {
-        Self { node, next: AtomicU64::new(0) }
-    }
-
-    /// A name that nobody has had.
-    pub fn next(&self) -> SessionId {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        SessionId(u128::from(self.node) << 64 | u128::from(number))
     }
 }
 
 /// A running shard, seen from outside.
 pub struct Shard {
     inbox: Arc<Inbox>,
-    vitals: Arc<Vitals>,
-}
-
-/// What a shard shows of itself while it runs.
-#[derive(Debug, Default)]
-pub struct Vitals {
-    /// Its sockets and their bytes.
-    pub meter: Arc<Meter>,
-    /// Sockets on their way to it.
-    pub arriving: AtomicUsize,
-    /// How often its loop has ticked.
-    pub beats: AtomicU64,
-    /// Its thread has come to its end, in whatever way.
-    pub ended: AtomicBool,
+    health: Arc<ShardHealth>,
 }
 
 /// Says that the thread that holds it has come to its end, also by a panic.
-struct Ending(Arc<Vitals>);
+struct Ending(Arc<ShardHealth>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Release);
-    }
-}
-
-impl Vitals {
-    /// Sockets that it holds or is about to.
-    pub fn load(&self) -> usize {
-        self.meter.sockets.load(Ordering::Relaxed) + self.arriving.load(Ordering::Relaxed)
     }
 }
 
@@ -146,20 +109,20 @@ impl Shard {
     pub fn start(
         index: usize,
         inbox: Arc<Inbox>,
-        vitals: Arc<Vitals>,
+        health: Arc<ShardHealth>,
         context: Arc<Context>,
         router: Router,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name(format!("shard-{index}")).spawn({
-            let (inbox, vitals) = (Arc::clone(&inbox), Arc::clone(&vitals));
-            let ending = Ending(Arc::clone(&vitals));
+            let (inbox, health) = (Arc::clone(&inbox), Arc::clone(&health));
+            let ending = Ending(Arc::clone(&health));
             move || {
                 let _ending = ending;
-                worker::run(&runtime, index, inbox, vitals, context, router);
+                worker::run(&runtime, index, inbox, health, context, router);
             }
         })?;
-        Ok(Self { inbox, vitals })
+        Ok(Self { inbox, health })
     }
 
     /// Where to tell it something.
@@ -168,18 +131,18 @@ impl Shard {
     }
 
     /// How it is.
-    pub fn vitals(&self) -> &Arc<Vitals> {
-        &self.vitals
+    pub fn health(&self) -> &Arc<ShardHealth> {
+        &self.health
     }
 
     /// Hands a socket over.
     pub fn accept(&self, accepted: Accepted) {
-        self.vitals.arriving.fetch_add(1, Ordering::Relaxed);
+        self.health.arriving.fetch_add(1, Ordering::Relaxed);
         self.inbox.post(Event::Accepted(accepted));
     }
 
     /// Whether its thread has come to its end.
     pub fn is_finished(&self) -> bool {
-        self.vitals.ended.load(Ordering::Acquire)
+        self.health.ended.load(Ordering::Acquire)
     }
 }

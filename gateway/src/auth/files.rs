@@ -14,8 +14,8 @@ use super::{
     keyring::Keyring,
 };
 use crate::{
-    config::Secret,
     file::{FileError, MAX_SMALL, read_text, read_value},
+    vocabulary::Secret,
     watch::Watched,
 };
 

@@ -12,6 +12,7 @@ use super::{
     key::KeyError,
     mint::{MintError, generate_secret, mint},
 };
+use crate::vocabulary::metrics::Label as _;
 
 const SECRET: &[u8] = b"thirty-two bytes, known to tests";
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
@@ -405,7 +406,7 @@ fn nothing_shows_a_token_or_a_secret() {
     let authenticator = authenticator(&[]);
     let identity = authenticator.verify(&Token::new(&token).unwrap(), NOW).unwrap();
     let mut shown = format!("{authenticator:?} {identity:?} {:?}", Token::new(&token));
-    for failure in AuthFailure::ALL {
+    for failure in AuthFailure::ALL.iter().copied() {
         shown = format!("{shown} {failure} {failure:?} {}", failure.as_str());
     }
     for part in token.split('.').chain([std::str::from_utf8(SECRET).unwrap()]) {

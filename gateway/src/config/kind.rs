@@ -5,15 +5,18 @@
 use std::{fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
-    ByteSize, ForwardedHeader, LogFormat, Networks, Origins, Secret,
+    ByteSize, ForwardedHeader, LogFormat, Networks, Origins,
     raw::Raw,
     value::{format_time, parse_time},
 };
-use crate::auth::{
-    Algorithm, Key,
-    files::KeyFile,
-    grant::{Operation, Operations},
-    key::holds_pem,
+use crate::{
+    auth::{
+        Algorithm, Key,
+        files::KeyFile,
+        grant::{Operation, Operations},
+        key::holds_pem,
+    },
+    vocabulary::Secret,
 };
 
 /// A kind of value.

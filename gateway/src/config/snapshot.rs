@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{
-    Secret,
-    table::{Reload, TABLE},
-};
+use super::table::{Reload, TABLE};
+
+use crate::vocabulary::Secret;
 
 /// The value of each key of a configuration.
 ///

@@ -2,7 +2,7 @@
 //!
 //! Defines the notation of sizes and times, and secrets that are never shown. Knows no keys.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 /// A number of bytes, written `512B`, `64KiB`, `16MiB`, `1GiB`, or as a plain integer.
 ///
@@ -98,34 +98,6 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
     number.parse().ok().map(|number| (number, unit))
 }
 
-/// Secret bytes. Neither `Debug` nor `Display` shows them.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Arc<[u8]>);
-
-impl Secret {
-    /// Wraps secret bytes.
-    pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
-        Self(bytes.into())
-    }
-
-    /// The bytes, for the code that computes with them.
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(hidden)")
-    }
-}
-
-impl fmt::Display for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(hidden)")
-    }
-}
-
 /// The header in which a proxy reports a client's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardedHeader {
@@ -194,13 +166,6 @@ mod tests {
             assert_eq!(parse_time(wrong), Err(InvalidTime), "{wrong}");
         }
         assert_eq!(parse_time("18446744073709551615h"), Err(InvalidTime), "overflow");
-    }
-
-    #[test]
-    fn a_secret_shows_nothing() {
-        let secret = Secret::new(&b"hunter2"[..]);
-        assert_eq!(format!("{secret} {secret:?} {secret:#?}"), "(hidden) Secret(hidden) Secret(hidden)");
-        assert_eq!(secret.expose(), b"hunter2");
     }
 
     proptest! {

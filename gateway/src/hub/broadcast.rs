@@ -14,9 +14,11 @@ use bytes::Bytes;
 use crate::{
     budget::{Budget, Consumer, Held},
     protocol::Encoding,
-    shard::Inbox,
     websocket,
 };
+
+/// What a broadcast counts beside its payload, in bytes.
+const OVERHEAD: usize = 256;
 
 /// A publication with the bytes it has been encoded to, shared by all shards that have members.
 ///
@@ -50,7 +52,7 @@ impl Broadcast {
     /// Counts what it holds, for as long as anybody holds it.
     #[must_use]
     pub fn counted(mut self, budget: &Arc<Budget>) -> Self {
-        self.held = Some(budget.hold(Consumer::Inbox, Inbox::cost(&self)));
+        self.held = Some(budget.hold(Consumer::Inbox, self.cost()));
         self
     }
 
@@ -62,6 +64,11 @@ impl Broadcast {
     /// The session that must not hear it.
     pub fn exclude(&self) -> Option<SessionId> {
         self.publication.exclude
+    }
+
+    /// What it counts against a mailbox's capacity: its payload, and about what it and its encoded heads take.
+    pub fn cost(&self) -> usize {
+        self.payload_len() + OVERHEAD
     }
 
     /// The payload's size in bytes.

@@ -20,15 +20,18 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{json, value::RawValue};
 
 use self::fields::{Connect, Object, Publish, Refresh, Subscribe, Unsubscribe};
-use super::{Command, Message, Reply, ReplyError, RequestId};
+use super::{Command, Message, Reply, RequestId};
 use crate::{
-    session::CloseReason,
+    vocabulary::{CloseReason, ProtocolName, ReplyError},
     websocket::{self, CloseCode, Opcode},
 };
 
 mod fields;
 #[cfg(test)]
 mod tests;
+
+/// Its name.
+pub const NAME: ProtocolName = ProtocolName::new("centrifuge");
 
 /// The server's ping, shared by all sessions; the client answers with the same.
 pub(super) const PING: Bytes = Bytes::from_static(b"\x81\x02{}");

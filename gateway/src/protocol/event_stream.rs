@@ -19,7 +19,10 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::WireFormat;
-use crate::session::CloseReason;
+use crate::vocabulary::{CloseReason, ProtocolName};
+
+/// Its name.
+pub const NAME: ProtocolName = ProtocolName::new("sse");
 
 /// The event that tells of a gap.
 pub const GAP_EVENT: &str = "tidegate.gap";

@@ -6,11 +6,14 @@
 use broker_bridge::{Data, DataKind, Publication, RoomName};
 use bytes::Bytes;
 
-use super::{Command, Message, Notice, Reply, ReplyError};
+use super::{Command, Message, Notice, Reply};
 use crate::{
-    session::CloseReason,
+    vocabulary::{CloseReason, ProtocolName, ReplyError},
     websocket::{self, Opcode},
 };
+
+/// Its name.
+pub const NAME: ProtocolName = ProtocolName::new("plain");
 
 /// An empty ping frame (RFC 6455 §5.5.2), shared by all sessions.
 pub(super) const PING: Bytes = Bytes::from_static(&[0x89, 0]);

@@ -16,9 +16,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    limits::{AddressLimit, Verdict},
-    server::{Gate, Refusal},
+    limits::Verdict,
+    request::Gate,
     shard::{Accepted, Entry, Shard, patience},
+    vocabulary::Refusal,
 };
 
 /// Connections that the kernel holds for us while we are busy. A reconnect storm is the normal case.
@@ -62,8 +63,8 @@ pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, s
         match accepted {
             Ok((socket, peer)) => {
                 let running = shards.iter().filter(|shard| !shard.is_finished());
-                let Some(shard) = running.min_by_key(|shard| shard.vitals().load()) else { return };
-                let open: usize = shards.iter().map(|shard| shard.vitals().load()).sum();
+                let Some(shard) = running.min_by_key(|shard| shard.health().load()) else { return };
+                let open: usize = shards.iter().map(|shard| shard.health().load()).sum();
                 if open >= gate.settings().sockets.all {
                     gate.metrics.dropped(Refusal::Connections);
                     continue; // dropped, and thereby closed
@@ -128,15 +129,6 @@ fn entry(gate: &Gate, peer: SocketAddr) -> Option<Entry> {
         Verdict::Dropped(limit) => {
             gate.metrics.dropped(limit.into());
             None
-        }
-    }
-}
-
-impl From<AddressLimit> for Refusal {
-    fn from(limit: AddressLimit) -> Self {
-        match limit {
-            AddressLimit::Attempts(_) => Self::Attempts,
-            AddressLimit::Connections => Self::AddressConnections,
         }
     }
 }

@@ -8,9 +8,10 @@ use axum::{
 };
 use http::{Response, request::Parts};
 
-use super::{Gate, Problem, gate::Applicant, rooms, upgrade};
+use super::{rooms, upgrade};
 use crate::{
-    protocol::ProtocolName,
+    protocol::centrifuge,
+    request::{Applicant, Gate, Problem},
     shard::{Admission, admission::Door},
 };
 
@@ -22,7 +23,7 @@ pub async fn connection(State(gate): State<Arc<Gate>>, request: Request) -> Resp
     let began = Instant::now();
     let (parts, _) = request.into_parts();
     let admitted = rooms::session(&gate, web_socket(&gate, &parts)).await;
-    Applicant { gate, request: parts, protocol: ProtocolName::Centrifuge, began }.answer(admitted)
+    rooms::answer(Applicant { gate, request: parts, protocol: centrifuge::NAME, began }, admitted)
 }
 
 async fn web_socket(gate: &Gate, parts: &Parts) -> Result<Response<Body>, Problem> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{Router, body::Body, routing::get};
 use http::{HeaderValue, Response, header};
 
-use super::Gate;
+use crate::request::Gate;
 
 /// No script, style or connection but this node's own.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \

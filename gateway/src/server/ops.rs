@@ -9,9 +9,15 @@ use axum::{Router, body::Body, extract::State, middleware::from_fn, routing::get
 use broker_bridge::BrokerStatus;
 use http::{HeaderValue, Response, StatusCode, header};
 use parking_lot::Mutex;
+use prometheus::{IntGauge, Registry, TextEncoder};
 use tokio::sync::watch;
 
-use super::{Gate, Problem, Refusal, head};
+use super::head;
+
+use crate::{
+    request::{Gate, Problem},
+    vocabulary::{Refusal, metrics::gauge},
+};
 
 /// A shard that has not ticked for this long is stuck.
 const STUCK: Duration = Duration::from_secs(10);
@@ -21,6 +27,11 @@ pub struct Ops {
     gate: Arc<Gate>,
     broker: watch::Receiver<BrokerStatus>,
     beats: Mutex<Vec<Beat>>,
+    registry: Registry,
+    // Set when they are asked for.
+    sockets: IntGauge,
+    sockets_limit: IntGauge,
+    limit_accounts: IntGauge,
 }
 
 /// The last progress seen of a shard.
@@ -29,12 +40,28 @@ struct Beat {
     seen: Instant,
 }
 
-/// All routes of the ops listener.
-pub fn routes(gate: Arc<Gate>) -> Router {
+/// All routes of the ops listener. `registry` is what `/metrics` shows.
+pub fn routes(gate: Arc<Gate>, registry: Registry) -> Result<Router, prometheus::Error> {
     let now = Instant::now();
     let beats = gate.shards.iter().map(|_| Beat { count: 0, seen: now }).collect();
-    let ops = Ops { broker: gate.broker.status(), beats: Mutex::new(beats), gate };
-    Router::new()
+    let ops = Ops {
+        broker: gate.broker.status(),
+        beats: Mutex::new(beats),
+        gate,
+        sockets: gauge(&registry, "tidegate_sockets", "Open sockets of the public listener.")?,
+        sockets_limit: gauge(
+            &registry,
+            "tidegate_sockets_limit",
+            "Sockets that the public listener may hold: limits.connections, or fewer where the limit of open files is too low.",
+        )?,
+        limit_accounts: gauge(
+            &registry,
+            "tidegate_limit_accounts",
+            "Accounts kept of what addresses and users have used of their limits; gone when nothing is used.",
+        )?,
+        registry,
+    };
+    let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
@@ -42,15 +69,16 @@ pub fn routes(gate: Arc<Gate>) -> Router {
             Problem::new(Refusal::NotFound, "expected /metrics, /livez or /readyz").into_response()
         })
         .layer(from_fn(head::check_ops))
-        .with_state(Arc::new(ops))
+        .with_state(Arc::new(ops));
+    Ok(routes)
 }
 
 async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
-    let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    ops.gate.metrics.sockets.set(gauge(ops.gate.connections()));
-    ops.gate.metrics.sockets_limit.set(gauge(ops.gate.settings().sockets.connections));
-    ops.gate.metrics.limit_accounts.set(gauge(ops.gate.settings.limiters().accounts()));
-    match ops.gate.metrics.render() {
+    let level = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    ops.sockets.set(level(ops.gate.connections()));
+    ops.sockets_limit.set(level(ops.gate.settings().sockets.connections));
+    ops.limit_accounts.set(level(ops.gate.settings.limiters().accounts()));
+    match TextEncoder::new().encode_to_string(&ops.registry.gather()) {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));
             let value = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -70,9 +98,9 @@ async fn livez(State(ops): State<Arc<Ops>>) -> Response<Body> {
     let now = Instant::now();
     let mut beats = ops.beats.lock();
     let mut stuck = Vec::new();
-    for (shard, (vitals, beat)) in ops.gate.shards.iter().zip(beats.iter_mut()).enumerate() {
-        let count = vitals.beats.load(Ordering::Relaxed);
-        let ended = vitals.ended.load(Ordering::Acquire);
+    for (shard, (health, beat)) in ops.gate.shards.iter().zip(beats.iter_mut()).enumerate() {
+        let count = health.beats.load(Ordering::Relaxed);
+        let ended = health.ended.load(Ordering::Acquire);
         if count != beat.count && !ended {
             *beat = Beat { count, seen: now };
         } else if (ended || now.duration_since(beat.seen) > STUCK) && !ops.gate.is_draining() {

@@ -16,10 +16,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::{
-    acceptor::{BREATHER, Failures, is_about_one_socket},
-    connection::{self, Linger, Progress, RequestBody, Times},
-};
+use super::acceptor::{BREATHER, Failures, is_about_one_socket};
+
+use crate::http1::{self, Linger, Progress, RequestBody, Times};
 
 /// Open connections. Probes, a few scrapers and a person with a browser.
 const MOST: usize = 128;
@@ -90,8 +89,8 @@ async fn serve(socket: TcpStream, routes: Router, progress: Arc<Progress>, stop:
             answer.unwrap_or_else(|never: Infallible| match never {})
         }
     };
-    let mut served = connection::serve(socket, Arc::clone(&progress), || TIMES, &stop, answer, |_| ()).await;
+    let mut served = http1::serve(socket, Arc::clone(&progress), || TIMES, &stop, answer, |_| ()).await;
     if served.has_answered(&progress) {
-        connection::linger(&mut served.stream, PARTING).await;
+        http1::linger(&mut served.stream, PARTING).await;
     }
 }

@@ -13,18 +13,18 @@ use axum::{
 };
 use http::{HeaderValue, Response, header};
 
-use super::{Gate, Problem, Refusal, forwarded};
 use crate::{
-    limits::{AddressLimit, Verdict},
-    shard::{Peer, Standing},
+    limits::Verdict,
+    request::{Gate, Problem, forwarded},
+    vocabulary::{AddressLimit, Peer, PeerStatus, Refusal},
 };
 
 /// Stands before all public routes.
 pub async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response<Body> {
-    match request.extensions().get::<Standing>().copied().unwrap_or(Standing::Known) {
-        Standing::Known => next.run(request).await,
-        Standing::Refused(limit) => refuse(&gate, request, limit),
-        Standing::Proxy => {
+    match request.extensions().get::<PeerStatus>().copied().unwrap_or(PeerStatus::Known) {
+        PeerStatus::Known => next.run(request).await,
+        PeerStatus::Refused(limit) => refuse(&gate, request, limit),
+        PeerStatus::Proxy => {
             let settings = gate.settings();
             let said =
                 forwarded::client(request.headers(), settings.forwarded_header, &settings.trusted_proxies);
@@ -52,7 +52,7 @@ fn refuse(gate: &Gate, request: Request, limit: AddressLimit) -> Response<Body> 
         AddressLimit::Attempts(wait) => Problem::from(Refusal::Attempts).after(wait),
         AddressLimit::Connections => Problem::from(Refusal::AddressConnections),
     };
-    let proxied = matches!(request.extensions().get(), Some(Standing::Proxy));
+    let proxied = matches!(request.extensions().get(), Some(PeerStatus::Proxy));
     let mut response = gate.refuse(&request.into_parts().0, problem);
     if !proxied {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

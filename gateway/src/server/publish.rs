@@ -14,16 +14,16 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{
-    Gate, Problem, Refusal,
-    gate::{header_text, request_name},
-    query::Query,
-};
 use crate::{
     auth::Operation,
     budget::{Consumer, Held, READ_BUFFER},
-    outcome::Told,
-    shard,
+    clock,
+    request::{
+        Gate, Problem,
+        gate::{header_text, request_name},
+        query::Query,
+    },
+    vocabulary::{Outcome, Refusal},
 };
 
 /// Names the event of a publication.
@@ -49,8 +49,8 @@ pub async fn publish(
     let data = media_type.read(body_bytes(gate, body, &mut held).await?)?;
     gate.check_expiry(&identity)?;
     gate.check_user(&identity, Some(data.bytes().len()))?;
-    gate.metrics.messages_in.inc();
-    gate.metrics.payload_bytes_in.inc_by(data.bytes().len() as u64);
+    gate.traffic.messages_in.inc();
+    gate.traffic.payload_bytes_in.inc_by(data.bytes().len() as u64);
 
     let publisher = Publisher { user: Some(identity.subject().shared()), session: gate.ids.next() };
     let publication = Publication { data, event, publisher: Some(publisher), exclude: None };
@@ -66,7 +66,7 @@ pub async fn publish(
         }
         Err(error) => {
             tracing::debug!(request = request_name(parts), %error, "a publication was not delivered");
-            Err(Told::from(&error).refusal.into())
+            Err(Outcome::from(&error).refusal.into())
         }
     }
 }
@@ -146,7 +146,7 @@ fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
 async fn body_bytes(gate: &Gate, body: Body, held: &mut Held) -> Result<Bytes, Problem> {
     let settings = gate.settings();
     let (time, size) = (settings.body_timeout, settings.limits.message_size.get());
-    let read = shard::timeout(time, collect(Limited::new(body, size), held));
+    let read = clock::timeout(time, collect(Limited::new(body, size), held));
     match read.await {
         Err(_) => {
             let detail = format!("expected the whole body within {time:?}");

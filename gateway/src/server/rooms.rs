@@ -19,11 +19,13 @@ use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use percent_encoding::percent_decode_str;
 
-use super::{Gate, Problem, Refusal, cors, event_stream, gate::Applicant, publish, query::Query, upgrade};
+use super::{publish, upgrade};
 use crate::{
     auth::{Operation, credential},
-    protocol::ProtocolName,
+    protocol::{event_stream as event_stream_protocol, plain},
+    request::{Applicant, Gate, Problem, cors, event_stream, query::Query},
     shard::{Admission, admission::Door},
+    vocabulary::Refusal,
     websocket::handshake,
 };
 
@@ -40,12 +42,12 @@ pub async fn one_room(State(gate): State<Arc<Gate>>, request: Request) -> Respon
     };
     if handshake::is_upgrade(&parts.headers) {
         let admitted = session(&gate, web_socket(&gate, &parts, room)).await;
-        return Applicant { gate, request: parts, protocol: ProtocolName::Plain, began }.answer(admitted);
+        return answer(Applicant { gate, request: parts, protocol: plain::NAME, began }, admitted);
     }
     match parts.method {
         Method::GET | Method::HEAD => {
             let admitted = session(&gate, events(&gate, &parts, vec![room])).await;
-            Applicant { gate, request: parts, protocol: ProtocolName::EventStream, began }.answer(admitted)
+            answer(Applicant { gate, request: parts, protocol: event_stream_protocol::NAME, began }, admitted)
         }
         Method::POST => match publish::publish(&gate, &parts, body, room).await {
             Ok(response) => gate.expose(&parts, response),
@@ -67,10 +69,24 @@ pub async fn several_rooms(State(gate): State<Arc<Gate>>, request: Request) -> R
                 events(&gate, &parts, rooms).await
             };
             let admitted = session(&gate, admission).await;
-            Applicant { gate, request: parts, protocol: ProtocolName::EventStream, began }.answer(admitted)
+            answer(Applicant { gate, request: parts, protocol: event_stream_protocol::NAME, began }, admitted)
         }
         Method::OPTIONS => cors::options(&gate.settings(), &parts, SEVERAL_ROOMS_METHODS),
         _ => gate.refuse(&parts, wrong_method(&parts, SEVERAL_ROOMS_METHODS)),
+    }
+}
+
+/// The answer that a route has decided on.
+pub(super) fn answer(applicant: Applicant, admitted: Result<Response<Body>, Problem>) -> Response<Body> {
+    match admitted {
+        Ok(response) => {
+            let mut response = applicant.gate.expose(&applicant.request, response);
+            if response.extensions().get::<Admission>().is_some() {
+                response.extensions_mut().insert(Arc::new(applicant));
+            }
+            response
+        }
+        Err(problem) => applicant.refuse(problem),
     }
 }
 

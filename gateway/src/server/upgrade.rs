@@ -3,9 +3,10 @@
 use axum::body::Body;
 use http::{HeaderValue, Response, header, request::Parts};
 
-use super::{Gate, Problem, Refusal};
 use crate::{
     auth::credential,
+    request::{Gate, Problem},
+    vocabulary::Refusal,
     websocket::{
         Deflate,
         handshake::{self, Handshake},

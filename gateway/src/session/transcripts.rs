@@ -20,13 +20,12 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 use broker_bridge::{BrokerError, Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use super::{Charge, CloseReason, Effect, Session, Surroundings};
+use super::{Charge, Effect, Session, Surroundings};
 use crate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Subject, Token, UnixSeconds, mint},
     limits::{Allowance, Limiters, bucket::SessionMeters, tests::limits as limits_of},
-    protocol::{
-        Message, Protocol, ReplyError, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain,
-    },
+    protocol::{Message, Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
+    vocabulary::{CloseReason, ReplyError, metrics::Label as _},
 };
 
 #[test]

@@ -8,17 +8,16 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     convert::Infallible,
-    fmt,
     future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use axum::body::Body as RouterBody;
-use broker_bridge::{RoomName, SessionId};
+use broker_bridge::RoomName;
 use futures_util::future::try_join_all;
 use http::{Request, Response};
 use tokio::{net::TcpStream, task::AbortHandle};
@@ -34,15 +33,13 @@ use super::{
 };
 use crate::{
     auth::Identity,
-    limits::{AddressLimit, Seat, Verdict},
-    outcome::Told,
+    clock,
+    http1::{self, End, Linger, Progress, RequestBody, Times},
+    limits::{Seat, Verdict},
     protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
-    server::{
-        HandshakeResult, Problem, Refusal, Unanswered,
-        connection::{self, End, Linger, Progress, RequestBody, Times},
-        gate::Applicant,
-    },
-    session::{CloseReason, Session},
+    request::{Applicant, Problem},
+    session::Session,
+    vocabulary::{CloseReason, HandshakeResult, Outcome, Peer, PeerStatus, Refusal, RequestName, Unanswered},
     websocket::Deflate,
 };
 
@@ -78,46 +75,6 @@ pub enum Door {
     },
 }
 
-/// Whom a request comes from, as far as they can be trusted who say so: the other end of the socket, or
-/// whom a trusted proxy names.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer {
-    /// Its address.
-    pub address: IpAddr,
-    /// Its port, unless the proxy does not say it.
-    pub port: Option<u16>,
-}
-
-impl From<SocketAddr> for Peer {
-    fn from(address: SocketAddr) -> Self {
-        Self { address: address.ip(), port: Some(address.port()) }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            Some(port) => SocketAddr::new(self.address, port).fmt(f),
-            None => self.address.fmt(f),
-        }
-    }
-}
-
-/// What is known of whoever has connected.
-#[derive(Clone, Copy, Debug)]
-pub enum Standing {
-    /// A client that has been counted.
-    Known,
-    /// A trusted proxy, which says in each request whom it comes from.
-    Proxy,
-    /// A client that is to be told why not.
-    Refused(AddressLimit),
-}
-
-/// Names a request in the log; in the request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestName(pub SessionId);
-
 /// An HTTP connection, as those who serve its requests see it.
 #[derive(Default)]
 struct HttpConnection {
@@ -135,9 +92,9 @@ impl Worker {
     pub fn accept(self: &Rc<Self>, accepted: Accepted) {
         let Accepted { socket, peer, entry } = accepted;
         let socket = TcpStream::from_std(socket);
-        self.vitals.arriving.fetch_sub(1, Ordering::Relaxed);
+        self.health.arriving.fetch_sub(1, Ordering::Relaxed);
         let stream = match socket {
-            Ok(socket) => Stream::new(socket, Arc::clone(&self.vitals.meter)),
+            Ok(socket) => Stream::new(socket, Arc::clone(&self.health.meter)),
             Err(error) => {
                 tracing::warn!(%error, "a socket could not be registered");
                 return;
@@ -152,7 +109,7 @@ impl Worker {
     async fn respond(
         self: Rc<Self>,
         mut request: Request<RequestBody>,
-        (peer, standing): (Peer, Standing),
+        (peer, standing): (Peer, PeerStatus),
         http: Rc<HttpConnection>,
     ) -> Response<ShardBody> {
         // Of requests that came in one go, each waits for its turn among the others of this thread.
@@ -201,7 +158,11 @@ impl Worker {
             return applicant.refuse(problem).map(ShardBody::Router);
         }
         metrics.connection_opened(protocol);
-        metrics.handshake(protocol, HandshakeResult::Ok, applicant.began.elapsed().as_secs_f64());
+        self.context.requests.handshake(
+            protocol,
+            HandshakeResult::Ok,
+            applicant.began.elapsed().as_secs_f64(),
+        );
         tracing::debug!(
             session = %lease.connection.id(),
             protocol = protocol.as_str(),
@@ -271,13 +232,13 @@ impl Worker {
             }
         }
         let time = self.settings().subscribe_timeout;
-        let all = super::timeout(time, try_join_all(subscribing));
+        let all = clock::timeout(time, try_join_all(subscribing));
         match all.await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
                 let session = lease.connection.id();
                 tracing::debug!(%session, %error, "the broker did not grant a subscription");
-                Err(Told::from(&error).refusal)
+                Err(Outcome::from(&error).refusal)
             }
             Err(_) => Err(Refusal::Broker),
         }
@@ -297,10 +258,10 @@ async fn serve_http(
     let (standing, _courtesy) = match entry {
         Entry::Client(seat) => {
             stream.sit(seat);
-            (Standing::Known, None)
+            (PeerStatus::Known, None)
         }
-        Entry::Proxy => (Standing::Proxy, None),
-        Entry::Refused(limit, courtesy) => (Standing::Refused(limit), Some(courtesy)),
+        Entry::Proxy => (PeerStatus::Proxy, None),
+        Entry::Refused(limit, courtesy) => (PeerStatus::Refused(limit), Some(courtesy)),
     };
     let Some(mut stream) = shake_hands(&worker, stream, peer).await else { return };
     stream.begin_http(&worker.context.budget, Arc::clone(&http.progress));
@@ -320,7 +281,7 @@ async fn serve_http(
     };
     let respond = |request| Rc::clone(&worker).respond(request, (peer, standing), Rc::clone(&http));
     let progress = Arc::clone(&http.progress);
-    let mut served = connection::serve(stream, progress, times, &leaving, respond, failed).await;
+    let mut served = http1::serve(stream, progress, times, &leaving, respond, failed).await;
     served.stream.end_http();
     if let (Some(lease), End::Done) = (http.upgrading.take(), &served.end) {
         lease.connection.attach_socket(&worker, served.stream, &served.read_ahead);
@@ -332,17 +293,17 @@ async fn serve_http(
     match served.end {
         End::Failed(error) => {
             if error.is_parse() {
-                worker.context.metrics.refused(Refusal::MalformedHttp);
+                worker.context.requests.refused(Refusal::MalformedHttp);
             }
             tracing::debug!(%error, %peer, "an HTTP connection ended early");
             if is_about_memory(&error) {
                 // To wait for the rest of its head would cost what there is not.
-                worker.context.metrics.unanswered(Unanswered::Memory);
+                worker.context.requests.unanswered(Unanswered::Memory);
                 return;
             }
         }
         End::HeadTimeout => {
-            worker.context.metrics.unanswered(Unanswered::HeaderTimeout);
+            worker.context.requests.unanswered(Unanswered::HeaderTimeout);
             tracing::debug!(%peer, "the head of a request took too long");
         }
         End::AnswerTimeout => tracing::debug!(%peer, "an answer was not read"),
@@ -380,7 +341,7 @@ async fn part(worker: &Worker, mut stream: Stream) {
         worker.clock().sleep(HURRY).await;
     };
     tokio::select! {
-        () = Box::pin(connection::linger(&mut stream, PARTING)) => {}
+        () = Box::pin(http1::linger(&mut stream, PARTING)) => {}
         () = hurry => {}
     }
 }
@@ -397,7 +358,7 @@ async fn hear_proxy(
         return Some((stream, peer.into(), entry));
     }
     let time = worker.settings().header_timeout;
-    let heard = super::timeout(time, proxy_protocol::read(&stream));
+    let heard = clock::timeout(time, proxy_protocol::read(&stream));
     let heard = worker.leaving.run_until_cancelled(heard).await?;
     let client = match heard.map_err(io::Error::from).flatten() {
         Ok(Source::Client(client)) => client,
@@ -405,7 +366,7 @@ async fn hear_proxy(
         Err(error) => {
             // Who connects and says nothing is a probe.
             if error.kind() != io::ErrorKind::UnexpectedEof {
-                worker.context.metrics.unanswered(Unanswered::ProxyHeader);
+                worker.context.requests.unanswered(Unanswered::ProxyHeader);
             }
             tracing::debug!(%error, %peer, "no PROXY protocol header");
             part(worker, stream).await;
@@ -420,7 +381,7 @@ async fn hear_proxy(
             Verdict::Welcome(seat) => Entry::Client(seat),
             Verdict::Refused(limit, courtesy) => Entry::Refused(limit, courtesy),
             Verdict::Dropped(limit) => {
-                worker.context.metrics.dropped(limit.into());
+                worker.context.requests.dropped(limit.into());
                 return None;
             }
         }
@@ -439,7 +400,7 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
         }
     };
     let time = worker.settings().header_timeout;
-    let handshake = super::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
+    let handshake = clock::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
     let ended = tokio::select! {
         ended = handshake => ended,
         () = worker.leaving.cancelled() => return None,
@@ -449,14 +410,14 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
         Ok(Err(error)) => {
             // Who connects and says nothing is a probe, as on a plain port.
             if stream.is_heard() {
-                worker.context.metrics.unanswered(Unanswered::Tls);
+                worker.context.requests.unanswered(Unanswered::Tls);
             }
             tracing::debug!(%error, %peer, "a TLS handshake failed");
             // The alert says why, and what the peer has sent behind its mistake must not destroy it.
             part(worker, stream).await;
         }
         Err(_) => {
-            worker.context.metrics.unanswered(Unanswered::Tls);
+            worker.context.requests.unanswered(Unanswered::Tls);
             tracing::debug!(%peer, "a TLS handshake took too long");
         }
     }

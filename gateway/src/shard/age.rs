@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use broker_bridge::SessionId;
 
-use super::timers::Tick;
+use crate::clock::Tick;
 
 /// The part of the age that is the same for all.
 const FIRM: f32 = 0.8;

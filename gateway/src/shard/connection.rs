@@ -39,14 +39,15 @@ use super::{
     outbound::{Lane, Outbound},
     rooms::Memberships,
     stream::Stream,
-    timers::Tick,
     worker::Worker,
 };
 use crate::{
+    clock::Tick,
     limits::Seat,
-    protocol::{Encoding, ProtocolName, ReplyError, RequestId},
-    server::refusals,
-    session::{CloseReason, Effect, Session},
+    protocol::{Encoding, RequestId},
+    request::refusals,
+    session::{Effect, Session},
+    vocabulary::{CloseReason, ProtocolName, ReplyError},
     websocket::{Decoder, Deflate},
 };
 
@@ -484,7 +485,7 @@ impl Connection {
                 Effect::Join(request, room) => worker.join_later(self.key, request, room),
                 Effect::Leave(room) => worker.leave(&room, self),
                 Effect::Refused(failure) => {
-                    worker.context.metrics.auth_failed(failure);
+                    worker.context.requests.auth_failed(failure);
                     refusals::token_of_session(self.id, failure);
                 }
                 Effect::Limited(limit) => worker.context.metrics.limited(limit),

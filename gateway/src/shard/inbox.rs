@@ -24,8 +24,9 @@ use parking_lot::Mutex;
 
 use crate::{
     drain::Pace,
-    hub::Broadcast,
-    limits::{AddressLimit, Courtesy, Seat},
+    hub::{Broadcast, Mailbox},
+    limits::{Courtesy, Seat},
+    vocabulary::AddressLimit,
 };
 
 /// One thing for a shard to do.
@@ -84,9 +85,6 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// What a broadcast counts beyond its payload: its own size and its encoded head, roughly.
-const BROADCAST_OVERHEAD: usize = 256;
-
 impl Inbox {
     /// An inbox whose broadcasts may hold this many bytes.
     pub fn new(capacity: usize) -> Self {
@@ -105,34 +103,6 @@ impl Inbox {
             state.push(event)
         };
         wake(waker);
-    }
-
-    /// Posts a broadcast, or a gap in its place if the inbox is full. Returns whether it fitted.
-    pub fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool {
-        let size = Self::cost(broadcast);
-        let (fits, waker) = {
-            let mut state = self.state.lock();
-            if state.bytes == 0 || state.bytes + size <= self.capacity.load(Ordering::Relaxed) {
-                state.bytes += size;
-                (true, state.push(Event::Broadcast(Arc::clone(broadcast))))
-            } else if state.overflowed.insert(broadcast.room().clone()) {
-                (false, state.push(Event::Gap(broadcast.room().clone(), GapCause::Overflow)))
-            } else {
-                (false, None)
-            }
-        };
-        wake(waker);
-        fits
-    }
-
-    /// Posts a gap.
-    pub fn post_gap(&self, room: &RoomName, cause: GapCause) {
-        self.post(Event::Gap(room.clone(), cause));
-    }
-
-    /// What a broadcast counts against the capacity, until the shard is done with it.
-    pub fn cost(broadcast: &Broadcast) -> usize {
-        broadcast.payload_len() + BROADCAST_OVERHEAD
     }
 
     /// Takes all events, in the order in which they were posted. `into` must be empty and gives its
@@ -159,6 +129,29 @@ impl Inbox {
             None => state.waker = Some(cx.waker().clone()),
         }
         Poll::Pending
+    }
+}
+
+impl Mailbox for Inbox {
+    fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool {
+        let size = broadcast.cost();
+        let (fits, waker) = {
+            let mut state = self.state.lock();
+            if state.bytes == 0 || state.bytes + size <= self.capacity.load(Ordering::Relaxed) {
+                state.bytes += size;
+                (true, state.push(Event::Broadcast(Arc::clone(broadcast))))
+            } else if state.overflowed.insert(broadcast.room().clone()) {
+                (false, state.push(Event::Gap(broadcast.room().clone(), GapCause::Overflow)))
+            } else {
+                (false, None)
+            }
+        };
+        wake(waker);
+        fits
+    }
+
+    fn post_gap(&self, room: &RoomName, cause: GapCause) {
+        self.post(Event::Gap(room.clone(), cause));
     }
 }
 
@@ -208,7 +201,8 @@ mod tests {
 
     #[test]
     fn overflow_is_one_gap_per_room_in_place_and_everything_after_fits_again() {
-        let inbox = Inbox::new(2 * (100 + BROADCAST_OVERHEAD));
+        let cost = broadcast("a", 100).cost();
+        let inbox = Inbox::new(2 * cost);
         let fits: Vec<bool> = ["a", "a", "a", "b", "a", "b"]
             .iter()
             .map(|room| inbox.post_broadcast(&broadcast(room, 100)))
@@ -216,9 +210,9 @@ mod tests {
         assert_eq!(fits, [true, true, false, false, false, false]);
         assert_eq!(take(&inbox, 0), ["a", "a", "a:overflow", "b:overflow"]);
         assert!(!inbox.post_broadcast(&broadcast("a", 100)), "what is taken is not done with");
-        assert_eq!(take(&inbox, 100 + BROADCAST_OVERHEAD), ["a:overflow"]);
+        assert_eq!(take(&inbox, cost), ["a:overflow"]);
         assert!(inbox.post_broadcast(&broadcast("a", 100)));
-        assert_eq!(take(&inbox, 2 * (100 + BROADCAST_OVERHEAD)), ["a"]);
+        assert_eq!(take(&inbox, 2 * cost), ["a"]);
     }
 
     #[test]

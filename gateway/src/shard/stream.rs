@@ -8,10 +8,7 @@ use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -25,40 +22,7 @@ use tokio::{
 use intake::Intake;
 use tls::{Handshake, Tls, Wire};
 
-use crate::{budget::Budget, limits::Seat, server::connection::Progress};
-
-/// What all sockets of one shard have carried, and how many there are. Written by the shard alone, read
-/// by the acceptor and the metrics.
-#[derive(Debug, Default)]
-pub struct Meter {
-    /// Open sockets.
-    pub sockets: AtomicUsize,
-    /// Bytes read since the last [`Meter::take`].
-    read: AtomicU64,
-    /// Bytes written since then.
-    written: AtomicU64,
-}
-
-impl Meter {
-    /// The bytes read and written since the last call. For the shard's own thread.
-    pub fn take(&self) -> (u64, u64) {
-        (self.read.swap(0, Ordering::Relaxed), self.written.swap(0, Ordering::Relaxed))
-    }
-
-    fn read(&self, bytes: usize) {
-        add(&self.read, bytes);
-    }
-
-    fn written(&self, bytes: usize) {
-        add(&self.written, bytes);
-    }
-}
-
-/// Only the shard's thread writes these counters, [`Meter::take`] included: no atomic addition is needed, which would
-/// lock the bus once per delivery.
-fn add(counter: &AtomicU64, bytes: usize) {
-    counter.store(counter.load(Ordering::Relaxed) + bytes as u64, Ordering::Relaxed);
-}
+use crate::{budget::Budget, health::Meter, http1::Progress, limits::Seat};
 
 /// The shortest time without progress after which the kernel gives a connection up.
 const LEAST_PATIENCE: Duration = Duration::from_secs(30);

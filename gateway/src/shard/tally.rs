@@ -6,10 +6,11 @@ use std::cell::Cell;
 
 use prometheus::IntCounter;
 
-use super::Meter;
+use super::ShardMetrics;
 use crate::{
     budget::{Budget, Consumer},
-    metrics::Metrics,
+    health::Meter,
+    traffic::Traffic,
 };
 
 /// Counts since the last [`Tally::settle`].
@@ -49,16 +50,16 @@ impl Tally {
     }
 
     /// Moves everything else counted into the node's metrics.
-    pub fn settle(&self, meter: &Meter, metrics: &Metrics) {
+    pub fn settle(&self, meter: &Meter, traffic: &Traffic, metrics: &ShardMetrics) {
         let (read, written) = meter.take();
-        add(&metrics.network_bytes_in, read);
-        add(&metrics.network_bytes_out, written);
-        add(&metrics.messages_in, self.messages_in.take());
-        add(&metrics.payload_bytes_in, self.payload_in.take());
+        add(&traffic.network_bytes_in, read);
+        add(&traffic.network_bytes_out, written);
+        add(&traffic.messages_in, self.messages_in.take());
+        add(&traffic.payload_bytes_in, self.payload_in.take());
         let deliveries = self.deliveries.take();
         add(&metrics.deliveries, deliveries);
-        add(&metrics.messages_out, deliveries);
-        add(&metrics.payload_bytes_out, self.payload_out.take());
+        add(&traffic.messages_out, deliveries);
+        add(&traffic.payload_bytes_out, self.payload_out.take());
         add(&metrics.slow_consumers, self.slow_consumers.take());
         add(&metrics.dropped_oldest, self.dropped_oldest.take());
         add(&metrics.dropped_for_latest, self.dropped_for_latest.take());

@@ -1,23 +1,8 @@
 //! Coarse deadlines for many connections at once.
 
-use std::{cmp::Ordering, collections::BinaryHeap, time::Duration};
+use std::{cmp::Ordering, collections::BinaryHeap};
 
-use super::clock::Clock;
-
-/// A shard's time, in steps of [`Clock::STEP`] since the shard began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Tick(pub u32);
-
-impl Tick {
-    /// Later than anything that comes.
-    pub const NEVER: Self = Self(u32::MAX);
-
-    /// This much later, rounded up to a whole step.
-    pub fn after(self, duration: Duration) -> Self {
-        let steps = duration.as_nanos().div_ceil(Clock::STEP.as_nanos());
-        Self(self.0.saturating_add(u32::try_from(steps).unwrap_or(u32::MAX)))
-    }
-}
+use crate::clock::Tick;
 
 /// Keys by the tick they are due at. Nothing is ever taken out early: an entry that is no longer of
 /// interest is skipped by its owner when it comes up.
@@ -113,13 +98,5 @@ mod tests {
             assert_eq!(timers.take_due(Tick(u32::MAX)), Some((Tick(at), at)));
         }
         assert!(timers.due.capacity() <= 2 * KEPT, "{} places", timers.due.capacity());
-    }
-
-    #[test]
-    fn durations_round_up_to_whole_ticks() {
-        assert_eq!(Tick(7).after(Duration::ZERO), Tick(7));
-        assert_eq!(Tick(7).after(Duration::from_millis(1)), Tick(8));
-        assert_eq!(Tick(7).after(Duration::from_millis(200)), Tick(9));
-        assert_eq!(Tick(7).after(Duration::MAX), Tick(u32::MAX));
     }
 }

@@ -22,24 +22,25 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::relief::Holders;
 use super::{
-    Context, Event, Inbox, Vitals,
+    Context, Event, Inbox,
     age::Age,
     batch::Batch,
-    clock::Clock,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
     rooms::Rooms,
     rounds::{Rounds, SLICE},
     tally::Tally,
-    timers::{Tick, Timers},
+    timers::Timers,
 };
 use crate::{
+    clock::{self, Clock, Tick},
     drain::Pace,
+    health::ShardHealth,
     hub::Broadcast,
     limits::bucket::SessionMeters,
-    outcome::Told,
-    protocol::{Command, ReplyError, RequestId},
-    session::{CloseReason, Effect},
+    protocol::{Command, RequestId},
+    session::Effect,
     settings::Settings,
+    vocabulary::{CloseReason, Outcome, ReplyError, metrics::Label as _},
 };
 
 /// What one read may bring. One buffer serves all connections of the shard.
@@ -59,7 +60,7 @@ pub struct Worker {
     /// The rates that this shard's sessions are held to.
     meters: RefCell<SessionMeters>,
     pub inbox: Arc<Inbox>,
-    pub vitals: Arc<Vitals>,
+    pub health: Arc<ShardHealth>,
     pub router: Router,
     /// The tasks of this shard: HTTP connections, upgrades, sockets, blocked publishers.
     pub tasks: TaskTracker,
@@ -116,7 +117,7 @@ pub fn run(
     runtime: &tokio::runtime::Runtime,
     index: usize,
     inbox: Arc<Inbox>,
-    vitals: Arc<Vitals>,
+    health: Arc<ShardHealth>,
     context: Arc<Context>,
     router: Router,
 ) {
@@ -131,7 +132,7 @@ pub fn run(
         settings: RefCell::new(settings),
         context,
         inbox,
-        vitals,
+        health,
         router,
         tasks: TaskTracker::new(),
         leaving: CancellationToken::new(),
@@ -257,8 +258,8 @@ impl Worker {
     }
 
     fn tick(&self, due: Instant) {
-        self.vitals.beats.fetch_add(1, Ordering::Relaxed);
-        self.context.metrics.shard_lag_seconds.observe(due.elapsed().as_secs_f64());
+        self.health.beats.fetch_add(1, Ordering::Relaxed);
+        self.context.metrics.lag_seconds.observe(due.elapsed().as_secs_f64());
         let now = self.now.get();
         loop {
             // The borrow ends here: what is due sets new timers.
@@ -313,7 +314,7 @@ impl Worker {
 
     fn has_left(&self) -> bool {
         self.departure.borrow().as_ref().is_some_and(|departure| departure.left.is_empty())
-            && self.vitals.load() == 0
+            && self.health.load() == 0
     }
 
     // ---- other settings ----
@@ -423,11 +424,11 @@ impl Worker {
         let acknowledged = self.context.hub.join(&room, self.index);
         self.tasks.spawn_local(async move {
             let time = worker.settings().subscribe_timeout;
-            let outcome = match super::timeout(time, acknowledged).await {
+            let outcome = match clock::timeout(time, acknowledged).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "the broker did not grant a subscription");
-                    Err(Told::from(&error).reply)
+                    Err(Outcome::from(&error).reply)
                 }
                 Err(_) => Err(ReplyError::Unavailable),
             };
@@ -536,7 +537,7 @@ impl Worker {
     }
 
     fn settle_tally(&self) {
-        self.tally.settle(&self.vitals.meter, &self.context.metrics);
+        self.tally.settle(&self.health.meter, &self.context.traffic, &self.context.metrics);
         self.tally.settle_memory(&self.context.budget);
     }
 }

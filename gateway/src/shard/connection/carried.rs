@@ -13,8 +13,9 @@ use super::{Carrier, Connection, MAX_IN_FLIGHT, Phase};
 use crate::{
     limits::Allowance,
     protocol::Message,
-    session::{Charge, CloseReason, Effect, Session, Surroundings},
+    session::{Charge, Effect, Session, Surroundings},
     shard::{outbound::Lane, stream::Stream, tally::Tally, worker::Worker},
+    vocabulary::CloseReason,
     websocket::{self, Event, ProtocolError},
 };
 

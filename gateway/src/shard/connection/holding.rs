@@ -4,8 +4,8 @@ use broker_bridge::PublishRequest;
 
 use super::{Carrier, Connection, Counted, Phase};
 use crate::{
-    session::CloseReason,
     shard::{tally::Tally, worker::Worker},
+    vocabulary::CloseReason,
     websocket::Decoder,
 };
 

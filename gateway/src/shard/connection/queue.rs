@@ -8,13 +8,13 @@ use crate::{
     delivery::Overflow,
     hub::Broadcast,
     protocol::Notice,
-    session::CloseReason,
     shard::{
         batch::Batch,
         outbound::{Full, Lane, RoomLane},
         tally::Tally,
         worker::Worker,
     },
+    vocabulary::CloseReason,
 };
 
 /// A batch on its way to the members of a room, and what is the same for all of them.

@@ -6,13 +6,13 @@ use bytes::Bytes;
 
 use super::{Carrier, Connection, Phase};
 use crate::{
-    session::CloseReason,
     shard::{
         outbound::{Lane, Outbound},
         stream::Stream,
         tally::Tally,
         worker::Worker,
     },
+    vocabulary::CloseReason,
 };
 
 impl Connection {

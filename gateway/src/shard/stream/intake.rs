@@ -8,7 +8,7 @@ use std::{io, sync::Arc};
 
 use crate::{
     budget::{Budget, Consumer, Held, READ_BUFFER},
-    server::connection::Progress,
+    http1::Progress,
 };
 
 /// What every HTTP connection may keep, uncounted: hyper's buffer has this size from the first read on, and nearly all

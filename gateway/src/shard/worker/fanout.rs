@@ -8,7 +8,6 @@ use super::{KEPT_EVENTS, Worker, Written};
 use crate::{
     hub::Broadcast,
     shard::{
-        Inbox,
         batch::Batch,
         connection::{BatchDelivery, Connection},
         outbound::{Outbound, RoomLane, RoomTag},
@@ -145,7 +144,7 @@ impl Worker {
     }
 
     fn done_with(&self, broadcast: Arc<Broadcast>, written: &mut Written) {
-        self.done.set(self.done.get() + Inbox::cost(&broadcast));
+        self.done.set(self.done.get() + broadcast.cost());
         written.broadcasts.push(broadcast);
     }
 

@@ -7,7 +7,7 @@
 use axum::body::Body;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 
-use super::{gate::header_text, head};
+use super::gate::{authority, header_text};
 use crate::{config::Origins, settings::Settings};
 
 /// How long a browser may remember a preflight, in seconds: the most that Chromium honours.
@@ -27,7 +27,7 @@ pub fn origin(request: &Parts) -> Option<&HeaderValue> {
 /// The request's origin, if it may connect.
 pub fn allowed_origin<'a>(origins: &Origins, request: &'a Parts) -> Option<&'a HeaderValue> {
     let value = origin(request)?;
-    let host = head::authority(request).unwrap_or_default();
+    let host = authority(request).unwrap_or_default();
     origins.allows(value.to_str().ok()?, host).then_some(value)
 }
 
@@ -37,7 +37,7 @@ pub fn allowed_origin<'a>(origins: &Origins, request: &'a Parts) -> Option<&'a H
 /// A WebSocket handshake, a `POST` and a request to another origin have `Origin`. A `GET` to the page's own
 /// origin has none; of it the browser says `Sec-Fetch-Site: same-origin` (Fetch Metadata §2.3).
 pub fn may_use_cookies(origins: &Origins, request: &Parts) -> bool {
-    let host = head::authority(request).unwrap_or_default();
+    let host = authority(request).unwrap_or_default();
     match origin(request) {
         Some(origin) => origin.to_str().is_ok_and(|origin| origins.allows_cookies(origin, host)),
         None => {

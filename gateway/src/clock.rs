@@ -20,8 +20,6 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::timers::Tick;
-
 /// A look later than this after the one before is late. A shard looks at every [`Clock::STEP`].
 const LATE: Duration = Duration::from_secs(1);
 
@@ -31,6 +29,21 @@ const CALM: Duration = Duration::from_secs(5);
 thread_local! {
     /// The clock of the shard whose thread this is.
     static OWN: RefCell<Option<Clock>> = const { RefCell::new(None) };
+}
+
+/// A shard's time, in steps of [`Clock::STEP`] since the shard began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tick(pub u32);
+
+impl Tick {
+    /// Later than anything that comes.
+    pub const NEVER: Self = Self(u32::MAX);
+
+    /// This much later, rounded up to a whole step.
+    pub fn after(self, duration: Duration) -> Self {
+        let steps = duration.as_nanos().div_ceil(Clock::STEP.as_nanos());
+        Self(self.0.saturating_add(u32::try_from(steps).unwrap_or(u32::MAX)))
+    }
 }
 
 /// A shard's clock. Clones are the same clock.
@@ -226,5 +239,13 @@ mod tests {
         assert_eq!(timeout(Duration::ZERO, std::future::pending::<()>()).await, Err(Elapsed));
         OWN.set(None);
         assert_eq!(timeout(Duration::ZERO, std::future::pending::<()>()).await, Err(Elapsed));
+    }
+
+    #[test]
+    fn durations_round_up_to_whole_ticks() {
+        assert_eq!(Tick(7).after(Duration::ZERO), Tick(7));
+        assert_eq!(Tick(7).after(Duration::from_millis(1)), Tick(8));
+        assert_eq!(Tick(7).after(Duration::from_millis(200)), Tick(9));
+        assert_eq!(Tick(7).after(Duration::MAX), Tick(u32::MAX));
     }
 }

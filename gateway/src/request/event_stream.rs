@@ -8,7 +8,7 @@ use axum::body::Body;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header, request::Parts};
 
 use super::Problem;
-use crate::websocket::handshake;
+use crate::{vocabulary::metrics::Label as _, websocket::handshake};
 
 const MEDIA_TYPE: &str = "text/event-stream";
 /// nginx holds a response back unless it is told not to.
@@ -55,7 +55,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::server::Refusal;
+    use crate::vocabulary::Refusal;
 
     fn request(method: Method, headers: &[(&str, &str)]) -> Parts {
         let request = http::Request::builder().method(method);

@@ -13,15 +13,15 @@ use broker_bridge::{Broker, RoomName, SessionId};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tracing::field::DisplayValue;
 
-use super::{Problem, Refusal, cors, event_stream, refusals};
+use super::{Problem, RequestMetrics, cors, event_stream, refusals};
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Token, credential},
     budget::Budget,
     config::Origins,
-    metrics::Metrics,
-    protocol::ProtocolName,
+    health::ShardHealth,
     settings::{LiveSettings, Settings},
-    shard::{Admission, Peer, RequestName, SessionIds, Vitals},
+    traffic::Traffic,
+    vocabulary::{Peer, ProtocolName, Refusal, RequestName, SessionIds, metrics::Label as _},
 };
 
 /// What the public routes know: settings, and whether the node takes anyone at all.
@@ -31,13 +31,15 @@ pub struct Gate {
     /// Where publications go.
     pub broker: Arc<dyn Broker>,
     /// Counts what is refused.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<RequestMetrics>,
+    /// Counts what clients publish by requests.
+    pub traffic: Arc<Traffic>,
     /// Counts the bodies that are held.
     pub budget: Arc<Budget>,
     /// Names publishers that have no session.
     pub ids: Arc<SessionIds>,
     /// What each shard holds.
-    pub shards: Vec<Arc<Vitals>>,
+    pub shards: Vec<Arc<ShardHealth>>,
     /// Whether the demo page is served.
     pub demo: bool,
     /// Set once the node is leaving: it is not ready any more.
@@ -49,7 +51,7 @@ pub struct Gate {
 impl Gate {
     /// Sockets open on the public listener, or on their way to a shard.
     pub fn connections(&self) -> usize {
-        self.shards.iter().map(|vitals| vitals.load()).sum()
+        self.shards.iter().map(|health| health.load()).sum()
     }
 
     /// The settings that count now.
@@ -227,20 +229,6 @@ pub struct Applicant {
 }
 
 impl Applicant {
-    /// The answer: what a route has decided.
-    pub fn answer(self, admitted: Result<Response<Body>, Problem>) -> Response<Body> {
-        match admitted {
-            Ok(response) => {
-                let mut response = self.gate.expose(&self.request, response);
-                if response.extensions().get::<Admission>().is_some() {
-                    response.extensions_mut().insert(Arc::new(self));
-                }
-                response
-            }
-            Err(problem) => self.refuse(problem),
-        }
-    }
-
     /// The answer: no.
     pub fn refuse(&self, problem: Problem) -> Response<Body> {
         let seconds = self.began.elapsed().as_secs_f64();
@@ -276,12 +264,43 @@ fn cookie_token(settings: &Settings, request: &Parts) -> Result<Token, AuthFailu
     found
 }
 
+/// The authority that the request is for: the target's own, if it is in absolute form, in place of `Host`
+/// (RFC 9112 §3.2.2).
+pub fn authority(request: &Parts) -> Option<&str> {
+    match request.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => request.headers.get(header::HOST)?.to_str().ok(),
+    }
+}
+
 /// What the log calls the request.
-pub(super) fn request_name(request: &Parts) -> Option<DisplayValue<SessionId>> {
+pub fn request_name(request: &Parts) -> Option<DisplayValue<SessionId>> {
     request.extensions.get::<RequestName>().map(|name| tracing::field::display(name.0))
 }
 
 /// The text of a header, if it is there and visible ASCII.
-pub(super) fn header_text<'a>(request: &'a Parts, name: &header::HeaderName) -> Option<&'a str> {
+pub fn header_text<'a>(request: &'a Parts, name: &header::HeaderName) -> Option<&'a str> {
     request.headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Version;
+
+    use super::*;
+
+    fn head(version: Version, target: &str, headers: &[(&str, &str)]) -> Parts {
+        let request = http::Request::builder().version(version).uri(target);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn an_absolute_target_names_the_authority() {
+        let host = ("host", "gateway.example");
+        assert_eq!(authority(&head(Version::HTTP_11, "/", &[host])), Some("gateway.example"));
+        let request = head(Version::HTTP_11, "http://other.example:80/", &[host]);
+        assert_eq!(authority(&request), Some("other.example:80"));
+        assert_eq!(authority(&head(Version::HTTP_10, "/", &[])), None);
+    }
 }

@@ -1,6 +1,7 @@
 //! Every way a session can end, by name.
 
-use crate::{limits::Limit, websocket::CloseCode};
+use super::{limit::Limit, metrics::Label};
+use crate::websocket::CloseCode;
 
 /// Why a session ended. One value per cause; the label of the metric and the word in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +52,8 @@ pub enum CloseReason {
     Internal,
 }
 
-impl CloseReason {
-    /// All of them, with one limit for all limits: they have one label.
-    pub const ALL: [Self; 22] = [
+impl Label for CloseReason {
+    const ALL: &'static [Self] = &[
         Self::Client,
         Self::Lost,
         Self::NoProgress,
@@ -78,8 +78,7 @@ impl CloseReason {
         Self::Internal,
     ];
 
-    /// The metric's label and the log's word.
-    pub fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Client => "client",
             Self::Lost => "lost",
@@ -105,7 +104,9 @@ impl CloseReason {
             Self::Internal => "internal",
         }
     }
+}
 
+impl CloseReason {
     /// Whether the same client may expect to be served when it comes back as it is.
     pub fn come_back(self) -> bool {
         matches!(
@@ -159,7 +160,7 @@ mod tests {
     /// A reason that is new does not compile here until it has a place in the list.
     #[test]
     fn every_reason_is_listed_once() {
-        for (place, reason) in CloseReason::ALL.into_iter().enumerate() {
+        for (place, reason) in CloseReason::ALL.iter().copied().enumerate() {
             let listed_at = match reason {
                 CloseReason::Client => 0,
                 CloseReason::Lost => 1,
@@ -186,7 +187,7 @@ mod tests {
             };
             assert_eq!(listed_at, place, "{reason:?}");
         }
-        let labels: HashSet<_> = CloseReason::ALL.into_iter().map(CloseReason::as_str).collect();
+        let labels: HashSet<_> = CloseReason::ALL.iter().copied().map(CloseReason::as_str).collect();
         assert_eq!(labels.len(), CloseReason::ALL.len());
     }
 }

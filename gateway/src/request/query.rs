@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::{Problem, Refusal};
+use super::Problem;
+use crate::vocabulary::Refusal;
 
 /// A query, read parameter by parameter.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,10 @@
-//! Answers that say no: problem details for HTTP APIs (RFC 9457).
+//! Why requests are refused and connections closed before they become sessions.
 
-use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
+use std::ops::RangeInclusive;
 
-use axum::body::Body;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::StatusCode;
 
-use crate::auth;
+use super::{limit::AddressLimit, metrics::Label};
 
 /// Why a request is refused before it becomes a session. A label of `tidegate_refusals_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +65,8 @@ pub enum Refusal {
     BrokerUnknown,
 }
 
-impl Refusal {
-    /// Every reason.
-    pub const ALL: [Self; 27] = [
+impl Label for Refusal {
+    const ALL: &'static [Self] = &[
         Self::MalformedHttp,
         Self::NotFound,
         Self::Method,
@@ -98,8 +96,7 @@ impl Refusal {
         Self::BrokerUnknown,
     ];
 
-    /// The metric's label.
-    pub fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::MalformedHttp => "malformed_http",
             Self::NotFound => "not_found",
@@ -130,7 +127,9 @@ impl Refusal {
             Self::BrokerUnknown => "broker_unknown",
         }
     }
+}
 
+impl Refusal {
     /// The answer's status.
     pub fn status(self) -> StatusCode {
         match self {
@@ -167,7 +166,7 @@ impl Refusal {
 
     /// The least and the most seconds after which the same request may succeed, where that is known. A
     /// range, because all who are refused together must not come back together.
-    fn retry_after(self) -> Option<RangeInclusive<u32>> {
+    pub fn retry_after(self) -> Option<RangeInclusive<u32>> {
         match self {
             Self::Connections | Self::Memory | Self::Broker | Self::BrokerNotNow => Some(2..=8),
             // Somebody else of this address has to leave first.
@@ -193,12 +192,10 @@ pub enum Unanswered {
     Memory,
 }
 
-impl Unanswered {
-    /// Every reason.
-    pub const ALL: [Self; 4] = [Self::Tls, Self::ProxyHeader, Self::HeaderTimeout, Self::Memory];
+impl Label for Unanswered {
+    const ALL: &'static [Self] = &[Self::Tls, Self::ProxyHeader, Self::HeaderTimeout, Self::Memory];
 
-    /// The metric's label.
-    pub fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Tls => "tls",
             Self::ProxyHeader => "proxy_header",
@@ -223,13 +220,11 @@ pub enum HandshakeResult {
     Unavailable,
 }
 
-impl HandshakeResult {
-    /// Every result.
-    pub const ALL: [Self; 5] =
-        [Self::Ok, Self::BadRequest, Self::Unauthorized, Self::Forbidden, Self::Unavailable];
+impl Label for HandshakeResult {
+    const ALL: &'static [Self] =
+        &[Self::Ok, Self::BadRequest, Self::Unauthorized, Self::Forbidden, Self::Unavailable];
 
-    /// The metric's label.
-    pub fn as_str(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::BadRequest => "bad_request",
@@ -251,123 +246,12 @@ impl From<Refusal> for HandshakeResult {
     }
 }
 
-/// An answer that says no.
-#[derive(Debug)]
-pub struct Problem {
-    refusal: Refusal,
-    status: StatusCode,
-    detail: Cow<'static, str>,
-    /// The least and the most seconds after which it may be tried again.
-    retry_after: Option<RangeInclusive<u32>>,
-    /// Boxed, so that a `Result` with a problem in it stays small.
-    headers: Box<HeaderMap>,
-}
-
-impl Problem {
-    /// A refusal, and what was wrong and what was expected. The detail must hold no secret.
-    pub fn new(refusal: Refusal, detail: impl Into<Cow<'static, str>>) -> Self {
-        let mut headers = Box::new(HeaderMap::new());
-        if refusal == Refusal::Unauthorized {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(auth::CHALLENGE));
+impl From<AddressLimit> for Refusal {
+    fn from(limit: AddressLimit) -> Self {
+        match limit {
+            AddressLimit::Attempts(_) => Self::Attempts,
+            AddressLimit::Connections => Self::AddressConnections,
         }
-        let retry_after = refusal.retry_after();
-        Self { refusal, status: refusal.status(), detail: detail.into(), retry_after, headers }
-    }
-
-    /// To be tried again after this time, or up to twice of it: all who are told together must not come back
-    /// together.
-    #[must_use]
-    pub fn after(mut self, wait: Duration) -> Self {
-        let least = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX / 2).saturating_add(1);
-        self.retry_after = Some(least..=least.saturating_mul(2));
-        self
-    }
-
-    /// With another status than the refusal's usual one.
-    #[must_use]
-    pub fn with_status(mut self, status: StatusCode) -> Self {
-        self.status = status;
-        self
-    }
-
-    /// With more headers.
-    #[must_use]
-    pub fn with_headers(mut self, headers: HeaderMap) -> Self {
-        self.headers.extend(headers);
-        self
-    }
-
-    /// Why.
-    pub fn refusal(&self) -> Refusal {
-        self.refusal
-    }
-
-    /// The status of the answer.
-    pub fn status(&self) -> StatusCode {
-        self.status
-    }
-
-    /// What was wrong and what was expected.
-    pub fn detail(&self) -> &str {
-        &self.detail
-    }
-
-    /// Some number of milliseconds after which it may be tried again, if it is over by itself. Each call gives
-    /// another one.
-    pub fn come_back_after(&self) -> Option<u32> {
-        let temporary = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
-        let seconds = self.retry_after.clone().filter(|_| temporary.contains(&self.status))?;
-        Some(spread(seconds.start().saturating_mul(1_000)..=seconds.end().saturating_mul(1_000)))
-    }
-
-    /// The answer: `application/problem+json` with `title`, `status` and `detail`.
-    pub fn into_response(self) -> Response<Body> {
-        let body = serde_json::json!({
-            "title": self.status.canonical_reason().unwrap_or("Error"),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        let mut response = Response::new(Body::from(body.to_string()));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        *headers = *self.headers;
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(spread(seconds)));
-        }
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        response
-    }
-}
-
-/// Some number of the range.
-fn spread(range: RangeInclusive<u32>) -> u32 {
-    let (least, most) = range.into_inner();
-    let spread = getrandom::u32().unwrap_or(0) % (most - least).saturating_add(1);
-    least + spread
-}
-
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        let detail = match refusal {
-            Refusal::Connections => "this node holds as many connections as it may",
-            Refusal::Memory => "this node is short of memory; come back or reach another one",
-            Refusal::Attempts => "too many connections in a short time from this address",
-            Refusal::AddressConnections => "this address has as many connections as it may",
-            Refusal::UserCommands => "this user publishes too often",
-            Refusal::UserBytes => "this user publishes too much",
-            Refusal::Draining => "this node is leaving; come back and reach another one",
-            Refusal::Broker => "the broker cannot be reached; nothing was published or subscribed",
-            Refusal::BrokerNotNow => "the broker cannot at the moment; nothing was published or subscribed",
-            Refusal::BrokerForbidden => "the broker does not allow this room",
-            Refusal::BrokerRefused => "the broker refused; nothing was published or subscribed",
-            Refusal::BrokerUnknown => "the publication may or may not have been delivered",
-            Refusal::Unauthorized => "a valid token is needed",
-            Refusal::Forbidden => "the token does not grant this",
-            Refusal::Origin => "pages of this origin may not connect",
-            _ => "the request cannot be served",
-        };
-        Self::new(refusal, detail)
     }
 }
 
@@ -378,7 +262,7 @@ mod tests {
     #[test]
     fn a_node_without_a_place_sends_clients_to_another_one() {
         let found: Vec<_> =
-            Refusal::ALL.into_iter().filter(|it| it.is_about_this_node()).map(Refusal::as_str).collect();
+            Refusal::ALL.iter().copied().filter(|it| it.is_about_this_node()).map(Refusal::as_str).collect();
         assert_eq!(found, ["connections", "memory", "draining"]);
     }
 }

@@ -21,7 +21,7 @@ use tracing::{Level, field::display};
 use super::{Problem, gate::header_text};
 use crate::{
     auth::AuthFailure,
-    shard::{Peer, RequestName},
+    vocabulary::{Peer, RequestName, metrics::Label as _},
 };
 
 const TARGET: &str = "tidegate::auth";

@@ -1,0 +1,59 @@
+//! What the hub counts.
+
+use broker_bridge::GapCause;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
+
+use crate::vocabulary::metrics::{counter, counter_family, gauge};
+
+/// The causes of gaps that a whole room is told of; [`GapCause::Dropped`] concerns one session.
+const ROOM_GAPS: [GapCause; 3] = [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow];
+
+/// The hub's metrics.
+#[derive(Debug)]
+pub struct HubMetrics {
+    /// Publications received for rooms with a session on this node.
+    pub publications: IntCounter,
+    /// Rooms that the hub knows.
+    pub rooms: IntGauge,
+    /// Publications that did not fit into a shard's inbox.
+    pub inbox_overflows: IntCounter,
+    gaps: IntCounterVec,
+}
+
+impl HubMetrics {
+    /// Registers them.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gaps = counter_family(
+            registry,
+            "tidegate_gaps_total",
+            "Gaps told to rooms of this node, by cause: publications may be missing there.",
+            &["cause"],
+        )?;
+        for cause in ROOM_GAPS {
+            gaps.with_label_values(&[cause.as_str()]);
+        }
+        Ok(Self {
+            publications: counter(
+                registry,
+                "tidegate_publications_total",
+                "Publications received from the broker for rooms with a session on this node.",
+            )?,
+            rooms: gauge(
+                registry,
+                "tidegate_rooms",
+                "Rooms that have a session on this node, or had one a moment ago.",
+            )?,
+            inbox_overflows: counter(
+                registry,
+                "tidegate_inbox_overflows_total",
+                "Publications dropped inside the node because a shard's inbox was full; each is told as a gap.",
+            )?,
+            gaps,
+        })
+    }
+
+    /// Counts a gap told to a room.
+    pub fn gap(&self, cause: GapCause) {
+        self.gaps.with_label_values(&[cause.as_str()]).inc();
+    }
+}

@@ -1,0 +1,25 @@
+//! Ids for sessions and requests.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use broker_bridge::SessionId;
+
+/// Makes names for sessions: unique across nodes, not secret.
+#[derive(Debug)]
+pub struct SessionIds {
+    node: u64,
+    next: AtomicU64,
+}
+
+impl SessionIds {
+    /// Names that begin with a number of this process's own.
+    pub fn new(node: u64) -> Self {
+        Self { node, next: AtomicU64::new(0) }
+    }
+
+    /// A name that nobody has had.
+    pub fn next(&self) -> SessionId {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        SessionId(u128::from(self.node) << 64 | u128::from(number))
+    }
+}
