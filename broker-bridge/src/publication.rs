@@ -1,6 +1,10 @@
 //! One message in a room.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 
@@ -29,11 +33,21 @@ impl Publication {
 }
 
 /// A payload and what is known about its bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Data {
     kind: DataKind,
     bytes: Bytes,
+    /// Whether text happens to be JSON, once somebody has asked.
+    json: OnceLock<bool>,
 }
+
+impl PartialEq for Data {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.bytes == other.bytes
+    }
+}
+
+impl Eq for Data {}
 
 /// What is known about a payload's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +64,7 @@ impl Data {
     /// Text if `bytes` are UTF-8, binary otherwise, as for a bare `PUBLISH`.
     pub fn detect(bytes: Bytes) -> Self {
         let kind = if std::str::from_utf8(&bytes).is_ok() { DataKind::Text } else { DataKind::Binary };
-        Self { kind, bytes }
+        Self::of(kind, bytes)
     }
 
     /// Declares `bytes` to be of `kind`. `None` if the kind is text and the bytes are not UTF-8, or JSON and
@@ -58,8 +72,8 @@ impl Data {
     pub fn declare(kind: DataKind, bytes: Bytes) -> Option<Self> {
         match kind {
             DataKind::Json => Self::json(bytes).ok(),
-            DataKind::Text => std::str::from_utf8(&bytes).is_ok().then_some(Self { kind, bytes }),
-            DataKind::Binary => Some(Self { kind, bytes }),
+            DataKind::Text => std::str::from_utf8(&bytes).is_ok().then(|| Self::of(kind, bytes)),
+            DataKind::Binary => Some(Self::of(kind, bytes)),
         }
     }
 
@@ -72,7 +86,7 @@ impl Data {
     pub fn json(bytes: impl Into<Bytes>) -> Result<Self, InvalidJson> {
         let bytes = bytes.into();
         json::check(&bytes, Self::MAX_DEPTH)?;
-        Ok(Self { kind: DataKind::Json, bytes })
+        Ok(Self::of(DataKind::Json, bytes))
     }
 
     /// How deep the arrays and objects of a JSON payload may be nested. Common parsers stop at 128 levels, and
@@ -81,12 +95,12 @@ impl Data {
 
     /// A text payload.
     pub fn text(text: impl Into<String>) -> Self {
-        Self { kind: DataKind::Text, bytes: Bytes::from(text.into()) }
+        Self::of(DataKind::Text, Bytes::from(text.into()))
     }
 
     /// A binary payload.
     pub fn binary(bytes: impl Into<Bytes>) -> Self {
-        Self { kind: DataKind::Binary, bytes: bytes.into() }
+        Self::of(DataKind::Binary, bytes.into())
     }
 
     /// What is known about the bytes.
@@ -99,12 +113,26 @@ impl Data {
         &self.bytes
     }
 
+    /// Whether the payload is JSON as [`json`](Self::json) takes it: declared so, or text that happens to be. Checked
+    /// once, however many formats ask.
+    pub fn is_json(&self) -> bool {
+        match self.kind {
+            DataKind::Json => true,
+            DataKind::Text => *self.json.get_or_init(|| json::check(&self.bytes, Self::MAX_DEPTH).is_ok()),
+            DataKind::Binary => false,
+        }
+    }
+
     /// The bytes as text, unless the payload is binary.
     pub fn as_text(&self) -> Option<&str> {
         match self.kind {
             DataKind::Binary => None,
             DataKind::Json | DataKind::Text => std::str::from_utf8(&self.bytes).ok(),
         }
+    }
+
+    fn of(kind: DataKind, bytes: Bytes) -> Self {
+        Self { kind, bytes, json: OnceLock::new() }
     }
 }
 

@@ -11,9 +11,13 @@ use broker_bridge::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prometheus::Registry;
 use tidegate::{
+    auth::Keyring,
     budget::Budget,
+    config::{Config, Sources},
+    framing::{Broadcast, Encoding, Format, Frame, MemberState, Transport},
     hub::{FanOut, Hub, HubMetrics},
-    protocol::WireFormat,
+    protocol::{Ask, On, TABLE},
+    settings::Settings,
     shard::{Event, Inbox},
 };
 
@@ -60,20 +64,66 @@ fn formats(c: &mut Criterion) {
     let room = room("chat:lobby");
     let large = format!("[{}\"\"]", "{\"text\":\"hello\"},".repeat(4096));
     let mut group = c.benchmark_group("format");
-    for (format, name) in [
-        (WireFormat::PlainFrame, "plain"),
-        (WireFormat::Event, "event stream"),
-        (WireFormat::RoomEvent, "event stream of several rooms"),
-        (WireFormat::CentrifugePush, "Centrifuge"),
-    ] {
+    for (encoding, name) in encodings(&room) {
         for (size, text) in [("16 B", r#"{"text":"hello"}"#), ("64 KiB", &large)] {
             let publication = publication(text);
             group.throughput(Throughput::Bytes(text.len() as u64));
             group.bench_function(format!("{name}, {size}"), |b| {
-                b.iter(|| format.encode(black_box(&room), black_box(&publication)));
+                b.iter(|| encoding.encode(black_box(&room), black_box(&publication)));
             });
         }
     }
+}
+
+/// What a member with a private head costs more than one that shares everything.
+fn heads(c: &mut Criterion) {
+    static SHARED: Format =
+        Format { write: |_, publication, _, out| out.put(publication.data.bytes()), head: None };
+    static PRIVATE: Format = Format {
+        write: |_, publication, _, out| out.put(publication.data.bytes()),
+        head: Some(|state, out| out.put(&state.id)),
+    };
+    let broadcast = Broadcast::new(room("chat:lobby"), publication(r#"{"text":"hello"}"#), 1);
+    let mut group = c.benchmark_group("member's frame");
+    for (name, format) in [("shared", &SHARED), ("with a head of its own", &PRIVATE)] {
+        let encoding = Encoding::new(format, Transport::WebSocket);
+        let states: Vec<_> = (0..10_000)
+            .map(|n| MemberState {
+                id: format!("subscription-{n} ").into_bytes().into(),
+                ..Default::default()
+            })
+            .collect();
+        let mut next = states.iter().cycle();
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let shared = broadcast.frame(encoding, 0).into_owned();
+                match encoding.head(next.next().expect("a cycle does not end"), shared.len()) {
+                    Some(head) => Frame::split(head, shared),
+                    None => shared.into(),
+                }
+            });
+        });
+    }
+}
+
+/// How each protocol writes the publications of a room, by the route that a session was opened on.
+fn encodings(room: &RoomName) -> Vec<(Encoding, String)> {
+    let config = Config::load(&Sources::default()).expect("the defaults are valid");
+    let settings = Settings::new(&config, Arc::new(Keyring::new(Vec::new(), Vec::new())));
+    let request = http::Request::get("/?room=a&room=b").body(()).expect("a request");
+    let ask = Ask { request: &request.into_parts().0, settings: &settings, room: Some(room.clone()) };
+    let routes = TABLE.iter().flat_map(|endpoint| endpoint.routes.iter().map(move |route| (endpoint, route)));
+    let encodings = routes.filter_map(|(endpoint, route)| {
+        let (transport, open) = match route.on {
+            On::WebSocket { open, .. } => (Transport::WebSocket, open),
+            On::Stream { open, .. } => (Transport::Body, open),
+            On::Request { .. } => return None,
+        };
+        let mut protocol = (open(&ask).expect("a session").protocol)();
+        let encoding = Encoding::new(protocol.format(room, 0).format, transport);
+        Some((encoding, format!("{} {}", endpoint.name, route.path)))
+    });
+    encodings.collect()
 }
 
 fn room(name: &str) -> RoomName {
@@ -86,5 +136,5 @@ fn publication(text: &str) -> Publication {
     Publication { publisher: Some(publisher), ..Publication::new(data) }
 }
 
-criterion_group!(benches, hub, formats);
+criterion_group!(benches, hub, formats, heads);
 criterion_main!(benches);

@@ -20,12 +20,11 @@ use std::{
 use broker_bridge::{Broker, GapCause, Publication, RoomName, Sink, Subscribing};
 use parking_lot::Mutex;
 
-use crate::{budget::Budget, shrink};
+use crate::{budget::Budget, framing::Broadcast, shrink};
 
-mod broadcast;
 mod metrics;
 
-pub use self::{broadcast::Broadcast, metrics::HubMetrics};
+pub use self::metrics::HubMetrics;
 
 /// How long the node stays interested in a room after its last session left, so that a reload of a page
 /// does not cost an UNSUBSCRIBE and a SUBSCRIBE.
@@ -389,7 +388,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_broadcast_is_encoded_once_and_shared() {
-        use crate::protocol::WireFormat;
+        use crate::framing::{Encoding, Format, Transport};
+        static FORMAT: Format =
+            Format { write: |_, publication, _, out| out.put(publication.data.bytes()), head: None };
         let bench = Bench::new(2);
         bench.join("a", 0).await;
         bench.join("a", 1).await;
@@ -401,7 +402,7 @@ mod tests {
                 let mut events = Vec::new();
                 inbox.take(&mut events, 0);
                 let Some(Event::Broadcast(broadcast)) = events.pop() else { panic!("one broadcast") };
-                broadcast.frame(WireFormat::PlainFrame.into(), 0).clone()
+                broadcast.frame(Encoding::new(&FORMAT, Transport::WebSocket), 0).into_owned()
             })
             .collect();
         assert_eq!(frames[0], &b"\x81\x02hi"[..]);

@@ -17,11 +17,13 @@
 //! | [`descriptors`] | how many sockets the process may hold |
 //! | [`telemetry`] | logs |
 //! | [`tls`] | the public listener's certificate |
+//! | `shrink` | how containers give memory back after a crowd |
 //! | [`limits`] | how much anybody may use |
 //! | [`settings`] | what may change while the node runs |
 //! | [`budget`] | how much memory is held for clients, and how much may be |
 //! | [`traffic`], [`health`] | counters of traffic; what each shard shows of itself |
-//! | `room_map`, `shrink` | a map from rooms, as sessions keep it; how containers give memory back after a crowd |
+//! | `room_map` | a map from rooms, as sessions keep it |
+//! | [`framing`] | how messages become bytes, and what is shared of them |
 //! | [`hub`] | the rooms of this node |
 //! | [`http1`] | one HTTP/1.1 connection |
 //! | [`request`] | the checks that every HTTP request goes through, and refusals |
@@ -47,6 +49,7 @@ pub mod delivery;
 pub mod descriptors;
 pub mod drain;
 pub mod file;
+pub mod framing;
 pub mod health;
 pub mod http1;
 pub mod hub;

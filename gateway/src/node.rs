@@ -143,7 +143,7 @@ impl Node {
     /// Starts a node; both listeners accept when it returns. Must be called within a tokio runtime.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let registry = Registry::new();
-        let metrics = Metrics::register(&registry, &protocol::NAMES)?;
+        let metrics = Metrics::register(&registry, &protocol::names())?;
         // Before any port opens: nobody is to reach a node that cannot serve him.
         let tls = config.tls.clone().map(|files| Tls::load(files, &registry)).transpose()?;
         let tls = tls.map(Arc::new);
@@ -188,6 +188,7 @@ impl Node {
             budget,
             ids,
             shards: health.clone(),
+            refuse: protocol::refuse,
             demo: config.demo,
             draining: false.into(),
             closed: false.into(),

@@ -1,41 +1,130 @@
-//! Wire protocols, sans-IO: what clients say becomes [`Command`]s, what they are told becomes bytes.
+//! Wire protocols: what a client sends becomes [`Command`]s, what it is sent becomes bytes.
 //!
-//! A protocol never touches a socket, knows no broker and checks no grant. Each is one file; this one
-//! holds what they share. A protocol has two ways out:
+//! A protocol is one folder and one line in [`TABLE`]. In its folder are its endpoint (routes, and what a request there
+//! becomes), its state machine ([`Protocol`], one per session), its publication formats
+//! ([`Format`](crate::framing::Format)) and its transcripts. Nothing outside of the folder names it. (That is why these
+//! modules are `mod.rs` files.)
 //!
-//! - publications are the same bytes for every member of a room that uses the same [`WireFormat`]: they
-//!   are encoded once per node and shared ([`WireFormat::encode`]);
-//! - everything else is said to one session and encoded by its [`Protocol`].
+//! A state machine does no IO, reads no clock, and knows no broker and no grant. It has two ways out:
+//!
+//! - publications are the same bytes for every member of a room with the same
+//!   [`Encoding`](crate::framing::Encoding): they are written once per node, by the format, and shared;
+//! - everything else is meant for one session and written by its protocol into [`Packets`].
+//!
+//! `docs/design/layout.md` says how to add one.
 
-use std::time::Duration;
+use std::{fmt, rc::Rc, time::Duration};
 
-use broker_bridge::{Data, EventName, GapCause, Publication, RoomName, SessionId};
+use axum::body::Body;
+use broker_bridge::{Data, EventName, GapCause, RoomName, SessionId};
 use bytes::Bytes;
+use http::{Response, request::Parts};
 
 use crate::{
+    framing::{Format, MemberState, Packets},
+    request::Problem,
     vocabulary::{CloseReason, ProtocolName, ReplyError},
-    websocket::{self, Deflate},
 };
 
 pub mod centrifuge;
+pub mod endpoint;
 pub mod event_stream;
 pub mod plain;
+pub mod publish;
 
-/// Every protocol, for metrics.
-pub const NAMES: [ProtocolName; 3] = [plain::NAME, event_stream::NAME, centrifuge::NAME];
+pub use self::endpoint::{Ask, Call, Endpoint, MakeProtocol, On, Opening, Route};
 
-/// The protocol of one session, with its state.
-#[derive(Debug)]
-pub enum Protocol {
-    /// Plain WebSocket: one room, frames are payloads.
-    Plain(plain::Plain),
-    /// Server-sent events: one or several rooms, nothing from the client.
-    EventStream(event_stream::EventStream),
-    /// Centrifuge JSON: many rooms over one WebSocket, with requests and replies.
-    Centrifuge(centrifuge::Centrifuge),
+/// Every protocol. Where a request leaves the choice open, the first one that can serve it does.
+pub static TABLE: [&Endpoint; 4] =
+    [&plain::ENDPOINT, &event_stream::ENDPOINT, &ndjson::ENDPOINT, &centrifuge::ENDPOINT, &publish::ENDPOINT];
+
+/// The names of the protocols that sessions speak.
+pub fn names() -> Vec<ProtocolName> {
+    TABLE.iter().filter(|endpoint| endpoint.has_sessions()).map(|endpoint| endpoint.name).collect()
 }
 
-/// One message of the transport, unframed.
+/// A refusal in the form that the request's protocol needs, if it needs one of its own.
+pub fn refuse(request: &Parts, problem: &Problem) -> Option<Response<Body>> {
+    TABLE.iter().filter_map(|endpoint| endpoint.refuse).find_map(|refuse| refuse(request, problem))
+}
+
+/// The protocol of one session, with its state.
+pub trait Protocol: fmt::Debug {
+    /// Reads one message of the client and appends what it asks for to `commands`.
+    fn decode(&mut self, message: Message, commands: &mut Vec<Command>);
+
+    /// Answers a request.
+    fn reply(&mut self, request: RequestId, reply: &Reply, out: &mut Packets) -> Then;
+
+    /// Tells the client something that it did not ask for.
+    fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then;
+
+    /// How publications of `room` are written for this session, which `request` subscribed to it. Asked once for each
+    /// membership, when it begins.
+    fn format(&mut self, room: &RoomName, request: RequestId) -> RoomFormat;
+
+    /// How often the session needs heartbeats.
+    fn timing(&self) -> Timing {
+        Timing::default()
+    }
+
+    /// What is sent before everything else. `spread` is a random number in `0..1`, which spreads clients over time.
+    fn greet(&mut self, spread: f32, out: &mut Packets) {
+        let _ = (spread, out);
+    }
+
+    /// Keeps an idle connection alive and asks the client for a sign of life, where the protocol can.
+    fn heartbeat(&mut self, out: &mut Packets);
+
+    /// The final message of a session. `spread` is as in [`greet`](Self::greet), for clients that are told to come
+    /// back.
+    fn farewell(&mut self, reason: CloseReason, spread: f32, out: &mut Packets);
+}
+
+/// What follows for the session from what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    Stay,
+    /// It is no longer in the room that the news are about.
+    Leave,
+    /// The session ends.
+    Close(CloseReason),
+}
+
+/// What a session is told without having asked.
+#[derive(Clone, Copy, Debug)]
+pub enum News<'a> {
+    /// Publications of the room may be missing just before.
+    Gap(&'a RoomName, GapCause),
+    /// The session is no longer in the room, because its new token does not grant it.
+    Expelled(&'a RoomName),
+}
+
+/// How publications of one room are written for one session.
+pub struct RoomFormat {
+    /// The format, a static.
+    pub format: &'static Format,
+    /// The protocol's own number for what else the bytes depend on.
+    pub variant: u32,
+    /// What the member's private heads are written from, if the format has any.
+    pub state: Option<Rc<MemberState>>,
+}
+
+impl From<&'static Format> for RoomFormat {
+    fn from(format: &'static Format) -> Self {
+        Self { format, variant: 0, state: None }
+    }
+}
+
+/// When heartbeats are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// The longest time between two heartbeats that the client has been told to expect, if it has.
+    pub promised: Option<Duration>,
+}
+
+/// One message of the transport, without its framing.
 #[derive(Debug)]
 pub enum Message {
     /// UTF-8, already verified.
@@ -149,215 +238,4 @@ pub enum Reply {
     Pong,
     /// It could not be done; the connection lives.
     Failed(ReplyError),
-}
-
-/// How publications are written for all sessions of one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum WireFormat {
-    /// A WebSocket frame whose payload is the publication's data.
-    PlainFrame,
-    /// An event of an event stream that carries one room.
-    Event,
-    /// An event of an event stream that carries several rooms.
-    RoomEvent,
-    /// A WebSocket frame with a Centrifuge JSON push.
-    CentrifugePush,
-}
-
-impl WireFormat {
-    /// The bytes every member with this format is sent.
-    pub fn encode(self, room: &RoomName, publication: &Publication) -> Bytes {
-        match self {
-            Self::PlainFrame => plain::encode(publication),
-            Self::Event => event_stream::encode(None, publication),
-            Self::RoomEvent => event_stream::encode(Some(room), publication),
-            Self::CentrifugePush => centrifuge::encode(room, publication),
-        }
-    }
-}
-
-/// What two members must have in common to be sent the same bytes: the format, and how it is compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Encoding {
-    format: WireFormat,
-    deflate: Option<Deflate>,
-}
-
-impl Encoding {
-    /// How many there are.
-    pub const COUNT: usize = 8;
-
-    /// A format, compressed if that was agreed on and the format knows how.
-    pub fn new(format: WireFormat, deflate: Option<Deflate>) -> Self {
-        let web_socket = matches!(format, WireFormat::PlainFrame | WireFormat::CentrifugePush);
-        Self { format, deflate: deflate.filter(|_| web_socket) }
-    }
-
-    /// The format.
-    pub fn format(self) -> WireFormat {
-        self.format
-    }
-
-    /// How frames are compressed.
-    pub fn deflate(self) -> Option<Deflate> {
-        self.deflate
-    }
-
-    /// The same, not compressed.
-    #[must_use]
-    pub fn uncompressed(self) -> Self {
-        Self { deflate: None, ..self }
-    }
-
-    /// Its place in a table of [`Self::COUNT`].
-    pub fn index(self) -> usize {
-        match (self.deflate, self.format) {
-            (None, format) => format as usize,
-            (Some(Deflate::Wide), WireFormat::CentrifugePush) => 4,
-            (Some(Deflate::Narrow), WireFormat::CentrifugePush) => 5,
-            (Some(Deflate::Wide), _) => 6,
-            (Some(Deflate::Narrow), _) => 7,
-        }
-    }
-}
-
-impl From<WireFormat> for Encoding {
-    fn from(format: WireFormat) -> Self {
-        Self { format, deflate: None }
-    }
-}
-
-impl Protocol {
-    /// Its name.
-    pub fn name(&self) -> ProtocolName {
-        match self {
-            Self::Plain(_) => plain::NAME,
-            Self::EventStream(_) => event_stream::NAME,
-            Self::Centrifuge(_) => centrifuge::NAME,
-        }
-    }
-
-    /// How it wants publications written.
-    pub fn format(&self) -> WireFormat {
-        match self {
-            Self::Plain(_) => WireFormat::PlainFrame,
-            Self::EventStream(stream) => stream.format(),
-            Self::Centrifuge(_) => WireFormat::CentrifugePush,
-        }
-    }
-
-    /// Reads one message of the client and appends what it asks for to `commands`.
-    pub fn decode(&mut self, message: Message, commands: &mut Vec<Command>) {
-        match self {
-            Self::Plain(plain) => commands.push(plain.decode(message)),
-            // The transport of an event stream has no way for a client to send.
-            Self::EventStream(_) => {}
-            Self::Centrifuge(_) => centrifuge::decode(&message, commands),
-        }
-    }
-
-    /// Answers a request.
-    pub fn reply(&self, request: RequestId, reply: &Reply) -> Notice {
-        match self {
-            Self::Plain(_) => plain::reply(reply),
-            Self::EventStream(_) => Notice::Silent,
-            Self::Centrifuge(centrifuge) => Notice::Send(centrifuge.reply(request, reply)),
-        }
-    }
-
-    /// Tells the client that it is in a room no longer, because its new token does not grant it.
-    pub fn expelled(&self, room: &RoomName) -> Notice {
-        match self {
-            Self::Plain(_) | Self::EventStream(_) => Notice::Close(CloseReason::Forbidden),
-            Self::Centrifuge(_) => Notice::Send(centrifuge::expelled(room)),
-        }
-    }
-
-    /// Tells the client that publications of a room may be missing.
-    pub fn gap(&self, room: &RoomName, cause: GapCause) -> Notice {
-        match self {
-            Self::Plain(plain) => plain.gap(),
-            Self::EventStream(_) => Notice::Send(event_stream::gap(room, cause)),
-            // To subscribe again would bring nothing back, and would end in the same queue.
-            Self::Centrifuge(_) if cause == GapCause::Dropped => Notice::Send(centrifuge::gap(room, cause)),
-            Self::Centrifuge(_) => Notice::Leave(centrifuge::resubscribe(room)),
-        }
-    }
-
-    /// What keeps an idle connection alive and proves that the client is there, where it can.
-    pub fn heartbeat(&self) -> Bytes {
-        match self {
-            Self::Plain(_) => plain::PING,
-            Self::EventStream(_) => event_stream::KEEP_ALIVE,
-            Self::Centrifuge(_) => centrifuge::PING,
-        }
-    }
-
-    /// The longest time between two heartbeats that the client has been told to expect, if it has.
-    pub fn promised_heartbeat(&self) -> Option<Duration> {
-        match self {
-            Self::Plain(_) | Self::EventStream(_) => None,
-            Self::Centrifuge(centrifuge) => Some(Duration::from_secs(centrifuge.ping_seconds)),
-        }
-    }
-
-    /// The last words of a session. `spread` is a random number in `0..1` with which clients that are
-    /// told to come back are spread over time.
-    pub fn farewell(&self, reason: CloseReason, spread: f32) -> Option<Bytes> {
-        match self {
-            Self::Plain(_) => reason.plain_close().map(|(code, text)| websocket::close_frame(code, text)),
-            Self::EventStream(stream) => stream.farewell(reason, spread),
-            Self::Centrifuge(_) => centrifuge::farewell(reason),
-        }
-    }
-}
-
-/// What a protocol does with news that are not a publication.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// It has no words for it and the client did not ask.
-    Silent,
-    /// These bytes.
-    Send(Bytes),
-    /// These bytes, and the session is no longer in the room that they are about.
-    Leave(Bytes),
-    /// The client asked to be closed in this case.
-    Close(CloseReason),
-}
-
-#[cfg(test)]
-mod tests {
-    use broker_bridge::BrokerError;
-
-    use super::{centrifuge::Centrifuge, plain::Plain, *};
-    use crate::vocabulary::Outcome;
-
-    /// A client comes back by itself exactly where that is safe and of use, whatever it speaks.
-    #[test]
-    fn every_protocol_is_told_the_same() {
-        let room = RoomName::new("lobby").unwrap();
-        let plain = Protocol::Plain(Plain { room, echo: true, close_on_gap: false });
-        let centrifuge = Protocol::Centrifuge(Centrifuge { ping_seconds: 25 });
-        let text = || "BUSY".into();
-        for (error, status, temporary, close) in [
-            (BrokerError::Unavailable, 503, true, CloseReason::PublishFailed),
-            (BrokerError::Closed, 503, true, CloseReason::PublishFailed),
-            (BrokerError::NotNow(text()), 503, true, CloseReason::PublishFailed),
-            (BrokerError::Forbidden(text()), 403, false, CloseReason::Forbidden),
-            (BrokerError::Refused(text()), 502, false, CloseReason::BrokerRefused),
-            (BrokerError::Unknown, 504, false, CloseReason::PublishFailed),
-        ] {
-            let Outcome { refusal, reply } = Outcome::from(&error);
-            assert_eq!(refusal.status().as_u16(), status, "{error}");
-            assert_eq!(error.is_retryable() || error == BrokerError::Closed, temporary, "{error}");
-
-            let failed = Reply::Failed(reply);
-            assert_eq!(plain.reply(0, &failed), Notice::Close(close), "{error}");
-            let Notice::Send(frame) = centrifuge.reply(1, &failed) else { panic!("{error}: no reply") };
-            let frame = String::from_utf8_lossy(&frame).into_owned();
-            assert!(frame.contains(&format!("\"temporary\":{temporary}")), "{error}: {frame}");
-            assert!(!frame.contains("BUSY"), "what the broker said is not sent: {frame}");
-        }
-    }
 }

@@ -7,14 +7,14 @@
 //! | [`gate`] | [`Gate`]: the checks that all endpoints share |
 //! | [`problem`] | [`Problem`]: an answer that refuses (RFC 9457) |
 //! | [`cors`] | which pages may talk to the public listener |
-//! | [`event_stream`] | who asks for an event stream, and its temporary refusals |
+//! | [`accept`] | which media type a request prefers |
 //! | [`query`] | query parameters |
 //! | [`forwarded`] | the client's address as proxies report it |
 //! | [`refusals`] | refused tokens, origins and grants, in the log |
 //! | [`metrics`] | what is counted of requests |
 
+pub mod accept;
 pub mod cors;
-pub mod event_stream;
 pub mod forwarded;
 pub mod gate;
 pub mod metrics;

@@ -4,8 +4,7 @@
 //! |---|---|
 //! | [`head`] | what the head of every request must keep to |
 //! | [`peer`] | whom a request comes from, and whether they may knock |
-//! | [`centrifuge`] | `/connection/websocket`: the Centrifuge protocol |
-//! | [`rooms`] | `/rooms/{room}` and `/rooms`: a room is a URL |
+//! | `routes` | the public routes, made from the table of protocols |
 //! | [`demo`] | the demo page |
 //! | [`ops`] | the second listener: metrics and probes |
 //! | [`ops_listener`] | the second listener's sockets |
@@ -16,7 +15,7 @@
 
 use std::sync::Arc;
 
-use axum::{Router, extract::Request, middleware::from_fn_with_state, routing::any};
+use axum::{Router, extract::Request, middleware::from_fn_with_state};
 
 use crate::{
     request::{Gate, Problem},
@@ -24,22 +23,17 @@ use crate::{
 };
 
 pub mod acceptor;
-pub mod centrifuge;
 pub mod demo;
 pub mod head;
 pub mod ops;
 pub mod ops_listener;
 pub mod peer;
-mod publish;
-pub mod rooms;
+mod routes;
 mod upgrade;
 
 /// All routes of the public listener.
 pub fn public_routes(gate: Arc<Gate>) -> Router {
-    let mut routes = Router::new()
-        .route("/rooms/{room}", any(rooms::one_room))
-        .route("/rooms", any(rooms::several_rooms))
-        .route("/connection/websocket", any(centrifuge::connection));
+    let mut routes = routes::routes();
     if gate.demo {
         routes = routes.merge(demo::routes());
     }

@@ -11,12 +11,15 @@ use bytes::Bytes;
 
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Subject, Token, UnixSeconds},
+    framing::{Framing, Packets},
     limits::{Allowance, bucket::Purse},
-    protocol::{Command, Message, Notice, Protocol, Reply, RequestId},
+    protocol::{Command, Message, News, Protocol, Reply, RequestId, RoomFormat, Then, Timing},
     room_map::RoomMap,
     vocabulary::{CloseReason, Limit, Outcome, ReplyError},
 };
 
+#[cfg(test)]
+mod conformance;
 #[cfg(test)]
 mod transcripts;
 
@@ -28,7 +31,8 @@ pub struct Session {
     identity: Option<Arc<Identity>>,
     /// Whether the client has begun the session; from the start where the door itself was the beginning.
     begun: bool,
-    protocol: Protocol,
+    protocol: Box<dyn Protocol>,
+    framing: Framing,
     /// The rooms that the client has asked for within the session.
     subscriptions: RoomMap<Subscription, 0>,
     /// What it has used of its limits; nothing is kept of a session that has never said anything.
@@ -108,24 +112,85 @@ pub enum Effect {
     Close(CloseReason),
 }
 
+/// What follows from something that happened to a session, in order. A shard keeps one for all its sessions.
+#[derive(Debug, Default)]
+pub struct Effects {
+    list: Vec<Effect>,
+    packets: Packets,
+}
+
+impl Effects {
+    /// Adds an effect.
+    pub fn push(&mut self, effect: Effect) {
+        self.list.push(effect);
+    }
+
+    /// The last effect.
+    pub fn last(&self) -> Option<&Effect> {
+        self.list.last()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Takes all of them out.
+    pub fn drain(&mut self) -> impl Iterator<Item = Effect> {
+        self.list.drain(..)
+    }
+
+    /// How many there is room for.
+    pub fn capacity(&self) -> usize {
+        self.list.capacity()
+    }
+
+    /// Has a protocol write messages to its client, and adds them.
+    fn write<T>(&mut self, framing: Framing, write: impl FnOnce(&mut Packets) -> T) -> T {
+        self.packets.begin(framing);
+        let result = write(&mut self.packets);
+        if !self.packets.is_empty() {
+            self.list.extend(self.packets.take().map(Effect::Send));
+        }
+        result
+    }
+}
+
 impl Session {
     /// A session that has been admitted as `identity`.
-    pub fn new(id: SessionId, identity: Arc<Identity>, protocol: Protocol) -> Self {
-        Self::of(id, Some(identity), true, protocol)
+    pub fn new(
+        id: SessionId,
+        identity: Arc<Identity>,
+        protocol: Box<dyn Protocol>,
+        framing: Framing,
+    ) -> Self {
+        Self::of(id, Some(identity), true, protocol, framing)
     }
 
     /// A session that the client has yet to begin, by a protocol of its own; perhaps with an identity that
     /// its connection brought.
-    pub fn to_begin(id: SessionId, identity: Option<Arc<Identity>>, protocol: Protocol) -> Self {
-        Self::of(id, identity, false, protocol)
+    pub fn to_begin(
+        id: SessionId,
+        identity: Option<Arc<Identity>>,
+        protocol: Box<dyn Protocol>,
+        framing: Framing,
+    ) -> Self {
+        Self::of(id, identity, false, protocol, framing)
     }
 
-    fn of(id: SessionId, identity: Option<Arc<Identity>>, begun: bool, protocol: Protocol) -> Self {
+    fn of(
+        id: SessionId,
+        identity: Option<Arc<Identity>>,
+        begun: bool,
+        protocol: Box<dyn Protocol>,
+        framing: Framing,
+    ) -> Self {
         Self {
             id,
             identity,
             begun,
             protocol,
+            framing,
             subscriptions: RoomMap::default(),
             purse: OnceCell::new(),
             pinged: false,
@@ -137,9 +202,31 @@ impl Session {
         self.id
     }
 
-    /// Its wire protocol.
-    pub fn protocol(&self) -> &Protocol {
-        &self.protocol
+    /// How its messages are framed.
+    pub fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// When it needs heartbeats.
+    pub fn timing(&self) -> Timing {
+        self.protocol.timing()
+    }
+
+    /// How publications of `room` are written for it, which `request` subscribed to it.
+    pub fn format(&mut self, room: &RoomName, request: RequestId) -> RoomFormat {
+        self.protocol.format(room, request)
+    }
+
+    /// Writes what is sent before everything else.
+    pub fn greet(&mut self, spread: f32, out: &mut Packets) {
+        out.begin(self.framing);
+        self.protocol.greet(spread, out);
+    }
+
+    /// Writes the final message.
+    pub fn farewell(&mut self, reason: CloseReason, spread: f32, out: &mut Packets) {
+        out.begin(self.framing);
+        self.protocol.farewell(reason, spread, out);
     }
 
     /// A compressed message of the client has grown by so many bytes. Charges them, and returns whether there was
@@ -172,7 +259,7 @@ impl Session {
         charge: Charge,
         around: &Surroundings<'_>,
         commands: &mut Vec<Command>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Effects,
     ) {
         self.protocol.decode(message, commands);
         if commands.is_empty() && std::mem::take(&mut self.pinged) {
@@ -197,13 +284,14 @@ impl Session {
     }
 
     /// What keeps the connection alive and asks the client whether it is there. Its answer costs it nothing.
-    pub fn heartbeat(&mut self) -> Bytes {
+    pub fn heartbeat(&mut self, out: &mut Packets) {
         self.pinged = true;
-        self.protocol.heartbeat()
+        out.begin(self.framing);
+        self.protocol.heartbeat(out);
     }
 
     /// The client sent a pong, asked for or not.
-    pub fn pong(&mut self, bytes: usize, around: &Surroundings<'_>, effects: &mut Vec<Effect>) {
+    pub fn pong(&mut self, bytes: usize, around: &Surroundings<'_>, effects: &mut Effects) {
         if !std::mem::take(&mut self.pinged) {
             self.receive_other(bytes, around, effects);
         }
@@ -211,12 +299,7 @@ impl Session {
 
     /// The client sent so many bytes that are no message: a control frame, or ever more of a message that
     /// does not end. Returns whether it had the allowance, and is to be answered.
-    pub fn receive_other(
-        &mut self,
-        bytes: usize,
-        around: &Surroundings<'_>,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
+    pub fn receive_other(&mut self, bytes: usize, around: &Surroundings<'_>, effects: &mut Effects) -> bool {
         let user = self.user();
         let paid = around.allowance.bytes(self.purse(), user, bytes);
         match paid.and_then(|()| around.allowance.command(self.purse(), user)) {
@@ -235,7 +318,7 @@ impl Session {
         request: RequestId,
         room: &RoomName,
         outcome: Result<(), ReplyError>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Effects,
     ) -> bool {
         let Some(&Subscription { request: latest, recover }) = self.subscriptions.get(room) else {
             return false;
@@ -254,7 +337,7 @@ impl Session {
     }
 
     /// A publication of this session was taken by the broker, or was not.
-    pub fn settled(&self, request: RequestId, outcome: &Result<(), BrokerError>, effects: &mut Vec<Effect>) {
+    pub fn settled(&mut self, request: RequestId, outcome: &Result<(), BrokerError>, effects: &mut Effects) {
         let reply = match outcome {
             Ok(()) => Reply::Published,
             Err(error) => Reply::Failed(Outcome::from(error).reply),
@@ -263,14 +346,14 @@ impl Session {
     }
 
     /// Publications of `room` may be missing.
-    pub fn gap(&mut self, room: &RoomName, cause: GapCause, effects: &mut Vec<Effect>) {
-        let notice = self.protocol.gap(room, cause);
-        self.tell(notice, room, effects);
+    pub fn gap(&mut self, room: &RoomName, cause: GapCause, effects: &mut Effects) {
+        self.tell(&News::Gap(room, cause), room, effects);
     }
 
-    /// What to tell of publications of `room` that its own outbound queue had no room for.
-    pub fn dropped(&self, room: &RoomName) -> Notice {
-        self.protocol.gap(room, GapCause::Dropped)
+    /// Writes what the client is told of publications of `room` that its own outbound queue had no room for.
+    pub fn dropped(&mut self, room: &RoomName, out: &mut Packets) -> Then {
+        out.begin(self.framing);
+        self.protocol.news(&News::Gap(room, GapCause::Dropped), out)
     }
 
     /// When its identity ends; `None` before the client has begun the session.
@@ -283,7 +366,7 @@ impl Session {
         if self.begun { CloseReason::TokenExpired } else { CloseReason::Stale }
     }
 
-    fn obey(&mut self, command: Command, around: &Surroundings<'_>, effects: &mut Vec<Effect>) {
+    fn obey(&mut self, command: Command, around: &Surroundings<'_>, effects: &mut Effects) {
         let first = matches!(command, Command::Connect { .. });
         if let Command::Break(reason) = command {
             return effects.push(Effect::Close(reason));
@@ -314,13 +397,7 @@ impl Session {
     }
 
     /// Does not do what the client has no allowance for, and says so.
-    fn decline(
-        &mut self,
-        command: &Command,
-        limit: Limit,
-        around: &Surroundings<'_>,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn decline(&mut self, command: &Command, limit: Limit, around: &Surroundings<'_>, effects: &mut Effects) {
         if let Command::Break(reason) = command {
             return effects.push(Effect::Close(*reason));
         }
@@ -330,7 +407,7 @@ impl Session {
     }
 
     /// The client is over a limit. Returns whether the session goes on: not if it was so too often.
-    fn overrun(&self, limit: Limit, around: &Surroundings<'_>, effects: &mut Vec<Effect>) -> bool {
+    fn overrun(&mut self, limit: Limit, around: &Surroundings<'_>, effects: &mut Effects) -> bool {
         effects.push(Effect::Limited(limit));
         let forgiven = around.allowance.excuse(self.purse());
         if !forgiven {
@@ -352,7 +429,7 @@ impl Session {
         request: RequestId,
         token: Option<String>,
         around: &Surroundings<'_>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Effects,
     ) {
         if let Some(token) = token {
             let Some(identity) = self.verify(request, &token, around, effects) else { return };
@@ -368,13 +445,7 @@ impl Session {
         self.answer(request, &Reply::Connected { session: self.id, ttl }, effects);
     }
 
-    fn refresh(
-        &mut self,
-        request: RequestId,
-        token: &str,
-        around: &Surroundings<'_>,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn refresh(&mut self, request: RequestId, token: &str, around: &Surroundings<'_>, effects: &mut Effects) {
         let Some(identity) = self.verify(request, token, around, effects) else { return };
         if self.identity.as_ref().is_none_or(|own| own.subject() != identity.subject()) {
             // A session stays its user's.
@@ -392,15 +463,14 @@ impl Session {
     }
 
     /// Ends the subscriptions that the identity does not grant.
-    fn expel(&mut self, effects: &mut Vec<Effect>) {
+    fn expel(&mut self, effects: &mut Effects) {
         let identity = self.identity.as_deref();
         let lost = self
             .subscriptions
             .extract(|room| !identity.is_some_and(|own| own.may(Operation::Subscribe, room)));
         for room in lost {
             effects.push(Effect::Leave(room.clone()));
-            let notice = self.protocol.expelled(&room);
-            self.tell(notice, &room, effects);
+            self.tell(&News::Expelled(&room), &room, effects);
         }
     }
 
@@ -409,7 +479,7 @@ impl Session {
         room: RoomName,
         subscription: Subscription,
         around: &Surroundings<'_>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Effects,
     ) {
         let request = subscription.request;
         let refusal = if self.subscriptions.get(&room).is_some() {
@@ -429,18 +499,18 @@ impl Session {
     }
 
     /// Answered also where there was nothing to end: the client is where it wants to be.
-    fn unsubscribe(&mut self, request: RequestId, room: &RoomName, effects: &mut Vec<Effect>) {
+    fn unsubscribe(&mut self, request: RequestId, room: &RoomName, effects: &mut Effects) {
         self.subscriptions.remove(room);
         effects.push(Effect::Leave(room.clone()));
         self.answer(request, &Reply::Unsubscribed, effects);
     }
 
     fn verify(
-        &self,
+        &mut self,
         request: RequestId,
         token: &str,
         around: &Surroundings<'_>,
-        effects: &mut Vec<Effect>,
+        effects: &mut Effects,
     ) -> Option<Arc<Identity>> {
         let verified = Token::new(token).and_then(|token| around.authenticator.verify(&token, around.now));
         match verified {
@@ -465,23 +535,22 @@ impl Session {
         self.identity.as_deref().filter(|identity| identity.may(operation, room))
     }
 
-    fn answer(&self, request: RequestId, reply: &Reply, effects: &mut Vec<Effect>) {
-        match self.protocol.reply(request, reply) {
-            Notice::Silent | Notice::Leave(_) => {}
-            Notice::Send(bytes) => effects.push(Effect::Send(bytes)),
-            Notice::Close(reason) => effects.push(Effect::Close(reason)),
+    fn answer(&mut self, request: RequestId, reply: &Reply, effects: &mut Effects) {
+        let then = effects.write(self.framing, |out| self.protocol.reply(request, reply, out));
+        if let Then::Close(reason) = then {
+            effects.push(Effect::Close(reason));
         }
     }
 
-    fn tell(&mut self, notice: Notice, room: &RoomName, effects: &mut Vec<Effect>) {
-        match notice {
-            Notice::Silent => {}
-            Notice::Send(bytes) => effects.push(Effect::Send(bytes)),
-            Notice::Close(reason) => effects.push(Effect::Close(reason)),
-            Notice::Leave(bytes) => {
+    fn tell(&mut self, news: &News<'_>, room: &RoomName, effects: &mut Effects) {
+        let before = effects.list.len();
+        match effects.write(self.framing, |out| self.protocol.news(news, out)) {
+            Then::Stay => {}
+            Then::Close(reason) => effects.push(Effect::Close(reason)),
+            Then::Leave => {
                 self.subscriptions.remove(room);
-                effects.push(Effect::Leave(room.clone()));
-                effects.push(Effect::Send(bytes));
+                // The membership ends before the client hears of it.
+                effects.list.insert(before, Effect::Leave(room.clone()));
             }
         }
     }

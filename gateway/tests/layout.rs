@@ -20,7 +20,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::{Attribute, Item, ItemMod, UseTree};
 
 /// The modules of the crate, from the bottom up, as the table in `lib.rs` has them.
-const LAYERS: [&str; 28] = [
+const LAYERS: [&str; 30] = [
     "websocket",
     "vocabulary",
     "clock",
@@ -32,16 +32,18 @@ const LAYERS: [&str; 28] = [
     "descriptors",
     "telemetry",
     "tls",
+    "shrink",
     "limits",
     "settings",
     "budget",
     "traffic",
     "health",
     "room_map",
-    "protocol",
+    "framing",
     "hub",
     "http1",
     "request",
+    "protocol",
     "session",
     "drain",
     "shard",
@@ -95,11 +97,14 @@ fn sources(root: &Path) -> Vec<(PathBuf, Vec<String>)> {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let module: Vec<_> = module.iter().cloned().chain([name.clone()]).collect();
+            // `mod.rs` is the module of its folder.
+            let module: Vec<_> =
+                module.iter().cloned().chain((name != "mod").then(|| name.clone())).collect();
             if path.is_dir() {
                 folders.push((path, module));
             } else if path.extension().is_some_and(|extension| extension == "rs")
-                && !["lib", "main"].contains(&name.as_str())
+                // The executable's own.
+                && !["lib", "main", "allocator"].contains(&name.as_str())
                 && !is_only_for_tests(root, &module)
             {
                 sources.push((path, module));
@@ -117,6 +122,7 @@ fn is_only_for_tests(root: &Path, module: &[String]) -> bool {
             [] => root.join("lib.rs"),
             parents => root.join(parents.join("/")).with_extension("rs"),
         };
+        let parent = if parent.exists() { parent } else { parent.with_extension("").join("mod.rs") };
         let file = syn::parse_file(&fs::read_to_string(&parent).unwrap()).unwrap();
         file.items.iter().any(|item| match item {
             Item::Mod(ItemMod { ident, attrs, .. }) => ident == name && is_test(attrs),

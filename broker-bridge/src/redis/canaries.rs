@@ -88,12 +88,10 @@ struct Trail {
 struct State {
     /// Counts the publisher's connections.
     connection: u64,
-    /// Whether the last one stands.
-    connected: bool,
+    /// How the last one is.
+    link: Link,
     /// The number of the last canary before it.
     sent_before: u64,
-    /// The server refuses its canaries.
-    refused: bool,
     /// Whether a canary of this connection has arrived, by subscriber.
     proofs: Box<[Proof]>,
     /// Since when one of them is unproven.
@@ -109,6 +107,17 @@ struct State {
     demoted: bool,
 }
 
+/// How a publisher's connection is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Link {
+    /// There is none.
+    #[default]
+    Down,
+    Up,
+    /// It stands, and its server refuses canaries.
+    Refused,
+}
+
 /// Whether a publisher's and a subscriber's connection lead to the same server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
@@ -122,7 +131,7 @@ enum Proof {
 impl State {
     /// The first connection that may still carry publications: the current one, or the next one.
     fn first_open(&self) -> u64 {
-        self.connection + u64::from(!self.connected)
+        self.connection + u64::from(self.link == Link::Down)
     }
 
     /// Sets one subscriber's proof; returns whether that was the last one that held back publications.
@@ -182,9 +191,8 @@ impl Canaries {
         let now = self.clock.now();
         let mut state = self.trail(index).state.lock();
         state.connection += 1;
-        state.connected = true;
+        state.link = Link::Up;
         state.sent_before = state.sent;
-        state.refused = false;
         state.renew = None;
         state.demoted = false;
         for proof in state.proofs.iter_mut().filter(|proof| **proof == Proof::Proven) {
@@ -196,13 +204,17 @@ impl Canaries {
 
     /// The connection of publisher `index` has ended, and so has every publication on it.
     pub(super) fn disconnected(&self, index: usize) {
-        self.trail(index).state.lock().connected = false;
+        self.trail(index).state.lock().link = Link::Down;
         self.released.send_replace(());
     }
 
     /// The broker has refused a canary of publisher `index`.
     pub(super) fn refused(&self, index: usize) {
-        self.trail(index).state.lock().refused = true;
+        let mut state = self.trail(index).state.lock();
+        if state.link == Link::Up {
+            state.link = Link::Refused;
+        }
+        drop(state);
         self.released.send_replace(());
     }
 
@@ -210,7 +222,7 @@ impl Canaries {
     /// subscriber, or no proof to be had. A publisher holds its publications meanwhile, within reason.
     pub(super) fn unproven_since(&self, index: usize) -> Option<Duration> {
         let state = self.trail(index).state.lock();
-        state.unproven_since.filter(|_| !state.refused)
+        state.unproven_since.filter(|_| state.link != Link::Refused)
     }
 
     /// Changes when a publisher need not be waited for any more ([`Listener::prove`]).
@@ -255,10 +267,12 @@ impl Canaries {
     pub(super) fn accepted(&self, index: usize) {
         let at = self.clock.now();
         let mut state = self.trail(index).state.lock();
+        if state.link == Link::Refused {
+            state.link = Link::Up;
+        }
         let accepted =
             Accepted { number: state.sent, connection: state.connection, sent_at: state.sent_at, at };
         state.accepted = [Some(accepted), state.accepted[0]];
-        state.refused = false;
     }
 
     /// Resolves when publisher `index` should look at [`take_asked`](Self::take_asked) and its proofs again.
@@ -362,7 +376,9 @@ impl Listener {
         self.proven = self.canaries.publishers.iter().zip(&mut self.first_open).all(|(trail, first_open)| {
             let state = trail.state.lock();
             *first_open = state.first_open();
-            !state.connected || state.refused || state.proofs.get(self.subscriber) == Some(&Proof::Proven)
+            state.link == Link::Down
+                || (state.link == Link::Refused)
+                || state.proofs.get(self.subscriber) == Some(&Proof::Proven)
         });
         self.proven
     }

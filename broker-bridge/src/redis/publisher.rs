@@ -122,6 +122,17 @@ struct Link {
 /// Reads and writes a connection's bytes.
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+impl Asked {
+    /// Why the connection must be closed, if that is asked.
+    fn reason_to_leave(self) -> Option<Lost> {
+        match self {
+            Self::Beat => None,
+            Self::Renew => Some(Lost::Missed),
+            Self::Leave => Some(Lost::Demoted),
+        }
+    }
+}
+
 /// Why an established connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
@@ -155,6 +166,15 @@ impl Lost {
 struct Flight {
     cargo: Cargo,
     answers: Result<Vec<Value>, RedisError>,
+}
+
+impl Flight {
+    /// Settles its publications, if it carries any: by their answers, or else as unknown.
+    fn settle(self) {
+        if let (Cargo::Publications(batch), Ok(answers)) = (self.cargo, self.answers) {
+            settle(batch, answers);
+        }
+    }
 }
 
 enum Cargo {
@@ -262,10 +282,7 @@ impl Task {
                 }
             }
             // The timer is reset rarely, to keep the cost per message low.
-            let look = match self.waiting.front() {
-                Some(outgoing) if holding => self.on.clock.next_look(outgoing.until),
-                _ => now + LOOK,
-            };
+            let look = self.next_look(now, holding);
             if (holding || !flights.is_empty()) && timer.deadline() > look {
                 timer.as_mut().reset(look);
             }
@@ -284,12 +301,11 @@ impl Task {
                 }
                 () = asked.as_mut() => {
                     asked.set(canaries.notified(self.on.index));
-                    match canaries.take_asked(self.on.index) {
-                        Some(Asked::Beat) => next_canary = Instant::now(),
-                        Some(Asked::Renew) => leaving = leaving.or(Some(Lost::Missed)),
-                        Some(Asked::Leave) => leaving = leaving.or(Some(Lost::Demoted)),
-                        None => {}
+                    let asked = canaries.take_asked(self.on.index);
+                    if asked == Some(Asked::Beat) {
+                        next_canary = Instant::now();
                     }
+                    leaving = leaving.or(asked.and_then(Asked::reason_to_leave));
                     continue;
                 }
                 () = timer.as_mut() => {
@@ -329,12 +345,16 @@ impl Task {
         };
         // Without its driver the connection resolves at once: with answers that had arrived, or with an error.
         drop(driver);
-        while let Some(flight) = flights.next().await {
-            if let (Cargo::Publications(batch), Ok(answers)) = (flight.cargo, flight.answers) {
-                settle(batch, answers);
-            }
-        }
+        flights.map(Flight::settle).collect::<()>().await;
         Err(lost)
+    }
+
+    /// When to look at the deadlines again.
+    fn next_look(&self, now: Instant, holding: bool) -> Instant {
+        match self.waiting.front() {
+            Some(outgoing) if holding => self.on.clock.next_look(outgoing.until),
+            _ => now + LOOK,
+        }
     }
 
     /// Handles the answers to a canary; returns why the connection must be closed, if so.

@@ -2,7 +2,7 @@
 //!
 //! Owns the cookie's name and finds it in the `Cookie` header. Does not decide whether the cookie may be
 //! used: browsers send cookies with every request, whichever page caused it. A route therefore looks here
-//! only if it has found no other token and has checked the page's origin (`server::cors`).
+//! only if it has found no other token and has checked the page's origin (`request::cors`).
 
 use std::{fmt, str::FromStr};
 

@@ -197,7 +197,7 @@ fn a_set_passes_over_what_is_not_for_it() {
     assert_eq!((document.keys.len(), document.ignored.len()), (1, 2));
     assert_eq!(
         document.ignored[1].to_string(),
-        "key 1 of the set is skipped: its type, curve or algorithm is not supported"
+        "key 1 of the set is not used: its type, curve or algorithm is not supported"
     );
 }
 

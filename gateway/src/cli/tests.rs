@@ -259,7 +259,7 @@ fn a_token_that_cannot_be_made_says_why() {
         (&["token", "--sub", "a", "--room", "chat:*"], &secret, "PATTERN=OPERATION"),
         (&["token", "--sub", "a", "--room", "chat:*=fly"], &secret, "subscribe, publish"),
         (&["token", "--sub", "a", "--ttl", "10"], &secret, "such as 30s"),
-        (&["token", "--sub", "a", "--ttl", "0s"], &secret, "at least a second"),
+        (&["token", "--sub", "a", "--ttl", "0s"], &secret, "at least one second"),
     ] {
         let (status, out, err) = run(args, env);
         assert_eq!((status, out.as_str()), (Some(Status::Misuse), ""), "{args:?}");

@@ -13,7 +13,7 @@ use broker_bridge::{Broker, RoomName, SessionId};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tracing::field::DisplayValue;
 
-use super::{Problem, RequestMetrics, cors, event_stream, refusals};
+use super::{Problem, RequestMetrics, cors, refusals};
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Token, credential},
     budget::Budget,
@@ -40,6 +40,8 @@ pub struct Gate {
     pub ids: Arc<SessionIds>,
     /// What each shard holds.
     pub shards: Vec<Arc<ShardHealth>>,
+    /// Puts a refusal into the form that the request's protocol needs, if it needs one of its own.
+    pub refuse: fn(&Parts, &Problem) -> Option<Response<Body>>,
     /// Whether the demo page is served.
     pub demo: bool,
     /// Set once the node is leaving: it is not ready any more.
@@ -173,10 +175,7 @@ impl Gate {
         if matches!(refusal, Refusal::Origin | Refusal::Forbidden) {
             refusals::access(request, &problem);
         }
-        let response = match event_stream::come_back(request, &problem) {
-            Some(stream) => stream,
-            None => problem.into_response(),
-        };
+        let response = (self.refuse)(request, &problem).unwrap_or_else(|| problem.into_response());
         let mut response = self.expose(request, response);
         // An attempt after a mistake costs a connection, and connections are counted. Whoever finds no place here must
         // not take one while idle.

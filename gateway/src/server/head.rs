@@ -16,9 +16,8 @@ use http::{
     uri::Authority,
 };
 
-use super::publish;
-
 use crate::{
+    protocol::publish,
     request::{Gate, Problem},
     vocabulary::Refusal,
 };

@@ -19,32 +19,36 @@ pub struct Accepted<'a> {
     subprotocol: Option<HeaderValue>,
 }
 
-/// Checks a client's handshake, for a door that speaks `subprotocol`.
+/// Checks a client's handshake, for a path whose endpoints speak `subprotocols`. Returns the index of the one that is
+/// chosen: the first that the client offers, or the first of all for a client that offers none.
 ///
 /// A client that offers subprotocols expects one of them back, and never its token: a browser drops the connection
-/// after a 101 that picks none (the WHATWG standard), and its page learns no
+/// after a 101 that selects none (the WHATWG standard), and its page learns no
 /// reason. So such an offer is refused, before the connection is anything.
-pub fn accept<'a>(request: &'a Parts, subprotocol: &'static str) -> Result<Accepted<'a>, Problem> {
+pub fn accept<'a>(
+    request: &'a Parts,
+    subprotocols: &[&'static str],
+) -> Result<(Accepted<'a>, usize), Problem> {
     let handshake =
         handshake::accept(&request.method, request.version, &request.headers).map_err(|error| {
             Problem::new(Refusal::Handshake, error.to_string())
                 .with_status(error.status())
                 .with_headers(error.headers())
         })?;
-    let picked = if handshake.protocols().any(|name| name == subprotocol) {
-        Some(HeaderValue::from_static(subprotocol))
-    } else if handshake.protocols().next().is_none() {
-        None
-    } else {
+    let spoken = |name: &str| subprotocols.iter().position(|spoken| *spoken == name);
+    let chosen = handshake.protocols().find_map(spoken);
+    if chosen.is_none() && handshake.protocols().next().is_some() {
         let offered = credential::offered_subprotocols(&request.headers);
-        return Err(Problem::new(Refusal::Handshake, not_spoken(offered, subprotocol)));
-    };
-    Ok(Accepted { handshake, subprotocol: picked })
+        return Err(Problem::new(Refusal::Handshake, not_spoken(offered, subprotocols)));
+    }
+    let selected = chosen.and_then(|index| subprotocols.get(index));
+    let subprotocol = selected.map(|name| HeaderValue::from_static(name));
+    Ok((Accepted { handshake, subprotocol }, chosen.unwrap_or_default()))
 }
 
 /// What was offered is not repeated: a mistyped prefix would make it a token.
-fn not_spoken<'a>(mut offered: impl Iterator<Item = &'a str>, subprotocol: &str) -> String {
-    let offer = format!("expected `{subprotocol}` in Sec-WebSocket-Protocol");
+fn not_spoken<'a>(mut offered: impl Iterator<Item = &'a str>, subprotocols: &[&str]) -> String {
+    let offer = format!("expected `{}` in Sec-WebSocket-Protocol", subprotocols.join("` or `"));
     match offered.next() {
         None => format!("{offer}, beside the token"),
         Some("centrifuge-protobuf") => {

@@ -15,42 +15,50 @@
 //!
 //! Payloads and bytes are written as Rust writes byte strings.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use broker_bridge::{BrokerError, Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use super::{Charge, Effect, Session, Surroundings};
+use super::{Charge, Effect, Effects, Session, Surroundings};
 use crate::{
-    auth::{AuthConfig, Authenticator, Grant, Identity, Subject, Token, UnixSeconds, mint},
+    auth::{AuthConfig, Authenticator, Grant, Identity, Keyring, Subject, Token, UnixSeconds, mint},
+    config::{Config, Sources},
+    framing::{Encoding, Framing, Packets, Transport},
     limits::{Allowance, Limiters, bucket::SessionMeters, tests::limits as limits_of},
-    protocol::{Message, Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
+    protocol::{self, Ask, Message, On, Opening, Protocol, RoomFormat, TABLE, Then},
+    settings::Settings,
     vocabulary::{CloseReason, ReplyError, metrics::Label as _},
 };
 
+/// Every protocol's transcripts, from its folder.
 #[test]
-fn plain() {
-    check(include_str!("transcripts/plain.txt"));
+fn transcripts() {
+    let protocols = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/protocol");
+    let mut played = BTreeMap::new();
+    for protocol in files(&protocols) {
+        for transcript in files(&protocol.join("transcripts")) {
+            println!("{}", transcript.display());
+            check(&fs::read_to_string(&transcript).expect("a transcript"));
+            *played.entry(protocol.file_name().expect("a folder's name").to_owned()).or_insert(0) += 1;
+        }
+    }
+    // Each protocol with sessions has some.
+    assert_eq!(played.len(), protocol::names().len(), "{played:?}");
 }
 
-#[test]
-fn plain_without_echo_closed_at_a_gap() {
-    check(include_str!("transcripts/plain_options.txt"));
-}
-
-#[test]
-fn plain_without_a_grant_to_publish() {
-    check(include_str!("transcripts/plain_listener.txt"));
-}
-
-#[test]
-fn centrifuge() {
-    check(include_str!("transcripts/centrifuge.txt"));
-}
-
-#[test]
-fn centrifuge_access() {
-    check(include_str!("transcripts/centrifuge_access.txt"));
+pub(super) fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    files
 }
 
 #[test]
@@ -83,16 +91,6 @@ fn centrifuge_junk() {
 }
 
 #[test]
-fn plain_over_a_limit() {
-    check(include_str!("transcripts/plain_limits.txt"));
-}
-
-#[test]
-fn centrifuge_over_a_limit() {
-    check(include_str!("transcripts/centrifuge_limits.txt"));
-}
-
-#[test]
 fn who_goes_on_over_a_limit_is_closed() {
     let mut client = open("session centrifuge commands=2/h");
     let mut say = |line: &str| client.play(&with_tokens(line));
@@ -120,16 +118,6 @@ fn pings_are_commands_too() {
     assert_eq!(close.as_deref(), Some("close 1008 too much: limits.commands"));
 }
 
-#[test]
-fn event_stream() {
-    check(include_str!("transcripts/event_stream.txt"));
-}
-
-#[test]
-fn event_stream_of_several_rooms() {
-    check(include_str!("transcripts/event_stream_rooms.txt"));
-}
-
 const ROOM: &str = "lobby";
 const SESSION: SessionId = SessionId(7);
 
@@ -151,31 +139,43 @@ fn check(transcript: &str) {
 }
 
 /// A session and the limits that it is held to.
-struct Client {
-    session: Session,
+pub(super) struct Client {
+    pub(super) session: Session,
     meters: SessionMeters,
     limiters: Limiters,
 }
 
 impl Client {
-    fn play(&mut self, step: &str) -> Vec<String> {
+    /// What the session's protocol writes, and what follows from it.
+    pub(super) fn write(
+        &mut self,
+        write: impl FnOnce(&mut dyn Protocol, &mut Packets) -> Then,
+    ) -> (Vec<Bytes>, Then) {
+        let mut out = Packets::default();
+        out.begin(self.session.framing());
+        let then = write(self.session.protocol.as_mut(), &mut out);
+        (out.take().collect(), then)
+    }
+
+    pub(super) fn play(&mut self, step: &str) -> Vec<String> {
         play(self, step)
     }
 
     /// A control frame of so many bytes. Returns what follows from it: nothing, if it may be answered.
     fn ping(&mut self, bytes: usize) -> Vec<String> {
-        let mut effects = Vec::new();
+        let mut effects = Effects::default();
         let allowance = Allowance { session: &self.meters, node: &self.limiters };
         let authenticator = authenticator();
         let around =
             Surroundings { authenticator: &authenticator, now: NOW, rooms_per_session: 2, allowance };
         let answered = self.session.receive_other(bytes, &around, &mut effects);
         assert_eq!(answered, effects.is_empty());
-        effects.into_iter().map(|effect| said(&self.session, effect)).collect()
+        let all: Vec<_> = effects.drain().collect();
+        all.into_iter().map(|effect| said(&mut self.session, effect)).collect()
     }
 }
 
-fn open(line: &str) -> Client {
+pub(super) fn open(line: &str) -> Client {
     let limits: Vec<_> = line.split(' ').filter_map(|word| word.split_once('=')).collect();
     let limits: Vec<_> = limits.into_iter().filter(|(_, value)| value.contains('/')).collect();
     let limits = limits_of(&limits);
@@ -189,31 +189,50 @@ fn open(line: &str) -> Client {
 fn open_session(line: &str) -> Session {
     let mut words = line.split(' ');
     assert_eq!(words.next(), Some("session"));
-    let door = words.next().expect("a door");
+    let protocol = words.next().expect("a protocol");
     let options: Vec<&str> = words.collect();
-    let protocol = match door {
-        "plain" => Protocol::Plain(Plain {
-            room: room(ROOM),
-            echo: !options.contains(&"echo=false"),
-            close_on_gap: options.contains(&"gap=close"),
-        }),
-        "event_stream" => Protocol::EventStream(EventStream {
-            several_rooms: options.contains(&"several_rooms"),
-            retry_millis: 1000,
-        }),
-        "centrifuge" => {
-            let protocol = Protocol::Centrifuge(Centrifuge { ping_seconds: 25 });
-            return Session::to_begin(SESSION, None, protocol);
-        }
-        other => panic!("no door {other}"),
-    };
+    let (opening, framing) = opening(protocol, &options);
+    let state = (opening.protocol)();
+    if opening.signs_in_later {
+        return Session::to_begin(SESSION, None, state, framing);
+    }
     let operations = if options.contains(&"publish") { "subscribe,publish" } else { "subscribe" };
-    Session::new(SESSION, Arc::new(identity(&format!("{ROOM}={operations}"))), protocol)
+    let identity = Arc::new(identity(&format!("{ROOM}={operations}")));
+    Session::new(SESSION, identity, state, framing)
+}
+
+/// Opens a session as a request would: of a room, or (`several_rooms`) of two; with the options as its query. Of several
+/// transports, `websocket` chooses that one.
+fn opening(protocol: &str, options: &[&str]) -> (Opening, Framing) {
+    let name = if protocol == "event_stream" { "sse" } else { protocol };
+    let endpoint = TABLE.iter().find(|endpoint| endpoint.name.as_str() == name).expect("a protocol");
+    let several = options.contains(&"several_rooms");
+    let mut routes = endpoint.routes.iter().filter(|route| several == (route.path == "/rooms"));
+    let on_web_sockets = options.contains(&"websocket");
+    let (transport, open) = routes
+        .find_map(|route| match route.on {
+            On::WebSocket { open, .. } => Some((Transport::WebSocket, open)),
+            On::Stream { open, .. } if !on_web_sockets => Some((Transport::Body, open)),
+            On::Stream { .. } | On::Request { .. } => None,
+        })
+        .expect("a route");
+    let mut query: Vec<&str> =
+        options.iter().copied().filter(|option| option.contains('=') && !option.contains('/')).collect();
+    if several {
+        query.extend(["room=lobby", "room=harbour"]);
+    }
+    let request = http::Request::get(format!("/?{}", query.join("&"))).body(()).expect("a request");
+    let flags = vec![("sse.retry".to_owned(), "1s".to_owned())];
+    let config = Config::load(&Sources { flags, ..Sources::default() }).expect("a configuration");
+    let settings = Settings::new(&config, Arc::new(Keyring::new(Vec::new(), Vec::new())));
+    let ask =
+        Ask { request: &request.into_parts().0, settings: &settings, room: (!several).then(|| room(ROOM)) };
+    (open(&ask).expect("a session"), Framing::on(transport))
 }
 
 fn play(client: &mut Client, step: &str) -> Vec<String> {
     let Client { session, meters, limiters } = client;
-    let mut effects = Vec::new();
+    let mut effects = Effects::default();
     let (what, rest) = step.split_once(' ').unwrap_or((step, ""));
     match what {
         "client" => {
@@ -240,7 +259,9 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
             let data = if kind == "text" { Data::detect(payload) } else { Data::binary(payload) };
             let event = event.map(|event| EventName::new(event).expect("an event's name"));
             let publication = Publication { event, ..Publication::new(data) };
-            effects.push(Effect::Send(session.protocol().format().encode(&room(name), &publication)));
+            let RoomFormat { format, .. } = session.format(&room(name), 0);
+            let encoding = Encoding::new(format, session.framing().transport);
+            effects.push(Effect::Send(encoding.encode(&room(name), &publication)));
         }
         "gap" => {
             let (name, cause) = rest.split_once(' ').expect("a room and a cause");
@@ -277,13 +298,15 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
                 &mut effects,
             );
             let member = if member { "member" } else { "no member" };
-            return effects
-                .into_iter()
-                .map(|effect| said(session, effect))
-                .chain([member.to_owned()])
-                .collect();
+            let mut all: Vec<_> = effects.drain().map(|effect| said(session, effect)).collect();
+            all.push(member.to_owned());
+            return all;
         }
-        "heartbeat" => effects.push(Effect::Send(session.heartbeat())),
+        "heartbeat" => {
+            let mut packets = Packets::default();
+            session.heartbeat(&mut packets);
+            packets.take().for_each(|packet| effects.push(Effect::Send(packet)));
+        }
         "farewell" => {
             let reason = match rest {
                 "drain" => CloseReason::Drain,
@@ -295,18 +318,22 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
                 "invalid_token" => CloseReason::InvalidToken,
                 other => panic!("no reason {other}"),
             };
-            effects.extend(session.protocol().farewell(reason, 0.5).map(Effect::Send));
+            let mut packets = Packets::default();
+            session.farewell(reason, 0.5, &mut packets);
+            packets.take().for_each(|packet| effects.push(Effect::Send(packet)));
         }
         other => panic!("no step {other}"),
     }
-    effects.into_iter().map(|effect| said(session, effect)).collect()
+    effects.drain().map(|effect| said(session, effect)).collect()
 }
 
-fn said(session: &Session, effect: Effect) -> String {
+fn said(session: &mut Session, effect: Effect) -> String {
     match effect {
         Effect::Send(bytes) => format!("send {}", bytes.escape_ascii()),
         Effect::Close(reason) => {
-            let words = session.protocol().farewell(reason, 0.5).expect("somebody is there to read it");
+            let mut packets = Packets::default();
+            session.farewell(reason, 0.5, &mut packets);
+            let words = packets.take_joined().expect("somebody is there to read it");
             let (code, text) =
                 words.get(2..).and_then(|payload| payload.split_at_checked(2)).expect("a close frame");
             let code = u16::from_be_bytes([code[0], code[1]]);
@@ -328,7 +355,7 @@ fn said(session: &Session, effect: Effect) -> String {
     }
 }
 
-fn room(name: &str) -> RoomName {
+pub(super) fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a room's name")
 }
 
@@ -352,7 +379,7 @@ fn token(subject: &str, grants: &str, seconds: u64) -> Token {
 }
 
 /// Puts tokens in the place of `<token SUBJECT GRANTS SECONDS>`.
-fn with_tokens(step: &str) -> String {
+pub(super) fn with_tokens(step: &str) -> String {
     let mut parts = step.split("<token ");
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {

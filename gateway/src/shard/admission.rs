@@ -34,45 +34,32 @@ use super::{
 use crate::{
     auth::Identity,
     clock,
+    framing::{Framing, Transport},
     http1::{self, End, Linger, Progress, RequestBody, Times},
     limits::{Seat, Verdict},
-    protocol::{Protocol, centrifuge::Centrifuge, event_stream::EventStream, plain::Plain},
+    protocol::Opening,
     request::{Applicant, Problem},
     session::Session,
-    vocabulary::{CloseReason, HandshakeResult, Outcome, Peer, PeerStatus, Refusal, RequestName, Unanswered},
+    vocabulary::{
+        CloseReason, HandshakeResult, Outcome, Peer, PeerStatus, ProtocolName, Refusal, RequestName,
+        Unanswered,
+    },
     websocket::Deflate,
 };
 
 /// What a route has decided: this request becomes a session. Travels in the extensions of the response.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    /// Whose session it is; where the protocol carries its own token, it may turn out later.
+    /// Whose session it is; where the client signs in within the session, it may turn out later.
     pub identity: Option<Arc<Identity>>,
-    /// What it listens to from the start, without duplicates.
-    pub rooms: Arc<[RoomName]>,
-    /// How it talks.
-    pub door: Door,
+    /// What the request asked for.
+    pub opening: Opening,
+    /// The protocol's name.
+    pub protocol: ProtocolName,
+    /// How its messages are framed.
+    pub framing: Framing,
     /// What a WebSocket's handshake has agreed on about compression.
     pub deflate: Option<Deflate>,
-}
-
-/// Which door a session came in by, with what the client asked for there.
-#[derive(Clone, Copy, Debug)]
-pub enum Door {
-    /// A WebSocket on a room's URL.
-    Plain {
-        /// Whether it hears itself.
-        echo: bool,
-        /// Whether it is closed at a gap.
-        close_on_gap: bool,
-    },
-    /// A WebSocket for the Centrifuge protocol.
-    Centrifuge,
-    /// An event stream.
-    EventStream {
-        /// The shortest time after which the client should come back, in milliseconds.
-        retry_millis: u32,
-    },
 }
 
 /// An HTTP connection, as those who serve its requests see it.
@@ -144,7 +131,7 @@ impl Worker {
         let admitted = if self.leaving.is_cancelled() {
             Err(Refusal::Draining.into())
         } else {
-            self.join_all(&lease, &admission.rooms).await.map_err(Problem::from)
+            self.join_all(&lease, &admission.opening.rooms).await.map_err(Problem::from)
         };
         let admitted = admitted.and_then(|()| {
             if lease.connection.open() {
@@ -166,15 +153,15 @@ impl Worker {
         tracing::debug!(
             session = %lease.connection.id(),
             protocol = protocol.as_str(),
-            rooms = admission.rooms.len(),
+            rooms = admission.opening.rooms.len(),
             "session opened"
         );
-        match admission.door {
-            Door::Plain { .. } | Door::Centrifuge => {
+        match admission.framing.transport {
+            Transport::WebSocket => {
                 http.upgrading.replace(Some(lease));
                 response.map(ShardBody::Router)
             }
-            Door::EventStream { .. } => {
+            Transport::Body => {
                 if let Some(task) = http.task.get() {
                     lease.connection.attach_response(task.clone());
                 }
@@ -189,45 +176,28 @@ impl Worker {
     /// subscription on.
     fn open_session(self: &Rc<Self>, admission: &Admission, seat: Option<Arc<Seat>>) -> Lease {
         let heartbeat = self.settings().heartbeat.interval;
-        let identity = admission.identity.clone();
-        let (protocol, preamble) = match admission.door {
-            Door::Plain { echo, close_on_gap } => {
-                let room = admission.rooms.first().cloned().expect("a plain session has the room of its URL");
-                (Protocol::Plain(Plain { room, echo, close_on_gap }), None)
-            }
-            Door::EventStream { retry_millis } => {
-                let stream = EventStream { several_rooms: admission.rooms.len() > 1, retry_millis };
-                let preamble = stream.preamble(self.spread());
-                (Protocol::EventStream(stream), Some(preamble))
-            }
-            Door::Centrifuge => {
-                let ping_seconds = heartbeat.as_secs().max(1);
-                (Protocol::Centrifuge(Centrifuge { ping_seconds }), None)
-            }
-        };
         let now = self.now();
         let first_ping = now.after(heartbeat.mul_f32(0.5 + self.spread() / 2.0));
         let id = self.context.ids.next();
-        let session = match (admission.door, identity) {
-            (Door::Centrifuge, identity) => Session::to_begin(id, identity, protocol),
-            (_, identity) => {
-                let identity = identity.expect("this door lets nobody in without an identity");
-                Session::new(id, identity, protocol)
-            }
+        let Admission { identity, opening, protocol, framing, deflate } = admission;
+        let (identity, state) = (identity.clone(), (opening.protocol)());
+        let session = if opening.signs_in_later {
+            Session::to_begin(id, identity, state, *framing)
+        } else {
+            let identity = identity.expect("a session that is not signed in later has an identity");
+            Session::new(id, identity, state, *framing)
         };
         let begin_by = now.after(TIME_TO_BEGIN);
-        let deflate = admission.deflate;
-        let lease = self.open(Start { session, deflate, now, begin_by, first_ping, seat });
-        if let Some(preamble) = preamble {
-            lease.connection.queue_preamble(self, preamble);
-        }
+        let (name, deflate) = (*protocol, *deflate);
+        let lease = self.open(Start { session, name, deflate, now, begin_by, first_ping, seat });
+        lease.connection.greet(self);
         lease
     }
 
     async fn join_all(&self, lease: &Lease, rooms: &[RoomName]) -> Result<(), Refusal> {
         let mut subscribing = Vec::with_capacity(rooms.len());
         for room in rooms {
-            if self.join(room, &lease.connection) {
+            if self.join(room, 0, &lease.connection) {
                 subscribing.push(self.context.hub.join(room, self.index));
             }
         }

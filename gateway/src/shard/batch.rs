@@ -3,12 +3,12 @@
 //! A member is handed them as one piece: what a delivery costs besides the system call is then paid once
 //! for all of them.
 
-use std::{cell::OnceCell, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
 use super::Event;
-use crate::{hub::Broadcast, protocol::Encoding};
+use crate::framing::{Broadcast, Cache, Encoding};
 
 /// The most payload that is put together. Beyond it copying costs more than it saves.
 const MAX_BYTES: usize = 64 * 1024;
@@ -18,7 +18,7 @@ const MAX_BYTES: usize = 64 * 1024;
 pub struct Batch {
     broadcasts: Vec<Arc<Broadcast>>,
     payload: usize,
-    frames: [OnceCell<Bytes>; Encoding::COUNT],
+    frames: Cache,
 }
 
 impl Batch {
@@ -56,7 +56,11 @@ impl Batch {
     }
 
     /// Each of them alone, as members with this encoding are sent it.
-    pub fn frames(&self, encoding: Encoding, threshold: usize) -> impl Iterator<Item = (&Bytes, usize)> {
+    pub fn frames(
+        &self,
+        encoding: Encoding,
+        threshold: usize,
+    ) -> impl Iterator<Item = (Cow<'_, Bytes>, usize)> {
         self.broadcasts
             .iter()
             .map(move |broadcast| (broadcast.frame(encoding, threshold), broadcast.payload_len()))
@@ -73,30 +77,31 @@ impl Batch {
     }
 
     /// What members with this encoding are sent: all of them, put together at most once. Publications with less
-    /// than `threshold` bytes are not compressed.
-    #[expect(clippy::indexing_slicing, reason = "the array has one place per encoding")]
-    pub fn frame(&self, encoding: Encoding, threshold: usize) -> &Bytes {
-        self.frames[encoding.index()].get_or_init(|| match self.broadcasts.as_slice() {
-            [one] => one.frame(encoding, threshold).clone(),
-            many => {
-                let frame = |broadcast| Broadcast::frame(broadcast, encoding, threshold);
-                let length = many.iter().map(|broadcast| frame(broadcast).len()).sum();
-                let mut all = BytesMut::with_capacity(length);
-                for broadcast in many {
-                    all.extend_from_slice(frame(broadcast));
-                }
-                match many.first() {
-                    Some(first) => first.share(all.freeze()),
-                    None => all.freeze(),
-                }
-            }
-        })
+    /// than `threshold` bytes are not compressed. Not for encodings with private heads, which stand between them.
+    pub fn frame(&self, encoding: Encoding, threshold: usize) -> Cow<'_, Bytes> {
+        debug_assert!(!encoding.has_heads(), "messages with heads are sent one by one");
+        let [one] = self.broadcasts.as_slice() else {
+            return self.frames.get_or_make(encoding, || self.join(encoding, threshold));
+        };
+        one.frame(encoding, threshold)
+    }
+
+    fn join(&self, encoding: Encoding, threshold: usize) -> Bytes {
+        let frames: Vec<_> = self.frames(encoding, threshold).map(|(frame, _)| frame).collect();
+        let mut all = BytesMut::with_capacity(frames.iter().map(|frame| frame.len()).sum());
+        for frame in &frames {
+            all.extend_from_slice(frame);
+        }
+        match self.first() {
+            Some(first) => first.share(all.freeze()),
+            None => all.freeze(),
+        }
     }
 
     /// Takes the broadcasts out and leaves an empty batch.
     pub fn take(&mut self) -> impl Iterator<Item = Arc<Broadcast>> {
         self.payload = 0;
-        self.frames = Default::default();
+        self.frames = Cache::default();
         self.broadcasts.drain(..)
     }
 }
@@ -106,7 +111,10 @@ mod tests {
     use broker_bridge::{BrokerError, Data, GapCause, Publication, RoomName, SessionId, Ticket};
 
     use super::*;
-    use crate::protocol::WireFormat;
+    use crate::framing::{Format, Transport};
+
+    static PLAIN: Format =
+        Format { write: |_, publication, _, out| out.put(publication.data.bytes()), head: None };
 
     fn broadcast(room: &str, text: &str, exclude: Option<SessionId>) -> Arc<Broadcast> {
         let publication = Publication { exclude, ..Publication::new(Data::text(text)) };
@@ -144,13 +152,16 @@ mod tests {
         let mut batch = Batch::default();
         batch.push(broadcast("a", "one", None));
         batch.push(broadcast("a", "two", None));
-        assert_eq!(batch.frame(WireFormat::PlainFrame.into(), 0), &b"\x81\x03one\x81\x03two"[..]);
-        assert_eq!(batch.frame(WireFormat::Event.into(), 0), &b"data: one\n\ndata: two\n\n"[..]);
+        assert_eq!(
+            *batch.frame(Encoding::new(&PLAIN, Transport::WebSocket), 0),
+            b"\x81\x03one\x81\x03two"[..]
+        );
+        assert_eq!(*batch.frame(Encoding::new(&PLAIN, Transport::Body), 0), b"onetwo"[..]);
         assert_eq!((batch.len(), batch.payload_len()), (2, 6));
 
         assert_eq!(batch.take().count(), 2);
         assert_eq!((batch.len(), batch.payload_len()), (0, 0));
         batch.push(broadcast("b", "three", None));
-        assert_eq!(batch.frame(WireFormat::PlainFrame.into(), 0), &b"\x81\x05three"[..]);
+        assert_eq!(*batch.frame(Encoding::new(&PLAIN, Transport::WebSocket), 0), b"\x81\x05three"[..]);
     }
 }

@@ -43,10 +43,11 @@ use super::{
 };
 use crate::{
     clock::Tick,
+    framing::{Encoding, Framing, MemberState},
     limits::Seat,
-    protocol::{Encoding, RequestId},
+    protocol::{RequestId, RoomFormat},
     request::refusals,
-    session::{Effect, Session},
+    session::{Effect, Effects, Session},
     vocabulary::{CloseReason, ProtocolName, ReplyError},
     websocket::{Decoder, Deflate},
 };
@@ -66,7 +67,7 @@ const MAX_IN_FLIGHT: u32 = 64;
 pub struct Connection {
     key: ConnectionKey,
     id: SessionId,
-    encoding: Encoding,
+    deflate: Option<Deflate>,
     name: ProtocolName,
     session: RefCell<Session>,
     pub(super) memberships: RefCell<Memberships>,
@@ -153,6 +154,7 @@ pub enum Phase {
 /// What a new connection starts with.
 pub struct Start {
     pub session: Session,
+    pub name: ProtocolName,
     /// What was agreed on about compression.
     pub deflate: Option<Deflate>,
     pub now: Tick,
@@ -167,7 +169,7 @@ pub struct Start {
 impl Connection {
     /// A connection that is not carried by anything yet.
     pub fn new(key: ConnectionKey, start: Start) -> Self {
-        let Start { session, deflate, now, begin_by, first_ping, seat } = start;
+        let Start { session, name, deflate, now, begin_by, first_ping, seat } = start;
         let mut decoder = Decoder::new();
         if deflate.is_some() {
             decoder.allow_deflate();
@@ -175,8 +177,8 @@ impl Connection {
         Self {
             key,
             id: session.id(),
-            encoding: Encoding::new(session.protocol().format(), deflate),
-            name: session.protocol().name(),
+            deflate,
+            name,
             session: RefCell::new(session),
             memberships: RefCell::default(),
             outbound: RefCell::default(),
@@ -251,6 +253,25 @@ impl Connection {
         self.memberships.borrow().get(room).map_or(u64::MAX, |membership| membership.since)
     }
 
+    /// How publications of `room` are written for this connection, which `request` subscribed to it.
+    pub fn encoding(&self, room: &RoomName, request: RequestId) -> (Encoding, Option<Rc<MemberState>>) {
+        let mut session = self.session.borrow_mut();
+        let RoomFormat { format, variant, state } = session.format(room, request);
+        let Framing { transport, wrap } = session.framing();
+        let encoding = Encoding::new(format, transport).with_variant(variant).with_wrap(wrap);
+        (encoding.with_deflate(self.deflate), state)
+    }
+
+    /// Queues what the protocol sends before everything else.
+    pub fn greet(&self, worker: &Worker) {
+        let mut packets = worker.take_packets();
+        self.session.borrow_mut().greet(worker.spread(), &mut packets);
+        if let Some(greeting) = packets.take_joined() {
+            self.queue(worker, greeting.into(), Lane::Session);
+        }
+        worker.give_packets(packets);
+    }
+
     // ---- what the shard's turn does ----
 
     /// Other settings count now: what waits was queued by the old ones.
@@ -275,7 +296,7 @@ impl Connection {
         }
         let mut effects = worker.take_effects();
         let request = RequestId::try_from(request).expect("a ticket holds the id of a request");
-        self.session.borrow().settled(request, outcome, &mut effects);
+        self.session.borrow_mut().settled(request, outcome, &mut effects);
         self.run(worker, &mut effects);
         worker.give_effects(effects);
         if was_full {
@@ -366,11 +387,7 @@ impl Connection {
 
     fn heartbeat_interval(&self, worker: &Worker) -> Duration {
         let interval = worker.settings().heartbeat.interval;
-        self.session
-            .borrow()
-            .protocol()
-            .promised_heartbeat()
-            .map_or(interval, |promised| interval.min(promised))
+        self.session.borrow().timing().promised.map_or(interval, |promised| interval.min(promised))
     }
 
     /// The peer has said something.
@@ -430,13 +447,17 @@ impl Connection {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
         }
-        let ping = self.session.borrow_mut().heartbeat();
-        if !self.send_past_queue(worker, &ping, Lane::Heartbeat) {
+        let mut packets = worker.take_packets();
+        self.session.borrow_mut().heartbeat(&mut packets);
+        if !packets.is_empty() && !self.send_past_queue(worker, &packets, Lane::Heartbeat) {
             let limit = worker.settings().limits.outbound.get();
+            let ping = Bytes::copy_from_slice(packets.bytes());
             if self.outbound.borrow_mut().push(ping, Lane::Heartbeat, limit).is_ok() {
                 self.count_outbound(worker);
             }
         }
+        packets.clear();
+        worker.give_packets(packets);
     }
 
     /// Starts to end the connection: it leaves its rooms, hears its last words, and is cut off if it does
@@ -461,7 +482,13 @@ impl Connection {
             if matches!(reason, CloseReason::SlowConsumer | CloseReason::OutOfMemory) {
                 outbound.clear();
             }
-            let farewell = || self.session.borrow().protocol().farewell(reason, worker.spread());
+            let farewell = || {
+                let mut packets = worker.take_packets();
+                self.session.borrow_mut().farewell(reason, worker.spread(), &mut packets);
+                let words = packets.take_joined();
+                worker.give_packets(packets);
+                words
+            };
             if let Some(words) = words.or_else(farewell) {
                 outbound.push_last(words);
             }
@@ -476,8 +503,8 @@ impl Connection {
 
     // ---- what both do ----
 
-    fn run(&self, worker: &Worker, effects: &mut Vec<Effect>) {
-        for effect in effects.drain(..) {
+    fn run(&self, worker: &Worker, effects: &mut Effects) {
+        for effect in effects.drain() {
             match effect {
                 Effect::Publish(request, room, publication) => {
                     self.publish(worker, request, room, publication);
@@ -493,7 +520,7 @@ impl Connection {
                 // The farewell is the last that a client hears (for a WebSocket, RFC 6455 section 5.5.1).
                 Effect::Send(_) if matches!(self.phase.get(), Phase::Closing(_)) => {}
                 Effect::Send(bytes) => {
-                    self.queue(worker, bytes, Lane::Session);
+                    self.queue(worker, bytes.into(), Lane::Session);
                     worker.touch(self.key);
                 }
                 Effect::Close(reason) => self.begin_close(worker, reason),

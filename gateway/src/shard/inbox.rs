@@ -24,7 +24,8 @@ use parking_lot::Mutex;
 
 use crate::{
     drain::Pace,
-    hub::{Broadcast, Mailbox},
+    framing::Broadcast,
+    hub::Mailbox,
     limits::{Courtesy, Seat},
     vocabulary::AddressLimit,
 };

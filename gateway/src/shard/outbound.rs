@@ -13,8 +13,10 @@
 
 use std::{collections::HashMap, io::IoSlice, num::NonZeroU32};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use slab::Slab;
+
+use crate::framing::Frame;
 
 /// Frames that wait for their socket, bounded in bytes.
 ///
@@ -26,7 +28,7 @@ use slab::Slab;
 /// A frame that has been written in part is never moved and never dropped: a peer must see whole frames.
 #[derive(Debug, Default)]
 pub struct Outbound {
-    frames: Slab<Frame>,
+    frames: Slab<Queued>,
     first: Option<Place>,
     last: Option<Place>,
     /// The last frame that publications with priority do not overtake: they stand directly behind it.
@@ -41,8 +43,8 @@ pub struct Outbound {
 }
 
 #[derive(Debug)]
-struct Frame {
-    bytes: Bytes,
+struct Queued {
+    bytes: Frame,
     lane: Lane,
     previous: Option<Place>,
     next: Option<Place>,
@@ -113,7 +115,8 @@ impl Outbound {
 
     /// Queues a frame if the queue then costs at most `limit` bytes. One frame always fits into an empty
     /// queue, however large.
-    pub fn push(&mut self, frame: Bytes, lane: Lane, limit: usize) -> Result<(), Full> {
+    pub fn push(&mut self, frame: impl Into<Frame>, lane: Lane, limit: usize) -> Result<(), Full> {
+        let frame = frame.into();
         if !self.fits(frame.len(), limit) {
             return Err(Full);
         }
@@ -122,12 +125,12 @@ impl Outbound {
     }
 
     /// Queues a frame whatever the bound: the last words of a session.
-    pub fn push_last(&mut self, frame: Bytes) {
-        self.place(frame, Lane::Session);
+    pub fn push_last(&mut self, frame: impl Into<Frame>) {
+        self.place(frame.into(), Lane::Session);
     }
 
     /// Queues what the kernel has left of a frame of which it has taken a part, behind nothing.
-    pub fn push_started(&mut self, frame: Bytes, written: usize, lane: Lane) {
+    pub fn push_started(&mut self, frame: Frame, written: usize, lane: Lane) {
         debug_assert!(self.is_empty(), "a frame was begun behind others");
         self.place(frame, lane);
         self.advance(written);
@@ -137,19 +140,20 @@ impl Outbound {
     /// or of `all`. `notice` is put where they stood. Returns how many have made way.
     pub fn push_over(
         &mut self,
-        frame: Bytes,
+        frame: impl Into<Frame>,
         lane: RoomLane,
         limit: usize,
         all: bool,
         mut notice: Option<Bytes>,
     ) -> Result<usize, Full> {
+        let frame = frame.into();
         let noticed = notice.as_ref().map_or(0, |notice| notice.len() + Self::PER_FRAME);
         let mut dropped = 0;
         while all || self.cost_with(frame.len()) + notice.as_ref().map_or(0, |_| noticed) > limit {
             let Some(oldest) = self.oldest_of(lane.room) else { break };
             if let Some(notice) = notice.take() {
                 let ahead = self.frame(oldest).previous;
-                self.link(notice, Lane::Gap(lane), ahead);
+                self.link(notice.into(), Lane::Gap(lane), ahead);
             }
             self.unlink(oldest);
             dropped += 1;
@@ -183,7 +187,7 @@ impl Outbound {
     pub fn clear(&mut self) {
         let started = self.started().map(|head| self.frames.remove(head.key()));
         self.discard();
-        if let Some(Frame { bytes, lane, .. }) = started {
+        if let Some(Queued { bytes, lane, .. }) = started {
             self.place(bytes, lane);
             self.head_started = true;
         }
@@ -217,8 +221,8 @@ impl Outbound {
     /// The first and the last publication of the queue, as what is the same in all queues that hold them: where the
     /// frame ends in memory. `None` if none is found near the ends.
     pub fn ends(&self) -> Option<[usize; 2]> {
-        let end = |frame: Option<&Frame>| frame.map(|frame| frame.bytes.as_ptr_range().end.addr());
-        let publication = |frame: &&Frame| frame.lane.is_shared();
+        let end = |frame: Option<&Queued>| frame.map(|frame| frame.bytes.end_address());
+        let publication = |frame: &&Queued| frame.lane.is_shared();
         let last = self.last.map(|last| self.frame(last));
         let mut back = std::iter::successors(last, |frame| frame.previous.map(|place| self.frame(place)));
         let first = end(self.iter().take(NEAR).find(publication));
@@ -236,16 +240,21 @@ impl Outbound {
         self.first.is_none()
     }
 
-    /// The frame, if there is just one.
-    pub fn only(&self) -> Option<&Bytes> {
-        if self.first == self.last { self.first.map(|first| &self.frame(first).bytes) } else { None }
+    /// The bytes of the only frame, if there is just one and it is in one piece.
+    pub fn only(&self) -> Option<&[u8]> {
+        let only = self.first.filter(|_| self.first == self.last)?;
+        match self.frame(only).bytes.pieces() {
+            [bytes, []] => Some(bytes),
+            _ => None,
+        }
     }
 
-    /// Points `slices` at the first frames and returns how many it used.
+    /// Points `slices` at the first bytes and returns how many it used.
     pub fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>; Self::BATCH]) -> usize {
         let mut used = 0;
-        for (slice, frame) in slices.iter_mut().zip(self.iter()) {
-            *slice = IoSlice::new(&frame.bytes);
+        let pieces = self.iter().flat_map(|frame| frame.bytes.pieces()).filter(|piece| !piece.is_empty());
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
             used += 1;
         }
         used
@@ -256,25 +265,25 @@ impl Outbound {
         debug_assert!(written <= self.bytes, "the kernel took more than there was");
         let mut heartbeat = false;
         while let Some(first) = self.first {
-            let Frame { bytes: head, lane, .. } = self.frame_mut(first);
-            if written < head.len() {
-                head.advance(written);
-                if !lane.is_shared() {
-                    self.own.bytes -= written;
-                }
+            let head = self.frame_mut(first);
+            if written < head.bytes.len() {
+                let own = head.own_len();
+                head.bytes.advance(written);
+                let own = own - head.own_len();
+                self.own.bytes -= own;
                 self.bytes = self.bytes.saturating_sub(written);
                 self.head_started |= written > 0;
                 return heartbeat;
             }
-            written -= head.len();
+            written -= head.bytes.len();
             heartbeat |= self.unlink(first).lane == Lane::Heartbeat;
         }
         heartbeat
     }
 
-    /// Takes the first frame.
+    /// Takes what is left of the first frame.
     pub fn pop(&mut self) -> Option<Bytes> {
-        self.first.map(|first| self.unlink(first).bytes)
+        self.first.map(|first| self.unlink(first).bytes.into_bytes())
     }
 
     /// Gives unused memory back.
@@ -284,7 +293,7 @@ impl Outbound {
         }
     }
 
-    fn place(&mut self, frame: Bytes, lane: Lane) {
+    fn place(&mut self, frame: Frame, lane: Lane) {
         if frame.is_empty() {
             return;
         }
@@ -299,14 +308,12 @@ impl Outbound {
     }
 
     /// Puts a frame behind another one, or before all.
-    fn link(&mut self, bytes: Bytes, lane: Lane, ahead: Option<Place>) -> Place {
-        self.bytes += bytes.len();
-        if !lane.is_shared() {
-            self.own.frames += 1;
-            self.own.bytes += bytes.len();
-        }
+    fn link(&mut self, bytes: Frame, lane: Lane, ahead: Option<Place>) -> Place {
         let next = ahead.map_or(self.first, |ahead| self.frame(ahead).next);
-        let frame = Frame { bytes, lane, previous: ahead, next, next_of_room: None };
+        let frame = Queued { bytes, lane, previous: ahead, next, next_of_room: None };
+        self.bytes += frame.bytes.len();
+        self.own.frames += usize::from(!lane.is_shared());
+        self.own.bytes += frame.own_len();
         let place = Place::of(self.frames.insert(frame));
         match ahead {
             Some(ahead) => self.frame_mut(ahead).next = Some(place),
@@ -323,13 +330,11 @@ impl Outbound {
     }
 
     /// Takes a frame out: the first of all, or the oldest of its room.
-    fn unlink(&mut self, place: Place) -> Frame {
+    fn unlink(&mut self, place: Place) -> Queued {
         let frame = self.frames.remove(place.key());
         self.bytes -= frame.bytes.len();
-        if !frame.lane.is_shared() {
-            self.own.frames -= 1;
-            self.own.bytes -= frame.bytes.len();
-        }
+        self.own.frames -= usize::from(!frame.lane.is_shared());
+        self.own.bytes -= frame.own_len();
         if let Some(previous) = frame.previous {
             self.frame_mut(previous).next = frame.next;
         } else {
@@ -382,16 +387,16 @@ impl Outbound {
         self.first.filter(|_| self.head_started)
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Frame> {
+    fn iter(&self) -> impl Iterator<Item = &Queued> {
         let first = self.first.map(|first| self.frame(first));
         std::iter::successors(first, |frame| frame.next.map(|next| self.frame(next)))
     }
 
-    fn frame(&self, place: Place) -> &Frame {
+    fn frame(&self, place: Place) -> &Queued {
         self.frames.get(place.key()).expect("a link leads to a frame")
     }
 
-    fn frame_mut(&mut self, place: Place) -> &mut Frame {
+    fn frame_mut(&mut self, place: Place) -> &mut Queued {
         self.frames.get_mut(place.key()).expect("a link leads to a frame")
     }
 
@@ -402,7 +407,7 @@ impl Outbound {
 }
 
 /// Takes a frame that has been put behind all others of its room into the index.
-fn enter(rooms: &mut Rooms, frames: &mut Slab<Frame>, place: Place, lane: Lane) {
+fn enter(rooms: &mut Rooms, frames: &mut Slab<Queued>, place: Place, lane: Lane) {
     match lane {
         Lane::Session | Lane::Heartbeat => {}
         Lane::Gap(RoomLane { room, .. }) => rooms.entry(room).or_default().gap = Some(place),
@@ -417,7 +422,7 @@ fn enter(rooms: &mut Rooms, frames: &mut Slab<Frame>, place: Place, lane: Lane) 
 }
 
 /// Takes a frame out of the index: a notice, or the oldest publication of its room that may still make way.
-fn exit(rooms: &mut Rooms, frames: &mut Slab<Frame>, place: Place, frame: &Frame) {
+fn exit(rooms: &mut Rooms, frames: &mut Slab<Queued>, place: Place, frame: &Queued) {
     let (Lane::Room(RoomLane { room, .. }) | Lane::Gap(RoomLane { room, .. })) = frame.lane else { return };
     let Some(waiting) = rooms.get_mut(&room) else { return };
     if matches!(frame.lane, Lane::Gap(_)) {
@@ -448,6 +453,13 @@ impl Place {
 
     fn key(self) -> usize {
         self.0.get() as usize - 1
+    }
+}
+
+impl Queued {
+    /// How many of its bytes are in no other session's queue.
+    fn own_len(&self) -> usize {
+        if self.lane.is_shared() { self.bytes.private_len() } else { self.bytes.len() }
     }
 }
 

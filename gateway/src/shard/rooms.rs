@@ -8,10 +8,15 @@ use std::{
 };
 
 use broker_bridge::RoomName;
+use bytes::Bytes;
 
 use self::members::Members;
 use super::{connection::Connection, outbound::RoomTag};
-use crate::{room_map::RoomMap, shrink};
+use crate::{
+    framing::{Encoding, Frame, MemberState},
+    room_map::RoomMap,
+    shrink,
+};
 
 /// Who is in which room on this shard.
 ///
@@ -28,7 +33,27 @@ pub struct Room {
     /// Tells its frames from those of other rooms in a member's outbound queue. Used again after 2^32 rooms,
     /// when no frame of the first one can be waiting any more.
     pub tag: RoomTag,
-    pub members: Members<Rc<Connection>>,
+    pub members: Members<Member>,
+}
+
+/// A member of a room: a connection, and how it is sent what is published there.
+#[derive(Clone)]
+pub struct Member {
+    pub connection: Rc<Connection>,
+    pub encoding: Encoding,
+    /// What its private heads are written from, if its encoding has any.
+    pub state: Option<Rc<MemberState>>,
+}
+
+impl Member {
+    /// A message that consists of, or ends with, what members with the same encoding share.
+    pub fn frame(&self, shared: Bytes) -> Frame {
+        let head = self.state.as_ref().and_then(|state| self.encoding.head(state, shared.len()));
+        match head {
+            Some(head) => Frame::split(head, shared),
+            None => shared.into(),
+        }
+    }
 }
 
 /// What a connection keeps of its rooms.
@@ -46,7 +71,8 @@ pub struct Membership {
 impl Rooms {
     /// Makes `connection` a member of `room`, for what is said there from number `since` on. Returns false if it is
     /// one already.
-    pub fn join(&mut self, room: &RoomName, connection: &Rc<Connection>, since: u64) -> bool {
+    pub fn join(&mut self, room: &RoomName, member: Member, since: u64) -> bool {
+        let connection = Rc::clone(&member.connection);
         let mut memberships = connection.memberships.borrow_mut();
         if memberships.get(room).is_some() {
             return false;
@@ -59,7 +85,7 @@ impl Rooms {
                 &mut vacant.insert(Room { tag, members: Members::new() }).members
             }
         };
-        let place = members.push(Rc::clone(connection));
+        let place = members.push(member);
         memberships.insert(room.clone(), Membership { place, since });
         true
     }
@@ -86,7 +112,7 @@ impl Rooms {
     fn remove(&mut self, room: &RoomName, place: u32) {
         let Some(Room { members, .. }) = self.rooms.get_mut(room) else { return };
         members.remove(place, |moved, place| {
-            if let Some(membership) = moved.memberships.borrow_mut().get_mut(room) {
+            if let Some(membership) = moved.connection.memberships.borrow_mut().get_mut(room) {
                 membership.place = place;
             }
         });

@@ -22,7 +22,7 @@ use std::{
 use broker_bridge::{GapCause, RoomName};
 
 use super::batch::Batch;
-use crate::hub::Broadcast;
+use crate::framing::Broadcast;
 
 /// Members that are served before others get their turn; where each of a batch's publications is queued by itself, such
 /// deliveries.

@@ -26,7 +26,7 @@ use super::{
     age::Age,
     batch::Batch,
     connection::{Connection, ConnectionKey, Lease, Phase, Start},
-    rooms::Rooms,
+    rooms::{Member, Rooms},
     rounds::{Rounds, SLICE},
     tally::Tally,
     timers::Timers,
@@ -34,11 +34,11 @@ use super::{
 use crate::{
     clock::{self, Clock, Tick},
     drain::Pace,
+    framing::{Broadcast, Packets},
     health::ShardHealth,
-    hub::Broadcast,
     limits::bucket::SessionMeters,
     protocol::{Command, RequestId},
-    session::Effect,
+    session::Effects,
     settings::Settings,
     vocabulary::{CloseReason, Outcome, ReplyError, metrics::Label as _},
 };
@@ -69,7 +69,8 @@ pub struct Worker {
     pub tally: Tally,
     pub scratch: RefCell<Box<[u8]>>,
     commands: RefCell<Vec<Command>>,
-    effects: RefCell<Vec<Effect>>,
+    effects: RefCell<Effects>,
+    packets: RefCell<Packets>,
     connections: RefCell<SlotMap<ConnectionKey, Rc<Connection>>>,
     holders: RefCell<Holders>,
     rooms: RefCell<Rooms>,
@@ -94,7 +95,7 @@ struct Written {
     /// Changes places with [`Worker::dirty`].
     connections: Vec<Rc<Connection>>,
     /// The members of a round that are being served.
-    slice: Vec<Rc<Connection>>,
+    slice: Vec<Member>,
     /// Written everywhere on this shard when the turn ends.
     broadcasts: Vec<Arc<Broadcast>>,
     /// What has been queued since the last write costs a session at most, in bytes of its queue.
@@ -140,6 +141,7 @@ pub fn run(
         scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
         commands: RefCell::default(),
         effects: RefCell::default(),
+        packets: RefCell::default(),
         connections: RefCell::default(),
         holders: RefCell::default(),
         rooms: RefCell::default(),
@@ -400,9 +402,11 @@ impl Worker {
     // ---- rooms ----
 
     /// Makes the connection a member on this shard. Returns false if it is one already.
-    pub fn join(&self, room: &RoomName, connection: &Rc<Connection>) -> bool {
+    pub fn join(&self, room: &RoomName, request: RequestId, connection: &Rc<Connection>) -> bool {
         let since = self.rounds.borrow_mut().join(room);
-        let joined = self.rooms.borrow_mut().join(room, connection, since);
+        let (encoding, state) = connection.encoding(room, request);
+        let member = Member { connection: Rc::clone(connection), encoding, state };
+        let joined = self.rooms.borrow_mut().join(room, member, since);
         if joined {
             Tally::shift(&self.tally.subscriptions, 1);
         }
@@ -437,7 +441,9 @@ impl Worker {
                 .as_ref()
                 .is_some_and(|connection| connection.joined(&worker, request, &room, outcome));
             match connection {
-                Some(connection) if member && worker.join(&room, &connection) => connection.flush(&worker),
+                Some(connection) if member && worker.join(&room, request, &connection) => {
+                    connection.flush(&worker);
+                }
                 Some(connection) => {
                     worker.context.hub.leave(&room, worker.index);
                     connection.flush(&worker);
@@ -503,15 +509,25 @@ impl Worker {
         self.timers.borrow_mut().set(at, connection.key());
     }
 
-    pub fn take_effects(&self) -> Vec<Effect> {
+    pub fn take_effects(&self) -> Effects {
         self.effects.take()
     }
 
     /// Keeps the place for the next effects, unless a burst has made it large.
-    pub fn give_effects(&self, effects: Vec<Effect>) {
+    pub fn give_effects(&self, effects: Effects) {
         if effects.capacity() <= KEPT_EVENTS {
             self.effects.replace(effects);
         }
+    }
+
+    pub fn take_packets(&self) -> Packets {
+        self.packets.take()
+    }
+
+    /// Keeps the place for the next messages.
+    pub fn give_packets(&self, packets: Packets) {
+        debug_assert!(packets.is_empty(), "messages were written and not sent");
+        self.packets.replace(packets);
     }
 
     pub fn take_commands(&self) -> Vec<Command> {

@@ -48,3 +48,28 @@ pub enum ReplyError {
     #[error("internal server error")]
     Internal,
 }
+
+impl ReplyError {
+    /// All of them, with one limit for all limits.
+    pub const ALL: &'static [Self] = &[
+        Self::Unauthorized,
+        Self::TokenExpired,
+        Self::KeyAwaited,
+        Self::Forbidden,
+        Self::AlreadySubscribed,
+        Self::LimitExceeded,
+        Self::TooManyRequests(Limit::Commands),
+        Self::BadRequest,
+        Self::UnknownMethod,
+        Self::NotAvailable,
+        Self::Unavailable,
+        Self::NotNow,
+        Self::Refused,
+        Self::Internal,
+    ];
+
+    /// Whether the same request may succeed later, without any change on the client's side.
+    pub fn is_temporary(self) -> bool {
+        matches!(self, Self::Unavailable | Self::NotNow | Self::KeyAwaited | Self::TooManyRequests(_))
+    }
+}

@@ -311,7 +311,6 @@ async fn a_client_that_does_not_read_its_refusals_is_not_read() -> Result<()> {
 
 /// What a crowd needed is given back to the system, and not only kept for the next crowd.
 #[tokio::test]
-#[expect(clippy::print_stdout, reason = "the figures are for whoever asks for them with --nocapture")]
 async fn the_memory_of_three_crowds_goes_back_to_the_system() -> Result<()> {
     const READERS: usize = 500;
     const QUEUED: u64 = 100 * MIB;

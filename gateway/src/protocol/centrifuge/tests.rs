@@ -7,6 +7,8 @@ use proptest::{option, prelude::*};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::framing::{Encoding, Transport};
+
 // A member that is there twice, or that is none of these, is an error.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,7 +41,7 @@ struct Info {
 
 /// The push in a frame, and the line that it is written in.
 fn push(room: &RoomName, publication: &Publication) -> (Push, String) {
-    let frame = super::encode(room, publication);
+    let frame = Encoding::new(&super::FORMAT, Transport::WebSocket).encode(room, publication);
     let header = match frame.get(1) {
         Some(127) => 10,
         Some(126) => 4,

@@ -13,8 +13,8 @@ use super::{Carrier, Connection, MAX_IN_FLIGHT, Phase};
 use crate::{
     limits::Allowance,
     protocol::Message,
-    session::{Charge, Effect, Session, Surroundings},
-    shard::{outbound::Lane, stream::Stream, tally::Tally, worker::Worker},
+    session::{Charge, Effect, Effects, Session, Surroundings},
+    shard::{stream::Stream, tally::Tally, worker::Worker},
     vocabulary::CloseReason,
     websocket::{self, Event, ProtocolError},
 };
@@ -41,11 +41,6 @@ impl Connection {
             self.consume(worker, &mut bytes);
         }
         self.flush(worker);
-    }
-
-    /// Queues what comes before the first publication.
-    pub fn queue_preamble(&self, worker: &Worker, preamble: Bytes) {
-        self.queue(worker, preamble, Lane::Session);
     }
 
     /// Carries the connection in a response from now on.
@@ -225,11 +220,7 @@ impl Connection {
     }
 
     /// Tells the session something that the client did, and does what follows from it.
-    fn ask_session(
-        &self,
-        worker: &Worker,
-        tell: impl FnOnce(&mut Session, &Surroundings<'_>, &mut Vec<Effect>),
-    ) {
+    fn ask_session(&self, worker: &Worker, tell: impl FnOnce(&mut Session, &Surroundings<'_>, &mut Effects)) {
         let mut effects = worker.take_effects();
         {
             let settings = worker.settings();

@@ -1,16 +1,16 @@
 //! What is queued for a connection's client, and what happens when its queue is full.
 
 use broker_bridge::{RoomName, SessionId};
-use bytes::Bytes;
 
 use super::{Connection, Phase};
 use crate::{
     delivery::Overflow,
-    hub::Broadcast,
-    protocol::Notice,
+    framing::{Broadcast, Frame},
+    protocol::Then,
     shard::{
         batch::Batch,
         outbound::{Full, Lane, RoomLane},
+        rooms::Member,
         tally::Tally,
         worker::Worker,
     },
@@ -39,30 +39,37 @@ impl BatchDelivery<'_> {
 
 impl Connection {
     /// Queues a batch, unless it is this session's own echo. The caller writes at the end of its turn.
-    pub fn deliver(&self, worker: &Worker, delivery: &BatchDelivery<'_>) {
+    pub fn deliver(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
         if self.hears(delivery) {
-            self.enqueue(worker, delivery);
+            self.enqueue(worker, member, delivery);
         }
     }
 
     /// The same, written at once: what nothing has to wait for goes past the queue.
-    pub fn deliver_now(&self, worker: &Worker, delivery: &BatchDelivery<'_>) {
+    pub fn deliver_now(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
         if !self.hears(delivery) {
             return;
         }
-        let frame = delivery.batch.frame(self.encoding, delivery.threshold);
-        if self.send_past_queue(worker, frame, Lane::Room(delivery.lane)) {
-            Self::count(worker, delivery.batch);
-        } else {
-            self.enqueue(worker, delivery);
-            self.flush(worker);
+        if !member.encoding.has_heads() {
+            let frame = delivery.batch.frame(member.encoding, delivery.threshold);
+            if self.send_past_queue(worker, frame.as_ref(), Lane::Room(delivery.lane)) {
+                return Self::count(worker, delivery.batch);
+            }
         }
+        self.enqueue(worker, member, delivery);
+        self.flush(worker);
     }
 
     /// The batch without its first `said_before` publications, which came before this member; written at once.
-    pub fn deliver_rest(&self, worker: &Worker, delivery: &BatchDelivery<'_>, said_before: usize) {
+    pub fn deliver_rest(
+        &self,
+        worker: &Worker,
+        member: &Member,
+        delivery: &BatchDelivery<'_>,
+        said_before: usize,
+    ) {
         if said_before < delivery.batch.len() && self.hears(delivery) {
-            self.enqueue_each(worker, delivery, said_before);
+            self.enqueue_each(worker, member, delivery, said_before);
             self.flush(worker);
         }
     }
@@ -71,25 +78,26 @@ impl Connection {
         !matches!(self.phase.get(), Phase::Closing(_)) && delivery.exclude != Some(self.id)
     }
 
-    fn enqueue(&self, worker: &Worker, delivery: &BatchDelivery<'_>) {
-        if delivery.overflow == Overflow::Close {
-            let frame = delivery.batch.frame(self.encoding, delivery.threshold).clone();
-            if self.queue_within(worker, frame, Lane::Room(delivery.lane), delivery.limit) {
+    fn enqueue(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
+        if delivery.overflow == Overflow::Close && !member.encoding.has_heads() {
+            let frame = delivery.batch.frame(member.encoding, delivery.threshold).into_owned();
+            if self.queue_within(worker, frame.into(), Lane::Room(delivery.lane), delivery.limit) {
                 Self::count(worker, delivery.batch);
             }
         } else {
-            self.enqueue_each(worker, delivery, 0);
+            self.enqueue_each(worker, member, delivery, 0);
         }
     }
 
     /// Queues the publications of a batch one by one, but for the first few.
-    fn enqueue_each(&self, worker: &Worker, delivery: &BatchDelivery<'_>, skip: usize) {
+    fn enqueue_each(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>, skip: usize) {
         let &BatchDelivery { batch, threshold, limit, lane, overflow, .. } = delivery;
         let Some(room) = batch.first().map(Broadcast::room) else { return };
-        for (frame, payload) in batch.frames(self.encoding, threshold).skip(skip) {
+        for (shared, payload) in batch.frames(member.encoding, threshold).skip(skip) {
+            let frame = member.frame(shared.into_owned());
             let queued = match overflow {
-                Overflow::Close => self.queue_within(worker, frame.clone(), Lane::Room(lane), limit),
-                _ => self.queue_over(worker, frame.clone(), lane, overflow, room),
+                Overflow::Close => self.queue_within(worker, frame, Lane::Room(lane), limit),
+                _ => self.queue_over(worker, frame, lane, overflow, room),
             };
             if !queued {
                 return;
@@ -105,12 +113,12 @@ impl Connection {
     }
 
     /// Queues bytes if the bound allows; marks the connection as too slow if not.
-    pub(super) fn queue(&self, worker: &Worker, frame: Bytes, lane: Lane) -> bool {
+    pub(super) fn queue(&self, worker: &Worker, frame: Frame, lane: Lane) -> bool {
         let limit = worker.settings().limits.outbound.get();
         self.queue_within(worker, frame, lane, limit)
     }
 
-    fn queue_within(&self, worker: &Worker, frame: Bytes, lane: Lane, limit: usize) -> bool {
+    fn queue_within(&self, worker: &Worker, frame: Frame, lane: Lane, limit: usize) -> bool {
         let pushed = self.outbound.borrow_mut().push(frame, lane, limit);
         if pushed == Err(Full) {
             self.doom(worker, CloseReason::SlowConsumer);
@@ -124,7 +132,7 @@ impl Connection {
     fn queue_over(
         &self,
         worker: &Worker,
-        frame: Bytes,
+        frame: Frame,
         lane: RoomLane,
         overflow: Overflow,
         room: &RoomName,
@@ -143,15 +151,17 @@ impl Connection {
             }
             outbound.tells_gap(lane.room)
         };
-        let notice = if told { Notice::Silent } else { self.session.borrow().dropped(room) };
-        let notice = match notice {
-            Notice::Silent => None,
-            Notice::Send(bytes) | Notice::Leave(bytes) => Some(bytes),
-            Notice::Close(reason) => {
+        let mut notice = None;
+        if !told {
+            let mut packets = worker.take_packets();
+            let then = self.session.borrow_mut().dropped(room, &mut packets);
+            notice = packets.take_joined();
+            worker.give_packets(packets);
+            if let Then::Close(reason) = then {
                 self.doom(worker, reason);
                 return false;
             }
-        };
+        }
         let all = overflow == Overflow::Latest;
         let pushed = self.outbound.borrow_mut().push_over(frame, lane, limit, all, notice);
         self.count_outbound(worker);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{Carrier, Connection, Phase};
 use crate::{
+    framing::{Frame, Packets},
     shard::{
         outbound::{Lane, Outbound},
         stream::Stream,
@@ -14,6 +15,45 @@ use crate::{
     },
     vocabulary::CloseReason,
 };
+
+/// Bytes that can be written as they are, and queued where they have to be.
+pub(super) trait Pieces {
+    /// The bytes; the second piece is often empty.
+    fn pieces(&self) -> [&[u8]; 2];
+
+    /// The same, to be kept.
+    fn to_frame(&self) -> Frame;
+}
+
+impl Pieces for Frame {
+    fn pieces(&self) -> [&[u8]; 2] {
+        self.pieces()
+    }
+
+    fn to_frame(&self) -> Frame {
+        self.clone()
+    }
+}
+
+impl Pieces for Bytes {
+    fn pieces(&self) -> [&[u8]; 2] {
+        [self, &[]]
+    }
+
+    fn to_frame(&self) -> Frame {
+        self.clone().into()
+    }
+}
+
+impl Pieces for Packets {
+    fn pieces(&self) -> [&[u8]; 2] {
+        [self.bytes(), &[]]
+    }
+
+    fn to_frame(&self) -> Frame {
+        Bytes::copy_from_slice(self.bytes()).into()
+    }
+}
 
 impl Connection {
     /// Writes what waits, with one system call if the socket takes it, and closes a connection that was
@@ -54,17 +94,19 @@ impl Connection {
         }
     }
 
-    /// Writes a frame that nothing waits before and queues what is left of it. Returns false if it has to be queued
+    /// Writes messages that nothing waits before and queues what is left of them. Returns false if they have to be queued
     /// as a whole: there is no socket, or it is full.
-    pub(super) fn send_past_queue(&self, worker: &Worker, frame: &Bytes, lane: Lane) -> bool {
-        match self.write_past_queue(frame) {
+    pub(super) fn send_past_queue(&self, worker: &Worker, bytes: &impl Pieces, lane: Lane) -> bool {
+        match self.write_past_queue(bytes.pieces()) {
             Ok(0) => return false,
             Ok(written) => {
-                if written == frame.len() && lane == Lane::Heartbeat {
+                let length: usize = bytes.pieces().iter().map(|piece| piece.len()).sum();
+                let is_whole = written == length;
+                if is_whole && lane == Lane::Heartbeat {
                     self.has_sent_ping(worker);
                 }
-                if written < frame.len() {
-                    self.outbound.borrow_mut().push_started(frame.clone(), written, lane);
+                if !is_whole {
+                    self.outbound.borrow_mut().push_started(bytes.to_frame(), written, lane);
                     self.count_outbound(worker);
                 }
                 if self.has_output() {
@@ -84,13 +126,14 @@ impl Connection {
 
     /// Writes a frame that nothing waits before, if there is a socket to write to and it is not known to be full.
     /// Returns how many of its bytes have been taken.
-    fn write_past_queue(&self, frame: &[u8]) -> io::Result<usize> {
+    fn write_past_queue(&self, [first, second]: [&[u8]; 2]) -> io::Result<usize> {
         if self.wants_write.get() || !self.outbound.borrow().is_empty() {
             return Ok(0);
         }
         let outcome = match &*self.carrier.borrow() {
             // With TLS, a write of its own first sends the records that still wait.
-            Carrier::Socket { stream, .. } => stream.try_write(&[IoSlice::new(frame)]),
+            Carrier::Socket { stream, .. } if second.is_empty() => stream.try_write(&[IoSlice::new(first)]),
+            Carrier::Socket { stream, .. } => stream.try_write(&[IoSlice::new(first), IoSlice::new(second)]),
             Carrier::Coming | Carrier::Response(_) | Carrier::Gone => Ok(0),
         };
         match outcome {

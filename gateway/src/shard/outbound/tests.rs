@@ -100,7 +100,7 @@ proptest! {
     }
 }
 
-fn is_of(frame: &Frame, room: RoomTag) -> bool {
+fn is_of(frame: &Queued, room: RoomTag) -> bool {
     matches!(frame.lane, Lane::Room(lane) if lane.room == room)
 }
 
@@ -380,8 +380,9 @@ proptest! {
             }
             let waits: Vec<_> = real.iter().map(|frame| frame.bytes.clone()).collect();
             let expected: Vec<_> = simple.frames.iter().map(|frame| frame.bytes.clone()).collect();
-            prop_assert_eq!(real.len(), waits.iter().map(Bytes::len).sum::<usize>());
+            prop_assert_eq!(real.len(), waits.iter().map(Frame::len).sum::<usize>());
             prop_assert_eq!(real.frames.len(), waits.len());
+            let waits: Vec<_> = waits.into_iter().map(Frame::into_bytes).collect();
             prop_assert_eq!(waits, expected);
         }
     }

@@ -6,11 +6,12 @@ use broker_bridge::{GapCause, RoomName};
 
 use super::{KEPT_EVENTS, Worker, Written};
 use crate::{
-    hub::Broadcast,
+    framing::Broadcast,
     shard::{
         batch::Batch,
-        connection::{BatchDelivery, Connection},
+        connection::BatchDelivery,
         outbound::{Outbound, RoomLane, RoomTag},
+        rooms::Member,
         rounds::{Round, SLICE, Step, Waiting},
     },
 };
@@ -37,8 +38,8 @@ impl Worker {
                 return;
             }
             for member in known.members.iter() {
-                member.deliver(self, &delivery);
-                self.touch_connection(member);
+                member.connection.deliver(self, member, &delivery);
+                self.touch_connection(&member.connection);
             }
             written.queued += batch.payload_len() + frames * Outbound::PER_FRAME;
             written.deliveries += known.members.len() * frames;
@@ -86,22 +87,22 @@ impl Worker {
             .get_mut(&room)
             .map(|known| (known.tag, known.members.next_slice(most, slice)));
         if let Some((tag, _)) = found {
-            let said_before = |member: &Connection| {
-                if round.has_newcomers() { round.said_before(member.since(&room)) } else { 0 }
+            let said_before = |member: &Member| {
+                if round.has_newcomers() { round.said_before(member.connection.since(&room)) } else { 0 }
             };
             match &round.step {
                 Step::Publications(batch) => {
                     let delivery = self.delivery(batch, tag);
                     for member in slice.iter() {
                         match said_before(member) {
-                            0 => member.deliver_now(self, &delivery),
-                            some => member.deliver_rest(self, &delivery, some),
+                            0 => member.connection.deliver_now(self, member, &delivery),
+                            some => member.connection.deliver_rest(self, member, &delivery, some),
                         }
                     }
                 }
                 Step::Gap(cause) => {
                     for member in slice.iter().filter(|member| said_before(member) == 0) {
-                        member.gap(self, &room, *cause);
+                        member.connection.gap(self, &room, *cause);
                     }
                 }
             }

@@ -13,21 +13,50 @@
 //! Only events end with a blank line. The standard passes over one that follows `retry:` or a comment; clients
 //! that read the format themselves (`@microsoft/fetch-event-source`, `httpx-sse`) dispatch an empty message.
 
+use std::sync::Arc;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use broker_bridge::{DataKind, GapCause, Publication, RoomName};
-use bytes::{BufMut as _, Bytes, BytesMut};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::WireFormat;
-use crate::vocabulary::{CloseReason, ProtocolName};
+use super::{
+    Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
+};
+use crate::{
+    framing::{Format, Packets, Writer},
+    request::Problem,
+    vocabulary::{CloseReason, ProtocolName},
+};
 
-/// Its name.
-pub const NAME: ProtocolName = ProtocolName::new("sse");
+mod endpoint;
+
+/// `GET` of a room, or of several, accepting `text/event-stream`.
+pub static ENDPOINT: Endpoint = Endpoint {
+    name: ProtocolName::new("sse"),
+    routes: &[Route { path: "/rooms/{room}", on: stream() }, Route { path: "/rooms", on: stream() }],
+    refuse: Some(endpoint::come_back),
+};
+
+/// An event of a stream that carries one room.
+static ONE_ROOM: Format =
+    Format { write: |_, publication, _, out| write(None, publication, out), head: None };
+/// An event of a stream that carries several rooms.
+static SEVERAL_ROOMS: Format =
+    Format { write: |room, publication, _, out| write(Some(room), publication, out), head: None };
+
+const fn stream() -> On {
+    On::Stream { media_type: endpoint::MEDIA_TYPE, head: endpoint::head, open }
+}
+
+fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
+    let rooms = ask.rooms()?;
+    let (several_rooms, retry_millis) = (rooms.len() > 1, ask.settings.retry_millis);
+    let protocol = Arc::new(move || Box::new(EventStream { several_rooms, retry_millis }) as _);
+    Ok(Opening { rooms, signs_in_later: false, protocol })
+}
 
 /// The event that tells of a gap.
-pub const GAP_EVENT: &str = "tidegate.gap";
-/// The comment that keeps a connection alive.
-pub(super) const KEEP_ALIVE: Bytes = Bytes::from_static(b":\n");
+const GAP_EVENT: &str = "tidegate.gap";
 /// What is encoded in an `id:`. A client sends it back as the value of a header, `Last-Event-ID`, which has to be
 /// ASCII (RFC 9110 §5.5). What is left alone is what `encodeURIComponent` leaves alone, and `:`.
 const ENCODED_IN_IDS: &AsciiSet = &NON_ALPHANUMERIC
@@ -46,90 +75,104 @@ const DATA_URL: &[u8] = b"data:application/octet-stream;base64,";
 
 /// The state of one event stream.
 #[derive(Debug)]
-pub struct EventStream {
+struct EventStream {
     /// Whether events say which room they belong to.
-    pub several_rooms: bool,
+    several_rooms: bool,
     /// The shortest time after which a client should come back, in milliseconds. Each client is told a
     /// random time between this and its double.
-    pub retry_millis: u32,
+    retry_millis: u32,
 }
 
 impl EventStream {
-    pub(super) fn format(&self) -> WireFormat {
-        if self.several_rooms { WireFormat::RoomEvent } else { WireFormat::Event }
-    }
-
-    /// What a stream begins with.
-    pub fn preamble(&self, spread: f32) -> Bytes {
-        Bytes::from(format!("retry: {}\n", self.retry(spread)))
-    }
-
-    pub(super) fn farewell(&self, reason: CloseReason, spread: f32) -> Option<Bytes> {
-        // Whoever is told to come back gets a new time: all clients of this node leave together.
-        reason.come_back().then(|| self.preamble(spread))
-    }
-
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
         reason = "a spread in 0..1 of a few seconds in milliseconds"
     )]
-    fn retry(&self, spread: f32) -> u32 {
-        self.retry_millis.saturating_add((self.retry_millis as f32 * spread) as u32)
+    fn put_retry(&self, spread: f32, out: &mut Packets) {
+        let retry = self.retry_millis.saturating_add((self.retry_millis as f32 * spread) as u32);
+        out.text(format!("retry: {retry}\n").as_bytes());
+    }
+}
+
+impl Protocol for EventStream {
+    /// The transport has no way for a client to send.
+    fn decode(&mut self, _: Message, _: &mut Vec<Command>) {}
+
+    fn reply(&mut self, _: RequestId, _: &Reply, _: &mut Packets) -> Then {
+        Then::Stay
+    }
+
+    fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then {
+        match news {
+            News::Gap(room, cause) => out.text(gap(room, *cause).as_bytes()),
+            News::Expelled(_) => return Then::Close(CloseReason::Forbidden),
+        }
+        Then::Stay
+    }
+
+    fn format(&mut self, _: &RoomName, _: RequestId) -> RoomFormat {
+        if self.several_rooms { (&SEVERAL_ROOMS).into() } else { (&ONE_ROOM).into() }
+    }
+
+    fn greet(&mut self, spread: f32, out: &mut Packets) {
+        self.put_retry(spread, out);
+    }
+
+    fn heartbeat(&mut self, out: &mut Packets) {
+        out.text(b":\n");
+    }
+
+    fn farewell(&mut self, reason: CloseReason, spread: f32, out: &mut Packets) {
+        // Whoever is told to come back gets a new time: all clients of this node leave together.
+        if reason.come_back() {
+            self.put_retry(spread, out);
+        }
     }
 }
 
 /// The event that every member of the room is sent.
-pub(super) fn encode(room: Option<&RoomName>, publication: &Publication) -> Bytes {
+fn write(room: Option<&RoomName>, publication: &Publication, out: &mut Writer) {
     let data = publication.data.bytes();
-    let mut out = BytesMut::with_capacity(data.len() + 64);
+    out.reserve(data.len() + 64);
     if let Some(room) = room {
-        out.put_slice(b"id: ");
+        out.put(b"id: ");
         for piece in utf8_percent_encode(room.as_str(), ENCODED_IN_IDS) {
-            out.put_slice(piece.as_bytes());
+            out.put(piece.as_bytes());
         }
-        out.put_u8(b'\n');
+        out.put(b"\n");
     }
     if let Some(event) = &publication.event {
-        put_event(&mut out, event.as_str());
+        out.put(b"event: ");
+        out.put(event.as_str().as_bytes());
+        out.put(b"\n");
     }
     if publication.data.kind() == DataKind::Binary {
-        out.put_slice(b"data: ");
-        out.put_slice(DATA_URL);
-        out.put_slice(BASE64.encode(data).as_bytes());
-        out.put_u8(b'\n');
+        out.put(b"data: ");
+        out.put(DATA_URL);
+        out.put(BASE64.encode(data).as_bytes());
+        out.put(b"\n");
     } else {
-        put_data(&mut out, data);
+        put_data(out, data);
     }
-    out.put_u8(b'\n');
-    out.freeze()
+    out.put(b"\n");
 }
 
 /// The event that tells of a gap.
-pub(super) fn gap(room: &RoomName, cause: GapCause) -> Bytes {
-    let mut out = BytesMut::new();
-    put_event(&mut out, GAP_EVENT);
+fn gap(room: &RoomName, cause: GapCause) -> String {
     let data = serde_json::json!({ "room": room.as_str(), "cause": cause.as_str() });
-    put_data(&mut out, data.to_string().as_bytes());
-    out.put_u8(b'\n');
-    out.freeze()
-}
-
-fn put_event(out: &mut BytesMut, name: &str) {
-    out.put_slice(b"event: ");
-    out.put_slice(name.as_bytes());
-    out.put_u8(b'\n');
+    format!("event: {GAP_EVENT}\ndata: {data}\n\n")
 }
 
 /// One `data:` field per line, whatever ends the line.
-fn put_data(out: &mut BytesMut, mut text: &[u8]) {
+fn put_data(out: &mut Writer, mut text: &[u8]) {
     loop {
         let end = text.iter().position(|&byte| byte == b'\n' || byte == b'\r');
         let (line, rest) = text.split_at(end.unwrap_or(text.len()));
-        out.put_slice(b"data: ");
-        out.put_slice(line);
-        out.put_u8(b'\n');
+        out.put(b"data: ");
+        out.put(line);
+        out.put(b"\n");
         match rest {
             [] => return,
             [b'\r', b'\n', rest @ ..] | [_, rest @ ..] => text = rest,
@@ -143,9 +186,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::framing::{Encoding, Transport};
+
+    fn encode(room: Option<&RoomName>, publication: &Publication) -> String {
+        let format = if room.is_some() { &SEVERAL_ROOMS } else { &ONE_ROOM };
+        let lobby = RoomName::new("lobby").unwrap();
+        let bytes = Encoding::new(format, Transport::Body).encode(room.unwrap_or(&lobby), publication);
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
 
     fn text(text: &str) -> String {
-        String::from_utf8(encode(None, &Publication::new(Data::text(text))).to_vec()).unwrap()
+        encode(None, &Publication::new(Data::text(text)))
     }
 
     /// The parser of WHATWG HTML §9.2.6, as far as one event goes: (event, data, id).
@@ -207,11 +258,15 @@ mod tests {
 
     #[test]
     fn retry_lies_between_once_and_twice() {
-        let stream = EventStream { several_rooms: false, retry_millis: 3000 };
-        assert_eq!(stream.preamble(0.0), "retry: 3000\n");
-        assert_eq!(stream.preamble(0.5), "retry: 4500\n");
-        assert_eq!(stream.farewell(CloseReason::Drain, 0.5).unwrap(), "retry: 4500\n");
-        assert_eq!(stream.farewell(CloseReason::TokenExpired, 0.5), None);
+        let written = |write: &dyn Fn(&mut EventStream, &mut Packets)| {
+            let mut out = Packets::default();
+            write(&mut EventStream { several_rooms: false, retry_millis: 3000 }, &mut out);
+            String::from_utf8(out.bytes().to_vec()).unwrap()
+        };
+        assert_eq!(written(&|stream, out| stream.greet(0.0, out)), "retry: 3000\n");
+        assert_eq!(written(&|stream, out| stream.greet(0.5, out)), "retry: 4500\n");
+        assert_eq!(written(&|stream, out| stream.farewell(CloseReason::Drain, 0.5, out)), "retry: 4500\n");
+        assert_eq!(written(&|stream, out| stream.farewell(CloseReason::TokenExpired, 0.5, out)), "");
     }
 
     proptest! {

@@ -8,12 +8,13 @@ use broker_bridge::{
     RoomName, Ticket,
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::{Call, Endpoint, On, Route};
 use crate::{
     auth::Operation,
     budget::{Consumer, Held, READ_BUFFER},
@@ -23,19 +24,30 @@ use crate::{
         gate::{header_text, request_name},
         query::Query,
     },
-    vocabulary::{Outcome, Refusal},
+    vocabulary::{Outcome, ProtocolName, Refusal},
+};
+
+/// `POST /rooms/{room}`.
+pub static ENDPOINT: Endpoint = Endpoint {
+    name: ProtocolName::new("http"),
+    routes: &[Route {
+        path: "/rooms/{room}",
+        on: On::Request { method: Method::POST, answer: |call| Box::pin(answer(call)) },
+    }],
+    refuse: None,
 };
 
 /// Names the event of a publication.
-pub(super) const X_EVENT: HeaderName = HeaderName::from_static("x-event");
+pub const X_EVENT: HeaderName = HeaderName::from_static("x-event");
+
+async fn answer(call: Call) -> Result<Response<Body>, Problem> {
+    let Call { gate, request, body, room } = call;
+    let room = room.expect("the path of the route names a room");
+    publish(&gate, &request, body, room).await
+}
 
 /// Publishes the body into `room` and answers 202 once the broker has acknowledged it.
-pub async fn publish(
-    gate: &Gate,
-    parts: &Parts,
-    body: Body,
-    room: RoomName,
-) -> Result<Response<Body>, Problem> {
+async fn publish(gate: &Gate, parts: &Parts, body: Body, room: RoomName) -> Result<Response<Body>, Problem> {
     // Served by a leaving node, too, as long as somebody sends it here: it is no session.
     gate.check_connections()?;
     gate.check_origin(parts)?;

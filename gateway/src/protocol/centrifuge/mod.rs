@@ -11,30 +11,43 @@
 //! Not served yet, and answered with error 108: presence, history, RPC, refresh of single subscriptions, and whatever
 //! a served command asks for beyond what is done here ([`fields`]).
 
-use std::io::Write as _;
+use std::{io::Write as _, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use broker_bridge::{Data, DataKind, GapCause, Publication, RoomName};
+use broker_bridge::{Data, GapCause, Publication, RoomName};
 use bytes::Bytes;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{json, value::RawValue};
 
 use self::fields::{Connect, Object, Publish, Refresh, Subscribe, Unsubscribe};
-use super::{Command, Message, Reply, RequestId};
+use super::{
+    Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
+    Timing,
+};
 use crate::{
+    framing::{Format, Packets, Writer},
+    request::Problem,
     vocabulary::{CloseReason, ProtocolName, ReplyError},
-    websocket::{self, CloseCode, Opcode},
+    websocket::CloseCode,
 };
 
 mod fields;
 #[cfg(test)]
 mod tests;
 
-/// Its name.
-pub const NAME: ProtocolName = ProtocolName::new("centrifuge");
+/// `/connection/websocket`, where the protocol's SDKs look for it.
+pub static ENDPOINT: Endpoint = Endpoint {
+    name: ProtocolName::new("centrifuge"),
+    routes: &[Route { path: "/connection/websocket", on: On::WebSocket { subprotocol: SUBPROTOCOL, open } }],
+    refuse: None,
+};
 
-/// The server's ping, shared by all sessions; the client answers with the same.
-pub(super) const PING: Bytes = Bytes::from_static(b"\x81\x02{}");
+/// The subprotocol that a client may offer; the SDKs offer none for JSON.
+const SUBPROTOCOL: &str = "centrifuge-json";
+
+/// A frame with a push.
+static FORMAT: Format =
+    Format { write: |room, publication, _, out| write(room, publication, out), head: None };
 
 /// "unsubscribed by the server": the client stays out.
 const UNSUBSCRIBED_BY_SERVER: u16 = 2000;
@@ -47,13 +60,21 @@ const MAX_TTL: u64 = 2_147_483;
 
 /// The state of one Centrifuge session.
 #[derive(Debug)]
-pub struct Centrifuge {
+struct Centrifuge {
     /// How often the server pings, in seconds: the client gives the connection up when it hears none.
-    pub ping_seconds: u64,
+    ping_seconds: u64,
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the type of every endpoint's function")]
+fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
+    let ping_seconds = ask.settings.heartbeat.interval.as_secs().max(1);
+    let protocol = Arc::new(move || Box::new(Centrifuge { ping_seconds }) as _);
+    // The token usually comes in the connect command.
+    Ok(Opening { rooms: Vec::new(), signs_in_later: true, protocol })
 }
 
 /// Reads the commands of one frame.
-pub(super) fn decode(message: &Message, commands: &mut Vec<Command>) {
+fn decode(message: &Message, commands: &mut Vec<Command>) {
     let Message::Text(text) = message else {
         commands.push(Command::Break(CloseReason::BadRequest));
         return;
@@ -183,8 +204,12 @@ impl WireCommand<'_> {
     }
 }
 
-impl Centrifuge {
-    pub(super) fn reply(&self, id: RequestId, reply: &Reply) -> Bytes {
+impl Protocol for Centrifuge {
+    fn decode(&mut self, message: Message, commands: &mut Vec<Command>) {
+        decode(&message, commands);
+    }
+
+    fn reply(&mut self, id: RequestId, reply: &Reply, out: &mut Packets) -> Then {
         let body = match reply {
             Reply::Connected { session, ttl } => json!({ "id": id, "connect": {
                 "client": session.to_string(),
@@ -205,113 +230,136 @@ impl Centrifuge {
                 "was_recovering": true,
                 "recovered": false,
             }}),
-            Reply::Subscribed { recover: false } => return done(id, "subscribe"),
-            Reply::Unsubscribed => return done(id, "unsubscribe"),
-            Reply::Published => return done(id, "publish"),
-            Reply::Pong => return done(id, "ping"),
+            Reply::Subscribed { recover: false } => {
+                put_done(id, "subscribe", out);
+                return Then::Stay;
+            }
+            Reply::Unsubscribed => {
+                put_done(id, "unsubscribe", out);
+                return Then::Stay;
+            }
+            Reply::Published => {
+                put_done(id, "publish", out);
+                return Then::Stay;
+            }
+            Reply::Pong => {
+                put_done(id, "ping", out);
+                return Then::Stay;
+            }
             Reply::Failed(error) => {
-                let temporary = matches!(
-                    error,
-                    ReplyError::Unavailable
-                        | ReplyError::NotNow
-                        | ReplyError::KeyAwaited
-                        | ReplyError::TooManyRequests(_)
-                );
+                let temporary = error.is_temporary();
                 let (code, message) = (code(*error), error.to_string());
                 json!({ "id": id, "error": { "code": code, "message": message, "temporary": temporary } })
             }
         };
-        frame(&body)
+        out.json(&body);
+        Then::Stay
+    }
+
+    fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then {
+        match news {
+            // To subscribe again would bring nothing back, and would end in the same queue.
+            News::Gap(room, cause @ GapCause::Dropped) => {
+                // A message outside of all channels: a channel cannot express a gap that leaves the subscription as it is.
+                let gap = json!({ "room": room.as_str(), "cause": cause.as_str() });
+                out.json(&json!({ "push": { "message": { "data": { "tidegate.gap": gap } } } }));
+                Then::Stay
+            }
+            News::Gap(room, _) => {
+                put_unsubscribe(room, INSUFFICIENT_STATE, "insufficient state", out);
+                Then::Leave
+            }
+            News::Expelled(room) => {
+                put_unsubscribe(room, UNSUBSCRIBED_BY_SERVER, "permission denied", out);
+                Then::Stay
+            }
+        }
+    }
+
+    fn format(&mut self, _: &RoomName, _: RequestId) -> RoomFormat {
+        (&FORMAT).into()
+    }
+
+    fn timing(&self) -> Timing {
+        Timing { promised: Some(Duration::from_secs(self.ping_seconds)) }
+    }
+
+    fn heartbeat(&mut self, out: &mut Packets) {
+        out.text(b"{}");
+    }
+
+    /// The close frame: codes 3500–3999 tell the client to stay away, 3000–3499 to come back.
+    fn farewell(&mut self, reason: CloseReason, _: f32, out: &mut Packets) {
+        if let Some((code, text)) = close_of(reason) {
+            out.close(code, text);
+        }
     }
 }
 
 /// The reply that says no more than that it is done. One for every publication, so no tree is built for it.
-fn done(id: RequestId, method: &str) -> Bytes {
+fn put_done(id: RequestId, method: &str, out: &mut Packets) {
     let mut reply = [0; 48];
     let mut free = reply.as_mut_slice();
     write!(free, r#"{{"id":{id},"{method}":{{}}}}"#).expect("10 digits and the longest method fit");
     let free = free.len();
     let written = reply.len() - free;
-    websocket::encode(Opcode::Text, reply.split_at(written).0)
+    out.text(reply.split_at(written).0);
 }
 
 /// The push that every member of the room is sent.
-pub(super) fn encode(room: &RoomName, publication: &Publication) -> Bytes {
+fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
     // Enough for a room and a user of usual length.
-    let mut out = Vec::with_capacity(publication.data.bytes().len() + 256);
-    out.extend_from_slice(b"{\"push\":{\"channel\":");
-    push_json(&mut out, room.as_str());
-    out.extend_from_slice(b",\"pub\":{\"data\":");
-    let binary = push_data(&mut out, &publication.data);
+    out.reserve(publication.data.bytes().len() + 256);
+    out.put(b"{\"push\":{\"channel\":");
+    out.put_json_string(room.as_str());
+    out.put(b",\"pub\":{\"data\":");
+    let binary = put_data(out, &publication.data);
     if let Some(publisher) = &publication.publisher {
         write!(out, r#","info":{{"client":"{}""#, publisher.session).expect(GROWS);
         if let Some(user) = &publisher.user {
-            out.extend_from_slice(b",\"user\":");
-            push_json(&mut out, user);
+            out.put(b",\"user\":");
+            out.put_json_string(user);
         }
-        out.push(b'}');
+        out.put(b"}");
     }
     let event = publication.event.as_ref().map(|event| ("event", event.as_str()));
     let encoding = binary.then_some(("encoding", "base64"));
     let mut opening = ",\"tags\":{";
     for (name, value) in event.into_iter().chain(encoding) {
-        out.extend_from_slice(std::mem::replace(&mut opening, ",").as_bytes());
-        push_json(&mut out, name);
-        out.push(b':');
-        push_json(&mut out, value);
+        out.put(std::mem::replace(&mut opening, ",").as_bytes());
+        out.put_json_string(name);
+        out.put(b":");
+        out.put_json_string(value);
     }
     if opening == "," {
-        out.push(b'}');
+        out.put(b"}");
     }
-    out.extend_from_slice(b"}}}");
-    websocket::encode(Opcode::Text, &out)
+    out.put(b"}}}");
 }
 
 /// Appends the data as JSON. Returns whether it is binary data in base64.
-fn push_data(out: &mut Vec<u8>, data: &Data) -> bool {
+fn put_data(out: &mut Writer, data: &Data) -> bool {
     let Some(text) = data.as_text() else {
-        push_json(out, &BASE64.encode(data.bytes()));
+        out.put_json_string(&BASE64.encode(data.bytes()));
         return true;
     };
-    if data.kind() == DataKind::Json || Data::json(data.bytes().clone()).is_ok() {
-        // A line break ends a message in this protocol; within JSON it can only be white space.
-        out.extend(text.bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
+    if data.is_json() {
+        out.put_json_line(text);
     } else {
-        push_json(out, text);
+        out.put_json_string(text);
     }
     false
 }
 
-fn push_json(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).expect(GROWS);
-}
+const GROWS: &str = "a vector takes everything";
 
-const GROWS: &str = "text is JSON, and a vector takes everything";
-
-/// The room's topic was interrupted: the client subscribes again by itself.
-pub(super) fn resubscribe(room: &RoomName) -> Bytes {
-    unsubscribe(room, INSUFFICIENT_STATE, "insufficient state")
-}
-
-/// Publications of the room are missing just before: a message outside of all channels, since a channel has
-/// no word for it that leaves the subscription as it is.
-pub(super) fn gap(room: &RoomName, cause: GapCause) -> Bytes {
-    let gap = json!({ "room": room.as_str(), "cause": cause.as_str() });
-    frame(&json!({ "push": { "message": { "data": { "tidegate.gap": gap } } } }))
-}
-
-/// The client's new token does not grant the room.
-pub(super) fn expelled(room: &RoomName) -> Bytes {
-    unsubscribe(room, UNSUBSCRIBED_BY_SERVER, "permission denied")
-}
-
-fn unsubscribe(room: &RoomName, code: u16, reason: &str) -> Bytes {
+fn put_unsubscribe(room: &RoomName, code: u16, reason: &str, out: &mut Packets) {
     let push = json!({ "channel": room.as_str(), "unsubscribe": { "code": code, "reason": reason } });
-    frame(&json!({ "push": push }))
+    out.json(&json!({ "push": push }));
 }
 
-/// The close frame: codes 3500–3999 tell the client to stay away, 3000–3499 to come back.
-pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
+/// The protocol's code and text for a reason, where it has one of its own.
+fn close_of(reason: CloseReason) -> Option<(CloseCode, &'static str)> {
     let (code, text) = match reason {
         CloseReason::Drain => (3001, "shutdown"),
         CloseReason::MaxAge => (3011, "force reconnect"),
@@ -334,10 +382,10 @@ pub(super) fn farewell(reason: CloseReason) -> Option<Bytes> {
         | CloseReason::MessageTooBig
         | CloseReason::PublishFailed
         | CloseReason::BrokerRefused => {
-            return reason.plain_close().map(|(code, text)| websocket::close_frame(code, text));
+            return reason.plain_close();
         }
     };
-    CloseCode::new(code).map(|code| websocket::close_frame(code, text))
+    CloseCode::new(code).map(|code| (code, text))
 }
 
 /// The protocol's numbers for errors.
@@ -354,8 +402,4 @@ fn code(error: ReplyError) -> u16 {
         ReplyError::TokenExpired => 109,
         ReplyError::TooManyRequests(_) => 111,
     }
-}
-
-fn frame(body: &serde_json::Value) -> Bytes {
-    websocket::encode(Opcode::Text, body.to_string().as_bytes())
 }

@@ -1,8 +1,9 @@
 //! One publication on its way to the sessions of this node.
 
 use std::{
+    borrow::Cow,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -11,9 +12,9 @@ use std::{
 use broker_bridge::{Publication, RoomName, SessionId};
 use bytes::Bytes;
 
+use super::{Cache, Encoding};
 use crate::{
     budget::{Budget, Consumer, Held},
-    protocol::Encoding,
     websocket,
 };
 
@@ -29,7 +30,7 @@ pub struct Broadcast {
     room: RoomName,
     publication: Publication,
     received: Instant,
-    frames: [OnceLock<Bytes>; Encoding::COUNT],
+    frames: Cache,
     /// Shards that have still to write it.
     pending: AtomicUsize,
     /// Its payload, in the node's budget. Its frames are counted on their own: they outlive it.
@@ -43,7 +44,7 @@ impl Broadcast {
             room,
             publication,
             received: Instant::now(),
-            frames: [const { OnceLock::new() }; Encoding::COUNT],
+            frames: Cache::default(),
             pending: AtomicUsize::new(shards),
             held: None,
         }
@@ -76,20 +77,22 @@ impl Broadcast {
         self.publication.data.bytes().len()
     }
 
-    /// What members with this encoding are sent. Nothing below `threshold` bytes of payload is compressed.
-    #[expect(clippy::indexing_slicing, reason = "the array has one place per encoding")]
-    pub fn frame(&self, encoding: Encoding, threshold: usize) -> &Bytes {
-        self.frames[encoding.index()].get_or_init(|| match encoding.deflate() {
-            None => self.share(encoding.format().encode(&self.room, &self.publication)),
-            Some(deflate) => {
-                let frame = self.frame(encoding.uncompressed(), threshold);
-                if self.payload_len() < threshold {
-                    frame.clone()
-                } else {
-                    self.share(websocket::compressed(frame, deflate))
-                }
-            }
-        })
+    /// What members with this encoding are sent, as far as they share it. Nothing below `threshold` bytes of payload
+    /// is compressed.
+    pub fn frame(&self, encoding: Encoding, threshold: usize) -> Cow<'_, Bytes> {
+        let Some(deflate) = encoding.deflate() else {
+            return self
+                .frames
+                .get_or_make(encoding, || self.share(encoding.encode(&self.room, &self.publication)));
+        };
+        if let Some(frame) = self.frames.get(encoding) {
+            return Cow::Borrowed(frame);
+        }
+        let frame = self.frame(encoding.uncompressed(), threshold);
+        if self.payload_len() < threshold {
+            return frame;
+        }
+        self.frames.get_or_make(encoding, || self.share(websocket::compressed(&frame, deflate)))
     }
 
     /// A frame that was made of it, counted for as long as anybody holds it.

@@ -7,28 +7,22 @@
 use axum::body::Body;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header, request::Parts};
 
-use super::Problem;
-use crate::{vocabulary::metrics::Label as _, websocket::handshake};
+use crate::{
+    request::{Problem, accept},
+    vocabulary::metrics::Label as _,
+    websocket::handshake,
+};
 
-const MEDIA_TYPE: &str = "text/event-stream";
+pub const MEDIA_TYPE: &str = "text/event-stream";
 /// nginx holds a response back unless it is told not to.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The head of an event stream.
-pub fn response(body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    let headers = response.headers_mut();
+/// Adds what the head of an event stream says besides its type.
+pub fn head(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-    // `no-transform`: what compresses on the way would hold events back until its buffer is full.
+    // `no-transform`: a proxy that compresses would hold events back until its buffer is full.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
     headers.insert(BUFFERING, HeaderValue::from_static("no"));
-    response
-}
-
-/// Whether an event stream is among what the client accepts (RFC 9110 §12.5.1). Weights do not matter:
-/// there is nothing else to choose from, and nobody refuses with `q=0` what they just asked for.
-pub fn is_accepted(headers: &HeaderMap) -> bool {
-    !headers.contains_key(header::ACCEPT) || accepts(headers, &[MEDIA_TYPE, "text/*", "*/*"])
 }
 
 /// The refusal as a stream that says when to come back, if it is temporary and the client asks for a stream by
@@ -36,18 +30,12 @@ pub fn is_accepted(headers: &HeaderMap) -> bool {
 pub fn come_back(request: &Parts, problem: &Problem) -> Option<Response<Body>> {
     let asks = matches!(request.method, Method::GET | Method::HEAD)
         && !handshake::is_upgrade(&request.headers)
-        && accepts(&request.headers, &[MEDIA_TYPE]);
+        && accept::names(&request.headers, MEDIA_TYPE);
     let millis = problem.come_back_after().filter(|_| asks)?;
     let reason = problem.refusal().as_str();
-    Some(response(Body::from(format!("retry: {millis}\n: tidegate.retry {reason}\n"))))
-}
-
-fn accepts(headers: &HeaderMap, media_types: &[&str]) -> bool {
-    let lists = headers.get_all(header::ACCEPT).iter().filter_map(|list| list.to_str().ok());
-    lists.flat_map(|list| list.split(',')).any(|range| {
-        let range = range.split(';').next().unwrap_or_default().trim();
-        media_types.iter().any(|accepted| range.eq_ignore_ascii_case(accepted))
-    })
+    let mut response = Response::new(Body::from(format!("retry: {millis}\n: tidegate.retry {reason}\n")));
+    head(response.headers_mut());
+    Some(response)
 }
 
 #[cfg(test)]
@@ -61,22 +49,6 @@ mod tests {
         let request = http::Request::builder().method(method);
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         request.body(()).unwrap().into_parts().0
-    }
-
-    #[test]
-    fn accept_headers() {
-        let accepted = |value: Option<&str>| {
-            let headers: Vec<_> = value.map(|value| ("accept", value)).into_iter().collect();
-            is_accepted(&request(Method::GET, &headers).headers)
-        };
-        for value in
-            [None, Some("text/event-stream"), Some("*/*"), Some("text/html, TEXT/Event-Stream;q=0.5")]
-        {
-            assert!(accepted(value), "{value:?}");
-        }
-        for value in ["application/json", "text/html", ""] {
-            assert!(!accepted(Some(value)), "{value}");
-        }
     }
 
     #[test]

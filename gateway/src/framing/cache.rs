@@ -1,0 +1,57 @@
+//! Bytes by encoding.
+
+use std::{borrow::Cow, sync::OnceLock};
+
+use bytes::Bytes;
+
+use super::Encoding;
+
+/// Bytes by encoding, each made by whoever needs it first.
+///
+/// An append-only list, since few rooms have members of more than one or two encodings, and the first needs no
+/// allocation here. Shared by threads without a lock; one that needs the next place waits for another that fills it.
+#[derive(Debug, Default)]
+pub struct Cache {
+    first: OnceLock<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    encoding: Encoding,
+    bytes: Bytes,
+    next: OnceLock<Box<Entry>>,
+}
+
+impl Cache {
+    /// How many encodings are kept. Beyond that, each member's bytes are made anew.
+    pub const MAX: usize = 16;
+
+    /// The bytes of an encoding, if they have been made.
+    pub fn get(&self, encoding: Encoding) -> Option<&Bytes> {
+        let entries = std::iter::successors(self.first.get(), |entry| entry.next.get().map(Box::as_ref));
+        entries.into_iter().find(|entry| entry.encoding == encoding).map(|entry| &entry.bytes)
+    }
+
+    /// The bytes of an encoding, made by `make` if need be. `make` must not use this cache.
+    pub fn get_or_make(&self, encoding: Encoding, make: impl FnOnce() -> Bytes) -> Cow<'_, Bytes> {
+        let mut make = Some(make);
+        let mut entry = self.first.get_or_init(|| Entry::new(encoding, &mut make));
+        for _ in 1..Self::MAX {
+            if entry.encoding == encoding {
+                return Cow::Borrowed(&entry.bytes);
+            }
+            entry = entry.next.get_or_init(|| Box::new(Entry::new(encoding, &mut make)));
+        }
+        if entry.encoding == encoding {
+            return Cow::Borrowed(&entry.bytes);
+        }
+        Cow::Owned(make.take().expect("only an entry of this encoding takes it")())
+    }
+}
+
+impl Entry {
+    fn new(encoding: Encoding, make: &mut Option<impl FnOnce() -> Bytes>) -> Self {
+        let bytes = make.take().expect("an entry of this encoding ends the search")();
+        Self { encoding, bytes, next: OnceLock::new() }
+    }
+}

@@ -1,0 +1,147 @@
+//! Formats, and what makes two members' bytes the same.
+
+use std::{cell::Cell, fmt, ptr};
+
+use broker_bridge::{Publication, RoomName};
+use bytes::Bytes;
+
+use super::{Transport, Writer};
+use crate::websocket::Deflate;
+
+/// How a protocol writes publications.
+///
+/// Formats are statics: the identity of a format is its address. Two members with the same format, variant, wrap,
+/// transport and compression share one copy of the bytes, so `write` may look at nothing but its arguments.
+pub struct Format {
+    /// Writes one publication. `variant` is the protocol's own number for what else its bytes depend on, such as a
+    /// version; it must never be chosen by a client.
+    pub write: fn(&RoomName, &Publication, variant: u32, &mut Writer),
+    /// Writes what stands before the shared bytes for one member alone, such as the id of its subscription. Such
+    /// messages are text and are not compressed.
+    pub head: Option<fn(&MemberState, &mut Writer)>,
+}
+
+/// What [`Format::head`] is written from: bytes that the member's client has chosen, and a number of the protocol's own.
+#[derive(Debug, Default)]
+pub struct MemberState {
+    /// The client's bytes, such as the id of its subscription.
+    pub id: Box<[u8]>,
+    /// A counter, such as the number of the next message.
+    pub count: Cell<u64>,
+}
+
+/// What a carrier protocol puts around each message (the arrays of `SockJS`, the record separators of `SignalR`). A static, like
+/// [`Format`].
+pub struct Wrap {
+    /// Before the message.
+    pub begin: &'static [u8],
+    /// Writes the message itself, escaped where the carrier needs it.
+    pub item: fn(&[u8], &mut Writer),
+    /// After the message.
+    pub end: &'static [u8],
+}
+
+/// What two members must have in common to be sent the same bytes.
+#[derive(Clone, Copy)]
+pub struct Encoding {
+    format: &'static Format,
+    wrap: Option<&'static Wrap>,
+    variant: u32,
+    transport: Transport,
+    deflate: Option<Deflate>,
+}
+
+impl Encoding {
+    /// A format on a transport, not compressed.
+    pub fn new(format: &'static Format, transport: Transport) -> Self {
+        Self { format, wrap: None, variant: 0, transport, deflate: None }
+    }
+
+    /// With the protocol's number for what else the bytes depend on.
+    #[must_use]
+    pub fn with_variant(self, variant: u32) -> Self {
+        Self { variant, ..self }
+    }
+
+    /// Within a carrier protocol.
+    #[must_use]
+    pub fn with_wrap(self, wrap: Option<&'static Wrap>) -> Self {
+        Self { wrap, ..self }
+    }
+
+    /// Compressed as was agreed on, where that is possible: on a WebSocket, in a format without private heads.
+    #[must_use]
+    pub fn with_deflate(self, deflate: Option<Deflate>) -> Self {
+        let possible = self.transport == Transport::WebSocket && self.format.head.is_none();
+        Self { deflate: deflate.filter(|_| possible), ..self }
+    }
+
+    /// How frames are compressed.
+    pub fn deflate(self) -> Option<Deflate> {
+        self.deflate
+    }
+
+    /// The same, not compressed.
+    #[must_use]
+    pub fn uncompressed(self) -> Self {
+        Self { deflate: None, ..self }
+    }
+
+    /// Writes a publication: a whole message, or what is shared of it if the format has private heads.
+    pub fn encode(self, room: &RoomName, publication: &Publication) -> Bytes {
+        let mut out = Writer::new(self.transport, self.format.head.is_none());
+        match self.wrap {
+            None => (self.format.write)(room, publication, self.variant, &mut out),
+            Some(wrap) => {
+                let mut inner = Writer::new(Transport::Body, false);
+                (self.format.write)(room, publication, self.variant, &mut inner);
+                out.put(wrap.begin);
+                (wrap.item)(inner.payload(), &mut out);
+                out.put(wrap.end);
+            }
+        }
+        out.finish(0)
+    }
+
+    /// Writes one member's head for a message whose shared part, its tail, has so many bytes; `None` if the format has no heads.
+    pub fn head(self, state: &MemberState, tail: usize) -> Option<Bytes> {
+        let write = self.format.head?;
+        let mut out = Writer::new(self.transport, true);
+        write(state, &mut out);
+        Some(out.finish(tail))
+    }
+
+    /// Whether each member's messages have a head of its own.
+    pub fn has_heads(self) -> bool {
+        self.format.head.is_some()
+    }
+}
+
+/// Formats and wraps are compared by their addresses.
+impl PartialEq for Encoding {
+    fn eq(&self, other: &Self) -> bool {
+        let same_wrap = match (self.wrap, other.wrap) {
+            (None, None) => true,
+            (Some(one), Some(other)) => ptr::eq(one, other),
+            _ => false,
+        };
+        ptr::eq(self.format, other.format)
+            && same_wrap
+            && self.variant == other.variant
+            && self.transport == other.transport
+            && self.deflate == other.deflate
+    }
+}
+
+impl Eq for Encoding {}
+
+/// Without addresses: they would differ from run to run.
+impl fmt::Debug for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoding")
+            .field("variant", &self.variant)
+            .field("transport", &self.transport)
+            .field("deflate", &self.deflate)
+            .finish_non_exhaustive()
+    }
+}
