@@ -29,13 +29,14 @@ use crate::{
 pub mod centrifuge;
 pub mod endpoint;
 pub mod event_stream;
+pub mod ndjson;
 pub mod plain;
 pub mod publish;
 
 pub use self::endpoint::{Ask, Call, Endpoint, MakeProtocol, On, Opening, Route};
 
 /// Every protocol. Where a request leaves the choice open, the first one that can serve it does.
-pub static TABLE: [&Endpoint; 4] =
+pub static TABLE: [&Endpoint; 5] =
     [&plain::ENDPOINT, &event_stream::ENDPOINT, &ndjson::ENDPOINT, &centrifuge::ENDPOINT, &publish::ENDPOINT];
 
 /// The names of the protocols that sessions speak.

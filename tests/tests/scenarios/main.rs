@@ -30,6 +30,7 @@ mod limits;
 mod log;
 mod memory;
 mod metrics;
+mod ndjson;
 mod outgoing;
 mod overflow;
 mod pace;

@@ -1,0 +1,196 @@
+//! JSON lines (<https://github.com/ndjson/ndjson-spec>): one JSON object per line, in the body of an answer; and the same
+//! objects as text messages of a WebSocket, the subprotocol `tidegate.json`.
+//!
+//! | object | meaning |
+//! |---|---|
+//! | `{"room":…,"event":…,"data":…}` | a publication. `data` is its JSON, or its text as a string; `event` is there if it has a name |
+//! | `{"room":…,"base64":…}` | a publication of binary data |
+//! | `{"room":…,"gap":…}` | publications of the room may be missing just before, and why |
+//! | `{"error":…,"temporary":…}` | what this client has published was refused; whether it may succeed later |
+//! | `{"close":…,"reconnect":…}` | the last line of a body: why it ends, and whether to come back |
+//! | `{}` | a heartbeat, in a body; a WebSocket has pings |
+//!
+//! On a WebSocket the client publishes with the same object: `data` or `base64`, perhaps `event`, and `room` where the
+//! session is in several.
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use broker_bridge::{Data, EventName, Publication, RoomName};
+use http::{HeaderMap, HeaderValue, header};
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+
+use super::{
+    Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
+};
+use crate::{
+    framing::{Format, Packets, Writer},
+    request::Problem,
+    vocabulary::{CloseReason, ProtocolName, metrics::Label as _},
+};
+
+const MEDIA_TYPE: &str = "application/x-ndjson";
+const SUBPROTOCOL: &str = "tidegate.json";
+
+/// `GET` of a room, or of several, accepting `application/x-ndjson`; or with a WebSocket handshake for `tidegate.json`.
+pub static ENDPOINT: Endpoint = Endpoint {
+    name: ProtocolName::new("ndjson"),
+    routes: &[
+        Route { path: "/rooms/{room}", on: On::Stream { media_type: MEDIA_TYPE, head, open: lines } },
+        Route { path: "/rooms", on: On::Stream { media_type: MEDIA_TYPE, head, open: lines } },
+        Route { path: "/rooms/{room}", on: On::WebSocket { subprotocol: SUBPROTOCOL, open: messages } },
+        Route { path: "/rooms", on: On::WebSocket { subprotocol: SUBPROTOCOL, open: messages } },
+    ],
+    refuse: None,
+};
+
+/// An object and the end of its line.
+static LINE: Format = Format {
+    write: |room, publication, _, out| {
+        write(room, publication, out);
+        out.put(b"\n");
+    },
+    head: None,
+};
+/// An object alone.
+static MESSAGE: Format =
+    Format { write: |room, publication, _, out| write(room, publication, out), head: None };
+
+/// One session.
+#[derive(Debug)]
+struct Ndjson {
+    rooms: Arc<[RoomName]>,
+    /// Whether objects are lines of a body, or else messages of a WebSocket.
+    lines: bool,
+    /// Whether the session hears what it publishes itself (`?echo=`, default true).
+    echo: bool,
+}
+
+fn lines(ask: &Ask<'_>) -> Result<Opening, Problem> {
+    Ok(opening(ask.rooms()?, true, true))
+}
+
+fn messages(ask: &Ask<'_>) -> Result<Opening, Problem> {
+    let echo = ask.query().choice("echo", ["true", "false"])? == "true";
+    Ok(opening(ask.rooms()?, false, echo))
+}
+
+fn opening(rooms: Vec<RoomName>, lines: bool, echo: bool) -> Opening {
+    let all: Arc<[_]> = rooms.clone().into();
+    let protocol = Arc::new(move || Box::new(Ndjson { rooms: Arc::clone(&all), lines, echo }) as _);
+    Opening { rooms, signs_in_later: false, protocol }
+}
+
+/// As for an event stream: a proxy must neither compress nor hold lines back.
+fn head(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+}
+
+fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
+    out.reserve(publication.data.bytes().len() + 128);
+    out.put(b"{\"room\":");
+    out.put_json_string(room.as_str());
+    if let Some(event) = &publication.event {
+        out.put(b",\"event\":");
+        out.put_json_string(event.as_str());
+    }
+    match publication.data.as_text() {
+        Some(text) if publication.data.is_json() => {
+            out.put(b",\"data\":");
+            out.put_json_line(text);
+        }
+        Some(text) => {
+            out.put(b",\"data\":");
+            out.put_json_string(text);
+        }
+        None => {
+            out.put(b",\"base64\":");
+            out.put_json_string(&BASE64.encode(publication.data.bytes()));
+        }
+    }
+    out.put(b"}");
+}
+
+/// What a client publishes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Published<'a> {
+    room: Option<String>,
+    event: Option<String>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    base64: Option<String>,
+}
+
+impl Ndjson {
+    fn read(&self, message: &Message) -> Option<Command> {
+        let Message::Text(text) = message else { return None };
+        let Published { room, event, data, base64 } = serde_json::from_slice(text).ok()?;
+        let data = match (data, base64) {
+            (Some(data), None) => {
+                // A string is text, and not JSON: the way it would come back.
+                let bytes = text.slice_ref(data.get().as_bytes());
+                match serde_json::from_slice::<String>(&bytes) {
+                    Ok(text) => Data::text(text),
+                    Err(_) => Data::json(bytes).ok()?,
+                }
+            }
+            (None, Some(base64)) => Data::binary(BASE64.decode(base64).ok()?),
+            _ => return None,
+        };
+        let room = match (room, &*self.rooms) {
+            (Some(room), _) => RoomName::new(&room).ok()?,
+            (None, [only]) => only.clone(),
+            (None, _) => return None,
+        };
+        let event = event.as_deref().map(EventName::new).transpose().ok()?;
+        Some(Command::Publish { request: 0, room, event, data, echo: self.echo })
+    }
+
+    fn put(&self, object: &serde_json::Value, out: &mut Packets) {
+        let end = if self.lines { "\n" } else { "" };
+        out.text(format!("{object}{end}").as_bytes());
+    }
+}
+
+impl Protocol for Ndjson {
+    fn decode(&mut self, message: Message, commands: &mut Vec<Command>) {
+        commands.push(self.read(&message).unwrap_or(Command::Break(CloseReason::BadRequest)));
+    }
+
+    fn reply(&mut self, _: RequestId, reply: &Reply, out: &mut Packets) -> Then {
+        if let Reply::Failed(error) = reply {
+            self.put(&json!({ "error": error.to_string(), "temporary": error.is_temporary() }), out);
+        }
+        Then::Stay
+    }
+
+    fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then {
+        match news {
+            News::Gap(room, cause) => {
+                self.put(&json!({ "room": room.as_str(), "gap": cause.as_str() }), out);
+                Then::Stay
+            }
+            News::Expelled(_) => Then::Close(CloseReason::Forbidden),
+        }
+    }
+
+    fn format(&mut self, _: &RoomName, _: RequestId) -> RoomFormat {
+        if self.lines { (&LINE).into() } else { (&MESSAGE).into() }
+    }
+
+    fn heartbeat(&mut self, out: &mut Packets) {
+        if self.lines { out.text(b"{}\n") } else { out.ping() }
+    }
+
+    fn farewell(&mut self, reason: CloseReason, _: f32, out: &mut Packets) {
+        if self.lines {
+            self.put(&json!({ "close": reason.as_str(), "reconnect": reason.come_back() }), out);
+        } else if let Some((code, text)) = reason.plain_close() {
+            out.close(code, text);
+        }
+    }
+}
