@@ -1,13 +1,13 @@
-//! A shard's clock: time in which the shard looked.
+//! A shard's clock, which does not count time in which the process was suspended.
 //!
-//! Most deadlines are about the other side: a client that answers no ping, half a request that does not go on. They
-//! take for granted that this side was there to hear. A process that was stopped (a frozen container, a machine that
-//! swaps, a debugger) was not: when it goes on, all its deadlines have passed, and every answer waits in its sockets.
-//! So a look that comes late adds nothing to this clock. Whatever was to be heard meanwhile is heard before the next
-//! look, which is on time again. A shard that is late again and again is busy, not stopped: until it has looked on time
-//! for some seconds, each late look adds a second.
+//! Most deadlines concern the peer: a client that does not answer a ping, a request that does not continue.
+//! They assume that this side was running. A process that was suspended (a frozen container, a swapping
+//! machine, a debugger) was not: when it continues, all its deadlines have passed, and every answer waits in
+//! its sockets. So a reading of this clock that comes late adds nothing to its time. Input that has arrived
+//! meanwhile is handled before the next reading, which is on time again. A shard that is late repeatedly is
+//! busy, not suspended: until readings have been on time for some seconds, each late one adds a second.
 //!
-//! What does not wait for anybody goes by real time: the end of a token, a drain.
+//! Deadlines that do not wait for a peer use real time: the expiry of a token, a drain.
 
 use std::{
     cell::RefCell,
@@ -20,23 +20,23 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// A look later than this after the one before is late. A shard looks at every [`Clock::STEP`].
+/// A reading more than this after the previous one is late. A shard reads its clock every [`Clock::STEP`].
 const LATE: Duration = Duration::from_secs(1);
 
-/// After so much time of looks on time, a late one is a pause.
+/// After this much time of readings on time, a late one counts as a pause.
 const CALM: Duration = Duration::from_secs(5);
 
 thread_local! {
-    /// The clock of the shard whose thread this is.
+    /// The clock of the shard that runs on this thread.
     static OWN: RefCell<Option<Clock>> = const { RefCell::new(None) };
 }
 
-/// A shard's time, in steps of [`Clock::STEP`] since the shard began.
+/// A shard's time, in steps of [`Clock::STEP`] since the shard started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tick(pub u32);
 
 impl Tick {
-    /// Later than anything that comes.
+    /// Later than any time that occurs.
     pub const NEVER: Self = Self(u32::MAX);
 
     /// This much later, rounded up to a whole step.
@@ -46,25 +46,25 @@ impl Tick {
     }
 }
 
-/// A shard's clock. Clones are the same clock.
+/// A shard's clock. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Clock(Arc<Mutex<Looked>>);
 
 #[derive(Debug)]
 struct Looked {
-    /// The last look.
+    /// When the clock was last read.
     at: Instant,
-    /// What the clock said then.
+    /// The clock's time at that reading.
     time: Duration,
-    /// Whether it came late.
+    /// Whether that reading was late.
     late: bool,
-    /// How long looks have been on time since the last late one, up to [`CALM`].
+    /// How long readings have been on time since the last late one, up to [`CALM`].
     calm: Duration,
-    /// How often a look came late, and the one before had not.
+    /// How many late readings followed one that was on time.
     pauses: u32,
 }
 
-/// Why something was given up: its time is over.
+/// The time allowed for an operation is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elapsed;
 
@@ -75,10 +75,10 @@ impl From<Elapsed> for io::Error {
 }
 
 impl Clock {
-    /// Length of a tick. Deadlines are late by at most this, heartbeats and expiry do not need better.
+    /// The length of a tick. Deadlines are late by at most this; heartbeats and expiry need no better.
     pub const STEP: Duration = Duration::from_millis(100);
 
-    /// A clock that begins now.
+    /// A clock that starts now.
     pub fn new() -> Self {
         Self(Arc::new(Mutex::new(Looked {
             at: Instant::now(),
@@ -89,29 +89,29 @@ impl Clock {
         })))
     }
 
-    /// Makes it the clock of this thread.
+    /// Makes this the clock of the current thread.
     pub fn rule_this_thread(&self) {
         OWN.set(Some(self.clone()));
     }
 
-    /// Looks: the tick that runs now.
+    /// Reads the clock: the current tick.
     pub fn now(&self) -> Tick {
         let steps = self.time().as_millis() / Self::STEP.as_millis();
         Tick(u32::try_from(steps).unwrap_or(u32::MAX)) // after 13 years
     }
 
-    /// How often the process has been stopped, or looked so.
+    /// How often the process has been suspended, or appeared to be.
     pub fn pauses(&self) -> u32 {
         self.0.lock().pauses
     }
 
-    /// Waits for so much of this clock's time.
+    /// Waits for this much of the clock's time.
     pub fn sleep(&self, duration: Duration) -> Sleep {
         let until = self.time().saturating_add(duration);
         Sleep { clock: self.clone(), until, timer: Box::pin(tokio::time::sleep(duration)) }
     }
 
-    /// Looks: how much time has passed since the clock began.
+    /// Reads the clock: the time since it started.
     fn time(&self) -> Duration {
         self.look(Instant::now())
     }
@@ -132,8 +132,8 @@ impl Clock {
     }
 }
 
-/// Gives `future` so much time, by the clock of the shard on whose thread this is called; elsewhere by the usual one.
-/// The future is asked first: what has come in time counts.
+/// Runs `future` with a time limit, by the clock of the shard that runs on the current thread; on other
+/// threads, by tokio's clock. The future is polled first, so a result that is there in time counts.
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
     let Some(clock) = OWN.with_borrow(Clone::clone) else {
         return tokio::time::timeout(duration, future).await.map_err(|_| Elapsed);
@@ -145,7 +145,7 @@ pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Outp
     }
 }
 
-/// See [`Clock::sleep`]. Whoever holds one relies on the shard's ticks: a clock that nobody looks at stands still.
+/// See [`Clock::sleep`]. Relies on the shard's ticks: a clock that is never read stands still.
 #[derive(Debug)]
 pub struct Sleep {
     clock: Clock,
@@ -215,7 +215,7 @@ mod tests {
     async fn a_sleep_outlasts_a_pause() {
         let clock = Clock::new();
         let sleep = clock.sleep(Duration::from_millis(300));
-        // As if the process had been stopped for an hour.
+        // As if the process had been suspended for an hour.
         clock.0.lock().at -= 3600 * SECOND;
         let looks = async {
             loop {

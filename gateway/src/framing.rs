@@ -1,15 +1,15 @@
-//! How messages become bytes on a transport, and what is shared between the members who are sent the same bytes.
+//! How messages become bytes on a transport, and how members with the same encoding share them.
 //!
-//! Knows no protocol. Protocols say what they mean ([`Packets`], [`Format`]); this module puts it into WebSocket
-//! frames or into the body of a response.
+//! Knows no protocol. Protocols define the content ([`Packets`], [`Format`]); this module puts it into
+//! WebSocket frames or a response body.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`packets`] | [`Packets`]: what one session is told, framed as it is written |
-//! | [`encoding`] | [`Encoding`]: what two members must have in common to be sent the same bytes |
-//! | [`writer`] | [`Writer`]: one message while it is written |
-//! | [`frame`] | [`Frame`]: one message's bytes: shared, or a private head before a shared tail |
-//! | [`cache`] | [`Cache`]: bytes by encoding, made at most once |
+//! | [`packets`] | [`Packets`]: messages for one session, framed as they are written |
+//! | [`encoding`] | [`Encoding`]: what two members must have in common to share bytes |
+//! | [`writer`] | [`Writer`]: writes one message |
+//! | [`frame`] | [`Frame`]: the bytes of one message: shared, or a private head before a shared tail |
+//! | [`cache`] | [`Cache`]: bytes by encoding, created at most once |
 //! | [`broadcast`] | [`Broadcast`]: a publication on its way to the sessions of this node |
 
 pub mod broadcast;
@@ -30,11 +30,11 @@ pub use self::{
     writer::Writer,
 };
 
-/// What a session's messages travel in.
+/// The transport of a session's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// One WebSocket message each (RFC 6455).
+    /// Each message is one WebSocket message (RFC 6455).
     WebSocket,
-    /// The body of one HTTP response, as the protocol wrote them.
+    /// All messages form the body of one HTTP response.
     Body,
 }

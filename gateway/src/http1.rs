@@ -1,8 +1,8 @@
-//! One HTTP/1.1 connection, from its first byte to its last, on either listener.
+//! One HTTP/1.1 connection from its first byte to its last, on either listener.
 //!
-//! Owns what hyper leaves to whoever uses it: how long a head, an idle connection and an answer may take, a client
-//! that has closed its side of the connection, and an end that destroys no answer. Knows no route, no shard and no
-//! session.
+//! Owns what hyper leaves to its users: timeouts for heads, idle connections and responses, clients that have
+//! closed their side of the connection, and a close that does not destroy the response. Knows no routes,
+//! shards or sessions.
 
 use std::{
     convert::Infallible,
@@ -30,55 +30,56 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// At this many bytes without a whole head, a request is refused; the last read may bring as many again. It
-/// bounds, too, what a slow reader of an answer holds here.
+/// A request is refused when this many bytes contain no complete head; the last read may add as many again.
+/// Also bounds what a slow reader of a response holds here.
 const MAX_HEAD: usize = 32 * 1024;
-/// How long the client may take to read an answer of which nothing more has to be made.
+/// How long the client may take to read a response that is already complete.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// What may follow a request whose answer is a session, before the connection is read no further.
+/// How many bytes may follow a request whose response is a session before the connection is no longer read.
 const MAX_AHEAD: usize = 4 * 1024;
-/// A deadline that is noticed so late says that this process stood still, not that the client did.
+/// If a deadline is noticed this late, this process was suspended, and the client is not to blame.
 const LATE: Duration = Duration::from_secs(1);
 
-/// How long a connection waits for its client.
+/// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// For the rest of a head, counted from its first byte. For the first one to begin, too.
+    /// For a complete head, from its first byte. Also for the first head to begin.
     pub head: Duration,
-    /// Between two requests. Read again every [`Times::head`] while the connection is idle, so it may become shorter.
+    /// Between two requests. Read again every [`Times::head`] while the connection is idle, because it may
+    /// become shorter.
     pub keep_alive: Duration,
-    /// For the rest of a head or the reading of an answer, when the node is leaving.
+    /// For the rest of a head, or for reading a response, while the node is draining.
     pub farewell: Duration,
 }
 
-/// Where a connection stands. Shared by what serves it and by its service.
+/// The state of a connection, shared by its task and its service.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// How many requests have come.
+    /// How many requests have been received.
     requests: AtomicU64,
-    /// A request is served, or the body of its answer is not complete.
+    /// A request is being served, or its response body is not complete.
     serving: AtomicBool,
-    /// Bytes have come since the last request.
+    /// Bytes have been received since the last request.
     begun: AtomicBool,
-    /// The socket takes no more for now.
+    /// The socket is full.
     blocked: AtomicBool,
-    /// The answer lasts until the client has gone.
+    /// The response lasts until the client closes its side.
     watched: AtomicBool,
 }
 
 impl Progress {
-    /// The answer that is being made lasts for as long as the client is there: it ends when the client closes its
-    /// side of the connection. Any other answer is sent all the same, since its request has come whole.
+    /// Makes the current response last only as long as the client: it ends when the client closes its side of
+    /// the connection. Other responses are sent nevertheless, because their requests are complete.
     pub fn end_with_client(&self) {
         set(&self.watched, true);
     }
 
-    /// Whether a request has come.
+    /// Whether any request has been received.
     pub fn is_used(&self) -> bool {
         self.requests() > 0
     }
 
-    /// Whether a request is served.
+    /// Whether a request is being served.
     pub fn is_serving(&self) -> bool {
         get(&self.serving)
     }
@@ -100,7 +101,7 @@ impl Progress {
     }
 }
 
-/// The connection's task is the only one that uses these flags.
+/// Relaxed is enough: only the connection's task uses these flags.
 fn set(flag: &AtomicBool, value: bool) {
     flag.store(value, Ordering::Relaxed);
 }
@@ -111,18 +112,18 @@ fn get(flag: &AtomicBool) -> bool {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Nothing of a request has come.
+    /// No part of a request has been received.
     Idle,
-    /// A part of a head has.
+    /// A part of a head has been received.
     Head,
-    /// A request is served.
+    /// A request is being served.
     Serving,
-    /// The client takes its time to read the answer.
+    /// The client is slow to read the response.
     Writing,
 }
 
 impl Phase {
-    /// How long it may last; an idle connection is looked at again after this time.
+    /// How long the phase may last. An idle connection is checked again after this time.
     fn patience(self, is_used: bool, is_leaving: bool, times: Times) -> Option<Duration> {
         match self {
             Self::Serving => None,
@@ -134,33 +135,33 @@ impl Phase {
     }
 }
 
-/// Why a connection is over.
+/// Why a connection has ended.
 #[derive(Debug)]
 pub enum End {
-    /// In order, or because its client has gone. Or by an upgrade, which the service knows of.
+    /// Normally: the client closed it, or it was upgraded, which the service knows.
     Done,
-    /// The client has sent nothing for long, or not enough while the node was leaving.
+    /// The client was idle for too long, or too slow while the node was draining.
     Idle,
-    /// A head did not come in time.
+    /// A head did not arrive in time.
     HeadTimeout,
-    /// The client does not read its answer.
+    /// The client did not read its response in time.
     AnswerTimeout,
-    /// What came is not HTTP, or the socket failed.
+    /// The input is not HTTP, or the socket failed.
     Failed(hyper::Error),
 }
 
-/// A connection that is not served any more.
+/// A connection after HTTP has ended on it.
 pub struct Served<S> {
-    /// The stream, for a protocol that follows, or to be closed ([`linger`]).
+    /// The stream, for a subsequent protocol or to be closed ([`linger`]).
     pub stream: S,
-    /// What was read and belongs to the protocol that follows.
+    /// Bytes already read that belong to the subsequent protocol.
     pub read_ahead: Bytes,
-    /// Why.
+    /// Why it ended.
     pub end: End,
 }
 
 impl<S> Served<S> {
-    /// Whether an answer may still be under way to the client.
+    /// Whether a response may still be in flight to the client.
     pub fn has_answered(&self, progress: &Progress) -> bool {
         match self.end {
             // hyper answers what it cannot parse.
@@ -171,8 +172,8 @@ impl<S> Served<S> {
     }
 }
 
-/// Serves requests until the connection is over. When `leaving` is cancelled, the request that is being served is
-/// the last. `failed` hears of a failure while the answer is still there.
+/// Serves requests until the connection ends. When `leaving` is cancelled, the current request is the last.
+/// `failed` is called on a failure while the response still exists.
 pub async fn serve<S, B, F>(
     stream: S,
     progress: Arc<Progress>,
@@ -196,7 +197,7 @@ where
         let answer = service(request.map(|body| RequestBody::new(body, Arc::clone(&whole))));
         Box::pin(async move {
             let mut response = answer.await;
-            // What is left of the body is not read: the client may not take it for read (RFC 9112 §9.3).
+            // The rest of the body is not read, and the client must not assume that it was (RFC 9112 §9.3).
             if !get(&whole) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -206,15 +207,15 @@ where
     let wire = Wire { stream, progress: Arc::clone(&progress), ahead: BytesMut::new() };
     let mut connection = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
-        // A client that has sent its request may close its side and wait for the answer. `Wire` watches those
-        // whose answers would last.
+        // A client may close its side after its request and wait for the response. `Wire` watches those with
+        // lasting responses.
         .half_close(true)
         .serve_connection(TokioIo::new(wire), service);
 
     let mut left = std::pin::pin!(leaving.cancelled());
     let mut is_leaving = false;
     let mut told = false;
-    // A request may come and be answered within one poll: the phase alone would not tell that it was there.
+    // A request may arrive and be answered within one poll, so the phase alone would not show it.
     let (mut phase, mut requests) = (Phase::Idle, 0);
     let mut since = Instant::now();
     let mut deadline = std::pin::pin!(sleep_until(since + times().head));
@@ -226,7 +227,7 @@ where
                     failed(&error);
                     return Poll::Ready(End::Failed(error));
                 }
-                // hyper is done with it, and the socket has not taken everything yet.
+                // hyper has finished, but the socket has not taken everything yet.
                 Poll::Ready(Ok(())) if get(&progress.blocked) => {}
                 Poll::Ready(Ok(())) => return Poll::Ready(End::Done),
                 Poll::Pending => {}
@@ -242,7 +243,7 @@ where
                     deadline.as_mut().reset(due);
                 }
             }
-            // Half a head may still become a request.
+            // A partial head may still become a request.
             if is_leaving && !told && phase != Phase::Head {
                 told = true;
                 Pin::new(&mut connection).graceful_shutdown();
@@ -279,23 +280,23 @@ where
     Served { stream: parts.io.into_inner().stream, read_ahead: parts.read_buf, end }
 }
 
-/// What the end of a connection waits for.
+/// How long to wait at the end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Linger {
-    /// The longest time in which nothing comes.
+    /// The longest time without input.
     pub silence: Duration,
-    /// The longest time at all.
+    /// The longest time overall.
     pub total: Duration,
 }
 
-/// Bytes that a connection which is being closed may still bring.
+/// The most bytes discarded from a connection that is being closed.
 const MAX_LINGER: usize = 16 * 1024 * 1024;
-/// After so many reads the other tasks of the thread have their turn: a fast sender must not hold them up.
+/// How many reads before other tasks of the thread get their turn: a fast sender must not hold them up.
 const LINGER_READS: usize = 4;
 
-/// Closes a connection on which an answer may be under way (RFC 9112 §9.6): nothing more is written, and what
-/// still comes is read and thrown away until the client closes its side. To close at once while bytes of the client
-/// are unread would make the kernel reset the connection, and the client might never read its answer.
+/// Closes a connection on which a response may be in flight (RFC 9112 §9.6): writes nothing more, and
+/// discards input until the client closes its side. If the socket were closed at once with unread input, the
+/// kernel would reset the connection and the client might never read its response.
 pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bounds: Linger) {
     let farewell = async {
         stream.shutdown().await?;
@@ -314,11 +315,12 @@ pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bounds: L
         }
         io::Result::Ok(())
     };
-    // Lost, or too slow: it is closed all the same.
+    // Lost or too slow: close it anyway.
     drop(timeout(bounds.total, farewell).await);
 }
 
-/// Reads some bytes and throws them away. No buffer is kept while none come: many connections may be closing.
+/// Reads some bytes and discards them. Holds no buffer while waiting, because many connections may be
+/// closing.
 async fn discard<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<usize> {
     poll_fn(|cx| {
         let mut space = [0; 16 * 1024];
@@ -329,7 +331,7 @@ async fn discard<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<usize> {
     .await
 }
 
-/// The body of a request, which knows whether it has been read to its end.
+/// The body of a request; records whether it has been read to its end.
 pub struct RequestBody {
     body: Incoming,
     whole: Arc<AtomicBool>,
@@ -341,7 +343,7 @@ impl RequestBody {
         Self { body, whole }
     }
 
-    /// As routes take it.
+    /// The body in the form that routes take.
     pub fn for_router(self) -> RouterBody {
         RouterBody::new(self)
     }
@@ -385,7 +387,7 @@ impl Drop for Guard {
     }
 }
 
-/// The body of an answer.
+/// The body of a response.
 struct Answer<B> {
     body: B,
     _guard: Guard,
@@ -411,17 +413,17 @@ impl<B: Body + Unpin> Body for Answer<B> {
     }
 }
 
-/// The stream as hyper sees it.
+/// The stream as hyper uses it.
 struct Wire<S> {
     stream: S,
     progress: Arc<Progress>,
-    /// What was read while the client was watched.
+    /// Bytes read while watching the client.
     ahead: BytesMut,
 }
 
 impl<S: AsyncRead + Unpin> Wire<S> {
-    /// Fails if the client of an answer that lasts has closed its side. hyper itself does not read while it writes
-    /// an answer.
+    /// Fails if the client of a lasting response has closed its side. hyper itself does not read while it
+    /// writes a response.
     fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while get(&self.progress.watched) && self.ahead.len() < MAX_AHEAD {
             let mut space = [0; 512];

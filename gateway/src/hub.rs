@@ -1,14 +1,13 @@
 //! The rooms of this node: which shards have members, and the node's interest in each room's topic.
 //!
-//! The hub knows neither sockets nor payloads. [`FanOut`] is the broker's sink: it finds the room and
-//! posts to the inboxes of the shards that have members there. [`Hub`] is what shards call when sessions
-//! come and go.
+//! The hub knows neither sockets nor payloads. [`FanOut`] is the broker's sink: it finds the room and posts
+//! to the inboxes of the shards that have members there. Shards call [`Hub`] when sessions join and leave.
 //!
 //! # Locks
 //!
-//! Rooms lie in stripes, each behind its own mutex. A stripe is held for a map operation, and while the
-//! broker registers or gives up interest (which never blocks): so the broker hears of a room's last leave
-//! and next join in the order in which they happened. Nothing is posted to a shard under a stripe.
+//! Rooms are split into stripes, each behind its own mutex. A stripe is locked for map operations, and while
+//! the broker registers or releases interest (which never blocks): so the broker sees a room's last leave and
+//! next join in the order in which they happened. Nothing is posted to a shard while a stripe is locked.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,12 +25,12 @@ mod metrics;
 
 pub use self::metrics::HubMetrics;
 
-/// How long the node stays interested in a room after its last session left, so that a reload of a page
-/// does not cost an UNSUBSCRIBE and a SUBSCRIBE.
+/// How long the node keeps its interest in a room after its last session has left, so a page reload does not
+/// cost an UNSUBSCRIBE and a SUBSCRIBE.
 const LINGER: Duration = Duration::from_secs(1);
 const STRIPES: usize = 64;
 
-/// Where the hub posts what concerns the rooms of a shard.
+/// Where the hub posts events for the rooms of a shard.
 pub trait Mailbox: Send + Sync {
     /// Posts a broadcast. Returns whether there was space for it; if not, a gap has been posted in its place.
     fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool;
@@ -40,7 +39,7 @@ pub trait Mailbox: Send + Sync {
     fn post_gap(&self, room: &RoomName, cause: GapCause);
 }
 
-/// What shards call when sessions come and go.
+/// The interface for shards when sessions join and leave rooms.
 pub struct Hub {
     fan_out: Arc<FanOut>,
     broker: Arc<dyn Broker>,
@@ -49,14 +48,13 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub whose fan-out is already the broker's sink.
+    /// A hub for a fan-out that is already the broker's sink.
     pub fn new(fan_out: Arc<FanOut>, broker: Arc<dyn Broker>) -> Self {
         Self { fan_out, broker, lingering: Mutex::default() }
     }
 
-    /// A session of `shard` is a member of `room` from now on. Resolves when the broker has acknowledged
-    /// the node's interest; every [`join`](Self::join) needs one [`leave`](Self::leave), also when the
-    /// future is dropped or fails.
+    /// Adds a session of `shard` to `room`. Resolves when the broker has acknowledged the node's interest.
+    /// Every [`join`](Self::join) needs one [`leave`](Self::leave), even if the future is dropped or fails.
     pub fn join(&self, room: &RoomName, shard: usize) -> Subscribing {
         let mut rooms = self.fan_out.stripe(room.as_str()).lock();
         let entry = rooms.entry(room.clone()).or_insert_with(|| {
@@ -67,7 +65,7 @@ impl Hub {
         self.broker.subscribe(room)
     }
 
-    /// A session of `shard` has left `room`.
+    /// Removes a session of `shard` from `room`.
     pub fn leave(&self, room: &RoomName, shard: usize) {
         let mut rooms = self.fan_out.stripe(room.as_str()).lock();
         let Some(entry) = rooms.get_mut(room) else {
@@ -82,7 +80,7 @@ impl Hub {
         }
     }
 
-    /// Gives up interest in rooms that have been without a session for a moment. Runs until cancelled.
+    /// Releases interest in rooms that have been without a session for a moment. Runs until cancelled.
     pub async fn run(&self) {
         let mut ticks = tokio::time::interval(LINGER / 4);
         loop {
@@ -112,14 +110,14 @@ impl Hub {
                 rooms.remove(&room);
                 shrink::map(&mut *rooms);
                 self.fan_out.metrics.rooms.dec();
-                // Under the stripe: a join that comes next must reach the broker after this.
+                // With the stripe locked, so a subsequent join reaches the broker after this.
                 self.broker.unsubscribe(&room);
             }
         }
     }
 }
 
-/// The broker's sink: finds the room's shards and posts to them. Never waits.
+/// The broker's sink: finds the room's shards and posts to them. Never blocks.
 pub struct FanOut {
     stripes: Box<[Stripe]>,
     hasher: foldhash::fast::RandomState,
@@ -140,7 +138,7 @@ impl FanOut {
 
     #[expect(clippy::indexing_slicing, reason = "reduced modulo the number of stripes")]
     fn stripe(&self, room: &str) -> &Stripe {
-        // The map inside uses the low and the high bits of the same hash; these are from the middle.
+        // The map uses the low and high bits of the same hash, so use bits from the middle.
         let hash = self.hasher.hash_one(room) >> 24;
         &self.stripes[usize::try_from(hash % STRIPES as u64).expect("below the number of stripes")]
     }
@@ -164,7 +162,7 @@ impl Sink for FanOut {
         let shards = self.shards_of(room);
         let count = shards.len();
         if count == 0 {
-            return; // Lingering interest: nobody is here to hear it.
+            return; // Lingering interest: there are no members to deliver to.
         }
         self.metrics.publications.inc();
         let broadcast = Broadcast::new(room.clone(), publication, count).counted(&self.budget);
@@ -189,7 +187,7 @@ impl Sink for FanOut {
     }
 }
 
-/// Who is in a room on this node: the number of sessions, shard by shard.
+/// The members of a room on this node: the number of sessions per shard.
 struct Room {
     members: Box<[u32]>,
     /// Whether the room has an entry in [`Hub::lingering`].
@@ -227,12 +225,12 @@ impl Room {
     }
 }
 
-/// A set of shards, copied out of a stripe so that posting needs no lock.
+/// A set of shards, copied out of a stripe so posting needs no lock.
 #[derive(Clone, Copy, Default)]
 struct ShardSet([u64; Self::WORDS]);
 
 impl ShardSet {
-    /// Room for the 256 shards that the configuration allows.
+    /// Enough for the 256 shards that the configuration allows.
     const WORDS: usize = 4;
 
     fn insert(&mut self, shard: usize) {
@@ -293,7 +291,7 @@ mod tests {
             self.broker.try_publish(request).unwrap();
         }
 
-        /// What each shard has been posted, by room.
+        /// What has been posted to each shard, by room.
         fn posted(&self) -> Vec<Vec<String>> {
             let names = |inbox: &Arc<Inbox>| {
                 let mut events = Vec::new();
@@ -343,7 +341,7 @@ mod tests {
         bench.hub.forget_rooms(left + LINGER / 2);
         assert_eq!(bench.rooms(), 1);
 
-        // Who comes back in time finds the interest alive.
+        // A session that returns in time finds the interest still alive.
         bench.join("a", 0).await;
         bench.hub.forget_rooms(left + LINGER * 2);
         assert_eq!(bench.rooms(), 1);

@@ -1,44 +1,45 @@
-//! Tidegate: a horizontally scaled pub/sub WebSocket gateway.
+//! Tidegate: a horizontally scalable pub/sub WebSocket gateway.
 //!
-//! A room is a URL, and a room is a Redis topic. Backends publish to topics; any number of nodes hold the
+//! A room is a URL, and a room is a Redis topic. Backends publish to topics. Any number of nodes hold the
 //! clients' sockets and fan each message out. `docs/architecture.md` follows one message through the node.
 //!
-//! Modules, from the bottom up: each imports only modules above it in this table. `tests/layout.rs` holds them to it.
+//! Modules, from the bottom up: each imports only modules above it in this table. `tests/layout.rs` enforces
+//! this.
 //!
 //! | module | what it owns |
 //! |---|---|
 //! | [`websocket`] | the RFC 6455 codec |
-//! | [`vocabulary`] | the values that all others talk in |
-//! | `clock` | time in which this thread was running |
-//! | [`file`](mod@file), [`watch`](mod@watch) | reading files that an operator provides, and noticing that they have changed |
-//! | [`auth`] | from a token to an identity and what it may do |
+//! | [`vocabulary`] | the values that all others share |
+//! | `clock` | a clock that ignores time in which the process was suspended |
+//! | [`file`](mod@file), [`watch`](mod@watch) | reading files that an operator provides, and noticing changes |
+//! | [`auth`] | from a token to an identity and its grants |
 //! | [`delivery`] | what happens to a room's publications in a full outbound queue |
 //! | [`config`] | the configuration |
-//! | [`descriptors`] | how many sockets the process may hold |
+//! | [`descriptors`] | how many sockets the process may open |
 //! | [`telemetry`] | logs |
 //! | [`tls`] | the public listener's certificate |
-//! | `shrink` | how containers give memory back after a crowd |
-//! | [`limits`] | how much anybody may use |
-//! | [`settings`] | what may change while the node runs |
-//! | [`budget`] | how much memory is held for clients, and how much may be |
-//! | [`traffic`], [`health`] | counters of traffic; what each shard shows of itself |
-//! | `room_map` | a map from rooms, as sessions keep it |
-//! | [`framing`] | how messages become bytes, and what is shared of them |
+//! | `shrink` | how containers free memory after a peak |
+//! | [`limits`] | rate and connection limits |
+//! | [`settings`] | the settings that may change while the node runs |
+//! | [`budget`] | memory held for clients, and its limit |
+//! | [`traffic`], [`health`] | traffic counters; what each shard reports |
+//! | `room_map` | a session's map of rooms |
+//! | [`framing`] | how messages become bytes, and which bytes are shared |
 //! | [`hub`] | the rooms of this node |
 //! | [`http1`] | one HTTP/1.1 connection |
-//! | [`request`] | the checks that every HTTP request goes through, and refusals |
+//! | [`request`] | the checks for every HTTP request, and refusals |
 //! | [`protocol`] | wire protocols |
-//! | [`session`] | what one client may do and is sent |
+//! | [`session`] | what one client may do and receives |
 //! | [`drain`] | the pace at which a draining node closes its sessions |
 //! | [`shard`] | threads that own sockets |
 //! | [`server`] | listeners and routes |
 //! | [`cli`] | the command line |
 //! | [`node`] | a node: everything above, started, drained and stopped |
-//! | [`reload`] | when the configuration is read again, and whether it is taken |
-//! | [`serve`] | from a configuration to a process that serves until it is told to stop |
+//! | [`reload`] | when the configuration is read again, and whether it is applied |
+//! | [`serve`] | runs a process from a configuration until it is told to stop |
 //!
-//! What carries publications between nodes is the package [`broker_bridge`]; apart from configuration and
-//! wiring ([`node`]) nothing here knows that it is Redis.
+//! The package [`broker_bridge`] carries publications between nodes. Apart from configuration and wiring
+//! ([`node`]), nothing here knows that it uses Redis.
 
 pub mod auth;
 pub mod budget;

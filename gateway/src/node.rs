@@ -1,4 +1,4 @@
-//! A node: assembled, running, leaving.
+//! A node: assembles the parts, runs them, and drains them.
 //!
 //! The only place that knows all parts. Sockets live on the shards' threads; everything else (broker,
 //! listeners, ops) runs on the runtime that calls [`Node::start`].
@@ -46,19 +46,19 @@ use crate::{
     watch::watch,
 };
 
-/// What an inbox may hold in publications at most, in bytes. At a rate that a shard cannot keep up with, this is
-/// the memory it may cost before publications are dropped and told as gaps.
+/// The most bytes of publications in an inbox. If a shard cannot keep up, this is the memory that it may cost
+/// before publications are dropped and reported as gaps.
 const INBOX: usize = 64 * 1024 * 1024;
-/// How often a leaving node looks whether its shards have left.
+/// How often a draining node checks whether its shards have ended.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long a leaving node waits for a shard that was told to drop everything.
+/// How long a draining node waits for a shard that was told to drop everything.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A running node.
 pub struct Node {
     public: SocketAddr,
     ops: SocketAddr,
-    /// What it runs with, key by key.
+    /// The configuration in effect, key by key.
     configured: Mutex<Snapshot>,
     registry: Registry,
     gate: Arc<Gate>,
@@ -66,7 +66,7 @@ pub struct Node {
     broker: Arc<dyn Broker>,
     tls: Option<Arc<Tls>>,
     key_files: Arc<KeyFiles>,
-    /// Of certificate and keys, when it is told to.
+    /// Rereads the certificate and key files on request.
     reads: tokio::sync::Mutex<Reads>,
     /// Stops the acceptor.
     accepting: CancellationToken,
@@ -75,7 +75,7 @@ pub struct Node {
     tasks: TaskTracker,
 }
 
-/// Why a node did not start.
+/// Why a node failed to start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listener's address cannot be used.
@@ -85,24 +85,24 @@ pub enum StartError {
         key: &'static str,
         /// The address.
         address: SocketAddr,
-        /// What the operating system said.
+        /// The error from the operating system.
         error: io::Error,
     },
-    /// A shard's thread or runtime could not be made.
+    /// A shard's thread or runtime could not be created.
     #[error("cannot start a shard: {0}")]
     Shard(io::Error),
-    /// The operating system gave no random numbers.
+    /// The operating system returned no random numbers.
     #[error("no random numbers: {0}")]
     Random(getrandom::Error),
-    /// Two metrics have one name.
+    /// Two metrics have the same name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// The certificates to trust cannot be read.
+    /// The file of trusted certificates cannot be read.
     #[error("broker.ca_file ({path}): expected a file that can be read: {error}", path = path.display())]
     CaFile {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: FileError,
     },
     /// The Redis broker cannot work as configured on this machine.
@@ -119,10 +119,10 @@ pub enum StartError {
     Tls(#[from] TlsError),
 }
 
-/// Why a sound configuration cannot be taken by a running node.
+/// Why a running node rejects a valid configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// Tokens would be verified by a key that nobody knows.
+    /// Tokens could no longer be verified.
     #[error("auth: expected a key, since the node was started with one")]
     NoKey,
     /// A key cannot be used.
@@ -133,18 +133,19 @@ pub enum ReloadError {
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Departure {
-    /// Everybody was told and everything was sent.
+    /// All sessions were notified and everything was sent.
     Complete,
-    /// The deadline came first; so many sockets were cut. 0 if only the broker was not done.
+    /// The deadline passed first, and this many sockets were cut. 0 if only the broker had not finished.
     Cut(usize),
 }
 
 impl Node {
-    /// Starts a node; both listeners accept when it returns. Must be called within a tokio runtime.
+    /// Starts a node; both listeners accept connections when it returns. Must be called within a tokio
+    /// runtime.
     pub fn start(config: Config) -> Result<Self, StartError> {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry, &protocol::names())?;
-        // Before any port opens: nobody is to reach a node that cannot serve him.
+        // Don't open a port until the node can serve.
         let tls = config.tls.clone().map(|files| Tls::load(files, &registry)).transpose()?;
         let tls = tls.map(Arc::new);
         let (key_files, remote_keys) = start_keys(&config, &registry)?;
@@ -165,7 +166,7 @@ impl Node {
         let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
         let settings = Arc::new(LiveSettings::new(Settings::new(&config, key_files.keyring())));
-        // Shards and routes ask how much all shards hold: the counters come first.
+        // Shards and routes use the load of all shards, so create the counters first.
         let health: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
         let context = Arc::new(Context {
             hub: Arc::clone(&hub),
@@ -237,30 +238,30 @@ impl Node {
         })
     }
 
-    /// Where clients reach it.
+    /// The address for clients.
     pub fn public_address(&self) -> SocketAddr {
         self.public
     }
 
-    /// Where metrics and probes are.
+    /// The address for metrics and probes.
     pub fn ops_address(&self) -> SocketAddr {
         self.ops
     }
 
-    /// What it measures.
+    /// The node's metrics.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Takes over from `config` what may change while the node runs, all of it in one moment, and says what
-    /// is different. Open connections stay.
+    /// Atomically applies the settings of `config` that may change while the node runs, and returns the
+    /// differences. Open connections stay.
     pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
-        // Held to the end: of two reloads at once, the later one counts as a whole.
+        // Held to the end: with two concurrent reloads, the later one applies as a whole.
         let mut configured = self.configured.lock();
         if !config.auth.has_key() {
             return Err(ReloadError::NoKey);
         }
-        // The one step that may fail comes first.
+        // Do the only step that may fail first.
         if !self.key_files.hold(&config.auth.keys) {
             self.key_files.replace(config.auth.keys.clone(), config.auth.key_files.clone())?;
         }
@@ -275,8 +276,8 @@ impl Node {
         Ok(changes)
     }
 
-    /// Reads the certificate and its key again, for new connections, and the keys that are files. What is
-    /// not sound is refused, with a line in the log.
+    /// Reads the certificate and its key again, for new connections, and the key files. Invalid files are
+    /// rejected with a log message.
     pub async fn reload_files(&self) {
         let (tls, key_files) = (self.tls.clone(), Arc::clone(&self.key_files));
         let read = move || (key_files.read_now(), tls.map(|tls| tls.read()));
@@ -288,14 +289,14 @@ impl Node {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "certificate and keys were not read again; the old ones go on");
+                tracing::error!(%error, "cannot reread the certificate and keys; the old ones stay in use");
             }
         }
     }
 
-    /// Leaves without hurting anybody: not ready at once; after `drain.pause`, in which everybody is served,
-    /// new sessions are refused and sessions closed evenly over `drain.window`; then the broker sends what it
-    /// has left.
+    /// Drains the node without disturbing its clients. It is not ready from the start. During `drain.pause`,
+    /// everything is still served. Then new sessions are refused and existing ones closed evenly over
+    /// `drain.window`. Finally the broker sends what it has queued.
     pub async fn drain(self) -> Departure {
         let drain = self.gate.settings().drain.clone();
         let deadline = Instant::now() + drain.deadline;
@@ -318,7 +319,7 @@ impl Node {
                 shard.inbox().post(Event::Stop);
             }
             if timeout(GRACE, self.shards_have_left()).await.is_err() {
-                tracing::error!("a shard makes no progress; leaving without it");
+                tracing::error!("a shard makes no progress; exiting without it");
             }
             Departure::Cut(sockets)
         };
@@ -334,7 +335,7 @@ impl Node {
         departure
     }
 
-    /// Ends everything that is not a shard.
+    /// Stops everything except the shards.
     async fn close(&self) {
         self.broker.close().await;
         self.running.cancel();
@@ -350,7 +351,7 @@ impl Node {
     }
 }
 
-/// What each inbox may hold: all of them together no more than a quarter of the node's budget.
+/// The capacity of each inbox: all inboxes together may use a quarter of the node's memory budget.
 fn inbox_capacity(config: &Config) -> usize {
     INBOX.min(config.limits.memory.get() / 4 / config.shards)
 }
@@ -359,7 +360,7 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<tokio::net::TcpListene
     server::acceptor::bind(address).map_err(|error| StartError::Listen { key, address, error })
 }
 
-/// What keeps the keys up to date.
+/// Starts the tasks that keep the keys up to date.
 fn start_keys(
     config: &Config,
     registry: &Registry,

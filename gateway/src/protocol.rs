@@ -1,17 +1,19 @@
-//! Wire protocols: what a client sends becomes [`Command`]s, what it is sent becomes bytes.
+//! Wire protocols: they turn a client's messages into [`Command`]s, and replies, news and publications into
+//! bytes.
 //!
-//! A protocol is one folder and one line in [`TABLE`]. In its folder are its endpoint (routes, and what a request there
-//! becomes), its state machine ([`Protocol`], one per session), its publication formats
-//! ([`Format`](crate::framing::Format)) and its transcripts. Nothing outside of the folder names it. (That is why these
-//! modules are `mod.rs` files.)
+//! A protocol is one folder and one line in [`TABLE`]. The folder contains its endpoint (routes, and what a
+//! request there becomes), its state machine ([`Protocol`], one per session), its publication formats
+//! ([`Format`](crate::framing::Format)) and its transcripts. Nothing outside the folder names the protocol,
+//! which is why these modules are `mod.rs` files.
 //!
-//! A state machine does no IO, reads no clock, and knows no broker and no grant. It has two ways out:
+//! A state machine does no IO, reads no clock, and knows nothing of brokers and grants. Its output takes two
+//! forms:
 //!
-//! - publications are the same bytes for every member of a room with the same
-//!   [`Encoding`](crate::framing::Encoding): they are written once per node, by the format, and shared;
-//! - everything else is meant for one session and written by its protocol into [`Packets`].
+//! - Publications are the same bytes for all members of a room with the same
+//!   [`Encoding`](crate::framing::Encoding). The format encodes them once per node, and they are shared.
+//! - Everything else is for one session; its protocol writes it into [`Packets`].
 //!
-//! `docs/design/layout.md` says how to add one.
+//! `docs/design/layout.md` explains how to add one.
 
 use std::{fmt, rc::Rc, time::Duration};
 
@@ -35,33 +37,33 @@ pub mod publish;
 
 pub use self::endpoint::{Ask, Call, Endpoint, MakeProtocol, On, Opening, Route};
 
-/// Every protocol. Where a request leaves the choice open, the first one that can serve it does.
+/// Every protocol. If several can serve a request equally well, the first one does.
 pub static TABLE: [&Endpoint; 5] =
     [&plain::ENDPOINT, &event_stream::ENDPOINT, &ndjson::ENDPOINT, &centrifuge::ENDPOINT, &publish::ENDPOINT];
 
-/// The names of the protocols that sessions speak.
+/// The names of the protocols that have sessions.
 pub fn names() -> Vec<ProtocolName> {
     TABLE.iter().filter(|endpoint| endpoint.has_sessions()).map(|endpoint| endpoint.name).collect()
 }
 
-/// A refusal in the form that the request's protocol needs, if it needs one of its own.
+/// A refusal in the form that the request's protocol needs, if it needs a special one.
 pub fn refuse(request: &Parts, problem: &Problem) -> Option<Response<Body>> {
     TABLE.iter().filter_map(|endpoint| endpoint.refuse).find_map(|refuse| refuse(request, problem))
 }
 
 /// The protocol of one session, with its state.
 pub trait Protocol: fmt::Debug {
-    /// Reads one message of the client and appends what it asks for to `commands`.
+    /// Parses one message from the client and appends the resulting commands to `commands`.
     fn decode(&mut self, message: Message, commands: &mut Vec<Command>);
 
-    /// Answers a request.
+    /// Writes the reply to a request.
     fn reply(&mut self, request: RequestId, reply: &Reply, out: &mut Packets) -> Then;
 
-    /// Tells the client something that it did not ask for.
+    /// Writes something that the client did not ask for.
     fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then;
 
-    /// How publications of `room` are written for this session, which `request` subscribed to it. Asked once for each
-    /// membership, when it begins.
+    /// How publications of `room` are encoded for this session; `request` subscribed to the room. Called once
+    /// for each membership, when it begins.
     fn format(&mut self, room: &RoomName, request: RequestId) -> RoomFormat;
 
     /// How often the session needs heartbeats.
@@ -69,46 +71,48 @@ pub trait Protocol: fmt::Debug {
         Timing::default()
     }
 
-    /// What is sent before everything else. `spread` is a random number in `0..1`, which spreads clients over time.
+    /// Writes the first message, if the protocol has one. `spread` is a random number in `0..1` that spreads
+    /// clients over time.
     fn greet(&mut self, spread: f32, out: &mut Packets) {
         let _ = (spread, out);
     }
 
-    /// Keeps an idle connection alive and asks the client for a sign of life, where the protocol can.
+    /// Writes a heartbeat, which keeps an idle connection alive and, if the protocol supports that, makes the
+    /// client answer.
     fn heartbeat(&mut self, out: &mut Packets);
 
-    /// The final message of a session. `spread` is as in [`greet`](Self::greet), for clients that are told to come
-    /// back.
+    /// Writes the final message of a session. `spread` is as in [`greet`](Self::greet), for clients that are
+    /// told to reconnect.
     fn farewell(&mut self, reason: CloseReason, spread: f32, out: &mut Packets);
 }
 
-/// What follows for the session from what it was sent.
+/// What happens to the session after a message has been written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     /// Nothing.
     Stay,
-    /// It is no longer in the room that the news are about.
+    /// It leaves the room that the news concern.
     Leave,
     /// The session ends.
     Close(CloseReason),
 }
 
-/// What a session is told without having asked.
+/// A message to a session that is not a reply.
 #[derive(Clone, Copy, Debug)]
 pub enum News<'a> {
-    /// Publications of the room may be missing just before.
+    /// Publications of the room may be missing before this point.
     Gap(&'a RoomName, GapCause),
-    /// The session is no longer in the room, because its new token does not grant it.
+    /// The session has been removed from the room, because its new token does not grant it.
     Expelled(&'a RoomName),
 }
 
-/// How publications of one room are written for one session.
+/// How publications of one room are encoded for one session.
 pub struct RoomFormat {
     /// The format, a static.
     pub format: &'static Format,
-    /// The protocol's own number for what else the bytes depend on.
+    /// A protocol-defined number for anything else that the bytes depend on.
     pub variant: u32,
-    /// What the member's private heads are written from, if the format has any.
+    /// The state for the member's own heads, if the format has any.
     pub state: Option<Rc<MemberState>>,
 }
 
@@ -121,7 +125,7 @@ impl From<&'static Format> for RoomFormat {
 /// When heartbeats are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
-    /// The longest time between two heartbeats that the client has been told to expect, if it has.
+    /// The heartbeat interval that the client has been promised, if any.
     pub promised: Option<Duration>,
 }
 
@@ -130,72 +134,72 @@ pub struct Timing {
 pub enum Message {
     /// UTF-8, already verified.
     Text(Bytes),
-    /// Any bytes.
+    /// Arbitrary bytes.
     Binary(Bytes),
 }
 
-/// Which of a client's requests something belongs to. Protocols without requests use 0.
+/// Identifies a request within a session. Protocols without requests use 0.
 pub type RequestId = u32;
 
-/// What a client wants, parsed and named, not yet permitted.
+/// A command from a client, parsed but not authorized yet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Begin the session, with a token unless the connection itself brought one.
+    /// Begin the session, with a token unless the request had one.
     Connect {
         /// The request.
         request: RequestId,
         /// The token.
         token: Option<String>,
     },
-    /// Go on with a newer token.
+    /// Replace the token.
     Refresh {
         /// The request.
         request: RequestId,
         /// The token.
         token: String,
     },
-    /// Hear what is published in a room.
+    /// Receive the publications of a room.
     Subscribe {
         /// The request.
         request: RequestId,
         /// The room.
         room: RoomName,
-        /// Whether to hear also what the client has missed.
+        /// Whether the client also asks for missed publications.
         recover: bool,
     },
-    /// Hear it no more.
+    /// Stop receiving the publications of a room.
     Unsubscribe {
         /// The request.
         request: RequestId,
         /// The room.
         room: RoomName,
     },
-    /// Answer something that needs no permission and changes nothing.
+    /// Reply to something that needs no authorization and changes nothing.
     Answer {
         /// The request.
         request: RequestId,
-        /// The answer.
+        /// The reply.
         reply: Reply,
     },
-    /// The client broke its protocol.
+    /// The client violated its protocol.
     Break(CloseReason),
-    /// Publish into a room.
+    /// Publish to a room.
     Publish {
         /// The request.
         request: RequestId,
         /// The room.
         room: RoomName,
-        /// The event's name, if the client gave one.
+        /// The name of the event, if the client gave one.
         event: Option<EventName>,
         /// The payload.
         data: Data,
-        /// Whether the publishing session itself should be left out.
+        /// Whether the publishing session itself receives the publication too.
         echo: bool,
     },
 }
 
 impl Command {
-    /// Which of the client's requests it is.
+    /// The request that the command belongs to.
     pub fn request(&self) -> RequestId {
         match self {
             Self::Connect { request, .. }
@@ -209,34 +213,34 @@ impl Command {
     }
 }
 
-/// The answer to a request.
+/// A reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// The session has begun.
     Connected {
-        /// Its name.
+        /// Its id.
         session: SessionId,
-        /// Seconds after which it should come with a new token.
+        /// Seconds after which the client should refresh its token.
         ttl: u64,
     },
-    /// The session goes on for so many seconds.
+    /// The token has been replaced.
     Refreshed {
-        /// Its name.
+        /// Its id.
         session: SessionId,
-        /// Seconds after which it should come with a newer token.
+        /// Seconds after which the client should refresh its token again.
         ttl: u64,
     },
-    /// The subscription stands.
+    /// The subscription is active.
     Subscribed {
-        /// Whether the client asked for what it has missed. It does not get it.
+        /// Whether the client asked for missed publications. It does not get them.
         recover: bool,
     },
     /// The subscription has ended.
     Unsubscribed,
-    /// The broker has taken the publication.
+    /// The broker has accepted the publication.
     Published,
-    /// Still here.
+    /// A reply to the client's ping.
     Pong,
-    /// It could not be done; the connection lives.
+    /// The request failed; the connection stays open.
     Failed(ReplyError),
 }

@@ -2,16 +2,15 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`head`] | what the head of every request must keep to |
-//! | [`peer`] | whom a request comes from, and whether they may knock |
-//! | `routes` | the public routes, made from the table of protocols |
+//! | [`head`] | rules for the head of every request |
+//! | [`peer`] | the client's address, and the limits of that address |
+//! | `routes` | the public routes, built from the table of protocols |
 //! | [`demo`] | the demo page |
 //! | [`ops`] | the second listener: metrics and probes |
 //! | [`ops_listener`] | the second listener's sockets |
-//! | [`acceptor`] | sockets, handed to the emptiest shard |
+//! | [`acceptor`] | accepts sockets and hands them to the emptiest shard |
 //!
-//! Routes are ordinary axum handlers; what becomes of an admitted request is the shard's
-//! ([`crate::shard::admission`]).
+//! Routes are ordinary axum handlers. The shard takes over an admitted request ([`crate::shard::admission`]).
 
 use std::sync::Arc;
 
@@ -39,7 +38,7 @@ pub fn public_routes(gate: Arc<Gate>) -> Router {
     }
     let head = from_fn_with_state(Arc::clone(&gate), head::check_public);
     let peer = from_fn_with_state(Arc::clone(&gate), peer::check);
-    // The last layer is the first to be asked.
+    // The last layer runs first.
     routes.fallback(not_found).layer(head).layer(peer).with_state(gate)
 }
 

@@ -1,8 +1,8 @@
-//! A session: one client, whatever carries it.
+//! A session: one client, whatever the transport.
 //!
-//! A state machine without IO. It turns what the client says into [`Effect`]s after checking them against the
-//! identity's grants and the limits of the session and its user, and news into what this client is told. Who
-//! runs the effects (the shard) needs to know nothing of protocols or grants.
+//! A state machine without IO. It turns what the client sends into [`Effect`]s, after checking it against the
+//! identity's grants and the limits of the session and its user, and turns news into messages for the client.
+//! The shard runs the effects and needs to know nothing of protocols or grants.
 
 use std::{cell::OnceCell, sync::Arc, time::Duration};
 
@@ -23,75 +23,75 @@ mod conformance;
 #[cfg(test)]
 mod transcripts;
 
-/// One client.
+/// The session of one client.
 #[derive(Debug)]
 pub struct Session {
     id: SessionId,
-    /// Whose it is; nobody's until a protocol that carries its own token has shown it.
+    /// The session's user. `None` until the client has shown a token, in protocols that carry their own.
     identity: Option<Arc<Identity>>,
-    /// Whether the client has begun the session; from the start where the door itself was the beginning.
+    /// Whether the client has begun the session. True from the start if the request itself began it.
     begun: bool,
     protocol: Box<dyn Protocol>,
     framing: Framing,
-    /// The rooms that the client has asked for within the session.
+    /// The rooms that the client has subscribed to within the session.
     subscriptions: RoomMap<Subscription, 0>,
-    /// What it has used of its limits; nothing is kept of a session that has never said anything.
+    /// Its usage of its limits. Empty until the client has sent something.
     purse: OnceCell<Box<Purse>>,
-    /// Whether the client owes an answer to a ping.
+    /// Whether a ping has not been answered yet.
     pinged: bool,
 }
 
-/// A room that the client has asked for.
+/// A room that the client has subscribed to.
 #[derive(Clone, Copy, Debug)]
 struct Subscription {
     /// The request that asked for it.
     request: RequestId,
-    /// Whether it asked for what had been missed.
+    /// Whether it asked to recover missed publications.
     recover: bool,
 }
 
-/// What a session looks at besides itself.
+/// The context that a session needs to handle input.
 pub struct Surroundings<'a> {
-    /// Verifies tokens that come within a session.
+    /// Verifies tokens sent within a session.
     pub authenticator: &'a Authenticator,
-    /// What time it is.
+    /// The current time.
     pub now: UnixSeconds,
     /// `limits.rooms_per_session`
     pub rooms_per_session: usize,
-    /// The rates that it and its user are held to.
+    /// The rate limits for the session and its user.
     pub allowance: Allowance<'a>,
 }
 
-/// What a message costs the client in bytes: what it was on its way or what it has become, whichever is more.
+/// What a message costs the client in bytes: its size on the wire or its inflated size, whichever is larger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charge {
-    /// What it has become and what of that has been paid for by [`Session::inflate`].
+    /// Its inflated size, already charged by [`Session::inflate`].
     inflated: usize,
-    /// The limit for which a part of it has not been paid.
+    /// The limit that left part of it uncharged, if any.
     refused: Option<Limit>,
-    /// What it was on its way.
+    /// Its size on the wire.
     received: usize,
 }
 
 impl Charge {
-    /// The message took so many bytes on its way, frame heads included.
+    /// Sets the message's size on the wire, frame headers included.
     #[must_use]
     pub fn received(self, bytes: usize) -> Self {
         Self { received: bytes, ..self }
     }
 
-    /// What it was on its way.
+    /// The message's size on the wire.
     pub fn bytes_received(self) -> usize {
         self.received
     }
 
-    /// The limit that the message is over.
+    /// The limit that the message exceeds, if any.
     pub fn refused(self) -> Option<Limit> {
         self.refused
     }
 }
 
-/// What has to happen because of what a client said or is told.
+/// What has to be done because of something that the client sent or has to be told.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Hand this to the broker; the outcome comes back through [`Session::settled`].
@@ -102,17 +102,17 @@ pub enum Effect {
     Leave(RoomName),
     /// Queue these bytes for the client.
     Send(Bytes),
-    /// The identity is good until then.
+    /// The identity expires at this time.
     Expires(UnixSeconds),
-    /// A token was refused; to be counted.
+    /// Count a refused token.
     Refused(AuthFailure),
-    /// Something was refused because of a limit; to be counted.
+    /// Count something that was refused because of a limit.
     Limited(Limit),
     /// End the session.
     Close(CloseReason),
 }
 
-/// What follows from something that happened to a session, in order. A shard keeps one for all its sessions.
+/// The effects of one input, in order. A shard reuses one list for all its sessions.
 #[derive(Debug, Default)]
 pub struct Effects {
     list: Vec<Effect>,
@@ -140,12 +140,12 @@ impl Effects {
         self.list.drain(..)
     }
 
-    /// How many there is room for.
+    /// The capacity of the list.
     pub fn capacity(&self) -> usize {
         self.list.capacity()
     }
 
-    /// Has a protocol write messages to its client, and adds them.
+    /// Lets a protocol write messages to its client, and adds them as effects.
     fn write<T>(&mut self, framing: Framing, write: impl FnOnce(&mut Packets) -> T) -> T {
         self.packets.begin(framing);
         let result = write(&mut self.packets);
@@ -167,8 +167,8 @@ impl Session {
         Self::of(id, Some(identity), true, protocol, framing)
     }
 
-    /// A session that the client has yet to begin, by a protocol of its own; perhaps with an identity that
-    /// its connection brought.
+    /// A session that the client has yet to begin with its protocol's first message. It may have an identity
+    /// from the request already.
     pub fn to_begin(
         id: SessionId,
         identity: Option<Arc<Identity>>,
@@ -197,7 +197,7 @@ impl Session {
         }
     }
 
-    /// Its name across all nodes.
+    /// Its id, unique across all nodes.
     pub fn id(&self) -> SessionId {
         self.id
     }
@@ -207,17 +207,17 @@ impl Session {
         self.framing
     }
 
-    /// When it needs heartbeats.
+    /// When the protocol needs heartbeats.
     pub fn timing(&self) -> Timing {
         self.protocol.timing()
     }
 
-    /// How publications of `room` are written for it, which `request` subscribed to it.
+    /// How publications of `room` are encoded for it; `request` subscribed to the room.
     pub fn format(&mut self, room: &RoomName, request: RequestId) -> RoomFormat {
         self.protocol.format(room, request)
     }
 
-    /// Writes what is sent before everything else.
+    /// Writes the message that the protocol sends first, if any.
     pub fn greet(&mut self, spread: f32, out: &mut Packets) {
         out.begin(self.framing);
         self.protocol.greet(spread, out);
@@ -229,8 +229,7 @@ impl Session {
         self.protocol.farewell(reason, spread, out);
     }
 
-    /// A compressed message of the client has grown by so many bytes. Charges them, and returns whether there was
-    /// an allowance for them.
+    /// Charges the bytes by which a compressed message has grown. Returns whether the limits allow them.
     pub fn inflate(&self, charge: &mut Charge, bytes: usize, allowance: &Allowance<'_>) -> bool {
         let paid = allowance.more_bytes(self.purse(), self.user(), charge.inflated, bytes);
         charge.inflated += bytes;
@@ -249,10 +248,10 @@ impl Session {
         }
     }
 
-    /// The client sent `message`.
+    /// Handles a message from the client.
     ///
-    /// Its bytes are charged once and each of its commands for itself. What the client has no allowance for
-    /// is not done, and the client is told.
+    /// The message is charged once for its bytes, and once for each of its commands. Commands over a limit
+    /// are not executed, and the client is notified.
     pub fn receive(
         &mut self,
         message: Message,
@@ -267,7 +266,7 @@ impl Session {
         }
         let paid = self.pay(charge, &around.allowance);
         if commands.is_empty() {
-            // It asked for nothing, and still was to be read.
+            // It contains no command, but reading it costs one.
             if let Err(limit) = paid.and_then(|()| around.allowance.command(self.purse(), self.user())) {
                 self.overrun(limit, around, effects);
             }
@@ -278,27 +277,28 @@ impl Session {
                 Err(limit) => self.decline(&command, limit, around, effects),
             }
             if matches!(effects.last(), Some(Effect::Close(_))) {
-                break; // nobody listens any more
+                break; // the session is closing
             }
         }
     }
 
-    /// What keeps the connection alive and asks the client whether it is there. Its answer costs it nothing.
+    /// Writes a heartbeat, which keeps the connection alive and asks the client to answer. The answer is free
+    /// of charge.
     pub fn heartbeat(&mut self, out: &mut Packets) {
         self.pinged = true;
         out.begin(self.framing);
         self.protocol.heartbeat(out);
     }
 
-    /// The client sent a pong, asked for or not.
+    /// Handles a pong from the client, solicited or not.
     pub fn pong(&mut self, bytes: usize, around: &Surroundings<'_>, effects: &mut Effects) {
         if !std::mem::take(&mut self.pinged) {
             self.receive_other(bytes, around, effects);
         }
     }
 
-    /// The client sent so many bytes that are no message: a control frame, or ever more of a message that
-    /// does not end. Returns whether it had the allowance, and is to be answered.
+    /// Charges bytes from the client that are not a message: a control frame, or part of an endless message.
+    /// Returns whether the limits allowed them, so the frame may be answered.
     pub fn receive_other(&mut self, bytes: usize, around: &Surroundings<'_>, effects: &mut Effects) -> bool {
         let user = self.user();
         let paid = around.allowance.bytes(self.purse(), user, bytes);
@@ -311,8 +311,8 @@ impl Session {
         }
     }
 
-    /// The broker has acknowledged a [`Effect::Join`], or has not. Returns whether the session still wants
-    /// the room by that request: if so, and it was acknowledged, it is a member from now on.
+    /// The broker has accepted or refused an [`Effect::Join`]. Returns whether the session is a member from
+    /// now on: it was accepted, and the session still wants the room by this request.
     pub fn joined(
         &mut self,
         request: RequestId,
@@ -336,7 +336,7 @@ impl Session {
         outcome.is_ok()
     }
 
-    /// A publication of this session was taken by the broker, or was not.
+    /// The broker has accepted or refused a publication of this session.
     pub fn settled(&mut self, request: RequestId, outcome: &Result<(), BrokerError>, effects: &mut Effects) {
         let reply = match outcome {
             Ok(()) => Reply::Published,
@@ -350,18 +350,19 @@ impl Session {
         self.tell(&News::Gap(room, cause), room, effects);
     }
 
-    /// Writes what the client is told of publications of `room` that its own outbound queue had no room for.
+    /// Writes the notice that publications of `room` were dropped because the client's own outbound queue was
+    /// full.
     pub fn dropped(&mut self, room: &RoomName, out: &mut Packets) -> Then {
         out.begin(self.framing);
         self.protocol.news(&News::Gap(room, GapCause::Dropped), out)
     }
 
-    /// When its identity ends; `None` before the client has begun the session.
+    /// When its identity expires; `None` until the client has begun the session.
     pub fn ends(&self) -> Option<UnixSeconds> {
         self.identity.as_ref().filter(|_| self.begun).map(|identity| identity.expires_at())
     }
 
-    /// The identity, or the time to show one, is over.
+    /// Why the session has expired: its token has, or the client has not begun in time.
     pub fn expired(&self) -> CloseReason {
         if self.begun { CloseReason::TokenExpired } else { CloseReason::Stale }
     }
@@ -372,7 +373,7 @@ impl Session {
             return effects.push(Effect::Close(reason));
         }
         if first == self.begun {
-            // Something before the beginning, or a second beginning.
+            // Either a command before the session has begun, or a second begin.
             return effects.push(Effect::Close(CloseReason::BadRequest));
         }
         match command {
@@ -396,7 +397,7 @@ impl Session {
         }
     }
 
-    /// Does not do what the client has no allowance for, and says so.
+    /// Refuses a command because of a limit, and notifies the client.
     fn decline(&mut self, command: &Command, limit: Limit, around: &Surroundings<'_>, effects: &mut Effects) {
         if let Command::Break(reason) = command {
             return effects.push(Effect::Close(*reason));
@@ -406,7 +407,8 @@ impl Session {
         }
     }
 
-    /// The client is over a limit. Returns whether the session goes on: not if it was so too often.
+    /// Records that the client is over a limit. Returns whether the session continues; it ends if that
+    /// happens too often.
     fn overrun(&mut self, limit: Limit, around: &Surroundings<'_>, effects: &mut Effects) -> bool {
         effects.push(Effect::Limited(limit));
         let forgiven = around.allowance.excuse(self.purse());
@@ -448,21 +450,22 @@ impl Session {
     fn refresh(&mut self, request: RequestId, token: &str, around: &Surroundings<'_>, effects: &mut Effects) {
         let Some(identity) = self.verify(request, token, around, effects) else { return };
         if self.identity.as_ref().is_none_or(|own| own.subject() != identity.subject()) {
-            // A session stays its user's.
+            // A session cannot change its user.
             return effects.push(Effect::Close(CloseReason::InvalidToken));
         }
         effects.push(Effect::Expires(identity.expires_at()));
         let ttl = announced(identity.remaining(around.now));
         let before = self.identity.replace(identity);
         self.answer(request, &Reply::Refreshed { session: self.id, ttl }, effects);
-        // Most tokens only say how much longer: a session in thousands of rooms need not go through all of them.
+        // Most new tokens only extend the expiry: then a session in thousands of rooms need not check them
+        // all.
         let same = before.zip(self.identity.as_ref()).is_some_and(|(before, now)| before.grants_as(now));
         if !same {
             self.expel(effects);
         }
     }
 
-    /// Ends the subscriptions that the identity does not grant.
+    /// Ends the subscriptions that the identity does not grant any more.
     fn expel(&mut self, effects: &mut Effects) {
         let identity = self.identity.as_deref();
         let lost = self
@@ -498,7 +501,7 @@ impl Session {
         effects.push(Effect::Join(request, room));
     }
 
-    /// Answered also where there was nothing to end: the client is where it wants to be.
+    /// Answered even if there was no subscription: the client gets the state it asked for.
     fn unsubscribe(&mut self, request: RequestId, room: &RoomName, effects: &mut Effects) {
         self.subscriptions.remove(room);
         effects.push(Effect::Leave(room.clone()));
@@ -549,15 +552,15 @@ impl Session {
             Then::Close(reason) => effects.push(Effect::Close(reason)),
             Then::Leave => {
                 self.subscriptions.remove(room);
-                // The membership ends before the client hears of it.
+                // End the membership before the client is notified.
                 effects.list.insert(before, Effect::Leave(room.clone()));
             }
         }
     }
 }
 
-/// Seconds after which a client is told to come with a new token, so that it does so before its present one
-/// is over: a fifth of the time earlier, half a minute at most.
+/// Seconds after which the client is told to refresh its token. The refresh is due before the token expires:
+/// by a fifth of the remaining time, half a minute at most.
 fn announced(remaining: Duration) -> u64 {
     let margin = (remaining / 5).min(Duration::from_secs(30));
     remaining.saturating_sub(margin).as_secs().max(1)

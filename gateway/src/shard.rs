@@ -1,27 +1,28 @@
 //! Shards: one thread per core, each the sole owner of its sockets.
 //!
-//! A socket is handed to the shard with the fewest, is born there as HTTP, upgrades, lives and dies: no
-//! migration, no lock, `Rc` in place of `Arc`. A shard never parses a payload and knows no wire protocol;
-//! sessions ([`crate::session`]) say what has to happen, shards make it happen.
+//! The acceptor hands each socket to the shard with the fewest. The socket stays there for its whole life,
+//! from HTTP through the upgrade to the close, so a shard needs no migration, no locks, and `Rc` instead of
+//! `Arc`. A shard never parses a payload and knows no wire protocol: sessions ([`crate::session`]) decide
+//! what has to happen, and shards do it.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`inbox`] | what the rest of the process tells a shard |
+//! | [`inbox`] | what the rest of the process sends to a shard |
 //! | [`worker`] | the shard's loop and tables |
 //! | [`connection`] | one connection: its session, its queue and its socket |
-//! | [`admission`] | from a request to a connection whose subscriptions stand |
-//! | [`body`] | a connection carried by an HTTP response |
-//! | [`age`] | when a session is sent on to another node |
-//! | [`rounds`] | what a large room is told, slice by slice |
-//! | [`batch`], [`outbound`], [`proxy_protocol`], [`rooms`], [`stream`], [`tally`], [`timers`] | the parts of those |
+//! | [`admission`] | from a request to a connection with active subscriptions |
+//! | [`body`] | a connection whose transport is an HTTP response |
+//! | [`age`] | when a session is told to move to another node |
+//! | [`rounds`] | deliveries to large rooms, slice by slice |
+//! | [`batch`], [`outbound`], [`proxy_protocol`], [`rooms`], [`stream`], [`tally`], [`timers`] | parts of the above |
 //!
 //! # A turn
 //!
-//! A shard takes its whole inbox, queues what it says for every member concerned, and only then writes:
-//! each socket once, with one system call for all that waits. A room of more than a slice of members (256) is not
-//! served within the turn: each turn serves one slice of one such room, so that a room of 20,000 keeps neither pings
-//! nor other rooms waiting for more than a slice; gaps are told in the same way. After each slice of writes comes a look at
-//! readiness.
+//! A shard takes its whole inbox, queues the result for every affected member, and only then writes: one
+//! system call per socket for everything queued there. A room with more members than a slice (256) is not
+//! served within one turn. Each turn serves one slice of one such room, so a room of 20,000 delays pings and
+//! other rooms by at most one slice. Gaps are delivered in the same way. After each slice of writes the shard
+//! polls its sockets.
 
 use std::{
     io,
@@ -63,39 +64,39 @@ pub struct Context {
     pub hub: Arc<Hub>,
     /// Where publications go.
     pub broker: Arc<dyn Broker>,
-    /// Where the shards' tallies go.
+    /// Where the shards add up their tallies.
     pub metrics: Arc<ShardMetrics>,
-    /// Likewise.
+    /// Likewise, for traffic.
     pub traffic: Arc<Traffic>,
     /// Counts requests that do not become sessions.
     pub requests: Arc<RequestMetrics>,
-    /// What is held for clients, and how much may be.
+    /// Accounts for the memory held for clients, and limits it.
     pub budget: Arc<Budget>,
     /// TLS for new sockets; without it they are plain.
     pub tls: Option<Arc<Tls>>,
-    /// Names for new sessions.
+    /// Generates ids for new sessions.
     pub ids: Arc<SessionIds>,
-    /// Keys, bounds and times; a shard looks once per turn whether they have changed.
+    /// Keys, limits and timeouts; a shard checks once per turn whether they have changed.
     pub settings: Arc<LiveSettings>,
-    /// What each shard of the node holds.
+    /// Health and load of every shard on the node.
     pub shards: Vec<Arc<ShardHealth>>,
 }
 
 impl Context {
-    /// Whether nine tenths of the node's places for sockets are taken, so that idle ones should make way.
+    /// Whether nine tenths of the node's socket limit is in use, so idle sockets should be closed sooner.
     pub fn is_crowded(&self) -> bool {
         let open = self.shards.iter().map(|health| health.load()).sum();
         self.settings.load().sockets.is_crowded(open)
     }
 }
 
-/// A running shard, seen from outside.
+/// A handle to a running shard.
 pub struct Shard {
     inbox: Arc<Inbox>,
     health: Arc<ShardHealth>,
 }
 
-/// Says that the thread that holds it has come to its end, also by a panic.
+/// Marks the shard as ended when its thread exits, even by a panic.
 struct Ending(Arc<ShardHealth>);
 
 impl Drop for Ending {
@@ -105,7 +106,7 @@ impl Drop for Ending {
 }
 
 impl Shard {
-    /// Starts the thread of a shard that serves `router` to whom it accepts.
+    /// Starts a shard thread that serves `router` on the sockets it accepts.
     pub fn start(
         index: usize,
         inbox: Arc<Inbox>,
@@ -125,23 +126,23 @@ impl Shard {
         Ok(Self { inbox, health })
     }
 
-    /// Where to tell it something.
+    /// The inbox that takes events for this shard.
     pub fn inbox(&self) -> &Inbox {
         &self.inbox
     }
 
-    /// How it is.
+    /// Its health counters.
     pub fn health(&self) -> &Arc<ShardHealth> {
         &self.health
     }
 
-    /// Hands a socket over.
+    /// Hands a socket over to this shard.
     pub fn accept(&self, accepted: Accepted) {
         self.health.arriving.fetch_add(1, Ordering::Relaxed);
         self.inbox.post(Event::Accepted(accepted));
     }
 
-    /// Whether its thread has come to its end.
+    /// Whether its thread has exited.
     pub fn is_finished(&self) -> bool {
         self.health.ended.load(Ordering::Acquire)
     }

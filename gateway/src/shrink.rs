@@ -1,7 +1,7 @@
-//! How containers that live as long as the node give memory back after a crowd.
+//! How long-lived containers free memory after a peak.
 //!
-//! Call these after removing an entry. They keep twice the space that is in use, so that a container does not
-//! grow and shrink by turns, and the cost per removal is constant on average.
+//! Call these after removing an entry. They keep twice the space in use, so a container does not grow and
+//! shrink repeatedly, and the cost per removal is constant on average.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,7 +10,7 @@ use std::{
 
 use smallvec::{Array, SmallVec};
 
-/// Places that are kept in any case.
+/// The capacity that is always kept.
 const KEPT: usize = 64;
 
 /// Frees a map's unused memory if less than a quarter is in use.
@@ -45,7 +45,7 @@ mod tests {
 
     const CROWD: usize = 10_000;
 
-    /// Removes the entries one by one and checks what is kept of the memory each time.
+    /// Removes the entries one by one and checks the capacity each time.
     fn check<C>(
         mut crowd: C,
         remove: impl Fn(&mut C),

@@ -1,15 +1,15 @@
-//! What clients send and are sent: bytes and messages, whatever they travel in.
+//! Traffic from and to clients in bytes and messages, for all transports.
 
 use prometheus::{IntCounter, Registry};
 
 use crate::vocabulary::metrics::counter_family;
 
-/// Counters of traffic. Shards count in plain cells and add up here once a turn.
+/// Counters of traffic. Shards count in plain cells and add up here once per turn.
 #[derive(Debug)]
 pub struct Traffic {
-    /// Bytes read from sockets, as they are on the wire.
+    /// Bytes read from sockets, as on the wire.
     pub network_bytes_in: IntCounter,
-    /// Bytes written to sockets, as they are on the wire.
+    /// Bytes written to sockets, as on the wire.
     pub network_bytes_out: IntCounter,
     /// Payload bytes that clients sent.
     pub payload_bytes_in: IntCounter,

@@ -1,19 +1,19 @@
-//! The values that every part of the node talks in, and nothing that acts.
+//! The values that all parts of the node share, without behaviour.
 //!
-//! This module imports nothing else of the crate but the WebSocket codec's close codes, so that everything may import
-//! it.
+//! This module imports nothing else of the crate except the WebSocket codec's close codes, so everything may
+//! import it.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`close`] | [`CloseReason`]: why a session ended |
 //! | [`refusal`] | [`Refusal`]: why a request did not become a session |
 //! | [`reply_error`] | [`ReplyError`]: why a request within a session failed |
-//! | [`outcome`] | the table from the broker's errors to the two above |
+//! | [`outcome`] | maps the broker's errors to the two above |
 //! | [`limit`] | the limits that clients can exceed |
-//! | [`peer`] | where a request comes from |
+//! | [`peer`] | the origin of a request |
 //! | [`session_ids`] | ids for sessions and requests |
 //! | [`protocol_name`] | a protocol's name in metrics and logs |
-//! | [`metrics`] | how the owners of metrics register them |
+//! | [`metrics`] | how modules register their metrics |
 //! | [`secret`] | bytes that are never shown |
 
 pub mod close;

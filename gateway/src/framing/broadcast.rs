@@ -1,4 +1,4 @@
-//! One publication on its way to the sessions of this node.
+//! A publication on its way to the sessions of this node.
 
 use std::{
     borrow::Cow,
@@ -18,27 +18,27 @@ use crate::{
     websocket,
 };
 
-/// What a broadcast counts beside its payload, in bytes.
+/// The fixed cost of a broadcast besides its payload, in bytes.
 const OVERHEAD: usize = 256;
 
-/// A publication with the bytes it has been encoded to, shared by all shards that have members.
+/// A publication with its encoded bytes, shared by all shards that have members.
 ///
-/// Each encoding is made at most once per node, by the first shard that needs it, and kept as long as the
-/// broadcast lasts.
+/// Each encoding is created at most once per node, by the first shard that needs it, and kept as long as the
+/// broadcast.
 #[derive(Debug)]
 pub struct Broadcast {
     room: RoomName,
     publication: Publication,
     received: Instant,
     frames: Cache,
-    /// Shards that have still to write it.
+    /// How many shards have not written it yet.
     pending: AtomicUsize,
-    /// Its payload, in the node's budget. Its frames are counted on their own: they outlive it.
+    /// Its payload in the node's budget. Frames are counted separately, because they outlive it.
     held: Option<Held>,
 }
 
 impl Broadcast {
-    /// A publication that `shards` shards are going to write.
+    /// A publication that `shards` shards will write.
     pub fn new(room: RoomName, publication: Publication, shards: usize) -> Self {
         Self {
             room,
@@ -50,24 +50,25 @@ impl Broadcast {
         }
     }
 
-    /// Counts what it holds, for as long as anybody holds it.
+    /// Counts what it holds in the budget, for as long as it is held.
     #[must_use]
     pub fn counted(mut self, budget: &Arc<Budget>) -> Self {
         self.held = Some(budget.hold(Consumer::Inbox, self.cost()));
         self
     }
 
-    /// Where it was published.
+    /// The room that it was published to.
     pub fn room(&self) -> &RoomName {
         &self.room
     }
 
-    /// The session that must not hear it.
+    /// The session that must not receive it.
     pub fn exclude(&self) -> Option<SessionId> {
         self.publication.exclude
     }
 
-    /// What it counts against a mailbox's capacity: its payload, and about what it and its encoded heads take.
+    /// What it counts against a mailbox's capacity: its payload, and an estimate for itself and its encoded
+    /// heads.
     pub fn cost(&self) -> usize {
         self.payload_len() + OVERHEAD
     }
@@ -77,8 +78,8 @@ impl Broadcast {
         self.publication.data.bytes().len()
     }
 
-    /// What members with this encoding are sent, as far as they share it. Nothing below `threshold` bytes of payload
-    /// is compressed.
+    /// The bytes that members with this encoding share. Payloads shorter than `threshold` bytes are not
+    /// compressed.
     pub fn frame(&self, encoding: Encoding, threshold: usize) -> Cow<'_, Bytes> {
         let Some(deflate) = encoding.deflate() else {
             return self
@@ -95,7 +96,7 @@ impl Broadcast {
         self.frames.get_or_make(encoding, || self.share(websocket::compressed(&frame, deflate)))
     }
 
-    /// A frame that was made of it, counted for as long as anybody holds it.
+    /// Counts a frame derived from it in the budget, for as long as the frame is held.
     pub fn share(&self, frame: Bytes) -> Bytes {
         match &self.held {
             Some(held) => held.budget().share(frame),
@@ -103,8 +104,8 @@ impl Broadcast {
         }
     }
 
-    /// One shard has handed all its writes to the kernel. Returns the age of the broadcast if it was the
-    /// last one.
+    /// Records that one shard has handed all its writes to the kernel. Returns the age of the broadcast if
+    /// this was the last shard.
     pub fn written(&self) -> Option<Duration> {
         (self.pending.fetch_sub(1, Ordering::AcqRel) == 1).then(|| self.received.elapsed())
     }

@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use super::Encoding;
 
-/// Bytes by encoding, each made by whoever needs it first.
+/// Bytes by encoding, each created by the first thread that needs it.
 ///
-/// An append-only list, since few rooms have members of more than one or two encodings, and the first needs no
-/// allocation here. Shared by threads without a lock; one that needs the next place waits for another that fills it.
+/// An append-only list: few rooms have members with more than one or two encodings, and the first needs no
+/// allocation here. Threads share it without a lock; a thread that needs the next slot waits while another
+/// fills it.
 #[derive(Debug, Default)]
 pub struct Cache {
     first: OnceLock<Entry>,
@@ -23,16 +24,16 @@ struct Entry {
 }
 
 impl Cache {
-    /// How many encodings are kept. Beyond that, each member's bytes are made anew.
+    /// How many encodings are cached. Beyond that, the bytes are encoded again for each member.
     pub const MAX: usize = 16;
 
-    /// The bytes of an encoding, if they have been made.
+    /// The bytes for an encoding, if they have been created.
     pub fn get(&self, encoding: Encoding) -> Option<&Bytes> {
         let entries = std::iter::successors(self.first.get(), |entry| entry.next.get().map(Box::as_ref));
         entries.into_iter().find(|entry| entry.encoding == encoding).map(|entry| &entry.bytes)
     }
 
-    /// The bytes of an encoding, made by `make` if need be. `make` must not use this cache.
+    /// The bytes for an encoding, created by `make` if necessary. `make` must not use this cache.
     pub fn get_or_make(&self, encoding: Encoding, make: impl FnOnce() -> Bytes) -> Cow<'_, Bytes> {
         let mut make = Some(make);
         let mut entry = self.first.get_or_init(|| Entry::new(encoding, &mut make));

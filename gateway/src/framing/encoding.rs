@@ -1,4 +1,4 @@
-//! Formats, and what makes two members' bytes the same.
+//! Formats, and what decides whether two members share bytes.
 
 use std::{cell::Cell, fmt, ptr};
 
@@ -10,18 +10,18 @@ use crate::websocket::Deflate;
 
 /// How a protocol writes publications.
 ///
-/// Formats are statics: the identity of a format is its address. Two members with the same format, variant, wrap,
-/// transport and compression share one copy of the bytes, so `write` may look at nothing but its arguments.
+/// Formats are statics, identified by their address. Members with the same format, variant, wrap, transport
+/// and compression share one copy of the bytes, so `write` must depend on nothing but its arguments.
 pub struct Format {
-    /// Writes one publication. `variant` is the protocol's own number for what else its bytes depend on, such as a
-    /// version; it must never be chosen by a client.
+    /// Writes one publication. `variant` is a protocol-defined number for anything else that the bytes depend
+    /// on, such as a version. A client must never be able to choose it freely.
     pub write: fn(&RoomName, &Publication, variant: u32, &mut Writer),
-    /// Writes what stands before the shared bytes for one member alone, such as the id of its subscription. Such
+    /// Writes a head for one member that precedes the shared bytes, such as the id of its subscription. Such
     /// messages are text and are not compressed.
     pub head: Option<fn(&MemberState, &mut Writer)>,
 }
 
-/// What [`Format::head`] is written from: bytes that the member's client has chosen, and a number of the protocol's own.
+/// The state that [`Format::head`] uses: bytes chosen by the member's client, and a protocol-defined counter.
 #[derive(Debug, Default)]
 pub struct MemberState {
     /// The client's bytes, such as the id of its subscription.
@@ -30,18 +30,18 @@ pub struct MemberState {
     pub count: Cell<u64>,
 }
 
-/// What a carrier protocol puts around each message (the arrays of `SockJS`, the record separators of `SignalR`). A static, like
-/// [`Format`].
+/// What an outer protocol adds around each message (the arrays of `SockJS`, the record separators of
+/// `SignalR`). A static, like [`Format`].
 pub struct Wrap {
     /// Before the message.
     pub begin: &'static [u8],
-    /// Writes the message itself, escaped where the carrier needs it.
+    /// Writes the message itself, escaped as the outer protocol requires.
     pub item: fn(&[u8], &mut Writer),
     /// After the message.
     pub end: &'static [u8],
 }
 
-/// What two members must have in common to be sent the same bytes.
+/// What two members must have in common to share bytes.
 #[derive(Clone, Copy)]
 pub struct Encoding {
     format: &'static Format,
@@ -52,24 +52,24 @@ pub struct Encoding {
 }
 
 impl Encoding {
-    /// A format on a transport, not compressed.
+    /// A format on a transport, without compression.
     pub fn new(format: &'static Format, transport: Transport) -> Self {
         Self { format, wrap: None, variant: 0, transport, deflate: None }
     }
 
-    /// With the protocol's number for what else the bytes depend on.
+    /// Sets the protocol-defined variant.
     #[must_use]
     pub fn with_variant(self, variant: u32) -> Self {
         Self { variant, ..self }
     }
 
-    /// Within a carrier protocol.
+    /// Adds an outer protocol.
     #[must_use]
     pub fn with_wrap(self, wrap: Option<&'static Wrap>) -> Self {
         Self { wrap, ..self }
     }
 
-    /// Compressed as was agreed on, where that is possible: on a WebSocket, in a format without private heads.
+    /// Adds compression as negotiated, if possible: on a WebSocket, in a format without heads.
     #[must_use]
     pub fn with_deflate(self, deflate: Option<Deflate>) -> Self {
         let possible = self.transport == Transport::WebSocket && self.format.head.is_none();
@@ -81,13 +81,13 @@ impl Encoding {
         self.deflate
     }
 
-    /// The same, not compressed.
+    /// The same encoding without compression.
     #[must_use]
     pub fn uncompressed(self) -> Self {
         Self { deflate: None, ..self }
     }
 
-    /// Writes a publication: a whole message, or what is shared of it if the format has private heads.
+    /// Encodes a publication: a whole message, or its shared part if the format has heads.
     pub fn encode(self, room: &RoomName, publication: &Publication) -> Bytes {
         let mut out = Writer::new(self.transport, self.format.head.is_none());
         match self.wrap {
@@ -103,7 +103,8 @@ impl Encoding {
         out.finish(0)
     }
 
-    /// Writes one member's head for a message whose shared part, its tail, has so many bytes; `None` if the format has no heads.
+    /// Encodes one member's head for a message whose shared part has `tail` bytes; `None` if the format has
+    /// no heads.
     pub fn head(self, state: &MemberState, tail: usize) -> Option<Bytes> {
         let write = self.format.head?;
         let mut out = Writer::new(self.transport, true);
@@ -111,7 +112,7 @@ impl Encoding {
         Some(out.finish(tail))
     }
 
-    /// Whether each member's messages have a head of its own.
+    /// Whether each member's messages have a head of their own.
     pub fn has_heads(self) -> bool {
         self.format.head.is_some()
     }
@@ -135,7 +136,7 @@ impl PartialEq for Encoding {
 
 impl Eq for Encoding {}
 
-/// Without addresses: they would differ from run to run.
+/// Without addresses, which differ from run to run.
 impl fmt::Debug for Encoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Encoding")

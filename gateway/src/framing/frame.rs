@@ -2,12 +2,12 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-/// The bytes of one message, or what is left of them to be written.
+/// The bytes of one message, or of its unwritten rest.
 #[derive(Clone, Debug)]
 pub enum Frame {
-    /// In one piece, which many sessions may share.
+    /// In one piece, which sessions may share.
     Whole(Bytes),
-    /// A head of the session's own, with the header of both, before what it shares with others.
+    /// The session's own head, with the frame header for both, and the tail shared with others.
     Split(Box<Split>),
 }
 
@@ -24,7 +24,7 @@ impl Frame {
         Self::Split(Box::new(Split { head, tail }))
     }
 
-    /// How many bytes it has.
+    /// Its length in bytes.
     pub fn len(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.len(),
@@ -32,7 +32,7 @@ impl Frame {
         }
     }
 
-    /// Whether nothing of it is left.
+    /// Whether all of it has been written.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -53,7 +53,7 @@ impl Frame {
         }
     }
 
-    /// Where it ends in memory: the same for all sessions that share its bytes.
+    /// The address of its end in memory: the same for all sessions that share its bytes.
     pub fn end_address(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.as_ptr_range().end.addr(),
@@ -61,11 +61,11 @@ impl Frame {
         }
     }
 
-    /// Takes the first bytes off: they have been written.
+    /// Removes the first bytes, which have been written.
     ///
     /// # Panics
     ///
-    /// If there are not so many.
+    /// If it is shorter than `written`.
     pub fn advance(&mut self, written: usize) {
         match self {
             Self::Whole(bytes) => bytes.advance(written),
@@ -77,7 +77,7 @@ impl Frame {
         }
     }
 
-    /// In one piece, copied if it is in two.
+    /// Its bytes in one piece, copied if there are two.
     pub fn into_bytes(self) -> Bytes {
         match self {
             Self::Whole(bytes) => bytes,

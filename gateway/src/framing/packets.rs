@@ -1,4 +1,4 @@
-//! What a protocol tells one session.
+//! The messages that a protocol writes for one session.
 
 use bytes::Bytes;
 
@@ -8,14 +8,14 @@ use crate::websocket::{self, CloseCode, Opcode};
 /// How a session's messages are framed.
 #[derive(Clone, Copy)]
 pub struct Framing {
-    /// What they travel in.
+    /// The transport.
     pub transport: Transport,
-    /// What a carrier protocol puts around each.
+    /// The outer protocol around each message, if any.
     pub wrap: Option<&'static Wrap>,
 }
 
 impl Framing {
-    /// On a transport, without a carrier protocol.
+    /// Framing for a transport without an outer protocol.
     pub fn on(transport: Transport) -> Self {
         Self { transport, wrap: None }
     }
@@ -27,8 +27,8 @@ impl std::fmt::Debug for Framing {
     }
 }
 
-/// Messages to one session, each framed as soon as it is written. Keeps its memory, so that most messages cost no
-/// allocation until they have to be queued.
+/// Messages for one session, each framed as soon as it is written. The buffer is reused, so most messages
+/// cost no allocation unless they are queued.
 #[derive(Debug)]
 pub struct Packets {
     framing: Framing,
@@ -37,7 +37,7 @@ pub struct Packets {
     ends: Vec<usize>,
 }
 
-/// Bytes that are kept when no message is in it.
+/// The capacity in bytes that is kept while it is empty.
 const KEPT: usize = 16 * 1024;
 
 impl Default for Packets {
@@ -47,35 +47,35 @@ impl Default for Packets {
 }
 
 impl Packets {
-    /// The messages that follow are for a session with this framing.
+    /// Starts messages for a session with this framing.
     pub fn begin(&mut self, framing: Framing) {
         debug_assert!(self.ends.is_empty(), "messages for another session");
         self.framing = framing;
     }
 
-    /// A text message.
+    /// Adds a text message.
     pub fn text(&mut self, payload: &[u8]) {
         self.message(Opcode::Text, payload);
     }
 
-    /// A text message that holds this value as JSON.
+    /// Adds a text message with this value as JSON.
     pub fn json(&mut self, value: &serde_json::Value) {
         self.text(value.to_string().as_bytes());
     }
 
-    /// A binary message.
+    /// Adds a binary message.
     pub fn binary(&mut self, payload: &[u8]) {
         self.message(Opcode::Binary, payload);
     }
 
-    /// A ping of the transport, if it has one (RFC 6455 §5.5.2).
+    /// Adds a ping, if the transport has pings (RFC 6455 §5.5.2).
     pub fn ping(&mut self) {
         if self.framing.transport == Transport::WebSocket {
             self.frame(Opcode::Ping, &[]);
         }
     }
 
-    /// The transport's close with a code and a text, if it has one (RFC 6455 §5.5.1).
+    /// Adds a close frame with a code and a text, if the transport has one (RFC 6455 §5.5.1).
     pub fn close(&mut self, code: CloseCode, text: &str) {
         if self.framing.transport == Transport::WebSocket {
             self.bytes.extend_from_slice(&websocket::close_frame(code, text));
@@ -88,7 +88,7 @@ impl Packets {
         self.ends.is_empty()
     }
 
-    /// Takes all of them out, each in memory of its own.
+    /// Takes all messages out, each in memory of its own.
     pub fn take(&mut self) -> impl Iterator<Item = Bytes> {
         let bytes = std::mem::take(&mut self.bytes);
         let mut ends = std::mem::take(&mut self.ends);
@@ -107,19 +107,19 @@ impl Packets {
         packets.into_iter()
     }
 
-    /// Takes all of them out as one piece; `None` if there are none.
+    /// Takes all messages out in one piece; `None` if there are none.
     pub fn take_joined(&mut self) -> Option<Bytes> {
         let joined = (!self.ends.is_empty()).then(|| Bytes::copy_from_slice(&self.bytes));
         self.clear();
         joined
     }
 
-    /// The bytes of all of them, one after the other.
+    /// The bytes of all messages, in order.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Forgets them.
+    /// Drops all messages.
     pub fn clear(&mut self) {
         self.ends.clear();
         let bytes = std::mem::take(&mut self.bytes);

@@ -15,7 +15,7 @@ static UPPER: Format =
     Format { write: |_, publication, _, out| case(publication, u8::to_ascii_uppercase, out), head: None };
 static LOWER: Format =
     Format { write: |_, publication, _, out| case(publication, u8::to_ascii_lowercase, out), head: None };
-/// Says its variant.
+/// Writes its variant.
 static NUMBERED: Format = Format {
     write: |_, publication, variant, out| {
         out.put(format!("{variant}:").as_bytes());
@@ -23,7 +23,7 @@ static NUMBERED: Format = Format {
     },
     head: None,
 };
-/// Its members' messages begin with their ids and a number.
+/// Messages start with the member's id and a number.
 static WITH_HEADS: Format = Format {
     write: |_, publication, _, out| out.put(publication.data.bytes()),
     head: Some(|state, out| {
@@ -67,8 +67,8 @@ fn encodings() -> impl Strategy<Value = Encoding> {
 }
 
 proptest! {
-    /// Whoever has the same encoding is sent the same bytes, of which there is one copy as long as they are kept; and
-    /// nobody is sent what was encoded for another encoding.
+    /// Members with the same encoding get the same bytes, in one copy while they are cached, and nobody gets
+    /// bytes of another encoding.
     #[test]
     fn equal_encodings_share_bytes_and_others_do_not(members in prop::collection::vec(encodings(), 1..40)) {
         let broadcast = broadcast(&"The Payload, ".repeat(20));
@@ -79,7 +79,7 @@ proptest! {
             prop_assert_eq!(&bytes, &alone, "what others were sent makes no difference");
             if let Some((_, before)) = known.iter().find(|(other, _)| *other == encoding) {
                 prop_assert_eq!(&bytes, before);
-                // An encoding and what it is compressed from are two entries.
+                // A compressed encoding takes two entries: one for the uncompressed bytes.
                 prop_assert!(known.len() > Cache::MAX / 2 || bytes.as_ptr() == before.as_ptr());
             } else {
                 known.push((encoding, bytes));
@@ -174,7 +174,7 @@ fn packets_are_framed_for_their_transport() {
     assert_eq!(wrapped.get(2).map(Vec::as_slice), Some(&b"\x89\x00"[..]), "a ping is the transport's own");
 }
 
-/// Neither bytes nor encodings say where a format lies in memory.
+/// Neither bytes nor encodings contain a format's address.
 #[test]
 fn an_encoding_prints_no_address() {
     let printed = format!("{:?}", Encoding::new(&UPPER, Transport::Body).with_variant(3));

@@ -1,4 +1,4 @@
-//! One message while it is written.
+//! Writes one message.
 
 use std::io;
 
@@ -7,26 +7,26 @@ use bytes::{Buf as _, Bytes};
 use super::Transport;
 use crate::websocket::{self, Opcode};
 
-/// Takes the bytes of one message, and puts the transport's header before them when they are complete. The message is
-/// text unless [`binary`](Self::binary) says otherwise.
+/// Collects the bytes of one message, and puts the transport's header before them at the end. The message is
+/// text unless [`binary`](Self::binary) is called.
 #[derive(Debug)]
 pub struct Writer {
     bytes: Vec<u8>,
     transport: Transport,
-    /// How many bytes are kept free at the front for the header.
+    /// How many bytes at the front are reserved for the header.
     reserved: usize,
     opcode: Opcode,
 }
 
 impl Writer {
-    /// An empty message; with place for a header, unless it is to follow one that is written elsewhere.
+    /// An empty message. Reserves space for a header, unless the header is written elsewhere.
     pub(super) fn new(transport: Transport, with_header: bool) -> Self {
         let has_header = with_header && transport == Transport::WebSocket;
         let reserved = if has_header { websocket::Header::MAX_BYTES } else { 0 };
         Self { bytes: Vec::new(), transport, reserved, opcode: Opcode::Text }
     }
 
-    /// Makes place for so many more bytes at once. Called first, with the size of the message, it saves copies.
+    /// Reserves space for more bytes. Calling this first with the size of the message saves copies.
     pub fn reserve(&mut self, bytes: usize) {
         if self.bytes.is_empty() {
             self.bytes.reserve_exact(self.reserved + bytes);
@@ -44,13 +44,13 @@ impl Writer {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Appends a text as a JSON string.
+    /// Appends text as a JSON string.
     pub fn put_json_string(&mut self, text: &str) {
         serde_json::to_writer(self, text).expect("text is JSON, and a vector grows");
     }
 
-    /// Appends a JSON text on one line. Within JSON a line break can only be white space, and several protocols end a
-    /// message at it.
+    /// Appends JSON on one line. In JSON a line break can only be white space, and several protocols end a
+    /// message at one.
     pub fn put_json_line(&mut self, json: &str) {
         for (number, line) in json.split(['\n', '\r']).enumerate() {
             if number > 0 {
@@ -60,17 +60,17 @@ impl Writer {
         }
     }
 
-    /// The message is binary data. Only a WebSocket tells the difference.
+    /// Marks the message as binary. Only a WebSocket tells the difference.
     pub fn binary(&mut self) {
         self.opcode = Opcode::Binary;
     }
 
-    /// What has been written.
+    /// The bytes written so far.
     pub(super) fn payload(&self) -> &[u8] {
         self.bytes.get(self.reserved..).unwrap_or_default()
     }
 
-    /// The message's bytes. `tail` more bytes belong to it, which follow from elsewhere.
+    /// The bytes of the message. Another `tail` bytes of it follow from elsewhere.
     pub(super) fn finish(mut self, tail: usize) -> Bytes {
         if self.reserved == 0 {
             return self.bytes.into();

@@ -25,7 +25,7 @@ async fn ask(client: &mut DuplexStream) {
 }
 
 fn about(elapsed: Duration, expected: Duration) -> bool {
-    // Timers go by whole milliseconds.
+    // Timers have a resolution of one millisecond.
     (expected..=expected + Duration::from_millis(2)).contains(&elapsed)
 }
 
@@ -64,7 +64,7 @@ async fn idle_connections_make_way_once_the_node_is_crowded() {
         ask(&mut client).await;
         tokio::time::sleep(Duration::from_secs(105)).await;
         crowded.set(true);
-        // At the next look.
+        // At the next check.
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
         Instant::now()
     };
@@ -75,7 +75,7 @@ async fn idle_connections_make_way_once_the_node_is_crowded() {
     assert!((Duration::from_secs(105)..Duration::from_secs(115)).contains(&elapsed), "{elapsed:?}");
 }
 
-/// As a process that was stopped finds it when it goes on.
+/// As after the process was suspended.
 #[tokio::test(start_paused = true)]
 async fn a_pause_of_the_process_is_not_held_against_a_reader() {
     static ANSWER: [u8; 64 * 1024] = [b'x'; 64 * 1024];
@@ -107,7 +107,7 @@ async fn a_reader_that_stands_still_is_cut_off() {
     assert!(about(start.elapsed(), ANSWER_TIMEOUT), "{:?}", start.elapsed());
 }
 
-/// A client that sends without end.
+/// A client that sends endlessly.
 #[derive(Default)]
 struct Flood {
     reads: usize,

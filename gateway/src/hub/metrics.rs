@@ -1,11 +1,11 @@
-//! What the hub counts.
+//! The hub's metrics.
 
 use broker_bridge::GapCause;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 use crate::vocabulary::metrics::{counter, counter_family, gauge};
 
-/// The causes of gaps that a whole room is told of; [`GapCause::Dropped`] concerns one session.
+/// The causes of gaps that concern a whole room; [`GapCause::Dropped`] concerns one session.
 const ROOM_GAPS: [GapCause; 3] = [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow];
 
 /// The hub's metrics.
@@ -13,7 +13,7 @@ const ROOM_GAPS: [GapCause; 3] = [GapCause::Interrupted, GapCause::Oversized, Ga
 pub struct HubMetrics {
     /// Publications received for rooms with a session on this node.
     pub publications: IntCounter,
-    /// Rooms that the hub knows.
+    /// Rooms in the hub.
     pub rooms: IntGauge,
     /// Publications that did not fit into a shard's inbox.
     pub inbox_overflows: IntCounter,
@@ -21,7 +21,7 @@ pub struct HubMetrics {
 }
 
 impl HubMetrics {
-    /// Registers them.
+    /// Registers the metrics.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let gaps = counter_family(
             registry,
@@ -52,7 +52,7 @@ impl HubMetrics {
         })
     }
 
-    /// Counts a gap told to a room.
+    /// Counts a gap in a room.
     pub fn gap(&self, cause: GapCause) {
         self.gaps.with_label_values(&[cause.as_str()]).inc();
     }

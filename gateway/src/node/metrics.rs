@@ -1,4 +1,4 @@
-//! The families of metrics of one node, each registered by its owner.
+//! The metric families of one node, each registered by its owner.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     vocabulary::{ProtocolName, metrics::gauge_family},
 };
 
-/// What the parts of a node count with.
+/// The metrics that the parts of a node use.
 pub struct Metrics {
     pub hub: Arc<HubMetrics>,
     pub requests: Arc<RequestMetrics>,
@@ -24,7 +24,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers what every node measures.
+    /// Registers everything that a node measures.
     pub fn register(registry: &Registry, protocols: &[ProtocolName]) -> Result<Self, prometheus::Error> {
         let build_info = gauge_family(
             registry,

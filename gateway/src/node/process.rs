@@ -1,7 +1,7 @@
-//! What this process uses, under the names that Prometheus' client libraries share (`process_…`).
+//! The resource usage of this process, under the names common to Prometheus client libraries (`process_…`).
 //!
-//! Read from the kernel at each scrape. The collector of the `prometheus` crate counts processor time in whole seconds:
-//! of a node that is nearly idle it shows a staircase.
+//! Read from the kernel at each scrape. The `prometheus` crate's own collector counts processor time in whole
+//! seconds, which looks like a staircase for a mostly idle node.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ use rustix::{
 /// The metrics of this process.
 pub(super) struct Process {
     descriptions: Vec<Desc>,
-    /// When the process was started, in Unix time; `None` if that cannot be known.
+    /// When the process was started, in Unix time; `None` if unknown.
     started: Option<f64>,
 }
 
@@ -45,7 +45,7 @@ impl Collector for Process {
     }
 }
 
-/// What is used now. `None`: the kernel does not say it.
+/// The current usage. `None`: the kernel does not report it.
 #[derive(Default)]
 struct Usage {
     processor: f64,
@@ -65,7 +65,7 @@ impl Usage {
         let (virtual_bytes, resident_bytes) = (bytes(pages.next().flatten()), bytes(pages.next().flatten()));
         Self {
             processor: seconds(clock_gettime(ClockId::ProcessCPUTime)),
-            // One of them is that of the look itself.
+            // Without the one that this call opened.
             open_files: entries("/proc/self/fd").map(|count| count - 1),
             max_files: getrlimit(Resource::Nofile).current.and_then(|most| i64::try_from(most).ok()),
             virtual_bytes,
@@ -100,10 +100,10 @@ fn entries(directory: &str) -> Option<i64> {
     i64::try_from(fs::read_dir(directory).ok()?.count()).ok()
 }
 
-/// From the age of the process, which the kernel counts from the boot (proc(5), `starttime`).
+/// Computed from the age of the process, which the kernel counts from the boot (proc(5), `starttime`).
 fn started() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The name of the program comes before and may hold anything.
+    // The name of the program comes first and may contain anything.
     let ticks: f64 = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
     let per_second = u32::try_from(clock_ticks_per_second()).ok().filter(|ticks| *ticks > 0)?;
     let age = seconds(clock_gettime(ClockId::Boottime)) - ticks / f64::from(per_second);
@@ -153,13 +153,13 @@ mod tests {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
         let age = now - samples["process_start_time_seconds"];
         assert!((-0.1..3_600.0).contains(&age), "{age}");
-        // Other tests open and close files, too; not a hundred at once.
+        // Other tests open and close files too, but not a hundred at once.
         let held: Vec<_> = (0..200).map(|_| fs::File::open("/dev/null").unwrap()).collect();
         assert!(scrape(&registry)["process_open_fds"] > samples["process_open_fds"] + 100.0);
         drop(held);
     }
 
-    /// A node that does little uses a few hundredths of a second between two scrapes.
+    /// A nearly idle node uses a few hundredths of a second between two scrapes.
     #[test]
     fn processor_time_has_fractions_of_a_second() {
         let registry = Registry::new();

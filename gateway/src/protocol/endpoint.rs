@@ -1,4 +1,4 @@
-//! Where a protocol is reached, and what a request there becomes.
+//! The endpoints of a protocol: its routes, and what a request there becomes.
 
 use std::{fmt, pin::Pin, sync::Arc};
 
@@ -13,19 +13,19 @@ use crate::{
     vocabulary::{ProtocolName, Refusal},
 };
 
-/// A protocol, as the server sees it.
+/// A protocol as the server sees it.
 #[derive(Debug)]
 pub struct Endpoint {
     /// Its name in metrics and logs.
     pub name: ProtocolName,
     /// Which requests it serves.
     pub routes: &'static [Route],
-    /// Puts a refusal into the protocol's own form, if the request is such that it needs one. By default a refusal is
-    /// a problem document (RFC 9457).
+    /// Rewrites a refusal in the protocol's own form, for requests that need that. By default a refusal is a
+    /// problem document (RFC 9457).
     pub refuse: Option<Refuse>,
 }
 
-/// Requests for one path, and what they become.
+/// The requests for one path, and what they become.
 #[derive(Debug)]
 pub struct Route {
     /// The path; `{room}` stands for a room's name.
@@ -34,28 +34,28 @@ pub struct Route {
     pub on: On,
 }
 
-/// What a request must be like, and what it becomes.
+/// The kind of request that a route serves, and what it becomes.
 #[derive(Debug)]
 pub enum On {
-    /// A WebSocket handshake (RFC 6455 §4). Of those that offer subprotocols, the ones that offer this; of those that
-    /// offer none, all, if it is the first route of its path.
+    /// A WebSocket handshake (RFC 6455 §4) that offers this subprotocol. The first route of a path also
+    /// serves handshakes that offer none.
     WebSocket {
         /// The subprotocol.
         subprotocol: &'static str,
         /// Opens the session.
         open: Open,
     },
-    /// `GET` of a media type (RFC 9110 §12.5.1): the answer's body carries a session. Of requests that accept
-    /// several alike, the first route of the path serves them.
+    /// `GET` of a media type (RFC 9110 §12.5.1): the response body carries a session. If a request accepts
+    /// several types equally, the first route of the path serves it.
     Stream {
         /// The media type.
         media_type: &'static str,
-        /// Adds to the answer's head.
+        /// Sets additional response headers.
         head: fn(&mut HeaderMap),
         /// Opens the session.
         open: Open,
     },
-    /// A request with this method, answered at once.
+    /// A request with this method that is answered directly.
     Request {
         /// The method.
         method: Method,
@@ -64,24 +64,24 @@ pub enum On {
     },
 }
 
-/// Puts a refusal into a protocol's own form, if the request needs one.
+/// Rewrites a refusal in a protocol's own form, if the request needs that.
 pub type Refuse = fn(&Parts, &Problem) -> Option<Response<Body>>;
 
 /// Answers a request.
 pub type Answer = fn(Call) -> Answering;
 
-/// Decides what kind of session a request asks for, or refuses it. Who asks, and whether they may, is checked after
-/// that, and in the same way for all protocols.
+/// Decides which kind of session a request asks for, or refuses it. Authentication and authorization come
+/// after that, the same for all protocols.
 pub type Open = fn(&Ask<'_>) -> Result<Opening, Problem>;
 
-/// An answer that is being made.
+/// A pending response.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Problem>> + Send>>;
 
 /// A request for a session.
 pub struct Ask<'a> {
     /// Its head.
     pub request: &'a Parts,
-    /// The settings in effect.
+    /// The current settings.
     pub settings: &'a Settings,
     /// The room of the path, if the path names one.
     pub room: Option<RoomName>,
@@ -93,7 +93,7 @@ impl Ask<'_> {
         Query::new(self.request.uri.query())
     }
 
-    /// The room of the path, or those of `?room=…&room=…` without duplicates.
+    /// The room of the path, or those in `?room=…&room=…` without duplicates.
     pub fn rooms(&self) -> Result<Vec<RoomName>, Problem> {
         if let Some(room) = &self.room {
             return Ok(vec![room.clone()]);
@@ -119,9 +119,9 @@ impl Ask<'_> {
     }
 }
 
-/// A request to be answered at once.
+/// A request to be answered directly.
 pub struct Call {
-    /// What every request is checked by.
+    /// The checks for requests.
     pub gate: Arc<Gate>,
     /// Its head.
     pub request: Arc<Parts>,
@@ -131,18 +131,18 @@ pub struct Call {
     pub room: Option<RoomName>,
 }
 
-/// A session to be opened.
+/// A session to open.
 #[derive(Clone)]
 pub struct Opening {
-    /// The rooms that it is a member of from the start, without duplicates.
+    /// The rooms that it joins at the start, without duplicates.
     pub rooms: Vec<RoomName>,
-    /// Whether the client says who it is within the session, so that the request needs no token.
+    /// Whether the client authenticates within the session, and the request needs no token.
     pub signs_in_later: bool,
-    /// Makes its protocol.
+    /// Creates its protocol state.
     pub protocol: MakeProtocol,
 }
 
-/// Makes the protocol of one session.
+/// Creates the protocol state of one session.
 pub type MakeProtocol = Arc<dyn Fn() -> Box<dyn Protocol> + Send + Sync>;
 
 impl Endpoint {

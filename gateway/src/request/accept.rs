@@ -2,8 +2,8 @@
 
 use http::{HeaderMap, header};
 
-/// The one of `offered` that the request prefers: the one with the greatest weight, and of several with the same weight
-/// the first. Without `Accept`, anything is acceptable. `None` if nothing offered is.
+/// The entry of `offered` that the request prefers: the one with the greatest weight, and among equals the
+/// first. Without `Accept`, everything is acceptable. `None` if nothing offered is.
 pub fn preferred<'a>(headers: &HeaderMap, offered: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best: Option<(u16, &str)> = None;
     for media_type in offered {
@@ -15,12 +15,12 @@ pub fn preferred<'a>(headers: &HeaderMap, offered: impl IntoIterator<Item = &'a 
     best.map(|(_, media_type)| media_type)
 }
 
-/// Whether the request asks for a media type by its name.
+/// Whether the request names this media type explicitly.
 pub fn names(headers: &HeaderMap, media_type: &str) -> bool {
     ranges(headers).any(|(range, _)| range.eq_ignore_ascii_case(media_type))
 }
 
-/// The weight of a media type, in thousandths: that of the most specific range that covers it.
+/// The weight of a media type, in thousandths: that of the most specific range that matches it.
 fn weight(headers: &HeaderMap, media_type: &str) -> u16 {
     if !headers.contains_key(header::ACCEPT) {
         return 1000;
@@ -39,7 +39,7 @@ fn weight(headers: &HeaderMap, media_type: &str) -> u16 {
     covering.max().map_or(0, |(_, weight)| weight)
 }
 
-/// The ranges of `Accept` with their weights, in thousandths. A weight that cannot be understood counts as 1.
+/// The ranges of `Accept` with their weights, in thousandths. A malformed weight counts as 1.
 fn ranges(headers: &HeaderMap) -> impl Iterator<Item = (&str, u16)> {
     let lists = headers.get_all(header::ACCEPT).iter().filter_map(|list| list.to_str().ok());
     lists.flat_map(|list| list.split(',')).map(|range| {
@@ -50,7 +50,7 @@ fn ranges(headers: &HeaderMap) -> impl Iterator<Item = (&str, u16)> {
     })
 }
 
-/// A weight (RFC 9110 §12.4.2): from 0 to 1, with three decimals at most.
+/// Parses a weight (RFC 9110 §12.4.2): from 0 to 1, with three decimals at most.
 fn thousandths(weight: &str) -> Option<u16> {
     let (whole, decimals) = weight.split_once('.').unwrap_or((weight, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,7 +1,7 @@
-//! Which pages may talk to the public listener (Fetch, "CORS protocol").
+//! Which pages may use the public listener (Fetch, "CORS protocol").
 //!
-//! A page may be allowed to talk and yet not to use the browser's cookies ("credentials"): for these, its
-//! origin must be named. A page that carries its token itself proves that it has it; a cookie proves nothing
+//! A page may be allowed to connect but not to use the browser's cookies ("credentials"): that requires its
+//! origin to be listed by name. A page that sends a token proves that it has it. A cookie proves nothing
 //! about the page that made the browser send it (cross-site request forgery and WebSocket hijacking).
 
 use axum::body::Body;
@@ -10,16 +10,16 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, reques
 use super::gate::{authority, header_text};
 use crate::{config::Origins, settings::Settings};
 
-/// How long a browser may remember a preflight, in seconds: the most that Chromium honours.
+/// How long a browser may cache a preflight, in seconds: the maximum that Chromium honours.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
-/// What a page may set. The last two are sent unasked by replacements of `EventSource`.
+/// The headers that a page may set. Replacements of `EventSource` send the last two by default.
 const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
     "Authorization, Content-Type, Last-Event-ID, X-Event, Cache-Control, X-Requested-With",
 );
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("Retry-After");
 
-/// What the request says its page's origin is.
+/// The origin of the request's page, as the request states it.
 pub fn origin(request: &Parts) -> Option<&HeaderValue> {
     request.headers.get(header::ORIGIN)
 }
@@ -31,11 +31,11 @@ pub fn allowed_origin<'a>(origins: &Origins, request: &'a Parts) -> Option<&'a H
     origins.allows(value.to_str().ok()?, host).then_some(value)
 }
 
-/// Whether the request comes from a page that may use cookies, by what its browser says and no page can
-/// forge.
+/// Whether the request comes from a page that may use cookies, judging by headers that the browser sets and
+/// pages cannot forge.
 ///
-/// A WebSocket handshake, a `POST` and a request to another origin have `Origin`. A `GET` to the page's own
-/// origin has none; of it the browser says `Sec-Fetch-Site: same-origin` (Fetch Metadata §2.3).
+/// WebSocket handshakes, `POST`s and cross-origin requests have `Origin`. A `GET` to the page's own origin
+/// has none; instead the browser sends `Sec-Fetch-Site: same-origin` (Fetch Metadata §2.3).
 pub fn may_use_cookies(origins: &Origins, request: &Parts) -> bool {
     let host = authority(request).unwrap_or_default();
     match origin(request) {
@@ -46,12 +46,11 @@ pub fn may_use_cookies(origins: &Origins, request: &Parts) -> bool {
     }
 }
 
-/// Lets a page of an allowed origin read the response, also of a request with credentials if its origin is
-/// named.
+/// Lets a page of an allowed origin read the response, and with credentials if its origin is listed by name.
 ///
-/// The latter holds whether `auth.cookie` is set or not. Browsers send some requests with credentials only
-/// (`navigator.sendBeacon`), and withhold them if the preflight's answer does not allow it; where no cookie
-/// counts, allowing it reveals nothing.
+/// This does not depend on `auth.cookie`. Browsers send some requests only with credentials
+/// (`navigator.sendBeacon`) and withhold them if the preflight does not allow that. If cookies are not used,
+/// allowing it reveals nothing.
 pub fn expose(settings: &Settings, request: &Parts, mut response: Response<Body>) -> Response<Body> {
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
@@ -65,7 +64,8 @@ pub fn expose(settings: &Settings, request: &Parts, mut response: Response<Body>
     response
 }
 
-/// The answer to `OPTIONS`: what the path can do, and to an allowed page's preflight, that it may.
+/// The answer to `OPTIONS`: the methods of the path, and the CORS headers for a preflight from an allowed
+/// page.
 pub fn options(settings: &Settings, request: &Parts, methods: HeaderValue) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -85,7 +85,8 @@ pub fn options(settings: &Settings, request: &Parts, methods: HeaderValue) -> Re
 mod tests {
     use super::*;
 
-    /// Each row: the list, headers of a request to `gateway.example`, and whether its cookies count.
+    /// Each row: the allowed origins, headers of a request to `gateway.example`, and whether its cookies
+    /// count.
     #[test]
     fn cookies_count_for_pages_that_are_named() {
         let app = ("origin", "https://app.example");

@@ -1,8 +1,8 @@
-//! Whom a trusted proxy says a request comes from: `X-Forwarded-For`, or `Forwarded` (RFC 7239).
+//! The client's address as trusted proxies report it: `X-Forwarded-For`, or `Forwarded` (RFC 7239).
 //!
-//! Each proxy on the way appends whom it was asked by. So the list is read from its end, for as long as those
-//! who wrote it are trusted: the first who is not is the client, and whatever stands before that is what the
-//! client has made up.
+//! Each proxy appends the address that connected to it. The list is read from its end for as long as each
+//! entry was written by a trusted proxy. The first untrusted address is the client; anything before it may be
+//! made up by the client.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -10,12 +10,12 @@ use http::{HeaderMap, HeaderName, header};
 
 use crate::config::{ForwardedHeader, Networks};
 
-/// Proxies in a row. More is not a deployment but an attempt.
+/// The most proxies in a row. Longer chains are attacks, not deployments.
 const MAX_HOPS: usize = 32;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The client's address, and its port if it is said. `None` if there is no such header or an entry that
-/// counts cannot be understood.
+/// The client's address, and its port if given. `None` if the header is missing or a relevant entry is
+/// malformed.
 pub fn client(
     headers: &HeaderMap,
     header: ForwardedHeader,
@@ -29,7 +29,7 @@ pub fn client(
     let lines = headers.get_all(name).iter().rev();
     let entries = lines.flat_map(|line| {
         let entries = line.to_str().map(split).unwrap_or_default();
-        // A line that is no text has one entry, which cannot be understood.
+        // A line that is not text counts as one malformed entry.
         if entries.is_empty() { vec![""] } else { entries }.into_iter().rev()
     });
     for (hops, entry) in entries.enumerate() {
@@ -43,17 +43,17 @@ pub fn client(
 }
 
 type Hop = (IpAddr, Option<u16>);
-/// From a line to its entries.
+/// Splits a line into entries.
 type Split = fn(&str) -> Vec<&str>;
-/// From an entry to whom it names.
+/// Parses an entry.
 type Read = fn(&str) -> Option<Hop>;
 
-/// An entry of `X-Forwarded-For`: an address, which some proxies give a port.
+/// Parses an entry of `X-Forwarded-For`: an address, to which some proxies add a port.
 fn listed(entry: &str) -> Option<Hop> {
     entry.parse().map(|address| (address, None)).ok().or_else(|| node(entry))
 }
 
-/// An element of `Forwarded`: parameters, of which `for` counts.
+/// Parses an element of `Forwarded`: parameters, of which only `for` is used.
 fn forwarded(element: &str) -> Option<Hop> {
     let mut nodes = split(element, ';').into_iter().filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -63,7 +63,8 @@ fn forwarded(element: &str) -> Option<Hop> {
     node(value.strip_prefix('"').map_or(Some(value), |rest| rest.strip_suffix('"'))?)
 }
 
-/// A node (RFC 7239 §6) that is an address: IPv6 in brackets. `unknown` and obfuscated names are none.
+/// Parses a node (RFC 7239 §6) that is an address, with IPv6 in brackets. `unknown` and obfuscated names
+/// return `None`.
 fn node(text: &str) -> Option<Hop> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Some((address.ip(), Some(address.port())));
@@ -76,7 +77,7 @@ fn node(text: &str) -> Option<Hop> {
     Some((address, None))
 }
 
-/// The parts of a list, split where the separator is not quoted.
+/// Splits a list at separators that are not quoted.
 fn split(list: &str, separator: char) -> Vec<&str> {
     let (mut quoted, mut escaped) = (false, false);
     let parts = list.split(|c| {
@@ -154,7 +155,7 @@ mod tests {
         ] {
             assert_eq!(ask(F, lines).as_deref(), client, "{lines:?}");
         }
-        // What is not configured is not read.
+        // Only the configured header is read.
         let mut headers = HeaderMap::new();
         headers.insert(header::FORWARDED, HeaderValue::from_static("for=192.0.2.1"));
         assert_eq!(client(&headers, X, &Networks::default()), None);
@@ -169,7 +170,7 @@ mod tests {
             prop_assert_eq!(&ask(X, &[&format!("{spoofed}, 192.0.2.1, 10.0.0.1")]), &client);
             prop_assert_eq!(&ask(F, &[&spoofed, "for=192.0.2.1"]), &client);
             prop_assert_eq!(&ask(F, &[&format!("{unquoted}, for=192.0.2.1")]), &client);
-            // A quotation mark without its other makes the line unreadable, and nobody else of it.
+            // An unbalanced quotation mark makes only its own line unreadable.
             let line = format!("for=\"{unquoted}, for=192.0.2.1");
             prop_assert_eq!(&ask(F, &[&line]), &None);
         }

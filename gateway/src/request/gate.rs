@@ -1,4 +1,4 @@
-//! What every public route asks before it serves: may this request come in?
+//! The checks that public routes make before they serve a request.
 
 use std::{
     sync::{
@@ -24,50 +24,50 @@ use crate::{
     vocabulary::{Peer, ProtocolName, Refusal, RequestName, SessionIds, metrics::Label as _},
 };
 
-/// What the public routes know: settings, and whether the node takes anyone at all.
+/// What the public routes share: settings, and whether the node accepts sessions at all.
 pub struct Gate {
-    /// Keys, origins, limits and times.
+    /// Keys, origins, limits and timeouts.
     pub settings: Arc<LiveSettings>,
     /// Where publications go.
     pub broker: Arc<dyn Broker>,
-    /// Counts what is refused.
+    /// Counts refused requests.
     pub metrics: Arc<RequestMetrics>,
-    /// Counts what clients publish by requests.
+    /// Counts publications made by HTTP requests.
     pub traffic: Arc<Traffic>,
-    /// Counts the bodies that are held.
+    /// Accounts for the request bodies held in memory.
     pub budget: Arc<Budget>,
-    /// Names publishers that have no session.
+    /// Generates ids for publishers without a session.
     pub ids: Arc<SessionIds>,
-    /// What each shard holds.
+    /// The health and load of each shard.
     pub shards: Vec<Arc<ShardHealth>>,
-    /// Puts a refusal into the form that the request's protocol needs, if it needs one of its own.
+    /// Rewrites a refusal in the form that the request's protocol needs, if it needs a special one.
     pub refuse: fn(&Parts, &Problem) -> Option<Response<Body>>,
     /// Whether the demo page is served.
     pub demo: bool,
-    /// Set once the node is leaving: it is not ready any more.
+    /// Set once the node is draining: it is not ready any more.
     pub draining: AtomicBool,
-    /// Set when the pause of a drain is over: new sessions are refused from then on.
+    /// Set when the pause at the start of a drain is over: new sessions are refused from then on.
     pub closed: AtomicBool,
 }
 
 impl Gate {
-    /// Sockets open on the public listener, or on their way to a shard.
+    /// Open sockets of the public listener, including those on their way to a shard.
     pub fn connections(&self) -> usize {
         self.shards.iter().map(|health| health.load()).sum()
     }
 
-    /// The settings that count now.
+    /// The current settings.
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load()
     }
 
-    /// Whether the node is leaving.
+    /// Whether the node is draining.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Refuses a session when the node is full, or leaving and the pause is over. Load balancers take that
-    /// pause to find out: until then they still send new sessions, which are served.
+    /// Refuses a session if the node is full, or if it is draining and the pause is over. During the pause
+    /// load balancers notice the drain; the sessions that they still send are served.
     pub fn check_capacity(&self) -> Result<(), Problem> {
         if self.closed.load(Ordering::Relaxed) {
             return Err(Refusal::Draining.into());
@@ -75,7 +75,7 @@ impl Gate {
         self.check_connections()
     }
 
-    /// Refuses when the node is full. The request's own socket is among those counted.
+    /// Refuses a request if the node is full. The request's own socket is included in the count.
     pub fn check_connections(&self) -> Result<(), Problem> {
         if self.connections() > self.settings().sockets.connections {
             return Err(Refusal::Connections.into());
@@ -83,8 +83,8 @@ impl Gate {
         Ok(())
     }
 
-    /// Refuses pages of foreign origins. A request without `Origin` does not come from a page. While the node serves
-    /// the demo page, that page may connect whatever `origins` names.
+    /// Refuses pages of origins that are not allowed. A request without `Origin` does not come from a page.
+    /// While the node serves the demo page, that page may connect whatever `origins` lists.
     pub fn check_origin(&self, request: &Parts) -> Result<(), Problem> {
         if cors::origin(request).is_none()
             || cors::allowed_origin(&self.settings().origins, request).is_some()
@@ -96,10 +96,10 @@ impl Gate {
         }
     }
 
-    /// Whose request it is. The client hears one answer whatever was wrong with its token.
+    /// Authenticates a request. The client gets the same answer whatever is wrong with its token.
     ///
-    /// A token whose key nobody knows waits for a fetch of the key set, if one may be made, and is verified
-    /// once more. A cookie counts where there is no other token and the request's page may use it.
+    /// If the token's key is unknown, waits for a fetch of the key set, if one is allowed, and verifies once
+    /// more. A cookie is used only if there is no other token and the request's page may use it.
     pub async fn authenticate(&self, request: &Parts) -> Result<Arc<Identity>, Problem> {
         let settings = self.settings();
         let found = match explicit_token(request) {
@@ -109,10 +109,11 @@ impl Gate {
         self.verify(&settings, request, found).await.map_err(|_| Refusal::Unauthorized.into())
     }
 
-    /// Whose request it is, if it says so, where the protocol has a place of its own for a token.
+    /// Authenticates a request if it contains a token, for protocols that can also carry a token in a
+    /// message.
     ///
-    /// A token that was put into the request must be valid. A cookie need not be: browsers send it unasked,
-    /// and an old one must not stand in the way of the token that the client is about to send.
+    /// An explicit token must be valid. A cookie need not be: browsers send it unasked, and an old one must
+    /// not block the token that the client is about to send.
     pub async fn authenticate_early(&self, request: &Parts) -> Result<Option<Arc<Identity>>, Problem> {
         let settings = self.settings();
         match explicit_token(request) {
@@ -143,8 +144,8 @@ impl Gate {
         }
     }
 
-    /// Refuses when the identity's user has published more, or more often, than it may. `bytes` is not known
-    /// before the body has come.
+    /// Refuses if the identity's user has published too much or too often. `bytes` is unknown until the body
+    /// has been received.
     pub fn check_user(&self, identity: &Identity, bytes: Option<usize>) -> Result<(), Problem> {
         let (limiters, user) = (self.settings.limiters(), identity.subject());
         let (paid, refusal) = match bytes {
@@ -177,8 +178,8 @@ impl Gate {
         }
         let response = (self.refuse)(request, &problem).unwrap_or_else(|| problem.into_response());
         let mut response = self.expose(request, response);
-        // An attempt after a mistake costs a connection, and connections are counted. Whoever finds no place here must
-        // not take one while idle.
+        // Every retry after a mistake costs a connection, and connections are limited. A client that this
+        // node has no room for must not occupy an idle connection either.
         let is_mistake = status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS;
         if is_mistake || refusal.is_about_this_node() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -186,7 +187,7 @@ impl Gate {
         response
     }
 
-    /// Refuses an identity whose token has expired since it was verified: while the body came, or while the
+    /// Refuses an identity whose token has expired since it was verified, while the body arrived or the
     /// broker was asked.
     pub fn check_expiry(&self, identity: &Identity) -> Result<(), Problem> {
         if identity.remaining(SystemTime::now().into()).is_zero() {
@@ -196,7 +197,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Verifies what was found, and counts a failure.
+    /// Verifies the token, and counts a failure.
     async fn verify(
         &self,
         settings: &Settings,
@@ -214,21 +215,20 @@ impl Gate {
     }
 }
 
-/// A request for a session. It stays in the extensions of an answer that admits it, so that a shard which cannot
-/// take it after all refuses it as a route would: counted, logged, and readable by its page.
+/// A request for a session. It stays in the extensions of the response until the session is open or refused.
 pub struct Applicant {
-    /// Whom it asks.
+    /// The gate that checks it.
     pub gate: Arc<Gate>,
-    /// What it asks for.
+    /// The request's head.
     pub request: Parts,
-    /// What it would speak.
+    /// The protocol that it asks for.
     pub protocol: ProtocolName,
-    /// When it came.
+    /// When it arrived.
     pub began: Instant,
 }
 
 impl Applicant {
-    /// The answer: no.
+    /// Refuses it, and counts the handshake.
     pub fn refuse(&self, problem: Problem) -> Response<Body> {
         let seconds = self.began.elapsed().as_secs_f64();
         self.gate.metrics.handshake(self.protocol, problem.refusal().into(), seconds);
@@ -244,27 +244,26 @@ async fn verify_patiently(authenticator: &Authenticator, token: &Token) -> Resul
     verified
 }
 
-/// The token that the client has put into the request.
+/// The token that the client has put into the request explicitly.
 fn explicit_token(request: &Parts) -> Result<Token, AuthFailure> {
     credential::find(&request.headers, request.uri.query())
 }
 
-/// The token of the cookie, if there is to be one and the request comes from a page that may use it.
+/// The token in the cookie, if cookies are enabled and the request's page may use it.
 fn cookie_token(settings: &Settings, request: &Parts) -> Result<Token, AuthFailure> {
     let name = settings.cookie.as_ref().ok_or(AuthFailure::Missing)?;
     let found = name.find(&request.headers);
     if found != Err(AuthFailure::Missing) && !cors::may_use_cookies(&settings.origins, request) {
         tracing::debug!(
             request = request_name(request),
-            "a cookie was passed over: no page that may use it is known to be behind the request"
+            "ignored a cookie: the request does not come from a page that may use it"
         );
         return Err(AuthFailure::Missing);
     }
     found
 }
 
-/// The authority that the request is for: the target's own, if it is in absolute form, in place of `Host`
-/// (RFC 9112 §3.2.2).
+/// The authority of the request: of its target in absolute form, or else from `Host` (RFC 9112 §3.2.2).
 pub fn authority(request: &Parts) -> Option<&str> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
@@ -272,12 +271,12 @@ pub fn authority(request: &Parts) -> Option<&str> {
     }
 }
 
-/// What the log calls the request.
+/// The request's id in the log.
 pub fn request_name(request: &Parts) -> Option<DisplayValue<SessionId>> {
     request.extensions.get::<RequestName>().map(|name| tracing::field::display(name.0))
 }
 
-/// The text of a header, if it is there and visible ASCII.
+/// The text of a header, if it is present and visible ASCII.
 pub fn header_text<'a>(request: &'a Parts, name: &header::HeaderName) -> Option<&'a str> {
     request.headers.get(name)?.to_str().ok()
 }

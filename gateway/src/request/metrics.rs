@@ -1,4 +1,4 @@
-//! What is counted of requests, up to the moment in which they become sessions.
+//! Metrics of requests, until they become sessions.
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry};
 
@@ -18,7 +18,7 @@ const DROPPED_FOR: [Refusal; 3] = [Refusal::Connections, Refusal::Attempts, Refu
 pub struct RequestMetrics {
     /// 1 while the node is draining.
     pub draining: IntGauge,
-    /// How often the acceptor waited because `limits.accepts` was used up.
+    /// How often the acceptor paused because `limits.accepts` was used up.
     pub accept_pauses: IntCounter,
     handshakes: IntCounterVec,
     handshake_seconds: HistogramVec,
@@ -28,7 +28,7 @@ pub struct RequestMetrics {
 }
 
 impl RequestMetrics {
-    /// Registers them, for sessions of these protocols.
+    /// Registers the metrics, for sessions of these protocols.
     pub fn register(registry: &Registry, protocols: &[ProtocolName]) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             draining: gauge(registry, "tidegate_draining", "1 while the node is leaving.")?,
@@ -87,7 +87,7 @@ impl RequestMetrics {
         Ok(metrics)
     }
 
-    /// Counts an answered request for a session.
+    /// Counts a request for a session that has been answered.
     pub fn handshake(&self, protocol: ProtocolName, result: HandshakeResult, seconds: f64) {
         self.handshakes.with_label_values(&[protocol.as_str(), result.as_str()]).inc();
         self.handshake_seconds.with_label_values(&[protocol.as_str()]).observe(seconds);
@@ -98,7 +98,7 @@ impl RequestMetrics {
         self.refusals.with_label_values(&[refusal.as_str()]).inc();
     }
 
-    /// Counts a connection that was closed before there was a request.
+    /// Counts a connection that was closed before it sent a request.
     pub fn unanswered(&self, reason: Unanswered) {
         self.refusals.with_label_values(&[reason.as_str()]).inc();
     }

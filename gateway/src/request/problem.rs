@@ -1,4 +1,4 @@
-//! Answers that say no: problem details for HTTP APIs (RFC 9457).
+//! Refusals as HTTP responses: problem details for HTTP APIs (RFC 9457).
 
 use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 
@@ -7,20 +7,21 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use crate::{auth, vocabulary::Refusal};
 
-/// An answer that says no.
+/// A refusal of a request.
 #[derive(Debug)]
 pub struct Problem {
     refusal: Refusal,
     status: StatusCode,
     detail: Cow<'static, str>,
-    /// The least and the most seconds after which it may be tried again.
+    /// The range of seconds for `Retry-After`.
     retry_after: Option<RangeInclusive<u32>>,
-    /// Boxed, so that a `Result` with a problem in it stays small.
+    /// Boxed to keep a `Result` with a problem small.
     headers: Box<HeaderMap>,
 }
 
 impl Problem {
-    /// A refusal, and what was wrong and what was expected. The detail must hold no secret.
+    /// A refusal with a detail that says what was wrong and what was expected. The detail must contain no
+    /// secret.
     pub fn new(refusal: Refusal, detail: impl Into<Cow<'static, str>>) -> Self {
         let mut headers = Box::new(HeaderMap::new());
         if refusal == Refusal::Unauthorized {
@@ -30,7 +31,7 @@ impl Problem {
         Self { refusal, status: refusal.status(), detail: detail.into(), retry_after, headers }
     }
 
-    /// To be tried again after this time, or up to twice of it: all who are told together must not come back
+    /// Sets `Retry-After` to this time or up to twice as much, so clients refused together do not come back
     /// together.
     #[must_use]
     pub fn after(mut self, wait: Duration) -> Self {
@@ -39,21 +40,21 @@ impl Problem {
         self
     }
 
-    /// With another status than the refusal's usual one.
+    /// Replaces the refusal's usual status.
     #[must_use]
     pub fn with_status(mut self, status: StatusCode) -> Self {
         self.status = status;
         self
     }
 
-    /// With more headers.
+    /// Adds headers.
     #[must_use]
     pub fn with_headers(mut self, headers: HeaderMap) -> Self {
         self.headers.extend(headers);
         self
     }
 
-    /// Why.
+    /// The reason.
     pub fn refusal(&self) -> Refusal {
         self.refusal
     }
@@ -68,15 +69,15 @@ impl Problem {
         &self.detail
     }
 
-    /// Some number of milliseconds after which it may be tried again, if it is over by itself. Each call gives
-    /// another one.
+    /// A random number of milliseconds after which to retry, different for each call. `None` unless the
+    /// problem is temporary.
     pub fn come_back_after(&self) -> Option<u32> {
         let temporary = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         let seconds = self.retry_after.clone().filter(|_| temporary.contains(&self.status))?;
         Some(spread(seconds.start().saturating_mul(1_000)..=seconds.end().saturating_mul(1_000)))
     }
 
-    /// The answer: `application/problem+json` with `title`, `status` and `detail`.
+    /// The response: `application/problem+json` with `title`, `status` and `detail`.
     pub fn into_response(self) -> Response<Body> {
         let body = serde_json::json!({
             "title": self.status.canonical_reason().unwrap_or("Error"),
@@ -96,7 +97,7 @@ impl Problem {
     }
 }
 
-/// Some number of the range.
+/// A random number in the range.
 fn spread(range: RangeInclusive<u32>) -> u32 {
     let (least, most) = range.into_inner();
     let spread = getrandom::u32().unwrap_or(0) % (most - least).saturating_add(1);

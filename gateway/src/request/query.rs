@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use super::Problem;
 use crate::vocabulary::Refusal;
 
-/// A query, read parameter by parameter.
+/// A query, parsed on demand.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a>(&'a str);
 
 impl<'a> Query<'a> {
-    /// What follows the `?`, if anything.
+    /// The part after the `?`, if any.
     pub fn new(query: Option<&'a str>) -> Self {
         Self(query.unwrap_or_default())
     }
@@ -20,7 +20,7 @@ impl<'a> Query<'a> {
         form_urlencoded::parse(self.0.as_bytes()).filter(move |(key, _)| key == name).map(|(_, value)| value)
     }
 
-    /// The value of a parameter that may be given once.
+    /// The value of a parameter that may be given only once.
     pub fn one(self, name: &str) -> Result<Option<Cow<'a, str>>, Problem> {
         let mut values = self.all(name);
         let first = values.next();
@@ -31,7 +31,7 @@ impl<'a> Query<'a> {
         Ok(first)
     }
 
-    /// The value of a parameter that has a few possible values, the first of which is the default.
+    /// The value of a parameter with a few possible values. The first is the default.
     pub fn choice<const N: usize>(
         self,
         name: &str,

@@ -1,8 +1,8 @@
-//! Refused tokens, origins and grants, in the log.
+//! Log messages for refused tokens, origins and grants.
 //!
-//! The first thing that somebody looks for whose client does not connect. So they are logged at the default level, but
-//! no more than a few a second: anybody can cause them. At level `debug` none is left out. All of them have the target
-//! `tidegate::auth`, wherever they come from.
+//! They are the first thing to look for when a client cannot connect, so they are logged at the default
+//! level. Any client can cause them, so only a few per second are; level `debug` has them all. All have the
+//! target `tidegate::auth`, wherever they come from.
 
 use std::{
     fmt::Display,
@@ -25,17 +25,17 @@ use crate::{
 };
 
 const TARGET: &str = "tidegate::auth";
-/// Lines a second at level `info`, and at once.
+/// Lines per second at level `info`, and the burst.
 const PER_SECOND: NonZero<u32> = NonZero::new(10).expect("it is not zero");
-/// The longest part of a request that is quoted, in characters.
+/// The longest quoted part of a request, in characters.
 const MAX_QUOTED: usize = 200;
 
-/// Says that a request's token was refused.
+/// Logs that a request's token was refused.
 pub fn token(request: &Parts, failure: AuthFailure) {
     Refused { reason: failure.as_str(), error: &failure, ..Refused::of(request) }.log("a token was refused");
 }
 
-/// Says that the token was refused which a session has sent.
+/// Logs that a token sent within a session was refused.
 pub fn token_of_session(session: SessionId, failure: AuthFailure) {
     let refused = Refused {
         request: None,
@@ -50,14 +50,14 @@ pub fn token_of_session(session: SessionId, failure: AuthFailure) {
     refused.log("a token was refused");
 }
 
-/// Says that a request was refused for its page's origin, or for what its token does not grant.
+/// Logs that a request was refused because of its page's origin, or because its token lacks a grant.
 pub fn access(request: &Parts, problem: &Problem) {
     let host = quoted(request, &header::HOST);
     let (reason, error) = (problem.refusal().as_str(), &problem.detail());
     Refused { host, reason, error, ..Refused::of(request) }.log("a request was refused");
 }
 
-/// What a line says.
+/// The content of a line.
 struct Refused<'a> {
     request: Option<SessionId>,
     session: Option<SessionId>,
@@ -106,7 +106,7 @@ impl<'a> Refused<'a> {
     }
 }
 
-/// How many lines are logged at the default level.
+/// Limits the lines at the default level.
 struct Limit {
     rate: DefaultDirectRateLimiter,
     suppressed: AtomicU64,
@@ -117,8 +117,8 @@ impl Limit {
         Self { rate: RateLimiter::direct(Quota::per_second(PER_SECOND)), suppressed: AtomicU64::new(0) }
     }
 
-    /// If a line may be logged now: how many were not since the last one that was.
-    /// `logged_anyway` says whether a line that may not is logged at a lower level.
+    /// Returns `Some` if a line may be logged now, with the number suppressed since the last one.
+    /// `logged_anyway` says whether a suppressed line is logged at a lower level instead.
     fn admit(&self, logged_anyway: impl FnOnce() -> bool) -> Option<u64> {
         if self.rate.check().is_ok() {
             return Some(self.suppressed.swap(0, Ordering::Relaxed));

@@ -1,8 +1,8 @@
-//! Sockets, handed to the emptiest shard.
+//! Accepts sockets and hands them to the emptiest shard.
 //!
-//! What an address may do is looked at here, before a socket costs anything: a TLS handshake, a task, a
-//! request. Whoever is refused is answered by the shard, with a status, as long as that is a courtesy and
-//! not a burden.
+//! The limits of an address are checked here, before a socket costs anything: a TLS handshake, a task, a
+//! request. The shard answers refused clients with a status, as long as the number of refusals under way is
+//! small.
 
 use std::{
     io,
@@ -22,17 +22,18 @@ use crate::{
     vocabulary::Refusal,
 };
 
-/// Connections that the kernel holds for us while we are busy. A reconnect storm is the normal case.
+/// How many connections the kernel queues while we are busy. Reconnect storms are normal.
 const BACKLOG: i32 = 4096;
-/// Unsent bytes in the kernel at which a socket counts as full: what a stalled client costs there,
-/// without bounding the window of a fast one.
+/// Unsent bytes in the kernel at which a socket counts as full. This is what a stalled client costs there; it
+/// does not bound the window of a fast one.
 const NOT_SENT_LOW_WATER: u32 = 16 * 1024;
-/// Idle connections prove themselves to the kernel, too: an event stream's client never answers us. After this long
-/// without a byte the kernel asks, and again at the interval; whoever leaves that many unanswered is gone.
+/// TCP keepalive for idle connections, because the client of an event stream never answers us. After this
+/// long without a byte the kernel probes, and again at the interval. A peer that leaves this many probes
+/// unanswered is gone.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 4;
-/// How long to wait when the process has no descriptor left.
+/// How long to wait when the process has no file descriptors left.
 pub(super) const BREATHER: Duration = Duration::from_millis(50);
 
 /// Binds a listener.
@@ -49,7 +50,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, stop: CancellationToken) {
     let mut failures = Failures::of("public");
     loop {
-        // Those who come faster wait in the kernel: nobody is refused because others come, too.
+        // Faster arrivals wait in the kernel's backlog, so no client is refused because of others.
         while let Err(wait) = gate.settings.limiters().accept() {
             gate.metrics.accept_pauses.inc();
             if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
@@ -67,12 +68,12 @@ pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, s
                 let open: usize = shards.iter().map(|shard| shard.health().load()).sum();
                 if open >= gate.settings().sockets.all {
                     gate.metrics.dropped(Refusal::Connections);
-                    continue; // dropped, and thereby closed
+                    continue; // dropping the socket closes it
                 }
                 let Some(entry) = entry(&gate, peer) else { continue };
                 match prepare(socket, gate.settings().heartbeat.timeout) {
                     Ok(socket) => shard.accept(Accepted { socket, peer, entry }),
-                    Err(error) => tracing::debug!(%error, %peer, "a socket was lost while it was accepted"),
+                    Err(error) => tracing::debug!(%error, %peer, "lost a socket while accepting it"),
                 }
             }
             Err(error) if is_about_one_socket(&error) => {}
@@ -84,16 +85,16 @@ pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, s
     }
 }
 
-/// Accepts of a listener that failed, told once a second however many there are.
+/// Failed accepts of a listener, logged once a second however many there are.
 pub(super) struct Failures {
     listener: &'static str,
-    /// Since they were told.
+    /// Failures since the last log line.
     count: u64,
     told: Option<Instant>,
 }
 
 impl Failures {
-    /// None yet.
+    /// A listener without failures.
     pub(super) fn of(listener: &'static str) -> Self {
         Self { listener, count: 0, told: None }
     }
@@ -105,7 +106,7 @@ impl Failures {
         }
     }
 
-    /// Counts a failure. Returns how many there are to be told, once a second.
+    /// Counts a failure. Returns the number to log, once a second.
     fn note(&mut self, now: Instant) -> Option<u64> {
         self.count += 1;
         if self.told.is_some_and(|told| now.saturating_duration_since(told) < Duration::from_secs(1)) {
@@ -116,7 +117,7 @@ impl Failures {
     }
 }
 
-/// Whether a socket may come in; `None` if it is not worth an answer.
+/// Whether a socket may connect; `None` if it is closed without an answer.
 fn entry(gate: &Gate, peer: SocketAddr) -> Option<Entry> {
     let settings = gate.settings();
     if settings.trusted_proxies.contains(peer.ip()) {
@@ -146,7 +147,7 @@ fn prepare(socket: tokio::net::TcpStream, heartbeat_timeout: Duration) -> io::Re
     socket.into_std()
 }
 
-/// Whether only the socket that was being accepted is lost (accept(2), "Error handling").
+/// Whether the error concerns only the socket being accepted (accept(2), "Error handling").
 pub(super) fn is_about_one_socket(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -162,7 +163,7 @@ mod tests {
     fn failures_are_told_once_a_second_with_their_number() {
         let mut failures = Failures::of("ops");
         let start = Instant::now();
-        // As often as an acceptor without a descriptor tries.
+        // As often as an acceptor without file descriptors retries.
         let told: Vec<_> = (0..50).map(|n| failures.note(start + n * BREATHER)).collect();
         let told: Vec<_> = told.into_iter().enumerate().filter_map(|(n, told)| Some((n, told?))).collect();
         assert_eq!(told, [(0, 1), (20, 20), (40, 20)]);

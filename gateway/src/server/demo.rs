@@ -1,4 +1,4 @@
-//! The demo page: everything a first visitor needs, served by the node itself.
+//! The demo page: everything that a first visitor needs, served by the node itself.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use http::{HeaderValue, Response, header};
 
 use crate::request::Gate;
 
-/// No script, style or connection but this node's own.
+/// Allows scripts, styles and connections only from this node.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
     img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page and its parts.
+/// The page and its assets.
 pub fn routes() -> Router<Arc<Gate>> {
     Router::new()
         .route("/", get(async || asset("text/html; charset=utf-8", include_str!("../../assets/demo.html"))))

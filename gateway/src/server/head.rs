@@ -1,8 +1,7 @@
-//! What the head of a request must keep to, whatever it asks for and whichever listener it reaches.
+//! Rules for the head of every request, on both listeners.
 //!
-//! hyper refuses what it cannot parse. The rules here are those of RFC 9110 and RFC 9112 that need a server's
-//! judgement. They hold for all routes, and are checked before any of them runs: a rule that only one route
-//! checks is a rule that the next route forgets.
+//! hyper refuses what it cannot parse. The rules here are those of RFC 9110 and RFC 9112 that are left to the
+//! server. They apply to all routes and are checked before any route runs, so no route can forget them.
 
 use axum::{
     body::Body,
@@ -22,11 +21,11 @@ use crate::{
     vocabulary::Refusal,
 };
 
-/// Fields that mean something here and hold one value (RFC 9110 §5.3). Of two lines, two readers might each
-/// believe another one.
+/// Headers that are used here and have a single value (RFC 9110 §5.3). If there were two lines, different
+/// readers could use different ones.
 const SINGLE: [HeaderName; 3] = [ORIGIN, CONTENT_TYPE, publish::X_EVENT];
 
-/// Stands before all routes of the public listener.
+/// A layer around all routes of the public listener.
 pub async fn check_public(
     State(gate): State<std::sync::Arc<Gate>>,
     request: Request,
@@ -39,7 +38,7 @@ pub async fn check_public(
     }
 }
 
-/// Stands before all routes of the ops listener.
+/// A layer around all routes of the ops listener.
 pub async fn check_ops(request: Request, next: Next) -> Response<Body> {
     let (parts, body) = request.into_parts();
     match check(&parts) {
@@ -60,7 +59,7 @@ fn check(request: &Parts) -> Result<(), Problem> {
     Ok(())
 }
 
-/// RFC 9112 §3.2: one `Host`, with a value that can be one. HTTP/1.0 has none of its own.
+/// RFC 9112 §3.2: exactly one `Host`, with a valid value. HTTP/1.0 requests may have none.
 fn check_host(request: &Parts) -> Result<(), Problem> {
     let mut hosts = request.headers.get_all(HOST).iter();
     let sound = match (hosts.next(), hosts.next()) {
@@ -74,21 +73,20 @@ fn check_host(request: &Parts) -> Result<(), Problem> {
             "expected exactly one Host header, with a host's name",
         ));
     }
-    // RFC 9110 §4.2.4: a user's name in front of the host is there to mislead.
+    // RFC 9110 §4.2.4: user information before the host is usually an attempt to mislead.
     if request.uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err(Problem::new(Refusal::BadRequest, "expected a target without a user's name"));
     }
     Ok(())
 }
 
-/// `uri-host [ ":" port ]` (RFC 9110 §7.2). It may be empty: the target of a client that knows no name has
-/// none.
+/// `uri-host [ ":" port ]` (RFC 9110 §7.2). May be empty, if the target URI has no authority.
 fn is_host(value: &HeaderValue) -> bool {
     if value.is_empty() {
         return true;
     }
     let Ok(authority) = Authority::try_from(value.as_bytes()) else { return false };
-    // `Authority` takes a user's name, and anything for a port.
+    // `Authority` accepts user information, and anything as a port.
     let rest = authority.as_str().strip_prefix(authority.host());
     rest.is_some_and(|rest| {
         rest.is_empty()
@@ -96,7 +94,8 @@ fn is_host(value: &HeaderValue) -> bool {
     })
 }
 
-/// Refuses a body in a coding besides `chunked` (RFC 9112 §6.1): what lies below would be taken undecoded.
+/// Refuses a transfer coding other than `chunked` (RFC 9112 §6.1): the layers below would use the body
+/// undecoded.
 fn check_coding(request: &Parts) -> Result<(), Problem> {
     let mut codings = request.headers.get_all(TRANSFER_ENCODING).iter();
     let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");

@@ -1,4 +1,4 @@
-//! The second listener: metrics and probes. Never to be reached by clients.
+//! The second listener: metrics and probes. Clients must not be able to reach it.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -19,22 +19,22 @@ use crate::{
     vocabulary::{Refusal, metrics::gauge},
 };
 
-/// A shard that has not ticked for this long is stuck.
+/// A shard that has not ticked for this long counts as stuck.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// What the probes look at.
+/// The state behind the probes.
 pub struct Ops {
     gate: Arc<Gate>,
     broker: watch::Receiver<BrokerStatus>,
     beats: Mutex<Vec<Beat>>,
     registry: Registry,
-    // Set when they are asked for.
+    // Set on each scrape.
     sockets: IntGauge,
     sockets_limit: IntGauge,
     limit_accounts: IntGauge,
 }
 
-/// The last progress seen of a shard.
+/// The last observed progress of a shard.
 struct Beat {
     count: u64,
     seen: Instant,
@@ -86,13 +86,13 @@ async fn metrics(State(ops): State<Arc<Ops>>) -> Response<Body> {
             response
         }
         Err(error) => {
-            tracing::error!(%error, "the metrics could not be rendered");
+            tracing::error!(%error, "cannot render the metrics");
             plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be rendered\n")
         }
     }
 }
 
-/// Alive as long as every shard's loop turns. Never asks the broker: an outage there must not make an
+/// Alive as long as every shard's loop runs. Never asks the broker: an outage there must not make an
 /// orchestrator kill every node.
 async fn livez(State(ops): State<Arc<Ops>>) -> Response<Body> {
     let now = Instant::now();
@@ -114,8 +114,8 @@ async fn livez(State(ops): State<Arc<Ops>>) -> Response<Body> {
     }
 }
 
-/// Ready to take new sessions. A broker that was there once and is away now does not take the node out:
-/// every other node would go with it.
+/// Ready to accept new sessions. Losing the broker after the first connection does not make the node unready:
+/// all other nodes would become unready with it.
 async fn readyz(State(ops): State<Arc<Ops>>) -> Response<Body> {
     let gate = &ops.gate;
     if gate.is_draining() {

@@ -1,8 +1,8 @@
-//! The ops listener's sockets: few, short-lived, and never in each other's way.
+//! The ops listener's sockets: few, short-lived, and isolated from each other.
 //!
-//! Probes decide whether an orchestrator lets the node live, so nobody may keep them out: every connection has
-//! time-outs, there is a bound on how many are open, and at the bound a connection that is not being answered makes
-//! way for the newcomer.
+//! Probes decide whether an orchestrator keeps the node alive, so no client may block them. Every connection
+//! has timeouts, the number of open connections is bounded, and at the bound the oldest connection without a
+//! request in progress is closed for a new one.
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
@@ -20,16 +20,16 @@ use super::acceptor::{BREATHER, Failures, is_about_one_socket};
 
 use crate::http1::{self, Linger, Progress, RequestBody, Times};
 
-/// Open connections. Probes, a few scrapers and a person with a browser.
+/// The most open connections: probes, a few scrapers and a person with a browser.
 const MOST: usize = 128;
-/// A scraper that comes once a minute may keep its connection.
+/// A scraper that comes once a minute can keep its connection.
 const TIMES: Times =
     Times { head: Duration::from_secs(10), keep_alive: Duration::from_secs(120), farewell: GRACE };
 const PARTING: Linger = Linger { silence: Duration::from_secs(2), total: Duration::from_secs(5) };
-/// How long a leaving node waits for requests that are being served.
+/// How long a draining node waits for requests in progress.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// A connection, seen from the listener.
+/// An open connection.
 struct Open {
     task: AbortHandle,
     progress: Arc<Progress>,
@@ -62,14 +62,15 @@ pub async fn run(listener: TcpListener, routes: Router, stop: CancellationToken)
         }
     }
     drop(listener);
-    // Whoever is not done by then is cut off when the set is dropped.
+    // Requests still in progress then are cut off when the set is dropped.
     let ended = timeout(GRACE, async { while tasks.join_next().await.is_some() {} });
     if ended.await.is_err() {
-        tracing::debug!("requests of the ops listener are cut off");
+        tracing::debug!("cutting off requests on the ops listener");
     }
 }
 
-/// Whether there is room for one more connection, if need be in place of the oldest that is not being answered.
+/// Whether there is room for one more connection, if necessary by closing the oldest without a request in
+/// progress.
 fn make_room(open: &mut VecDeque<Open>) -> bool {
     open.retain(|connection| !connection.task.is_finished());
     if open.len() < MOST {

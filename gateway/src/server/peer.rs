@@ -1,8 +1,7 @@
-//! Whom a request comes from, and whether they may knock.
+//! The client's address of a request, and the limits of that address.
 //!
-//! A shard knows what the socket and a PROXY protocol header say. What is left is the proxy that speaks by
-//! a header of HTTP: only here is it known for whom, so only here can the client be held to what an
-//! address may do.
+//! The shard knows the address from the socket or a PROXY protocol header. A proxy that reports it in an HTTP
+//! header is handled here: only now is the client known, and only now can the limits of its address apply.
 
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use crate::{
     vocabulary::{AddressLimit, Peer, PeerStatus, Refusal},
 };
 
-/// Stands before all public routes.
+/// A layer around all public routes.
 pub async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response<Body> {
     match request.extensions().get::<PeerStatus>().copied().unwrap_or(PeerStatus::Known) {
         PeerStatus::Known => next.run(request).await,
@@ -40,7 +39,7 @@ pub async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Ne
                     }
                     response
                 }
-                // The connection is the proxy's, and others use it: everybody is answered.
+                // The connection belongs to the proxy and is shared, so even these get an answer.
                 Verdict::Refused(limit, _) | Verdict::Dropped(limit) => refuse(&gate, request, limit),
             }
         }

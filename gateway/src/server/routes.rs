@@ -1,7 +1,8 @@
-//! The public routes, made from the table of protocols: which protocol serves a request, and the checks before it does.
+//! The public routes, built from the table of protocols: which protocol serves a request, and the checks
+//! before that.
 //!
-//! Several protocols may share a path. A WebSocket handshake goes to the one whose subprotocol it offers, a `GET` to the
-//! one whose media type it prefers, and every other request to the one that takes its method.
+//! Several protocols may share a path. A WebSocket handshake goes to the one whose subprotocol it offers, a
+//! `GET` to the one whose media type it prefers, and any other request to the one that serves its method.
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Instant};
 
@@ -34,16 +35,16 @@ use crate::{
 /// The routes of one path.
 #[derive(Default)]
 struct Path {
-    /// Their protocols and subprotocols.
+    /// Protocols, with their subprotocols.
     web_sockets: Vec<(ProtocolName, &'static str, Open)>,
     streams: Vec<Stream>,
     requests: Vec<(Method, Answer)>,
-    /// What the path can do, as `Allow` lists it.
+    /// The methods of the path, as listed in `Allow`.
     methods: String,
     has_room: bool,
 }
 
-/// A media type, and what a request that prefers it becomes.
+/// A media type, and how to open a session for a request that prefers it.
 #[derive(Clone, Copy)]
 struct Stream {
     protocol: ProtocolName,
@@ -116,7 +117,7 @@ async fn serve(gate: Arc<Gate>, path: &Path, request: Request) -> Response<Body>
         Method::GET | Method::HEAD if !path.streams.is_empty() => {
             let (protocol, admitted) = body_stream(&gate, path, &request, room).await;
             let mut response = answer(Applicant { gate, request, protocol, began }, admitted);
-            // Instead of the `Origin` alone that every answer depends on.
+            // Replaces the `Origin` that every response lists.
             response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept, Origin"));
             response
         }
@@ -125,7 +126,7 @@ async fn serve(gate: Arc<Gate>, path: &Path, request: Request) -> Response<Body>
     }
 }
 
-/// Opens a session on a WebSocket. The protocol is known even where it is refused, for the metrics.
+/// Opens a session on a WebSocket. Also returns the protocol if it is refused, for the metrics.
 async fn web_socket(
     gate: &Gate,
     path: &Path,
@@ -160,7 +161,7 @@ async fn open_web_socket(
     Ok(response)
 }
 
-/// Opens a session in the body of the answer.
+/// Opens a session in the response body.
 async fn body_stream(
     gate: &Gate,
     path: &Path,
@@ -186,7 +187,8 @@ async fn open_stream(
     room: Option<RoomName>,
 ) -> Result<Response<Body>, Problem> {
     let admission = admit(gate, stream.protocol, stream.open, request, room, Transport::Body).await?;
-    // A body of unknown length: the answer to HEAD would state a known one, and the stream has none.
+    // The body has no known length; otherwise the response to HEAD would state one, although the stream has
+    // none.
     let mut response = Response::new(Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()));
     (stream.head)(response.headers_mut());
     if request.method == Method::GET {
@@ -195,7 +197,8 @@ async fn open_stream(
     Ok(response)
 }
 
-/// The checks that are the same for all protocols, in an order that tells nobody more than they may know.
+/// The checks that are the same for all protocols, in an order that reveals nothing to clients without
+/// access.
 async fn admit(
     gate: &Gate,
     protocol: ProtocolName,
@@ -218,7 +221,7 @@ async fn admit(
     Ok(Admission { identity, opening, protocol, framing: Framing::on(transport), deflate: None::<Deflate> })
 }
 
-/// The answer that a route has decided on.
+/// The response that a route has decided on.
 fn answer(applicant: Applicant, admitted: Result<Response<Body>, Problem>) -> Response<Body> {
     match admitted {
         Ok(response) => {
@@ -253,7 +256,7 @@ impl Path {
     }
 }
 
-/// The room of `/rooms/{room}`, percent-decoded (RFC 3986 §2.1).
+/// The room in `/rooms/{room}`, percent-decoded (RFC 3986 §2.1).
 fn room_of_path(path: &str) -> Result<RoomName, Problem> {
     let encoded = path.strip_prefix("/rooms/").unwrap_or_default();
     let mut rest = encoded.split('%');

@@ -1,4 +1,4 @@
-//! A WebSocket handshake as a route sees it: a problem, or the answer that makes it one.
+//! A route's view of a WebSocket handshake: a problem, or the response that completes it.
 
 use axum::body::Body;
 use http::{HeaderValue, Response, header, request::Parts};
@@ -13,18 +13,18 @@ use crate::{
     },
 };
 
-/// A correct handshake, and the subprotocol that the answer picks.
+/// A valid handshake, and the selected subprotocol.
 pub struct Accepted<'a> {
     handshake: Handshake<'a>,
     subprotocol: Option<HeaderValue>,
 }
 
-/// Checks a client's handshake, for a path whose endpoints speak `subprotocols`. Returns the index of the one that is
-/// chosen: the first that the client offers, or the first of all for a client that offers none.
+/// Checks a client's handshake for a path whose endpoints speak `subprotocols`. Returns the index of the
+/// selected one: the first that the client offers, or the first of all if the client offers none.
 ///
-/// A client that offers subprotocols expects one of them back, and never its token: a browser drops the connection
-/// after a 101 that selects none (the WHATWG standard), and its page learns no
-/// reason. So such an offer is refused, before the connection is anything.
+/// A client that offers subprotocols expects one of them in the response, and never its token. If the 101
+/// response selects none, a browser drops the connection (WHATWG standard) and its page learns no reason. So
+/// an offer without a known subprotocol is refused before the upgrade.
 pub fn accept<'a>(
     request: &'a Parts,
     subprotocols: &[&'static str],
@@ -46,7 +46,7 @@ pub fn accept<'a>(
     Ok((Accepted { handshake, subprotocol }, chosen.unwrap_or_default()))
 }
 
-/// What was offered is not repeated: a mistyped prefix would make it a token.
+/// Does not repeat the offer: with a mistyped prefix it would contain a token.
 fn not_spoken<'a>(mut offered: impl Iterator<Item = &'a str>, subprotocols: &[&str]) -> String {
     let offer = format!("expected `{}` in Sec-WebSocket-Protocol", subprotocols.join("` or `"));
     match offered.next() {
@@ -58,7 +58,7 @@ fn not_spoken<'a>(mut offered: impl Iterator<Item = &'a str>, subprotocols: &[&s
     }
 }
 
-/// The answer, and what is agreed on about compression.
+/// The response, and the negotiated compression.
 pub fn response(gate: &Gate, accepted: Accepted<'_>) -> (Response<Body>, Option<Deflate>) {
     let Accepted { handshake, subprotocol } = accepted;
     let mut response = handshake.response(subprotocol).map(|()| Body::empty());

@@ -1,5 +1,6 @@
-//! What every protocol must do, whatever its words are. Each protocol's folder says in `conformance.json` how a client of
-//! it begins and publishes, and what is junk; everything else is the same for all.
+//! What every protocol must do, whatever its messages look like. Each protocol's folder has a
+//! `conformance.json` with messages to begin and to publish, and junk. Everything else is the same for all
+//! protocols.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -16,21 +17,21 @@ use crate::{
     vocabulary::{CloseReason, Limit, ReplyError, metrics::Label as _},
 };
 
-/// How a protocol is spoken, in the words of transcripts.
+/// How a client of the protocol behaves, in the notation of the transcripts.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Spoken {
-    /// Sessions, each opened in another way.
+    /// Sessions, each opened in a different way.
     sessions: Vec<String>,
-    /// A session that must not hear what it publishes itself, if the protocol has such.
+    /// A session that does not receive its own publications, if the protocol supports that.
     without_echo: Option<String>,
-    /// What a client says before everything else.
+    /// What a client sends first.
     begin: Vec<String>,
     /// A publication of the text `hi` in the room `lobby`, if clients can publish.
     publish: Option<String>,
-    /// The client's answer to a heartbeat, where it is a message.
+    /// The client's answer to a heartbeat, if it is a message.
     pong: Option<String>,
-    /// What must neither be published nor pass unnoticed, unless the transport has no way to send at all.
+    /// Input that must neither be published nor ignored, unless clients cannot send at all.
     junk: Vec<String>,
 }
 
@@ -122,7 +123,7 @@ fn encoding(session: &mut Session) -> Encoding {
     Encoding::new(format, framing.transport).with_variant(variant).with_wrap(framing.wrap)
 }
 
-/// The payload's length that a short frame states.
+/// The payload length in a short frame.
 fn payload_of(frame: &[u8]) -> usize {
     usize::from(frame[1])
 }

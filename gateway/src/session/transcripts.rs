@@ -1,10 +1,10 @@
-//! Golden transcripts: what each protocol says, word for word.
+//! Golden transcripts: the exact output of each protocol.
 //!
-//! A transcript is a file of steps. Lines that begin with `>` are what happens to a session, the lines
-//! below each are everything that follows from it:
+//! A transcript is a file of steps. A line that begins with `>` is an input to the session, and the lines
+//! below it are all resulting effects:
 //!
 //! ```text
-//! session plain echo=false gap=close publish      the door, its options, and the grants beside subscribe
+//! session plain echo=false gap=close publish      the endpoint, its options, and the grants besides subscribe
 //! > client text hi                                a message of the client
 //! publish lobby text hi                           … is handed to the broker
 //! > room lobby text hello                         a publication
@@ -13,7 +13,7 @@
 //! close 1012 messages may have been missed
 //! ```
 //!
-//! Payloads and bytes are written as Rust writes byte strings.
+//! Payloads and bytes are written as Rust byte strings.
 
 use std::{
     collections::BTreeMap,
@@ -50,7 +50,7 @@ fn transcripts() {
             *played.entry(protocol.file_name().expect("a folder's name").to_owned()).or_insert(0) += 1;
         }
     }
-    // Each protocol with sessions has some.
+    // Each protocol with sessions has at least one.
     assert_eq!(played.len(), protocol::names().len(), "{played:?}");
 }
 
@@ -121,7 +121,7 @@ fn pings_are_commands_too() {
 const ROOM: &str = "lobby";
 const SESSION: SessionId = SessionId(7);
 
-/// Plays the steps again and compares all that is said with the file.
+/// Replays the steps and compares all output with the file.
 fn check(transcript: &str) {
     let mut lines = transcript.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     let first = lines.next().expect("a transcript begins with its session");
@@ -138,7 +138,7 @@ fn check(transcript: &str) {
     assert_eq!(played, expected);
 }
 
-/// A session and the limits that it is held to.
+/// A session and its limits.
 pub(super) struct Client {
     pub(super) session: Session,
     meters: SessionMeters,
@@ -146,7 +146,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// What the session's protocol writes, and what follows from it.
+    /// Returns what the session's protocol writes, and what follows from it.
     pub(super) fn write(
         &mut self,
         write: impl FnOnce(&mut dyn Protocol, &mut Packets) -> Then,
@@ -161,7 +161,7 @@ impl Client {
         play(self, step)
     }
 
-    /// A control frame of so many bytes. Returns what follows from it: nothing, if it may be answered.
+    /// Sends a control frame of this size. Returns the resulting effects: none if it may be answered.
     fn ping(&mut self, bytes: usize) -> Vec<String> {
         let mut effects = Effects::default();
         let allowance = Allowance { session: &self.meters, node: &self.limiters };
@@ -201,8 +201,8 @@ fn open_session(line: &str) -> Session {
     Session::new(SESSION, identity, state, framing)
 }
 
-/// Opens a session as a request would: of a room, or (`several_rooms`) of two; with the options as its query. Of several
-/// transports, `websocket` chooses that one.
+/// Opens a session as a request would: for one room, or (`several_rooms`) for two, with the options as its
+/// query. If there are several transports, `websocket` selects that one.
 fn opening(protocol: &str, options: &[&str]) -> (Opening, Framing) {
     let name = if protocol == "event_stream" { "sse" } else { protocol };
     let endpoint = TABLE.iter().find(|endpoint| endpoint.name.as_str() == name).expect("a protocol");
@@ -370,7 +370,7 @@ fn authenticator() -> Authenticator {
     Authenticator::new(AuthConfig::with_secret(&SECRET))
 }
 
-/// A token with these grants (separated by `;`), minted so long ago that so many seconds are left.
+/// A token with these grants (separated by `;`) that expires in `seconds`.
 fn token(subject: &str, grants: &str, seconds: u64) -> Token {
     let minted = UnixSeconds(NOW.0 - 60 + seconds);
     let subject = Subject::new(subject).expect("a subject");
@@ -378,7 +378,7 @@ fn token(subject: &str, grants: &str, seconds: u64) -> Token {
     mint::mint(&SECRET, &subject, &grants, Duration::from_secs(60), minted).expect("a token")
 }
 
-/// Puts tokens in the place of `<token SUBJECT GRANTS SECONDS>`.
+/// Replaces `<token SUBJECT GRANTS SECONDS>` with tokens.
 pub(super) fn with_tokens(step: &str) -> String {
     let mut parts = step.split("<token ");
     let mut text = parts.next().unwrap_or_default().to_owned();
@@ -392,7 +392,7 @@ pub(super) fn with_tokens(step: &str) -> String {
     text
 }
 
-/// Undoes `escape_ascii`, as far as transcripts use it.
+/// Undoes `escape_ascii`, as far as transcripts need it.
 fn unescape(text: &str) -> Bytes {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

@@ -1,9 +1,9 @@
-//! From an accepted socket to a connection whose subscriptions stand.
+//! From an accepted socket to a connection with active subscriptions.
 //!
-//! Routes ([`crate::server`]) are ordinary axum handlers that know nothing of shards: they check a
-//! request, answer it, and leave an [`Admission`] in the response if it is to become a session. Here the
-//! session is made, its rooms are joined, and only when the broker has acknowledged them does the answer
-//! go out: whatever is published after the client has read it, the client receives.
+//! Routes ([`crate::server`]) are ordinary axum handlers that know nothing of shards. They check a request,
+//! answer it, and attach an [`Admission`] to the response if the request becomes a session. This module
+//! creates the session and joins its rooms, and sends the response only after the broker has acknowledged the
+//! subscriptions: a client receives everything that is published after it has read the response.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -47,10 +47,10 @@ use crate::{
     websocket::Deflate,
 };
 
-/// What a route has decided: this request becomes a session. Travels in the extensions of the response.
+/// A route's decision that this request becomes a session. Travels in the extensions of the response.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    /// Whose session it is; where the client signs in within the session, it may turn out later.
+    /// The session's user. May be unknown until later if the client signs in within the session.
     pub identity: Option<Arc<Identity>>,
     /// What the request asked for.
     pub opening: Opening,
@@ -58,24 +58,24 @@ pub struct Admission {
     pub protocol: ProtocolName,
     /// How its messages are framed.
     pub framing: Framing,
-    /// What a WebSocket's handshake has agreed on about compression.
+    /// The compression that the WebSocket handshake negotiated.
     pub deflate: Option<Deflate>,
 }
 
-/// An HTTP connection, as those who serve its requests see it.
+/// State that an HTTP connection shares with the handlers of its requests.
 #[derive(Default)]
 struct HttpConnection {
-    /// Set once its own task exists; a session in a response needs it to end by force.
+    /// Set once the connection's task exists; a session in a response body aborts it to cut the connection.
     task: OnceCell<AbortHandle>,
     progress: Arc<Progress>,
-    /// The session that a response carries.
+    /// The session whose transport is a response on this connection.
     session: Cell<Option<ConnectionKey>>,
-    /// The session that takes the socket over once its handshake is answered.
+    /// The session that takes over the socket once the handshake has been answered.
     upgrading: RefCell<Option<Lease>>,
 }
 
 impl Worker {
-    /// Serves HTTP on a socket that has been handed over.
+    /// Serves HTTP on an accepted socket.
     pub fn accept(self: &Rc<Self>, accepted: Accepted) {
         let Accepted { socket, peer, entry } = accepted;
         let socket = TcpStream::from_std(socket);
@@ -83,7 +83,7 @@ impl Worker {
         let stream = match socket {
             Ok(socket) => Stream::new(socket, Arc::clone(&self.health.meter)),
             Err(error) => {
-                tracing::warn!(%error, "a socket could not be registered");
+                tracing::warn!(%error, "cannot register a socket with the runtime");
                 return;
             }
         };
@@ -99,7 +99,7 @@ impl Worker {
         (peer, standing): (Peer, PeerStatus),
         http: Rc<HttpConnection>,
     ) -> Response<ShardBody> {
-        // Of requests that came in one go, each waits for its turn among the others of this thread.
+        // Pipelined requests yield to the other tasks of this thread, one by one.
         tokio::task::yield_now().await;
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(standing);
@@ -110,7 +110,8 @@ impl Worker {
         match response.extensions_mut().remove::<Admission>() {
             None => response.map(ShardBody::Router),
             Some(admission) => {
-                let applicant = response.extensions_mut().remove().expect("stands beside an admission");
+                let applicant =
+                    response.extensions_mut().remove().expect("inserted along with the admission");
                 self.admit(admission, applicant, seat, response, &http).await
             }
         }
@@ -127,7 +128,7 @@ impl Worker {
         let metrics = &self.context.metrics;
         let lease = self.open_session(&admission, seat);
         let protocol = lease.connection.name();
-        // Refuse requests that passed the gate just before it closed: the drain does not know of them.
+        // Refuse requests that passed the gate before draining began; the drain has not counted them.
         let admitted = if self.leaving.is_cancelled() {
             Err(Refusal::Draining.into())
         } else {
@@ -137,7 +138,7 @@ impl Worker {
             if lease.connection.open() {
                 return Ok(());
             }
-            // It began to close while it waited for the broker.
+            // The session began to close while it waited for the broker.
             admission.identity.as_deref().map_or(Ok(()), |identity| applicant.gate.check_expiry(identity))?;
             Err(why_closed(lease.connection.phase()).into())
         });
@@ -172,8 +173,7 @@ impl Worker {
         }
     }
 
-    /// Makes the session and its connection, so that publications have a place to wait from the first
-    /// subscription on.
+    /// Creates the session and its connection, so publications can queue from the first subscription on.
     fn open_session(self: &Rc<Self>, admission: &Admission, seat: Option<Arc<Seat>>) -> Lease {
         let heartbeat = self.settings().heartbeat.interval;
         let now = self.now();
@@ -207,7 +207,7 @@ impl Worker {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
                 let session = lease.connection.id();
-                tracing::debug!(%session, %error, "the broker did not grant a subscription");
+                tracing::debug!(%session, %error, "a subscription failed");
                 Err(Outcome::from(&error).refusal)
             }
             Err(_) => Err(Refusal::Broker),
@@ -224,7 +224,7 @@ async fn serve_http(
 ) {
     let leaving = worker.leaving.clone();
     let Some((mut stream, peer, entry)) = hear_proxy(&worker, stream, peer, entry).await else { return };
-    // Held until it has been told.
+    // Held until the client has been refused.
     let (standing, _courtesy) = match entry {
         Entry::Client(seat) => {
             stream.sit(seat);
@@ -255,7 +255,7 @@ async fn serve_http(
     served.stream.end_http();
     if let (Some(lease), End::Done) = (http.upgrading.take(), &served.end) {
         lease.connection.attach_socket(&worker, served.stream, &served.read_ahead);
-        // A task of its own: this one holds the remains of the handshake.
+        // Use a new task: this one still holds the remains of the handshake.
         worker.tasks.spawn_local(lease.serve_socket());
         return;
     }
@@ -267,7 +267,7 @@ async fn serve_http(
             }
             tracing::debug!(%error, %peer, "an HTTP connection ended early");
             if is_about_memory(&error) {
-                // To wait for the rest of its head would cost what there is not.
+                // Memory is short: don't wait for the rest of the head.
                 worker.context.requests.unanswered(Unanswered::Memory);
                 return;
             }
@@ -276,7 +276,7 @@ async fn serve_http(
             worker.context.requests.unanswered(Unanswered::HeaderTimeout);
             tracing::debug!(%peer, "the head of a request took too long");
         }
-        End::AnswerTimeout => tracing::debug!(%peer, "an answer was not read"),
+        End::AnswerTimeout => tracing::debug!(%peer, "the client did not read a response in time"),
         End::Done | End::Idle => {}
     }
     if has_answered {
@@ -284,7 +284,7 @@ async fn serve_http(
     }
 }
 
-/// Why a session that began to close before it was open is refused.
+/// The refusal for a session that began to close before it was open.
 fn why_closed(phase: Phase) -> Refusal {
     match phase {
         Phase::Closing(CloseReason::OutOfMemory) => Refusal::Memory,
@@ -292,7 +292,7 @@ fn why_closed(phase: Phase) -> Refusal {
     }
 }
 
-/// Whether the kernel has given the connection up.
+/// Whether the kernel has timed the connection out.
 fn is_timed_out(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
@@ -304,7 +304,7 @@ fn is_about_memory(error: &hyper::Error) -> bool {
     source.is_some_and(|source| source.kind() == io::ErrorKind::OutOfMemory)
 }
 
-/// Closes a socket on which an answer may be under way.
+/// Closes a socket on which a response may still be in flight.
 async fn part(worker: &Worker, mut stream: Stream) {
     let hurry = async {
         worker.leaving.cancelled().await;
@@ -316,8 +316,8 @@ async fn part(worker: &Worker, mut stream: Stream) {
     }
 }
 
-/// Whom the connection comes from, if it is a proxy's that says so before everything else; it has as long
-/// for it as a head has.
+/// Reads the PROXY protocol header of a trusted proxy's connection, if one is expected, and returns the
+/// client that it names. The header has to arrive within the time allowed for a request head.
 async fn hear_proxy(
     worker: &Worker,
     stream: Stream,
@@ -334,7 +334,7 @@ async fn hear_proxy(
         Ok(Source::Client(client)) => client,
         Ok(Source::Proxy) => return Some((stream, peer.into(), Entry::Client(None))),
         Err(error) => {
-            // Who connects and says nothing is a probe.
+            // A peer that connects and sends nothing is a probe.
             if error.kind() != io::ErrorKind::UnexpectedEof {
                 worker.context.requests.unanswered(Unanswered::ProxyHeader);
             }
@@ -359,13 +359,14 @@ async fn hear_proxy(
     Some((stream, client.into(), entry))
 }
 
-/// The connection with TLS on it, if the node speaks TLS; it has as long for it as a head has.
+/// Performs the TLS handshake if the node serves TLS. It has to finish within the time allowed for a request
+/// head.
 async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stream> {
     let Some(tls) = &worker.context.tls else { return Some(stream) };
     let stream = match stream.with_tls(tls.current()) {
         Ok(stream) => stream,
         Err(error) => {
-            tracing::warn!(%error, "a TLS connection could not be made");
+            tracing::warn!(%error, "cannot create a TLS connection");
             return None;
         }
     };
@@ -378,12 +379,13 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
     match ended {
         Ok(Ok(())) => return Some(stream),
         Ok(Err(error)) => {
-            // Who connects and says nothing is a probe, as on a plain port.
+            // A peer that connects and sends nothing is a probe, as on a plain port.
             if stream.is_heard() {
                 worker.context.requests.unanswered(Unanswered::Tls);
             }
             tracing::debug!(%error, %peer, "a TLS handshake failed");
-            // The alert says why, and what the peer has sent behind its mistake must not destroy it.
+            // The alert says what went wrong. Linger, so that unread input does not reset the connection
+            // before the peer has read it.
             part(worker, stream).await;
         }
         Err(_) => {
@@ -394,11 +396,11 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
     None
 }
 
-/// How long a client may take to begin a session whose protocol has a beginning of its own.
+/// How long a client may take to begin its session, in protocols where the client sends a first message.
 const TIME_TO_BEGIN: Duration = Duration::from_secs(15);
-/// What a closed connection still waits for: a client far away, which has just sent the rest of a request.
+/// How long a closed connection lingers for a distant client that has just sent the rest of a request.
 const PARTING: Linger = Linger { silence: LINGER, total: Duration::from_secs(10) };
-/// How long it waits while the node is leaving.
+/// How long it lingers while the node is draining.
 const HURRY: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

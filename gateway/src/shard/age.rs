@@ -1,8 +1,9 @@
-//! The age at which a session is sent on to another node.
+//! The age at which a session is told to move to another node.
 //!
-//! A node that was added stays empty as long as sessions last. With `public.max_session_age` each is told to
-//! come back once in a while, and lands where there is room. Whoever came together must not leave together:
-//! every session has an end of its own. It follows from the session's name, so that nobody has to keep it.
+//! A newly added node stays empty for as long as existing sessions last. With `public.max_session_age`, each
+//! session is told to reconnect once in a while and lands where there is room. Sessions that began together
+//! must not end together, so each has its own deadline. The deadline is derived from the session's id, so
+//! nothing has to be stored.
 
 use std::time::Duration;
 
@@ -10,28 +11,28 @@ use broker_bridge::SessionId;
 
 use crate::clock::Tick;
 
-/// The part of the age that is the same for all.
+/// The part of the age limit that is the same for all sessions.
 const FIRM: f32 = 0.8;
 
 /// How old sessions may get.
 #[derive(Clone, Copy, Debug)]
 pub struct Age {
     limit: Option<Duration>,
-    /// Since when that is so. Sessions that are older were not made for it.
+    /// When the limit took effect. Older sessions began without it.
     since: Tick,
 }
 
 impl Age {
-    /// From now on `limit` counts.
+    /// Applies `limit` from `now` on.
     pub fn new(limit: Option<Duration>, now: Tick) -> Self {
         Self { limit, since: now }
     }
 
-    /// When the session that began at `born` is old enough.
+    /// When the session that began at `born` reaches its age limit.
     ///
-    /// Between 80 % and 100 % of the limit for a session that begins under it. One that was there before is
-    /// sent on at any time within the limit, counted from when it was set: a limit that comes late must not
-    /// end all old sessions in one moment.
+    /// Between 80 % and 100 % of the limit for a session that began under it. A session that is older than
+    /// the limit ends at any time within one limit of the change, so a newly set limit does not end all old
+    /// sessions at once.
     pub fn end(&self, session: SessionId, born: Tick) -> Tick {
         let Some(limit) = self.limit else { return Tick(u32::MAX) };
         let spread = spread(session);
@@ -43,8 +44,8 @@ impl Age {
     }
 }
 
-/// A number in `0..1` for each session. Names are counted up, and multiples of the golden ratio lie as
-/// evenly as any numbers can, however many are taken (Knuth, TAOCP volume 3, §6.4).
+/// A number in `0..1` for each session. Ids are consecutive, and multiples of the golden ratio are spread as
+/// evenly as possible, for any count of them (Knuth, TAOCP volume 3, §6.4).
 #[expect(clippy::cast_precision_loss, reason = "24 bits fit an f32's mantissa")]
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is counted up")]
 fn spread(session: SessionId) -> f32 {

@@ -1,7 +1,7 @@
 //! Publications of one room that arrived together.
 //!
-//! A member is handed them as one piece: what a delivery costs besides the system call is then paid once
-//! for all of them.
+//! Each member gets them as one piece, so the cost of a delivery besides the system call is paid once for all
+//! of them.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -10,10 +10,10 @@ use bytes::{Bytes, BytesMut};
 use super::Event;
 use crate::framing::{Broadcast, Cache, Encoding};
 
-/// The most payload that is put together. Beyond it copying costs more than it saves.
+/// The most payload bytes joined in one batch. Beyond this, copying costs more than it saves.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// Broadcasts of one room, in order, for all of its members alike.
+/// Broadcasts of one room, in order, the same for all of its members.
 #[derive(Debug, Default)]
 pub struct Batch {
     broadcasts: Vec<Arc<Broadcast>>,
@@ -22,18 +22,19 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Whether the batch need not be delivered before `event` is looked after.
+    /// Whether the batch may be delivered after `event` is handled.
     pub fn may_wait(&self, event: &Event) -> bool {
         match event {
             Event::Broadcast(broadcast) => self.takes(broadcast),
-            // Between the publications of one busy session stand the broker's acknowledgements of them: they
-            // say nothing about the room and may overtake what was published in it.
+            // The broker's acknowledgements come in between the publications of a busy session. They say
+            // nothing about the room, so they may overtake its publications.
             Event::Settled(_, outcome) => outcome.is_ok(),
             _ => false,
         }
     }
 
-    /// Whether `broadcast` may join the others: the same room, everybody's, and not too much in all.
+    /// Whether `broadcast` may join the batch: it is for the same room, neither it nor the batch excludes a
+    /// session, and the total stays within the bound.
     pub fn takes(&self, broadcast: &Broadcast) -> bool {
         self.broadcasts.last().is_none_or(|last| {
             last.room() == broadcast.room()
@@ -50,12 +51,12 @@ impl Batch {
         self.broadcasts.push(broadcast);
     }
 
-    /// The first of them, if there is any: it names the room and who is left out.
+    /// The first broadcast, if there is any. Gives the room and the excluded session of the batch.
     pub fn first(&self) -> Option<&Broadcast> {
         self.broadcasts.first().map(Arc::as_ref)
     }
 
-    /// Each of them alone, as members with this encoding are sent it.
+    /// Each broadcast separately, in this encoding, with the length of its payload.
     pub fn frames(
         &self,
         encoding: Encoding,
@@ -66,18 +67,18 @@ impl Batch {
             .map(move |broadcast| (broadcast.frame(encoding, threshold), broadcast.payload_len()))
     }
 
-    /// How many there are.
+    /// How many broadcasts there are.
     pub fn len(&self) -> usize {
         self.broadcasts.len()
     }
 
-    /// Their payload in bytes.
+    /// Their total payload in bytes.
     pub fn payload_len(&self) -> usize {
         self.payload
     }
 
-    /// What members with this encoding are sent: all of them, put together at most once. Publications with less
-    /// than `threshold` bytes are not compressed. Not for encodings with private heads, which stand between them.
+    /// All broadcasts in this encoding, joined once and cached. Publications shorter than `threshold` bytes
+    /// are not compressed. Not for encodings with per-member heads, which go between the publications.
     pub fn frame(&self, encoding: Encoding, threshold: usize) -> Cow<'_, Bytes> {
         debug_assert!(!encoding.has_heads(), "messages with heads are sent one by one");
         let [one] = self.broadcasts.as_slice() else {

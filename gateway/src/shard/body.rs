@@ -1,4 +1,4 @@
-//! A connection carried by the body of an HTTP response.
+//! A connection whose transport is the body of an HTTP response.
 
 use std::{
     pin::Pin,
@@ -11,13 +11,13 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::connection::Lease;
 
-/// The body of a response of the public listener.
+/// The body of a response on the public listener.
 ///
-/// Not `Send`: it may lean on a connection of this shard.
+/// Not `Send`: it may refer to a connection of this shard.
 pub enum ShardBody {
-    /// An ordinary answer.
+    /// An ordinary response.
     Router(RouterBody),
-    /// What a session is told, until it ends.
+    /// The output of a session, until it ends.
     Session(Lease),
 }
 

@@ -1,13 +1,13 @@
-//! One connection of a shard: a session, its outbound queue and what carries it.
+//! One connection of a shard: a session, its outbound queue and its transport.
 //!
-//! A connection is written from its shard's turn and read from its own task ([`carried`]); both run on one thread, so
-//! cells are enough. It begins to close in one place ([`Connection::begin_close`]) and is gone in one
-//! place ([`Worker::forget`], through its [`Lease`]).
+//! A connection is written from its shard's turn and read from its own task ([`carried`]). Both run on one
+//! thread, so cells are enough. It begins to close in one place ([`Connection::begin_close`]) and is removed
+//! in one place ([`Worker::forget`], through its [`Lease`]).
 //!
 //! # Idle cost
 //!
-//! Most connections do nothing most of the time and their memory is what a node is made of. The task of
-//! an idle WebSocket is one [`Lease`]; it holds no buffer (the shard lends one for a read), no timer (the
+//! Most connections are idle most of the time, and their memory limits how many a node can hold. The task of
+//! an idle WebSocket is one [`Lease`]. It holds no buffer (the shard lends one for a read), no timer (the
 //! shard's [`Timers`](super::timers::Timers) hold its key) and no frames.
 
 mod carried;
@@ -53,14 +53,14 @@ use crate::{
 };
 
 new_key_type! {
-    /// Names a connection within its shard; never reused while anything may still refer to it.
+    /// Identifies a connection within its shard. Never reused while anything may still refer to it.
     pub struct ConnectionKey;
 }
 
-/// How long a peer may take to read the last words and to close its side.
+/// How long a peer may take to read the close frame and close its side.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
-/// Publications of one session that the broker has not acknowledged. Beyond it the session is not read
-/// any further, so that one busy client cannot fill the queue of all.
+/// How many publications of one session may wait for the broker's acknowledgement. At this limit the session
+/// is not read, so one busy client cannot fill the queue shared by all.
 const MAX_IN_FLIGHT: u32 = 64;
 
 /// One connection.
@@ -75,99 +75,100 @@ pub struct Connection {
     carrier: RefCell<Carrier>,
     decoder: RefCell<Decoder>,
     phase: Cell<Phase>,
-    /// Whether it was ever open.
+    /// Whether it has ever been open.
     opened: Cell<bool>,
     /// The task that reads or writes for this connection.
     waker: RefCell<Option<Waker>>,
-    /// In the shard's list of connections to write this turn.
+    /// Whether it is in the shard's list of connections to write in this turn.
     pub(super) dirty: Cell<bool>,
-    /// The socket was full; its task waits until it can be written. Likewise a response.
+    /// The socket is full, and its task waits until it is writable. Likewise for a response.
     wants_write: Cell<bool>,
-    /// The body of the response has been told that something waits, and has not come for it since.
+    /// The response body has been woken for waiting output and has not polled since.
     offered: Cell<bool>,
-    /// A heartbeat goes out at the end of the turn.
+    /// A heartbeat is due at the end of the turn.
     ping_due: Cell<bool>,
-    /// The last delivery could not be queued; closed for that at the end of the turn.
+    /// Set if the last delivery could not be queued; the connection closes for this reason at the end of the
+    /// turn.
     doomed: Cell<Option<CloseReason>>,
-    /// Nothing the client sends is understood any more.
+    /// Input from the client is no longer parsed.
     deaf: Cell<bool>,
     in_flight: Cell<u32>,
-    /// Bytes of a message that has not ended, not charged yet.
+    /// Bytes of an incomplete message that have not been charged yet.
     unpaid: Cell<u32>,
-    /// Publications that did not fit into the broker's queue, in order. While there are any, the session
-    /// is not read.
+    /// Publications that did not fit into the broker's queue, in order. The session is not read while there
+    /// are any.
     blocked: RefCell<VecDeque<PublishRequest>>,
-    /// What has been counted of its queue and of what waits for the broker.
+    /// What the tallies include of its outbound queue and blocked publications.
     counted: Cell<Counted>,
-    /// In the shard's list of connections that hold something.
+    /// Whether it is in the shard's list of connections that hold memory.
     pub(super) holds: Cell<bool>,
     born: Tick,
-    /// When the last byte came.
+    /// When the last byte was received.
     heard: Cell<Tick>,
-    /// Since when, without a byte since, a ping has been in the hands of the kernel.
+    /// When a ping was handed to the kernel, if no byte has been received since.
     asked: Cell<Tick>,
-    /// A ping has left the queue; TLS may still keep it from the kernel.
+    /// A ping has left the queue, but TLS may not have passed it to the kernel yet.
     asking: Cell<bool>,
     next_ping: Cell<Tick>,
-    /// The client has to begin its session before that, unless the door was the beginning.
+    /// The client has to begin its session before this, unless the request already did.
     begin_by: Cell<Tick>,
-    /// The tick of its entry among the shard's timers.
+    /// The tick of its current timer entry in the shard.
     due: Cell<Tick>,
     close_by: Cell<Tick>,
     _seat: Option<Arc<Seat>>,
 }
 
-/// What a connection holds, as the shard's tally knows it.
+/// What a connection holds, as counted in the shard's tally.
 #[derive(Clone, Copy, Default)]
 struct Counted {
     /// Bytes queued for the client.
     queued: usize,
-    /// What the queue and the socket hold for this connection alone.
+    /// Bytes in the queue and the socket that only this connection holds.
     outbound: usize,
-    /// Publications that wait for room in the broker's queue.
+    /// Bytes of publications that wait for room in the broker's queue.
     blocked: usize,
 }
 
-/// What carries a connection.
+/// The transport of a connection.
 enum Carrier {
-    /// The upgrade or the response is on its way.
+    /// The upgrade or the response is still being prepared.
     Coming,
     /// A WebSocket.
     Socket { stream: Stream, shut: bool },
-    /// The body of an HTTP response; the handle ends the HTTP connection around it.
+    /// The body of an HTTP response; the handle aborts the HTTP connection.
     Response(AbortHandle),
-    /// Nothing any more.
+    /// None any more.
     Gone,
 }
 
-/// How far a connection has come.
+/// The phases of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Its subscriptions are being made; publications queue up already.
+    /// Its subscriptions are being set up. Publications queue up already.
     Admitting,
-    /// Everything works.
+    /// It is in service.
     Open,
-    /// The last words are on their way.
+    /// The close frame is on its way.
     Closing(CloseReason),
 }
 
-/// What a new connection starts with.
+/// The parameters of a new connection.
 pub struct Start {
     pub session: Session,
     pub name: ProtocolName,
-    /// What was agreed on about compression.
+    /// The negotiated compression.
     pub deflate: Option<Deflate>,
     pub now: Tick,
-    /// When the client must have begun its session, unless the door was the beginning.
+    /// When the client must have begun its session, unless the request already did.
     pub begin_by: Tick,
-    /// When it is first pinged.
+    /// When the first ping is due.
     pub first_ping: Tick,
-    /// Its place among the connections of its address, if that is known by its request only.
+    /// Its connection permit for the client's address, if the address was known only from the request.
     pub seat: Option<Arc<Seat>>,
 }
 
 impl Connection {
-    /// A connection that is not carried by anything yet.
+    /// A connection that has no transport yet.
     pub fn new(key: ConnectionKey, start: Start) -> Self {
         let Start { session, name, deflate, now, begin_by, first_ping, seat } = start;
         let mut decoder = Decoder::new();
@@ -234,7 +235,7 @@ impl Connection {
         self.phase.get()
     }
 
-    /// Its subscriptions stand. Returns false if it has begun to close in the meantime.
+    /// Marks the subscriptions as active. Returns false if the connection has begun to close in the meantime.
     pub fn open(&self) -> bool {
         let admitting = self.phase.get() == Phase::Admitting;
         if admitting {
@@ -248,12 +249,12 @@ impl Connection {
         self.opened.get()
     }
 
-    /// The number of the first thing said in `room` that is said to this connection.
+    /// The number of the first message in `room` that this connection receives.
     pub fn since(&self, room: &RoomName) -> u64 {
         self.memberships.borrow().get(room).map_or(u64::MAX, |membership| membership.since)
     }
 
-    /// How publications of `room` are written for this connection, which `request` subscribed to it.
+    /// How publications of `room` are encoded for this connection, whose `request` subscribed to it.
     pub fn encoding(&self, room: &RoomName, request: RequestId) -> (Encoding, Option<Rc<MemberState>>) {
         let mut session = self.session.borrow_mut();
         let RoomFormat { format, variant, state } = session.format(room, request);
@@ -262,7 +263,7 @@ impl Connection {
         (encoding.with_deflate(self.deflate), state)
     }
 
-    /// Queues what the protocol sends before everything else.
+    /// Queues the message that the protocol sends first, if any.
     pub fn greet(&self, worker: &Worker) {
         let mut packets = worker.take_packets();
         self.session.borrow_mut().greet(worker.spread(), &mut packets);
@@ -272,14 +273,14 @@ impl Connection {
         worker.give_packets(packets);
     }
 
-    // ---- what the shard's turn does ----
+    // ---- called from the shard's turn ----
 
-    /// Other settings count now: what waits was queued by the old ones.
+    /// New settings apply: what is queued now was ordered by the old ones.
     pub fn seal_outbound(&self) {
         self.outbound.borrow_mut().seal();
     }
 
-    /// Tells the session of a gap.
+    /// Notifies the session of a gap.
     pub fn gap(&self, worker: &Worker, room: &RoomName, cause: GapCause) {
         let mut effects = worker.take_effects();
         self.session.borrow_mut().gap(room, cause, &mut effects);
@@ -287,7 +288,7 @@ impl Connection {
         worker.give_effects(effects);
     }
 
-    /// The broker has taken one of the session's publications, or has not.
+    /// The broker has accepted or refused one of the session's publications.
     pub fn settled(&self, worker: &Worker, request: u64, outcome: &Result<(), BrokerError>) {
         let was_full = self.in_flight.get() >= MAX_IN_FLIGHT;
         self.in_flight.set(self.in_flight.get().saturating_sub(1));
@@ -304,8 +305,8 @@ impl Connection {
         }
     }
 
-    /// The broker has acknowledged a room that the session asked for, or has not. Returns whether the session
-    /// is to be a member now.
+    /// The broker has accepted or refused a subscription that the session asked for. Returns whether the
+    /// session becomes a member now.
     pub fn joined(
         &self,
         worker: &Worker,
@@ -323,7 +324,7 @@ impl Connection {
         member
     }
 
-    /// Does what is due and says when to come back.
+    /// Handles what is due and returns when to call again.
     pub fn on_timer(&self, worker: &Worker, now: Tick) -> Option<Tick> {
         match self.phase.get() {
             Phase::Closing(_) => {
@@ -335,7 +336,7 @@ impl Connection {
             }
             Phase::Admitting | Phase::Open if now >= self.expires(now) => {
                 let reason = self.session.borrow().expired();
-                // What the client has said already is read before it is late; once.
+                // Before closing as stale, read what the client has already sent, once.
                 let unheard = reason == CloseReason::Stale && self.has_unread();
                 if self.begin_by.replace(Tick::default()) > Tick::default() && unheard {
                     return Some(now);
@@ -349,7 +350,7 @@ impl Connection {
                 Some(self.close_by.get())
             }
             Phase::Open => {
-                // Only a WebSocket's client answers; for the others the kernel's time-outs watch.
+                // Only WebSocket clients answer pings. For other transports the kernel's timeouts apply.
                 if now >= self.silent_by(worker) {
                     if !self.has_unread() {
                         self.begin_close(worker, CloseReason::HeartbeatTimeout);
@@ -369,8 +370,8 @@ impl Connection {
         }
     }
 
-    /// Begins to ask anew whether the peer is there: it has not been asked in time for another
-    /// `heartbeat.timeout`, and must not be closed for that.
+    /// Restarts the heartbeat after a change of settings. The peer was not pinged in time for the new
+    /// `heartbeat.timeout` and must not be closed for that.
     pub fn begin_heartbeat(&self, worker: &Worker) {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
@@ -390,13 +391,13 @@ impl Connection {
         self.session.borrow().timing().promised.map_or(interval, |promised| interval.min(promised))
     }
 
-    /// The peer has said something.
+    /// Records that the peer has sent something.
     fn hear(&self, now: Tick) {
         self.heard.set(now);
         self.asked.set(Tick::NEVER);
     }
 
-    /// The kernel has a ping for the peer.
+    /// Records that the kernel has taken a ping for the peer.
     fn ask(&self, worker: &Worker) {
         self.asked.set(self.asked.get().min(worker.now()));
         let silent_by = self.silent_by(worker);
@@ -405,24 +406,24 @@ impl Connection {
         }
     }
 
-    /// When the peer will have been silent for too long: no byte for `heartbeat.timeout`, and none since it was asked,
-    /// for which it has as long as it would have had if it had been asked in time. A ping that waits behind what the
-    /// peer does not read is no question.
+    /// When the peer counts as gone: it has sent nothing for `heartbeat.timeout`, and nothing since it was
+    /// pinged, for as long as it would have had to answer a ping sent in time. A ping that is queued behind
+    /// unread output does not count as sent.
     fn silent_by(&self, worker: &Worker) -> Tick {
         let timeout = worker.settings().heartbeat.timeout;
         let to_answer = timeout.saturating_sub(self.heartbeat_interval(worker));
         self.heard.get().after(timeout).max(self.asked.get().after(to_answer))
     }
 
-    /// When its time is over, by the shard's clock.
+    /// When its session expires, by the shard's clock.
     ///
-    /// A token ends in real time, whether the node has run in the meantime or not.
+    /// A token expires in real time, even if the node was suspended in the meantime.
     pub fn expires(&self, now: Tick) -> Tick {
         let ends = self.session.borrow().ends();
         ends.map_or(self.begin_by.get(), |at| now.after(at.since(SystemTime::now().into())))
     }
 
-    /// The shard's clock has stood still: the end of a token may be nearer than was thought.
+    /// The shard's clock has been paused, so the token may expire earlier than the timer was set for.
     pub fn set_expiry_timer(&self, worker: &Worker, now: Tick) {
         let expires = self.expires(now);
         if expires < self.due.get() && !matches!(self.phase.get(), Phase::Closing(_)) {
@@ -430,19 +431,19 @@ impl Connection {
         }
     }
 
-    /// Whether the peer has sent something that has not been read.
+    /// Whether the peer has sent something that has not been read yet.
     fn has_unread(&self) -> bool {
         matches!(&*self.carrier.borrow(), Carrier::Socket { stream, .. } if stream.has_unread())
     }
 
-    /// When the session is old enough to be sent on.
+    /// When the session reaches its age limit.
     fn ages(&self, worker: &Worker) -> Tick {
         worker.end_of_age(self.id, self.born)
     }
 
-    /// Asks the peer whether it is there. Most connections are idle when they are asked: their queue, empty, stays
-    /// without memory. A ping that does not fit into the queue is left out: the peer has more than enough to read
-    /// already, and a room's policy may keep the queue full for as long as the peer is slow.
+    /// Pings the peer. Most connections are idle when pinged, so an empty queue is bypassed and stays without
+    /// memory. A ping that does not fit into the queue is skipped: the peer has enough to read already, and a
+    /// room's overflow policy may keep the queue full for as long as the peer is slow.
     fn ping(&self, worker: &Worker) {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
@@ -460,13 +461,13 @@ impl Connection {
         worker.give_packets(packets);
     }
 
-    /// Starts to end the connection: it leaves its rooms, hears its last words, and is cut off if it does
-    /// not close its side in time. The first reason counts.
+    /// Begins to close the connection: it leaves its rooms, sends its final message, and is cut off if the
+    /// peer does not close its side in time. Only the first reason counts.
     pub fn begin_close(&self, worker: &Worker, reason: CloseReason) {
         self.close_with(worker, reason, None);
     }
 
-    /// Likewise, with last words that the protocol does not choose.
+    /// Likewise, with `words` instead of the protocol's final message.
     fn close_with(&self, worker: &Worker, reason: CloseReason, words: Option<Bytes>) {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
@@ -501,7 +502,7 @@ impl Connection {
         self.wake();
     }
 
-    // ---- what both do ----
+    // ---- called from both ----
 
     fn run(&self, worker: &Worker, effects: &mut Effects) {
         for effect in effects.drain() {
@@ -517,7 +518,7 @@ impl Connection {
                 }
                 Effect::Limited(limit) => worker.context.metrics.limited(limit),
                 Effect::Expires(_) => self.set_expiry_timer(worker, worker.now()),
-                // The farewell is the last that a client hears (for a WebSocket, RFC 6455 section 5.5.1).
+                // Nothing follows the final message (for a WebSocket, RFC 6455 section 5.5.1).
                 Effect::Send(_) if matches!(self.phase.get(), Phase::Closing(_)) => {}
                 Effect::Send(bytes) => {
                     self.queue(worker, bytes.into(), Lane::Session);
@@ -544,7 +545,7 @@ impl Connection {
         }
     }
 
-    /// What carries the connection has come to its end, by this error or at the peer's wish.
+    /// The transport has ended, by this error or because the peer closed it.
     fn lost(&self, worker: &Worker, error: Option<&io::Error>) {
         let timed_out = error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
         let reason = if timed_out { CloseReason::NoProgress } else { CloseReason::Lost };
@@ -552,12 +553,12 @@ impl Connection {
         self.cut();
     }
 
-    /// Lets go of what carries the connection: it has come to its own end.
+    /// Drops the transport, which has ended by itself.
     pub fn detach(&self) {
         self.carrier.replace(Carrier::Gone);
     }
 
-    /// Ends what carries the connection, whatever is still queued.
+    /// Cuts the transport, whatever is still queued.
     fn cut(&self) {
         match self.carrier.replace(Carrier::Gone) {
             Carrier::Response(http) => http.abort(),
@@ -580,8 +581,8 @@ impl Connection {
     }
 }
 
-/// Whoever holds the lease keeps the connection in its shard's tables; dropped, in whatever way, the
-/// connection is gone from them.
+/// Keeps the connection in its shard's tables. When it is dropped, for whatever reason, the connection is
+/// removed from them.
 pub struct Lease {
     pub worker: Rc<Worker>,
     pub connection: Rc<Connection>,
@@ -594,7 +595,7 @@ impl Drop for Lease {
 }
 
 impl Lease {
-    /// Carries the connection over its socket until it is over.
+    /// Serves the connection over its socket until it ends.
     pub fn serve_socket(self) -> impl Future<Output = ()> {
         poll_fn(move |cx| self.connection.poll_socket(&self.worker, cx))
     }

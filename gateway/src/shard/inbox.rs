@@ -1,13 +1,13 @@
-//! What the rest of the process has to say to a shard.
+//! The queue of events for a shard.
 //!
-//! Many threads post, one shard takes everything there is in one go, and is woken only when the inbox
-//! turns from empty to not empty.
+//! Many threads post. The shard takes everything in one go, and is woken only when the inbox turns from empty
+//! to non-empty.
 //!
-//! Bound: broadcasts may hold a fixed number of payload bytes (plus a fixed share for each), those included that
-//! the shard has taken and that wait for their room's turn. What does not fit is dropped and told as a gap in its
-//! place, since blocking the broker's reader would hurt every room of the node. All other events are bounded by
-//! what causes them: an accepted socket by the connection limit, a settled publication by the sessions'
-//! publications in flight, a gap by the rooms.
+//! Bound: broadcasts may hold a fixed number of payload bytes, plus a fixed cost for each. This includes
+//! broadcasts that the shard has taken but not delivered yet. A broadcast that does not fit is dropped and
+//! replaced by a gap event, because blocking the broker's reader would delay every room of the node. All
+//! other events are bounded by their causes: accepted sockets by the connection limit, settled publications
+//! by the sessions' publications in flight, gaps by the number of rooms.
 
 use std::{
     collections::HashSet,
@@ -30,20 +30,20 @@ use crate::{
     vocabulary::AddressLimit,
 };
 
-/// One thing for a shard to do.
+/// An event for a shard to handle.
 #[derive(Debug)]
 pub enum Event {
-    /// A socket for this shard to keep.
+    /// A new socket for this shard.
     Accepted(Accepted),
     /// A publication for a room with members on this shard.
     Broadcast(Arc<Broadcast>),
-    /// Publications of the room may be missing just here.
+    /// Publications of the room may be missing at this point.
     Gap(RoomName, GapCause),
-    /// A publication of one of this shard's sessions was taken by the broker, or was not.
+    /// The broker has accepted or refused a publication of one of this shard's sessions.
     Settled(Ticket, Result<(), BrokerError>),
-    /// Close all sessions at this pace, and end.
+    /// Close all sessions at this pace, then end.
     Drain(Arc<Pace>),
-    /// Drop everything and end.
+    /// Drop everything and end at once.
     Stop,
 }
 
@@ -52,20 +52,20 @@ pub enum Event {
 pub struct Accepted {
     /// The socket, already non-blocking.
     pub socket: std::net::TcpStream,
-    /// The other end.
+    /// The remote end of the socket.
     pub peer: SocketAddr,
-    /// Whether it may come in.
+    /// Whether the client may connect.
     pub entry: Entry,
 }
 
-/// What the acceptor knows of a socket.
+/// What the acceptor knows about a socket's peer.
 #[derive(Debug)]
 pub enum Entry {
-    /// A client, on its seat if seats are counted.
+    /// A client, with its connection permit if connections per address are counted.
     Client(Option<Seat>),
-    /// A trusted proxy: whom it speaks for is to be heard.
+    /// A trusted proxy: the client's address is not known yet.
     Proxy,
-    /// A client that is to be told why not.
+    /// A client to be refused with a response.
     Refused(AddressLimit, Courtesy),
 }
 
@@ -78,26 +78,26 @@ pub struct Inbox {
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
-    /// What broadcasts count against the capacity: those among the events, and those that the shard has taken
-    /// and is not done with.
+    /// Bytes that broadcasts count against the capacity: those among the events, and those that the shard has
+    /// taken and not finished.
     bytes: usize,
-    /// Rooms whose overflow has been told since the shard last looked.
+    /// Rooms with an overflow gap posted since the shard last took events.
     overflowed: HashSet<RoomName>,
     waker: Option<Waker>,
 }
 
 impl Inbox {
-    /// An inbox whose broadcasts may hold this many bytes.
+    /// An inbox whose broadcasts may hold `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
         Self { state: Mutex::default(), capacity: AtomicUsize::new(capacity) }
     }
 
-    /// From now on broadcasts may hold this many bytes. What is there already stays.
+    /// Changes how many bytes broadcasts may hold. Queued events stay.
     pub fn set_capacity(&self, capacity: usize) {
         self.capacity.store(capacity, Ordering::Relaxed);
     }
 
-    /// Posts an event that always fits.
+    /// Posts an event that is not bounded by the capacity.
     pub fn post(&self, event: Event) {
         let waker = {
             let mut state = self.state.lock();
@@ -106,8 +106,9 @@ impl Inbox {
         wake(waker);
     }
 
-    /// Takes all events, in the order in which they were posted. `into` must be empty and gives its
-    /// memory in exchange. The shard is done with broadcasts that cost so many bytes since it took some last.
+    /// Takes all events, in the order in which they were posted. `into` must be empty; its allocation is
+    /// reused for the next events. `done` is the cost of the broadcasts that the shard has finished since the
+    /// last call.
     pub fn take(&self, into: &mut Vec<Event>, done: usize) {
         debug_assert!(into.is_empty());
         let mut state = self.state.lock();
@@ -119,7 +120,7 @@ impl Inbox {
         }
     }
 
-    /// Ready as soon as there is something to take. Only the shard polls this.
+    /// Ready when there are events to take. Only the shard polls this.
     pub fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
         if !state.events.is_empty() {
@@ -157,14 +158,14 @@ impl Mailbox for Inbox {
 }
 
 impl State {
-    /// Returns whom to wake: only who waits for the first event.
+    /// Returns the waker if this was the first event.
     fn push(&mut self, event: Event) -> Option<Waker> {
         self.events.push(event);
         if self.events.len() == 1 { self.waker.take() } else { None }
     }
 }
 
-/// Outside the lock: the shard's first act is to take it.
+/// Wakes the shard outside the lock, because the shard takes the lock first thing.
 fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();

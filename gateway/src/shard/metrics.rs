@@ -1,4 +1,5 @@
-//! What shards count. Each counts in plain cells and adds up here once per turn ([`super::tally`]).
+//! Shard metrics. Each shard counts in plain cells and adds its counts up here once per turn
+//! ([`super::tally`]).
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
@@ -28,12 +29,12 @@ pub struct ShardMetrics {
     pub dropped_for_latest: IntCounter,
     /// Sessions times the rooms each is in.
     pub subscriptions: IntGauge,
-    /// How late a shard's regular tick came.
+    /// How late a shard's regular tick ran.
     pub lag_seconds: Histogram,
 }
 
 impl ShardMetrics {
-    /// Registers them, for sessions of these protocols.
+    /// Registers the metrics, for sessions of these protocols.
     pub fn register(registry: &Registry, protocols: &[ProtocolName]) -> Result<Self, prometheus::Error> {
         let dropped = counter_family(
             registry,
@@ -107,19 +108,19 @@ impl ShardMetrics {
         Ok(metrics)
     }
 
-    /// Counts a session that begins.
+    /// Counts a session that opens.
     pub fn connection_opened(&self, protocol: ProtocolName) {
         self.connections.with_label_values(&[protocol.as_str()]).inc();
         self.opened.with_label_values(&[protocol.as_str()]).inc();
     }
 
-    /// Counts a session that is gone.
+    /// Counts a session that has ended.
     pub fn connection_closed(&self, protocol: ProtocolName, reason: CloseReason) {
         self.connections.with_label_values(&[protocol.as_str()]).dec();
         self.closed.with_label_values(&[protocol.as_str(), reason.as_str()]).inc();
     }
 
-    /// Counts what a session was refused because of a limit.
+    /// Counts something that a session was refused because of a limit.
     pub fn limited(&self, limit: Limit) {
         self.limited.of(limit).inc();
     }

@@ -1,15 +1,15 @@
-//! A session's queue of bytes on their way out.
+//! A session's queue of outgoing bytes.
 //!
-//! Owns the order of what waits, its bound, and what may make way for what. Does not know what a frame says
-//! or what its session is told of a gap.
+//! Owns the order of the queued frames, the bound of the queue, and which frames may be dropped for newer
+//! ones. Does not know what frames contain, nor how a session reports a gap.
 //!
 //! # Cost
 //!
-//! Every operation takes constant time, however much waits: a slow client must not slow the shard down. The frames
-//! are a doubly linked list in a slab, so that one in the middle can leave. Where a frame with priority belongs is
-//! remembered ([`Outbound::barrier`]). The oldest frame of a room is found through an index, which is made when a
-//! room's frames first have to make way, by one walk through the queue, and kept until the queue is empty. Most
-//! queues never have one.
+//! Every operation takes constant time, whatever the length of the queue: a slow client must not slow down
+//! its shard. The frames form a doubly linked list in a slab, so frames can be removed from the middle.
+//! [`Outbound::barrier`] remembers where a priority frame goes. An index finds the oldest frame of a room. It
+//! is built by one walk through the queue when a room's frames are first dropped, and kept until the queue is
+//! empty. Most queues never need one.
 
 use std::{collections::HashMap, io::IoSlice, num::NonZeroU32};
 
@@ -20,25 +20,26 @@ use crate::framing::Frame;
 
 /// Frames that wait for their socket, bounded in bytes.
 ///
-/// Frames are shared with every other member of the room; the queue holds only handles. Empty, it holds
-/// no more than a few handles' worth of memory, and none after [`Outbound::release`]. Each frame costs
-/// [`Outbound::PER_FRAME`] of the bound besides its bytes: the answers to a flood of empty pings are two bytes
-/// each on the wire and thirty times that in memory.
+/// Frames are shared with all other members of the room; the queue holds only handles. An empty queue keeps
+/// at most a few handles' worth of memory, and none after [`Outbound::release`]. Each frame counts
+/// [`Outbound::PER_FRAME`] against the bound besides its bytes: replies to a flood of empty pings are two
+/// bytes each on the wire and thirty times that in memory.
 ///
-/// A frame that has been written in part is never moved and never dropped: a peer must see whole frames.
+/// A frame that has been partly written is never moved or dropped, because the peer must receive whole
+/// frames.
 #[derive(Debug, Default)]
 pub struct Outbound {
     frames: Slab<Queued>,
     first: Option<Place>,
     last: Option<Place>,
-    /// The last frame that publications with priority do not overtake: they stand directly behind it.
+    /// The last frame that priority publications do not overtake. They go directly behind it.
     barrier: Option<Place>,
-    /// Whether the first frame has been written in part.
+    /// Whether the first frame has been partly written.
     head_started: bool,
     bytes: usize,
-    /// The part of it that no other session holds: all that is not a publication.
+    /// What only this session holds: everything except publications.
     own: Own,
-    /// What waits of each room, once something had to make way.
+    /// The frames of each room, once any had to be dropped.
     rooms: Option<Box<Rooms>>,
 }
 
@@ -48,15 +49,15 @@ struct Queued {
     lane: Lane,
     previous: Option<Place>,
     next: Option<Place>,
-    /// The next publication of the same room. Only kept up to date while there is an index.
+    /// The next publication of the same room. Maintained only while there is an index.
     next_of_room: Option<Place>,
 }
 
-/// Where a frame lies in the slab.
+/// The slab key of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place(NonZeroU32);
 
-/// What waits of a room: publications, oldest first, and the newest notice of a gap.
+/// The queued frames of a room: its oldest and newest publications, and its newest gap notice.
 #[derive(Debug, Default)]
 struct Waiting {
     oldest: Option<Place>,
@@ -66,32 +67,32 @@ struct Waiting {
 
 type Rooms = HashMap<RoomTag, Waiting, foldhash::fast::RandomState>;
 
-/// A room of a shard, for as long as it has members there.
+/// Identifies a room within a shard, for as long as it has members there.
 pub type RoomTag = NonZeroU32;
 
-/// Where publications of a room go.
+/// How publications of a room are queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoomLane {
     /// The room.
     pub room: RoomTag,
-    /// Whether they overtake those of rooms without priority.
+    /// Whether its publications overtake those of rooms without priority.
     pub priority: bool,
 }
 
-/// What a frame is to those that come after it.
+/// The kind of a frame; decides what may overtake it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// An answer, a notice, a goodbye: what comes after it may rest on it, so nothing overtakes it.
+    /// A reply, a notice or a close frame. Later frames may depend on it, so nothing overtakes it.
     Session,
-    /// Keeps the connection alive, wherever it stands.
+    /// A heartbeat. Its position does not matter.
     Heartbeat,
-    /// Publications.
+    /// Publications of a room.
     Room(RoomLane),
-    /// Says that publications of the room are missing between what stands before it and what stands after it.
+    /// A notice that publications of the room are missing at this position.
     Gap(RoomLane),
 }
 
-/// Frames that no other session holds.
+/// The frames that no other session holds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Own {
     frames: usize,
@@ -102,19 +103,19 @@ struct Own {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// Places that an empty queue keeps. Beyond that, a queue that was long gives its memory back at once.
+/// How many slots an empty queue keeps. A queue that was longer frees its memory when it becomes empty.
 const KEPT: usize = 64;
-/// So many frames are looked at for a publication from either end.
+/// How many frames from either end are searched for a publication.
 const NEAR: usize = 8;
 
 impl Outbound {
-    /// What a frame costs beside its bytes: a handle here, and for a frame of one's own an allocation.
+    /// What a frame costs besides its bytes: its entry here, and an allocation if it is not shared.
     pub const PER_FRAME: usize = 64;
-    /// How many frames one system call takes at most.
+    /// The most frames written with one system call.
     pub const BATCH: usize = 64;
 
-    /// Queues a frame if the queue then costs at most `limit` bytes. One frame always fits into an empty
-    /// queue, however large.
+    /// Queues a frame if the queue then costs at most `limit` bytes. An empty queue accepts one frame of any
+    /// size.
     pub fn push(&mut self, frame: impl Into<Frame>, lane: Lane, limit: usize) -> Result<(), Full> {
         let frame = frame.into();
         if !self.fits(frame.len(), limit) {
@@ -124,20 +125,21 @@ impl Outbound {
         Ok(())
     }
 
-    /// Queues a frame whatever the bound: the last words of a session.
+    /// Queues a frame regardless of the bound: the final message of a session.
     pub fn push_last(&mut self, frame: impl Into<Frame>) {
         self.place(frame.into(), Lane::Session);
     }
 
-    /// Queues what the kernel has left of a frame of which it has taken a part, behind nothing.
+    /// Queues the rest of a frame that the kernel has partly taken. The queue must be empty.
     pub fn push_started(&mut self, frame: Frame, written: usize, lane: Lane) {
         debug_assert!(self.is_empty(), "a frame was begun behind others");
         self.place(frame, lane);
         self.advance(written);
     }
 
-    /// Queues a frame of a room in place of older ones of the same room: of the oldest, as many as it takes,
-    /// or of `all`. `notice` is put where they stood. Returns how many have made way.
+    /// Queues a frame of a room and drops older publications of the same room: as many of the oldest as
+    /// needed, or `all` of them. Puts `notice` in place of the first one dropped. Returns how many were
+    /// dropped.
     pub fn push_over(
         &mut self,
         frame: impl Into<Frame>,
@@ -161,29 +163,29 @@ impl Outbound {
         self.push(frame, Lane::Room(lane), limit).map(|()| dropped)
     }
 
-    /// Whether a frame of so many bytes fits without any other making way.
+    /// Whether a frame of this length fits without dropping others.
     pub fn fits(&self, length: usize, limit: usize) -> bool {
         self.is_empty() || self.cost_with(length) <= limit
     }
 
-    /// Whether frames of the room wait that may still make way.
+    /// Whether any queued publications of the room may be dropped.
     pub fn may_drop(&mut self, room: RoomTag) -> bool {
         self.oldest_of(room).is_some()
     }
 
-    /// Whether a notice of a gap in the room waits. Whatever waits of the room stands behind it.
+    /// Whether a gap notice for the room is queued. All queued publications of the room are behind it.
     pub fn tells_gap(&mut self, room: RoomTag) -> bool {
         let gap = self.rooms().get(&room).and_then(|waiting| waiting.gap);
         gap.is_some() && gap != self.started()
     }
 
-    /// From now on nothing overtakes what waits. To be called when rooms are given priority or lose it: what
-    /// waits was queued by other rules, and a room must not overtake itself.
+    /// Lets nothing queued later overtake what is queued now. To be called when rooms gain or lose priority:
+    /// the queued frames were ordered by the old rules, and a room must not overtake itself.
     pub fn seal(&mut self) {
         self.barrier = self.last;
     }
 
-    /// Forgets all frames but one that is half written.
+    /// Drops all frames except a partly written one.
     pub fn clear(&mut self) {
         let started = self.started().map(|head| self.frames.remove(head.key()));
         self.discard();
@@ -193,33 +195,33 @@ impl Outbound {
         }
     }
 
-    /// Forgets everything.
+    /// Drops everything.
     pub fn discard(&mut self) {
         *self = Self::default();
     }
 
-    /// Bytes queued.
+    /// The queued bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// What the queue costs: bytes, and [`Outbound::PER_FRAME`] for each frame.
+    /// What counts against the bound: the bytes, and [`Outbound::PER_FRAME`] for each frame.
     pub fn cost(&self) -> usize {
         self.bytes + self.frames.len() * Self::PER_FRAME
     }
 
-    /// The part of that cost that nobody else holds: not the bytes of publications.
+    /// The part of the cost that only this session holds: without the bytes of publications.
     pub fn held(&self) -> usize {
         self.own.bytes + self.frames.len() * Self::PER_FRAME
     }
 
-    /// The bytes of publications, which other sessions may hold, too.
+    /// The bytes of publications, which other sessions may hold too.
     pub fn shared(&self) -> usize {
         self.bytes - self.own.bytes
     }
 
-    /// The first and the last publication of the queue, as what is the same in all queues that hold them: where the
-    /// frame ends in memory. `None` if none is found near the ends.
+    /// The oldest and the newest queued publication, each identified by the address where its frame ends in
+    /// memory, which is the same in all queues that hold it. `None` if there is none near the ends.
     pub fn ends(&self) -> Option<[usize; 2]> {
         let end = |frame: Option<&Queued>| frame.map(|frame| frame.bytes.end_address());
         let publication = |frame: &&Queued| frame.lane.is_shared();
@@ -230,7 +232,7 @@ impl Outbound {
         Some([first.or(last)?, last.or(first)?])
     }
 
-    /// The cost of what is not a publication: answers, notices, heartbeats.
+    /// The cost of everything except publications: replies, notices, heartbeats.
     pub fn replies(&self) -> usize {
         self.own.bytes + self.own.frames * Self::PER_FRAME
     }
@@ -240,7 +242,7 @@ impl Outbound {
         self.first.is_none()
     }
 
-    /// The bytes of the only frame, if there is just one and it is in one piece.
+    /// The bytes of the only frame, if there is exactly one and it is in one piece.
     pub fn only(&self) -> Option<&[u8]> {
         let only = self.first.filter(|_| self.first == self.last)?;
         match self.frame(only).bytes.pieces() {
@@ -249,7 +251,7 @@ impl Outbound {
         }
     }
 
-    /// Points `slices` at the first bytes and returns how many it used.
+    /// Points `slices` at the first bytes in the queue and returns how many slices it used.
     pub fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>; Self::BATCH]) -> usize {
         let mut used = 0;
         let pieces = self.iter().flat_map(|frame| frame.bytes.pieces()).filter(|piece| !piece.is_empty());
@@ -260,7 +262,8 @@ impl Outbound {
         used
     }
 
-    /// The kernel has taken the first `written` bytes. Returns whether the end of a heartbeat was among them.
+    /// Removes the first `written` bytes, which the kernel has taken. Returns whether they included the end
+    /// of a heartbeat.
     pub fn advance(&mut self, mut written: usize) -> bool {
         debug_assert!(written <= self.bytes, "the kernel took more than there was");
         let mut heartbeat = false;
@@ -281,12 +284,12 @@ impl Outbound {
         heartbeat
     }
 
-    /// Takes what is left of the first frame.
+    /// Takes out the rest of the first frame.
     pub fn pop(&mut self) -> Option<Bytes> {
         self.first.map(|first| self.unlink(first).bytes.into_bytes())
     }
 
-    /// Gives unused memory back.
+    /// Frees unused memory.
     pub fn release(&mut self) {
         if self.is_empty() {
             self.frames = Slab::new();
@@ -307,7 +310,7 @@ impl Outbound {
         }
     }
 
-    /// Puts a frame behind another one, or before all.
+    /// Inserts a frame behind another one, or at the front.
     fn link(&mut self, bytes: Frame, lane: Lane, ahead: Option<Place>) -> Place {
         let next = ahead.map_or(self.first, |ahead| self.frame(ahead).next);
         let frame = Queued { bytes, lane, previous: ahead, next, next_of_room: None };
@@ -329,7 +332,7 @@ impl Outbound {
         place
     }
 
-    /// Takes a frame out: the first of all, or the oldest of its room.
+    /// Removes a frame: the first in the queue, or the oldest of its room.
     fn unlink(&mut self, place: Place) -> Queued {
         let frame = self.frames.remove(place.key());
         self.bytes -= frame.bytes.len();
@@ -346,7 +349,7 @@ impl Outbound {
             None => self.last = frame.previous,
         }
         if self.barrier == Some(place) {
-            // Frames with priority stand together, directly behind what they must not overtake.
+            // Priority frames are contiguous, directly behind the one that they must not overtake.
             self.barrier = frame.previous;
         }
         if self.is_empty() {
@@ -360,13 +363,13 @@ impl Outbound {
         frame
     }
 
-    /// The oldest publication of a room that may still make way.
+    /// The oldest publication of a room that may be dropped.
     fn oldest_of(&mut self, room: RoomTag) -> Option<Place> {
         let oldest = self.rooms().get(&room)?.oldest?;
         if Some(oldest) == self.started() { self.frame(oldest).next_of_room } else { Some(oldest) }
     }
 
-    /// The index, made if there is none.
+    /// The index, built if there is none.
     fn rooms(&mut self) -> &Rooms {
         self.rooms.get_or_insert_with(|| {
             let mut rooms = Box::<Rooms>::default();
@@ -382,7 +385,7 @@ impl Outbound {
         })
     }
 
-    /// The first frame, if it has been written in part.
+    /// The first frame, if it has been partly written.
     fn started(&self) -> Option<Place> {
         self.first.filter(|_| self.head_started)
     }
@@ -393,20 +396,20 @@ impl Outbound {
     }
 
     fn frame(&self, place: Place) -> &Queued {
-        self.frames.get(place.key()).expect("a link leads to a frame")
+        self.frames.get(place.key()).expect("links refer to queued frames")
     }
 
     fn frame_mut(&mut self, place: Place) -> &mut Queued {
-        self.frames.get_mut(place.key()).expect("a link leads to a frame")
+        self.frames.get_mut(place.key()).expect("links refer to queued frames")
     }
 
-    /// What the queue costs with another frame of so many bytes.
+    /// What the queue costs with another frame of this length.
     fn cost_with(&self, length: usize) -> usize {
         self.bytes + length + (self.frames.len() + 1) * Self::PER_FRAME
     }
 }
 
-/// Takes a frame that has been put behind all others of its room into the index.
+/// Adds a frame to the index. It is behind all other frames of its room.
 fn enter(rooms: &mut Rooms, frames: &mut Slab<Queued>, place: Place, lane: Lane) {
     match lane {
         Lane::Session | Lane::Heartbeat => {}
@@ -421,7 +424,7 @@ fn enter(rooms: &mut Rooms, frames: &mut Slab<Queued>, place: Place, lane: Lane)
     }
 }
 
-/// Takes a frame out of the index: a notice, or the oldest publication of its room that may still make way.
+/// Removes a frame from the index: a notice, or the oldest publication of its room that may be dropped.
 fn exit(rooms: &mut Rooms, frames: &mut Slab<Queued>, place: Place, frame: &Queued) {
     let (Lane::Room(RoomLane { room, .. }) | Lane::Gap(RoomLane { room, .. })) = frame.lane else { return };
     let Some(waiting) = rooms.get_mut(&room) else { return };
@@ -431,7 +434,7 @@ fn exit(rooms: &mut Rooms, frames: &mut Slab<Queued>, place: Place, frame: &Queu
         waiting.oldest = frame.next_of_room;
         waiting.newest.take_if(|_| frame.next_of_room.is_none());
     } else if let Some(head) = waiting.oldest.and_then(|oldest| frames.get_mut(oldest.key())) {
-        // The oldest has been written in part and stays; this was the one behind it.
+        // The oldest has been partly written and stays; the removed frame was the one behind it.
         head.next_of_room = frame.next_of_room;
         if frame.next_of_room.is_none() {
             waiting.newest = waiting.oldest;
@@ -464,12 +467,12 @@ impl Queued {
 }
 
 impl Lane {
-    /// Whether a frame may be in other sessions' queues, too.
+    /// Whether a frame may be in other sessions' queues too.
     fn is_shared(self) -> bool {
         matches!(self, Self::Room(_))
     }
 
-    /// Whether publications of rooms with priority stay behind it.
+    /// Whether priority publications stay behind it.
     fn stops_priority(self) -> bool {
         match self {
             Self::Session => true,

@@ -1,9 +1,9 @@
-//! The PROXY protocol, versions 1 and 2: whom a trusted proxy's connection comes from.
-//! Source: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>.
+//! The PROXY protocol, versions 1 and 2: the client's address as a trusted proxy reports it. Source:
+//! <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>.
 //!
-//! The header comes before everything else, TLS included, and what follows it is not ours to read. So no read
-//! may go beyond its end, which is not known until it has been seen: each asks for no more bytes than must
-//! still come.
+//! The header precedes everything else, including TLS. What follows belongs to the next layer, so no read may
+//! go beyond the header's end, which is unknown until it has been read: each read asks for no more bytes than
+//! are certainly missing.
 
 use std::{future::poll_fn, io, net::SocketAddr};
 
@@ -11,32 +11,33 @@ use ppp::{v1, v2};
 
 use super::stream::Stream;
 
-/// Whom a connection comes from.
+/// The origin of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The proxy itself, which looks whether we are there, or cannot say.
+    /// The proxy itself, for a health check or because it does not know the client.
     Proxy,
-    /// Whoever has connected to it.
+    /// The client that connected to the proxy.
     Client(SocketAddr),
 }
 
-/// Not a header, or one that is longer than any should be.
+/// Not a valid header, or too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a PROXY protocol header")]
 pub struct NoHeader;
 
-/// How version 1 begins.
+/// The start of a version 1 header.
 const TEXT: &[u8] = b"PROXY ";
-/// How version 2 begins.
+/// The start of a version 2 header.
 const BINARY: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2: the signature, version and command, family, and the length of the rest.
 const BINARY_HEAD: usize = 16;
-/// The longest line of version 1.
+/// The longest line of version 1, in bytes.
 const MAX_TEXT: usize = 107;
-/// The longest header of version 2 that is taken; most have 28 or 52 bytes, some have a certificate's name.
+/// The longest accepted header of version 2, in bytes. Most have 28 or 52; some contain the name of a
+/// certificate.
 const MAX_BINARY: usize = 2048;
 
-/// Reads the header off the front of a connection.
+/// Reads the header from the start of a connection.
 pub async fn read(stream: &Stream) -> io::Result<Source> {
     let mut header = Vec::new();
     loop {
@@ -64,19 +65,19 @@ pub async fn read(stream: &Stream) -> io::Result<Source> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Look {
-    /// At least so many bytes must still come.
+    /// At least this many more bytes are needed.
     Missing(usize),
-    /// It is complete.
+    /// The header is complete.
     Source(Source),
 }
 
-/// What the beginning of a connection says so far.
+/// Parses what has been read so far.
 fn look(header: &[u8]) -> Result<Look, NoHeader> {
     let is_text = begins_alike(header, TEXT);
     if !is_text && !begins_alike(header, BINARY) {
         return Err(NoHeader);
     }
-    // Neither version is shorter than this.
+    // No header of either version is shorter than this.
     if header.len() < BINARY.len() {
         return Ok(Look::Missing(BINARY.len() - header.len()));
     }
@@ -130,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads as `read` does, from bytes that come `step` at a time. Returns what was left as well.
+    /// Reads as `read` does, at most `step` bytes at a time. Also returns what follows the header.
     fn take(stream: &[u8], step: usize) -> Result<(Source, &[u8]), NoHeader> {
         let mut taken = 0;
         loop {

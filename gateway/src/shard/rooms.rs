@@ -18,35 +18,35 @@ use crate::{
     shrink,
 };
 
-/// Who is in which room on this shard.
+/// The rooms of this shard, with their members.
 ///
-/// A connection keeps, for each of its rooms, its place among the members.
+/// Each connection keeps its position in the member list of each of its rooms.
 #[derive(Default)]
 pub struct Rooms {
     rooms: HashMap<RoomName, Room, foldhash::fast::RandomState>,
-    /// The tag of the latest room.
+    /// The tag of the newest room.
     tagged: u32,
 }
 
 /// One room with members on this shard.
 pub struct Room {
-    /// Tells its frames from those of other rooms in a member's outbound queue. Used again after 2^32 rooms,
-    /// when no frame of the first one can be waiting any more.
+    /// Tells its frames from those of other rooms in a member's outbound queue. Tags are reused after 2^32
+    /// rooms, when no frame of the first one can still be queued.
     pub tag: RoomTag,
     pub members: Members<Member>,
 }
 
-/// A member of a room: a connection, and how it is sent what is published there.
+/// A member of a room: a connection, and how publications are encoded for it.
 #[derive(Clone)]
 pub struct Member {
     pub connection: Rc<Connection>,
     pub encoding: Encoding,
-    /// What its private heads are written from, if its encoding has any.
+    /// The state for its per-member heads, if its encoding has any.
     pub state: Option<Rc<MemberState>>,
 }
 
 impl Member {
-    /// A message that consists of, or ends with, what members with the same encoding share.
+    /// A frame that consists of, or ends with, the bytes shared by all members with the same encoding.
     pub fn frame(&self, shared: Bytes) -> Frame {
         let head = self.state.as_ref().and_then(|state| self.encoding.head(state, shared.len()));
         match head {
@@ -56,21 +56,21 @@ impl Member {
     }
 }
 
-/// What a connection keeps of its rooms.
+/// A connection's rooms.
 pub type Memberships = RoomMap<Membership, 1>;
 
-/// A connection's place in a room.
+/// A connection's position in a room.
 #[derive(Debug)]
 pub struct Membership {
     place: u32,
-    /// The number of the first thing said in the room that is said to this member, if a
-    /// [round](super::rounds) was under way when it joined.
+    /// The number of the first message in the room that this member receives, if a [round](super::rounds) was
+    /// in progress when it joined.
     pub since: u64,
 }
 
 impl Rooms {
-    /// Makes `connection` a member of `room`, for what is said there from number `since` on. Returns false if it is
-    /// one already.
+    /// Makes `connection` a member of `room`, for messages from number `since` on. Returns false if it is one
+    /// already.
     pub fn join(&mut self, room: &RoomName, member: Member, since: u64) -> bool {
         let connection = Rc::clone(&member.connection);
         let mut memberships = connection.memberships.borrow_mut();
@@ -104,7 +104,7 @@ impl Rooms {
         self.rooms.get(room)
     }
 
-    /// The room, for a round that goes on to its next members.
+    /// The room, for a round that continues with the next members.
     pub fn get_mut(&mut self, room: &RoomName) -> Option<&mut Room> {
         self.rooms.get_mut(room)
     }

@@ -1,18 +1,18 @@
-//! What takes more than a moment to be told.
+//! Deliveries that take more than one turn.
 //!
-//! A publication in a room with more members than a slice is a round: its members are served slice by slice, and
-//! between two slices the shard looks at its sockets, its inbox and the other rounds. Another room's message waits for
-//! a slice, however large this room is. A gap is a round in any room: after an interruption all rooms of a node are
-//! told of one at once, and a room that is back must not wait for all others. What comes for a room in the meantime
-//! waits here, in order, and then goes out together.
+//! A publication in a room with more members than a slice becomes a round. The members are served slice by
+//! slice; between two slices the shard polls its sockets, its inbox and the other rounds. So other rooms wait
+//! for one slice at most, however large this room is. A gap is a round in any room: after an interruption all
+//! rooms of a node get one at once, and rooms that have recovered must not wait for all the others. Messages
+//! that arrive for a room during its round wait here, in order, and then go out together.
 //!
-//! Who joins while a round is under way is not in it: a client that answers a gap by subscribing again would be told of
-//! the same gap again, and one that left and came back would be sent a publication twice. So whatever is said in a room
-//! by rounds has a number, and a membership keeps the number of the first that is said to it. Numbers only grow, for as
-//! long as the shard lives.
+//! A member that joins during a round does not take part in it. Otherwise a client that answers a gap by
+//! resubscribing would receive the same gap again, and one that left and rejoined would receive a publication
+//! twice. So each message delivered in a round has a number, and a membership stores the number of the first
+//! message that it receives. Numbers only grow, for the lifetime of the shard.
 //!
-//! Owns what is said to whom next. Who is a member, and how far among them a round has come, is known to
-//! [`Rooms`](super::rooms::Rooms), since members come and go between two slices.
+//! Owns what is delivered next to which room. [`Rooms`](super::rooms::Rooms) knows the members and how far a
+//! round has come among them, because members join and leave between two slices.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,44 +24,44 @@ use broker_bridge::{GapCause, RoomName};
 use super::batch::Batch;
 use crate::framing::Broadcast;
 
-/// Members that are served before others get their turn; where each of a batch's publications is queued by itself, such
-/// deliveries.
+/// How many members are served before other work gets its turn, counted in deliveries where each publication
+/// of a batch is queued by itself.
 pub const SLICE: usize = 256;
-/// Rounds whose places are kept when there are none any more.
+/// How many rounds' capacity is kept when there are none.
 const KEPT: usize = 1024;
 
-/// The rounds under way. What waits in them counts as being in the inbox and is bounded there.
+/// The rounds in progress. Messages that wait in them count against the inbox and are bounded there.
 #[derive(Default)]
 pub struct Rounds {
     by_room: HashMap<RoomName, Round, foldhash::fast::RandomState>,
-    /// Whose turn it is: each room of the map once.
+    /// The rooms in turn, each exactly once.
     order: VecDeque<RoomName>,
-    /// No round that has ended has reached this number.
+    /// All finished rounds have only used numbers below this.
     next: u64,
 }
 
-/// What a room is being told, and what it is to be told next.
+/// What is being delivered to a room, and what follows.
 pub struct Round {
     pub step: Step,
-    /// The number of the first thing that the step says.
+    /// The number of the first message in the step.
     number: u64,
-    /// How many things it says.
+    /// How many messages are in the step.
     length: u64,
     waiting: VecDeque<Waiting>,
-    /// The latest that somebody who joined during the round is told from.
+    /// The highest starting number of a member that joined during the round.
     joined: u64,
 }
 
-/// Something that all members of a room are told.
+/// What all members of a room receive next.
 #[derive(Debug)]
 pub enum Step {
-    /// Publications that arrived together. Boxed, since gaps are what comes by the thousand.
+    /// Publications that arrived together. Boxed, because gaps come by the thousand and should stay small.
     Publications(Box<Batch>),
-    /// That publications may be missing just here.
+    /// A notice that publications may be missing at this point.
     Gap(GapCause),
 }
 
-/// Something that a room will be told.
+/// A message that waits for its step.
 #[derive(Debug)]
 pub enum Waiting {
     Publication(Arc<Broadcast>),
@@ -69,12 +69,12 @@ pub enum Waiting {
 }
 
 impl Rounds {
-    /// Whether there are none.
+    /// Whether no round is in progress.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
 
-    /// The round of this room.
+    /// The round in this room, if any.
     pub fn get_mut(&mut self, room: &RoomName) -> Option<&mut Round> {
         self.by_room.get_mut(room)
     }
@@ -99,18 +99,18 @@ impl Rounds {
         self.by_room.remove_entry(&room)
     }
 
-    /// Goes on with a round when all others have had their turn.
+    /// Continues a round after all others have had their turn.
     pub fn put_back(&mut self, room: RoomName, round: Round) {
         self.order.push_back(room.clone());
         self.by_room.insert(room, round);
     }
 
-    /// A round has come to its end.
+    /// Ends a round.
     pub fn end(&mut self, round: &Round) {
         self.next = self.next.max(round.after());
     }
 
-    /// The number of the first thing that is said to who joins `room` now.
+    /// The number of the first message for a member that joins `room` now.
     pub fn join(&mut self, room: &RoomName) -> u64 {
         let Some(round) = self.by_room.get_mut(room) else { return 0 };
         round.joined = round.after();
@@ -119,34 +119,34 @@ impl Rounds {
 }
 
 impl Round {
-    /// Says this, too, when everything before it is said.
+    /// Adds a message to be delivered after all before it.
     pub fn wait(&mut self, what: Waiting) {
         if let (Waiting::Gap(cause), Some(Waiting::Gap(last))) = (&what, self.waiting.back())
             && cause == last
             && self.joined < self.after()
         {
-            return; // All who would be told of this one are about to be told of that one.
+            return; // All members that would get this gap are about to get that one.
         }
         self.waiting.push_back(what);
     }
 
-    /// Whether the step is not meant for all members, or not all of it.
+    /// Whether members have joined that must not receive the step, or not all of it.
     pub fn has_newcomers(&self) -> bool {
         self.joined > self.number
     }
 
-    /// How many of the things that the step says come before number `since`.
+    /// How many messages of the step come before number `since`.
     pub fn said_before(&self, since: u64) -> usize {
         usize::try_from(since.saturating_sub(self.number)).unwrap_or(usize::MAX)
     }
 
-    /// The number of what would be said next.
+    /// The number that the next message gets.
     fn after(&self) -> u64 {
         self.number + self.length + self.waiting.len() as u64
     }
 
-    /// Goes on to what the room is told next: one gap, or as many publications as may be put together. Returns false
-    /// if there is nothing.
+    /// Advances to the next step: one gap, or as many publications as one batch takes. Returns false if
+    /// nothing is waiting.
     pub fn advance(&mut self) -> bool {
         let Some(next) = self.next() else { return false };
         self.number += self.length;
@@ -172,7 +172,7 @@ impl Round {
 }
 
 impl Step {
-    /// How many things it says.
+    /// How many messages are in it.
     fn length(&self) -> u64 {
         match self {
             Self::Publications(batch) => batch.len() as u64,
@@ -216,7 +216,8 @@ mod tests {
             round.wait(Waiting::Publication(publication()));
             assert!(round.has_newcomers());
             assert!(round.advance());
-            // The two that waited go out together: the first to one, the second to both.
+            // The two waiting publications go out together: the first of them to one member, the second to
+            // both.
             assert_eq!(
                 (round.said_before(0), round.said_before(first), round.said_before(second)),
                 (0, 0, 1)
@@ -226,7 +227,7 @@ mod tests {
             assert!(!round.has_newcomers());
             assert!(!round.advance());
             rounds.end(&round);
-            // In a round that comes later, both are members like any other.
+            // In a later round, both are ordinary members.
             rounds.begin(&room, Step::Gap(GapCause::Overflow));
             let (_, round) = rounds.take().unwrap();
             assert_eq!((round.said_before(first), round.said_before(second)), (0, 0));
@@ -244,7 +245,7 @@ mod tests {
             round.wait(Waiting::Gap(GapCause::Interrupted));
             round.waiting.len()
         };
-        // Who has been told in the round under way may have subscribed again since.
+        // A member that has received the gap of this round may have resubscribed since.
         assert_eq!([waiting(&mut rounds), waiting(&mut rounds)], [1, 1]);
         rounds.join(&room());
         assert_eq!([waiting(&mut rounds), waiting(&mut rounds)], [2, 2]);

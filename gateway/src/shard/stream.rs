@@ -1,4 +1,4 @@
-//! A client's socket, counted, plain or with TLS on it.
+//! A client's socket, plain or with TLS, with its bytes counted.
 
 mod intake;
 mod tls;
@@ -24,31 +24,31 @@ use tls::{Handshake, Tls, Wire};
 
 use crate::{budget::Budget, health::Meter, http1::Progress, limits::Seat};
 
-/// The shortest time without progress after which the kernel gives a connection up.
+/// The shortest time without progress after which the kernel gives up a connection.
 const LEAST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// For how long a connection may make no progress before the kernel gives it up (`TCP_USER_TIMEOUT`, RFC 5482).
+/// How long a connection may make no progress before the kernel gives it up (`TCP_USER_TIMEOUT`, RFC 5482).
 ///
-/// The kernel counts from the moment at which the peer's window closes, too, whether the peer answers its probes or not:
-/// less than `heartbeat.timeout` would end clients that are only slow.
+/// The kernel also counts from the moment when the peer's window closes, even if the peer answers its probes:
+/// anything below `heartbeat.timeout` would end clients that are merely slow.
 pub fn patience(heartbeat_timeout: Duration) -> Duration {
     heartbeat_timeout.max(LEAST_PATIENCE)
 }
 
-/// A client's socket, from accept to close: HTTP reads and writes it through [`AsyncRead`] and
-/// [`AsyncWrite`], a WebSocket by readiness.
+/// A client's socket, from accept to close. HTTP reads and writes it through [`AsyncRead`] and
+/// [`AsyncWrite`]; a WebSocket polls its readiness.
 #[derive(Debug)]
 pub struct Stream {
     socket: Socket,
-    /// Boxed, so that plain sockets do not pay for it.
+    /// Boxed, so plain sockets do not pay for it.
     tls: Option<Box<RefCell<Tls>>>,
-    /// Its place among the connections of its address, where they are counted.
+    /// Its connection permit for the client's address, if connections are counted.
     seat: Option<Seat>,
-    /// What HTTP keeps of what it has read here; nothing any more once it is upgraded.
+    /// Counts what HTTP buffers of this connection's input. `None` after an upgrade.
     intake: Option<Box<Intake>>,
 }
 
-/// The TCP socket, whose bytes are counted.
+/// The TCP socket, with its bytes counted.
 #[derive(Debug)]
 struct Socket {
     tcp: TcpStream,
@@ -72,7 +72,7 @@ impl Wire for Socket {
     }
 
     fn shut(&self) {
-        // A peer that is gone already has nothing to be told.
+        // An error means that the peer is gone already.
         drop(socket2::SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Write));
     }
 }
@@ -84,13 +84,13 @@ impl Drop for Socket {
 }
 
 impl Stream {
-    /// Takes a socket into the account of `meter`.
+    /// Counts a new socket in `meter`.
     pub fn new(socket: TcpStream, meter: Arc<Meter>) -> Self {
         meter.sockets.fetch_add(1, Ordering::Relaxed);
         Self { socket: Socket { tcp: socket, meter }, tls: None, seat: None, intake: None }
     }
 
-    /// Takes a seat for as long as the socket is open.
+    /// Holds a connection permit for as long as the socket is open.
     pub fn sit(&mut self, seat: Option<Seat>) {
         self.seat = seat;
     }
@@ -100,18 +100,18 @@ impl Stream {
         self.intake = Some(Box::new(Intake::new(budget, progress)));
     }
 
-    /// HTTP is over: its buffers are gone.
+    /// Stops counting: HTTP has freed its buffers.
     pub fn end_http(&mut self) {
         self.intake = None;
     }
 
-    /// Puts TLS on a socket from which nothing has been read. To be followed by [`Stream::poll_handshake`].
+    /// Adds TLS to a socket from which nothing has been read. Call [`Stream::poll_handshake`] next.
     pub fn with_tls(mut self, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         self.tls = Some(Box::new(RefCell::new(Tls::new(config)?)));
         Ok(self)
     }
 
-    /// Waits until the TLS handshake is over; a plain socket has none.
+    /// Completes the TLS handshake; ready at once for a plain socket.
     pub fn poll_handshake(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(tls) = &self.tls else { return Poll::Ready(Ok(())) };
         loop {
@@ -123,14 +123,14 @@ impl Stream {
         }
     }
 
-    /// Whether the peer has said anything in its handshake.
+    /// Whether the peer has sent anything in its TLS handshake.
     pub fn is_heard(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.borrow().heard())
     }
 
     /// Ready when a read may succeed.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What is decrypted already announces itself by no readiness of the socket.
+        // Data that TLS has already decrypted causes no readiness of the socket.
         if self.tls.as_ref().is_some_and(|tls| tls.borrow_mut().is_readable()) {
             return Poll::Ready(Ok(()));
         }
@@ -142,7 +142,7 @@ impl Stream {
         self.socket.tcp.poll_write_ready(cx)
     }
 
-    /// Reads what is there; 0 is the end of the stream.
+    /// Reads what is available; 0 is the end of the stream.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.tls {
             None => self.socket.try_read(buffer),
@@ -150,23 +150,23 @@ impl Stream {
         }
     }
 
-    /// How long the peer may make no progress, neither acknowledging nor taking what it is sent: long enough for who is
-    /// slow to be treated as slow, and for who is gone to be found by its heartbeats first.
+    /// Sets how long the peer may make no progress, neither acknowledging nor accepting data: long enough
+    /// that slow clients are handled as slow consumers, and dead ones are found by their heartbeats first.
     pub fn set_patience(&self, heartbeat_timeout: Duration) {
         let patience = patience(heartbeat_timeout);
-        // A socket that takes no option any more has an error, which the next read or write tells.
+        // If the socket accepts no options any more, it has an error, which the next read or write reports.
         drop(socket2::SockRef::from(&self.socket.tcp).set_tcp_user_timeout(Some(patience)));
     }
 
-    /// Whether the peer has sent something that has not been read. Asks the kernel: what the runtime knows of the socket
-    /// may be older.
+    /// Whether there is unread input. Asks the kernel, since the runtime's view of the socket may be out of
+    /// date.
     pub fn has_unread(&self) -> bool {
         let decrypted = self.tls.as_ref().is_some_and(|tls| tls.borrow_mut().is_readable());
         let mut byte = [MaybeUninit::uninit()];
         decrypted || matches!(socket2::SockRef::from(&self.socket.tcp).peek(&mut byte), Ok(1..))
     }
 
-    /// Writes what is taken: by the kernel, in one system call, or by TLS, which may keep some of it
+    /// Writes what is accepted: by the kernel, in one system call, or by TLS, which may buffer some of it
     /// ([`Stream::has_unsent`]).
     pub fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match &self.tls {
@@ -175,27 +175,27 @@ impl Stream {
         }
     }
 
-    /// Whether bytes that a write has taken still wait for the kernel.
+    /// Whether accepted bytes still wait for the kernel.
     pub fn has_unsent(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.borrow().has_unsent())
     }
 
-    /// How much that is, in bytes of plaintext at most.
+    /// How many bytes of plaintext still wait, at most.
     pub fn unsent(&self) -> usize {
         self.tls.as_ref().map_or(0, |tls| tls.borrow().unsent())
     }
 
-    /// Hands the kernel what waits for it.
+    /// Passes waiting bytes to the kernel.
     pub fn try_flush(&self) -> io::Result<()> {
         self.tls.as_ref().map_or(Ok(()), |tls| tls.borrow_mut().flush(&self.socket))
     }
 
-    /// Tells the peer that nothing more will come, and keeps reading. With TLS the goodbye itself may
-    /// have to wait ([`Stream::has_unsent`]).
+    /// Ends the stream towards the peer and keeps reading. With TLS the `close_notify` itself may have to
+    /// wait ([`Stream::has_unsent`]).
     pub fn shutdown_write(&self) {
         match &self.tls {
             None => self.socket.shut(),
-            // Unsent, or lost with the socket, which the next read tells.
+            // It is still unsent, or lost with the socket; then the next read reports it.
             Some(tls) => drop(tls.borrow_mut().close(&self.socket)),
         }
     }
@@ -269,7 +269,7 @@ impl AsyncWrite for Stream {
         self.poll_write_with(cx, || self.try_flush().map(|()| 0)).map_ok(drop)
     }
 
-    /// What still comes afterwards is nobody's any more: TLS does not take it apart.
+    /// Drops TLS: input that comes later is not decrypted any more.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shutdown_write();
         let outcome = ready!(self.as_mut().poll_flush(cx));

@@ -1,6 +1,6 @@
 //! What a shard counts between two turns.
 //!
-//! Plain cells on the hot path; one addition per counter and turn to the handles that all shards share.
+//! The hot path uses plain cells. Each counter is added once per turn to the handles that all shards share.
 
 use std::cell::Cell;
 
@@ -25,7 +25,7 @@ pub struct Tally {
     pub dropped_for_latest: Cell<u64>,
     pub subscriptions: Cell<i64>,
     pub outbound_bytes: Cell<i64>,
-    /// Memory of sessions, by what it is held for.
+    /// Memory held for sessions, by purpose.
     pub outbound_held: Cell<i64>,
     pub incomplete_held: Cell<i64>,
     pub publications_held: Cell<i64>,
@@ -37,19 +37,19 @@ impl Tally {
         cell.set(cell.get() + count as u64);
     }
 
-    /// Adds to or subtracts from a level.
+    /// Changes a level.
     pub fn shift(cell: &Cell<i64>, by: i64) {
         cell.set(cell.get() + by);
     }
 
-    /// Moves what sessions hold into the node's budget.
+    /// Moves the sessions' memory into the node's budget.
     pub fn settle_memory(&self, budget: &Budget) {
         budget.settle(Consumer::Outbound, self.outbound_held.take());
         budget.settle(Consumer::Incomplete, self.incomplete_held.take());
         budget.settle(Consumer::Publications, self.publications_held.take());
     }
 
-    /// Moves everything else counted into the node's metrics.
+    /// Moves all other counts into the node's metrics.
     pub fn settle(&self, meter: &Meter, traffic: &Traffic, metrics: &ShardMetrics) {
         let (read, written) = meter.take();
         add(&traffic.network_bytes_in, read);

@@ -4,24 +4,24 @@ use std::{cmp::Ordering, collections::BinaryHeap};
 
 use crate::clock::Tick;
 
-/// Keys by the tick they are due at. Nothing is ever taken out early: an entry that is no longer of
-/// interest is skipped by its owner when it comes up.
+/// Keys by the tick at which they are due. Entries are never removed early: the owner ignores an entry that
+/// no longer matters when it comes up.
 ///
-/// One block of memory, which a heartbeat neither takes nor gives back; it follows the number of entries down
-/// once most of it is unused.
+/// All entries are in one block of memory, so a heartbeat neither allocates nor frees. The block shrinks with
+/// the number of entries once most of it is unused.
 #[derive(Debug)]
 pub struct Timers<K> {
     due: BinaryHeap<Due<K>>,
 }
 
-/// An entry; the greatest is the one that is due first.
+/// An entry; the greatest is due first.
 #[derive(Debug)]
 struct Due<K> {
     at: Tick,
     key: K,
 }
 
-/// Places that are kept in any case.
+/// The capacity that is always kept.
 const KEPT: usize = 1024;
 
 impl<K> Default for Timers<K> {
@@ -31,18 +31,19 @@ impl<K> Default for Timers<K> {
 }
 
 impl<K> Timers<K> {
-    /// `key` comes up once `at` has come.
+    /// Adds an entry that is due at `at`.
     pub fn set(&mut self, at: Tick, key: K) {
         self.due.push(Due { at, key });
     }
 
-    /// The next entry due at or before `now`, with the tick it was set for; of one tick, in no particular order.
+    /// The next entry due at or before `now`, with the tick it was set for. Entries of the same tick come in
+    /// no particular order.
     pub fn take_due(&mut self, now: Tick) -> Option<(Tick, K)> {
         if self.due.peek()?.at > now {
             return None;
         }
         let Due { at, key } = self.due.pop()?;
-        // To half of it, so that it does not grow and shrink by turns.
+        // Shrink to half, to avoid growing and shrinking in turn.
         if self.due.capacity() > KEPT && self.due.len() < self.due.capacity() / 4 {
             self.due.shrink_to(self.due.capacity() / 2);
         }

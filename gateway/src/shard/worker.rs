@@ -43,28 +43,28 @@ use crate::{
     vocabulary::{CloseReason, Outcome, ReplyError, metrics::Label as _},
 };
 
-/// What one read may bring. One buffer serves all connections of the shard.
+/// The most bytes in one read. All connections of the shard share one buffer.
 const SCRATCH: usize = 64 * 1024;
-/// Deliveries into queues after which a turn writes and lets others have theirs, before it goes on with its events.
+/// Queued deliveries after which a turn writes and yields before it continues with its events.
 const TURN: usize = 16 * SLICE;
-/// Places for events, commands, effects, and what a turn writes, that are kept between turns; a burst that needed more
-/// gives its memory back.
+/// The capacity for events, commands, effects and writes that is kept between turns. A burst that needed more
+/// frees its memory.
 const KEPT_EVENTS: usize = 4096;
 
-/// One shard, seen from inside.
+/// The state of one shard, on its own thread.
 pub struct Worker {
     this: Weak<Worker>,
     pub index: usize,
     pub context: Arc<Context>,
     settings: RefCell<Arc<Settings>>,
-    /// The rates that this shard's sessions are held to.
+    /// The rate limits for this shard's sessions.
     meters: RefCell<SessionMeters>,
     pub inbox: Arc<Inbox>,
     pub health: Arc<ShardHealth>,
     pub router: Router,
     /// The tasks of this shard: HTTP connections, upgrades, sockets, blocked publishers.
     pub tasks: TaskTracker,
-    /// Cancelled when the shard begins to leave: HTTP connections without a session end by themselves.
+    /// Cancelled when the shard begins to drain: HTTP connections without a session then end by themselves.
     pub leaving: CancellationToken,
     pub tally: Tally,
     pub scratch: RefCell<Box<[u8]>>,
@@ -75,13 +75,13 @@ pub struct Worker {
     holders: RefCell<Holders>,
     rooms: RefCell<Rooms>,
     rounds: RefCell<Rounds>,
-    /// What broadcasts that the shard is done with since the last turn count in its inbox.
+    /// The inbox cost of the broadcasts finished since the last turn.
     done: Cell<usize>,
     /// Connections to write before the turn ends.
     dirty: RefCell<Vec<Rc<Connection>>>,
     timers: RefCell<Timers<ConnectionKey>>,
     clock: Clock,
-    /// How often the clock had been stopped at the last look.
+    /// The clock's count of pauses at the last check.
     pauses: Cell<u32>,
     now: Cell<Tick>,
     departure: RefCell<Option<Departure>>,
@@ -89,31 +89,31 @@ pub struct Worker {
     random: Cell<u64>,
 }
 
-/// What a turn writes. Empty between two turns, and kept for its memory.
+/// What a turn writes. Empty between turns, and kept for its capacity.
 #[derive(Default)]
 struct Written {
-    /// Changes places with [`Worker::dirty`].
+    /// Swapped with [`Worker::dirty`].
     connections: Vec<Rc<Connection>>,
-    /// The members of a round that are being served.
+    /// The members served in the current slice of a round.
     slice: Vec<Member>,
-    /// Written everywhere on this shard when the turn ends.
+    /// Broadcasts that are fully written on this shard when the turn ends.
     broadcasts: Vec<Arc<Broadcast>>,
-    /// What has been queued since the last write costs a session at most, in bytes of its queue.
+    /// The most bytes that any session's queue has grown since the last write.
     queued: usize,
-    /// Deliveries into queues since then.
+    /// Deliveries queued since then.
     deliveries: usize,
 }
 
-/// A drain under way.
+/// A drain in progress.
 struct Departure {
     pace: Arc<Pace>,
-    /// Who was there when it began and has not been closed, in no particular order.
+    /// Connections that existed when it began and have not been closed, in no particular order.
     left: Vec<ConnectionKey>,
-    /// How many of them this shard may close in one tick.
+    /// How many of them this shard may close per tick.
     per_tick: usize,
 }
 
-/// Runs a shard on the calling thread until it has left.
+/// Runs a shard on the calling thread until it has drained or is stopped.
 pub fn run(
     runtime: &tokio::runtime::Runtime,
     index: usize,
@@ -157,7 +157,7 @@ pub fn run(
     });
     let tasks = LocalSet::new();
     tasks.block_on(runtime, Rc::clone(&worker).turn_until_left());
-    // Sockets that are still open at this point die with their tasks.
+    // Sockets that are still open now are closed with their tasks.
     drop(tasks);
     worker.settle_tally();
     worker.context.budget.forget_fullest(index);
@@ -191,8 +191,8 @@ impl Worker {
                     Event::Stop => return,
                     event => self.handle(event),
                 }
-                // No session may look slow only because much arrived at once: write before its queue is full. And
-                // nobody waits until everything that has arrived is delivered.
+                // Write before a session's queue is full, so no session looks slow just because much arrived
+                // at once. And don't let other work wait until everything that arrived has been delivered.
                 if written.queued > self.settings().limits.outbound.get() / 2 || written.deliveries >= TURN {
                     self.serve_rounds(&mut written);
                     self.write(&mut written).await;
@@ -211,7 +211,7 @@ impl Worker {
                 events = Vec::new();
             }
             self.settle_tally();
-            // Some sessions in each turn: who stays is served between them.
+            // Close only some sessions per turn, and serve the others in between.
             relieving = self.relieve(relieving);
             if relieving {
                 self.write(&mut written).await;
@@ -226,7 +226,7 @@ impl Worker {
         }
     }
 
-    /// Looks at the clock and at the settings, and does what is due.
+    /// Reads the clock and the settings, and does what is due.
     fn look_around(&self, tick: Option<Instant>) {
         self.now.set(self.clock.now());
         let replaced = self.context.settings.refresh(&mut self.settings.borrow_mut());
@@ -235,7 +235,8 @@ impl Worker {
             self.adjust(&before);
         }
         if self.pauses.replace(self.clock.pauses()) != self.clock.pauses() {
-            // Timers go by the shard's clock, which has stood still; what ends in real time may have ended.
+            // Timers follow the shard's clock, which has been paused. Tokens expire in real time and may have
+            // expired.
             let now = self.now();
             self.connections.borrow().values().for_each(|connection| connection.set_expiry_timer(self, now));
         }
@@ -244,7 +245,7 @@ impl Worker {
         }
     }
 
-    /// Does what an event asks for that is not about delivering.
+    /// Handles an event that is not a delivery.
     fn handle(self: &Rc<Self>, event: Event) {
         match event {
             Event::Gap(room, cause) => self.tell_gap(&room, cause),
@@ -264,9 +265,9 @@ impl Worker {
         self.context.metrics.lag_seconds.observe(due.elapsed().as_secs_f64());
         let now = self.now.get();
         loop {
-            // The borrow ends here: what is due sets new timers.
+            // End the borrow before handling the entry, which sets new timers.
             let Some((at, key)) = self.timers.borrow_mut().take_due(now) else { break };
-            // An entry counts only if none was set for the connection since.
+            // An entry counts only if it is the connection's latest.
             if let Some(connection) = self.connection(key)
                 && connection.due() == at
                 && let Some(next) = connection.on_timer(self, now)
@@ -278,7 +279,7 @@ impl Worker {
         self.close_share();
     }
 
-    // ---- leaving ----
+    // ---- draining ----
 
     fn depart(&self, pace: Arc<Pace>) {
         self.leaving.cancel();
@@ -287,7 +288,7 @@ impl Worker {
         self.departure.borrow_mut().get_or_insert(Departure { pace, left, per_tick });
     }
 
-    /// Closes as many sessions as the pace of the drain has room for.
+    /// Closes as many sessions as the drain's pace allows in this tick.
     fn close_share(&self) {
         let share = self.departure.borrow().as_ref().map_or(0, |departure| departure.per_tick);
         let now = std::time::Instant::now();
@@ -303,7 +304,7 @@ impl Worker {
         loop {
             let next = self.connection(*left.last()?);
             let next = next.filter(|connection| !matches!(connection.phase(), Phase::Closing(_)));
-            // Who has gone by himself takes nobody's place.
+            // A session that ended by itself does not use up the pace.
             if next.is_some() && !pace.try_close(now) {
                 return None;
             }
@@ -319,9 +320,9 @@ impl Worker {
             && self.health.load() == 0
     }
 
-    // ---- other settings ----
+    // ---- changed settings ----
 
-    /// Other settings count now. Most are asked where they matter; these have been built into timers.
+    /// Applies new settings. Most are read where they are used; these are built into timers and queues.
     fn adjust(&self, before: &Settings) {
         let (heartbeat, age) = {
             let now = self.settings();
@@ -338,14 +339,15 @@ impl Worker {
         }
     }
 
-    /// When the session has to be sent on. A leaving node sends everybody on in an order of its own.
+    /// When the session reaches its age limit. Never while draining, which closes all sessions in its own
+    /// order.
     pub fn end_of_age(&self, session: SessionId, born: Tick) -> Tick {
         if self.leaving.is_cancelled() { Tick::NEVER } else { self.age.get().end(session, born) }
     }
 
     // ---- connections ----
 
-    /// Makes a connection, carried by nothing yet.
+    /// Creates a connection, without a transport yet.
     pub fn open(self: &Rc<Self>, start: Start) -> Lease {
         let ages = self.end_of_age(start.session.id(), start.now);
         let first = start.first_ping.min(ages);
@@ -357,7 +359,7 @@ impl Worker {
         Lease { worker: Rc::clone(self), connection }
     }
 
-    /// The connection is over: nothing of it stays. Called by its lease only.
+    /// Removes a connection that has ended. Only its lease calls this.
     pub fn forget(&self, connection: &Connection) {
         let phase = connection.phase();
         connection.begin_close(self, CloseReason::Lost);
@@ -378,7 +380,7 @@ impl Worker {
         self.connections.borrow().get(key).cloned()
     }
 
-    /// Has the connection written before the turn ends.
+    /// Marks the connection to be written before the turn ends.
     pub fn touch(&self, key: ConnectionKey) {
         if let Some(connection) = self.connections.borrow().get(key) {
             self.touch_connection(connection);
@@ -391,7 +393,7 @@ impl Worker {
         }
     }
 
-    /// Hands over, in order, what did not fit into the broker's queue at once.
+    /// Hands over, in order, the publications that did not fit into the broker's queue.
     pub fn publish_blocked(&self, key: ConnectionKey) {
         let (Some(worker), Some(connection)) = (self.this.upgrade(), self.connection(key)) else { return };
         self.tasks.spawn_local(async move {
@@ -421,8 +423,8 @@ impl Worker {
         }
     }
 
-    /// Joins a room that a session has asked for. The session becomes a member in the same moment in which
-    /// it is told so: it misses nothing that is published after that, and hears nothing before.
+    /// Joins a room that a session has asked for. The session becomes a member at the same moment as it gets
+    /// the reply: it receives everything that is published after that, and nothing from before.
     pub fn join_later(&self, key: ConnectionKey, request: RequestId, room: RoomName) {
         let Some(worker) = self.this.upgrade() else { return };
         let acknowledged = self.context.hub.join(&room, self.index);
@@ -431,7 +433,7 @@ impl Worker {
             let outcome = match clock::timeout(time, acknowledged).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "the broker did not grant a subscription");
+                    tracing::debug!(%error, "a subscription failed");
                     Err(Outcome::from(&error).reply)
                 }
                 Err(_) => Err(ReplyError::Unavailable),
@@ -453,7 +455,8 @@ impl Worker {
         });
     }
 
-    /// Ends all memberships of the connection, here and in the hub; of very many, some at a time.
+    /// Ends all memberships of the connection, here and in the hub. If there are very many, a slice at a
+    /// time.
     pub fn leave_rooms(&self, connection: &Connection) {
         let rooms: Vec<_> = connection.memberships.borrow().rooms().cloned().collect();
         let (first, rest) = rooms.split_at(rooms.len().min(SLICE));
@@ -481,14 +484,14 @@ impl Worker {
         });
     }
 
-    // ---- small things ----
+    // ---- helpers ----
 
-    /// The settings that count in this turn.
+    /// The settings that apply in this turn.
     pub fn settings(&self) -> Ref<'_, Settings> {
         Ref::map(self.settings.borrow(), |settings| &**settings)
     }
 
-    /// The rates that count in this turn.
+    /// The rate limits that apply in this turn.
     pub fn meters(&self) -> Ref<'_, SessionMeters> {
         self.meters.borrow()
     }
@@ -503,7 +506,7 @@ impl Worker {
         self.now.get()
     }
 
-    /// Looks after the connection at `at`, in place of whatever was set before.
+    /// Sets when the connection's timer fires, replacing the previous one.
     pub fn set_timer(&self, at: Tick, connection: &Connection) {
         connection.set_due(at);
         self.timers.borrow_mut().set(at, connection.key());
@@ -513,7 +516,7 @@ impl Worker {
         self.effects.take()
     }
 
-    /// Keeps the place for the next effects, unless a burst has made it large.
+    /// Keeps the allocation for the next effects, unless a burst has made it large.
     pub fn give_effects(&self, effects: Effects) {
         if effects.capacity() <= KEPT_EVENTS {
             self.effects.replace(effects);
@@ -524,7 +527,7 @@ impl Worker {
         self.packets.take()
     }
 
-    /// Keeps the place for the next messages.
+    /// Keeps the allocation for the next messages.
     pub fn give_packets(&self, packets: Packets) {
         debug_assert!(packets.is_empty(), "messages were written and not sent");
         self.packets.replace(packets);
@@ -534,7 +537,7 @@ impl Worker {
         self.commands.take()
     }
 
-    /// Keeps the place for the next commands, likewise.
+    /// Keeps the allocation for the next commands, unless a burst has made it large.
     pub fn give_commands(&self, commands: Vec<Command>) {
         if commands.capacity() <= KEPT_EVENTS {
             self.commands.replace(commands);

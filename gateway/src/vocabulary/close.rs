@@ -3,52 +3,52 @@
 use super::{limit::Limit, metrics::Label};
 use crate::websocket::CloseCode;
 
-/// Why a session ended. One value per cause; the label of the metric and the word in the log.
+/// Why a session ended. One value per cause; also the label in metrics and the word in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The client said goodbye.
+    /// The client closed the connection.
     Client,
-    /// The connection was lost without a goodbye.
+    /// The connection was lost without a close.
     Lost,
-    /// The peer has acknowledged or taken nothing for so long that the kernel has given the connection up.
+    /// The peer acknowledged or accepted nothing for so long that the kernel gave up the connection.
     NoProgress,
-    /// The client broke RFC 6455.
+    /// The client violated RFC 6455.
     ProtocolError,
     /// Text that is not UTF-8.
     InvalidText,
-    /// A message over `limits.message_size`.
+    /// A message larger than `limits.message_size`.
     MessageTooBig,
-    /// The token's time is over.
+    /// The token has expired.
     TokenExpired,
-    /// The client published without a grant to.
+    /// The client published without a grant.
     Forbidden,
-    /// A token that is not valid, sent within the session.
+    /// An invalid token was sent within the session.
     InvalidToken,
-    /// The client said something that its protocol does not allow, or not now.
+    /// The client sent something that its protocol does not allow, or not at this point.
     BadRequest,
-    /// The client asked for something that this node does not offer, where its protocol has no reply.
+    /// The client asked for something that this node does not support, and its protocol has no reply.
     NotAvailable,
-    /// The client did not say who it is in time.
+    /// The client did not begin its session in time.
     Stale,
-    /// The client was over a limit and its protocol has no error reply, or it was so too often.
+    /// The client exceeded a limit too often, or its protocol has no error reply.
     OverLimit(Limit),
     /// The outbound queue was full.
     SlowConsumer,
-    /// The node held more than `limits.memory` for its clients, and this session's share was among the largest.
+    /// The node held more than `limits.memory` for its clients, and this session was among the fullest.
     OutOfMemory,
     /// A publication of this session could not be delivered, and its protocol has no error reply.
     PublishFailed,
-    /// The broker refused a publication of this session for good, and its protocol has no error reply.
+    /// The broker permanently refused a publication of this session, and its protocol has no error reply.
     BrokerRefused,
-    /// Publications may have been missed, and the client asked to be closed then.
+    /// Publications may have been missed, and the client asked to be closed at a gap.
     Gap,
-    /// No byte from the client for `heartbeat.timeout`.
+    /// Nothing was received from the client for `heartbeat.timeout`.
     HeartbeatTimeout,
-    /// The node is leaving.
+    /// The node is draining.
     Drain,
     /// The session has reached `public.max_session_age`.
     MaxAge,
-    /// A defect in the node.
+    /// A bug in the node.
     Internal,
 }
 
@@ -107,7 +107,7 @@ impl Label for CloseReason {
 }
 
 impl CloseReason {
-    /// Whether the same client may expect to be served when it comes back as it is.
+    /// Whether an unchanged client may expect to be served when it reconnects.
     pub fn come_back(self) -> bool {
         matches!(
             self,
@@ -123,8 +123,8 @@ impl CloseReason {
         )
     }
 
-    /// The close code (RFC 6455 §7.4 and the IANA registry) and text of a plain WebSocket. `None` where
-    /// nobody is there to read one, and where the client has said its own, which is its answer, too.
+    /// The close code (RFC 6455 §7.4 and the IANA registry) and text on a plain WebSocket. `None` if the peer
+    /// is gone, or if the client has sent a code of its own, which is echoed.
     pub fn plain_close(self) -> Option<(CloseCode, &'static str)> {
         Some(match self {
             Self::Client | Self::Lost | Self::NoProgress => return None,
@@ -157,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    /// A reason that is new does not compile here until it has a place in the list.
+    /// A new reason does not compile here until it is added to the list.
     #[test]
     fn every_reason_is_listed_once() {
         for (place, reason) in CloseReason::ALL.iter().copied().enumerate() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::metrics::Label;
 
-/// A limit that the client of a session, or a publisher by `POST`, has exceeded. The label of
+/// A limit exceeded by the client of a session or a publisher by `POST`. The label of
 /// `tidegate_limited_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {

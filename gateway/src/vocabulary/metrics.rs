@@ -1,8 +1,8 @@
-//! How the owners of metrics register them.
+//! Helpers to register metrics.
 //!
-//! Each module registers the families that it counts. Label values come from closed sets only ([`Label`], and the
-//! names of the protocols): no user, room or address ever becomes a label. Every series exists from the start, because
-//! a counter that begins at its first event hides that event from `rate()` and `increase()`.
+//! Each module registers the families that it counts. Label values come from closed sets only ([`Label`], and
+//! the names of the protocols): no user, room or address ever becomes a label. Every series exists from the
+//! start, because a counter that begins at its first event hides that event from `rate()` and `increase()`.
 
 use std::marker::PhantomData;
 
@@ -13,10 +13,10 @@ use prometheus::{
 
 /// A closed set of label values.
 pub trait Label: Copy + 'static {
-    /// All of them.
+    /// All values.
     const ALL: &'static [Self];
 
-    /// The value on the metrics page.
+    /// The label value in the metrics output.
     fn as_str(self) -> &'static str;
 }
 
@@ -43,7 +43,7 @@ impl<L: Label> Counters<L> {
         Ok(counters)
     }
 
-    /// The counter of one value.
+    /// The counter for one value.
     pub fn of(&self, value: L) -> IntCounter {
         self.family.with_label_values(&[value.as_str()])
     }

@@ -1,13 +1,13 @@
-//! What clients are told when the broker has not done what it was asked: one table for HTTP and all protocols.
+//! What clients are told when the broker fails: one table for HTTP and all protocols.
 //!
 //! Close codes follow from the replies, protocol by protocol; see [`crate::protocol`] and
-//! [`CloseReason`](super::CloseReason). What the broker said itself is logged and never sent.
+//! [`CloseReason`](super::CloseReason). The broker's own message is logged and never sent.
 
 use broker_bridge::BrokerError;
 
 use super::{Refusal, ReplyError};
 
-/// What clients are told.
+/// What the client is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// In answer to an HTTP request.
@@ -22,10 +22,10 @@ impl From<&BrokerError> for Outcome {
             // Nothing was done, and the same request may succeed later.
             BrokerError::Unavailable | BrokerError::Closed => (Refusal::Broker, ReplyError::Unavailable),
             BrokerError::NotNow(_) => (Refusal::BrokerNotNow, ReplyError::NotNow),
-            // Nothing was done, and coming back does not help.
+            // Nothing was done, and a retry does not help.
             BrokerError::Forbidden(_) => (Refusal::BrokerForbidden, ReplyError::Forbidden),
             BrokerError::Refused(_) => (Refusal::BrokerRefused, ReplyError::Refused),
-            // It may have been done: coming back may do it twice.
+            // It may have been done: a retry may do it twice.
             BrokerError::Unknown => (Refusal::BrokerUnknown, ReplyError::Internal),
         };
         Self { refusal, reply }

@@ -1,4 +1,4 @@
-//! Where a request comes from.
+//! The origin of a request.
 
 use std::{
     fmt,
@@ -9,13 +9,12 @@ use broker_bridge::SessionId;
 
 use super::limit::AddressLimit;
 
-/// Whom a request comes from, as far as they can be trusted who say so: the other end of the socket, or
-/// whom a trusted proxy names.
+/// The client's address: the socket's peer, or the one that a trusted proxy reports.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
     /// Its address.
     pub address: IpAddr,
-    /// Its port, unless the proxy does not say it.
+    /// Its port, unless the proxy does not report it.
     pub port: Option<u16>,
 }
 
@@ -34,17 +33,17 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What is known of whoever has connected.
+/// What is known about the peer of a connection.
 #[derive(Clone, Copy, Debug)]
 pub enum PeerStatus {
-    /// A client that has been counted.
+    /// A client whose connection has been counted.
     Known,
-    /// A trusted proxy, which says in each request whom it comes from.
+    /// A trusted proxy, which reports the client's address in each request.
     Proxy,
-    /// A client that is to be told why not.
+    /// A client to be refused with a response.
     Refused(AddressLimit),
 }
 
-/// Names a request in the log; in the request's extensions.
+/// The id of a request in the log; stored in the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestName(pub SessionId);

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-/// The name of a protocol: the `protocol` label of metrics, and the field of the same name in the log.
+/// The name of a protocol: the `protocol` label in metrics, and the field of that name in the log.
 ///
-/// Names come from the protocols' table and never from a client, so there are as many values as protocols.
+/// Names come from the table of protocols and never from a client, so there are as many values as protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProtocolName(&'static str);
 
 impl ProtocolName {
-    /// A name.
+    /// Creates a name.
     pub const fn new(name: &'static str) -> Self {
         Self(name)
     }

@@ -13,17 +13,17 @@ pub enum Refusal {
     MalformedHttp,
     /// No such path.
     NotFound,
-    /// A method that the path does not have.
+    /// A method that the path does not support.
     Method,
-    /// The room's name breaks the rules.
+    /// An invalid room name.
     RoomName,
     /// More rooms than `limits.rooms_per_session`.
     TooManyRooms,
-    /// A query parameter or header that cannot be understood.
+    /// A malformed query parameter or header.
     BadRequest,
-    /// A WebSocket handshake that breaks RFC 6455.
+    /// A WebSocket handshake that violates RFC 6455.
     Handshake,
-    /// Nothing that the client accepts can be given.
+    /// None of the media types that the client accepts is available.
     NotAcceptable,
     /// The page's origin is not allowed.
     Origin,
@@ -31,13 +31,13 @@ pub enum Refusal {
     Unauthorized,
     /// A valid token that does not grant this.
     Forbidden,
-    /// A body over `limits.message_size`.
+    /// A body larger than `limits.message_size`.
     BodyTooLarge,
-    /// No whole body in time.
+    /// The body did not arrive in time.
     BodyTimeout,
-    /// A body that is not what its type says.
+    /// The body does not match its content type.
     Body,
-    /// A type or encoding that is not taken.
+    /// A content type or encoding that is not accepted.
     MediaType,
     /// `limits.attempts_per_address` is used up.
     Attempts,
@@ -51,17 +51,17 @@ pub enum Refusal {
     Connections,
     /// `limits.memory` has no room for a body.
     Memory,
-    /// The node is leaving.
+    /// The node is draining.
     Draining,
     /// The broker cannot be reached.
     Broker,
-    /// The broker cannot at the moment.
+    /// The broker is temporarily unable to serve the request.
     BrokerNotNow,
     /// The broker does not allow the room.
     BrokerForbidden,
     /// The broker refuses.
     BrokerRefused,
-    /// The broker may or may not have taken the publication.
+    /// The broker may or may not have accepted the publication.
     BrokerUnknown,
 }
 
@@ -130,7 +130,7 @@ impl Label for Refusal {
 }
 
 impl Refusal {
-    /// The answer's status.
+    /// The status of the response.
     pub fn status(self) -> StatusCode {
         match self {
             Self::MalformedHttp
@@ -158,37 +158,36 @@ impl Refusal {
         }
     }
 
-    /// Whether another node may well take the request: this one has no place for it. The connection is then closed, so
-    /// that it takes no place either, and the client reaches another node when it comes back.
+    /// Whether this node has no room for the request but another one may have. The connection is then closed,
+    /// to free its own place and to let the client reach another node.
     pub fn is_about_this_node(self) -> bool {
         matches!(self, Self::Connections | Self::Memory | Self::Draining)
     }
 
-    /// The least and the most seconds after which the same request may succeed, where that is known. A
-    /// range, because all who are refused together must not come back together.
+    /// The range of seconds after which the same request may succeed, if known. A range, because clients
+    /// refused together must not come back together.
     pub fn retry_after(self) -> Option<RangeInclusive<u32>> {
         match self {
             Self::Connections | Self::Memory | Self::Broker | Self::BrokerNotNow => Some(2..=8),
-            // Somebody else of this address has to leave first.
+            // Another client of this address has to disconnect first.
             Self::AddressConnections => Some(5..=20),
-            // Another node takes the next attempt.
+            // Another node serves the next attempt.
             Self::Draining => Some(1..=3),
             _ => None,
         }
     }
 }
 
-/// Why a connection is closed before there is a request to be answered. A label of `tidegate_refusals_total`,
-/// too.
+/// Why a connection is closed without a request to answer. Also a label of `tidegate_refusals_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unanswered {
     /// No TLS handshake, or not in time.
     Tls,
-    /// No PROXY protocol header where there must be one, or not in time.
+    /// A missing PROXY protocol header, or not in time.
     ProxyHeader,
-    /// No whole request head in time, upon which hyper closes the connection.
+    /// The request head did not arrive in time; hyper closes the connection.
     HeaderTimeout,
-    /// A request head that is large and not whole, while `limits.memory` has no room for more of it.
+    /// A large request head is incomplete, and `limits.memory` has no room for more of it.
     Memory,
 }
 
@@ -205,18 +204,18 @@ impl Label for Unanswered {
     }
 }
 
-/// How a request for a session ended. The label of `tidegate_handshakes_total`.
+/// The result of a request for a session. The label of `tidegate_handshakes_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandshakeResult {
     /// It became a session.
     Ok,
-    /// It broke the rules.
+    /// It was invalid.
     BadRequest,
     /// No valid token.
     Unauthorized,
-    /// Not granted, or from a foreign origin.
+    /// Not granted, or from an origin that is not allowed.
     Forbidden,
-    /// The node could not take it now.
+    /// The node could not accept it at the time.
     Unavailable,
 }
 

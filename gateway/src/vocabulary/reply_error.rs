@@ -2,13 +2,13 @@
 
 use super::limit::Limit;
 
-/// Why a request could not be done. The client hears it; the connection lives.
+/// Why a request failed. The client gets a reply; the connection stays open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplyError {
-    /// No token where one is needed.
+    /// A token is required.
     #[error("unauthorized")]
     Unauthorized,
-    /// The token has expired: come with a new one.
+    /// The token has expired: send a new one.
     #[error("token expired")]
     TokenExpired,
     /// The token's key is being fetched; the same request may succeed in a moment.
@@ -17,31 +17,31 @@ pub enum ReplyError {
     /// The token does not grant this.
     #[error("permission denied")]
     Forbidden,
-    /// The session is in the room already.
+    /// The session is already in the room.
     #[error("already subscribed")]
     AlreadySubscribed,
-    /// As many rooms as a session may have.
+    /// The session is in as many rooms as allowed.
     #[error("limit exceeded")]
     LimitExceeded,
-    /// More, or faster, than a limit allows; the same request may succeed later.
+    /// A rate limit is exceeded; the same request may succeed later.
     #[error("too many requests")]
     TooManyRequests(Limit),
-    /// Understood, but wrong.
+    /// Well-formed, but invalid.
     #[error("bad request")]
     BadRequest,
     /// No such method.
     #[error("method not found")]
     UnknownMethod,
-    /// Not offered by this node.
+    /// Not supported by this node.
     #[error("not available")]
     NotAvailable,
-    /// The broker could not be reached; the same request may succeed later.
+    /// The broker cannot be reached; the same request may succeed later.
     #[error("the broker cannot be reached")]
     Unavailable,
-    /// The broker cannot at the moment; the same request may succeed later.
+    /// The broker is temporarily unable to serve the request, which may succeed later.
     #[error("the broker cannot at the moment")]
     NotNow,
-    /// The broker refused; the same request fails again.
+    /// The broker refused; the same request will fail again.
     #[error("the broker refused")]
     Refused,
     /// It may or may not have been done.
@@ -50,7 +50,7 @@ pub enum ReplyError {
 }
 
 impl ReplyError {
-    /// All of them, with one limit for all limits.
+    /// All of them, with one limit as an example.
     pub const ALL: &'static [Self] = &[
         Self::Unauthorized,
         Self::TokenExpired,
@@ -68,7 +68,7 @@ impl ReplyError {
         Self::Internal,
     ];
 
-    /// Whether the same request may succeed later, without any change on the client's side.
+    /// Whether the same request may succeed later without a change by the client.
     pub fn is_temporary(self) -> bool {
         matches!(self, Self::Unavailable | Self::NotNow | Self::KeyAwaited | Self::TooManyRequests(_))
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use broker_bridge::SessionId;
 
-/// Makes names for sessions: unique across nodes, not secret.
+/// Generates ids for sessions: unique across nodes, but not secret.
 #[derive(Debug)]
 pub struct SessionIds {
     node: u64,
@@ -12,12 +12,12 @@ pub struct SessionIds {
 }
 
 impl SessionIds {
-    /// Names that begin with a number of this process's own.
+    /// Ids that begin with a number unique to this process.
     pub fn new(node: u64) -> Self {
         Self { node, next: AtomicU64::new(0) }
     }
 
-    /// A name that nobody has had.
+    /// The next unused id.
     pub fn next(&self) -> SessionId {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         SessionId(u128::from(self.node) << 64 | u128::from(number))

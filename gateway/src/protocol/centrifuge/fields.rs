@@ -1,10 +1,11 @@
-//! The commands' fields, each by what becomes of it.
+//! The fields of commands, sorted by how the server treats them.
 //!
-//! What a client asks for and does not get, it must be told. The protocol says some of it by leaving a word out of
-//! its reply: a subscription that is not `recoverable`, not `positioned`, without `delta`; a connection without
-//! `subs`. Such fields are passed over here, and so are those that only inform (`name`, `version`, `profile`,
-//! `data`), that offer what the server may use or not (`flag`, `dict`), and those that the protocol does not have.
-//! What would be missed in silence is [`Asked`] for, and the command that does so is refused as a whole.
+//! If a client asks for something and does not get it, it has to be told. In some cases the protocol does
+//! that by omitting a field from the reply: a subscription that is not `recoverable`, not `positioned`,
+//! without `delta`; a connection without `subs`. Such fields are ignored here. So are fields that only inform
+//! (`name`, `version`, `profile`, `data`), fields that offer something optional (`flag`, `dict`), and unknown
+//! fields. Anything else is parsed as [`Asked`], and a command that uses it is refused as a whole, because
+//! the client could not notice that it is missing.
 //!
 //! Source: `client.proto` of <https://github.com/centrifugal/protocol>, August 2026.
 
@@ -23,29 +24,29 @@ pub(super) struct Connect {
     pub(super) token: String,
 }
 
-/// Go on with another token.
+/// Replace the token.
 #[derive(Deserialize)]
 pub(super) struct Refresh {
     pub(super) token: String,
 }
 
-/// Enter a room.
+/// Subscribe to a channel.
 #[derive(Deserialize)]
 pub(super) struct Subscribe {
     pub(super) channel: String,
-    /// What has been published since the position that the client knows. Answered with `recovered: false`.
+    /// Asks for publications since a known position. Answered with `recovered: false`.
     #[serde(default)]
     pub(super) recover: Asked,
     #[serde(default)]
     flag: Flags,
-    /// A subscription token: grants come with the token of the connection.
+    /// A subscription token. Grants come with the connection's token instead.
     #[serde(default)]
     token: Asked,
     /// Only publications with certain tags.
     #[serde(default)]
     tf: Asked,
-    /// Another kind of subscription than a stream of publications: a map, shared polling. With it, the part of the
-    /// state that is to come.
+    /// A subscription that is not a stream of publications: a map, shared polling. `phase` is the part of the
+    /// state to send.
     #[serde(default, rename = "type")]
     kind: Asked,
     #[serde(default)]
@@ -56,13 +57,13 @@ pub(super) struct Subscribe {
     limit: Asked,
     #[serde(default)]
     asc: Asked,
-    /// Pushes that tell who comes and goes.
+    /// Pushes when clients join and leave.
     #[serde(default)]
     join_leave: Asked,
 }
 
 impl Subscribe {
-    /// Whether it asks for something that is not served.
+    /// Whether it asks for something that is not supported.
     pub(super) fn asks_for_more(&self) -> bool {
         let Self { channel: _, recover, flag, token, tf, kind, phase, cursor, limit, asc, join_leave } = self;
         let unserved = [token, tf, kind, phase, cursor, limit, asc, join_leave];
@@ -70,19 +71,19 @@ impl Subscribe {
     }
 }
 
-/// Leave a room.
+/// Unsubscribe from a channel.
 #[derive(Deserialize)]
 pub(super) struct Unsubscribe {
     pub(super) channel: String,
 }
 
-/// Publish into a room.
+/// Publish to a channel.
 #[derive(Deserialize)]
 pub(super) struct Publish<'a> {
     pub(super) channel: String,
     #[serde(borrow, default, deserialize_with = "there")]
     pub(super) data: Option<&'a RawValue>,
-    /// Into a map, instead of a stream.
+    /// Into a map instead of a stream.
     #[serde(default, rename = "type")]
     kind: Asked,
     #[serde(default)]
@@ -92,19 +93,19 @@ pub(super) struct Publish<'a> {
 }
 
 impl Publish<'_> {
-    /// Whether it asks for something that is not served.
+    /// Whether it asks for something that is not supported.
     pub(super) fn asks_for_more(&self) -> bool {
         let Self { channel: _, data: _, kind, key, removed } = self;
         [kind, key, removed].into_iter().any(|asked| asked.0)
     }
 }
 
-/// A field that is there, though it be `null`.
+/// Parses a field that is present, even if it is `null`.
 fn there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// Whether a field says anything but its default: nothing, `null`, `false`, 0, or empty.
+/// Whether a field has another value than its default: absent, `null`, `false`, 0, or empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asked(pub(super) bool);
 
@@ -164,12 +165,13 @@ impl<'de> Deserialize<'de> for Asked {
     }
 }
 
-/// Features of a subscription that a client knows, as bits. A number, or in the JSON of protobuf a string.
+/// The subscription features that a client supports, as bits. A number, or a string as in protobuf's JSON
+/// mapping.
 #[derive(Clone, Copy, Debug, Default)]
 struct Flags(i64);
 
 impl Flags {
-    /// Refuse the subscription, instead of making it, if nothing can be recovered.
+    /// The client wants the subscription to fail if nothing can be recovered.
     fn reject_unrecovered(self) -> bool {
         self.0 & 2 != 0
     }
@@ -192,7 +194,7 @@ impl<'de> Deserialize<'de> for Flags {
     }
 }
 
-/// A JSON object. Left to itself, serde takes an array of the fields' values for the same.
+/// A JSON object. By default, serde also accepts an array of the fields' values.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

@@ -1,15 +1,15 @@
 //! The Centrifuge protocol, JSON: many rooms over one WebSocket, with requests and replies. A room is a
 //! channel. Source: <https://centrifugal.dev/docs/transports/client_protocol>.
 //!
-//! A text frame holds one or several JSON objects, one per line. A client's object is a command,
-//! `{"id":1,"subscribe":{"channel":"lobby"}}`; it is answered by a reply with the same id, or the client is
-//! told by a push without one. `{}` is a ping from the server and a pong from the client.
+//! A text frame holds one or several JSON objects, one per line. A client's object is a command, such as
+//! `{"id":1,"subscribe":{"channel":"lobby"}}`. The server answers it with a reply that has the same id, and
+//! sends pushes, which have none. `{}` is a ping from the server and a pong from the client.
 //!
-//! Publications that are JSON ([`Data::json`]) go out as they are; other text goes out as a JSON string, and binary data as a
-//! string in base64 with the tag `"encoding":"base64"`. An event's name is the tag `"event"`.
+//! Publications that are JSON ([`Data::json`]) are sent unchanged. Other text is sent as a JSON string, and
+//! binary data as a base64 string with the tag `"encoding":"base64"`. An event's name is the tag `"event"`.
 //!
-//! Not served yet, and answered with error 108: presence, history, RPC, refresh of single subscriptions, and whatever
-//! a served command asks for beyond what is done here ([`fields`]).
+//! Not supported, and answered with error 108: presence, history, RPC, refresh of single subscriptions, and
+//! options of supported commands that are not implemented ([`fields`]).
 
 use std::{io::Write as _, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ mod fields;
 #[cfg(test)]
 mod tests;
 
-/// `/connection/websocket`, where the protocol's SDKs look for it.
+/// `/connection/websocket`, the default path of the protocol's SDKs.
 pub static ENDPOINT: Endpoint = Endpoint {
     name: ProtocolName::new("centrifuge"),
     routes: &[Route { path: "/connection/websocket", on: On::WebSocket { subprotocol: SUBPROTOCOL, open } }],
@@ -49,19 +49,19 @@ const SUBPROTOCOL: &str = "centrifuge-json";
 static FORMAT: Format =
     Format { write: |room, publication, _, out| write(room, publication, out), head: None };
 
-/// "unsubscribed by the server": the client stays out.
+/// "unsubscribed by the server": the client does not resubscribe.
 const UNSUBSCRIBED_BY_SERVER: u16 = 2000;
-/// "insufficient state": the client subscribes again by itself.
+/// "insufficient state": the client resubscribes by itself.
 const INSUFFICIENT_STATE: u16 = 2500;
 
-/// The longest `ttl` that is announced, in seconds. The protocol's number is 32 bits wide, and JavaScript's timers
-/// count milliseconds in 31 bits: `setTimeout` fires at once beyond that.
+/// The longest `ttl` sent, in seconds. The protocol's number has 32 bits, and JavaScript's timers count
+/// milliseconds in 31 bits: beyond that `setTimeout` fires at once.
 const MAX_TTL: u64 = 2_147_483;
 
 /// The state of one Centrifuge session.
 #[derive(Debug)]
 struct Centrifuge {
-    /// How often the server pings, in seconds: the client gives the connection up when it hears none.
+    /// The server's ping interval, in seconds. The client closes the connection if pings stop.
     ping_seconds: u64,
 }
 
@@ -69,7 +69,7 @@ struct Centrifuge {
 fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let ping_seconds = ask.settings.heartbeat.interval.as_secs().max(1);
     let protocol = Arc::new(move || Box::new(Centrifuge { ping_seconds }) as _);
-    // The token usually comes in the connect command.
+    // The token is usually in the connect command.
     Ok(Opening { rooms: Vec::new(), signs_in_later: true, protocol })
 }
 
@@ -83,7 +83,7 @@ fn decode(message: &Message, commands: &mut Vec<Command>) {
         match serde_json::from_slice::<Object<WireCommand<'_>>>(line) {
             // Of several methods in one command, only one could be answered.
             Ok(Object(command)) if command.methods() <= 1 => commands.extend(command.named(text)),
-            // The SDKs take a close for final, so only what could not be answered ends the connection.
+            // The SDKs treat a close as final, so the connection is only closed if no reply is possible.
             Ok(Object(WireCommand { id: request @ 1.., .. })) => commands.push(bad_request(request)),
             Ok(_) => commands.push(Command::Break(CloseReason::BadRequest)),
             Err(_) => {
@@ -101,7 +101,7 @@ fn bad_request(request: RequestId) -> Command {
     Command::Answer { request, reply: Reply::Failed(ReplyError::BadRequest) }
 }
 
-/// A command as it is on the wire: an id and one method.
+/// A command on the wire: an id and one method.
 #[derive(Deserialize)]
 struct WireCommand<'a> {
     #[serde(default)]
@@ -121,7 +121,7 @@ struct WireCommand<'a> {
     sub_refresh: Option<IgnoredAny>,
 }
 
-/// What can be answered of a command that cannot be understood.
+/// The part of a malformed command that is needed to answer it.
 #[derive(Deserialize)]
 struct Numbered {
     #[serde(default)]
@@ -129,7 +129,7 @@ struct Numbered {
 }
 
 impl WireCommand<'_> {
-    /// How many methods it names.
+    /// How many methods it contains.
     fn methods(&self) -> usize {
         let Self { id: _, connect, refresh, subscribe, unsubscribe, publish, .. } = self;
         let ignored = [
@@ -151,7 +151,8 @@ impl WireCommand<'_> {
         served.into_iter().chain(ignored.map(Option::is_some)).filter(|named| *named).count()
     }
 
-    /// What the client means; `None` for a pong. `message` is where it lies: data are kept as a part of it.
+    /// The command it stands for; `None` for a pong. `message` is the text that it was parsed from; payloads
+    /// are kept as slices of it.
     fn named(self, message: &Bytes) -> Option<Command> {
         let request = self.id;
         let fail = |error| Command::Answer { request, reply: Reply::Failed(error) };
@@ -160,7 +161,7 @@ impl WireCommand<'_> {
         };
         let unserved = [self.presence, self.presence_stats, self.history, self.rpc, self.sub_refresh];
         let command = if self.send.is_some() {
-            // The one method that has no reply.
+            // The one method without a reply.
             return Some(Command::Break(CloseReason::NotAvailable));
         } else if let Some(Object(Connect { token })) = self.connect {
             Command::Connect { request, token: (!token.is_empty()).then_some(token) }
@@ -199,7 +200,7 @@ impl WireCommand<'_> {
         } else {
             fail(ReplyError::UnknownMethod)
         };
-        // Whoever gives no id could never learn the outcome.
+        // Without an id the client could never learn the outcome.
         Some(if request == 0 { Command::Break(CloseReason::BadRequest) } else { command })
     }
 }
@@ -225,7 +226,7 @@ impl Protocol for Centrifuge {
                 "expires": true,
                 "ttl": ttl.min(&MAX_TTL),
             }}),
-            // Nothing is kept that could be recovered; the client has to load its state anew.
+            // There is no history to recover from; the client has to load its state anew.
             Reply::Subscribed { recover: true } => json!({ "id": id, "subscribe": {
                 "was_recovering": true,
                 "recovered": false,
@@ -258,9 +259,10 @@ impl Protocol for Centrifuge {
 
     fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then {
         match news {
-            // To subscribe again would bring nothing back, and would end in the same queue.
+            // Resubscribing would recover nothing, and would end in the same full queue.
             News::Gap(room, cause @ GapCause::Dropped) => {
-                // A message outside of all channels: a channel cannot express a gap that leaves the subscription as it is.
+                // A message outside all channels: within a channel, no push can report a gap and keep the
+                // subscription.
                 let gap = json!({ "room": room.as_str(), "cause": cause.as_str() });
                 out.json(&json!({ "push": { "message": { "data": { "tidegate.gap": gap } } } }));
                 Then::Stay
@@ -288,7 +290,7 @@ impl Protocol for Centrifuge {
         out.text(b"{}");
     }
 
-    /// The close frame: codes 3500–3999 tell the client to stay away, 3000–3499 to come back.
+    /// The close frame: after codes 3500–3999 the client does not reconnect, after 3000–3499 it does.
     fn farewell(&mut self, reason: CloseReason, _: f32, out: &mut Packets) {
         if let Some((code, text)) = close_of(reason) {
             out.close(code, text);
@@ -296,7 +298,7 @@ impl Protocol for Centrifuge {
     }
 }
 
-/// The reply that says no more than that it is done. One for every publication, so no tree is built for it.
+/// The minimal reply that reports success. Written by hand because there is one for every publication.
 fn put_done(id: RequestId, method: &str, out: &mut Packets) {
     let mut reply = [0; 48];
     let mut free = reply.as_mut_slice();
@@ -306,9 +308,9 @@ fn put_done(id: RequestId, method: &str, out: &mut Packets) {
     out.text(reply.split_at(written).0);
 }
 
-/// The push that every member of the room is sent.
+/// The push for a publication, the same for every member of the room.
 fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
-    // Enough for a room and a user of usual length.
+    // Enough for usual room and user names.
     out.reserve(publication.data.bytes().len() + 256);
     out.put(b"{\"push\":{\"channel\":");
     out.put_json_string(room.as_str());
@@ -358,7 +360,7 @@ fn put_unsubscribe(room: &RoomName, code: u16, reason: &str, out: &mut Packets) 
     out.json(&json!({ "push": push }));
 }
 
-/// The protocol's code and text for a reason, where it has one of its own.
+/// The protocol's own code and text for a reason, if it has any.
 fn close_of(reason: CloseReason) -> Option<(CloseCode, &'static str)> {
     let (code, text) = match reason {
         CloseReason::Drain => (3001, "shutdown"),
@@ -388,7 +390,7 @@ fn close_of(reason: CloseReason) -> Option<(CloseCode, &'static str)> {
     CloseCode::new(code).map(|code| (code, text))
 }
 
-/// The protocol's numbers for errors.
+/// The protocol's error codes.
 fn code(error: ReplyError) -> u16 {
     match error {
         ReplyError::Unavailable | ReplyError::NotNow | ReplyError::KeyAwaited | ReplyError::Internal => 100,

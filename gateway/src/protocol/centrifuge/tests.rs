@@ -1,4 +1,4 @@
-//! Whatever is published, its frame holds one push in the room that it was published in.
+//! Whatever is published, its frame contains one push, for the right room.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::framing::{Encoding, Transport};
 
-// A member that is there twice, or that is none of these, is an error.
+// Duplicate or unknown fields are errors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Reply {
@@ -39,7 +39,7 @@ struct Info {
     user: Option<String>,
 }
 
-/// The push in a frame, and the line that it is written in.
+/// The push in a frame, and its line.
 fn push(room: &RoomName, publication: &Publication) -> (Push, String) {
     let frame = Encoding::new(&super::FORMAT, Transport::WebSocket).encode(room, publication);
     let header = match frame.get(1) {

@@ -1,8 +1,10 @@
-//! Event streams, as routes see them: who asks for one, what its head says, and how it is refused for now.
+//! The endpoint of event streams: which requests open one, its response head, and how temporary refusals are
+//! sent.
 //!
-//! An `EventSource` comes back by itself when its connection is lost or its stream ends, and never again once it
-//! was answered with another status than 200 (WHATWG HTML §9.2.3, "fail the connection"). So a refusal that is
-//! over soon, a 429 or 503, would end it for good. It gets a stream instead that says when to come back, and ends.
+//! An `EventSource` reconnects by itself when its connection is lost or its stream ends, but never again
+//! after a response with another status than 200 (WHATWG HTML §9.2.3, "fail the connection"). A temporary
+//! refusal, a 429 or 503, would end it for good. So it gets a stream that only says when to reconnect, and
+//! ends.
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header, request::Parts};
@@ -14,10 +16,10 @@ use crate::{
 };
 
 pub const MEDIA_TYPE: &str = "text/event-stream";
-/// nginx holds a response back unless it is told not to.
+/// Tells nginx not to buffer the response.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Adds what the head of an event stream says besides its type.
+/// Sets the response headers of an event stream.
 pub fn head(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     // `no-transform`: a proxy that compresses would hold events back until its buffer is full.
@@ -25,8 +27,8 @@ pub fn head(headers: &mut HeaderMap) {
     headers.insert(BUFFERING, HeaderValue::from_static("no"));
 }
 
-/// The refusal as a stream that says when to come back, if it is temporary and the client asks for a stream by
-/// name. A client that accepts anything may be no `EventSource`, and can make more of a status.
+/// The refusal as a stream that says when to reconnect, if it is temporary and the client asks for an event
+/// stream explicitly. A client that accepts anything may not be an `EventSource`, and a status tells it more.
 pub fn come_back(request: &Parts, problem: &Problem) -> Option<Response<Body>> {
     let asks = matches!(request.method, Method::GET | Method::HEAD)
         && !handshake::is_upgrade(&request.headers)

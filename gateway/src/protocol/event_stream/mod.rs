@@ -1,17 +1,17 @@
-//! Server-sent events (WHATWG HTML §9.2): a room, or several, as an event stream.
+//! Server-sent events (WHATWG HTML §9.2): one or several rooms as an event stream.
 //!
 //! | on the wire | meaning |
 //! |---|---|
 //! | `event: <name>` | the publication's event; absent for the default, `message` |
-//! | `data: <text>` | the payload; one field per line. The format ends a line at CR, LF and CRLF alike, so a client sees each as LF |
+//! | `data: <text>` | the payload; one field per line. The format treats CR, LF and CRLF alike as line ends, so the client sees each as LF |
 //! | `data: data:application/octet-stream;base64,…` | a binary payload, as a `data:` URL (RFC 2397) |
-//! | `id: <room>` | on a stream of several rooms: the room that the event belongs to, as it stands in a path |
-//! | `event: tidegate.gap` | data `{"room":…,"cause":…}`: publications of the room may be missing just before |
-//! | `retry: <milliseconds>` | at the start, and with new spread when the node leaves |
+//! | `id: <room>` | on a stream of several rooms: the event's room, percent-encoded as in a path |
+//! | `event: tidegate.gap` | data `{"room":…,"cause":…}`: publications of the room may be missing before this point |
+//! | `retry: <milliseconds>` | at the start, and with a new random time when the node drains |
 //! | `:` | a comment, to keep the connection alive |
 //!
-//! Only events end with a blank line. The standard passes over one that follows `retry:` or a comment; clients
-//! that read the format themselves (`@microsoft/fetch-event-source`, `httpx-sse`) dispatch an empty message.
+//! Only events end with a blank line. The standard ignores one after `retry:` or a comment, but some clients
+//! that parse the format themselves (`@microsoft/fetch-event-source`, `httpx-sse`) dispatch an empty message.
 
 use std::sync::Arc;
 
@@ -30,17 +30,17 @@ use crate::{
 
 mod endpoint;
 
-/// `GET` of a room, or of several, accepting `text/event-stream`.
+/// `GET` of one or several rooms that accepts `text/event-stream`.
 pub static ENDPOINT: Endpoint = Endpoint {
     name: ProtocolName::new("sse"),
     routes: &[Route { path: "/rooms/{room}", on: stream() }, Route { path: "/rooms", on: stream() }],
     refuse: Some(endpoint::come_back),
 };
 
-/// An event of a stream that carries one room.
+/// An event in a stream of one room.
 static ONE_ROOM: Format =
     Format { write: |_, publication, _, out| write(None, publication, out), head: None };
-/// An event of a stream that carries several rooms.
+/// An event in a stream of several rooms.
 static SEVERAL_ROOMS: Format =
     Format { write: |room, publication, _, out| write(Some(room), publication, out), head: None };
 
@@ -55,10 +55,10 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     Ok(Opening { rooms, signs_in_later: false, protocol })
 }
 
-/// The event that tells of a gap.
+/// The event that reports a gap.
 const GAP_EVENT: &str = "tidegate.gap";
-/// What is encoded in an `id:`. A client sends it back as the value of a header, `Last-Event-ID`, which has to be
-/// ASCII (RFC 9110 §5.5). What is left alone is what `encodeURIComponent` leaves alone, and `:`.
+/// The characters encoded in an `id:`. The client sends it back in a header, `Last-Event-ID`, which has to be
+/// ASCII (RFC 9110 §5.5). Everything that `encodeURIComponent` leaves alone, and `:`, is not encoded.
 const ENCODED_IN_IDS: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -76,10 +76,10 @@ const DATA_URL: &[u8] = b"data:application/octet-stream;base64,";
 /// The state of one event stream.
 #[derive(Debug)]
 struct EventStream {
-    /// Whether events say which room they belong to.
+    /// Whether each event contains its room.
     several_rooms: bool,
-    /// The shortest time after which a client should come back, in milliseconds. Each client is told a
-    /// random time between this and its double.
+    /// The shortest time after which a client should reconnect, in milliseconds. Each client gets a random
+    /// time between this and twice as much.
     retry_millis: u32,
 }
 
@@ -97,7 +97,7 @@ impl EventStream {
 }
 
 impl Protocol for EventStream {
-    /// The transport has no way for a client to send.
+    /// The transport has no way for the client to send.
     fn decode(&mut self, _: Message, _: &mut Vec<Command>) {}
 
     fn reply(&mut self, _: RequestId, _: &Reply, _: &mut Packets) -> Then {
@@ -125,14 +125,14 @@ impl Protocol for EventStream {
     }
 
     fn farewell(&mut self, reason: CloseReason, spread: f32, out: &mut Packets) {
-        // Whoever is told to come back gets a new time: all clients of this node leave together.
+        // Clients that should reconnect get a new random time, because all clients of this node end together.
         if reason.come_back() {
             self.put_retry(spread, out);
         }
     }
 }
 
-/// The event that every member of the room is sent.
+/// The event for a publication, the same for every member of the room.
 fn write(room: Option<&RoomName>, publication: &Publication, out: &mut Writer) {
     let data = publication.data.bytes();
     out.reserve(data.len() + 64);
@@ -159,13 +159,13 @@ fn write(room: Option<&RoomName>, publication: &Publication, out: &mut Writer) {
     out.put(b"\n");
 }
 
-/// The event that tells of a gap.
+/// The event that reports a gap.
 fn gap(room: &RoomName, cause: GapCause) -> String {
     let data = serde_json::json!({ "room": room.as_str(), "cause": cause.as_str() });
     format!("event: {GAP_EVENT}\ndata: {data}\n\n")
 }
 
-/// One `data:` field per line, whatever ends the line.
+/// Writes one `data:` field per line, whatever the line endings.
 fn put_data(out: &mut Writer, mut text: &[u8]) {
     loop {
         let end = text.iter().position(|&byte| byte == b'\n' || byte == b'\r');
@@ -199,7 +199,7 @@ mod tests {
         encode(None, &Publication::new(Data::text(text)))
     }
 
-    /// The parser of WHATWG HTML §9.2.6, as far as one event goes: (event, data, id).
+    /// Parses one event as in WHATWG HTML §9.2.6: (event, data, id).
     fn parse(stream: &str) -> (String, String, String) {
         let (mut event, mut data, mut id) = (String::new(), String::new(), String::new());
         let normal = stream.replace("\r\n", "\n").replace('\r', "\n");
@@ -240,7 +240,8 @@ mod tests {
         );
     }
 
-    /// `encodeURIComponent(name).replaceAll("%3A", ":")`, and `decodeURIComponent` gives the name back.
+    /// The id equals `encodeURIComponent(name).replaceAll("%3A", ":")`, and `decodeURIComponent` restores the
+    /// name.
     #[test]
     fn ids_are_ascii() {
         for (name, id) in [

@@ -1,17 +1,17 @@
-//! JSON lines (<https://github.com/ndjson/ndjson-spec>): one JSON object per line, in the body of an answer; and the same
-//! objects as text messages of a WebSocket, the subprotocol `tidegate.json`.
+//! JSON lines (<https://github.com/ndjson/ndjson-spec>): one JSON object per line in a response body. The
+//! same objects are also available as text messages on a WebSocket, with the subprotocol `tidegate.json`.
 //!
 //! | object | meaning |
 //! |---|---|
-//! | `{"room":…,"event":…,"data":…}` | a publication. `data` is its JSON, or its text as a string; `event` is there if it has a name |
+//! | `{"room":…,"event":…,"data":…}` | a publication. `data` is its JSON, or its text as a string; `event` is present if it has a name |
 //! | `{"room":…,"base64":…}` | a publication of binary data |
-//! | `{"room":…,"gap":…}` | publications of the room may be missing just before, and why |
-//! | `{"error":…,"temporary":…}` | what this client has published was refused; whether it may succeed later |
-//! | `{"close":…,"reconnect":…}` | the last line of a body: why it ends, and whether to come back |
-//! | `{}` | a heartbeat, in a body; a WebSocket has pings |
+//! | `{"room":…,"gap":…}` | publications of the room may be missing before this point, and why |
+//! | `{"error":…,"temporary":…}` | a publication of this client was refused; `temporary` says whether it may succeed later |
+//! | `{"close":…,"reconnect":…}` | the last line of a body: why it ends, and whether to reconnect |
+//! | `{}` | a heartbeat in a body; a WebSocket has pings |
 //!
-//! On a WebSocket the client publishes with the same object: `data` or `base64`, perhaps `event`, and `room` where the
-//! session is in several.
+//! On a WebSocket the client publishes with the same object: `data` or `base64`, optionally `event`, and
+//! `room` if the session is in several.
 
 use std::sync::Arc;
 
@@ -33,7 +33,8 @@ use crate::{
 const MEDIA_TYPE: &str = "application/x-ndjson";
 const SUBPROTOCOL: &str = "tidegate.json";
 
-/// `GET` of a room, or of several, accepting `application/x-ndjson`; or with a WebSocket handshake for `tidegate.json`.
+/// `GET` of one or several rooms that accepts `application/x-ndjson`, or with a WebSocket handshake for
+/// `tidegate.json`.
 pub static ENDPOINT: Endpoint = Endpoint {
     name: ProtocolName::new("ndjson"),
     routes: &[
@@ -45,7 +46,7 @@ pub static ENDPOINT: Endpoint = Endpoint {
     refuse: None,
 };
 
-/// An object and the end of its line.
+/// An object with a line end.
 static LINE: Format = Format {
     write: |room, publication, _, out| {
         write(room, publication, out);
@@ -53,17 +54,17 @@ static LINE: Format = Format {
     },
     head: None,
 };
-/// An object alone.
+/// An object without a line end.
 static MESSAGE: Format =
     Format { write: |room, publication, _, out| write(room, publication, out), head: None };
 
-/// One session.
+/// The state of one session.
 #[derive(Debug)]
 struct Ndjson {
     rooms: Arc<[RoomName]>,
-    /// Whether objects are lines of a body, or else messages of a WebSocket.
+    /// Whether objects are lines of a body rather than messages of a WebSocket.
     lines: bool,
-    /// Whether the session hears what it publishes itself (`?echo=`, default true).
+    /// Whether the session receives its own publications (`?echo=`, default true).
     echo: bool,
 }
 
@@ -82,7 +83,7 @@ fn opening(rooms: Vec<RoomName>, lines: bool, echo: bool) -> Opening {
     Opening { rooms, signs_in_later: false, protocol }
 }
 
-/// As for an event stream: a proxy must neither compress nor hold lines back.
+/// As for an event stream: a proxy must neither compress nor buffer lines.
 fn head(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
@@ -114,7 +115,7 @@ fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
     out.put(b"}");
 }
 
-/// What a client publishes.
+/// A publication by the client.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Published<'a> {
@@ -131,7 +132,7 @@ impl Ndjson {
         let Published { room, event, data, base64 } = serde_json::from_slice(text).ok()?;
         let data = match (data, base64) {
             (Some(data), None) => {
-                // A string is text, and not JSON: the way it would come back.
+                // A string is published as text, not as JSON: delivery turns text into a string again.
                 let bytes = text.slice_ref(data.get().as_bytes());
                 match serde_json::from_slice::<String>(&bytes) {
                     Ok(text) => Data::text(text),

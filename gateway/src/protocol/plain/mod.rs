@@ -1,7 +1,7 @@
-//! Plain WebSocket (RFC 6455): a room is a URL, a frame is a payload, in both directions.
+//! Plain WebSocket (RFC 6455): a room is a URL, and a frame is a payload, in both directions.
 //!
-//! Text stays text and binary stays binary. There is nothing else on the wire, so two things are not sent: an event's
-//! name, and a gap (the client may ask to be closed at one).
+//! Text stays text and binary stays binary. Since nothing else is sent, event names are lost, and gaps are
+//! not reported (the client may ask to be closed at a gap).
 
 use std::sync::Arc;
 
@@ -30,11 +30,11 @@ static FORMAT: Format = Format { write, head: None };
 /// The state of one plain session.
 #[derive(Debug)]
 struct Plain {
-    /// The room of the URL.
+    /// The room in the URL.
     room: RoomName,
-    /// Whether the session hears what it publishes itself (`?echo=`, default true).
+    /// Whether the session receives its own publications (`?echo=`, default true).
     echo: bool,
-    /// Whether a gap closes the session (`?gap=close`) or is not mentioned (`?gap=ignore`, default).
+    /// Whether a gap closes the session (`?gap=close`) or is ignored (`?gap=ignore`, default).
     close_on_gap: bool,
 }
 
@@ -67,7 +67,8 @@ impl Protocol for Plain {
         commands.push(Command::Publish { request: 0, room, event: None, data, echo: self.echo });
     }
 
-    /// A frame is a payload, so there is no way to send an answer. A failure must not pass unnoticed: it ends the session.
+    /// Every frame is a payload, so there is no reply. A failure must not go unnoticed, so it ends the
+    /// session.
     fn reply(&mut self, _: RequestId, reply: &Reply, _: &mut Packets) -> Then {
         match reply {
             Reply::Failed(ReplyError::Forbidden) => Then::Close(CloseReason::Forbidden),

@@ -1,4 +1,4 @@
-//! `POST /rooms/{room}`: publish the body.
+//! `POST /rooms/{room}`: publishes the body.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub static ENDPOINT: Endpoint = Endpoint {
     refuse: None,
 };
 
-/// Names the event of a publication.
+/// The header with the name of the publication's event.
 pub const X_EVENT: HeaderName = HeaderName::from_static("x-event");
 
 async fn answer(call: Call) -> Result<Response<Body>, Problem> {
@@ -46,9 +46,9 @@ async fn answer(call: Call) -> Result<Response<Body>, Problem> {
     publish(&gate, &request, body, room).await
 }
 
-/// Publishes the body into `room` and answers 202 once the broker has acknowledged it.
+/// Publishes the body to `room` and answers 202 once the broker has acknowledged it.
 async fn publish(gate: &Gate, parts: &Parts, body: Body, room: RoomName) -> Result<Response<Body>, Problem> {
-    // Served by a leaving node, too, as long as somebody sends it here: it is no session.
+    // A draining node serves this as well, as long as requests arrive: it needs no session.
     gate.check_connections()?;
     gate.check_origin(parts)?;
     let identity = gate.authenticate(parts).await?;
@@ -83,12 +83,12 @@ async fn publish(gate: &Gate, parts: &Parts, body: Body, room: RoomName) -> Resu
     }
 }
 
-/// What the content type says of the body.
+/// What the content type says about the body.
 enum MediaType {
     Json,
     Text,
     Binary,
-    /// Nothing that can be relied on: no type at all, or the one that `curl -d` sends with anything.
+    /// Detect the type: there is no content type, or the one that `curl -d` sends with everything.
     Detect,
 }
 
@@ -130,7 +130,8 @@ impl MediaType {
     }
 }
 
-/// Whether the list of codings leaves the body as it is (RFC 9110 §8.4). An empty element counts for nothing (§5.6.1).
+/// Whether the list of codings leaves the body unchanged (RFC 9110 §8.4). Empty elements are ignored
+/// (§5.6.1).
 fn is_identity(codings: &HeaderValue) -> bool {
     codings
         .as_bytes()
@@ -141,7 +142,7 @@ fn is_identity(codings: &HeaderValue) -> bool {
 
 fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
     let query = Query::new(parts.uri.query()).one("event")?;
-    // A header that is no text becomes an empty name, which is refused below.
+    // A header that is not text becomes an empty name, which is refused below.
     let header =
         parts.headers.contains_key(X_EVENT).then(|| header_text(parts, &X_EVENT).unwrap_or_default());
     let name = match (header, query.as_deref()) {
@@ -174,7 +175,7 @@ async fn body_bytes(gate: &Gate, body: Body, held: &mut Held) -> Result<Bytes, P
     }
 }
 
-/// Why a body was not read to its end.
+/// Why the body could not be read.
 enum Interrupted {
     /// The node is short of memory.
     Memory,
@@ -182,8 +183,8 @@ enum Interrupted {
     Body(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Reads a body into memory of its own: what it was read into holds more than the body, and goes back. Both are counted,
-/// from the start if the length is known.
+/// Reads the body into memory of its own. The buffer that it was read from is larger and is freed. Both are
+/// counted against the budget, from the start if the length is known.
 async fn collect(mut body: Limited<Body>, held: &mut Held) -> Result<Bytes, Interrupted> {
     let size = body.size_hint();
     let announced = usize::try_from(size.lower()).unwrap_or(usize::MAX / 4);
@@ -199,12 +200,12 @@ async fn collect(mut body: Limited<Body>, held: &mut Held) -> Result<Bytes, Inte
         }
         bytes.extend_from_slice(&piece);
     }
-    // The broker's queue counts the length.
+    // The broker's queue counts the length, so the capacity must match.
     bytes.shrink_to_fit();
     Ok(bytes.into())
 }
 
-/// Makes room for so many bytes in all, if the budget has it. What has been reserved is not asked for again.
+/// Grows the buffer to this capacity, if the budget allows. Reserved memory is not requested again.
 fn reserve(bytes: &mut Vec<u8>, capacity: usize, held: &mut Held) -> Result<(), Interrupted> {
     let cost = |capacity: usize| capacity + capacity.min(READ_BUFFER);
     let more = cost(capacity) - cost(bytes.capacity());
@@ -216,13 +217,13 @@ fn reserve(bytes: &mut Vec<u8>, capacity: usize, held: &mut Held) -> Result<(), 
     Ok(())
 }
 
-/// Hands a receipt's outcome to whoever waits for it.
+/// Passes a receipt's outcome to the task that waits for it.
 struct Once(Mutex<Option<oneshot::Sender<Result<(), BrokerError>>>>);
 
 impl ReceiptSink for Once {
     fn settle(&self, _: Ticket, outcome: Result<(), BrokerError>) {
         if let Some(sender) = self.0.lock().take() {
-            // Who waited may have gone away.
+            // The waiting task may be gone.
             drop(sender.send(outcome));
         }
     }
@@ -243,7 +244,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
 
-    /// A body of which somebody else takes all memory before its first piece comes.
+    /// A body; all memory is taken by something else before its first piece.
     struct Pieces {
         left: VecDeque<Bytes>,
         announced: Option<u64>,
@@ -288,7 +289,7 @@ mod tests {
         let bytes = collect(body, &mut held).await.ok().unwrap();
         assert_eq!((bytes.len(), budget.held_by(Consumer::Bodies)), (3000, 6000));
 
-        // The next one is refused before anything of it is read.
+        // The next one is refused before any of it is read.
         assert!(matches!(collect(pieces(Some(3000), None), &mut held).await, Err(Interrupted::Memory)));
     }
 
@@ -297,7 +298,8 @@ mod tests {
         let budget = budget();
         let mut held = budget.hold(Consumer::Bodies, 0);
         let bytes = collect(pieces(None, None), &mut held).await.ok().unwrap();
-        // 1000, twice that, and then as much as a body may have; each as often again for what it is read into.
+        // 1000, twice that, and then the maximum of a body; each counted twice, for the buffer that it is
+        // read from.
         assert_eq!(budget.held_by(Consumer::Bodies), 2 * 3500);
         assert_eq!(Vec::from(bytes).capacity(), 3000);
         drop(held);

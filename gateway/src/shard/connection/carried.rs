@@ -1,4 +1,4 @@
-//! What a connection's own task does: what carries it is attached, read, and waited for.
+//! What a connection's own task does: it attaches the transport, reads it, and waits for it.
 
 use std::{
     io,
@@ -19,19 +19,19 @@ use crate::{
     websocket::{self, Event, ProtocolError},
 };
 
-/// Reads in a row before others get their turn.
+/// Reads in a row before other tasks get their turn.
 const READS_PER_TURN: usize = 4;
-/// Answers that a client may leave unread, in bytes and 64 for each, before it is not read any further: what it is
-/// refused must not cost the node more than what it is given.
+/// Cost of unread replies, in bytes plus 64 for each, at which a client is no longer read. Refusing requests
+/// must not cost the node more than serving them.
 const MAX_REPLIES: usize = 64 * 1024;
-/// Bytes of frame heads that a message may have before they are charged without it.
+/// Bytes of frame headers that a message may have before they are charged without waiting for its end.
 const MAX_OVERHEAD: usize = 4 * 1024;
 
 impl Connection {
-    /// Carries the connection over this socket from now on. `read_ahead` came with the handshake.
+    /// Makes this socket the transport of the connection. `read_ahead` was read along with the handshake.
     pub fn attach_socket(&self, worker: &Worker, stream: Stream, read_ahead: &Bytes) {
         if matches!(&*self.carrier.borrow(), Carrier::Gone) {
-            return; // cut while the upgrade was under way
+            return; // cut during the upgrade
         }
         // The setting may have changed since the socket was accepted.
         stream.set_patience(worker.settings().heartbeat.timeout);
@@ -43,7 +43,7 @@ impl Connection {
         self.flush(worker);
     }
 
-    /// Carries the connection in a response from now on.
+    /// Makes a response body the transport of the connection.
     pub fn attach_response(&self, http: AbortHandle) {
         self.carrier.replace(Carrier::Response(http));
     }
@@ -62,7 +62,7 @@ impl Connection {
         }
     }
 
-    /// Reads and writes as the socket allows; ready when the connection is over.
+    /// Reads and writes as far as the socket allows. Ready when the connection has ended.
     pub(super) fn poll_socket(&self, worker: &Worker, cx: &mut Context<'_>) -> Poll<()> {
         self.set_waker(cx);
         for _ in 0..READS_PER_TURN {
@@ -78,7 +78,7 @@ impl Connection {
                 }
             }
             if self.must_pause() {
-                return Poll::Pending; // woken when publications are settled, or the socket takes what waits
+                return Poll::Pending; // woken when publications are settled or the socket becomes writable
             }
             let outcome = match &*self.carrier.borrow() {
                 Carrier::Socket { stream, .. } => match stream.poll_read_ready(cx) {
@@ -105,8 +105,8 @@ impl Connection {
                 }
             }
         }
-        // Woken at once, this task would be polled again before the shard's turn or anybody's readiness: a client
-        // that never pauses would have the thread for itself for dozens of polls.
+        // If this task woke itself directly, it would be polled again before the shard's turn or any other
+        // readiness: a client that never pauses would occupy the thread for dozens of polls.
         let after_the_others = std::pin::pin!(tokio::task::yield_now());
         after_the_others.poll(cx)
     }
@@ -148,7 +148,7 @@ impl Connection {
                     let unpaid = feed.unfinished() + self.unpaid.get() as usize;
                     self.unpaid.set(u32::try_from(unpaid).unwrap_or(u32::MAX));
                     if unpaid > max_message + MAX_OVERHEAD {
-                        // Fragments without end, each of next to nothing.
+                        // Endless fragments, each with almost no payload.
                         let bytes = self.unpaid.take() as usize;
                         self.ask_session(worker, |session, around, effects| {
                             session.receive_other(bytes, around, effects);
@@ -163,7 +163,7 @@ impl Connection {
                         self.begin_close(worker, CloseReason::OverLimit(limit));
                         return;
                     }
-                    tracing::debug!(session = %self.id, %error, "the client broke the protocol");
+                    tracing::debug!(session = %self.id, %error, "the client violated the protocol");
                     let words = websocket::close_frame(error.close_code(), &error.to_string());
                     self.close_with(worker, broken_by(error), Some(words));
                 }
@@ -171,7 +171,7 @@ impl Connection {
         }
     }
 
-    /// Charges bytes that a compressed message becomes. Returns whether it may become more.
+    /// Charges the bytes that a compressed message inflates to. Returns whether it may go on.
     fn pay(&self, worker: &Worker, charge: &mut Charge, bytes: usize) -> bool {
         let meters = worker.meters();
         let allowance = Allowance { session: &meters, node: worker.context.settings.limiters() };
@@ -181,7 +181,7 @@ impl Connection {
     fn receive(&self, worker: &Worker, event: Event<'_>, charge: Charge) {
         let size = charge.bytes_received();
         if let Phase::Closing(_) = self.phase.get() {
-            // Its goodbye ends the wait; anything else came too late.
+            // A close frame ends the wait. Anything else came too late.
             self.deaf.set(matches!(event, Event::Close(_)));
             return;
         }
@@ -219,7 +219,7 @@ impl Connection {
         });
     }
 
-    /// Tells the session something that the client did, and does what follows from it.
+    /// Passes something that the client did to the session, and runs the resulting effects.
     fn ask_session(&self, worker: &Worker, tell: impl FnOnce(&mut Session, &Surroundings<'_>, &mut Effects)) {
         let mut effects = worker.take_effects();
         {

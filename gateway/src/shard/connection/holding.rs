@@ -1,4 +1,4 @@
-//! What a connection holds of the node's memory, and how it gives it back.
+//! How much of the node's memory a connection holds, and how it gives it back.
 
 use broker_bridge::PublishRequest;
 
@@ -9,25 +9,26 @@ use crate::{
     websocket::Decoder,
 };
 
-/// What a connection must hold to be worth closing for it.
+/// The least number of bytes that makes a connection worth closing to free memory.
 pub const NOTABLE: usize = 1024;
-/// What a publication that waits for the broker costs beside its payload.
+/// What a blocked publication costs besides its payload.
 const PER_PUBLICATION: usize = 256;
 
 impl Connection {
-    /// What is kept for this session: what waits for its client and for the broker, and half a message.
+    /// Bytes held for this session: output for its client, publications for the broker, and an incomplete
+    /// message.
     pub fn fullness(&self) -> usize {
         let waiting = self.outbound.borrow().cost() + self.unsent();
         waiting + self.decoder.borrow().heap_bytes() + self.counted.get().blocked
     }
 
-    /// The bytes of the publications that wait, and the oldest and the newest of them; `None` if there are none.
+    /// The bytes of the queued publications, and the oldest and the newest of them; `None` if there are none.
     pub fn publications(&self) -> Option<(usize, [usize; 2])> {
         let outbound = self.outbound.borrow();
         outbound.ends().map(|ends| (outbound.shared(), ends))
     }
 
-    /// Counts what the queue and the socket hold now.
+    /// Updates the tally of what the queue and the socket hold.
     pub(super) fn count_outbound(&self, worker: &Worker) {
         let before = self.counted.get();
         let now = {
@@ -39,7 +40,7 @@ impl Connection {
         shift(&worker.tally.outbound_held, before.outbound, now.outbound);
     }
 
-    /// Joins the shard's list of connections that hold something, if it does.
+    /// Adds the connection to the shard's list of connections that hold memory, if it holds enough.
     pub fn note_holding(&self, worker: &Worker) {
         if !self.holds.get() && self.fullness() >= NOTABLE {
             self.holds.set(true);
@@ -47,8 +48,8 @@ impl Connection {
         }
     }
 
-    /// The node is short of memory, and this connection holds much of it. One that is closing already loses what it
-    /// still waits for.
+    /// Frees memory, because the node is short of it and this connection holds much. Begins to close the
+    /// connection; if it is closing already, drops the rest of its output.
     pub fn give_way(&self, worker: &Worker) {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             self.outbound.borrow_mut().discard();
@@ -59,7 +60,7 @@ impl Connection {
         }
     }
 
-    /// Forgets all that it holds: it is gone.
+    /// Drops everything it holds: the connection has ended.
     pub fn give_back(&self, worker: &Worker) {
         self.outbound.borrow_mut().discard();
         self.count_outbound(worker);
@@ -79,7 +80,7 @@ impl Connection {
         self.blocked.borrow_mut().push_back(request);
     }
 
-    /// Hands over, in order, what waits for room in the broker's queue.
+    /// Hands the blocked publications to the broker, in order, as its queue gets room.
     pub async fn publish_blocked(&self, worker: &Worker) {
         loop {
             let Some(request) = self.blocked.borrow_mut().pop_front() else { break };
@@ -102,14 +103,14 @@ impl Connection {
         shift(&worker.tally.publications_held, before.blocked, now);
     }
 
-    // ---- half a message ----
+    // ---- incomplete messages ----
 
-    /// Counts what the decoder keeps, which was so much before.
+    /// Updates the tally of what the decoder holds; it was `before`.
     pub(super) fn count_incomplete(worker: &Worker, before: usize, after: usize) {
         shift(&worker.tally.incomplete_held, before, after);
     }
 
-    /// Drops half a message. Nothing that the client sends is understood after that.
+    /// Drops an incomplete message. Input from the client cannot be parsed after that.
     pub(super) fn drop_incomplete(&self, worker: &Worker) {
         let held = self.decoder.borrow().heap_bytes();
         if held > 0 {

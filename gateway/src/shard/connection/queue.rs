@@ -17,35 +17,36 @@ use crate::{
     vocabulary::CloseReason,
 };
 
-/// A batch on its way to the members of a room, and what is the same for all of them.
+/// A batch that is being delivered to the members of a room, with what is the same for all of them.
 pub struct BatchDelivery<'a> {
     pub batch: &'a Batch,
-    /// Who must not hear it.
+    /// The session that must not receive it.
     pub exclude: Option<SessionId>,
     /// Publications with fewer bytes are not compressed.
     pub threshold: usize,
-    /// The bound of a queue.
+    /// The bound of each queue, in bytes.
     pub limit: usize,
     pub lane: RoomLane,
     pub overflow: Overflow,
 }
 
 impl BatchDelivery<'_> {
-    /// How many frames a member's queue takes for it: what may have to make way one by one is queued one by one.
+    /// How many frames a member's queue takes for it. With a policy that drops single publications, each is
+    /// queued by itself.
     pub fn frames(&self) -> usize {
         if self.overflow == Overflow::Close { 1 } else { self.batch.len() }
     }
 }
 
 impl Connection {
-    /// Queues a batch, unless it is this session's own echo. The caller writes at the end of its turn.
+    /// Queues a batch, unless this session is excluded from it. The caller writes at the end of its turn.
     pub fn deliver(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
         if self.hears(delivery) {
             self.enqueue(worker, member, delivery);
         }
     }
 
-    /// The same, written at once: what nothing has to wait for goes past the queue.
+    /// Delivers a batch and writes it at once. If nothing is queued, the write bypasses the queue.
     pub fn deliver_now(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
         if !self.hears(delivery) {
             return;
@@ -60,7 +61,8 @@ impl Connection {
         self.flush(worker);
     }
 
-    /// The batch without its first `said_before` publications, which came before this member; written at once.
+    /// Delivers a batch without its first `said_before` publications, which came before this member joined.
+    /// Writes at once.
     pub fn deliver_rest(
         &self,
         worker: &Worker,
@@ -89,7 +91,7 @@ impl Connection {
         }
     }
 
-    /// Queues the publications of a batch one by one, but for the first few.
+    /// Queues the publications of a batch one by one, without the first `skip`.
     fn enqueue_each(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>, skip: usize) {
         let &BatchDelivery { batch, threshold, limit, lane, overflow, .. } = delivery;
         let Some(room) = batch.first().map(Broadcast::room) else { return };
@@ -112,7 +114,7 @@ impl Connection {
         Tally::add(&worker.tally.payload_out, batch.payload_len());
     }
 
-    /// Queues bytes if the bound allows; marks the connection as too slow if not.
+    /// Queues bytes if the bound allows; otherwise marks the connection as a slow consumer.
     pub(super) fn queue(&self, worker: &Worker, frame: Frame, lane: Lane) -> bool {
         let limit = worker.settings().limits.outbound.get();
         self.queue_within(worker, frame, lane, limit)
@@ -128,7 +130,8 @@ impl Connection {
         true
     }
 
-    /// Queues a publication of a room whose older publications make way for newer ones, and tells of the gap.
+    /// Queues a publication of a room whose older publications are dropped for newer ones, and reports the
+    /// gap.
     fn queue_over(
         &self,
         worker: &Worker,
@@ -138,7 +141,7 @@ impl Connection {
         room: &RoomName,
     ) -> bool {
         if self.doomed.get().is_some() {
-            return false; // It would follow a gap of which the session has not been told.
+            return false; // It would follow a gap that the session has not been notified of.
         }
         let limit = worker.settings().limits.outbound.get();
         let told = {
@@ -176,7 +179,8 @@ impl Connection {
         true
     }
 
-    /// Closes the connection at the end of the turn. (Not at once: the shard goes through a room's members.)
+    /// Closes the connection at the end of the turn. Not at once: the shard is iterating over a room's
+    /// members.
     fn doom(&self, worker: &Worker, reason: CloseReason) {
         self.doomed.set(self.doomed.get().or(Some(reason)));
         worker.touch(self.key);

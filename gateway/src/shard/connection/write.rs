@@ -1,4 +1,4 @@
-//! What of a connection's bytes goes to its socket, and when.
+//! Which of a connection's bytes go to its socket, and when.
 
 use std::io::{self, IoSlice};
 
@@ -16,12 +16,12 @@ use crate::{
     vocabulary::CloseReason,
 };
 
-/// Bytes that can be written as they are, and queued where they have to be.
+/// Bytes that can be written as they are, or queued.
 pub(super) trait Pieces {
     /// The bytes; the second piece is often empty.
     fn pieces(&self) -> [&[u8]; 2];
 
-    /// The same, to be kept.
+    /// A copy that can be queued.
     fn to_frame(&self) -> Frame;
 }
 
@@ -56,8 +56,8 @@ impl Pieces for Packets {
 }
 
 impl Connection {
-    /// Writes what waits, with one system call if the socket takes it, and closes a connection that was
-    /// too slow. Returns what is left to the task if the socket does not take everything.
+    /// Writes the queued output, with one system call if the socket takes it, and closes a connection that
+    /// was too slow. If the socket does not take everything, the connection's task writes the rest.
     pub fn flush(&self, worker: &Worker) {
         if let Some(reason) = self.doomed.take() {
             if reason == CloseReason::SlowConsumer {
@@ -94,8 +94,8 @@ impl Connection {
         }
     }
 
-    /// Writes messages that nothing waits before and queues what is left of them. Returns false if they have to be queued
-    /// as a whole: there is no socket, or it is full.
+    /// Writes bytes directly if nothing is queued before them, and queues what the socket does not take.
+    /// Returns false if the caller has to queue all of it: there is no socket, or it is full.
     pub(super) fn send_past_queue(&self, worker: &Worker, bytes: &impl Pieces, lane: Lane) -> bool {
         match self.write_past_queue(bytes.pieces()) {
             Ok(0) => return false,
@@ -118,20 +118,20 @@ impl Connection {
         true
     }
 
-    /// Whether anything waits for the socket.
+    /// Whether any output waits for the socket.
     pub(super) fn has_output(&self) -> bool {
         !self.outbound.borrow().is_empty()
             || matches!(&*self.carrier.borrow(), Carrier::Socket { stream, .. } if stream.has_unsent())
     }
 
-    /// Writes a frame that nothing waits before, if there is a socket to write to and it is not known to be full.
-    /// Returns how many of its bytes have been taken.
+    /// Writes bytes directly if nothing is queued, and there is a socket that is not known to be full.
+    /// Returns how many bytes were taken.
     fn write_past_queue(&self, [first, second]: [&[u8]; 2]) -> io::Result<usize> {
         if self.wants_write.get() || !self.outbound.borrow().is_empty() {
             return Ok(0);
         }
         let outcome = match &*self.carrier.borrow() {
-            // With TLS, a write of its own first sends the records that still wait.
+            // With TLS, this write also sends the records that still wait.
             Carrier::Socket { stream, .. } if second.is_empty() => stream.try_write(&[IoSlice::new(first)]),
             Carrier::Socket { stream, .. } => stream.try_write(&[IoSlice::new(first), IoSlice::new(second)]),
             Carrier::Coming | Carrier::Response(_) | Carrier::Gone => Ok(0),
@@ -162,7 +162,8 @@ impl Connection {
             };
             match outcome {
                 Ok(written) => {
-                    // TLS takes nothing while it keeps something: the kernel has what was taken before.
+                    // TLS takes nothing while it holds unsent records, so the kernel has everything that was
+                    // taken before.
                     if self.asking.take() {
                         self.ask(worker);
                     }
@@ -184,7 +185,7 @@ impl Connection {
         Ok(())
     }
 
-    /// A ping has been taken past the queue, by TLS or by the kernel.
+    /// A ping has bypassed the queue, into TLS or the kernel.
     fn has_sent_ping(&self, worker: &Worker) {
         self.asking.set(self.has_output());
         if !self.asking.get() {
@@ -192,9 +193,9 @@ impl Connection {
         }
     }
 
-    /// Once the last words are out, tells the peer that nothing more will come. Then its own end of the
-    /// stream, or the deadline, ends the connection: closing at once could destroy the last words, since
-    /// a close with unread input resets the connection (RFC 9293 §3.10.4).
+    /// Once the final message is out, shuts the socket for writing. The connection then ends when the peer
+    /// closes its side or at the deadline. Closing at once could destroy the final message, since a close
+    /// with unread input resets the connection (RFC 9293 §3.10.4).
     fn shut_if_done(&self) {
         if !matches!(self.phase.get(), Phase::Closing(_)) || self.has_output() {
             return;

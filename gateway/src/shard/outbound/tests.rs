@@ -46,7 +46,7 @@ fn queues_that_hold_the_same_publications_have_the_same_ends() {
         }
         outbound.push_last(Bytes::from(vec![4; 20]));
     }
-    // The kernel has taken a part of the first publication from one of them.
+    // The kernel has taken part of the first publication from one of them.
     queues[1].advance(2 + 60);
     assert_eq!(queues[0].ends(), queues[1].ends());
     assert_eq!(queues.map(|outbound| outbound.shared()), [110, 50]);
@@ -104,10 +104,10 @@ fn is_of(frame: &Queued, room: RoomTag) -> bool {
     matches!(frame.lane, Lane::Room(lane) if lane.room == room)
 }
 
-/// A frame of the model: its lane and how many of that lane came before it.
+/// A frame of the model: its lane, and its number within that lane.
 type Named = (u8, u32);
 
-/// Two rooms without priority, two with, answers (`S`) and heartbeats (`H`).
+/// Two rooms without priority, two with; replies are `S` and heartbeats `H`.
 const LANES: [(u8, bool); 4] = [(b'a', false), (b'b', false), (b'P', true), (b'Q', true)];
 
 fn lane(name: u8) -> Lane {
@@ -122,13 +122,13 @@ fn room_lane(name: u8, priority: bool) -> RoomLane {
     RoomLane { room: RoomTag::new(name.into()).unwrap(), priority }
 }
 
-/// `a7` and so much more that it has `length` bytes, ended by `;`.
+/// `a7`, padded to `length` bytes, then `;`.
 fn named((name, number): Named, length: usize) -> Bytes {
     let text = format!("{}{number}", name as char);
     Bytes::from(format!("{text:-<length$};"))
 }
 
-/// The frames in `written`, which are whole but for the last one; `!a` is a notice of a gap in `a`.
+/// The frames in `written`, of which only the last may be incomplete; `!a` is a gap notice for `a`.
 fn read(written: &[u8]) -> Vec<(bool, Named)> {
     let whole = written.iter().rposition(|&byte| byte == b';').map_or(&[][..], |end| &written[..end]);
     let frames = whole.split(|&byte| byte == b';').filter(|frame| !frame.is_empty());
@@ -161,8 +161,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Whatever is queued, dropped and written: the bound holds, every frame comes out whole, each room's
-    /// in order, what is missing was reported as dropped, and a notice stands wherever it is missing.
+    /// Whatever is queued, dropped and written: the bound holds, frames come out whole and in order for each
+    /// room, and wherever one is missing, it was reported as dropped and a notice stands in its place.
     #[test]
     fn order_and_bound_hold_whatever_makes_way(steps in steps(), limit in 500_usize..3000) {
         let mut outbound = Outbound::default();
@@ -188,7 +188,7 @@ proptest! {
                     let frame = named((name, *number), length);
                     let before = outbound.frames.len();
                     let Ok(gone) = outbound.push_over(frame, lane, limit, all, notice) else {
-                        // The session is closed as slow: nothing that waits is sent any more.
+                        // The session is closed as a slow consumer and sends nothing that is queued.
                         prop_assert!(outbound.frames.len() <= before + 1);
                         outbound.clear();
                         let front = contents(&outbound);
@@ -228,7 +228,7 @@ proptest! {
         check(&written, Some(accepted - dropped))?;
     }
 
-    /// Nobody waits for what has no priority, and nobody with priority overtakes another.
+    /// Priority frames never wait for others, and never overtake each other.
     #[test]
     fn priority_goes_first_and_answers_keep_their_place(
         names in prop::collection::vec(prop::sample::select(b"abPQSH".to_vec()), 1..60), started in any::<bool>()
@@ -244,7 +244,8 @@ proptest! {
         while let Some(frame) = outbound.pop() {
             written.extend_from_slice(&frame);
         }
-        // Between two answers: first what has priority, then the rest, each in the order in which it came.
+        // Between two replies: first the priority frames, then the rest, each in the order in which it was
+        // queued.
         let (free, fixed) = if started { (1, 1) } else { (0, 0) };
         let mut expected: Vec<Named> = (0_u32..).zip(&names).take(fixed).map(|(n, &name)| (name, n)).collect();
         let rest: Vec<Named> = (0_u32..).zip(&names).skip(free).map(|(n, &name)| (name, n)).collect();
@@ -257,7 +258,7 @@ proptest! {
     }
 }
 
-/// Each lane's numbers ascend, and where one is left out a notice stands before the next.
+/// Each lane's numbers ascend, and a notice stands wherever one is missing.
 fn check(written: &[u8], count: Option<usize>) -> Result<(), TestCaseError> {
     let (mut next, mut told) = ([0_u32; 256], [false; 256]);
     let mut frames = 0;
@@ -279,7 +280,7 @@ fn check(written: &[u8], count: Option<usize>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// What the real queue and the simple one are both asked to do.
+/// An operation for both the real queue and the simple one.
 #[derive(Clone, Debug)]
 enum Act {
     Push(Lane, usize),
@@ -293,7 +294,7 @@ enum Act {
     Advance(usize),
     Pop,
     Clear,
-    /// Another configuration gives this room priority, or takes it.
+    /// A new configuration gives this room priority, or takes it away.
     Flip(u32),
     Release,
 }
@@ -303,7 +304,7 @@ const ROOMS: u32 = 4;
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let room = || 1..=ROOMS;
     let length = || 1_usize..100;
-    // Priorities are filled in when the act is done.
+    // Priorities are filled in when the operation runs.
     let publication =
         |room| Lane::Room(RoomLane { room: RoomTag::new(room).unwrap_or(RoomTag::MIN), priority: false });
     let lane = prop_oneof![
@@ -327,7 +328,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    /// Whatever is asked of it, the queue answers as a row of frames would that is searched from end to end.
+    /// The queue behaves like a plain list of frames that is searched from end to end.
     #[test]
     fn it_does_what_a_simple_queue_does(acts in acts(), limit in 300_usize..3000) {
         let (mut real, mut simple) = (Outbound::default(), Simple::default());
@@ -400,7 +401,7 @@ fn a_queue_that_was_long_leaves_nothing_behind() {
     assert_eq!((outbound.frames.capacity(), outbound.rooms.is_none()), (0, true));
 }
 
-/// Every idle connection has one.
+/// Every idle connection has a queue.
 #[test]
 fn an_empty_queue_is_small() {
     assert!(size_of::<Outbound>() <= 88, "{} bytes", size_of::<Outbound>());

@@ -1,15 +1,15 @@
-//! The members of one room, in an order in which a round can serve them while they come and go.
+//! The members of one room, in an order that a round can follow while members join and leave.
 
 use smallvec::SmallVec;
 
 use crate::shrink;
 
-/// Members, each at a place of its own. Leaving costs the same in a room of two and of 20,000: others move into the
-/// gap, and are told their new place.
+/// Members, each at its own position. Leaving costs the same in rooms of 2 and of 20,000: other members move
+/// into the gap and are notified of their new positions.
 #[derive(Debug)]
 pub struct Members<T> {
     list: SmallVec<[T; 2]>,
-    /// How many the round under way has come to: those before this place. Nothing without a round.
+    /// How many members the current round has served: those before this position. Zero without a round.
     served: usize,
 }
 
@@ -30,19 +30,19 @@ impl<T> Members<T> {
         self.list.iter()
     }
 
-    /// Adds a member and returns its place.
+    /// Adds a member and returns its position.
     #[expect(clippy::cast_possible_truncation, reason = "a process has far fewer sockets than 2^32")]
     pub fn push(&mut self, member: T) -> u32 {
         self.list.push(member);
         self.list.len() as u32 - 1
     }
 
-    /// Removes the member at `place`, and calls `moved` for each other that stands at another place now.
+    /// Removes the member at `place`, and calls `moved` for every other member whose position changes.
     #[expect(clippy::cast_possible_truncation, reason = "places were given by `push`")]
     pub fn remove(&mut self, place: u32, moved: impl Fn(&T, u32)) {
         let mut place = place as usize;
         if place < self.served {
-            // The gap wanders to the first that the round has not come to, for one of those is going to fill it.
+            // Move the gap to the end of the served members. The one that fills it then is not served yet.
             self.served -= 1;
             self.list.swap(place, self.served);
             self.list.get(place).inspect(|member| moved(member, place as u32));
@@ -55,11 +55,11 @@ impl<T> Members<T> {
 }
 
 impl<T: Clone> Members<T> {
-    /// Copies the next members of a round, at most so many, behind what is in `slice`. Returns whether these were
-    /// the last; the next slice is then the first of another round.
+    /// Appends the next members of the round, at most `most`, to `slice`. Returns whether they are the last;
+    /// the next slice then starts a new round.
     ///
-    /// Who is a member from the first slice of a round to the last is in exactly one of them. Who joins in between
-    /// is in one, too: whether what is being said is meant for it, is for others to know.
+    /// A member that stays from the first slice of a round to the last is in exactly one of them. A member
+    /// that joins in between is in one too; the caller decides whether it receives the message.
     pub fn next_slice(&mut self, most: usize, slice: &mut Vec<T>) -> bool {
         let end = self.list.len().min(self.served + most);
         slice.extend(self.list.get(self.served..end).unwrap_or_default().iter().cloned());
@@ -84,7 +84,7 @@ mod tests {
 
     use super::*;
 
-    /// A member that knows its place, as connections do.
+    /// A member that knows its position, as connections do.
     type Member = Rc<(u32, Cell<u32>)>;
 
     #[derive(Default)]
@@ -161,7 +161,7 @@ mod tests {
                         for name in &stays {
                             prop_assert!(names.contains(name), "{} was passed over", name);
                         }
-                        // Another round begins.
+                        // A new round begins.
                         stays = room.here.keys().copied().collect();
                     }
                 }

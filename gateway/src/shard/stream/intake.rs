@@ -1,8 +1,8 @@
-//! What HTTP keeps of what it reads from one connection.
+//! How much memory HTTP uses to read one connection.
 //!
-//! The buffer that requests are read into is hyper's and cannot be looked at. It grows with what has been read and
-//! not been answered, and does not shrink, so the most there ever was is what it costs. While a request is served,
-//! whoever reads its body counts the buffer too.
+//! hyper owns the read buffer, and its size cannot be queried. It grows with the bytes that have been read
+//! and not answered, and never shrinks, so the peak of those bytes is what it costs. While a request is
+//! served, the reader of its body counts the buffer as well.
 
 use std::{io, sync::Arc};
 
@@ -11,33 +11,34 @@ use crate::{
     http1::Progress,
 };
 
-/// What every HTTP connection may keep, uncounted: hyper's buffer has this size from the first read on, and nearly all
-/// heads fit into it.
+/// What every HTTP connection may use uncounted: hyper's buffer has this size from the first read on, and
+/// nearly all heads fit into it.
 const FREE: usize = 8 * 1024;
-/// What the buffer holds at most; of a body more may have been read, which is counted where it is kept.
+/// The most that the buffer holds. More of a body may have been read; it is counted where it is stored.
 const MOST: usize = FREE + READ_BUFFER;
 
 /// The account of one connection.
 #[derive(Debug)]
 pub struct Intake {
     held: Held,
-    /// Whether a request is being served: then what is read belongs to its body.
+    /// Whether a request is being served, and input therefore belongs to its body.
     progress: Arc<Progress>,
     /// Bytes read since the last answer.
     unanswered: usize,
-    /// The most that there has been of them.
+    /// The estimated size of the buffer: its peak so far.
     most: usize,
-    /// What of that is counted.
+    /// How much of that is counted.
     counted: usize,
 }
 
 impl Intake {
-    /// An account of nothing.
+    /// An account with nothing counted.
     pub fn new(budget: &Arc<Budget>, progress: Arc<Progress>) -> Self {
         Self { held: budget.hold(Consumer::Heads, 0), progress, unanswered: 0, most: FREE, counted: FREE }
     }
 
-    /// So many bytes have been read. An error, if they belong to a head that is large and the node is short of memory.
+    /// Records that `bytes` have been read. Fails if they belong to a large head and the node is short of
+    /// memory.
     pub fn read(&mut self, bytes: usize) -> io::Result<()> {
         self.read_while(self.progress.is_serving(), bytes)
     }
@@ -45,7 +46,8 @@ impl Intake {
     fn read_while(&mut self, serving: bool, bytes: usize) -> io::Result<()> {
         self.unanswered += bytes;
         if self.unanswered > FREE {
-            // A full buffer gets room for as much again, and is twice as large after the read.
+            // hyper makes room for as much again when its buffer is full, so the buffer is twice as large
+            // after the read.
             self.most = self.most.max((2 * self.unanswered.min(MOST).next_power_of_two()).min(MOST));
         }
         if serving || self.most == self.counted {
@@ -58,7 +60,7 @@ impl Intake {
         Ok(())
     }
 
-    /// An answer is being written: the buffer stays.
+    /// Records that a response is being written. The buffer keeps its size.
     pub fn answered(&mut self) {
         self.unanswered = 0;
         self.count();

@@ -1,8 +1,8 @@
-//! TLS on one socket, without a wait.
+//! Non-blocking TLS on one socket.
 //!
-//! Owns the exactness of the translation: what was accepted as plaintext is sent in order, a full socket
-//! is [`io::ErrorKind::WouldBlock`], and nothing that was decrypted already waits for the socket. Does not
-//! wait for readiness ([`super::Stream`] does) and does not know what it carries.
+//! Guarantees an exact translation: accepted plaintext is sent in order, a full socket is
+//! [`io::ErrorKind::WouldBlock`], and data that is already decrypted never waits for the socket. Does not
+//! wait for readiness ([`super::Stream`] does) and does not interpret the data.
 
 use std::{
     io::{self, BufRead as _, IoSlice, Read as _, Write as _},
@@ -11,40 +11,40 @@ use std::{
 
 use rustls::{ServerConfig, ServerConnection};
 
-/// Plaintext that is taken before its records have gone to the kernel, in bytes. What a stalled client
-/// costs here beside its outbound queue.
+/// Plaintext accepted before its records have gone to the kernel, in bytes. This is what a stalled client
+/// costs here, besides its outbound queue.
 const UNSENT: usize = 32 * 1024;
 
-/// A socket that never waits.
+/// A non-blocking socket.
 pub trait Wire {
-    /// Reads what is there; 0 is the end of the stream.
+    /// Reads what is available; 0 is the end of the stream.
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Writes what is taken.
+    /// Writes what the socket accepts.
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
-    /// Nothing more will be written.
+    /// Shuts the socket for writing.
     fn shut(&self);
 }
 
-/// How far a handshake has come.
+/// The state of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
-    /// It is over; what it had to say is sent.
+    /// It is complete and everything has been sent.
     Done,
-    /// The peer has the word.
+    /// It waits for data from the peer.
     WantsRead,
-    /// The socket is full.
+    /// It waits for room in the socket.
     WantsWrite,
 }
 
-/// The server's side of a TLS connection.
+/// The server side of a TLS connection.
 #[derive(Debug)]
 pub struct Tls {
     connection: ServerConnection,
-    /// Nothing more will be said: the socket is shut once everything has been sent.
+    /// `close_notify` has been queued: shut the socket once everything has been sent.
     closing: bool,
-    /// Whether the peer has said anything.
+    /// Whether the peer has sent anything.
     heard: bool,
-    /// Plaintext that was taken since the socket had last taken everything.
+    /// Plaintext accepted since the socket last took everything.
     unsent: usize,
 }
 
@@ -56,7 +56,7 @@ impl Tls {
         Ok(Self { connection, closing: false, heard: false, unsent: 0 })
     }
 
-    /// Goes on with the handshake as far as the socket allows.
+    /// Continues the handshake as far as the socket allows.
     pub fn handshake(&mut self, wire: &impl Wire) -> io::Result<Handshake> {
         loop {
             match self.flush(wire) {
@@ -76,32 +76,32 @@ impl Tls {
         }
     }
 
-    /// Whether the peer has said anything: a probe that only connects has not.
+    /// Whether the peer has sent anything. A probe that only connects has not.
     pub fn heard(&self) -> bool {
         self.heard
     }
 
-    /// Whether a read would not wait for the socket.
+    /// Whether a read can return without waiting for the socket.
     pub fn is_readable(&mut self) -> bool {
-        // An error is for the read to report.
+        // The read reports an error.
         !matches!(self.connection.reader().fill_buf(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Reads what is there; 0 is the end of the stream, said by the peer. An end that it has not said
-    /// (RFC 8446 §6.1) is an error.
+    /// Reads what is available; 0 is an end of the stream that the peer has announced with `close_notify`. An
+    /// end that it has not announced (RFC 8446 §6.1) is an error.
     pub fn try_read(&mut self, wire: &impl Wire, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.connection.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 outcome => return outcome,
             }
-            // At its end, the reader knows which one it is.
+            // At the end of the stream, the reader tells the two cases apart.
             self.fill(wire)?;
         }
     }
 
-    /// Takes plaintext and returns how much. It takes none while earlier records are unsent; what it took
-    /// may be unsent when it returns ([`Tls::has_unsent`]).
+    /// Accepts plaintext and returns how much. Accepts none while earlier records are unsent. What it
+    /// accepted may be unsent when it returns ([`Tls::has_unsent`]).
     pub fn try_write(&mut self, wire: &impl Wire, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.flush(wire)?;
         let taken = self.connection.writer().write_vectored(slices)?;
@@ -117,7 +117,8 @@ impl Tls {
         self.connection.wants_write()
     }
 
-    /// How much plaintext is in the records that wait, or was in those before them.
+    /// How much plaintext the waiting records contain, including records sent since the socket last took
+    /// everything.
     pub fn unsent(&self) -> usize {
         self.unsent
     }
@@ -139,7 +140,7 @@ impl Tls {
         Ok(())
     }
 
-    /// Says that nothing more will come, and shuts the socket for writing once that is sent.
+    /// Queues `close_notify`, and shuts the socket for writing once it has been sent.
     pub fn close(&mut self, wire: &impl Wire) -> io::Result<()> {
         if !self.closing {
             self.closing = true;
@@ -152,7 +153,7 @@ impl Tls {
         let read = self.connection.read_tls(&mut Reading(wire))?;
         self.heard |= read > 0;
         if let Err(error) = self.connection.process_new_packets() {
-            // The alert that says why; the connection is over whether it arrives or not.
+            // Send the alert that tells why. The connection ends whether it arrives or not.
             drop(self.close(wire));
             return Err(io::Error::new(io::ErrorKind::InvalidData, error));
         }

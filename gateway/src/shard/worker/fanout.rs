@@ -1,4 +1,4 @@
-//! From what a room is told to its members: within the turn in a small room, slice by slice in a large one.
+//! Fan-out to the members of a room: within the turn in a small room, slice by slice in a large one.
 
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// To tell a session of a gap takes as long as so many deliveries: it is a member no more, and a message is made for
-/// it alone.
+/// What reporting a gap to a session costs, in deliveries: it ends the membership and needs a message of its
+/// own.
 const PER_GAP: usize = 4;
 
 impl Worker {
@@ -47,7 +47,7 @@ impl Worker {
         batch.take().for_each(|broadcast| self.done_with(broadcast, written));
     }
 
-    /// Begins a round that tells every member of a gap.
+    /// Begins a round that reports a gap to every member.
     pub(super) fn tell_gap(&self, room: &RoomName, cause: GapCause) {
         let mut rounds = self.rounds.borrow_mut();
         match rounds.get_mut(room) {
@@ -56,7 +56,7 @@ impl Worker {
         }
     }
 
-    /// Goes on with the rounds in turn, until a slice of members has been served.
+    /// Continues the rounds in turn, until a slice of members has been served.
     pub(super) fn serve_rounds(&self, written: &mut Written) {
         let mut left = SLICE;
         while left > 0 {
@@ -67,18 +67,19 @@ impl Worker {
         }
     }
 
-    /// What a step of a round costs a member, in deliveries.
+    /// What one step of a round costs per member, in deliveries.
     fn weight(&self, room: &RoomName, round: &Round) -> usize {
         match &round.step {
             Step::Gap(_) => PER_GAP,
             Step::Publications(batch) => {
-                // The tag does not matter here.
+                // Any tag will do here.
                 self.rooms.borrow().get(room).map_or(1, |known| self.delivery(batch, known.tag).frames())
             }
         }
     }
 
-    /// Goes on with a round, by so many members at most. Returns what of a turn that has taken, in members.
+    /// Continues a round with at most `most` members. Returns how many members' worth of the turn it has
+    /// used.
     fn serve(&self, room: RoomName, mut round: Round, most: usize, written: &mut Written) -> usize {
         let slice = &mut written.slice;
         let found = self
@@ -113,7 +114,7 @@ impl Worker {
             self.rounds.borrow_mut().put_back(room, round);
             return served;
         }
-        // To its end, if nobody is left who could hear what waits.
+        // If the room has no members any more, finish the waiting messages at once.
         loop {
             if let Step::Publications(batch) = &mut round.step {
                 batch.take().for_each(|broadcast| self.done_with(broadcast, written));
@@ -149,11 +150,11 @@ impl Worker {
         written.broadcasts.push(broadcast);
     }
 
-    /// Writes every connection that something was queued for, slice by slice.
+    /// Writes every connection with queued output, slice by slice.
     pub(super) async fn write(&self, written: &mut Written) {
         let mut count = 0;
         loop {
-            // What is touched while we write is written before the turn ends, too.
+            // Connections touched during these writes are written in this turn too.
             std::mem::swap(&mut written.connections, &mut *self.dirty.borrow_mut());
             if written.connections.is_empty() {
                 break;

@@ -1,13 +1,15 @@
-//! What a shard does when the node holds more for its clients than it may: it closes its fullest sessions.
+//! How a shard frees memory when the node holds more for its clients than its limit: it closes its fullest
+//! sessions.
 //!
-//! A shard keeps a list of the connections that held something when they were last looked at, so that nobody goes
-//! through those that are idle. The list is gone through when memory is short, and when it has doubled.
+//! A shard keeps a list of the connections that held memory when last checked, so it never scans the idle
+//! ones. The list is checked again when memory is short, and when it has doubled.
 //!
-//! # Who is the fullest
+//! # Which session is the fullest
 //!
-//! To close a session frees what nobody else holds. Publications wait in many queues at once and are in memory once
-//! ([`Budget::share`](crate::budget::Budget::share)), so each session is taken to hold its part of them
-//! ([`Crowd`]): a crowd that does not keep up with one room must not go before one session that fills its own.
+//! Closing a session frees what only it holds. A publication waits in many queues at once but is in memory
+//! once ([`Budget::share`](crate::budget::Budget::share)), so each session counts only with its share of it
+//! ([`Crowd`]): many sessions that are behind in one room must not be closed before one session that fills
+//! its own queue.
 
 use std::{
     collections::{BinaryHeap, HashMap},
@@ -17,26 +19,26 @@ use std::{
 use super::Worker;
 use crate::shard::connection::{Connection, ConnectionKey, NOTABLE};
 
-/// Connections of this shard that hold something, or did.
+/// Connections of this shard that hold memory, or did when last checked.
 #[derive(Default)]
 pub struct Holders {
     keys: Vec<ConnectionKey>,
-    /// At this many the list is cleaned.
+    /// The length at which the list is cleaned.
     clean_at: usize,
 }
 
-/// The list is not cleaned before it has so many entries.
+/// The list is not cleaned while it is shorter than this.
 const FEW: usize = 256;
-/// Sessions that are closed in one turn at most. Each may be in hundreds of rooms, which it leaves at once.
+/// The most sessions closed in one turn. Each may be in hundreds of rooms, which it leaves at once.
 const CLOSED_PER_TURN: usize = 64;
 
-/// In how many queues publications wait. Of each queue only the oldest and the newest are looked at: what lies between
-/// them has mostly been sent to the same sessions, and to look at all would take as long as a fan-out.
+/// In how many queues each publication waits. Only the oldest and the newest of each queue are counted: those
+/// in between have mostly gone to the same sessions, and counting all would take as long as a fan-out.
 #[derive(Default)]
 pub(super) struct Crowd(HashMap<usize, usize, foldhash::fast::RandomState>);
 
 impl Crowd {
-    /// Counts a queue that reaches from one publication to another.
+    /// Counts a queue by its oldest and its newest publication.
     pub(super) fn add(&mut self, ends: [usize; 2]) {
         let [oldest, newest] = ends;
         *self.0.entry(oldest).or_default() += 1;
@@ -45,15 +47,15 @@ impl Crowd {
         }
     }
 
-    /// How many sessions hold what this queue holds, as far as can be told.
+    /// How many sessions share the content of this queue, as far as can be told.
     pub(super) fn holders(&self, ends: [usize; 2]) -> usize {
-        // The fewer: one publication that everybody is sent must not hide what a session holds alone.
+        // Take the lower count: one publication to everybody must not hide what a session holds alone.
         ends.iter().filter_map(|end| self.0.get(end)).min().copied().unwrap_or(1)
     }
 }
 
 impl Worker {
-    /// The connection holds something, and did not before.
+    /// Adds a connection that now holds memory and did not before.
     pub fn note_holder(&self, key: ConnectionKey) {
         let full = {
             let mut holders = self.holders.borrow_mut();
@@ -68,10 +70,10 @@ impl Worker {
         }
     }
 
-    /// Closes some of the fullest sessions if the node holds more than it may, or, once this `goes_on` from the turn
-    /// before, until it holds clearly less. Those of other shards come first while
-    /// one there is more than twice as full as any here, unless that takes too long.
-    /// Returns whether any was closed; there may be more to close then.
+    /// Closes some of the fullest sessions if the node is over its memory limit. If `goes_on` (the previous
+    /// turn closed some already), continues until the node is clearly below it. While another shard has a
+    /// session more than twice as full as any here, that shard goes first, unless the node is far over its
+    /// limit. Returns whether any was closed; there may be more to close then.
     pub(super) fn relieve(&self, goes_on: bool) -> bool {
         let budget = &self.context.budget;
         let must = if goes_on { budget.held() > budget.relieved() } else { budget.is_over() };
@@ -92,7 +94,7 @@ impl Worker {
             holders.pop();
             if let Some(connection) = self.connection(key) {
                 connection.holds.set(false);
-                tracing::debug!(session = %connection.id(), bytes, "the node is short of memory");
+                tracing::debug!(session = %connection.id(), bytes, "closing a session to free memory");
                 connection.give_way(self);
                 connection.note_holding(self);
                 self.tally.settle_memory(budget);
@@ -106,13 +108,13 @@ impl Worker {
                 sessions = closed,
                 held = budget.held(),
                 limits.memory = budget.limit(),
-                "the node holds more for its clients than it may; the fullest sessions are closed"
+                "the node holds more for its clients than limits.memory; closed the fullest sessions"
             );
         }
         closed > 0
     }
 
-    /// While memory is short, the other shards are to know how full the fullest session here is.
+    /// While memory is short, tells the other shards how full the fullest session here is.
     pub(super) fn note_fullest(&self) {
         let budget = &self.context.budget;
         if !budget.is_short() {
@@ -123,7 +125,8 @@ impl Worker {
         self.holders.borrow_mut().keys.extend(holders.into_iter().map(|(_, key)| key));
     }
 
-    /// Empties the list. Returns who still holds something, and about how much it frees to close them.
+    /// Empties the list. Returns the connections that still hold memory, and about how much closing each
+    /// would free.
     fn take_holders(&self) -> Vec<(usize, ConnectionKey)> {
         let keys = std::mem::take(&mut self.holders.borrow_mut().keys);
         let mut crowd = Crowd::default();
@@ -155,7 +158,7 @@ mod tests {
     #[test]
     fn a_crowd_shares_what_a_loner_holds_alone() {
         let mut crowd = Crowd::default();
-        // Three of one room, of whom one is further behind; one alone; one alone but for the newest.
+        // Three sessions in one room, one of them further behind; one alone; one alone except for the newest.
         let queues = [[1, 9], [1, 9], [0, 9], [5, 6], [7, 9], [8, 8]];
         for ends in queues {
             crowd.add(ends);

@@ -1,4 +1,4 @@
-//! The queue as simple as it can be: what the real one must do, in any time.
+//! The simplest possible queue: what the real one must do, without regard to time.
 
 use std::collections::VecDeque;
 
@@ -6,7 +6,7 @@ use bytes::{Buf as _, Bytes};
 
 use crate::shard::outbound::{Full, Lane, Outbound, RoomLane, RoomTag};
 
-/// Frames in a row; whatever is asked is found by a look at each of them.
+/// Frames in a row. Every operation scans them.
 #[derive(Debug, Default)]
 pub struct Simple {
     pub frames: VecDeque<Frame>,
@@ -17,7 +17,7 @@ pub struct Simple {
 pub struct Frame {
     pub bytes: Bytes,
     lane: Lane,
-    /// Nothing overtakes it.
+    /// Nothing may overtake it.
     sealed: bool,
 }
 

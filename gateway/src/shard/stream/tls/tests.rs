@@ -1,4 +1,4 @@
-//! TLS over a wire that takes and gives a byte at a time, is full in between, and breaks.
+//! TLS over a wire that moves one byte at a time, is full in between, and breaks.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,12 +20,12 @@ struct FakeWire {
     incoming: RefCell<VecDeque<u8>>,
     /// To the client.
     outgoing: RefCell<Vec<u8>>,
-    /// How many bytes a read or a write moves at most; 0 is a socket that is full and has nothing.
+    /// How many bytes a read or a write moves at most; with 0 the socket is full and has no data.
     most: Cell<usize>,
     /// Whether every other call finds the socket not ready.
     stutters: Cell<bool>,
     stuttered: Cell<bool>,
-    /// The client's end is closed: a read finds the end of the stream.
+    /// The client's end is closed: a read returns the end of the stream.
     ended: Cell<bool>,
     broken: Cell<bool>,
     shut: Cell<bool>,
@@ -81,7 +81,7 @@ impl Wire for FakeWire {
     }
 }
 
-/// A node's side and a client's, not yet introduced.
+/// The node's side and a client, before the handshake.
 fn pair() -> (Tls, ClientConnection) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).unwrap();
@@ -103,7 +103,7 @@ fn pair() -> (Tls, ClientConnection) {
     (Tls::new(Arc::new(server)).unwrap(), ClientConnection::new(Arc::new(client), name).unwrap())
 }
 
-/// Carries what either side of the client has to say or to hear. What it has been told.
+/// Moves data between the client and the wire. Returns the plaintext that the client has received.
 fn carry(client: &mut ClientConnection, wire: &FakeWire) -> Vec<u8> {
     let mut said = Vec::new();
     while client.wants_write() {
@@ -112,7 +112,7 @@ fn carry(client: &mut ClientConnection, wire: &FakeWire) -> Vec<u8> {
     wire.incoming.borrow_mut().extend(said);
     let outgoing = wire.outgoing.take();
     let (mut rest, mut told) = (&outgoing[..], Vec::new());
-    // A read of nothing would be the end of the stream.
+    // An empty read would be the end of the stream.
     while !rest.is_empty() {
         client.read_tls(&mut rest).unwrap();
         client.process_new_packets().unwrap();
@@ -163,7 +163,7 @@ fn a_wire_that_moves_a_byte_at_a_time_loses_none() {
     let (mut arrived, mut buffer) = (Vec::<u8>::new(), [0; 1000]);
     while arrived.len() < sent.len() {
         carry(&mut client, &wire);
-        // What is announced as readable does not wait for the socket.
+        // Once announced as readable, it does not wait for the socket.
         let readable = tls.is_readable();
         match tls.try_read(&wire, &mut buffer) {
             Ok(count) => arrived.extend(&buffer[..count]),
@@ -190,7 +190,7 @@ fn a_full_wire_bounds_what_is_taken() {
     assert_eq!(refusal, io::ErrorKind::WouldBlock);
     assert!((1..=UNSENT).contains(&taken), "{taken} bytes were taken for a wire that is full");
     assert!(tls.has_unsent());
-    // It goes on where it stopped.
+    // It continues where it stopped.
     wire.most.set(usize::MAX);
     tls.flush(&wire).unwrap();
     let told = carry(&mut client, &wire);
