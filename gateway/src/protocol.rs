@@ -31,6 +31,7 @@ use crate::{
 pub mod centrifuge;
 pub mod endpoint;
 pub mod event_stream;
+mod json;
 pub mod ndjson;
 pub mod plain;
 pub mod publish;

@@ -69,6 +69,19 @@ fn modules_import_only_what_stands_below_them() {
     assert!(upward.is_empty(), "these modules import what stands above them: {upward:?}");
 }
 
+/// A name at the root would be a way around the rule.
+#[test]
+fn the_root_has_modules_and_nothing_else() {
+    let root = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    for item in syn::parse_file(&root).unwrap().items {
+        assert!(
+            matches!(item, Item::Mod(ItemMod { content: None, .. })),
+            "{}",
+            quote::ToTokens::to_token_stream(&item)
+        );
+    }
+}
+
 /// Where a module stands; the executable's own, last.
 fn height(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| *layer == module).or((module == "serve").then_some(LAYERS.len()))
@@ -103,8 +116,8 @@ fn sources(root: &Path) -> Vec<(PathBuf, Vec<String>)> {
             if path.is_dir() {
                 folders.push((path, module));
             } else if path.extension().is_some_and(|extension| extension == "rs")
-                // The executable's own.
-                && !["lib", "main", "allocator"].contains(&name.as_str())
+                // The crate's root, which has modules and nothing else, and the executable's own.
+                && !(module.len() == 1 && ["lib", "main", "allocator"].contains(&name.as_str()))
                 && !is_only_for_tests(root, &module)
             {
                 sources.push((path, module));
@@ -171,8 +184,19 @@ fn flatten(tree: &UseTree, path: &mut Vec<String>, found: &mut impl FnMut(&[Stri
 /// Finds `crate::a::b` and `super::a` among tokens, within macros too.
 fn inline_paths(tokens: TokenStream, module: &[String], found: &mut Vec<String>) {
     let mut path: Vec<String> = Vec::new();
-    for token in tokens {
+    let mut tokens = tokens.into_iter();
+    while let Some(token) = tokens.next() {
         match token {
+            TokenTree::Ident(ident) if ident == "use" => {
+                // Within a function or a macro.
+                let ends =
+                    |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ';');
+                let tree: TokenStream = tokens.by_ref().take_while(|token| !ends(token)).collect();
+                // Not `use<…>` of a captured lifetime.
+                if let Ok(tree) = syn::parse2::<UseTree>(tree) {
+                    flatten(&tree, &mut Vec::new(), &mut |path| resolve(path, module, found));
+                }
+            }
             TokenTree::Ident(ident) => {
                 let ident = ident.to_string();
                 if ident == "crate" || (ident == "super" && path.is_empty()) || !path.is_empty() {
@@ -192,7 +216,7 @@ fn inline_paths(tokens: TokenStream, module: &[String], found: &mut Vec<String>)
 /// Adds the top-level module that a path in `module` leads to, if it is one of this crate's.
 fn resolve(path: &[String], module: &[String], found: &mut Vec<String>) {
     let mut at: Vec<String> = module.to_vec();
-    let mut steps = path.iter();
+    let mut steps = path.iter().skip_while(|step| *step == "self");
     match steps.next().map(String::as_str) {
         Some("crate") => at.clear(),
         Some("super") => drop(at.pop()),

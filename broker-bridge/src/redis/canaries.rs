@@ -388,9 +388,7 @@ impl Listener {
         let Some((index, number)) = read(payload) else { return Ok(None) };
         let Some(heard) = self.heard.get_mut(index).filter(|heard| **heard < number) else { return Ok(None) };
         let before = std::mem::replace(heard, number);
-        if let Some(owed) = self.owed.get_mut(index) {
-            *owed = None;
-        }
+        let owed = self.owed.get_mut(index).and_then(Option::take);
         let now = self.canaries.clock.now();
         let (after, missed) = {
             let trail = self.canaries.trail(index);
@@ -402,8 +400,9 @@ impl Listener {
                 trail.asked.notify_one();
             }
             let after = state.sent_instant.filter(|_| state.sent == number).map(|sent| sent.elapsed());
-            let mut accepted = state.accepted.iter().flatten();
-            (after, accepted.find(|accepted| (before + 1..number).contains(&accepted.number)).copied())
+            // The one that is owed first: more than two may have been acknowledged since, on other connections.
+            let mut accepted = owed.into_iter().chain(state.accepted.iter().flatten().copied());
+            (after, accepted.find(|accepted| (before + 1..number).contains(&accepted.number)))
         };
         // A connection without rooms has lost nothing yet.
         match missed.filter(|accepted| self.proven && self.expects(index, accepted)) {
@@ -459,7 +458,10 @@ impl Listener {
     /// Asks the publisher to reconnect, unless it has done so since.
     fn missed(&self, index: usize, missed: Accepted) -> Missed {
         let trail = self.canaries.trail(index);
-        trail.state.lock().renew = Some(missed.connection);
+        // Of two subscribers that ask at once, the one that has missed the newer connection's canary counts.
+        let mut state = trail.state.lock();
+        state.renew = state.renew.max(Some(missed.connection));
+        drop(state);
         trail.asked.notify_one();
         Missed
     }

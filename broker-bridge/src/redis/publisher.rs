@@ -295,7 +295,9 @@ impl Task {
                     self.queue.close();
                     continue;
                 }
-                Some(outgoing) = self.queue.recv(), if flights.len() < IN_FLIGHT && leaving.is_none() => {
+                // Bounded: what waits while publications are held stays in the queue, and counts there.
+                Some(outgoing) = self.queue.recv(),
+                    if flights.len() < IN_FLIGHT && leaving.is_none() && self.waiting.len() < PIPELINE => {
                     self.waiting.push_back(outgoing);
                     continue;
                 }

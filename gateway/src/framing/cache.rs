@@ -8,9 +8,9 @@ use super::Encoding;
 
 /// Bytes by encoding, each created by the first thread that needs it.
 ///
-/// An append-only list: few rooms have members with more than one or two encodings, and the first needs no
-/// allocation here. Threads share it without a lock; a thread that needs the next slot waits while another
-/// fills it.
+/// An append-only list, since few rooms have members of more than one or two encodings, and the first needs no
+/// allocation here. Threads share it without a lock. A thread that needs bytes which another one is making waits for
+/// them; encodings do not wait for each other.
 #[derive(Debug, Default)]
 pub struct Cache {
     first: OnceLock<Entry>,
@@ -19,7 +19,7 @@ pub struct Cache {
 #[derive(Debug)]
 struct Entry {
     encoding: Encoding,
-    bytes: Bytes,
+    bytes: OnceLock<Bytes>,
     next: OnceLock<Box<Entry>>,
 }
 
@@ -30,29 +30,26 @@ impl Cache {
     /// The bytes for an encoding, if they have been created.
     pub fn get(&self, encoding: Encoding) -> Option<&Bytes> {
         let entries = std::iter::successors(self.first.get(), |entry| entry.next.get().map(Box::as_ref));
-        entries.into_iter().find(|entry| entry.encoding == encoding).map(|entry| &entry.bytes)
+        entries.into_iter().find(|entry| entry.encoding == encoding)?.bytes.get()
     }
 
-    /// The bytes for an encoding, created by `make` if necessary. `make` must not use this cache.
+    /// The bytes of an encoding, made by `make` if need be.
     pub fn get_or_make(&self, encoding: Encoding, make: impl FnOnce() -> Bytes) -> Cow<'_, Bytes> {
-        let mut make = Some(make);
-        let mut entry = self.first.get_or_init(|| Entry::new(encoding, &mut make));
-        for _ in 1..Self::MAX {
-            if entry.encoding == encoding {
-                return Cow::Borrowed(&entry.bytes);
+        let mut entry = self.first.get_or_init(|| Entry::new(encoding));
+        let mut kept = 1;
+        while entry.encoding != encoding {
+            if kept == Self::MAX {
+                return Cow::Owned(make());
             }
-            entry = entry.next.get_or_init(|| Box::new(Entry::new(encoding, &mut make)));
+            entry = entry.next.get_or_init(|| Box::new(Entry::new(encoding)));
+            kept += 1;
         }
-        if entry.encoding == encoding {
-            return Cow::Borrowed(&entry.bytes);
-        }
-        Cow::Owned(make.take().expect("only an entry of this encoding takes it")())
+        Cow::Borrowed(entry.bytes.get_or_init(make))
     }
 }
 
 impl Entry {
-    fn new(encoding: Encoding, make: &mut Option<impl FnOnce() -> Bytes>) -> Self {
-        let bytes = make.take().expect("an entry of this encoding ends the search")();
-        Self { encoding, bytes, next: OnceLock::new() }
+    fn new(encoding: Encoding) -> Self {
+        Self { encoding, bytes: OnceLock::new(), next: OnceLock::new() }
     }
 }

@@ -63,9 +63,10 @@ impl Encoding {
         Self { variant, ..self }
     }
 
-    /// Adds an outer protocol.
+    /// Within a carrier protocol. Not with private heads, which would stand outside.
     #[must_use]
     pub fn with_wrap(self, wrap: Option<&'static Wrap>) -> Self {
+        debug_assert!(wrap.is_none() || self.format.head.is_none(), "a head cannot stand within a wrap");
         Self { wrap, ..self }
     }
 

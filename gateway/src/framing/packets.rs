@@ -35,6 +35,8 @@ pub struct Packets {
     bytes: Vec<u8>,
     /// Where each message ends.
     ends: Vec<usize>,
+    /// The only message, where its bytes need no framing and are part of the program.
+    fixed: Option<&'static [u8]>,
 }
 
 /// The capacity in bytes that is kept while it is empty.
@@ -42,7 +44,7 @@ const KEPT: usize = 16 * 1024;
 
 impl Default for Packets {
     fn default() -> Self {
-        Self { framing: Framing::on(Transport::Body), bytes: Vec::new(), ends: Vec::new() }
+        Self { framing: Framing::on(Transport::Body), bytes: Vec::new(), ends: Vec::new(), fixed: None }
     }
 }
 
@@ -58,7 +60,14 @@ impl Packets {
         self.message(Opcode::Text, payload);
     }
 
-    /// Adds a text message with this value as JSON.
+    /// A text message whose bytes are part of the program, such as a heartbeat.
+    pub fn text_static(&mut self, payload: &'static [u8]) {
+        let is_bare = self.framing.transport == Transport::Body && self.framing.wrap.is_none();
+        self.fixed = Some(payload).filter(|_| is_bare && self.ends.is_empty());
+        self.text(payload);
+    }
+
+    /// A text message that holds this value as JSON.
     pub fn json(&mut self, value: &serde_json::Value) {
         self.text(value.to_string().as_bytes());
     }
@@ -103,18 +112,27 @@ impl Packets {
             .collect();
         ends.clear();
         self.ends = ends;
+        self.fixed = None;
         self.keep(bytes);
         packets.into_iter()
     }
 
     /// Takes all messages out in one piece; `None` if there are none.
     pub fn take_joined(&mut self) -> Option<Bytes> {
-        let joined = (!self.ends.is_empty()).then(|| Bytes::copy_from_slice(&self.bytes));
+        let joined = (!self.ends.is_empty()).then(|| self.to_bytes());
         self.clear();
         joined
     }
 
-    /// The bytes of all messages, in order.
+    /// A copy of the bytes of all of them, where one is needed.
+    pub fn to_bytes(&self) -> Bytes {
+        match self.fixed {
+            Some(fixed) if self.ends.len() == 1 => Bytes::from_static(fixed),
+            _ => Bytes::copy_from_slice(&self.bytes),
+        }
+    }
+
+    /// The bytes of all of them, one after the other.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -122,6 +140,7 @@ impl Packets {
     /// Drops all messages.
     pub fn clear(&mut self) {
         self.ends.clear();
+        self.fixed = None;
         let bytes = std::mem::take(&mut self.bytes);
         self.keep(bytes);
     }

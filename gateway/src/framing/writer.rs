@@ -73,7 +73,7 @@ impl Writer {
     /// The bytes of the message. Another `tail` bytes of it follow from elsewhere.
     pub(super) fn finish(mut self, tail: usize) -> Bytes {
         if self.reserved == 0 {
-            return self.bytes.into();
+            return exact(self.bytes);
         }
         if self.bytes.is_empty() {
             self.reserve(0);
@@ -85,10 +85,16 @@ impl Writer {
         if let Some(place) = self.bytes.get_mut(unused..self.reserved) {
             place.copy_from_slice(header);
         }
-        let mut bytes = Bytes::from(self.bytes);
+        let mut bytes = exact(self.bytes);
         bytes.advance(unused);
         bytes
     }
+}
+
+/// Without spare memory: a frame may wait in queues, where its length is what counts.
+fn exact(mut bytes: Vec<u8>) -> Bytes {
+    bytes.shrink_to_fit();
+    bytes.into()
 }
 
 /// Never fails.

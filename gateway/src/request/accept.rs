@@ -15,9 +15,11 @@ pub fn preferred<'a>(headers: &HeaderMap, offered: impl IntoIterator<Item = &'a 
     best.map(|(_, media_type)| media_type)
 }
 
-/// Whether the request names this media type explicitly.
-pub fn names(headers: &HeaderMap, media_type: &str) -> bool {
-    ranges(headers).any(|(range, _)| range.eq_ignore_ascii_case(media_type))
+/// Whether the request asks for a media type by its name, and for nothing with a greater weight.
+pub fn asks_for(headers: &HeaderMap, media_type: &str) -> bool {
+    let named = ranges(headers).filter(|(range, _)| range.eq_ignore_ascii_case(media_type));
+    let weight = named.map(|(_, weight)| weight).max().unwrap_or_default();
+    weight > 0 && ranges(headers).all(|(_, other)| other <= weight)
 }
 
 /// The weight of a media type, in thousandths: that of the most specific range that matches it.
@@ -122,10 +124,19 @@ mod tests {
     }
 
     #[test]
-    fn only_a_name_is_a_name() {
-        assert!(names(&headers(&["text/html, text/event-stream;q=0.1"]), EVENTS));
-        for other in ["*/*", "text/*", "text/event"] {
-            assert!(!names(&headers(&[other]), EVENTS), "{other}");
+    fn a_media_type_is_asked_for_by_name_and_before_others() {
+        for (list, expected) in [
+            ("text/event-stream", true),
+            ("text/html, text/event-stream", true),
+            ("text/html;q=0.1, text/event-stream;q=0.2", true),
+            ("application/x-ndjson, text/event-stream;q=0.5", false),
+            ("text/event-stream;q=0", false),
+            ("*/*", false),
+            ("text/*", false),
+            ("text/event", false),
+            ("", false),
+        ] {
+            assert_eq!(asks_for(&headers(&[list]), EVENTS), expected, "{list}");
         }
     }
 }

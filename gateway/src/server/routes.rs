@@ -133,17 +133,17 @@ async fn web_socket(
     request: &Parts,
     room: Option<RoomName>,
 ) -> (ProtocolName, Result<Response<Body>, Problem>) {
-    let default = path.web_sockets.first().map_or(ProtocolName::new("none"), |(name, ..)| *name);
     let subprotocols: Vec<_> = path.web_sockets.iter().map(|(_, subprotocol, _)| *subprotocol).collect();
+    let offered = upgrade::offered(request, &subprotocols).unwrap_or_default();
+    let Some((protocol, _, open)) = path.web_sockets.get(offered) else {
+        return (ProtocolName::new("none"), Err(Refusal::Handshake.into()));
+    };
     let accepted = gate.check_capacity().and_then(|()| upgrade::accept(request, &subprotocols));
-    let (handshake, index) = match accepted {
-        Ok(accepted) => accepted,
-        Err(problem) => return (default, Err(problem)),
+    let opened = match accepted {
+        Ok(handshake) => open_web_socket(gate, *protocol, *open, request, room, handshake).await,
+        Err(problem) => Err(problem),
     };
-    let Some((protocol, _, open)) = path.web_sockets.get(index) else {
-        return (default, Err(Refusal::Handshake.into()));
-    };
-    (*protocol, open_web_socket(gate, *protocol, *open, request, room, handshake).await)
+    (*protocol, opened)
 }
 
 async fn open_web_socket(
@@ -168,16 +168,16 @@ async fn body_stream(
     request: &Parts,
     room: Option<RoomName>,
 ) -> (ProtocolName, Result<Response<Body>, Problem>) {
-    let default = path.streams.first().map_or(ProtocolName::new("none"), |stream| stream.protocol);
-    if let Err(problem) = gate.check_capacity() {
-        return (default, Err(problem));
-    }
     let media_types = path.streams.iter().map(|stream| stream.media_type);
     let preferred = accept::preferred(&request.headers, media_types);
-    let Some(stream) = path.streams.iter().find(|stream| Some(stream.media_type) == preferred) else {
-        return (default, Err(path.not_acceptable()));
+    let stream = path.streams.iter().find(|stream| Some(stream.media_type) == preferred);
+    let name = stream.or(path.streams.first()).map_or(ProtocolName::new("none"), |stream| stream.protocol);
+    let opened = match (gate.check_capacity(), stream) {
+        (Err(problem), _) => Err(problem),
+        (Ok(()), None) => Err(path.not_acceptable()),
+        (Ok(()), Some(stream)) => open_stream(gate, *stream, request, room).await,
     };
-    (stream.protocol, open_stream(gate, *stream, request, room).await)
+    (name, opened)
 }
 
 async fn open_stream(

@@ -19,31 +19,31 @@ pub struct Accepted<'a> {
     subprotocol: Option<HeaderValue>,
 }
 
-/// Checks a client's handshake for a path whose endpoints speak `subprotocols`. Returns the index of the
-/// selected one: the first that the client offers, or the first of all if the client offers none.
+/// Which of `subprotocols` is the first that the client offers, if any.
+pub fn offered(request: &Parts, subprotocols: &[&'static str]) -> Option<usize> {
+    let mut offered = credential::offered_subprotocols(&request.headers);
+    offered.find_map(|name| subprotocols.iter().position(|spoken| *spoken == name))
+}
+
+/// Checks a client's handshake, for a path whose endpoints speak `subprotocols`. The answer selects the one that is
+/// [`offered`]; a client that offers none gets the first of all.
 ///
-/// A client that offers subprotocols expects one of them in the response, and never its token. If the 101
-/// response selects none, a browser drops the connection (WHATWG standard) and its page learns no reason. So
-/// an offer without a known subprotocol is refused before the upgrade.
-pub fn accept<'a>(
-    request: &'a Parts,
-    subprotocols: &[&'static str],
-) -> Result<(Accepted<'a>, usize), Problem> {
+/// A client that offers subprotocols expects one of them back, and never its token: a browser drops the connection
+/// after a 101 that selects none (the WHATWG standard), and its page learns no
+/// reason. So such an offer is refused, before the connection is anything.
+pub fn accept<'a>(request: &'a Parts, subprotocols: &[&'static str]) -> Result<Accepted<'a>, Problem> {
     let handshake =
         handshake::accept(&request.method, request.version, &request.headers).map_err(|error| {
             Problem::new(Refusal::Handshake, error.to_string())
                 .with_status(error.status())
                 .with_headers(error.headers())
         })?;
-    let spoken = |name: &str| subprotocols.iter().position(|spoken| *spoken == name);
-    let chosen = handshake.protocols().find_map(spoken);
-    if chosen.is_none() && handshake.protocols().next().is_some() {
+    let selected = offered(request, subprotocols).and_then(|index| subprotocols.get(index));
+    if selected.is_none() && handshake.protocols().next().is_some() {
         let offered = credential::offered_subprotocols(&request.headers);
         return Err(Problem::new(Refusal::Handshake, not_spoken(offered, subprotocols)));
     }
-    let selected = chosen.and_then(|index| subprotocols.get(index));
-    let subprotocol = selected.map(|name| HeaderValue::from_static(name));
-    Ok((Accepted { handshake, subprotocol }, chosen.unwrap_or_default()))
+    Ok(Accepted { handshake, subprotocol: selected.map(|name| HeaderValue::from_static(name)) })
 }
 
 /// Does not repeat the offer: with a mistyped prefix it would contain a token.

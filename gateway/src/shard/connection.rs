@@ -18,7 +18,7 @@ mod write;
 pub use self::{holding::NOTABLE, queue::BatchDelivery};
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::VecDeque,
     future::poll_fn,
     io,
@@ -68,6 +68,8 @@ pub struct Connection {
     key: ConnectionKey,
     id: SessionId,
     deflate: Option<Deflate>,
+    /// See [`usual_encoding`](Self::usual_encoding).
+    encoding: OnceCell<Encoding>,
     name: ProtocolName,
     session: RefCell<Session>,
     pub(super) memberships: RefCell<Memberships>,
@@ -179,6 +181,7 @@ impl Connection {
             key,
             id: session.id(),
             deflate,
+            encoding: OnceCell::new(),
             name,
             session: RefCell::new(session),
             memberships: RefCell::default(),
@@ -254,16 +257,27 @@ impl Connection {
         self.memberships.borrow().get(room).map_or(u64::MAX, |membership| membership.since)
     }
 
-    /// How publications of `room` are encoded for this connection, whose `request` subscribed to it.
-    pub fn encoding(&self, room: &RoomName, request: RequestId) -> (Encoding, Option<Rc<MemberState>>) {
+    /// How publications of `room` are written for this connection, which `request` subscribed to it.
+    pub fn encoding_of(&self, room: &RoomName, request: RequestId) -> (Encoding, Option<Rc<MemberState>>) {
         let mut session = self.session.borrow_mut();
         let RoomFormat { format, variant, state } = session.format(room, request);
         let Framing { transport, wrap } = session.framing();
         let encoding = Encoding::new(format, transport).with_variant(variant).with_wrap(wrap);
+        let state = state.or_else(|| encoding.has_heads().then(Rc::default));
         (encoding.with_deflate(self.deflate), state)
     }
 
-    /// Queues the message that the protocol sends first, if any.
+    /// The encoding that most of its rooms have: that of the first one.
+    pub fn usual_encoding(&self, first: Encoding) -> Encoding {
+        *self.encoding.get_or_init(|| first)
+    }
+
+    /// Likewise, if it has been in a room.
+    pub fn encoding(&self) -> Option<Encoding> {
+        self.encoding.get().copied()
+    }
+
+    /// Queues what the protocol sends before everything else.
     pub fn greet(&self, worker: &Worker) {
         let mut packets = worker.take_packets();
         self.session.borrow_mut().greet(worker.spread(), &mut packets);
@@ -452,7 +466,7 @@ impl Connection {
         self.session.borrow_mut().heartbeat(&mut packets);
         if !packets.is_empty() && !self.send_past_queue(worker, &packets, Lane::Heartbeat) {
             let limit = worker.settings().limits.outbound.get();
-            let ping = Bytes::copy_from_slice(packets.bytes());
+            let ping = packets.to_bytes();
             if self.outbound.borrow_mut().push(ping, Lane::Heartbeat, limit).is_ok() {
                 self.count_outbound(worker);
             }

@@ -34,21 +34,50 @@ pub struct Room {
     /// rooms, when no frame of the first one can still be queued.
     pub tag: RoomTag,
     pub members: Members<Member>,
+    /// How many of them have private heads: each publication is a frame of its own for those.
+    pub with_heads: u32,
 }
 
 /// A member of a room: a connection, and how publications are encoded for it.
 #[derive(Clone)]
 pub struct Member {
     pub connection: Rc<Connection>,
-    pub encoding: Encoding,
-    /// The state for its per-member heads, if its encoding has any.
-    pub state: Option<Rc<MemberState>>,
+    /// What is different from the connection's other rooms; rare.
+    own: Option<Rc<Own>>,
+}
+
+/// How one room is written for a connection whose other rooms are written in another way.
+struct Own {
+    encoding: Encoding,
+    /// What its private heads are written from, if its encoding has any.
+    state: Option<Rc<MemberState>>,
 }
 
 impl Member {
-    /// A frame that consists of, or ends with, the bytes shared by all members with the same encoding.
+    /// A connection that is sent the room in this way.
+    pub fn new(connection: &Rc<Connection>, encoding: Encoding, state: Option<Rc<MemberState>>) -> Self {
+        let is_usual = state.is_none() && connection.usual_encoding(encoding) == encoding;
+        let own = (!is_usual).then(|| Rc::new(Own { encoding, state }));
+        Self { connection: Rc::clone(connection), own }
+    }
+
+    /// What it must have in common with others to share their bytes.
+    pub fn encoding(&self) -> Encoding {
+        match &self.own {
+            Some(own) => own.encoding,
+            None => self.connection.encoding().expect("set by the first membership"),
+        }
+    }
+
+    /// Whether its messages have heads of their own.
+    pub fn has_heads(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.state.is_some())
+    }
+
+    /// A message that consists of, or ends with, what members with the same encoding share.
     pub fn frame(&self, shared: Bytes) -> Frame {
-        let head = self.state.as_ref().and_then(|state| self.encoding.head(state, shared.len()));
+        let own = self.own.as_ref();
+        let head = own.and_then(|own| own.encoding.head(own.state.as_ref()?, shared.len()));
         match head {
             Some(head) => Frame::split(head, shared),
             None => shared.into(),
@@ -77,15 +106,16 @@ impl Rooms {
         if memberships.get(room).is_some() {
             return false;
         }
-        let members = match self.rooms.entry(room.clone()) {
-            Entry::Occupied(known) => &mut known.into_mut().members,
+        let known = match self.rooms.entry(room.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => {
                 self.tagged = self.tagged.checked_add(1).unwrap_or(1);
                 let tag = RoomTag::new(self.tagged).unwrap_or(RoomTag::MIN);
-                &mut vacant.insert(Room { tag, members: Members::new() }).members
+                vacant.insert(Room { tag, members: Members::new(), with_heads: 0 })
             }
         };
-        let place = members.push(member);
+        known.with_heads += u32::from(member.has_heads());
+        let place = known.members.push(member);
         memberships.insert(room.clone(), Membership { place, since });
         true
     }
@@ -110,12 +140,13 @@ impl Rooms {
     }
 
     fn remove(&mut self, room: &RoomName, place: u32) {
-        let Some(Room { members, .. }) = self.rooms.get_mut(room) else { return };
-        members.remove(place, |moved, place| {
+        let Some(Room { members, with_heads, .. }) = self.rooms.get_mut(room) else { return };
+        let removed = members.remove(place, |moved, place| {
             if let Some(membership) = moved.connection.memberships.borrow_mut().get_mut(room) {
                 membership.place = place;
             }
         });
+        *with_heads -= u32::from(removed.has_heads());
         if members.is_empty() {
             self.rooms.remove(room);
             shrink::map(&mut self.rooms);

@@ -405,9 +405,12 @@ impl Worker {
 
     /// Makes the connection a member on this shard. Returns false if it is one already.
     pub fn join(&self, room: &RoomName, request: RequestId, connection: &Rc<Connection>) -> bool {
+        if connection.memberships.borrow().get(room).is_some() {
+            return false;
+        }
         let since = self.rounds.borrow_mut().join(room);
-        let (encoding, state) = connection.encoding(room, request);
-        let member = Member { connection: Rc::clone(connection), encoding, state };
+        let (encoding, state) = connection.encoding_of(room, request);
+        let member = Member::new(connection, encoding, state);
         let joined = self.rooms.borrow_mut().join(room, member, since);
         if joined {
             Tally::shift(&self.tally.subscriptions, 1);

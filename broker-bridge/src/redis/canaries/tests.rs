@@ -219,6 +219,40 @@ async fn a_canary_that_a_later_one_has_overtaken_is_missed_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_canary_that_is_owed_is_missed_however_many_have_been_acknowledged_since() {
+    let mut world = World::new();
+    world.hear_canary(0);
+    world.hear_canary(1);
+    assert!(world.listener.prove());
+    world.pass(Duration::from_millis(1)).await;
+    world.accept(0);
+    assert!(world.listener.look(None).unwrap().is_some(), "it is owed");
+    // On the next connection two are acknowledged before the first of them has been read.
+    world.canaries.connected(0);
+    let next = world.accept(0);
+    world.accept(0);
+    assert_eq!(world.listener.heard(&next), Err(Missed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_subscribers_the_one_that_has_missed_the_newer_canary_counts() {
+    let mut world = World::new();
+    world.hear_canary(0);
+    world.hear_canary(1);
+    assert!(world.listener.prove());
+    world.pass(Duration::from_millis(1)).await;
+    world.accept(0);
+    let older = world.canaries.publishers[0].state.lock().accepted[0].unwrap();
+    world.canaries.connected(0);
+    world.accept(0);
+    let newer = world.canaries.publishers[0].state.lock().accepted[0].unwrap();
+    let _ = world.asked(0);
+    world.listener.missed(0, newer);
+    world.listener.missed(0, older);
+    assert_eq!(world.asked(0), Some(Asked::Renew));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_not_acknowledged_or_sent_too_early_is_owed_to_nobody() {
     let mut world = World::new();
     world.canaries.send(0);

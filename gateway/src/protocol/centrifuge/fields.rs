@@ -9,13 +9,15 @@
 //!
 //! Source: `client.proto` of <https://github.com/centrifugal/protocol>, August 2026.
 
-use std::{fmt, marker::PhantomData};
+use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+    de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
+
+use crate::protocol::json::present;
 
 /// Begin the session.
 #[derive(Deserialize)]
@@ -81,7 +83,7 @@ pub(super) struct Unsubscribe {
 #[derive(Deserialize)]
 pub(super) struct Publish<'a> {
     pub(super) channel: String,
-    #[serde(borrow, default, deserialize_with = "there")]
+    #[serde(borrow, default, deserialize_with = "present")]
     pub(super) data: Option<&'a RawValue>,
     /// Into a map instead of a stream.
     #[serde(default, rename = "type")]
@@ -100,12 +102,7 @@ impl Publish<'_> {
     }
 }
 
-/// Parses a field that is present, even if it is `null`.
-fn there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
-}
-
-/// Whether a field has another value than its default: absent, `null`, `false`, 0, or empty.
+/// Whether a field says anything but its default: nothing, `null`, `false`, 0, or empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asked(pub(super) bool);
 
@@ -191,28 +188,5 @@ impl<'de> Deserialize<'de> for Flags {
             Some(Written::Number(bits)) => Ok(Self(bits)),
             Some(Written::Text(text)) => text.parse().map(Self).map_err(D::Error::custom),
         }
-    }
-}
-
-/// A JSON object. By default, serde also accepts an array of the fields' values.
-pub(super) struct Object<T>(pub(super) T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
-            type Value = T;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map))
-            }
-        }
-
-        deserializer.deserialize_map(Fields(PhantomData)).map(Self)
     }
 }

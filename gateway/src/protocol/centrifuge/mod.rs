@@ -19,10 +19,10 @@ use bytes::Bytes;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{json, value::RawValue};
 
-use self::fields::{Connect, Object, Publish, Refresh, Subscribe, Unsubscribe};
+use self::fields::{Connect, Publish, Refresh, Subscribe, Unsubscribe};
 use super::{
     Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
-    Timing,
+    Timing, json::Object,
 };
 use crate::{
     framing::{Format, Packets, Writer},

@@ -32,7 +32,7 @@ pub fn head(headers: &mut HeaderMap) {
 pub fn come_back(request: &Parts, problem: &Problem) -> Option<Response<Body>> {
     let asks = matches!(request.method, Method::GET | Method::HEAD)
         && !handshake::is_upgrade(&request.headers)
-        && accept::names(&request.headers, MEDIA_TYPE);
+        && accept::asks_for(&request.headers, MEDIA_TYPE);
     let millis = problem.come_back_after().filter(|_| asks)?;
     let reason = problem.refusal().as_str();
     let mut response = Response::new(Body::from(format!("retry: {millis}\n: tidegate.retry {reason}\n")));

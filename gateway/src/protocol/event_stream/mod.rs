@@ -121,7 +121,7 @@ impl Protocol for EventStream {
     }
 
     fn heartbeat(&mut self, out: &mut Packets) {
-        out.text(b":\n");
+        out.text_static(b":\n");
     }
 
     fn farewell(&mut self, reason: CloseReason, spread: f32, out: &mut Packets) {

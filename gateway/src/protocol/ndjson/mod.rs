@@ -23,6 +23,7 @@ use serde_json::{json, value::RawValue};
 
 use super::{
     Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
+    json::{Object, present},
 };
 use crate::{
     framing::{Format, Packets, Writer},
@@ -121,7 +122,7 @@ fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
 struct Published<'a> {
     room: Option<String>,
     event: Option<String>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
     base64: Option<String>,
 }
@@ -129,14 +130,14 @@ struct Published<'a> {
 impl Ndjson {
     fn read(&self, message: &Message) -> Option<Command> {
         let Message::Text(text) = message else { return None };
-        let Published { room, event, data, base64 } = serde_json::from_slice(text).ok()?;
+        let Object(Published { room, event, data, base64 }) = serde_json::from_slice(text).ok()?;
         let data = match (data, base64) {
             (Some(data), None) => {
-                // A string is published as text, not as JSON: delivery turns text into a string again.
+                // A string is published as its text, unless the text is JSON itself: it must come back as a string.
                 let bytes = text.slice_ref(data.get().as_bytes());
-                match serde_json::from_slice::<String>(&bytes) {
-                    Ok(text) => Data::text(text),
-                    Err(_) => Data::json(bytes).ok()?,
+                match serde_json::from_slice::<String>(&bytes).map(Data::text) {
+                    Ok(text) if !text.is_json() => text,
+                    _ => Data::json(bytes).ok()?,
                 }
             }
             (None, Some(base64)) => Data::binary(BASE64.decode(base64).ok()?),
@@ -184,7 +185,7 @@ impl Protocol for Ndjson {
     }
 
     fn heartbeat(&mut self, out: &mut Packets) {
-        if self.lines { out.text(b"{}\n") } else { out.ping() }
+        if self.lines { out.text_static(b"{}\n") } else { out.ping() }
     }
 
     fn farewell(&mut self, reason: CloseReason, _: f32, out: &mut Packets) {

@@ -28,13 +28,15 @@ pub struct BatchDelivery<'a> {
     pub limit: usize,
     pub lane: RoomLane,
     pub overflow: Overflow,
+    /// Whether some members' messages have heads of their own.
+    pub with_heads: bool,
 }
 
 impl BatchDelivery<'_> {
-    /// How many frames a member's queue takes for it. With a policy that drops single publications, each is
-    /// queued by itself.
+    /// How many frames a member's queue takes for it at most: what may have to make way one by one is queued one by one,
+    /// and so is what has heads in between.
     pub fn frames(&self) -> usize {
-        if self.overflow == Overflow::Close { 1 } else { self.batch.len() }
+        if self.overflow == Overflow::Close && !self.with_heads { 1 } else { self.batch.len() }
     }
 }
 
@@ -51,8 +53,8 @@ impl Connection {
         if !self.hears(delivery) {
             return;
         }
-        if !member.encoding.has_heads() {
-            let frame = delivery.batch.frame(member.encoding, delivery.threshold);
+        if !member.has_heads() {
+            let frame = delivery.batch.frame(member.encoding(), delivery.threshold);
             if self.send_past_queue(worker, frame.as_ref(), Lane::Room(delivery.lane)) {
                 return Self::count(worker, delivery.batch);
             }
@@ -81,8 +83,8 @@ impl Connection {
     }
 
     fn enqueue(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
-        if delivery.overflow == Overflow::Close && !member.encoding.has_heads() {
-            let frame = delivery.batch.frame(member.encoding, delivery.threshold).into_owned();
+        if delivery.overflow == Overflow::Close && !member.has_heads() {
+            let frame = delivery.batch.frame(member.encoding(), delivery.threshold).into_owned();
             if self.queue_within(worker, frame.into(), Lane::Room(delivery.lane), delivery.limit) {
                 Self::count(worker, delivery.batch);
             }
@@ -95,7 +97,7 @@ impl Connection {
     fn enqueue_each(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>, skip: usize) {
         let &BatchDelivery { batch, threshold, limit, lane, overflow, .. } = delivery;
         let Some(room) = batch.first().map(Broadcast::room) else { return };
-        for (shared, payload) in batch.frames(member.encoding, threshold).skip(skip) {
+        for (shared, payload) in batch.frames(member.encoding(), threshold).skip(skip) {
             let frame = member.frame(shared.into_owned());
             let queued = match overflow {
                 Overflow::Close => self.queue_within(worker, frame, Lane::Room(lane), limit),

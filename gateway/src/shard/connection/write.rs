@@ -51,7 +51,7 @@ impl Pieces for Packets {
     }
 
     fn to_frame(&self) -> Frame {
-        Bytes::copy_from_slice(self.bytes()).into()
+        self.to_bytes().into()
     }
 }
 

@@ -29,7 +29,7 @@ fn the_bound_counts_bytes_and_spares_a_first_frame() {
 fn small_frames_are_bounded_by_what_they_cost_in_memory() {
     let mut outbound = Outbound::default();
     while outbound.push(Bytes::from_static(b"\x8a\x00"), PLAIN, 1 << 20).is_ok() {}
-    let handles = outbound.frames.capacity() * size_of::<Frame>();
+    let handles = outbound.frames.capacity() * size_of::<Queued>();
     assert!(handles <= 1 << 20, "{handles} bytes for a bound of a mebibyte");
 }
 
@@ -406,5 +406,5 @@ fn a_queue_that_was_long_leaves_nothing_behind() {
 fn an_empty_queue_is_small() {
     assert!(size_of::<Outbound>() <= 88, "{} bytes", size_of::<Outbound>());
     // The slab's entry is no larger than the frame.
-    assert!(size_of::<Frame>() <= Outbound::PER_FRAME);
+    assert!(size_of::<Queued>() <= Outbound::PER_FRAME);
 }

@@ -37,9 +37,9 @@ impl<T> Members<T> {
         self.list.len() as u32 - 1
     }
 
-    /// Removes the member at `place`, and calls `moved` for every other member whose position changes.
+    /// Removes and returns the member at `place`, and calls `moved` for each other that stands at another place now.
     #[expect(clippy::cast_possible_truncation, reason = "places were given by `push`")]
-    pub fn remove(&mut self, place: u32, moved: impl Fn(&T, u32)) {
+    pub fn remove(&mut self, place: u32, moved: impl Fn(&T, u32)) -> T {
         let mut place = place as usize;
         if place < self.served {
             // Move the gap to the end of the served members. The one that fills it then is not served yet.
@@ -48,9 +48,10 @@ impl<T> Members<T> {
             self.list.get(place).inspect(|member| moved(member, place as u32));
             place = self.served;
         }
-        self.list.swap_remove(place);
+        let removed = self.list.swap_remove(place);
         shrink::list(&mut self.list);
         self.list.get(place).inspect(|member| moved(member, place as u32));
+        removed
     }
 }
 

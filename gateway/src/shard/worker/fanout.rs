@@ -29,7 +29,7 @@ impl Worker {
             return;
         }
         if let Some(known) = self.rooms.borrow().get(room) {
-            let delivery = self.delivery(batch, known.tag);
+            let delivery = self.delivery(batch, known.tag, known.with_heads > 0);
             let frames = delivery.frames();
             if known.members.len() * frames > SLICE {
                 let room = room.clone();
@@ -72,8 +72,11 @@ impl Worker {
         match &round.step {
             Step::Gap(_) => PER_GAP,
             Step::Publications(batch) => {
-                // Any tag will do here.
-                self.rooms.borrow().get(room).map_or(1, |known| self.delivery(batch, known.tag).frames())
+                // The tag does not matter here.
+                self.rooms
+                    .borrow()
+                    .get(room)
+                    .map_or(1, |known| self.delivery(batch, known.tag, known.with_heads > 0).frames())
             }
         }
     }
@@ -86,14 +89,14 @@ impl Worker {
             .rooms
             .borrow_mut()
             .get_mut(&room)
-            .map(|known| (known.tag, known.members.next_slice(most, slice)));
-        if let Some((tag, _)) = found {
+            .map(|known| (known.tag, known.with_heads > 0, known.members.next_slice(most, slice)));
+        if let Some((tag, with_heads, _)) = found {
             let said_before = |member: &Member| {
                 if round.has_newcomers() { round.said_before(member.connection.since(&room)) } else { 0 }
             };
             match &round.step {
                 Step::Publications(batch) => {
-                    let delivery = self.delivery(batch, tag);
+                    let delivery = self.delivery(batch, tag, with_heads);
                     for member in slice.iter() {
                         match said_before(member) {
                             0 => member.connection.deliver_now(self, member, &delivery),
@@ -110,7 +113,7 @@ impl Worker {
         }
         let served = slice.len().max(1);
         slice.clear();
-        if let Some((_, false)) = found {
+        if let Some((.., false)) = found {
             self.rounds.borrow_mut().put_back(room, round);
             return served;
         }
@@ -132,7 +135,7 @@ impl Worker {
         }
     }
 
-    fn delivery<'a>(&self, batch: &'a Batch, tag: RoomTag) -> BatchDelivery<'a> {
+    fn delivery<'a>(&self, batch: &'a Batch, tag: RoomTag, with_heads: bool) -> BatchDelivery<'a> {
         let settings = self.settings();
         let policy = batch.first().map_or_else(Default::default, |first| settings.delivery.of(first.room()));
         BatchDelivery {
@@ -142,6 +145,7 @@ impl Worker {
             limit: settings.limits.outbound.get(),
             lane: RoomLane { room: tag, priority: policy.priority },
             overflow: policy.overflow,
+            with_heads,
         }
     }
 
