@@ -11,18 +11,20 @@ use broker_bridge::{BrokerError, GapCause, RoomName, SessionId};
 use libfuzzer_sys::fuzz_target;
 use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Subject, UnixSeconds, mint},
+    framing::{Framing, Transport},
     limits::{Allowance, Limiters, bucket::SessionMeters},
-    protocol::{Message, Protocol, ReplyError, centrifuge::Centrifuge},
-    session::{Charge, Effect, Session, Surroundings},
+    protocol::{MakeProtocol, Message, centrifuge},
+    session::{Charge, Effect, Effects, Session, Surroundings},
+    vocabulary::ReplyError,
 };
+use tidegate_fuzz::open;
 
 const SECRET: [u8; 32] = [7; 32];
 const NOW: UnixSeconds = UnixSeconds(1_000_000);
 const ROOMS: usize = 3;
 
-static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
-    Authenticator::new(AuthConfig::with_secret(&SECRET))
-});
+static AUTHENTICATOR: LazyLock<Authenticator> =
+    LazyLock::new(|| Authenticator::new(AuthConfig::with_secret(&SECRET)));
 
 static TOKEN: LazyLock<String> = LazyLock::new(|| {
     let subject = Subject::new("alice").expect("a subject");
@@ -34,18 +36,21 @@ static TOKEN: LazyLock<String> = LazyLock::new(|| {
 /// Without limits.
 static LIMITERS: LazyLock<Limiters> = LazyLock::new(Limiters::default);
 
+static PROTOCOL: LazyLock<MakeProtocol> =
+    LazyLock::new(|| open(&centrifuge::ENDPOINT, Transport::WebSocket, "", None));
+
 fuzz_target!(|input: &[u8]| {
     let Ok(input) = std::str::from_utf8(input) else { return };
-    let protocol = Protocol::Centrifuge(Centrifuge { ping_seconds: 25 });
+    let protocol = PROTOCOL();
     let meters = SessionMeters::default();
-    let mut session = Session::to_begin(SessionId(7), None, protocol);
+    let mut session = Session::to_begin(SessionId(7), None, protocol, Framing::on(Transport::WebSocket));
     let around = Surroundings {
         authenticator: &AUTHENTICATOR,
         now: NOW,
         rooms_per_session: ROOMS,
         allowance: Allowance { session: &meters, node: &LIMITERS },
     };
-    let (mut commands, mut effects) = (Vec::new(), Vec::new());
+    let (mut commands, mut effects) = (Vec::new(), Effects::default());
     let mut rooms: HashSet<RoomName> = HashSet::new();
     for (n, frame) in input.split('\0').enumerate() {
         let text = frame.replace("TOKEN", &TOKEN);
@@ -54,7 +59,7 @@ fuzz_target!(|input: &[u8]| {
         // Requests to the broker succeed, fail, or are interrupted, in turn.
         let mut pending = std::mem::take(&mut effects);
         while !pending.is_empty() {
-            for effect in pending.drain(..) {
+            for effect in pending.drain() {
                 match effect {
                     Effect::Join(request, room) => {
                         assert!(room.as_str().starts_with('a'), "{room} was not granted");

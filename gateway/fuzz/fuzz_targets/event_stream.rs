@@ -4,9 +4,21 @@
 //! An input is a byte of flags, the length of the event's name, the name, and the payload.
 #![no_main]
 
+use std::sync::LazyLock;
+
 use broker_bridge::{Data, EventName, Publication, RoomName};
 use libfuzzer_sys::fuzz_target;
-use tidegate::protocol::WireFormat;
+use tidegate::{
+    framing::{Encoding, Transport},
+    protocol::{MakeProtocol, event_stream},
+};
+use tidegate_fuzz::open;
+
+/// A stream of one room, and one of several.
+static PROTOCOLS: LazyLock<[MakeProtocol; 2]> = LazyLock::new(|| {
+    ["room=lobby", "room=lobby&room=other"]
+        .map(|query| open(&event_stream::ENDPOINT, Transport::Body, query, None))
+});
 
 fuzz_target!(|input: &[u8]| {
     let Some(([flags, length], rest)) = input.split_first_chunk() else { return };
@@ -16,9 +28,11 @@ fuzz_target!(|input: &[u8]| {
     let data = Data::detect(payload.to_vec().into());
     let text = data.as_text().map(ToOwned::to_owned);
     let publication = Publication { event: event.clone(), ..Publication::new(data) };
-    let (format, id) = if flags & 1 == 0 { (WireFormat::Event, "") } else { (WireFormat::RoomEvent, "lobby") };
+    let several = flags & 1 == 1;
+    let id = if several { "lobby" } else { "" };
 
-    let encoded = format.encode(&room, &publication);
+    let format = PROTOCOLS[usize::from(several)]().format(&room, 0).format;
+    let encoded = Encoding::new(format, Transport::Body).encode(&room, &publication);
     let events = parse(std::str::from_utf8(&encoded).expect("an event stream is UTF-8"));
     let [seen] = events.as_slice() else { panic!("one event, not {events:?}") };
     assert_eq!((seen.name.as_str(), seen.id.as_str()), (event.as_ref().map_or("", EventName::as_str), id));

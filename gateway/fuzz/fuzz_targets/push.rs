@@ -12,7 +12,10 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use serde::Deserialize;
 use serde_json::Value;
-use tidegate::protocol::WireFormat;
+use tidegate::{
+    framing::{Encoding, Transport},
+    protocol::centrifuge,
+};
 
 // A repeated or unknown member is an error.
 #[derive(Deserialize)]
@@ -47,7 +50,7 @@ struct Info {
 fuzz_target!(|input: &[u8]| {
     let room = RoomName::new("lobby").expect("a room's name");
     let publication = fuzz::decode(Bytes::copy_from_slice(input));
-    let frame = WireFormat::CentrifugePush.encode(&room, &publication);
+    let frame = Encoding::new(&centrifuge::FORMAT, Transport::WebSocket).encode(&room, &publication);
 
     let line = payload(&frame);
     assert!(!line.contains(['\n', '\r']), "a line break ends a message");

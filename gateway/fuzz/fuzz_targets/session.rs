@@ -13,20 +13,21 @@ use broker_bridge::{DataKind, RoomName, SessionId};
 use libfuzzer_sys::fuzz_target;
 use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Subject, UnixSeconds, mint},
+    framing::{Framing, Transport},
     limits::{Allowance, Limiters, bucket::SessionMeters},
-    protocol::{Message, Protocol, plain::Plain},
-    session::{Charge, Effect, Session, Surroundings},
+    protocol::{MakeProtocol, Message, plain},
+    session::{Charge, Effect, Effects, Session, Surroundings},
     websocket::{Decoder, Event},
 };
+use tidegate_fuzz::open;
 
 const MAX_MESSAGE: usize = 1024;
 
 const SECRET: [u8; 32] = [7; 32];
 const NOW: UnixSeconds = UnixSeconds(1_000_000);
 
-static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
-    Authenticator::new(AuthConfig::with_secret(&SECRET))
-});
+static AUTHENTICATOR: LazyLock<Authenticator> =
+    LazyLock::new(|| Authenticator::new(AuthConfig::with_secret(&SECRET)));
 
 static IDENTITY: LazyLock<Arc<Identity>> = LazyLock::new(|| {
     let subject = Subject::new("alice").expect("a subject");
@@ -35,18 +36,30 @@ static IDENTITY: LazyLock<Arc<Identity>> = LazyLock::new(|| {
     Arc::new(AUTHENTICATOR.verify(&token, NOW).expect("a valid token"))
 });
 
+/// With the option `echo` and without.
+static PROTOCOLS: LazyLock<[MakeProtocol; 2]> = LazyLock::new(|| {
+    ["echo=false", "echo=true"].map(|query| open(&plain::ENDPOINT, Transport::WebSocket, query, Some(room())))
+});
+
+fn room() -> RoomName {
+    RoomName::new("room").expect("a room's name")
+}
+
 /// Without limits.
 static LIMITERS: LazyLock<Limiters> = LazyLock::new(Limiters::default);
 
 fuzz_target!(|input: &[u8]| {
     let Some((options, stream)) = input.split_first() else { return };
     let echo = options & 1 == 1;
-    let room = RoomName::new("room").expect("a room's name");
-    let plain = Plain { room: room.clone(), echo, close_on_gap: false };
     let meters = SessionMeters::default();
-    let mut session = Session::new(SessionId(7), Arc::clone(&IDENTITY), Protocol::Plain(plain));
+    let mut session = Session::new(
+        SessionId(7),
+        Arc::clone(&IDENTITY),
+        PROTOCOLS[usize::from(echo)](),
+        Framing::on(Transport::WebSocket),
+    );
 
-    let (mut commands, mut effects) = (Vec::new(), Vec::new());
+    let (mut commands, mut effects) = (Vec::new(), Effects::default());
     let mut stream = stream.to_vec();
     let mut decoder = Decoder::new();
     let mut feed = decoder.feed(&mut stream, MAX_MESSAGE);
@@ -68,10 +81,10 @@ fuzz_target!(|input: &[u8]| {
         };
         session.receive(message, Charge::default(), &around, &mut commands, &mut effects);
         assert!(commands.is_empty(), "every command has been handled");
+        let effects: Vec<_> = effects.drain().collect();
         let [Effect::Publish(0, to, publication)] = effects.as_slice() else { panic!("{effects:?}") };
-        assert_eq!(*to, room);
+        assert_eq!(*to, room());
         assert_eq!((publication.data.kind(), publication.data.bytes()), (kind, &bytes));
         assert_eq!(publication.exclude, (!echo).then_some(SessionId(7)));
-        effects.clear();
     }
 });

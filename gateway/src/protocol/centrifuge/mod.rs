@@ -46,7 +46,7 @@ pub static ENDPOINT: Endpoint = Endpoint {
 const SUBPROTOCOL: &str = "centrifuge-json";
 
 /// A frame with a push.
-static FORMAT: Format =
+pub static FORMAT: Format =
     Format { write: |room, publication, _, out| write(room, publication, out), head: None };
 
 /// "unsubscribed by the server": the client does not resubscribe.
