@@ -3,7 +3,7 @@
 //!
 //! A protocol is one folder and one line in [`TABLE`]. The folder contains its endpoint (routes, and what a
 //! request there becomes), its state machine ([`Protocol`], one per session), its publication formats
-//! ([`Format`](crate::framing::Format)) and its transcripts. Nothing outside the folder names the protocol,
+//! ([`Format`]) and its transcripts. Nothing outside the folder names the protocol,
 //! which is why these modules are `mod.rs` files.
 //!
 //! A state machine does no IO, reads no clock, and knows nothing of brokers and grants. Its output takes two
