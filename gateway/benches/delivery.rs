@@ -18,7 +18,7 @@ use tidegate::{
     hub::{FanOut, Hub, HubMetrics},
     protocol::{Ask, On, TABLE},
     settings::Settings,
-    shard::{Event, Inbox},
+    shard::{Inbox, ShardEvent},
 };
 
 const ROOMS: usize = 100_000;
@@ -46,7 +46,7 @@ fn hub(c: &mut Criterion) {
             fan_out.publication(next.next().expect("a cycle does not end"), publication.clone());
             inbox.take(&mut events, std::mem::take(&mut done));
             for event in events.drain(..) {
-                if let Event::Broadcast(broadcast) = event {
+                if let ShardEvent::Broadcast(broadcast) = event {
                     done += broadcast.cost();
                 }
             }

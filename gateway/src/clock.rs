@@ -48,10 +48,10 @@ impl Tick {
 
 /// A shard's clock. Clones share one state.
 #[derive(Clone, Debug)]
-pub struct Clock(Arc<Mutex<Looked>>);
+pub struct Clock(Arc<Mutex<Reading>>);
 
 #[derive(Debug)]
-struct Looked {
+struct Reading {
     /// When the clock was last read.
     at: Instant,
     /// The clock's time at that reading.
@@ -80,7 +80,7 @@ impl Clock {
 
     /// A clock that starts now.
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(Looked {
+        Self(Arc::new(Mutex::new(Reading {
             at: Instant::now(),
             time: Duration::ZERO,
             late: false,
@@ -90,7 +90,7 @@ impl Clock {
     }
 
     /// Makes this the clock of the current thread.
-    pub fn rule_this_thread(&self) {
+    pub fn use_on_this_thread(&self) {
         OWN.set(Some(self.clone()));
     }
 
@@ -113,22 +113,22 @@ impl Clock {
 
     /// Reads the clock: the time since it started.
     fn time(&self) -> Duration {
-        self.look(Instant::now())
+        self.read_at(Instant::now())
     }
 
-    fn look(&self, now: Instant) -> Duration {
-        let mut looked = self.0.lock();
-        let passed = now.saturating_duration_since(looked.at);
+    fn read_at(&self, now: Instant) -> Duration {
+        let mut reading = self.0.lock();
+        let passed = now.saturating_duration_since(reading.at);
         let late = passed > LATE;
-        if late && !looked.late {
-            looked.pauses = looked.pauses.wrapping_add(1);
+        if late && !reading.late {
+            reading.pauses = reading.pauses.wrapping_add(1);
         }
-        if !(late && looked.calm >= CALM) {
-            looked.time += passed.min(LATE);
+        if !(late && reading.calm >= CALM) {
+            reading.time += passed.min(LATE);
         }
-        looked.calm = if late { Duration::ZERO } else { looked.calm.saturating_add(passed).min(CALM) };
-        (looked.at, looked.late) = (now, late);
-        looked.time
+        reading.calm = if late { Duration::ZERO } else { reading.calm.saturating_add(passed).min(CALM) };
+        (reading.at, reading.late) = (now, late);
+        reading.time
     }
 }
 
@@ -178,13 +178,13 @@ mod tests {
     fn a_pause_adds_nothing_and_is_counted() {
         let clock = Clock::new();
         let start = clock.0.lock().at;
-        assert_eq!(clock.look(start + SECOND / 2), SECOND / 2);
-        assert_eq!(clock.look(start + 100 * SECOND), SECOND / 2);
+        assert_eq!(clock.read_at(start + SECOND / 2), SECOND / 2);
+        assert_eq!(clock.read_at(start + 100 * SECOND), SECOND / 2);
         assert_eq!(clock.pauses(), 1);
         for second in 1..=5 {
-            assert_eq!(clock.look(start + (100 + second) * SECOND), second * SECOND + SECOND / 2);
+            assert_eq!(clock.read_at(start + (100 + second) * SECOND), second * SECOND + SECOND / 2);
         }
-        assert_eq!(clock.look(start + 200 * SECOND), 5 * SECOND + SECOND / 2);
+        assert_eq!(clock.read_at(start + 200 * SECOND), 5 * SECOND + SECOND / 2);
         assert_eq!(clock.pauses(), 2);
     }
 
@@ -192,19 +192,19 @@ mod tests {
     fn a_shard_that_is_always_late_does_not_stop_its_clock() {
         let clock = Clock::new();
         let start = clock.0.lock().at;
-        let times: Vec<_> = (1..=4).map(|n| clock.look(start + 3 * n * SECOND)).collect();
+        let times: Vec<_> = (1..=4).map(|n| clock.read_at(start + 3 * n * SECOND)).collect();
         assert_eq!(times, [Duration::ZERO, SECOND, 2 * SECOND, 3 * SECOND]);
         assert_eq!(clock.pauses(), 1);
     }
 
     #[test]
-    fn a_look_on_time_between_stalls_does_not_stop_the_clock_of_a_busy_shard() {
+    fn a_reading_on_time_between_stalls_does_not_stop_the_clock_of_a_busy_shard() {
         let clock = Clock::new();
         let start = clock.0.lock().at;
         let times: Vec<_> = (1..=4)
             .map(|n| {
-                clock.look(start + 3 * n * SECOND);
-                clock.look(start + 3 * n * SECOND + SECOND / 2)
+                clock.read_at(start + 3 * n * SECOND);
+                clock.read_at(start + 3 * n * SECOND + SECOND / 2)
             })
             .collect();
         assert_eq!(times, [1, 4, 7, 10].map(|halves| halves * SECOND / 2));
@@ -217,7 +217,7 @@ mod tests {
         let sleep = clock.sleep(Duration::from_millis(300));
         // As if the process had been suspended for an hour.
         clock.0.lock().at -= 3600 * SECOND;
-        let looks = async {
+        let readings = async {
             loop {
                 clock.now();
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -226,15 +226,15 @@ mod tests {
         let start = Instant::now();
         tokio::select! {
             () = sleep => {}
-            () = looks => {}
+            () = readings => {}
         }
         assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
         assert_eq!(clock.pauses(), 1);
     }
 
     #[tokio::test]
-    async fn what_has_come_in_time_counts() {
-        Clock::new().rule_this_thread();
+    async fn a_result_in_time_counts() {
+        Clock::new().use_on_this_thread();
         assert_eq!(timeout(Duration::ZERO, async { 1 }).await, Ok(1));
         assert_eq!(timeout(Duration::ZERO, std::future::pending::<()>()).await, Err(Elapsed));
         OWN.set(None);

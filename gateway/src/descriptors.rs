@@ -9,9 +9,9 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::config::Config;
 
 /// How many sockets beyond `limits.connections` are accepted, to refuse them with a status.
-const COURTESY: usize = 256;
+const REFUSALS: usize = 256;
 /// The least number of those, before the number of served clients is reduced.
-const LEAST_COURTESY: usize = 16;
+const LEAST_REFUSALS: usize = 16;
 /// Descriptors that every node needs in addition: connections of the ops listener (at most 128), standard
 /// streams, listeners, signals, files being read, a key set being fetched, a socket being accepted.
 const NODE: usize = 128 + 64;
@@ -42,15 +42,15 @@ impl Sockets {
 
     fn within(open_files: Option<usize>, config: &Config) -> Self {
         let wanted = config.limits.connections;
-        let wish = Self { connections: wanted, all: wanted.saturating_add(COURTESY) };
+        let wish = Self { connections: wanted, all: wanted.saturating_add(REFUSALS) };
         let Some(open_files) = open_files else { return wish };
         // If the reserve would take nearly everything, clients still get a quarter.
         let free = open_files.saturating_sub(reserve(config)).max(open_files / 4).max(2);
         if wish.all <= free {
             return wish;
         }
-        let courtesy = LEAST_COURTESY.min(free / 8);
-        Self { connections: wanted.min(free - courtesy), all: free }
+        let refusals = LEAST_REFUSALS.min(free / 8);
+        Self { connections: wanted.min(free - refusals), all: free }
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_tenth_of_the_places_is_kept_from_idle_connections() {
         for (connections, most) in [(1, 0), (4, 3), (10, 9), (11, 9), (100_000, 90_000)] {
-            let sockets = Sockets { connections, all: connections + COURTESY };
+            let sockets = Sockets { connections, all: connections + REFUSALS };
             assert_eq!(
                 (sockets.is_crowded(most), sockets.is_crowded(most + 1)),
                 (false, true),

@@ -49,7 +49,7 @@ pub struct Times {
     /// become shorter.
     pub keep_alive: Duration,
     /// For the rest of a head, or for reading a response, while the node is draining.
-    pub farewell: Duration,
+    pub draining: Duration,
 }
 
 /// The state of a connection, shared by its task and its service.
@@ -124,10 +124,10 @@ enum Phase {
 
 impl Phase {
     /// How long the phase may last. An idle connection is checked again after this time.
-    fn patience(self, is_used: bool, is_leaving: bool, times: Times) -> Option<Duration> {
+    fn time_limit(self, is_used: bool, is_draining: bool, times: Times) -> Option<Duration> {
         match self {
             Self::Serving => None,
-            Self::Head | Self::Writing if is_leaving => Some(times.farewell),
+            Self::Head | Self::Writing if is_draining => Some(times.draining),
             Self::Writing => Some(ANSWER_TIMEOUT),
             Self::Idle if is_used => Some(times.keep_alive.min(times.head)),
             Self::Head | Self::Idle => Some(times.head),
@@ -172,13 +172,13 @@ impl<S> Served<S> {
     }
 }
 
-/// Serves requests until the connection ends. When `leaving` is cancelled, the current request is the last.
+/// Serves requests until the connection ends. When `draining` is cancelled, the current request is the last.
 /// `failed` is called on a failure while the response still exists.
 pub async fn serve<S, B, F>(
     stream: S,
     progress: Arc<Progress>,
     times: impl Fn() -> Times,
-    leaving: &CancellationToken,
+    draining: &CancellationToken,
     service: impl Fn(Request<RequestBody>) -> F,
     failed: impl Fn(&hyper::Error),
 ) -> Served<S>
@@ -212,9 +212,9 @@ where
         .half_close(true)
         .serve_connection(TokioIo::new(wire), service);
 
-    let mut left = std::pin::pin!(leaving.cancelled());
-    let mut is_leaving = false;
-    let mut told = false;
+    let mut drain = std::pin::pin!(draining.cancelled());
+    let mut is_draining = false;
+    let mut shutting_down = false;
     // A request may arrive and be answered within one poll, so the phase alone would not show it.
     let (mut phase, mut requests) = (Phase::Idle, 0);
     let mut since = Instant::now();
@@ -232,20 +232,20 @@ where
                 Poll::Ready(Ok(())) => return Poll::Ready(End::Done),
                 Poll::Pending => {}
             }
-            let leaves = !is_leaving && left.as_mut().poll(cx).is_ready();
+            let drain_begins = !is_draining && drain.as_mut().poll(cx).is_ready();
             let now = (progress.phase(), progress.requests());
-            if leaves || now != (phase, requests) {
-                is_leaving |= leaves;
+            if drain_begins || now != (phase, requests) {
+                is_draining |= drain_begins;
                 (phase, requests) = now;
                 since = Instant::now();
-                due = phase.patience(requests > 0, is_leaving, times()).map(|time| since + time);
+                due = phase.time_limit(requests > 0, is_draining, times()).map(|time| since + time);
                 if let Some(due) = due {
                     deadline.as_mut().reset(due);
                 }
             }
             // A partial head may still become a request.
-            if is_leaving && !told && phase != Phase::Head {
-                told = true;
+            if is_draining && !shutting_down && phase != Phase::Head {
+                shutting_down = true;
                 Pin::new(&mut connection).graceful_shutdown();
                 continue;
             }
@@ -253,7 +253,7 @@ where
             ready!(deadline.as_mut().poll(cx));
             let more = match phase {
                 Phase::Head | Phase::Writing if at.elapsed() > LATE => {
-                    phase.patience(requests > 0, is_leaving, times())
+                    phase.time_limit(requests > 0, is_draining, times())
                 }
                 Phase::Idle if requests > 0 => {
                     let times = times();
@@ -269,7 +269,7 @@ where
                 continue;
             }
             return Poll::Ready(match phase {
-                Phase::Head if !is_leaving => End::HeadTimeout,
+                Phase::Head if !is_draining => End::HeadTimeout,
                 Phase::Writing => End::AnswerTimeout,
                 Phase::Idle | Phase::Head | Phase::Serving => End::Idle,
             });
@@ -298,7 +298,7 @@ const LINGER_READS: usize = 4;
 /// discards input until the client closes its side. If the socket were closed at once with unread input, the
 /// kernel would reset the connection and the client might never read its response.
 pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bounds: Linger) {
-    let farewell = async {
+    let closing = async {
         stream.shutdown().await?;
         let mut left = MAX_LINGER;
         let mut reads = 0_usize;
@@ -316,7 +316,7 @@ pub async fn linger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, bounds: L
         io::Result::Ok(())
     };
     // Lost or too slow: close it anyway.
-    drop(timeout(bounds.total, farewell).await);
+    drop(timeout(bounds.total, closing).await);
 }
 
 /// Reads some bytes and discards them. Holds no buffer while waiting, because many connections may be

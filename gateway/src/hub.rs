@@ -257,7 +257,7 @@ mod tests {
     use prometheus::Registry;
 
     use super::*;
-    use crate::shard::{Event, Inbox};
+    use crate::shard::{Inbox, ShardEvent};
 
     struct Bench {
         hub: Hub,
@@ -296,8 +296,8 @@ mod tests {
             let names = |inbox: &Arc<Inbox>| {
                 let mut events = Vec::new();
                 inbox.take(&mut events, 0);
-                let name = |event: &Event| match event {
-                    Event::Broadcast(broadcast) => broadcast.room().to_string(),
+                let name = |event: &ShardEvent| match event {
+                    ShardEvent::Broadcast(broadcast) => broadcast.room().to_string(),
                     other => format!("{other:?}"),
                 };
                 events.iter().map(name).collect()
@@ -399,7 +399,7 @@ mod tests {
             .map(|inbox| {
                 let mut events = Vec::new();
                 inbox.take(&mut events, 0);
-                let Some(Event::Broadcast(broadcast)) = events.pop() else { panic!("one broadcast") };
+                let Some(ShardEvent::Broadcast(broadcast)) = events.pop() else { panic!("one broadcast") };
                 broadcast.frame(Encoding::new(&FORMAT, Transport::WebSocket), 0).into_owned()
             })
             .collect();

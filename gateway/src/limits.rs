@@ -41,8 +41,8 @@ use arc_swap::ArcSwap;
 
 use self::{
     address::AddressKey,
-    bucket::{Purse, SessionMeters},
-    crowd::{Crowd, Lease},
+    bucket::{RateAccount, SessionMeters},
+    crowd::{Crowd, Permit},
     keyed::Keyed,
     meter::Measure,
 };
@@ -54,30 +54,30 @@ use crate::{
 
 /// The decision about a connection attempt.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum Decision {
     /// Accept. If connections are counted, dropping the permit releases its slot.
-    Welcome(Option<Seat>),
+    Accept(Option<ConnectionPermit>),
     /// Refuse, and answer with a status.
-    Refused(AddressLimit, Courtesy),
+    Refuse(AddressLimit, RefusalPermit),
     /// Drop without an answer: the address has had enough answers, or too many refusals are being answered.
-    Dropped(AddressLimit),
+    Drop(AddressLimit),
 }
 
 /// A permit for one open connection of an address.
-pub type Seat = Lease<AddressKey>;
+pub type ConnectionPermit = Permit<AddressKey>;
 
 /// A permit to answer a refused connection.
 #[derive(Debug)]
-pub struct Courtesy(Arc<AtomicUsize>);
+pub struct RefusalPermit(Arc<AtomicUsize>);
 
-impl Courtesy {
+impl RefusalPermit {
     /// Maximum number of refused connections that this node answers at the same time.
     pub const MAX: usize = 256;
     /// The rate of answers to one address.
     const RATE: &str = "1/s burst 10";
 }
 
-impl Drop for Courtesy {
+impl Drop for RefusalPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -88,7 +88,7 @@ pub struct Limiters {
     accepts: ArcSwap<Option<Keyed<()>>>,
     attempts: ArcSwap<Option<Keyed<AddressKey>>>,
     connections: Arc<Crowd<AddressKey>>,
-    courtesy: Keyed<AddressKey>,
+    refusals: Keyed<AddressKey>,
     refused: Arc<AtomicUsize>,
     user_commands: ArcSwap<Option<Keyed<Subject>>>,
     user_bytes: ArcSwap<Option<Keyed<Subject>>>,
@@ -97,12 +97,12 @@ pub struct Limiters {
 /// Without limits.
 impl Default for Limiters {
     fn default() -> Self {
-        let courtesy = Courtesy::RATE.parse().expect("a rate");
+        let rate = RefusalPermit::RATE.parse().expect("a rate");
         Self {
             accepts: ArcSwap::default(),
             attempts: ArcSwap::default(),
             connections: Arc::default(),
-            courtesy: Keyed::new(Measure::of(courtesy)),
+            refusals: Keyed::new(Measure::of(rate)),
             refused: Arc::default(),
             user_commands: ArcSwap::default(),
             user_bytes: ArcSwap::default(),
@@ -132,21 +132,21 @@ impl Limiters {
     }
 
     /// Decides about a connection attempt from `address`, which may have at most `most` open connections.
-    pub fn knock(&self, address: IpAddr, most: Option<usize>) -> Verdict {
+    pub fn admit(&self, address: IpAddr, most: Option<usize>) -> Decision {
         let key = AddressKey::from(address);
         let limit = match charge(&self.attempts, &key, 1) {
             Err(wait) => AddressLimit::Attempts(wait),
             Ok(()) => match most {
-                None => return Verdict::Welcome(None),
+                None => return Decision::Accept(None),
                 Some(most) => match self.connections.enter(key, most) {
-                    Some(seat) => return Verdict::Welcome(Some(seat)),
+                    Some(permit) => return Decision::Accept(Some(permit)),
                     None => AddressLimit::Connections,
                 },
             },
         };
-        match self.courtesy(key) {
-            Some(courtesy) => Verdict::Refused(limit, courtesy),
-            None => Verdict::Dropped(limit),
+        match self.refusal_permit(key) {
+            Some(permit) => Decision::Refuse(limit, permit),
+            None => Decision::Drop(limit),
         }
     }
 
@@ -168,7 +168,7 @@ impl Limiters {
 
     /// Removes unused buckets. Call this about once a second.
     pub fn sweep(&self) {
-        self.courtesy.sweep();
+        self.refusals.sweep();
         self.connections.sweep();
         sweep(&self.attempts);
         sweep(&self.user_commands);
@@ -178,17 +178,17 @@ impl Limiters {
     /// The number of buckets and counts kept by address and by user. Shortly after all clients have gone it
     /// is zero.
     pub fn accounts(&self) -> usize {
-        self.courtesy.len()
+        self.refusals.len()
             + self.connections.len()
             + len(&self.attempts)
             + len(&self.user_commands)
             + len(&self.user_bytes)
     }
 
-    fn courtesy(&self, key: AddressKey) -> Option<Courtesy> {
-        self.courtesy.charge(&key, 1).ok()?;
-        let courtesy = Courtesy(Arc::clone(&self.refused));
-        (self.refused.fetch_add(1, Ordering::Relaxed) < Courtesy::MAX).then_some(courtesy)
+    fn refusal_permit(&self, key: AddressKey) -> Option<RefusalPermit> {
+        self.refusals.charge(&key, 1).ok()?;
+        let permit = RefusalPermit(Arc::clone(&self.refused));
+        (self.refused.fetch_add(1, Ordering::Relaxed) < RefusalPermit::MAX).then_some(permit)
     }
 }
 
@@ -223,8 +223,8 @@ pub struct Allowance<'a> {
 
 impl Allowance<'_> {
     /// Charges for received bytes.
-    pub fn bytes(&self, purse: &Purse, user: Option<&Subject>, bytes: usize) -> Result<(), Limit> {
-        self.session.bytes(purse, bytes).map_err(|_| Limit::Bytes)?;
+    pub fn bytes(&self, account: &RateAccount, user: Option<&Subject>, bytes: usize) -> Result<(), Limit> {
+        self.session.bytes(account, bytes).map_err(|_| Limit::Bytes)?;
         let paid = user.map_or(Ok(()), |user| self.node.user_bytes(user, bytes));
         paid.map_err(|_| Limit::UserBytes)
     }
@@ -232,26 +232,26 @@ impl Allowance<'_> {
     /// Charges for a message that grows by `bytes` after `paid` bytes of it have been charged.
     pub fn more_bytes(
         &self,
-        purse: &Purse,
+        account: &RateAccount,
         user: Option<&Subject>,
         paid: usize,
         bytes: usize,
     ) -> Result<(), Limit> {
-        self.session.more_bytes(purse, paid, bytes).map_err(|_| Limit::Bytes)?;
+        self.session.more_bytes(account, paid, bytes).map_err(|_| Limit::Bytes)?;
         let paid = user.map_or(Ok(()), |user| self.node.more_user_bytes(user, paid, bytes));
         paid.map_err(|_| Limit::UserBytes)
     }
 
     /// Charges for a command before it is executed.
-    pub fn command(&self, purse: &Purse, user: Option<&Subject>) -> Result<(), Limit> {
-        self.session.command(purse).map_err(|_| Limit::Commands)?;
+    pub fn command(&self, account: &RateAccount, user: Option<&Subject>) -> Result<(), Limit> {
+        self.session.command(account).map_err(|_| Limit::Commands)?;
         let paid = user.map_or(Ok(()), |user| self.node.user_command(user));
         paid.map_err(|_| Limit::UserCommands)
     }
 
     /// Charges for a refusal. Returns whether the session may continue.
-    pub fn excuse(&self, purse: &Purse) -> bool {
-        self.session.excuse(purse)
+    pub fn tolerate(&self, account: &RateAccount) -> bool {
+        self.session.tolerate(account)
     }
 }
 

@@ -40,7 +40,7 @@ use crate::{
     request::Gate,
     server,
     settings::{LiveSettings, Settings},
-    shard::{Context, Event, Inbox, Shard},
+    shard::{Context, Inbox, Shard, ShardEvent},
     tls::{Tls, TlsError},
     vocabulary::SessionIds,
     watch::watch,
@@ -50,7 +50,7 @@ use crate::{
 /// before publications are dropped and reported as gaps.
 const INBOX: usize = 64 * 1024 * 1024;
 /// How often a draining node checks whether its shards have ended.
-const LOOK: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a draining node waits for a shard that was told to drop everything.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -308,17 +308,17 @@ impl Node {
         self.accepting.cancel();
         let pace = Arc::new(Pace::new(std::time::Instant::now(), drain.window));
         for shard in self.shards.iter() {
-            shard.inbox().post(Event::Drain(Arc::clone(&pace)));
+            shard.inbox().post(ShardEvent::Drain(Arc::clone(&pace)));
         }
-        let departure = if timeout_at(deadline, self.shards_have_left()).await.is_ok() {
+        let departure = if timeout_at(deadline, self.shards_have_ended()).await.is_ok() {
             Departure::Complete
         } else {
             let sockets = self.gate.connections();
             tracing::warn!(sockets, "drain.deadline has passed; cutting what is left");
             for shard in self.shards.iter() {
-                shard.inbox().post(Event::Stop);
+                shard.inbox().post(ShardEvent::Stop);
             }
-            if timeout(GRACE, self.shards_have_left()).await.is_err() {
+            if timeout(GRACE, self.shards_have_ended()).await.is_err() {
                 tracing::error!("a shard makes no progress; exiting without it");
             }
             Departure::Cut(sockets)
@@ -343,10 +343,10 @@ impl Node {
         self.tasks.wait().await;
     }
 
-    async fn shards_have_left(&self) {
-        let mut looks = tokio::time::interval(LOOK);
+    async fn shards_have_ended(&self) {
+        let mut checks = tokio::time::interval(CHECK_INTERVAL);
         while !self.shards.iter().all(Shard::is_finished) {
-            looks.tick().await;
+            checks.tick().await;
         }
     }
 }

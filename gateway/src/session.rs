@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Subject, Token, UnixSeconds},
     framing::{Framing, Packets},
-    limits::{Allowance, bucket::Purse},
+    limits::{Allowance, bucket::RateAccount},
     protocol::{Command, Message, News, Protocol, Reply, RequestId, RoomFormat, Then, Timing},
     room_map::RoomMap,
     vocabulary::{CloseReason, Limit, Outcome, ReplyError},
@@ -36,7 +36,7 @@ pub struct Session {
     /// The rooms that the client has subscribed to within the session.
     subscriptions: RoomMap<Subscription, 0>,
     /// Its usage of its limits. Empty until the client has sent something.
-    purse: OnceCell<Box<Purse>>,
+    account: OnceCell<Box<RateAccount>>,
     /// Whether a ping has not been answered yet.
     pinged: bool,
 }
@@ -192,7 +192,7 @@ impl Session {
             protocol,
             framing,
             subscriptions: RoomMap::default(),
-            purse: OnceCell::new(),
+            account: OnceCell::new(),
             pinged: false,
         }
     }
@@ -231,7 +231,7 @@ impl Session {
 
     /// Charges the bytes by which a compressed message has grown. Returns whether the limits allow them.
     pub fn inflate(&self, charge: &mut Charge, bytes: usize, allowance: &Allowance<'_>) -> bool {
-        let paid = allowance.more_bytes(self.purse(), self.user(), charge.inflated, bytes);
+        let paid = allowance.more_bytes(self.account(), self.user(), charge.inflated, bytes);
         charge.inflated += bytes;
         charge.refused = charge.refused.or(paid.err());
         charge.refused.is_none()
@@ -240,10 +240,10 @@ impl Session {
     fn pay(&self, charge: Charge, allowance: &Allowance<'_>) -> Result<(), Limit> {
         match charge {
             Charge { refused: Some(limit), .. } => Err(limit),
-            Charge { inflated: 0, received, .. } => allowance.bytes(self.purse(), self.user(), received),
+            Charge { inflated: 0, received, .. } => allowance.bytes(self.account(), self.user(), received),
             Charge { inflated, received, .. } => {
                 let rest = received.saturating_sub(inflated);
-                allowance.more_bytes(self.purse(), self.user(), inflated, rest)
+                allowance.more_bytes(self.account(), self.user(), inflated, rest)
             }
         }
     }
@@ -267,13 +267,13 @@ impl Session {
         let paid = self.pay(charge, &around.allowance);
         if commands.is_empty() {
             // It contains no command, but reading it costs one.
-            if let Err(limit) = paid.and_then(|()| around.allowance.command(self.purse(), self.user())) {
+            if let Err(limit) = paid.and_then(|()| around.allowance.command(self.account(), self.user())) {
                 self.overrun(limit, around, effects);
             }
         }
         for command in commands.drain(..) {
-            match paid.and_then(|()| around.allowance.command(self.purse(), self.user())) {
-                Ok(()) => self.obey(command, around, effects),
+            match paid.and_then(|()| around.allowance.command(self.account(), self.user())) {
+                Ok(()) => self.handle(command, around, effects),
                 Err(limit) => self.decline(&command, limit, around, effects),
             }
             if matches!(effects.last(), Some(Effect::Close(_))) {
@@ -301,8 +301,8 @@ impl Session {
     /// Returns whether the limits allowed them, so the frame may be answered.
     pub fn receive_other(&mut self, bytes: usize, around: &Surroundings<'_>, effects: &mut Effects) -> bool {
         let user = self.user();
-        let paid = around.allowance.bytes(self.purse(), user, bytes);
-        match paid.and_then(|()| around.allowance.command(self.purse(), user)) {
+        let paid = around.allowance.bytes(self.account(), user, bytes);
+        match paid.and_then(|()| around.allowance.command(self.account(), user)) {
             Ok(()) => true,
             Err(limit) => {
                 self.overrun(limit, around, effects);
@@ -347,7 +347,7 @@ impl Session {
 
     /// Publications of `room` may be missing.
     pub fn gap(&mut self, room: &RoomName, cause: GapCause, effects: &mut Effects) {
-        self.tell(&News::Gap(room, cause), room, effects);
+        self.notify(&News::Gap(room, cause), room, effects);
     }
 
     /// Writes the notice that publications of `room` were dropped because the client's own outbound queue was
@@ -367,7 +367,7 @@ impl Session {
         if self.begun { CloseReason::TokenExpired } else { CloseReason::Stale }
     }
 
-    fn obey(&mut self, command: Command, around: &Surroundings<'_>, effects: &mut Effects) {
+    fn handle(&mut self, command: Command, around: &Surroundings<'_>, effects: &mut Effects) {
         let first = matches!(command, Command::Connect { .. });
         if let Command::Break(reason) = command {
             return effects.push(Effect::Close(reason));
@@ -411,15 +411,15 @@ impl Session {
     /// happens too often.
     fn overrun(&mut self, limit: Limit, around: &Surroundings<'_>, effects: &mut Effects) -> bool {
         effects.push(Effect::Limited(limit));
-        let forgiven = around.allowance.excuse(self.purse());
-        if !forgiven {
+        let tolerated = around.allowance.tolerate(self.account());
+        if !tolerated {
             effects.push(Effect::Close(CloseReason::OverLimit(limit)));
         }
-        forgiven
+        tolerated
     }
 
-    fn purse(&self) -> &Purse {
-        self.purse.get_or_init(Box::default)
+    fn account(&self) -> &RateAccount {
+        self.account.get_or_init(Box::default)
     }
 
     fn user(&self) -> Option<&Subject> {
@@ -473,7 +473,7 @@ impl Session {
             .extract(|room| !identity.is_some_and(|own| own.may(Operation::Subscribe, room)));
         for room in lost {
             effects.push(Effect::Leave(room.clone()));
-            self.tell(&News::Expelled(&room), &room, effects);
+            self.notify(&News::Expelled(&room), &room, effects);
         }
     }
 
@@ -545,7 +545,7 @@ impl Session {
         }
     }
 
-    fn tell(&mut self, news: &News<'_>, room: &RoomName, effects: &mut Effects) {
+    fn notify(&mut self, news: &News<'_>, room: &RoomName, effects: &mut Effects) {
         let before = effects.list.len();
         match effects.write(self.framing, |out| self.protocol.news(news, out)) {
             Then::Stay => {}

@@ -54,9 +54,9 @@ mod timers;
 mod worker;
 
 pub use admission::Admission;
-pub use inbox::{Accepted, Entry, Event, Inbox};
+pub use inbox::{Accepted, Entry, Inbox, ShardEvent};
 pub use metrics::ShardMetrics;
-pub use stream::patience;
+pub use stream::tcp_user_timeout;
 
 /// What all shards of a node share.
 pub struct Context {
@@ -139,7 +139,7 @@ impl Shard {
     /// Hands a socket over to this shard.
     pub fn accept(&self, accepted: Accepted) {
         self.health.arriving.fetch_add(1, Ordering::Relaxed);
-        self.inbox.post(Event::Accepted(accepted));
+        self.inbox.post(ShardEvent::Accepted(accepted));
     }
 
     /// Whether its thread has exited.

@@ -8,9 +8,9 @@ use super::Encoding;
 
 /// Bytes by encoding, each created by the first thread that needs it.
 ///
-/// An append-only list, since few rooms have members of more than one or two encodings, and the first needs no
-/// allocation here. Threads share it without a lock. A thread that needs bytes which another one is making waits for
-/// them; encodings do not wait for each other.
+/// An append-only list: few rooms have members with more than one or two encodings, and the first needs no
+/// allocation here. Threads share it without a lock. A thread waits for bytes that another one is creating;
+/// different encodings do not wait for each other.
 #[derive(Debug, Default)]
 pub struct Cache {
     first: OnceLock<Entry>,
@@ -33,7 +33,7 @@ impl Cache {
         entries.into_iter().find(|entry| entry.encoding == encoding)?.bytes.get()
     }
 
-    /// The bytes of an encoding, made by `make` if need be.
+    /// The bytes for an encoding, created by `make` if necessary.
     pub fn get_or_make(&self, encoding: Encoding, make: impl FnOnce() -> Bytes) -> Cow<'_, Bytes> {
         let mut entry = self.first.get_or_init(|| Entry::new(encoding));
         let mut kept = 1;

@@ -63,7 +63,7 @@ impl Encoding {
         Self { variant, ..self }
     }
 
-    /// Within a carrier protocol. Not with private heads, which would stand outside.
+    /// Adds an outer protocol. Not for formats with heads, which would be outside of it.
     #[must_use]
     pub fn with_wrap(self, wrap: Option<&'static Wrap>) -> Self {
         debug_assert!(wrap.is_none() || self.format.head.is_none(), "a head cannot stand within a wrap");

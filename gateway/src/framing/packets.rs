@@ -35,7 +35,7 @@ pub struct Packets {
     bytes: Vec<u8>,
     /// Where each message ends.
     ends: Vec<usize>,
-    /// The only message, where its bytes need no framing and are part of the program.
+    /// The only message, if it needs no framing and is a static.
     fixed: Option<&'static [u8]>,
 }
 
@@ -60,14 +60,14 @@ impl Packets {
         self.message(Opcode::Text, payload);
     }
 
-    /// A text message whose bytes are part of the program, such as a heartbeat.
+    /// Adds a text message that is a static, such as a heartbeat.
     pub fn text_static(&mut self, payload: &'static [u8]) {
         let is_bare = self.framing.transport == Transport::Body && self.framing.wrap.is_none();
         self.fixed = Some(payload).filter(|_| is_bare && self.ends.is_empty());
         self.text(payload);
     }
 
-    /// A text message that holds this value as JSON.
+    /// Adds a text message with this value as JSON.
     pub fn json(&mut self, value: &serde_json::Value) {
         self.text(value.to_string().as_bytes());
     }
@@ -124,7 +124,7 @@ impl Packets {
         joined
     }
 
-    /// A copy of the bytes of all of them, where one is needed.
+    /// A copy of the bytes of all messages. A static is not copied.
     pub fn to_bytes(&self) -> Bytes {
         match self.fixed {
             Some(fixed) if self.ends.len() == 1 => Bytes::from_static(fixed),
@@ -132,7 +132,7 @@ impl Packets {
         }
     }
 
-    /// The bytes of all of them, one after the other.
+    /// The bytes of all messages, in order.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

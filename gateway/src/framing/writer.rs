@@ -91,7 +91,7 @@ impl Writer {
     }
 }
 
-/// Without spare memory: a frame may wait in queues, where its length is what counts.
+/// Frees spare capacity: a frame may wait in queues, which count only its length.
 fn exact(mut bytes: Vec<u8>) -> Bytes {
     bytes.shrink_to_fit();
     bytes.into()

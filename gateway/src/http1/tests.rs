@@ -7,14 +7,14 @@ use super::*;
 
 const HEAD: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(620);
-const TIMES: Times = Times { head: HEAD, keep_alive: KEEP_ALIVE, farewell: Duration::from_secs(5) };
+const TIMES: Times = Times { head: HEAD, keep_alive: KEEP_ALIVE, draining: Duration::from_secs(5) };
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
 /// Serves the other end of the client's stream. Each request is answered within the poll that reads it.
 async fn serve_one(times: impl Fn() -> Times, answer: &'static [u8], server: DuplexStream) -> End {
     let service = |_| std::future::ready(Response::new(Full::new(Bytes::from_static(answer))));
-    let leaving = CancellationToken::new();
-    serve(server, Arc::default(), times, &leaving, service, |_| ()).await.end
+    let draining = CancellationToken::new();
+    serve(server, Arc::default(), times, &draining, service, |_| ()).await.end
 }
 
 async fn ask(client: &mut DuplexStream) {
@@ -144,7 +144,7 @@ impl AsyncWrite for Flood {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_parting_client_that_floods_is_read_by_slices() {
+async fn input_of_a_flooding_client_is_discarded_in_slices() {
     let mut flood = Flood::default();
     let mut polls = 0;
     {

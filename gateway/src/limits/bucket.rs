@@ -38,10 +38,10 @@ impl Hash for Bucket {
 
 /// The rate-limit state of one session.
 #[derive(Debug, Default)]
-pub struct Purse {
+pub struct RateAccount {
     commands: Bucket,
     bytes: Bucket,
-    excuses: Bucket,
+    refusals: Bucket,
 }
 
 /// The session has exceeded this limit.
@@ -101,14 +101,14 @@ impl<C: Clock> Meter<C> {
 pub struct SessionMeters<C: Clock = MonotonicClock> {
     commands: Option<Meter<C>>,
     bytes: Option<Meter<C>>,
-    excuses: Meter<C>,
+    refusals: Meter<C>,
     /// The number of meters created so far, which numbers the next one.
     made: u32,
     clock: C,
 }
 
 /// The rate of refusals that a session may cause before it is closed.
-const EXCUSES: &str = "10/s burst 100";
+const TOLERATED_REFUSALS: &str = "10/s burst 100";
 
 /// Without limits, except for that of refusals.
 impl Default for SessionMeters {
@@ -128,9 +128,9 @@ impl SessionMeters {
 
 impl<C: Clock + Clone> SessionMeters<C> {
     fn with_clock(clock: C) -> Self {
-        let excuses = Measure::of(EXCUSES.parse().expect("a rate"));
-        let excuses = Meter::new(excuses, 1, clock.clone());
-        Self { commands: None, bytes: None, excuses, made: 1, clock }
+        let refusals = Measure::of(TOLERATED_REFUSALS.parse().expect("a rate"));
+        let refusals = Meter::new(refusals, 1, clock.clone());
+        Self { commands: None, bytes: None, refusals, made: 1, clock }
     }
 
     /// Sets the rates of `limits`.
@@ -147,23 +147,23 @@ impl<C: Clock + Clone> SessionMeters<C> {
     }
 
     /// Charges for a command before it is executed.
-    pub fn command(&self, purse: &Purse) -> Result<(), Empty> {
-        self.commands.as_ref().map_or(Ok(()), |meter| meter.charge(&purse.commands, 1))
+    pub fn command(&self, account: &RateAccount) -> Result<(), Empty> {
+        self.commands.as_ref().map_or(Ok(()), |meter| meter.charge(&account.commands, 1))
     }
 
     /// Charges for received bytes.
-    pub fn bytes(&self, purse: &Purse, bytes: usize) -> Result<(), Empty> {
-        self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge(&purse.bytes, bytes))
+    pub fn bytes(&self, account: &RateAccount, bytes: usize) -> Result<(), Empty> {
+        self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge(&account.bytes, bytes))
     }
 
     /// Charges for an item that grows by `bytes` after `paid` bytes of it have been charged.
-    pub fn more_bytes(&self, purse: &Purse, paid: usize, bytes: usize) -> Result<(), Empty> {
-        self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge_more(&purse.bytes, paid, bytes))
+    pub fn more_bytes(&self, account: &RateAccount, paid: usize, bytes: usize) -> Result<(), Empty> {
+        self.bytes.as_ref().map_or(Ok(()), |meter| meter.charge_more(&account.bytes, paid, bytes))
     }
 
     /// Charges for a refusal. Returns whether the session may continue.
-    pub fn excuse(&self, purse: &Purse) -> bool {
-        self.excuses.charge(&purse.excuses, 1).is_ok()
+    pub fn tolerate(&self, account: &RateAccount) -> bool {
+        self.refusals.charge(&account.refusals, 1).is_ok()
     }
 }
 
@@ -183,43 +183,43 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_speaks_costs_48_bytes() {
-        assert_eq!(size_of::<Purse>(), 48);
+    fn a_rate_account_takes_48_bytes() {
+        assert_eq!(size_of::<RateAccount>(), 48);
     }
 
     #[test]
-    fn so_much_at_once_and_then_at_the_rate() {
+    fn a_burst_is_allowed_and_then_the_rate() {
         let clock = FakeRelativeClock::default();
         let meters = meters(&clock, &[("commands", "10/s burst 3"), ("bytes", "1KiB/s burst 4KiB")]);
-        let (purse, other) = (Purse::default(), Purse::default());
-        let commands = |purse: &Purse| (0..10).filter(|_| meters.command(purse).is_ok()).count();
-        assert_eq!((commands(&purse), commands(&other)), (3, 3), "each session has its own");
+        let (account, other) = (RateAccount::default(), RateAccount::default());
+        let commands = |account: &RateAccount| (0..10).filter(|_| meters.command(account).is_ok()).count();
+        assert_eq!((commands(&account), commands(&other)), (3, 3), "each session has its own");
         clock.advance(Duration::from_millis(100));
-        assert_eq!(commands(&purse), 1);
+        assert_eq!(commands(&account), 1);
         clock.advance(Duration::from_secs(60));
-        assert_eq!(commands(&purse), 3, "unused allowance accumulates only up to the burst");
+        assert_eq!(commands(&account), 3, "unused allowance accumulates only up to the burst");
 
-        assert_eq!(meters.bytes(&purse, 4000), Ok(()));
-        assert_eq!(meters.bytes(&purse, 1000), Err(Empty));
-        assert_eq!(meters.bytes(&purse, 96), Ok(()), "a refused charge costs nothing");
+        assert_eq!(meters.bytes(&account, 4000), Ok(()));
+        assert_eq!(meters.bytes(&account, 1000), Err(Empty));
+        assert_eq!(meters.bytes(&account, 96), Ok(()), "a refused charge costs nothing");
         clock.advance(Duration::from_secs(1));
-        assert_eq!(meters.bytes(&purse, 1024), Ok(()));
-        assert_eq!(meters.bytes(&purse, 16), Err(Empty));
+        assert_eq!(meters.bytes(&account, 1024), Ok(()));
+        assert_eq!(meters.bytes(&account, 16), Err(Empty));
     }
 
     #[test]
     fn a_changed_rate_starts_anew_and_the_others_go_on() {
         let clock = FakeRelativeClock::default();
         let mut meters = meters(&clock, &[("commands", "1/h burst 2"), ("bytes", "1/m burst 1000")]);
-        let purse = Purse::default();
-        let left = |meters: &SessionMeters<_>| (0..100).filter(|_| meters.command(&purse).is_ok()).count();
+        let account = RateAccount::default();
+        let left = |meters: &SessionMeters<_>| (0..100).filter(|_| meters.command(&account).is_ok()).count();
         assert_eq!(left(&meters), 2);
-        assert_eq!(meters.bytes(&purse, 1000), Ok(()));
+        assert_eq!(meters.bytes(&account, 1000), Ok(()));
         meters.adopt(&limits(&[("commands", "1/h burst 2"), ("bytes", "1/m burst 1000")]));
         assert_eq!(left(&meters), 0, "nothing has changed");
         meters.adopt(&limits(&[("commands", "1/h burst 5"), ("bytes", "1/m burst 1000")]));
         assert_eq!(left(&meters), 5);
-        assert_eq!(meters.bytes(&purse, 1), Err(Empty), "this rate is the same");
+        assert_eq!(meters.bytes(&account, 1), Err(Empty), "this rate is the same");
         meters.adopt(&limits(&[]));
         assert_eq!(left(&meters), 100, "no limit");
         meters.adopt(&limits(&[("commands", "1/h burst 5")]));
@@ -227,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_refusals_at_once_are_forgiven() {
+    fn a_burst_of_a_hundred_refusals_is_tolerated() {
         let clock = FakeRelativeClock::default();
         let meters = meters(&clock, &[]);
-        let purse = Purse::default();
-        let forgiven = || (0..1000).filter(|_| meters.excuse(&purse)).count();
-        assert_eq!(forgiven(), 100);
+        let account = RateAccount::default();
+        let tolerated = || (0..1000).filter(|_| meters.tolerate(&account)).count();
+        assert_eq!(tolerated(), 100);
         clock.advance(Duration::from_secs(1));
-        assert_eq!(forgiven(), 10);
+        assert_eq!(tolerated(), 10);
     }
 }

@@ -22,7 +22,7 @@ pub struct Crowd<K> {
 }
 
 /// A counted entry; dropping it removes it from the count.
-pub struct Lease<K: Key> {
+pub struct Permit<K: Key> {
     crowd: Arc<Crowd<K>>,
     key: K,
 }
@@ -35,14 +35,14 @@ impl<K> Default for Crowd<K> {
 
 impl<K: Key> Crowd<K> {
     /// Counts one more of `key`, unless there are already `most`.
-    pub fn enter(self: &Arc<Self>, key: K, most: usize) -> Option<Lease<K>> {
+    pub fn enter(self: &Arc<Self>, key: K, most: usize) -> Option<Permit<K>> {
         let mut counts = self.stripe(&key).lock();
         let count = counts.get(&key).copied().unwrap_or(0);
         if count as usize >= most {
             return None;
         }
         counts.insert(key.clone(), count + 1);
-        Some(Lease { crowd: Arc::clone(self), key })
+        Some(Permit { crowd: Arc::clone(self), key })
     }
 
     /// Frees memory that an earlier peak needed.
@@ -79,15 +79,15 @@ impl<K: Key> Crowd<K> {
     }
 }
 
-impl<K: Key> Drop for Lease<K> {
+impl<K: Key> Drop for Permit<K> {
     fn drop(&mut self) {
         self.crowd.leave(&self.key);
     }
 }
 
-impl<K: Key> fmt::Debug for Lease<K> {
+impl<K: Key> fmt::Debug for Permit<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lease")
+        f.write_str("Permit")
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_of_each_and_none_once_they_are_gone() {
+    fn counts_are_bounded_and_end_with_their_permits() {
         let crowd = Arc::new(Crowd::default());
         let mut alices: Vec<_> = (0..3).map_while(|_| crowd.enter("alice", 3)).collect();
         assert_eq!(alices.len(), 3);
@@ -111,11 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_has_gone_leaves_no_memory() {
+    fn memory_of_a_peak_is_freed() {
         let crowd = Arc::new(Crowd::default());
-        let leases: Vec<_> = (0..100_000).map(|key| crowd.enter(key, 1).unwrap()).collect();
+        let permits: Vec<_> = (0..100_000).map(|key| crowd.enter(key, 1).unwrap()).collect();
         assert_eq!(crowd.len(), 100_000);
-        drop(leases);
+        drop(permits);
         crowd.sweep();
         let capacity: usize = crowd.stripes.iter().map(|stripe| stripe.lock().capacity()).sum();
         assert!(crowd.is_empty() && capacity <= STRIPES * 64, "memory for {capacity} is kept");

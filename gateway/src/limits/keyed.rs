@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_its_own_and_is_told_how_long_to_wait() {
+    fn each_key_has_its_own_bucket_and_waiting_time() {
         let clock = FakeRelativeClock::default();
         let keyed = keyed("10/s burst 2", MAX_KEYS, &clock);
         for key in [1, 2] {
@@ -183,7 +183,7 @@ mod tests {
 
     /// Removes the buckets of clients that are gone and keeps those of active ones.
     #[test]
-    fn buckets_of_100_000_who_are_gone_are_gone() {
+    fn buckets_of_100_000_unused_keys_are_freed() {
         let clock = FakeRelativeClock::default();
         let keyed = keyed("1/s burst 3", MAX_KEYS, &clock);
         for key in 0..100_000 {

@@ -24,43 +24,43 @@ fn address(n: u32) -> IpAddr {
 }
 
 #[test]
-fn who_knocks_too_often_is_told_so_and_then_no_more() {
+fn frequent_attempts_are_refused_and_then_dropped() {
     let limiters = Limiters::new(&limits(&[("attempts_per_address", "1/h burst 3")]));
-    let told = |n| {
-        let verdicts: Vec<_> = (0..20).map(|_| limiters.knock(address(n), None)).collect();
-        let welcome = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Welcome(None))).count();
-        let refused = verdicts
+    let decide = |n| {
+        let decisions: Vec<_> = (0..20).map(|_| limiters.admit(address(n), None)).collect();
+        let accepted = decisions.iter().filter(|decision| matches!(decision, Decision::Accept(None))).count();
+        let refused = decisions
             .iter()
-            .filter(|verdict| matches!(verdict, Verdict::Refused(AddressLimit::Attempts(wait), _) if wait.as_secs() > 3_500))
+            .filter(|decision| matches!(decision, Decision::Refuse(AddressLimit::Attempts(wait), _) if wait.as_secs() > 3_500))
             .count();
-        (welcome, refused)
+        (accepted, refused)
     };
-    assert_eq!(told(1), (3, 10));
-    assert_eq!(told(2), (3, 10), "another address is another account");
+    assert_eq!(decide(1), (3, 10));
+    assert_eq!(decide(2), (3, 10), "another address is another account");
 }
 
 #[test]
 fn open_connections_are_counted_while_they_are_open() {
     let limiters = Limiters::new(&limits(&[]));
-    let seats: Vec<_> = (0..2).map(|_| limiters.knock(address(1), Some(2))).collect();
-    assert!(seats.iter().all(|seat| matches!(seat, Verdict::Welcome(Some(_)))));
-    assert!(matches!(limiters.knock(address(1), Some(2)), Verdict::Refused(AddressLimit::Connections, _)));
-    assert!(matches!(limiters.knock(address(2), Some(2)), Verdict::Welcome(Some(_))));
-    drop(seats);
-    assert!(matches!(limiters.knock(address(1), Some(2)), Verdict::Welcome(Some(_))));
+    let decisions: Vec<_> = (0..2).map(|_| limiters.admit(address(1), Some(2))).collect();
+    assert!(decisions.iter().all(|decision| matches!(decision, Decision::Accept(Some(_)))));
+    assert!(matches!(limiters.admit(address(1), Some(2)), Decision::Refuse(AddressLimit::Connections, _)));
+    assert!(matches!(limiters.admit(address(2), Some(2)), Decision::Accept(Some(_))));
+    drop(decisions);
+    assert!(matches!(limiters.admit(address(1), Some(2)), Decision::Accept(Some(_))));
 }
 
 #[test]
-fn no_more_are_told_than_the_node_can_afford() {
+fn answered_refusals_are_bounded() {
     let limiters = Limiters::new(&limits(&[("attempts_per_address", "1/h")]));
-    let knocks: Vec<_> = (0..1000)
-        .flat_map(|n| [limiters.knock(address(n), None), limiters.knock(address(n), None)])
+    let attempts: Vec<_> = (0..1000)
+        .flat_map(|n| [limiters.admit(address(n), None), limiters.admit(address(n), None)])
         .collect();
     let refused =
-        |verdicts: &[Verdict]| verdicts.iter().filter(|v| matches!(v, Verdict::Refused(..))).count();
-    assert_eq!(refused(&knocks), Courtesy::MAX);
-    drop(knocks);
-    assert_eq!(refused(&[limiters.knock(address(5), None)]), 1, "permits are free again");
+        |decisions: &[Decision]| decisions.iter().filter(|v| matches!(v, Decision::Refuse(..))).count();
+    assert_eq!(refused(&attempts), RefusalPermit::MAX);
+    drop(attempts);
+    assert_eq!(refused(&[limiters.admit(address(5), None)]), 1, "permits are free again");
 }
 
 /// Addresses and users that have come, been refused and gone leave nothing behind.
@@ -72,7 +72,7 @@ fn clients_that_are_gone_leave_nothing() {
         ("user_bytes", "1000000/s burst 1000"),
     ]));
     for n in 0..100_000 {
-        drop(limiters.knock(address(n), Some(1)));
+        drop(limiters.admit(address(n), Some(1)));
         let user = Subject::new(&format!("user {n}")).unwrap();
         assert_eq!((limiters.user_command(&user), limiters.user_bytes(&user, 10)), (Ok(()), Ok(())));
     }
@@ -88,13 +88,13 @@ fn changed_rates_start_anew_and_others_go_on() {
     let limiters = Limiters::new(&first);
     let alice = Subject::new("alice").unwrap();
     let commands = || (0..10).filter(|_| limiters.user_command(&alice).is_ok()).count();
-    let knocks =
-        || (0..10).filter(|_| matches!(limiters.knock(address(1), None), Verdict::Welcome(_))).count();
-    assert_eq!((commands(), knocks()), (2, 2));
+    let attempts =
+        || (0..10).filter(|_| matches!(limiters.admit(address(1), None), Decision::Accept(_))).count();
+    assert_eq!((commands(), attempts()), (2, 2));
     limiters.adopt(&first);
-    assert_eq!((commands(), knocks()), (0, 0));
+    assert_eq!((commands(), attempts()), (0, 0));
     limiters.adopt(&limits(&[("user_commands", "1/h burst 3"), ("attempts_per_address", "1/h burst 2")]));
-    assert_eq!((commands(), knocks()), (3, 0));
+    assert_eq!((commands(), attempts()), (3, 0));
     limiters.adopt(&limits(&[]));
-    assert_eq!((commands(), knocks()), (10, 10));
+    assert_eq!((commands(), attempts()), (10, 10));
 }

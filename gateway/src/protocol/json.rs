@@ -1,4 +1,4 @@
-//! Reading JSON as strictly as a protocol must, where serde is lenient.
+//! Reads JSON strictly where serde is lenient.
 
 use std::{fmt, marker::PhantomData};
 
@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// A JSON object. Left to itself, serde takes an array of the fields' values for the same.
+/// A JSON object. By default, serde also accepts an array of the fields' values.
 pub struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

@@ -15,7 +15,7 @@ pub fn preferred<'a>(headers: &HeaderMap, offered: impl IntoIterator<Item = &'a 
     best.map(|(_, media_type)| media_type)
 }
 
-/// Whether the request asks for a media type by its name, and for nothing with a greater weight.
+/// Whether the request names this media type explicitly, and accepts no other with a greater weight.
 pub fn asks_for(headers: &HeaderMap, media_type: &str) -> bool {
     let named = ranges(headers).filter(|(range, _)| range.eq_ignore_ascii_case(media_type));
     let weight = named.map(|(_, weight)| weight).max().unwrap_or_default();

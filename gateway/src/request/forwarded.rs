@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_who_is_not_trusted_is_the_client() {
+    fn the_last_untrusted_address_is_the_client() {
         for (lines, client) in [
             (&["192.0.2.1"][..], Some("192.0.2.1")),
             (&["192.0.2.1, 10.0.0.1"], Some("192.0.2.1")),
@@ -164,7 +164,7 @@ mod tests {
     proptest! {
         /// Whatever a client sends, the proxy's own entry decides.
         #[test]
-        fn what_a_client_makes_up_changes_nothing(spoofed in "[ -~]{0,60}", unquoted in "[ -~&&[^\"\\\\]]{0,60}") {
+        fn forged_entries_change_nothing(spoofed in "[ -~]{0,60}", unquoted in "[ -~&&[^\"\\\\]]{0,60}") {
             let client = Some("192.0.2.1".to_owned());
             prop_assert_eq!(&ask(X, &[&spoofed, "192.0.2.1, 10.0.0.1"]), &client);
             prop_assert_eq!(&ask(X, &[&format!("{spoofed}, 192.0.2.1, 10.0.0.1")]), &client);

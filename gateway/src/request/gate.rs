@@ -205,7 +205,7 @@ impl Gate {
         found: Result<Token, AuthFailure>,
     ) -> Result<Arc<Identity>, AuthFailure> {
         let verified = match found {
-            Ok(token) => verify_patiently(&settings.authenticator, &token).await,
+            Ok(token) => verify_awaiting_key(&settings.authenticator, &token).await,
             Err(failure) => Err(failure),
         };
         verified.map(Arc::new).inspect_err(|failure| {
@@ -236,7 +236,7 @@ impl Applicant {
     }
 }
 
-async fn verify_patiently(authenticator: &Authenticator, token: &Token) -> Result<Identity, AuthFailure> {
+async fn verify_awaiting_key(authenticator: &Authenticator, token: &Token) -> Result<Identity, AuthFailure> {
     let verified = authenticator.verify(token, SystemTime::now().into());
     if matches!(verified, Err(AuthFailure::UnknownKey)) && authenticator.keys().wait_for_key().await {
         return authenticator.verify(token, SystemTime::now().into());

@@ -148,9 +148,9 @@ mod tests {
         let admitted = |anyway| limit.admit(|| anyway);
         let first: Vec<_> = (0..1000).filter_map(|_| admitted(false)).collect();
         assert!((10..1000).contains(&first.len()), "{}", first.len());
-        let told = first.iter().sum::<u64>();
+        let suppressed = first.iter().sum::<u64>();
         let kept = limit.suppressed.load(Ordering::Relaxed);
-        assert_eq!(first.len() as u64 + told + kept, 1000, "each is logged or counted");
+        assert_eq!(first.len() as u64 + suppressed + kept, 1000, "each is logged or counted");
         let before = limit.suppressed.load(Ordering::Relaxed);
         let shown = (0..1000).filter(|_| admitted(true).is_some()).count();
         assert!(shown < 1000);

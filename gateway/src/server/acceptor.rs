@@ -16,9 +16,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    limits::Verdict,
+    limits::Decision,
     request::Gate,
-    shard::{Accepted, Entry, Shard, patience},
+    shard::{Accepted, Entry, Shard, tcp_user_timeout},
     vocabulary::Refusal,
 };
 
@@ -34,7 +34,7 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 4;
 /// How long to wait when the process has no file descriptors left.
-pub(super) const BREATHER: Duration = Duration::from_millis(50);
+pub(super) const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Binds a listener.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -78,8 +78,8 @@ pub async fn run(listener: TcpListener, shards: Arc<[Shard]>, gate: Arc<Gate>, s
             }
             Err(error) if is_about_one_socket(&error) => {}
             Err(error) => {
-                failures.tell(&error);
-                tokio::time::sleep(BREATHER).await;
+                failures.report(&error);
+                tokio::time::sleep(RETRY_DELAY).await;
             }
         }
     }
@@ -90,17 +90,17 @@ pub(super) struct Failures {
     listener: &'static str,
     /// Failures since the last log line.
     count: u64,
-    told: Option<Instant>,
+    reported_at: Option<Instant>,
 }
 
 impl Failures {
     /// A listener without failures.
     pub(super) fn of(listener: &'static str) -> Self {
-        Self { listener, count: 0, told: None }
+        Self { listener, count: 0, reported_at: None }
     }
 
     /// Logs a failure, or only counts it.
-    pub(super) fn tell(&mut self, error: &io::Error) {
+    pub(super) fn report(&mut self, error: &io::Error) {
         if let Some(failures) = self.note(Instant::now()) {
             tracing::warn!(%error, failures, listener = self.listener, "cannot accept; trying again");
         }
@@ -109,10 +109,10 @@ impl Failures {
     /// Counts a failure. Returns the number to log, once a second.
     fn note(&mut self, now: Instant) -> Option<u64> {
         self.count += 1;
-        if self.told.is_some_and(|told| now.saturating_duration_since(told) < Duration::from_secs(1)) {
+        if self.reported_at.is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(1)) {
             return None;
         }
-        self.told = Some(now);
+        self.reported_at = Some(now);
         Some(std::mem::take(&mut self.count))
     }
 }
@@ -123,11 +123,11 @@ fn entry(gate: &Gate, peer: SocketAddr) -> Option<Entry> {
     if settings.trusted_proxies.contains(peer.ip()) {
         return Some(Entry::Proxy);
     }
-    let verdict = gate.settings.limiters().knock(peer.ip(), settings.limits.connections_per_address);
-    match verdict {
-        Verdict::Welcome(seat) => Some(Entry::Client(seat)),
-        Verdict::Refused(limit, courtesy) => Some(Entry::Refused(limit, courtesy)),
-        Verdict::Dropped(limit) => {
+    let decision = gate.settings.limiters().admit(peer.ip(), settings.limits.connections_per_address);
+    match decision {
+        Decision::Accept(permit) => Some(Entry::Client(permit)),
+        Decision::Refuse(limit, permit) => Some(Entry::Refused(limit, permit)),
+        Decision::Drop(limit) => {
             gate.metrics.dropped(limit.into());
             None
         }
@@ -138,7 +138,7 @@ fn prepare(socket: tokio::net::TcpStream, heartbeat_timeout: Duration) -> io::Re
     let options = SockRef::from(&socket);
     options.set_tcp_nodelay(true)?;
     options.set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)?;
-    options.set_tcp_user_timeout(Some(patience(heartbeat_timeout)))?;
+    options.set_tcp_user_timeout(Some(tcp_user_timeout(heartbeat_timeout)))?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
         .with_interval(KEEPALIVE_INTERVAL)
@@ -160,13 +160,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_told_once_a_second_with_their_number() {
+    fn failures_are_reported_once_a_second_with_their_number() {
         let mut failures = Failures::of("ops");
         let start = Instant::now();
         // As often as an acceptor without file descriptors retries.
-        let told: Vec<_> = (0..50).map(|n| failures.note(start + n * BREATHER)).collect();
-        let told: Vec<_> = told.into_iter().enumerate().filter_map(|(n, told)| Some((n, told?))).collect();
-        assert_eq!(told, [(0, 1), (20, 20), (40, 20)]);
+        let reported: Vec<_> = (0..50).map(|n| failures.note(start + n * RETRY_DELAY)).collect();
+        let reported: Vec<_> =
+            reported.into_iter().enumerate().filter_map(|(n, count)| Some((n, count?))).collect();
+        assert_eq!(reported, [(0, 1), (20, 20), (40, 20)]);
     }
 
     #[test]

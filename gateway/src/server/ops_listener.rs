@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::acceptor::{BREATHER, Failures, is_about_one_socket};
+use super::acceptor::{Failures, RETRY_DELAY, is_about_one_socket};
 
 use crate::http1::{self, Linger, Progress, RequestBody, Times};
 
@@ -24,8 +24,8 @@ use crate::http1::{self, Linger, Progress, RequestBody, Times};
 const MOST: usize = 128;
 /// A scraper that comes once a minute can keep its connection.
 const TIMES: Times =
-    Times { head: Duration::from_secs(10), keep_alive: Duration::from_secs(120), farewell: GRACE };
-const PARTING: Linger = Linger { silence: Duration::from_secs(2), total: Duration::from_secs(5) };
+    Times { head: Duration::from_secs(10), keep_alive: Duration::from_secs(120), draining: GRACE };
+const CLOSE_LINGER: Linger = Linger { silence: Duration::from_secs(2), total: Duration::from_secs(5) };
 /// How long a draining node waits for requests in progress.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -56,8 +56,8 @@ pub async fn run(listener: TcpListener, routes: Router, stop: CancellationToken)
             }
             Err(error) if is_about_one_socket(&error) => {}
             Err(error) => {
-                failures.tell(&error);
-                sleep(BREATHER).await;
+                failures.report(&error);
+                sleep(RETRY_DELAY).await;
             }
         }
     }
@@ -92,6 +92,6 @@ async fn serve(socket: TcpStream, routes: Router, progress: Arc<Progress>, stop:
     };
     let mut served = http1::serve(socket, Arc::clone(&progress), || TIMES, &stop, answer, |_| ()).await;
     if served.has_answered(&progress) {
-        http1::linger(&mut served.stream, PARTING).await;
+        http1::linger(&mut served.stream, CLOSE_LINGER).await;
     }
 }

@@ -13,7 +13,7 @@ use axum::{
 use http::{HeaderValue, Response, header};
 
 use crate::{
-    limits::Verdict,
+    limits::Decision,
     request::{Gate, Problem, forwarded},
     vocabulary::{AddressLimit, Peer, PeerStatus, Refusal},
 };
@@ -25,22 +25,22 @@ pub async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Ne
         PeerStatus::Refused(limit) => refuse(&gate, request, limit),
         PeerStatus::Proxy => {
             let settings = gate.settings();
-            let said =
+            let reported =
                 forwarded::client(request.headers(), settings.forwarded_header, &settings.trusted_proxies);
-            if let Some((address, port)) = said {
+            if let Some((address, port)) = reported {
                 request.extensions_mut().insert(Peer { address, port });
             }
             let Some(peer) = request.extensions().get::<Peer>() else { return next.run(request).await };
-            match gate.settings.limiters().knock(peer.address, settings.limits.connections_per_address) {
-                Verdict::Welcome(seat) => {
+            match gate.settings.limiters().admit(peer.address, settings.limits.connections_per_address) {
+                Decision::Accept(permit) => {
                     let mut response = next.run(request).await;
-                    if let Some(seat) = seat {
-                        response.extensions_mut().insert(Arc::new(seat));
+                    if let Some(permit) = permit {
+                        response.extensions_mut().insert(Arc::new(permit));
                     }
                     response
                 }
                 // The connection belongs to the proxy and is shared, so even these get an answer.
-                Verdict::Refused(limit, _) | Verdict::Dropped(limit) => refuse(&gate, request, limit),
+                Decision::Refuse(limit, _) | Decision::Drop(limit) => refuse(&gate, request, limit),
             }
         }
     }

@@ -19,18 +19,18 @@ pub struct Accepted<'a> {
     subprotocol: Option<HeaderValue>,
 }
 
-/// Which of `subprotocols` is the first that the client offers, if any.
+/// The index of the first of the client's offers that is among `subprotocols`, if any.
 pub fn offered(request: &Parts, subprotocols: &[&'static str]) -> Option<usize> {
     let mut offered = credential::offered_subprotocols(&request.headers);
     offered.find_map(|name| subprotocols.iter().position(|spoken| *spoken == name))
 }
 
-/// Checks a client's handshake, for a path whose endpoints speak `subprotocols`. The answer selects the one that is
-/// [`offered`]; a client that offers none gets the first of all.
+/// Checks a client's handshake for a path whose endpoints speak `subprotocols`. The response selects the
+/// [`offered`] one, or the first of all if the client offers none.
 ///
-/// A client that offers subprotocols expects one of them back, and never its token: a browser drops the connection
-/// after a 101 that selects none (the WHATWG standard), and its page learns no
-/// reason. So such an offer is refused, before the connection is anything.
+/// A client that offers subprotocols expects one of them in the response, and never its token. If the 101
+/// response selects none, a browser drops the connection (WHATWG standard) and its page learns no reason. So
+/// an offer without a known subprotocol is refused before the upgrade.
 pub fn accept<'a>(request: &'a Parts, subprotocols: &[&'static str]) -> Result<Accepted<'a>, Problem> {
     let handshake =
         handshake::accept(&request.method, request.version, &request.headers).map_err(|error| {

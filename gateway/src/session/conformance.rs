@@ -76,7 +76,7 @@ fn begun(line: &str, spoken: &Spoken) -> Client {
 }
 
 #[test]
-fn a_publication_is_handed_on_once_and_says_who_published_it() {
+fn a_publication_is_passed_on_once_with_its_publisher() {
     for (name, spoken, mut client) in sessions("") {
         let Some(publish) = &spoken.publish else { continue };
         let said = client.play(publish);
@@ -141,7 +141,7 @@ fn no_failure_passes_unnoticed() {
 }
 
 #[test]
-fn a_gap_is_told_or_closes_or_is_not_what_the_client_asked_for() {
+fn a_gap_is_reported_or_closes_unless_the_client_ignores_gaps() {
     let lobby = room("lobby");
     for (name, _, mut client) in sessions("") {
         for cause in [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow, GapCause::Dropped] {
@@ -157,7 +157,7 @@ fn a_gap_is_told_or_closes_or_is_not_what_the_client_asked_for() {
 }
 
 #[test]
-fn every_way_to_end_is_told_as_far_as_somebody_hears_it() {
+fn every_close_reason_is_sent_while_the_peer_is_there() {
     for (name, _, mut client) in sessions("") {
         let mut texts = BTreeSet::new();
         for reason in CloseReason::ALL {
@@ -196,7 +196,7 @@ fn a_heartbeat_is_sent_and_its_answer_costs_nothing() {
 }
 
 #[test]
-fn who_goes_on_over_a_limit_is_closed() {
+fn continuing_over_a_limit_closes_the_session() {
     for (name, spoken, mut client) in sessions(" commands=3/h") {
         let Some(publish) = &spoken.publish else { continue };
         let said: Vec<_> = (0..300).flat_map(|_| client.play(publish)).collect();
@@ -209,7 +209,7 @@ fn who_goes_on_over_a_limit_is_closed() {
 }
 
 #[test]
-fn junk_is_neither_published_nor_passed_over() {
+fn junk_is_neither_published_nor_ignored() {
     for (name, spoken, _) in sessions("") {
         for junk in &spoken.junk {
             let said = begun(&format!("session {name}"), &spoken).play(junk);

@@ -91,7 +91,7 @@ fn centrifuge_junk() {
 }
 
 #[test]
-fn who_goes_on_over_a_limit_is_closed() {
+fn continuing_over_a_limit_closes_the_session() {
     let mut client = open("session centrifuge commands=2/h");
     let mut say = |line: &str| client.play(&with_tokens(line));
     assert_eq!(

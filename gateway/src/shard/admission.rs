@@ -26,7 +26,7 @@ use tower::ServiceExt as _;
 use super::{
     Accepted, Entry,
     body::ShardBody,
-    connection::{ConnectionKey, LINGER, Lease, Phase, Start},
+    connection::{ConnectionGuard, ConnectionKey, LINGER, Phase, Start},
     proxy_protocol::{self, Source},
     stream::Stream,
     worker::Worker,
@@ -36,7 +36,7 @@ use crate::{
     clock,
     framing::{Framing, Transport},
     http1::{self, End, Linger, Progress, RequestBody, Times},
-    limits::{Seat, Verdict},
+    limits::{ConnectionPermit, Decision},
     protocol::Opening,
     request::{Applicant, Problem},
     session::Session,
@@ -71,7 +71,7 @@ struct HttpConnection {
     /// The session whose transport is a response on this connection.
     session: Cell<Option<ConnectionKey>>,
     /// The session that takes over the socket once the handshake has been answered.
-    upgrading: RefCell<Option<Lease>>,
+    upgrading: RefCell<Option<ConnectionGuard>>,
 }
 
 impl Worker {
@@ -96,23 +96,23 @@ impl Worker {
     async fn respond(
         self: Rc<Self>,
         mut request: Request<RequestBody>,
-        (peer, standing): (Peer, PeerStatus),
+        (peer, status): (Peer, PeerStatus),
         http: Rc<HttpConnection>,
     ) -> Response<ShardBody> {
         // Pipelined requests yield to the other tasks of this thread, one by one.
         tokio::task::yield_now().await;
         request.extensions_mut().insert(peer);
-        request.extensions_mut().insert(standing);
+        request.extensions_mut().insert(status);
         request.extensions_mut().insert(RequestName(self.context.ids.next()));
         let answer = self.router.clone().oneshot(request.map(RequestBody::for_router)).await;
         let mut response = answer.unwrap_or_else(|never: Infallible| match never {});
-        let seat = response.extensions_mut().remove::<Arc<Seat>>();
+        let permit = response.extensions_mut().remove::<Arc<ConnectionPermit>>();
         match response.extensions_mut().remove::<Admission>() {
             None => response.map(ShardBody::Router),
             Some(admission) => {
                 let applicant =
                     response.extensions_mut().remove().expect("inserted along with the admission");
-                self.admit(admission, applicant, seat, response, &http).await
+                self.admit(admission, applicant, permit, response, &http).await
             }
         }
     }
@@ -121,26 +121,26 @@ impl Worker {
         self: Rc<Self>,
         admission: Admission,
         applicant: Arc<Applicant>,
-        seat: Option<Arc<Seat>>,
+        permit: Option<Arc<ConnectionPermit>>,
         response: Response<RouterBody>,
         http: &HttpConnection,
     ) -> Response<ShardBody> {
         let metrics = &self.context.metrics;
-        let lease = self.open_session(&admission, seat);
-        let protocol = lease.connection.name();
+        let guard = self.open_session(&admission, permit);
+        let protocol = guard.connection.name();
         // Refuse requests that passed the gate before draining began; the drain has not counted them.
-        let admitted = if self.leaving.is_cancelled() {
+        let admitted = if self.draining.is_cancelled() {
             Err(Refusal::Draining.into())
         } else {
-            self.join_all(&lease, &admission.opening.rooms).await.map_err(Problem::from)
+            self.join_all(&guard, &admission.opening.rooms).await.map_err(Problem::from)
         };
         let admitted = admitted.and_then(|()| {
-            if lease.connection.open() {
+            if guard.connection.open() {
                 return Ok(());
             }
             // The session began to close while it waited for the broker.
             admission.identity.as_deref().map_or(Ok(()), |identity| applicant.gate.check_expiry(identity))?;
-            Err(why_closed(lease.connection.phase()).into())
+            Err(why_closed(guard.connection.phase()).into())
         });
         if let Err(problem) = admitted {
             return applicant.refuse(problem).map(ShardBody::Router);
@@ -152,29 +152,33 @@ impl Worker {
             applicant.began.elapsed().as_secs_f64(),
         );
         tracing::debug!(
-            session = %lease.connection.id(),
+            session = %guard.connection.id(),
             protocol = protocol.as_str(),
             rooms = admission.opening.rooms.len(),
             "session opened"
         );
         match admission.framing.transport {
             Transport::WebSocket => {
-                http.upgrading.replace(Some(lease));
+                http.upgrading.replace(Some(guard));
                 response.map(ShardBody::Router)
             }
             Transport::Body => {
                 if let Some(task) = http.task.get() {
-                    lease.connection.attach_response(task.clone());
+                    guard.connection.attach_response(task.clone());
                 }
-                http.session.set(Some(lease.connection.key()));
+                http.session.set(Some(guard.connection.key()));
                 http.progress.end_with_client();
-                response.map(|_| ShardBody::Session(lease))
+                response.map(|_| ShardBody::Session(guard))
             }
         }
     }
 
     /// Creates the session and its connection, so publications can queue from the first subscription on.
-    fn open_session(self: &Rc<Self>, admission: &Admission, seat: Option<Arc<Seat>>) -> Lease {
+    fn open_session(
+        self: &Rc<Self>,
+        admission: &Admission,
+        permit: Option<Arc<ConnectionPermit>>,
+    ) -> ConnectionGuard {
         let heartbeat = self.settings().heartbeat.interval;
         let now = self.now();
         let first_ping = now.after(heartbeat.mul_f32(0.5 + self.spread() / 2.0));
@@ -187,17 +191,17 @@ impl Worker {
             let identity = identity.expect("a session that is not signed in later has an identity");
             Session::new(id, identity, state, *framing)
         };
-        let begin_by = now.after(TIME_TO_BEGIN);
+        let begin_deadline = now.after(TIME_TO_BEGIN);
         let (name, deflate) = (*protocol, *deflate);
-        let lease = self.open(Start { session, name, deflate, now, begin_by, first_ping, seat });
-        lease.connection.greet(self);
-        lease
+        let guard = self.open(Start { session, name, deflate, now, begin_deadline, first_ping, permit });
+        guard.connection.greet(self);
+        guard
     }
 
-    async fn join_all(&self, lease: &Lease, rooms: &[RoomName]) -> Result<(), Refusal> {
+    async fn join_all(&self, guard: &ConnectionGuard, rooms: &[RoomName]) -> Result<(), Refusal> {
         let mut subscribing = Vec::with_capacity(rooms.len());
         for room in rooms {
-            if self.join(room, 0, &lease.connection) {
+            if self.join(room, 0, &guard.connection) {
                 subscribing.push(self.context.hub.join(room, self.index));
             }
         }
@@ -206,7 +210,7 @@ impl Worker {
         match all.await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
-                let session = lease.connection.id();
+                let session = guard.connection.id();
                 tracing::debug!(%session, %error, "a subscription failed");
                 Err(Outcome::from(&error).refusal)
             }
@@ -222,25 +226,27 @@ async fn serve_http(
     entry: Entry,
     http: Rc<HttpConnection>,
 ) {
-    let leaving = worker.leaving.clone();
-    let Some((mut stream, peer, entry)) = hear_proxy(&worker, stream, peer, entry).await else { return };
+    let draining = worker.draining.clone();
+    let Some((mut stream, peer, entry)) = read_proxy_header(&worker, stream, peer, entry).await else {
+        return;
+    };
     // Held until the client has been refused.
-    let (standing, _courtesy) = match entry {
-        Entry::Client(seat) => {
-            stream.sit(seat);
+    let (status, _refusal_permit) = match entry {
+        Entry::Client(permit) => {
+            stream.hold_permit(permit);
             (PeerStatus::Known, None)
         }
         Entry::Proxy => (PeerStatus::Proxy, None),
-        Entry::Refused(limit, courtesy) => (PeerStatus::Refused(limit), Some(courtesy)),
+        Entry::Refused(limit, permit) => (PeerStatus::Refused(limit), Some(permit)),
     };
-    let Some(mut stream) = shake_hands(&worker, stream, peer).await else { return };
+    let Some(mut stream) = accept_tls(&worker, stream, peer).await else { return };
     stream.begin_http(&worker.context.budget, Arc::clone(&http.progress));
     let times = || {
         let settings = worker.settings();
         let head = settings.header_timeout;
         let crowded = worker.context.is_crowded();
         let keep_alive = if crowded { settings.keep_alive.min(head) } else { settings.keep_alive };
-        Times { head, keep_alive, farewell: LINGER }
+        Times { head, keep_alive, draining: LINGER }
     };
     let failed = |error: &hyper::Error| {
         if is_timed_out(error)
@@ -249,14 +255,14 @@ async fn serve_http(
             session.begin_close(&worker, CloseReason::NoProgress);
         }
     };
-    let respond = |request| Rc::clone(&worker).respond(request, (peer, standing), Rc::clone(&http));
+    let respond = |request| Rc::clone(&worker).respond(request, (peer, status), Rc::clone(&http));
     let progress = Arc::clone(&http.progress);
-    let mut served = http1::serve(stream, progress, times, &leaving, respond, failed).await;
+    let mut served = http1::serve(stream, progress, times, &draining, respond, failed).await;
     served.stream.end_http();
-    if let (Some(lease), End::Done) = (http.upgrading.take(), &served.end) {
-        lease.connection.attach_socket(&worker, served.stream, &served.read_ahead);
+    if let (Some(guard), End::Done) = (http.upgrading.take(), &served.end) {
+        guard.connection.attach_socket(&worker, served.stream, &served.read_ahead);
         // Use a new task: this one still holds the remains of the handshake.
-        worker.tasks.spawn_local(lease.serve_socket());
+        worker.tasks.spawn_local(guard.serve_socket());
         return;
     }
     let has_answered = served.has_answered(&http.progress);
@@ -280,7 +286,7 @@ async fn serve_http(
         End::Done | End::Idle => {}
     }
     if has_answered {
-        part(&worker, served.stream).await;
+        close_gracefully(&worker, served.stream).await;
     }
 }
 
@@ -305,20 +311,20 @@ fn is_about_memory(error: &hyper::Error) -> bool {
 }
 
 /// Closes a socket on which a response may still be in flight.
-async fn part(worker: &Worker, mut stream: Stream) {
-    let hurry = async {
-        worker.leaving.cancelled().await;
-        worker.clock().sleep(HURRY).await;
+async fn close_gracefully(worker: &Worker, mut stream: Stream) {
+    let draining = async {
+        worker.draining.cancelled().await;
+        worker.clock().sleep(DRAIN_LINGER).await;
     };
     tokio::select! {
-        () = Box::pin(http1::linger(&mut stream, PARTING)) => {}
-        () = hurry => {}
+        () = Box::pin(http1::linger(&mut stream, CLOSE_LINGER)) => {}
+        () = draining => {}
     }
 }
 
 /// Reads the PROXY protocol header of a trusted proxy's connection, if one is expected, and returns the
 /// client that it names. The header has to arrive within the time allowed for a request head.
-async fn hear_proxy(
+async fn read_proxy_header(
     worker: &Worker,
     stream: Stream,
     peer: SocketAddr,
@@ -328,9 +334,9 @@ async fn hear_proxy(
         return Some((stream, peer.into(), entry));
     }
     let time = worker.settings().header_timeout;
-    let heard = clock::timeout(time, proxy_protocol::read(&stream));
-    let heard = worker.leaving.run_until_cancelled(heard).await?;
-    let client = match heard.map_err(io::Error::from).flatten() {
+    let header = clock::timeout(time, proxy_protocol::read(&stream));
+    let header = worker.draining.run_until_cancelled(header).await?;
+    let client = match header.map_err(io::Error::from).flatten() {
         Ok(Source::Client(client)) => client,
         Ok(Source::Proxy) => return Some((stream, peer.into(), Entry::Client(None))),
         Err(error) => {
@@ -339,7 +345,7 @@ async fn hear_proxy(
                 worker.context.requests.unanswered(Unanswered::ProxyHeader);
             }
             tracing::debug!(%error, %peer, "no PROXY protocol header");
-            part(worker, stream).await;
+            close_gracefully(worker, stream).await;
             return None;
         }
     };
@@ -347,10 +353,10 @@ async fn hear_proxy(
         Entry::Proxy
     } else {
         let most = worker.settings().limits.connections_per_address;
-        match worker.context.settings.limiters().knock(client.ip(), most) {
-            Verdict::Welcome(seat) => Entry::Client(seat),
-            Verdict::Refused(limit, courtesy) => Entry::Refused(limit, courtesy),
-            Verdict::Dropped(limit) => {
+        match worker.context.settings.limiters().admit(client.ip(), most) {
+            Decision::Accept(permit) => Entry::Client(permit),
+            Decision::Refuse(limit, permit) => Entry::Refused(limit, permit),
+            Decision::Drop(limit) => {
                 worker.context.requests.dropped(limit.into());
                 return None;
             }
@@ -361,7 +367,7 @@ async fn hear_proxy(
 
 /// Performs the TLS handshake if the node serves TLS. It has to finish within the time allowed for a request
 /// head.
-async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stream> {
+async fn accept_tls(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stream> {
     let Some(tls) = &worker.context.tls else { return Some(stream) };
     let stream = match stream.with_tls(tls.current()) {
         Ok(stream) => stream,
@@ -374,19 +380,19 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
     let handshake = clock::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
     let ended = tokio::select! {
         ended = handshake => ended,
-        () = worker.leaving.cancelled() => return None,
+        () = worker.draining.cancelled() => return None,
     };
     match ended {
         Ok(Ok(())) => return Some(stream),
         Ok(Err(error)) => {
             // A peer that connects and sends nothing is a probe, as on a plain port.
-            if stream.is_heard() {
+            if stream.has_received() {
                 worker.context.requests.unanswered(Unanswered::Tls);
             }
             tracing::debug!(%error, %peer, "a TLS handshake failed");
             // The alert says what went wrong. Linger, so that unread input does not reset the connection
             // before the peer has read it.
-            part(worker, stream).await;
+            close_gracefully(worker, stream).await;
         }
         Err(_) => {
             worker.context.requests.unanswered(Unanswered::Tls);
@@ -399,16 +405,16 @@ async fn shake_hands(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stre
 /// How long a client may take to begin its session, in protocols where the client sends a first message.
 const TIME_TO_BEGIN: Duration = Duration::from_secs(15);
 /// How long a closed connection lingers for a distant client that has just sent the rest of a request.
-const PARTING: Linger = Linger { silence: LINGER, total: Duration::from_secs(10) };
+const CLOSE_LINGER: Linger = Linger { silence: LINGER, total: Duration::from_secs(10) };
 /// How long it lingers while the node is draining.
-const HURRY: Duration = Duration::from_secs(2);
+const DRAIN_LINGER: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn who_is_closed_before_the_session_is_open_is_told_why() {
+    fn a_session_closed_before_it_opens_is_refused_with_the_reason() {
         assert_eq!(why_closed(Phase::Closing(CloseReason::OutOfMemory)), Refusal::Memory);
         assert_eq!(why_closed(Phase::Closing(CloseReason::Drain)), Refusal::Draining);
     }

@@ -28,16 +28,16 @@ impl Age {
         Self { limit, since: now }
     }
 
-    /// When the session that began at `born` reaches its age limit.
+    /// When the session that began at `created` reaches its age limit.
     ///
     /// Between 80 % and 100 % of the limit for a session that began under it. A session that is older than
     /// the limit ends at any time within one limit of the change, so a newly set limit does not end all old
     /// sessions at once.
-    pub fn end(&self, session: SessionId, born: Tick) -> Tick {
+    pub fn end(&self, session: SessionId, created: Tick) -> Tick {
         let Some(limit) = self.limit else { return Tick(u32::MAX) };
         let spread = spread(session);
-        if born >= self.since {
-            born.after(limit.mul_f32(FIRM + (1.0 - FIRM) * spread))
+        if created >= self.since {
+            created.after(limit.mul_f32(FIRM + (1.0 - FIRM) * spread))
         } else {
             self.since.after(limit.mul_f32(spread))
         }
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn who_came_together_leaves_evenly_over_the_last_fifth() {
+    fn sessions_that_began_together_end_evenly_over_the_last_fifth() {
         let age = Age::new(Some(HALF_AN_HOUR), Tick(0));
         let ends = sessions().map(|session| age.end(session, Tick(1_000)));
         // 24 to 30 minutes later, in ticks of 100 ms.
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_there_before_the_limit_leaves_evenly_over_all_of_it() {
+    fn sessions_older_than_the_limit_end_evenly_over_all_of_it() {
         let age = Age::new(Some(HALF_AN_HOUR), Tick(500_000));
         let ends = sessions().map(|session| age.end(session, Tick(3)));
         let counts = histogram(ends, 500_000, 500_000 + 18_000, 36);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_stays_where_it_is_and_without_a_limit_there_is_none() {
+    fn the_end_is_stable_and_absent_without_a_limit() {
         let session = SessionId(42);
         let age = Age::new(Some(HALF_AN_HOUR), Tick(9));
         assert_eq!(age.end(session, Tick(10)), age.end(session, Tick(10)));

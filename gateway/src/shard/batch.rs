@@ -7,7 +7,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
-use super::Event;
+use super::ShardEvent;
 use crate::framing::{Broadcast, Cache, Encoding};
 
 /// The most payload bytes joined in one batch. Beyond this, copying costs more than it saves.
@@ -23,12 +23,12 @@ pub struct Batch {
 
 impl Batch {
     /// Whether the batch may be delivered after `event` is handled.
-    pub fn may_wait(&self, event: &Event) -> bool {
+    pub fn may_wait(&self, event: &ShardEvent) -> bool {
         match event {
-            Event::Broadcast(broadcast) => self.takes(broadcast),
+            ShardEvent::Broadcast(broadcast) => self.takes(broadcast),
             // The broker's acknowledgements come in between the publications of a busy session. They say
             // nothing about the room, so they may overtake its publications.
-            Event::Settled(_, outcome) => outcome.is_ok(),
+            ShardEvent::Settled(_, outcome) => outcome.is_ok(),
             _ => false,
         }
     }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_all_members_get_alike_is_put_together() {
+    fn only_broadcasts_for_all_members_are_joined() {
         let mut batch = Batch::default();
         batch.push(broadcast("a", "one", None));
         assert!(batch.takes(&broadcast("a", "two", None)));
@@ -137,15 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_do_not_part_it_but_failures_and_gaps_do() {
+    fn acknowledgements_do_not_split_a_batch_but_failures_and_gaps_do() {
         let mut batch = Batch::default();
         batch.push(broadcast("a", "one", None));
         let ticket = Ticket { owner: 1, request: 1 };
-        assert!(batch.may_wait(&Event::Settled(ticket, Ok(()))));
-        assert!(batch.may_wait(&Event::Broadcast(broadcast("a", "two", None))));
-        assert!(!batch.may_wait(&Event::Settled(ticket, Err(BrokerError::Unavailable))));
-        assert!(!batch.may_wait(&Event::Gap(RoomName::new("a").unwrap(), GapCause::Interrupted)));
-        assert!(!batch.may_wait(&Event::Broadcast(broadcast("b", "two", None))));
+        assert!(batch.may_wait(&ShardEvent::Settled(ticket, Ok(()))));
+        assert!(batch.may_wait(&ShardEvent::Broadcast(broadcast("a", "two", None))));
+        assert!(!batch.may_wait(&ShardEvent::Settled(ticket, Err(BrokerError::Unavailable))));
+        assert!(!batch.may_wait(&ShardEvent::Gap(RoomName::new("a").unwrap(), GapCause::Interrupted)));
+        assert!(!batch.may_wait(&ShardEvent::Broadcast(broadcast("b", "two", None))));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use axum::body::Body as RouterBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::connection::Lease;
+use super::connection::ConnectionGuard;
 
 /// The body of a response on the public listener.
 ///
@@ -18,7 +18,7 @@ pub enum ShardBody {
     /// An ordinary response.
     Router(RouterBody),
     /// The output of a session, until it ends.
-    Session(Lease),
+    Session(ConnectionGuard),
 }
 
 impl Body for ShardBody {
@@ -31,8 +31,8 @@ impl Body for ShardBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
             Self::Router(body) => Pin::new(body).poll_frame(cx),
-            Self::Session(lease) => {
-                lease.connection.poll_response(&lease.worker, cx).map(|frame| frame.map(Frame::data).map(Ok))
+            Self::Session(guard) => {
+                guard.connection.poll_response(&guard.worker, cx).map(|frame| frame.map(Frame::data).map(Ok))
             }
         }
     }

@@ -1,18 +1,18 @@
 //! One connection of a shard: a session, its outbound queue and its transport.
 //!
-//! A connection is written from its shard's turn and read from its own task ([`carried`]). Both run on one
+//! A connection is written from its shard's turn and read from its own task ([`transport`]). Both run on one
 //! thread, so cells are enough. It begins to close in one place ([`Connection::begin_close`]) and is removed
-//! in one place ([`Worker::forget`], through its [`Lease`]).
+//! in one place ([`Worker::forget`], through its [`ConnectionGuard`]).
 //!
 //! # Idle cost
 //!
 //! Most connections are idle most of the time, and their memory limits how many a node can hold. The task of
-//! an idle WebSocket is one [`Lease`]. It holds no buffer (the shard lends one for a read), no timer (the
-//! shard's [`Timers`](super::timers::Timers) hold its key) and no frames.
+//! an idle WebSocket is one [`ConnectionGuard`]. It holds no buffer (the shard lends one for a read), no timer
+//! (the shard's [`Timers`](super::timers::Timers) hold its key) and no frames.
 
-mod carried;
 mod holding;
 mod queue;
+mod transport;
 mod write;
 
 pub use self::{holding::NOTABLE, queue::BatchDelivery};
@@ -44,7 +44,7 @@ use super::{
 use crate::{
     clock::Tick,
     framing::{Encoding, Framing, MemberState},
-    limits::Seat,
+    limits::ConnectionPermit,
     protocol::{RequestId, RoomFormat},
     request::refusals,
     session::{Effect, Effects, Session},
@@ -74,7 +74,7 @@ pub struct Connection {
     session: RefCell<Session>,
     pub(super) memberships: RefCell<Memberships>,
     outbound: RefCell<Outbound>,
-    carrier: RefCell<Carrier>,
+    attachment: RefCell<Attachment>,
     decoder: RefCell<Decoder>,
     phase: Cell<Phase>,
     /// Whether it has ever been open.
@@ -91,9 +91,9 @@ pub struct Connection {
     ping_due: Cell<bool>,
     /// Set if the last delivery could not be queued; the connection closes for this reason at the end of the
     /// turn.
-    doomed: Cell<Option<CloseReason>>,
+    close_after_turn: Cell<Option<CloseReason>>,
     /// Input from the client is no longer parsed.
-    deaf: Cell<bool>,
+    ignores_input: Cell<bool>,
     in_flight: Cell<u32>,
     /// Bytes of an incomplete message that have not been charged yet.
     unpaid: Cell<u32>,
@@ -104,20 +104,20 @@ pub struct Connection {
     counted: Cell<Counted>,
     /// Whether it is in the shard's list of connections that hold memory.
     pub(super) holds: Cell<bool>,
-    born: Tick,
+    created: Tick,
     /// When the last byte was received.
-    heard: Cell<Tick>,
+    last_received: Cell<Tick>,
     /// When a ping was handed to the kernel, if no byte has been received since.
-    asked: Cell<Tick>,
+    pinged_at: Cell<Tick>,
     /// A ping has left the queue, but TLS may not have passed it to the kernel yet.
-    asking: Cell<bool>,
+    ping_in_tls: Cell<bool>,
     next_ping: Cell<Tick>,
     /// The client has to begin its session before this, unless the request already did.
-    begin_by: Cell<Tick>,
+    begin_deadline: Cell<Tick>,
     /// The tick of its current timer entry in the shard.
     due: Cell<Tick>,
     close_by: Cell<Tick>,
-    _seat: Option<Arc<Seat>>,
+    _permit: Option<Arc<ConnectionPermit>>,
 }
 
 /// What a connection holds, as counted in the shard's tally.
@@ -132,15 +132,15 @@ struct Counted {
 }
 
 /// The transport of a connection.
-enum Carrier {
+enum Attachment {
     /// The upgrade or the response is still being prepared.
-    Coming,
+    Pending,
     /// A WebSocket.
     Socket { stream: Stream, shut: bool },
     /// The body of an HTTP response; the handle aborts the HTTP connection.
     Response(AbortHandle),
     /// None any more.
-    Gone,
+    Detached,
 }
 
 /// The phases of a connection.
@@ -150,7 +150,7 @@ pub enum Phase {
     Admitting,
     /// It is in service.
     Open,
-    /// The close frame is on its way.
+    /// The final message is being sent.
     Closing(CloseReason),
 }
 
@@ -162,17 +162,17 @@ pub struct Start {
     pub deflate: Option<Deflate>,
     pub now: Tick,
     /// When the client must have begun its session, unless the request already did.
-    pub begin_by: Tick,
+    pub begin_deadline: Tick,
     /// When the first ping is due.
     pub first_ping: Tick,
     /// Its connection permit for the client's address, if the address was known only from the request.
-    pub seat: Option<Arc<Seat>>,
+    pub permit: Option<Arc<ConnectionPermit>>,
 }
 
 impl Connection {
     /// A connection that has no transport yet.
     pub fn new(key: ConnectionKey, start: Start) -> Self {
-        let Start { session, name, deflate, now, begin_by, first_ping, seat } = start;
+        let Start { session, name, deflate, now, begin_deadline, first_ping, permit } = start;
         let mut decoder = Decoder::new();
         if deflate.is_some() {
             decoder.allow_deflate();
@@ -186,7 +186,7 @@ impl Connection {
             session: RefCell::new(session),
             memberships: RefCell::default(),
             outbound: RefCell::default(),
-            carrier: RefCell::new(Carrier::Coming),
+            attachment: RefCell::new(Attachment::Pending),
             decoder: RefCell::new(decoder),
             phase: Cell::new(Phase::Admitting),
             opened: Cell::new(false),
@@ -195,22 +195,22 @@ impl Connection {
             wants_write: Cell::new(false),
             offered: Cell::new(false),
             ping_due: Cell::new(false),
-            doomed: Cell::new(None),
-            deaf: Cell::new(false),
+            close_after_turn: Cell::new(None),
+            ignores_input: Cell::new(false),
             in_flight: Cell::new(0),
             unpaid: Cell::new(0),
             blocked: RefCell::default(),
             counted: Cell::default(),
             holds: Cell::new(false),
-            born: now,
-            heard: Cell::new(now),
-            asked: Cell::new(Tick::NEVER),
-            asking: Cell::new(false),
+            created: now,
+            last_received: Cell::new(now),
+            pinged_at: Cell::new(Tick::NEVER),
+            ping_in_tls: Cell::new(false),
             next_ping: Cell::new(first_ping),
-            begin_by: Cell::new(begin_by),
+            begin_deadline: Cell::new(begin_deadline),
             due: Cell::new(Tick::default()),
             close_by: Cell::new(Tick::default()),
-            _seat: seat,
+            _permit: permit,
         }
     }
 
@@ -257,7 +257,7 @@ impl Connection {
         self.memberships.borrow().get(room).map_or(u64::MAX, |membership| membership.since)
     }
 
-    /// How publications of `room` are written for this connection, which `request` subscribed to it.
+    /// How publications of `room` are encoded for this connection, whose `request` subscribed to it.
     pub fn encoding_of(&self, room: &RoomName, request: RequestId) -> (Encoding, Option<Rc<MemberState>>) {
         let mut session = self.session.borrow_mut();
         let RoomFormat { format, variant, state } = session.format(room, request);
@@ -267,17 +267,17 @@ impl Connection {
         (encoding.with_deflate(self.deflate), state)
     }
 
-    /// The encoding that most of its rooms have: that of the first one.
+    /// The encoding of most of its rooms: that of the first one.
     pub fn usual_encoding(&self, first: Encoding) -> Encoding {
         *self.encoding.get_or_init(|| first)
     }
 
-    /// Likewise, if it has been in a room.
+    /// The same, if it has ever been in a room.
     pub fn encoding(&self) -> Option<Encoding> {
         self.encoding.get().copied()
     }
 
-    /// Queues what the protocol sends before everything else.
+    /// Queues the message that the protocol sends first, if any.
     pub fn greet(&self, worker: &Worker) {
         let mut packets = worker.take_packets();
         self.session.borrow_mut().greet(worker.spread(), &mut packets);
@@ -351,8 +351,8 @@ impl Connection {
             Phase::Admitting | Phase::Open if now >= self.expires(now) => {
                 let reason = self.session.borrow().expired();
                 // Before closing as stale, read what the client has already sent, once.
-                let unheard = reason == CloseReason::Stale && self.has_unread();
-                if self.begin_by.replace(Tick::default()) > Tick::default() && unheard {
+                let unread = reason == CloseReason::Stale && self.has_unread();
+                if self.begin_deadline.replace(Tick::default()) > Tick::default() && unread {
                     return Some(now);
                 }
                 self.begin_close(worker, reason);
@@ -370,7 +370,7 @@ impl Connection {
                         self.begin_close(worker, CloseReason::HeartbeatTimeout);
                         return Some(self.close_by.get());
                     }
-                    self.hear(now);
+                    self.note_received(now);
                 }
                 if now >= self.next_ping.get() {
                     self.outbound.borrow_mut().release();
@@ -390,11 +390,11 @@ impl Connection {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             return;
         }
-        if let Carrier::Socket { stream, .. } = &*self.carrier.borrow() {
-            stream.set_patience(worker.settings().heartbeat.timeout);
+        if let Attachment::Socket { stream, .. } = &*self.attachment.borrow() {
+            stream.set_tcp_user_timeout(worker.settings().heartbeat.timeout);
         }
         let now = worker.now();
-        self.hear(now);
+        self.note_received(now);
         self.next_ping.set(now.after(self.heartbeat_interval(worker).mul_f32(worker.spread())));
         let first = self.next_ping.get().min(self.expires(now)).min(self.ages(worker));
         worker.set_timer(Tick(first.0.max(now.0 + 1)), self);
@@ -406,14 +406,14 @@ impl Connection {
     }
 
     /// Records that the peer has sent something.
-    fn hear(&self, now: Tick) {
-        self.heard.set(now);
-        self.asked.set(Tick::NEVER);
+    fn note_received(&self, now: Tick) {
+        self.last_received.set(now);
+        self.pinged_at.set(Tick::NEVER);
     }
 
     /// Records that the kernel has taken a ping for the peer.
-    fn ask(&self, worker: &Worker) {
-        self.asked.set(self.asked.get().min(worker.now()));
+    fn note_pinged(&self, worker: &Worker) {
+        self.pinged_at.set(self.pinged_at.get().min(worker.now()));
         let silent_by = self.silent_by(worker);
         if silent_by < self.due.get() && self.phase.get() == Phase::Open {
             worker.set_timer(silent_by, self);
@@ -426,7 +426,7 @@ impl Connection {
     fn silent_by(&self, worker: &Worker) -> Tick {
         let timeout = worker.settings().heartbeat.timeout;
         let to_answer = timeout.saturating_sub(self.heartbeat_interval(worker));
-        self.heard.get().after(timeout).max(self.asked.get().after(to_answer))
+        self.last_received.get().after(timeout).max(self.pinged_at.get().after(to_answer))
     }
 
     /// When its session expires, by the shard's clock.
@@ -434,7 +434,7 @@ impl Connection {
     /// A token expires in real time, even if the node was suspended in the meantime.
     pub fn expires(&self, now: Tick) -> Tick {
         let ends = self.session.borrow().ends();
-        ends.map_or(self.begin_by.get(), |at| now.after(at.since(SystemTime::now().into())))
+        ends.map_or(self.begin_deadline.get(), |at| now.after(at.since(SystemTime::now().into())))
     }
 
     /// The shard's clock has been paused, so the token may expire earlier than the timer was set for.
@@ -447,12 +447,12 @@ impl Connection {
 
     /// Whether the peer has sent something that has not been read yet.
     fn has_unread(&self) -> bool {
-        matches!(&*self.carrier.borrow(), Carrier::Socket { stream, .. } if stream.has_unread())
+        matches!(&*self.attachment.borrow(), Attachment::Socket { stream, .. } if stream.has_unread())
     }
 
     /// When the session reaches its age limit.
     fn ages(&self, worker: &Worker) -> Tick {
-        worker.end_of_age(self.id, self.born)
+        worker.end_of_age(self.id, self.created)
     }
 
     /// Pings the peer. Most connections are idle when pinged, so an empty queue is bypassed and stays without
@@ -497,14 +497,14 @@ impl Connection {
             if matches!(reason, CloseReason::SlowConsumer | CloseReason::OutOfMemory) {
                 outbound.clear();
             }
-            let farewell = || {
+            let final_message = || {
                 let mut packets = worker.take_packets();
                 self.session.borrow_mut().farewell(reason, worker.spread(), &mut packets);
                 let words = packets.take_joined();
                 worker.give_packets(packets);
                 words
             };
-            if let Some(words) = words.or_else(farewell) {
+            if let Some(words) = words.or_else(final_message) {
                 outbound.push_last(words);
             }
         }
@@ -569,14 +569,14 @@ impl Connection {
 
     /// Drops the transport, which has ended by itself.
     pub fn detach(&self) {
-        self.carrier.replace(Carrier::Gone);
+        self.attachment.replace(Attachment::Detached);
     }
 
     /// Cuts the transport, whatever is still queued.
     fn cut(&self) {
-        match self.carrier.replace(Carrier::Gone) {
-            Carrier::Response(http) => http.abort(),
-            Carrier::Coming | Carrier::Socket { .. } | Carrier::Gone => {}
+        match self.attachment.replace(Attachment::Detached) {
+            Attachment::Response(http) => http.abort(),
+            Attachment::Pending | Attachment::Socket { .. } | Attachment::Detached => {}
         }
         self.wake();
     }
@@ -597,18 +597,18 @@ impl Connection {
 
 /// Keeps the connection in its shard's tables. When it is dropped, for whatever reason, the connection is
 /// removed from them.
-pub struct Lease {
+pub struct ConnectionGuard {
     pub worker: Rc<Worker>,
     pub connection: Rc<Connection>,
 }
 
-impl Drop for Lease {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.worker.forget(&self.connection);
     }
 }
 
-impl Lease {
+impl ConnectionGuard {
     /// Serves the connection over its socket until it ends.
     pub fn serve_socket(self) -> impl Future<Output = ()> {
         poll_fn(move |cx| self.connection.poll_socket(&self.worker, cx))

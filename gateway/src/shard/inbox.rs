@@ -26,13 +26,13 @@ use crate::{
     drain::Pace,
     framing::Broadcast,
     hub::Mailbox,
-    limits::{Courtesy, Seat},
+    limits::{ConnectionPermit, RefusalPermit},
     vocabulary::AddressLimit,
 };
 
 /// An event for a shard to handle.
 #[derive(Debug)]
-pub enum Event {
+pub enum ShardEvent {
     /// A new socket for this shard.
     Accepted(Accepted),
     /// A publication for a room with members on this shard.
@@ -62,11 +62,11 @@ pub struct Accepted {
 #[derive(Debug)]
 pub enum Entry {
     /// A client, with its connection permit if connections per address are counted.
-    Client(Option<Seat>),
+    Client(Option<ConnectionPermit>),
     /// A trusted proxy: the client's address is not known yet.
     Proxy,
     /// A client to be refused with a response.
-    Refused(AddressLimit, Courtesy),
+    Refused(AddressLimit, RefusalPermit),
 }
 
 /// The queue in front of a shard.
@@ -77,7 +77,7 @@ pub struct Inbox {
 
 #[derive(Default)]
 struct State {
-    events: Vec<Event>,
+    events: Vec<ShardEvent>,
     /// Bytes that broadcasts count against the capacity: those among the events, and those that the shard has
     /// taken and not finished.
     bytes: usize,
@@ -98,7 +98,7 @@ impl Inbox {
     }
 
     /// Posts an event that is not bounded by the capacity.
-    pub fn post(&self, event: Event) {
+    pub fn post(&self, event: ShardEvent) {
         let waker = {
             let mut state = self.state.lock();
             state.push(event)
@@ -109,7 +109,7 @@ impl Inbox {
     /// Takes all events, in the order in which they were posted. `into` must be empty; its allocation is
     /// reused for the next events. `done` is the cost of the broadcasts that the shard has finished since the
     /// last call.
-    pub fn take(&self, into: &mut Vec<Event>, done: usize) {
+    pub fn take(&self, into: &mut Vec<ShardEvent>, done: usize) {
         debug_assert!(into.is_empty());
         let mut state = self.state.lock();
         std::mem::swap(&mut state.events, into);
@@ -141,9 +141,9 @@ impl Mailbox for Inbox {
             let mut state = self.state.lock();
             if state.bytes == 0 || state.bytes + size <= self.capacity.load(Ordering::Relaxed) {
                 state.bytes += size;
-                (true, state.push(Event::Broadcast(Arc::clone(broadcast))))
+                (true, state.push(ShardEvent::Broadcast(Arc::clone(broadcast))))
             } else if state.overflowed.insert(broadcast.room().clone()) {
-                (false, state.push(Event::Gap(broadcast.room().clone(), GapCause::Overflow)))
+                (false, state.push(ShardEvent::Gap(broadcast.room().clone(), GapCause::Overflow)))
             } else {
                 (false, None)
             }
@@ -153,13 +153,13 @@ impl Mailbox for Inbox {
     }
 
     fn post_gap(&self, room: &RoomName, cause: GapCause) {
-        self.post(Event::Gap(room.clone(), cause));
+        self.post(ShardEvent::Gap(room.clone(), cause));
     }
 }
 
 impl State {
     /// Returns the waker if this was the first event.
-    fn push(&mut self, event: Event) -> Option<Waker> {
+    fn push(&mut self, event: ShardEvent) -> Option<Waker> {
         self.events.push(event);
         if self.events.len() == 1 { self.waker.take() } else { None }
     }
@@ -174,7 +174,7 @@ fn wake(waker: Option<Waker>) {
 
 impl ReceiptSink for Inbox {
     fn settle(&self, ticket: Ticket, outcome: Result<(), BrokerError>) {
-        self.post(Event::Settled(ticket, outcome));
+        self.post(ShardEvent::Settled(ticket, outcome));
     }
 }
 
@@ -193,9 +193,9 @@ mod tests {
     fn take(inbox: &Inbox, done: usize) -> Vec<String> {
         let mut events = Vec::new();
         inbox.take(&mut events, done);
-        let name = |event: &Event| match event {
-            Event::Broadcast(broadcast) => broadcast.room().to_string(),
-            Event::Gap(room, cause) => format!("{room}:{}", cause.as_str()),
+        let name = |event: &ShardEvent| match event {
+            ShardEvent::Broadcast(broadcast) => broadcast.room().to_string(),
+            ShardEvent::Gap(room, cause) => format!("{room}:{}", cause.as_str()),
             other => format!("{other:?}"),
         };
         events.iter().map(name).collect()
@@ -231,7 +231,7 @@ mod tests {
         let waker = noop_waker();
         let cx = Context::from_waker(&waker);
         assert!(inbox.poll_ready(&cx).is_pending());
-        inbox.post(Event::Stop);
+        inbox.post(ShardEvent::Stop);
         assert!(inbox.poll_ready(&cx).is_ready());
         assert_eq!(take(&inbox, 0), ["Stop"]);
         assert!(inbox.poll_ready(&cx).is_pending());

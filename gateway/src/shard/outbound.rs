@@ -174,7 +174,7 @@ impl Outbound {
     }
 
     /// Whether a gap notice for the room is queued. All queued publications of the room are behind it.
-    pub fn tells_gap(&mut self, room: RoomTag) -> bool {
+    pub fn has_gap_notice(&mut self, room: RoomTag) -> bool {
         let gap = self.rooms().get(&room).and_then(|waiting| waiting.gap);
         gap.is_some() && gap != self.started()
     }

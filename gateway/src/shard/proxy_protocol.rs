@@ -41,9 +41,9 @@ const MAX_BINARY: usize = 2048;
 pub async fn read(stream: &Stream) -> io::Result<Source> {
     let mut header = Vec::new();
     loop {
-        let missing = match look(&header) {
-            Ok(Look::Missing(missing)) => missing,
-            Ok(Look::Source(source)) => return Ok(source),
+        let missing = match parse(&header) {
+            Ok(Parsed::Missing(missing)) => missing,
+            Ok(Parsed::Source(source)) => return Ok(source),
             Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         };
         let from = header.len();
@@ -64,7 +64,7 @@ pub async fn read(stream: &Stream) -> io::Result<Source> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Look {
+enum Parsed {
     /// At least this many more bytes are needed.
     Missing(usize),
     /// The header is complete.
@@ -72,34 +72,34 @@ enum Look {
 }
 
 /// Parses what has been read so far.
-fn look(header: &[u8]) -> Result<Look, NoHeader> {
+fn parse(header: &[u8]) -> Result<Parsed, NoHeader> {
     let is_text = begins_alike(header, TEXT);
     if !is_text && !begins_alike(header, BINARY) {
         return Err(NoHeader);
     }
     // No header of either version is shorter than this.
     if header.len() < BINARY.len() {
-        return Ok(Look::Missing(BINARY.len() - header.len()));
+        return Ok(Parsed::Missing(BINARY.len() - header.len()));
     }
-    if is_text { look_at_text(header) } else { look_at_binary(header) }
+    if is_text { parse_text(header) } else { parse_binary(header) }
 }
 
-fn look_at_text(header: &[u8]) -> Result<Look, NoHeader> {
+fn parse_text(header: &[u8]) -> Result<Parsed, NoHeader> {
     if header.ends_with(b"\r\n") {
         let header = v1::Header::try_from(header).map_err(|_| NoHeader)?;
-        return Ok(Look::Source(match header.addresses {
+        return Ok(Parsed::Source(match header.addresses {
             v1::Addresses::Tcp4(pair) => Source::Client((pair.source_address, pair.source_port).into()),
             v1::Addresses::Tcp6(pair) => Source::Client((pair.source_address, pair.source_port).into()),
             v1::Addresses::Unknown => Source::Proxy,
         }));
     }
     let missing = if header.ends_with(b"\r") { 1 } else { 2 };
-    if header.len() + missing > MAX_TEXT { Err(NoHeader) } else { Ok(Look::Missing(missing)) }
+    if header.len() + missing > MAX_TEXT { Err(NoHeader) } else { Ok(Parsed::Missing(missing)) }
 }
 
-fn look_at_binary(header: &[u8]) -> Result<Look, NoHeader> {
+fn parse_binary(header: &[u8]) -> Result<Parsed, NoHeader> {
     let Some((head, rest)) = header.split_first_chunk::<BINARY_HEAD>() else {
-        return Ok(Look::Missing(BINARY_HEAD - header.len()));
+        return Ok(Parsed::Missing(BINARY_HEAD - header.len()));
     };
     let [.., high, low] = *head;
     let length = usize::from(u16::from_be_bytes([high, low]));
@@ -107,10 +107,10 @@ fn look_at_binary(header: &[u8]) -> Result<Look, NoHeader> {
         return Err(NoHeader);
     }
     if rest.len() < length {
-        return Ok(Look::Missing(length - rest.len()));
+        return Ok(Parsed::Missing(length - rest.len()));
     }
     let header = v2::Header::try_from(header).map_err(|_| NoHeader)?;
-    Ok(Look::Source(match (header.command, header.addresses) {
+    Ok(Parsed::Source(match (header.command, header.addresses) {
         (v2::Command::Proxy, v2::Addresses::IPv4(pair)) => {
             Source::Client((pair.source_address, pair.source_port).into())
         }
@@ -135,9 +135,9 @@ mod tests {
     fn take(stream: &[u8], step: usize) -> Result<(Source, &[u8]), NoHeader> {
         let mut taken = 0;
         loop {
-            match look(&stream[..taken])? {
-                Look::Source(source) => return Ok((source, &stream[taken..])),
-                Look::Missing(missing) => {
+            match parse(&stream[..taken])? {
+                Parsed::Source(source) => return Ok((source, &stream[taken..])),
+                Parsed::Missing(missing) => {
                     assert!(missing > 0);
                     if taken == stream.len() {
                         return Err(NoHeader);

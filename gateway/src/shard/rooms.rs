@@ -34,7 +34,7 @@ pub struct Room {
     /// rooms, when no frame of the first one can still be queued.
     pub tag: RoomTag,
     pub members: Members<Member>,
-    /// How many of them have private heads: each publication is a frame of its own for those.
+    /// How many of them have heads. For those, each publication is a frame of its own.
     pub with_heads: u32,
 }
 
@@ -42,26 +42,26 @@ pub struct Room {
 #[derive(Clone)]
 pub struct Member {
     pub connection: Rc<Connection>,
-    /// What is different from the connection's other rooms; rare.
+    /// Set if the room is not encoded as most of the connection's rooms are, which is rare.
     own: Option<Rc<Own>>,
 }
 
-/// How one room is written for a connection whose other rooms are written in another way.
+/// A room's encoding that differs from that of the connection's other rooms.
 struct Own {
     encoding: Encoding,
-    /// What its private heads are written from, if its encoding has any.
+    /// The state for its per-member heads, if its encoding has any.
     state: Option<Rc<MemberState>>,
 }
 
 impl Member {
-    /// A connection that is sent the room in this way.
+    /// A member with this encoding of the room.
     pub fn new(connection: &Rc<Connection>, encoding: Encoding, state: Option<Rc<MemberState>>) -> Self {
         let is_usual = state.is_none() && connection.usual_encoding(encoding) == encoding;
         let own = (!is_usual).then(|| Rc::new(Own { encoding, state }));
         Self { connection: Rc::clone(connection), own }
     }
 
-    /// What it must have in common with others to share their bytes.
+    /// How publications are encoded for it.
     pub fn encoding(&self) -> Encoding {
         match &self.own {
             Some(own) => own.encoding,
@@ -69,12 +69,12 @@ impl Member {
         }
     }
 
-    /// Whether its messages have heads of their own.
+    /// Whether its messages have per-member heads.
     pub fn has_heads(&self) -> bool {
         self.own.as_ref().is_some_and(|own| own.state.is_some())
     }
 
-    /// A message that consists of, or ends with, what members with the same encoding share.
+    /// A frame that consists of, or ends with, the bytes shared by all members with the same encoding.
     pub fn frame(&self, shared: Bytes) -> Frame {
         let own = self.own.as_ref();
         let head = own.and_then(|own| own.encoding.head(own.state.as_ref()?, shared.len()));

@@ -136,7 +136,7 @@ impl Round {
     }
 
     /// How many messages of the step come before number `since`.
-    pub fn said_before(&self, since: u64) -> usize {
+    pub fn count_before(&self, since: u64) -> usize {
         usize::try_from(since.saturating_sub(self.number)).unwrap_or(usize::MAX)
     }
 
@@ -202,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn who_joins_is_told_what_comes_next_and_nothing_before() {
+    fn new_members_receive_later_messages_and_none_before() {
         let mut rounds = Rounds::default();
         assert_eq!(rounds.join(&room()), 0, "without a round");
         for _ in 0..2 {
             rounds.begin(&room(), publications(2));
             let first = rounds.join(&room());
             let round = rounds.get_mut(&room()).unwrap();
-            assert_eq!((round.said_before(0), round.said_before(first)), (0, 2));
+            assert_eq!((round.count_before(0), round.count_before(first)), (0, 2));
             round.wait(Waiting::Publication(publication()));
             let second = rounds.join(&room());
             let (room, mut round) = rounds.take().unwrap();
@@ -219,7 +219,7 @@ mod tests {
             // The two waiting publications go out together: the first of them to one member, the second to
             // both.
             assert_eq!(
-                (round.said_before(0), round.said_before(first), round.said_before(second)),
+                (round.count_before(0), round.count_before(first), round.count_before(second)),
                 (0, 0, 1)
             );
             round.wait(Waiting::Gap(GapCause::Interrupted));
@@ -230,14 +230,14 @@ mod tests {
             // In a later round, both are ordinary members.
             rounds.begin(&room, Step::Gap(GapCause::Overflow));
             let (_, round) = rounds.take().unwrap();
-            assert_eq!((round.said_before(first), round.said_before(second)), (0, 0));
+            assert_eq!((round.count_before(first), round.count_before(second)), (0, 0));
             assert!(!round.has_newcomers());
             rounds.end(&round);
         }
     }
 
     #[test]
-    fn gaps_that_follow_each_other_are_one_unless_somebody_came_between() {
+    fn consecutive_gaps_merge_unless_a_member_joined_between() {
         let mut rounds = Rounds::default();
         rounds.begin(&room(), Step::Gap(GapCause::Interrupted));
         let waiting = |rounds: &mut Rounds| {

@@ -22,17 +22,17 @@ use tokio::{
 use intake::Intake;
 use tls::{Handshake, Tls, Wire};
 
-use crate::{budget::Budget, health::Meter, http1::Progress, limits::Seat};
+use crate::{budget::Budget, health::Meter, http1::Progress, limits::ConnectionPermit};
 
 /// The shortest time without progress after which the kernel gives up a connection.
-const LEAST_PATIENCE: Duration = Duration::from_secs(30);
+const LEAST_TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a connection may make no progress before the kernel gives it up (`TCP_USER_TIMEOUT`, RFC 5482).
 ///
 /// The kernel also counts from the moment when the peer's window closes, even if the peer answers its probes:
 /// anything below `heartbeat.timeout` would end clients that are merely slow.
-pub fn patience(heartbeat_timeout: Duration) -> Duration {
-    heartbeat_timeout.max(LEAST_PATIENCE)
+pub fn tcp_user_timeout(heartbeat_timeout: Duration) -> Duration {
+    heartbeat_timeout.max(LEAST_TCP_USER_TIMEOUT)
 }
 
 /// A client's socket, from accept to close. HTTP reads and writes it through [`AsyncRead`] and
@@ -43,7 +43,7 @@ pub struct Stream {
     /// Boxed, so plain sockets do not pay for it.
     tls: Option<Box<RefCell<Tls>>>,
     /// Its connection permit for the client's address, if connections are counted.
-    seat: Option<Seat>,
+    permit: Option<ConnectionPermit>,
     /// Counts what HTTP buffers of this connection's input. `None` after an upgrade.
     intake: Option<Box<Intake>>,
 }
@@ -87,12 +87,12 @@ impl Stream {
     /// Counts a new socket in `meter`.
     pub fn new(socket: TcpStream, meter: Arc<Meter>) -> Self {
         meter.sockets.fetch_add(1, Ordering::Relaxed);
-        Self { socket: Socket { tcp: socket, meter }, tls: None, seat: None, intake: None }
+        Self { socket: Socket { tcp: socket, meter }, tls: None, permit: None, intake: None }
     }
 
     /// Holds a connection permit for as long as the socket is open.
-    pub fn sit(&mut self, seat: Option<Seat>) {
-        self.seat = seat;
+    pub fn hold_permit(&mut self, permit: Option<ConnectionPermit>) {
+        self.permit = permit;
     }
 
     /// Counts what HTTP reads from now on.
@@ -124,8 +124,8 @@ impl Stream {
     }
 
     /// Whether the peer has sent anything in its TLS handshake.
-    pub fn is_heard(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.borrow().heard())
+    pub fn has_received(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().has_received())
     }
 
     /// Ready when a read may succeed.
@@ -152,10 +152,10 @@ impl Stream {
 
     /// Sets how long the peer may make no progress, neither acknowledging nor accepting data: long enough
     /// that slow clients are handled as slow consumers, and dead ones are found by their heartbeats first.
-    pub fn set_patience(&self, heartbeat_timeout: Duration) {
-        let patience = patience(heartbeat_timeout);
+    pub fn set_tcp_user_timeout(&self, heartbeat_timeout: Duration) {
+        let time = tcp_user_timeout(heartbeat_timeout);
         // If the socket accepts no options any more, it has an error, which the next read or write reports.
-        drop(socket2::SockRef::from(&self.socket.tcp).set_tcp_user_timeout(Some(patience)));
+        drop(socket2::SockRef::from(&self.socket.tcp).set_tcp_user_timeout(Some(time)));
     }
 
     /// Whether there is unread input. Asks the kernel, since the runtime's view of the socket may be out of

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_has_gone_leaves_no_memory_behind() {
+    fn memory_of_a_peak_is_freed() {
         let mut timers = Timers::default();
         for at in 0..64 * 1024 {
             timers.set(Tick(at), at);

@@ -22,10 +22,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::relief::Holders;
 use super::{
-    Context, Event, Inbox,
+    Context, Inbox, ShardEvent,
     age::Age,
     batch::Batch,
-    connection::{Connection, ConnectionKey, Lease, Phase, Start},
+    connection::{Connection, ConnectionGuard, ConnectionKey, Phase, Start},
     rooms::{Member, Rooms},
     rounds::{Rounds, SLICE},
     tally::Tally,
@@ -65,7 +65,7 @@ pub struct Worker {
     /// The tasks of this shard: HTTP connections, upgrades, sockets, blocked publishers.
     pub tasks: TaskTracker,
     /// Cancelled when the shard begins to drain: HTTP connections without a session then end by themselves.
-    pub leaving: CancellationToken,
+    pub draining: CancellationToken,
     pub tally: Tally,
     pub scratch: RefCell<Box<[u8]>>,
     commands: RefCell<Vec<Command>>,
@@ -84,7 +84,7 @@ pub struct Worker {
     /// The clock's count of pauses at the last check.
     pauses: Cell<u32>,
     now: Cell<Tick>,
-    departure: RefCell<Option<Departure>>,
+    drain: RefCell<Option<Draining>>,
     age: Cell<Age>,
     random: Cell<u64>,
 }
@@ -105,10 +105,10 @@ struct Written {
 }
 
 /// A drain in progress.
-struct Departure {
+struct Draining {
     pace: Arc<Pace>,
     /// Connections that existed when it began and have not been closed, in no particular order.
-    left: Vec<ConnectionKey>,
+    remaining: Vec<ConnectionKey>,
     /// How many of them this shard may close per tick.
     per_tick: usize,
 }
@@ -123,7 +123,7 @@ pub fn run(
     router: Router,
 ) {
     let clock = Clock::new();
-    clock.rule_this_thread();
+    clock.use_on_this_thread();
     let settings = context.settings.load();
     let worker = Rc::new_cyclic(|this| Worker {
         this: Weak::clone(this),
@@ -136,7 +136,7 @@ pub fn run(
         health,
         router,
         tasks: TaskTracker::new(),
-        leaving: CancellationToken::new(),
+        draining: CancellationToken::new(),
         tally: Tally::default(),
         scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
         commands: RefCell::default(),
@@ -152,11 +152,11 @@ pub fn run(
         now: Cell::new(clock.now()),
         pauses: Cell::default(),
         clock,
-        departure: RefCell::default(),
+        drain: RefCell::default(),
         random: Cell::new(getrandom::u64().unwrap_or(1) | 1),
     });
     let tasks = LocalSet::new();
-    tasks.block_on(runtime, Rc::clone(&worker).turn_until_left());
+    tasks.block_on(runtime, Rc::clone(&worker).run_turns());
     // Sockets that are still open now are closed with their tasks.
     drop(tasks);
     worker.settle_tally();
@@ -164,7 +164,7 @@ pub fn run(
 }
 
 impl Worker {
-    async fn turn_until_left(self: Rc<Self>) {
+    async fn run_turns(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(Clock::STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let (mut events, mut batch, mut written) = (Vec::new(), Batch::default(), Written::default());
@@ -180,15 +180,15 @@ impl Worker {
                 }
             })
             .await;
-            self.look_around(tick);
+            self.refresh_and_tick(tick);
             self.inbox.take(&mut events, self.done.take());
             for event in events.drain(..) {
                 if !batch.may_wait(&event) {
                     self.deliver(&mut batch, &mut written);
                 }
                 match event {
-                    Event::Broadcast(broadcast) => batch.push(broadcast),
-                    Event::Stop => return,
+                    ShardEvent::Broadcast(broadcast) => batch.push(broadcast),
+                    ShardEvent::Stop => return,
                     event => self.handle(event),
                 }
                 // Write before a session's queue is full, so no session looks slow just because much arrived
@@ -198,7 +198,7 @@ impl Worker {
                     self.write(&mut written).await;
                     tokio::task::yield_now().await;
                     let tick = poll_fn(|cx| Poll::Ready(ticks.poll_tick(cx))).await;
-                    self.look_around(match tick {
+                    self.refresh_and_tick(match tick {
                         Poll::Ready(at) => Some(at),
                         Poll::Pending => None,
                     });
@@ -217,7 +217,7 @@ impl Worker {
                 self.write(&mut written).await;
                 self.settle_tally();
             }
-            if self.has_left() {
+            if self.is_drained() {
                 return;
             }
             if relieving || !self.rounds.borrow().is_empty() {
@@ -227,7 +227,7 @@ impl Worker {
     }
 
     /// Reads the clock and the settings, and does what is due.
-    fn look_around(&self, tick: Option<Instant>) {
+    fn refresh_and_tick(&self, tick: Option<Instant>) {
         self.now.set(self.clock.now());
         let replaced = self.context.settings.refresh(&mut self.settings.borrow_mut());
         if let Some(before) = replaced {
@@ -246,17 +246,17 @@ impl Worker {
     }
 
     /// Handles an event that is not a delivery.
-    fn handle(self: &Rc<Self>, event: Event) {
+    fn handle(self: &Rc<Self>, event: ShardEvent) {
         match event {
-            Event::Gap(room, cause) => self.tell_gap(&room, cause),
-            Event::Settled(ticket, outcome) => {
+            ShardEvent::Gap(room, cause) => self.report_gap(&room, cause),
+            ShardEvent::Settled(ticket, outcome) => {
                 if let Some(connection) = self.connection(KeyData::from_ffi(ticket.owner).into()) {
                     connection.settled(self, ticket.request, &outcome);
                 }
             }
-            Event::Accepted(accepted) => self.accept(accepted),
-            Event::Drain(pace) => self.depart(pace),
-            Event::Broadcast(_) | Event::Stop => {}
+            ShardEvent::Accepted(accepted) => self.accept(accepted),
+            ShardEvent::Drain(pace) => self.begin_drain(pace),
+            ShardEvent::Broadcast(_) | ShardEvent::Stop => {}
         }
     }
 
@@ -281,16 +281,16 @@ impl Worker {
 
     // ---- draining ----
 
-    fn depart(&self, pace: Arc<Pace>) {
-        self.leaving.cancel();
-        let left: Vec<_> = self.connections.borrow().keys().collect();
-        let per_tick = pace.join(left.len(), Clock::STEP);
-        self.departure.borrow_mut().get_or_insert(Departure { pace, left, per_tick });
+    fn begin_drain(&self, pace: Arc<Pace>) {
+        self.draining.cancel();
+        let remaining: Vec<_> = self.connections.borrow().keys().collect();
+        let per_tick = pace.join(remaining.len(), Clock::STEP);
+        self.drain.borrow_mut().get_or_insert(Draining { pace, remaining, per_tick });
     }
 
     /// Closes as many sessions as the drain's pace allows in this tick.
     fn close_share(&self) {
-        let share = self.departure.borrow().as_ref().map_or(0, |departure| departure.per_tick);
+        let share = self.drain.borrow().as_ref().map_or(0, |drain| drain.per_tick);
         let now = std::time::Instant::now();
         for _ in 0..share {
             let Some(connection) = self.next_to_close(now) else { return };
@@ -299,24 +299,24 @@ impl Worker {
     }
 
     fn next_to_close(&self, now: std::time::Instant) -> Option<Rc<Connection>> {
-        let mut departure = self.departure.borrow_mut();
-        let Departure { pace, left, .. } = departure.as_mut()?;
+        let mut drain = self.drain.borrow_mut();
+        let Draining { pace, remaining, .. } = drain.as_mut()?;
         loop {
-            let next = self.connection(*left.last()?);
+            let next = self.connection(*remaining.last()?);
             let next = next.filter(|connection| !matches!(connection.phase(), Phase::Closing(_)));
             // A session that ended by itself does not use up the pace.
             if next.is_some() && !pace.try_close(now) {
                 return None;
             }
-            left.pop();
+            remaining.pop();
             if next.is_some() {
                 return next;
             }
         }
     }
 
-    fn has_left(&self) -> bool {
-        self.departure.borrow().as_ref().is_some_and(|departure| departure.left.is_empty())
+    fn is_drained(&self) -> bool {
+        self.drain.borrow().as_ref().is_some_and(|drain| drain.remaining.is_empty())
             && self.health.load() == 0
     }
 
@@ -341,14 +341,14 @@ impl Worker {
 
     /// When the session reaches its age limit. Never while draining, which closes all sessions in its own
     /// order.
-    pub fn end_of_age(&self, session: SessionId, born: Tick) -> Tick {
-        if self.leaving.is_cancelled() { Tick::NEVER } else { self.age.get().end(session, born) }
+    pub fn end_of_age(&self, session: SessionId, created: Tick) -> Tick {
+        if self.draining.is_cancelled() { Tick::NEVER } else { self.age.get().end(session, created) }
     }
 
     // ---- connections ----
 
     /// Creates a connection, without a transport yet.
-    pub fn open(self: &Rc<Self>, start: Start) -> Lease {
+    pub fn open(self: &Rc<Self>, start: Start) -> ConnectionGuard {
         let ages = self.end_of_age(start.session.id(), start.now);
         let first = start.first_ping.min(ages);
         let now = start.now;
@@ -356,15 +356,15 @@ impl Worker {
         let key = connections.insert_with_key(|key| Rc::new(Connection::new(key, start)));
         let connection = Rc::clone(connections.get(key).expect("inserted above"));
         self.set_timer(first.min(connection.expires(now)), &connection);
-        Lease { worker: Rc::clone(self), connection }
+        ConnectionGuard { worker: Rc::clone(self), connection }
     }
 
-    /// Removes a connection that has ended. Only its lease calls this.
+    /// Removes a connection that has ended. Only its guard calls this.
     pub fn forget(&self, connection: &Connection) {
         let phase = connection.phase();
         connection.begin_close(self, CloseReason::Lost);
         connection.detach();
-        connection.give_back(self);
+        connection.release_memory(self);
         self.connections.borrow_mut().remove(connection.key());
         let reason = match phase {
             Phase::Closing(reason) => reason,

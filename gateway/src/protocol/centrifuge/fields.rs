@@ -102,7 +102,7 @@ impl Publish<'_> {
     }
 }
 
-/// Whether a field says anything but its default: nothing, `null`, `false`, 0, or empty.
+/// Whether a field has another value than its default: absent, `null`, `false`, 0, or empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asked(pub(super) bool);
 

@@ -133,7 +133,8 @@ impl Ndjson {
         let Object(Published { room, event, data, base64 }) = serde_json::from_slice(text).ok()?;
         let data = match (data, base64) {
             (Some(data), None) => {
-                // A string is published as its text, unless the text is JSON itself: it must come back as a string.
+                // A string is published as its text, unless that text is itself JSON: delivery must turn it
+                // into a string again.
                 let bytes = text.slice_ref(data.get().as_bytes());
                 match serde_json::from_slice::<String>(&bytes).map(Data::text) {
                     Ok(text) if !text.is_json() => text,

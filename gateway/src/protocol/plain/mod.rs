@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_closes_only_who_asked_for_it() {
+    fn a_gap_closes_only_sessions_that_asked_for_it() {
         let lobby = RoomName::new("lobby").unwrap();
         let gap = News::Gap(&lobby, broker_bridge::GapCause::Interrupted);
         let mut out = Packets::default();

@@ -2,7 +2,7 @@
 
 use broker_bridge::PublishRequest;
 
-use super::{Carrier, Connection, Counted, Phase};
+use super::{Attachment, Connection, Counted, Phase};
 use crate::{
     shard::{tally::Tally, worker::Worker},
     vocabulary::CloseReason,
@@ -50,7 +50,7 @@ impl Connection {
 
     /// Frees memory, because the node is short of it and this connection holds much. Begins to close the
     /// connection; if it is closing already, drops the rest of its output.
-    pub fn give_way(&self, worker: &Worker) {
+    pub fn free_memory(&self, worker: &Worker) {
         if matches!(self.phase.get(), Phase::Closing(_)) {
             self.outbound.borrow_mut().discard();
             self.count_outbound(worker);
@@ -61,7 +61,7 @@ impl Connection {
     }
 
     /// Drops everything it holds: the connection has ended.
-    pub fn give_back(&self, worker: &Worker) {
+    pub fn release_memory(&self, worker: &Worker) {
         self.outbound.borrow_mut().discard();
         self.count_outbound(worker);
         self.drop_blocked(worker);
@@ -114,7 +114,7 @@ impl Connection {
     pub(super) fn drop_incomplete(&self, worker: &Worker) {
         let held = self.decoder.borrow().heap_bytes();
         if held > 0 {
-            self.deaf.set(true);
+            self.ignores_input.set(true);
             self.decoder.replace(Decoder::new());
             Self::count_incomplete(worker, held, 0);
         }
@@ -122,9 +122,9 @@ impl Connection {
 
     /// Bytes that TLS has taken and the socket has not.
     fn unsent(&self) -> usize {
-        match &*self.carrier.borrow() {
-            Carrier::Socket { stream, .. } => stream.unsent(),
-            Carrier::Coming | Carrier::Response(_) | Carrier::Gone => 0,
+        match &*self.attachment.borrow() {
+            Attachment::Socket { stream, .. } => stream.unsent(),
+            Attachment::Pending | Attachment::Response(_) | Attachment::Detached => 0,
         }
     }
 }

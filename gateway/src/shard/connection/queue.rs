@@ -28,13 +28,13 @@ pub struct BatchDelivery<'a> {
     pub limit: usize,
     pub lane: RoomLane,
     pub overflow: Overflow,
-    /// Whether some members' messages have heads of their own.
+    /// Whether any members have per-member heads.
     pub with_heads: bool,
 }
 
 impl BatchDelivery<'_> {
-    /// How many frames a member's queue takes for it at most: what may have to make way one by one is queued one by one,
-    /// and so is what has heads in between.
+    /// The most frames that a member's queue takes for it. With a policy that drops single publications, each
+    /// is queued by itself, and so are messages with heads in between.
     pub fn frames(&self) -> usize {
         if self.overflow == Overflow::Close && !self.with_heads { 1 } else { self.batch.len() }
     }
@@ -43,14 +43,14 @@ impl BatchDelivery<'_> {
 impl Connection {
     /// Queues a batch, unless this session is excluded from it. The caller writes at the end of its turn.
     pub fn deliver(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
-        if self.hears(delivery) {
+        if self.receives(delivery) {
             self.enqueue(worker, member, delivery);
         }
     }
 
     /// Delivers a batch and writes it at once. If nothing is queued, the write bypasses the queue.
     pub fn deliver_now(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
-        if !self.hears(delivery) {
+        if !self.receives(delivery) {
             return;
         }
         if !member.has_heads() {
@@ -63,22 +63,22 @@ impl Connection {
         self.flush(worker);
     }
 
-    /// Delivers a batch without its first `said_before` publications, which came before this member joined.
+    /// Delivers a batch without its first `before_join` publications, which came before this member joined.
     /// Writes at once.
     pub fn deliver_rest(
         &self,
         worker: &Worker,
         member: &Member,
         delivery: &BatchDelivery<'_>,
-        said_before: usize,
+        before_join: usize,
     ) {
-        if said_before < delivery.batch.len() && self.hears(delivery) {
-            self.enqueue_each(worker, member, delivery, said_before);
+        if before_join < delivery.batch.len() && self.receives(delivery) {
+            self.enqueue_each(worker, member, delivery, before_join);
             self.flush(worker);
         }
     }
 
-    fn hears(&self, delivery: &BatchDelivery<'_>) -> bool {
+    fn receives(&self, delivery: &BatchDelivery<'_>) -> bool {
         !matches!(self.phase.get(), Phase::Closing(_)) && delivery.exclude != Some(self.id)
     }
 
@@ -125,7 +125,7 @@ impl Connection {
     fn queue_within(&self, worker: &Worker, frame: Frame, lane: Lane, limit: usize) -> bool {
         let pushed = self.outbound.borrow_mut().push(frame, lane, limit);
         if pushed == Err(Full) {
-            self.doom(worker, CloseReason::SlowConsumer);
+            self.close_after_turn(worker, CloseReason::SlowConsumer);
             return false;
         }
         self.count_outbound(worker);
@@ -142,11 +142,11 @@ impl Connection {
         overflow: Overflow,
         room: &RoomName,
     ) -> bool {
-        if self.doomed.get().is_some() {
+        if self.close_after_turn.get().is_some() {
             return false; // It would follow a gap that the session has not been notified of.
         }
         let limit = worker.settings().limits.outbound.get();
-        let told = {
+        let has_notice = {
             let mut outbound = self.outbound.borrow_mut();
             let full = !outbound.fits(frame.len(), limit);
             let behind = overflow == Overflow::Latest && self.wants_write.get();
@@ -154,16 +154,16 @@ impl Connection {
                 drop(outbound);
                 return self.queue(worker, frame, Lane::Room(lane));
             }
-            outbound.tells_gap(lane.room)
+            outbound.has_gap_notice(lane.room)
         };
         let mut notice = None;
-        if !told {
+        if !has_notice {
             let mut packets = worker.take_packets();
             let then = self.session.borrow_mut().dropped(room, &mut packets);
             notice = packets.take_joined();
             worker.give_packets(packets);
             if let Then::Close(reason) = then {
-                self.doom(worker, reason);
+                self.close_after_turn(worker, reason);
                 return false;
             }
         }
@@ -171,7 +171,7 @@ impl Connection {
         let pushed = self.outbound.borrow_mut().push_over(frame, lane, limit, all, notice);
         self.count_outbound(worker);
         let Ok(dropped) = pushed else {
-            self.doom(worker, CloseReason::SlowConsumer);
+            self.close_after_turn(worker, CloseReason::SlowConsumer);
             return false;
         };
         Tally::add(
@@ -183,8 +183,8 @@ impl Connection {
 
     /// Closes the connection at the end of the turn. Not at once: the shard is iterating over a room's
     /// members.
-    fn doom(&self, worker: &Worker, reason: CloseReason) {
-        self.doomed.set(self.doomed.get().or(Some(reason)));
+    fn close_after_turn(&self, worker: &Worker, reason: CloseReason) {
+        self.close_after_turn.set(self.close_after_turn.get().or(Some(reason)));
         worker.touch(self.key);
     }
 }

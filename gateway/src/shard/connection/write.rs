@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 
 use bytes::Bytes;
 
-use super::{Carrier, Connection, Phase};
+use super::{Attachment, Connection, Phase};
 use crate::{
     framing::{Frame, Packets},
     shard::{
@@ -59,7 +59,7 @@ impl Connection {
     /// Writes the queued output, with one system call if the socket takes it, and closes a connection that
     /// was too slow. If the socket does not take everything, the connection's task writes the rest.
     pub fn flush(&self, worker: &Worker) {
-        if let Some(reason) = self.doomed.take() {
+        if let Some(reason) = self.close_after_turn.take() {
             if reason == CloseReason::SlowConsumer {
                 Tally::add(&worker.tally.slow_consumers, 1);
             }
@@ -68,16 +68,16 @@ impl Connection {
         if self.ping_due.take() {
             self.ping(worker);
         }
-        let outcome = match &*self.carrier.borrow() {
-            Carrier::Coming | Carrier::Gone => Ok(()),
-            Carrier::Response(_) => {
+        let outcome = match &*self.attachment.borrow() {
+            Attachment::Pending | Attachment::Detached => Ok(()),
+            Attachment::Response(_) => {
                 if !self.outbound.borrow().is_empty() && self.offered.replace(true) {
                     self.wants_write.set(true);
                 }
                 self.wake();
                 Ok(())
             }
-            Carrier::Socket { stream, .. } => {
+            Attachment::Socket { stream, .. } => {
                 let outcome = self.write(worker, stream);
                 self.count_outbound(worker);
                 outcome
@@ -121,7 +121,7 @@ impl Connection {
     /// Whether any output waits for the socket.
     pub(super) fn has_output(&self) -> bool {
         !self.outbound.borrow().is_empty()
-            || matches!(&*self.carrier.borrow(), Carrier::Socket { stream, .. } if stream.has_unsent())
+            || matches!(&*self.attachment.borrow(), Attachment::Socket { stream, .. } if stream.has_unsent())
     }
 
     /// Writes bytes directly if nothing is queued, and there is a socket that is not known to be full.
@@ -130,11 +130,15 @@ impl Connection {
         if self.wants_write.get() || !self.outbound.borrow().is_empty() {
             return Ok(0);
         }
-        let outcome = match &*self.carrier.borrow() {
+        let outcome = match &*self.attachment.borrow() {
             // With TLS, this write also sends the records that still wait.
-            Carrier::Socket { stream, .. } if second.is_empty() => stream.try_write(&[IoSlice::new(first)]),
-            Carrier::Socket { stream, .. } => stream.try_write(&[IoSlice::new(first), IoSlice::new(second)]),
-            Carrier::Coming | Carrier::Response(_) | Carrier::Gone => Ok(0),
+            Attachment::Socket { stream, .. } if second.is_empty() => {
+                stream.try_write(&[IoSlice::new(first)])
+            }
+            Attachment::Socket { stream, .. } => {
+                stream.try_write(&[IoSlice::new(first), IoSlice::new(second)])
+            }
+            Attachment::Pending | Attachment::Response(_) | Attachment::Detached => Ok(0),
         };
         match outcome {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -164,13 +168,13 @@ impl Connection {
                 Ok(written) => {
                     // TLS takes nothing while it holds unsent records, so the kernel has everything that was
                     // taken before.
-                    if self.asking.take() {
-                        self.ask(worker);
+                    if self.ping_in_tls.take() {
+                        self.note_pinged(worker);
                     }
                     if outbound.advance(written) {
-                        self.asking.set(stream.has_unsent());
+                        self.ping_in_tls.set(stream.has_unsent());
                         if !stream.has_unsent() {
-                            self.ask(worker);
+                            self.note_pinged(worker);
                         }
                     }
                 }
@@ -187,9 +191,9 @@ impl Connection {
 
     /// A ping has bypassed the queue, into TLS or the kernel.
     fn has_sent_ping(&self, worker: &Worker) {
-        self.asking.set(self.has_output());
-        if !self.asking.get() {
-            self.ask(worker);
+        self.ping_in_tls.set(self.has_output());
+        if !self.ping_in_tls.get() {
+            self.note_pinged(worker);
         }
     }
 
@@ -200,7 +204,7 @@ impl Connection {
         if !matches!(self.phase.get(), Phase::Closing(_)) || self.has_output() {
             return;
         }
-        if let Carrier::Socket { stream, shut } = &mut *self.carrier.borrow_mut()
+        if let Attachment::Socket { stream, shut } = &mut *self.attachment.borrow_mut()
             && !*shut
         {
             *shut = true;

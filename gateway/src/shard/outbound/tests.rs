@@ -181,8 +181,8 @@ proptest! {
                 }
                 Step::Over { name, length, all } => {
                     let Lane::Room(lane) = lane(name) else { unreachable!() };
-                    let told = outbound.tells_gap(lane.room);
-                    let notice = (!told).then(|| Bytes::from(format!("!{};", name as char)));
+                    let has_notice = outbound.has_gap_notice(lane.room);
+                    let notice = (!has_notice).then(|| Bytes::from(format!("!{};", name as char)));
                     let could = outbound.may_drop(lane.room);
                     let number = &mut numbers[usize::from(name)];
                     let frame = named((name, *number), length);
@@ -201,7 +201,7 @@ proptest! {
                     dropped += gone;
                     prop_assert!(could || gone == 0);
                     prop_assert!(!all || gone > 0 || !could);
-                    prop_assert!(gone == 0 || outbound.tells_gap(lane.room));
+                    prop_assert!(gone == 0 || outbound.has_gap_notice(lane.room));
                     let waiting = outbound.iter().skip(usize::from(outbound.head_started)).filter(|f| is_of(f, lane.room)).count();
                     prop_assert!(!all || waiting == 1, "only the latest of {waiting}");
                 }
@@ -271,7 +271,7 @@ fn check(written: &[u8], count: Option<usize>) -> Result<(), TestCaseError> {
         frames += 1;
         prop_assert!(number >= next[place], "{}{number} is late", name as char);
         if number > next[place] {
-            prop_assert!(told[place], "{}{number} follows a gap that nobody has told", name as char);
+            prop_assert!(told[place], "{}{number} follows a gap without a notice", name as char);
         }
         told[place] = false;
         next[place] = number + 1;
@@ -350,8 +350,8 @@ proptest! {
                 Act::Over { room, length, all, notice } => {
                     let room = RoomTag::new(room).unwrap();
                     prop_assert_eq!(real.may_drop(room), simple.may_drop(room));
-                    prop_assert_eq!(real.tells_gap(room), simple.tells_gap(room));
-                    let notice = notice.filter(|_| !simple.tells_gap(room)).map(frame);
+                    prop_assert_eq!(real.has_gap_notice(room), simple.has_gap_notice(room));
+                    let notice = notice.filter(|_| !simple.has_gap_notice(room)).map(frame);
                     let lane = lane_of(room);
                     prop_assert_eq!(
                         real.push_over(frame(length), lane, limit, all, notice.clone()),

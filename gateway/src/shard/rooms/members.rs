@@ -37,7 +37,8 @@ impl<T> Members<T> {
         self.list.len() as u32 - 1
     }
 
-    /// Removes and returns the member at `place`, and calls `moved` for each other that stands at another place now.
+    /// Removes and returns the member at `place`, and calls `moved` for every other member whose position
+    /// changes.
     #[expect(clippy::cast_possible_truncation, reason = "places were given by `push`")]
     pub fn remove(&mut self, place: u32, moved: impl Fn(&T, u32)) -> T {
         let mut place = place as usize;
@@ -136,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn who_stays_is_served_once_whoever_comes_and_goes(size in 1_usize..20, steps in steps()) {
+        fn staying_members_are_served_exactly_once(size in 1_usize..20, steps in steps()) {
             let mut room = Room::default();
             (0..size).for_each(|_| room.join());
             let mut stays: HashSet<u32> = room.here.keys().copied().collect();
@@ -158,9 +159,9 @@ mod tests {
                         let count = names.len();
                         names.sort_unstable();
                         names.dedup();
-                        prop_assert_eq!(names.len(), count, "somebody was served twice");
+                        prop_assert_eq!(names.len(), count, "a member was served twice");
                         for name in &stays {
-                            prop_assert!(names.contains(name), "{} was passed over", name);
+                            prop_assert!(names.contains(name), "{} was skipped", name);
                         }
                         // A new round begins.
                         stays = room.here.keys().copied().collect();

@@ -43,7 +43,7 @@ pub struct Tls {
     /// `close_notify` has been queued: shut the socket once everything has been sent.
     closing: bool,
     /// Whether the peer has sent anything.
-    heard: bool,
+    received: bool,
     /// Plaintext accepted since the socket last took everything.
     unsent: usize,
 }
@@ -53,7 +53,7 @@ impl Tls {
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         let mut connection = ServerConnection::new(config)?;
         connection.set_buffer_limit(Some(UNSENT));
-        Ok(Self { connection, closing: false, heard: false, unsent: 0 })
+        Ok(Self { connection, closing: false, received: false, unsent: 0 })
     }
 
     /// Continues the handshake as far as the socket allows.
@@ -77,8 +77,8 @@ impl Tls {
     }
 
     /// Whether the peer has sent anything. A probe that only connects has not.
-    pub fn heard(&self) -> bool {
-        self.heard
+    pub fn has_received(&self) -> bool {
+        self.received
     }
 
     /// Whether a read can return without waiting for the socket.
@@ -151,7 +151,7 @@ impl Tls {
 
     fn fill(&mut self, wire: &impl Wire) -> io::Result<usize> {
         let read = self.connection.read_tls(&mut Reading(wire))?;
-        self.heard |= read > 0;
+        self.received |= read > 0;
         if let Err(error) = self.connection.process_new_packets() {
             // Send the alert that tells why. The connection ends whether it arrives or not.
             drop(self.close(wire));

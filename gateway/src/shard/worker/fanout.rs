@@ -48,7 +48,7 @@ impl Worker {
     }
 
     /// Begins a round that reports a gap to every member.
-    pub(super) fn tell_gap(&self, room: &RoomName, cause: GapCause) {
+    pub(super) fn report_gap(&self, room: &RoomName, cause: GapCause) {
         let mut rounds = self.rounds.borrow_mut();
         match rounds.get_mut(room) {
             Some(round) => round.wait(Waiting::Gap(cause)),
@@ -72,7 +72,7 @@ impl Worker {
         match &round.step {
             Step::Gap(_) => PER_GAP,
             Step::Publications(batch) => {
-                // The tag does not matter here.
+                // Any tag will do here.
                 self.rooms
                     .borrow()
                     .get(room)
@@ -91,21 +91,21 @@ impl Worker {
             .get_mut(&room)
             .map(|known| (known.tag, known.with_heads > 0, known.members.next_slice(most, slice)));
         if let Some((tag, with_heads, _)) = found {
-            let said_before = |member: &Member| {
-                if round.has_newcomers() { round.said_before(member.connection.since(&room)) } else { 0 }
+            let before_join = |member: &Member| {
+                if round.has_newcomers() { round.count_before(member.connection.since(&room)) } else { 0 }
             };
             match &round.step {
                 Step::Publications(batch) => {
                     let delivery = self.delivery(batch, tag, with_heads);
                     for member in slice.iter() {
-                        match said_before(member) {
+                        match before_join(member) {
                             0 => member.connection.deliver_now(self, member, &delivery),
                             some => member.connection.deliver_rest(self, member, &delivery, some),
                         }
                     }
                 }
                 Step::Gap(cause) => {
-                    for member in slice.iter().filter(|member| said_before(member) == 0) {
+                    for member in slice.iter().filter(|member| before_join(member) == 0) {
                         member.connection.gap(self, &room, *cause);
                     }
                 }

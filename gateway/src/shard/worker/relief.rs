@@ -8,7 +8,7 @@
 //!
 //! Closing a session frees what only it holds. A publication waits in many queues at once but is in memory
 //! once ([`Budget::share`](crate::budget::Budget::share)), so each session counts only with its share of it
-//! ([`Crowd`]): many sessions that are behind in one room must not be closed before one session that fills
+//! ([`QueueCounts`]): many sessions that are behind in one room must not be closed before one session that fills
 //! its own queue.
 
 use std::{
@@ -35,9 +35,9 @@ const CLOSED_PER_TURN: usize = 64;
 /// In how many queues each publication waits. Only the oldest and the newest of each queue are counted: those
 /// in between have mostly gone to the same sessions, and counting all would take as long as a fan-out.
 #[derive(Default)]
-pub(super) struct Crowd(HashMap<usize, usize, foldhash::fast::RandomState>);
+pub(super) struct QueueCounts(HashMap<usize, usize, foldhash::fast::RandomState>);
 
-impl Crowd {
+impl QueueCounts {
     /// Counts a queue by its oldest and its newest publication.
     pub(super) fn add(&mut self, ends: [usize; 2]) {
         let [oldest, newest] = ends;
@@ -95,7 +95,7 @@ impl Worker {
             if let Some(connection) = self.connection(key) {
                 connection.holds.set(false);
                 tracing::debug!(session = %connection.id(), bytes, "closing a session to free memory");
-                connection.give_way(self);
+                connection.free_memory(self);
                 connection.note_holding(self);
                 self.tally.settle_memory(budget);
                 closed += 1;
@@ -129,7 +129,7 @@ impl Worker {
     /// would free.
     fn take_holders(&self) -> Vec<(usize, ConnectionKey)> {
         let keys = std::mem::take(&mut self.holders.borrow_mut().keys);
-        let mut crowd = Crowd::default();
+        let mut counts = QueueCounts::default();
         let holding: Vec<Rc<Connection>> = keys
             .into_iter()
             .filter_map(|key| {
@@ -140,11 +140,11 @@ impl Worker {
             })
             .collect();
         for (_, ends) in holding.iter().filter_map(|connection| connection.publications()) {
-            crowd.add(ends);
+            counts.add(ends);
         }
         let freed = |connection: Rc<Connection>| {
             let shared =
-                connection.publications().map_or(0, |(bytes, ends)| bytes - bytes / crowd.holders(ends));
+                connection.publications().map_or(0, |(bytes, ends)| bytes - bytes / counts.holders(ends));
             (connection.fullness().saturating_sub(shared), connection.key())
         };
         holding.into_iter().map(freed).collect()
@@ -156,13 +156,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crowd_shares_what_a_loner_holds_alone() {
-        let mut crowd = Crowd::default();
+    fn sessions_in_one_room_share_their_publications() {
+        let mut counts = QueueCounts::default();
         // Three sessions in one room, one of them further behind; one alone; one alone except for the newest.
         let queues = [[1, 9], [1, 9], [0, 9], [5, 6], [7, 9], [8, 8]];
         for ends in queues {
-            crowd.add(ends);
+            counts.add(ends);
         }
-        assert_eq!(queues.map(|ends| crowd.holders(ends)), [2, 2, 1, 1, 1, 1]);
+        assert_eq!(queues.map(|ends| counts.holders(ends)), [2, 2, 1, 1, 1, 1]);
     }
 }

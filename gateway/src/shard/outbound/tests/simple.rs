@@ -69,7 +69,7 @@ impl Simple {
         self.frames.range(usize::from(self.head_started)..).any(|frame| frame.is_of(room))
     }
 
-    pub fn tells_gap(&self, room: RoomTag) -> bool {
+    pub fn has_gap_notice(&self, room: RoomTag) -> bool {
         let tells = |frame: &Frame| matches!(frame.lane, Lane::Gap(lane) if lane.room == room);
         self.frames.range(usize::from(self.head_started)..).any(tells)
     }

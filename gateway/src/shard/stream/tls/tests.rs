@@ -198,7 +198,7 @@ fn a_full_wire_bounds_what_is_taken() {
 }
 
 #[test]
-fn the_wire_is_shut_after_the_last_word() {
+fn the_wire_is_shut_after_close_notify() {
     let (mut tls, mut client) = pair();
     let wire = FakeWire::moving(usize::MAX);
     introduce(&mut tls, &mut client, &wire);
@@ -215,7 +215,7 @@ fn the_wire_is_shut_after_the_last_word() {
 }
 
 #[test]
-fn an_end_that_was_said_is_told_from_one_that_was_not() {
+fn an_announced_end_differs_from_an_abrupt_one() {
     for said in [true, false] {
         let (mut tls, mut client) = pair();
         let wire = FakeWire::stuttering();

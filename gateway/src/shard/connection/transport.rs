@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::task::AbortHandle;
 
-use super::{Carrier, Connection, MAX_IN_FLIGHT, Phase};
+use super::{Attachment, Connection, MAX_IN_FLIGHT, Phase};
 use crate::{
     limits::Allowance,
     protocol::Message,
@@ -30,12 +30,12 @@ const MAX_OVERHEAD: usize = 4 * 1024;
 impl Connection {
     /// Makes this socket the transport of the connection. `read_ahead` was read along with the handshake.
     pub fn attach_socket(&self, worker: &Worker, stream: Stream, read_ahead: &Bytes) {
-        if matches!(&*self.carrier.borrow(), Carrier::Gone) {
+        if matches!(&*self.attachment.borrow(), Attachment::Detached) {
             return; // cut during the upgrade
         }
         // The setting may have changed since the socket was accepted.
-        stream.set_patience(worker.settings().heartbeat.timeout);
-        self.carrier.replace(Carrier::Socket { stream, shut: false });
+        stream.set_tcp_user_timeout(worker.settings().heartbeat.timeout);
+        self.attachment.replace(Attachment::Socket { stream, shut: false });
         if !read_ahead.is_empty() {
             let mut bytes = read_ahead.to_vec();
             self.consume(worker, &mut bytes);
@@ -45,7 +45,7 @@ impl Connection {
 
     /// Makes a response body the transport of the connection.
     pub fn attach_response(&self, http: AbortHandle) {
-        self.carrier.replace(Carrier::Response(http));
+        self.attachment.replace(Attachment::Response(http));
     }
 
     /// Takes the next bytes for a response; `None` ends it.
@@ -67,8 +67,8 @@ impl Connection {
         self.set_waker(cx);
         for _ in 0..READS_PER_TURN {
             if self.wants_write.get() {
-                let ready = match &*self.carrier.borrow() {
-                    Carrier::Socket { stream, .. } => stream.poll_write_ready(cx).is_ready(),
+                let ready = match &*self.attachment.borrow() {
+                    Attachment::Socket { stream, .. } => stream.poll_write_ready(cx).is_ready(),
                     _ => return Poll::Ready(()),
                 };
                 if ready {
@@ -80,8 +80,8 @@ impl Connection {
             if self.must_pause() {
                 return Poll::Pending; // woken when publications are settled or the socket becomes writable
             }
-            let outcome = match &*self.carrier.borrow() {
-                Carrier::Socket { stream, .. } => match stream.poll_read_ready(cx) {
+            let outcome = match &*self.attachment.borrow() {
+                Attachment::Socket { stream, .. } => match stream.poll_read_ready(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(error)) => Err(error),
                     Poll::Ready(Ok(())) => self.read(worker, stream),
@@ -114,7 +114,7 @@ impl Connection {
     fn read(&self, worker: &Worker, stream: &Stream) -> io::Result<usize> {
         let mut buffer = worker.scratch.borrow_mut();
         let read = stream.try_read(&mut buffer)?;
-        self.hear(worker.now());
+        self.note_received(worker.now());
         if let Some(bytes) = buffer.get_mut(..read) {
             self.consume(worker, bytes);
         }
@@ -137,7 +137,7 @@ impl Connection {
     fn decode(&self, worker: &Worker, bytes: &mut [u8], max_message: usize) {
         let mut decoder = self.decoder.borrow_mut();
         let mut feed = decoder.feed(bytes, max_message);
-        while !self.deaf.get() {
+        while !self.ignores_input.get() {
             let mut charge = Charge::default();
             match feed.next_paid(&mut |bytes| self.pay(worker, &mut charge, bytes)) {
                 Ok(Some((event, size))) => {
@@ -150,14 +150,14 @@ impl Connection {
                     if unpaid > max_message + MAX_OVERHEAD {
                         // Endless fragments, each with almost no payload.
                         let bytes = self.unpaid.take() as usize;
-                        self.ask_session(worker, |session, around, effects| {
+                        self.with_session(worker, |session, around, effects| {
                             session.receive_other(bytes, around, effects);
                         });
                     }
                     return;
                 }
                 Err(error) => {
-                    self.deaf.set(true);
+                    self.ignores_input.set(true);
                     if let (ProtocolError::NotPaidFor, Some(limit)) = (error, charge.refused()) {
                         worker.context.metrics.limited(limit);
                         self.begin_close(worker, CloseReason::OverLimit(limit));
@@ -182,7 +182,7 @@ impl Connection {
         let size = charge.bytes_received();
         if let Phase::Closing(_) = self.phase.get() {
             // A close frame ends the wait. Anything else came too late.
-            self.deaf.set(matches!(event, Event::Close(_)));
+            self.ignores_input.set(matches!(event, Event::Close(_)));
             return;
         }
         let message = match event {
@@ -190,7 +190,7 @@ impl Connection {
             Event::Binary(payload) => Message::Binary(payload.into_bytes()),
             Event::Ping(payload) => {
                 let pong = websocket::pong(payload);
-                self.ask_session(worker, |session, around, effects| {
+                self.with_session(worker, |session, around, effects| {
                     if session.receive_other(size, around, effects) {
                         effects.push(Effect::Send(pong));
                     }
@@ -198,12 +198,12 @@ impl Connection {
                 return;
             }
             Event::Pong(_) => {
-                return self.ask_session(worker, |session, around, effects| {
+                return self.with_session(worker, |session, around, effects| {
                     session.pong(size, around, effects);
                 });
             }
             Event::Close(frame) => {
-                self.deaf.set(true);
+                self.ignores_input.set(true);
                 let answer = websocket::close_answer(frame.map(|frame| frame.code));
                 self.close_with(worker, CloseReason::Client, Some(answer));
                 return;
@@ -212,7 +212,7 @@ impl Connection {
         let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
         Tally::add(&worker.tally.messages_in, 1);
         Tally::add(&worker.tally.payload_in, bytes.len());
-        self.ask_session(worker, |session, around, effects| {
+        self.with_session(worker, |session, around, effects| {
             let mut commands = worker.take_commands();
             session.receive(message, charge, around, &mut commands, effects);
             worker.give_commands(commands);
@@ -220,7 +220,7 @@ impl Connection {
     }
 
     /// Passes something that the client did to the session, and runs the resulting effects.
-    fn ask_session(&self, worker: &Worker, tell: impl FnOnce(&mut Session, &Surroundings<'_>, &mut Effects)) {
+    fn with_session(&self, worker: &Worker, act: impl FnOnce(&mut Session, &Surroundings<'_>, &mut Effects)) {
         let mut effects = worker.take_effects();
         {
             let settings = worker.settings();
@@ -231,7 +231,7 @@ impl Connection {
                 rooms_per_session: settings.limits.rooms_per_session,
                 allowance: Allowance { session: &meters, node: worker.context.settings.limiters() },
             };
-            tell(&mut self.session.borrow_mut(), &around, &mut effects);
+            act(&mut self.session.borrow_mut(), &around, &mut effects);
         }
         self.run(worker, &mut effects);
         worker.give_effects(effects);
