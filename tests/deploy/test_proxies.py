@@ -2,10 +2,10 @@
 
 import concurrent.futures
 import contextlib
+import http.client
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 
 import pytest
@@ -241,11 +241,11 @@ def test_an_early_refusal_is_passed_on_and_poisons_nobody(kind, stage):
     body = b"x" * (1024 * 1024)
 
     def post(_):
-        request = urllib.request.Request(url, data=body, headers={"Content-Type": "text/plain"})
-        try:
-            return urllib.request.urlopen(request, timeout=10).status
-        except urllib.error.HTTPError as refusal:
-            return refusal.code
+        client = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        # Caddy reads 256 KiB of a body that nobody wants and then closes its side; the answer has arrived by then.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.request("POST", "/rooms/lobby", body, {"Content-Type": "text/plain"})
+        return client.getresponse().status
 
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         assert list(pool.map(post, range(12))) == [401] * 12
