@@ -314,6 +314,8 @@ async fn a_client_that_does_not_read_its_refusals_is_not_read() -> Result<()> {
 async fn the_memory_of_three_crowds_goes_back_to_the_system() -> Result<()> {
     const READERS: usize = 500;
     const QUEUED: u64 = 100 * MIB;
+    /// What the allocator may keep, in caches of threads and for its own books; about 4 MiB, however large the crowds.
+    const KEPT: u64 = 6 * MIB;
     let redis = RedisServer::start().await?;
     let node = Builder::new().set("broker.url", &redis.url()).set("limits.memory", "1GiB").start().await?;
     let mut backend = Backend::connect(&redis).await?;
@@ -334,12 +336,7 @@ async fn the_memory_of_three_crowds_goes_back_to_the_system() -> Result<()> {
     }
     let left = eventually("the memory is given back", async || {
         let now = node.resident_bytes().map_err(|error| format!("{error:#}"))?;
-        // Within 1.3 times of what it was.
-        if now * 10 <= start * 13 {
-            Ok(now)
-        } else {
-            Err(format!("{now} bytes resident, {start} at the start"))
-        }
+        if now <= start + KEPT { Ok(now) } else { Err(format!("{now} bytes resident, {start} at the start")) }
     })
     .await?;
     println!("{} KiB resident at the start, {} KiB after three crowds", start / 1024, left / 1024);
