@@ -1,4 +1,4 @@
-// Socket.IO with its Redis adapter: `join` (room) with an acknowledgement, `m` (room, data) to everybody in it.
+// Socket.IO with its Redis adapter: `join` (room) with an acknowledgement, `m` (room, data) to all its members.
 import { createServer } from 'node:http';
 import { createAdapter } from '@socket.io/redis-adapter';
 import { createClient } from 'redis';

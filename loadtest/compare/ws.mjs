@@ -1,4 +1,4 @@
-// A broadcast server on `ws`: the room is the path, and what one member says everybody hears.
+// A broadcast server on `ws`: the path is the room, and every message goes to all its members.
 import { WebSocket, WebSocketServer } from 'ws';
 
 const rooms = new Map();

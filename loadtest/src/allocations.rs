@@ -1,7 +1,7 @@
-//! What receiving a message allocates, counted: nothing, whatever is spoken.
+//! Receiving a message allocates nothing, in any protocol.
 //!
-//! A tester that allocates measures its allocator. The way counted is the whole one, from the socket to the
-//! books; a frame that arrives in two pieces is kept, but in memory that the member has already.
+//! A tester that allocates measures its allocator. The count covers the whole path, from the socket to the
+//! accounting. The rest of a frame that arrives in two pieces is kept in memory that the member already has.
 
 use std::{
     io::Write,
@@ -27,7 +27,7 @@ use crate::{
 static HEAP: dhat::Alloc = dhat::Alloc;
 
 const MEMBERS: u32 = 8;
-/// Messages before the count begins, and while it goes on.
+/// Messages before the count starts, and while it runs.
 const EARLIER: u64 = 10;
 const COUNTED: u64 = 50;
 
@@ -37,7 +37,7 @@ const AGREED: &str = "Sec-WebSocket-Extensions: permessage-deflate; server_no_co
 
 #[test]
 fn what_arrives_allocates_nothing() {
-    // There is one heap for all tests of a process, so the count has a process to itself.
+    // All tests of a process share one heap, so the count runs in its own process.
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output =
         command.args(["--ignored", "--exact", "allocations::counted", "--nocapture"]).output().unwrap();
@@ -106,7 +106,8 @@ impl Stage {
     fn count(mut self) {
         let messages: Vec<Vec<u8>> = (0..EARLIER + COUNTED).map(|sequence| self.message(sequence)).collect();
         let (earlier, counted) = messages.split_at(usize::try_from(EARLIER).unwrap());
-        // What is kept of a frame finds its memory: at first almost all of it, later a half.
+        // Buffers for partial frames reach their size here: the first piece is almost the whole frame, later
+        // half of it.
         self.broadcast(earlier, |length| length - 1);
         let profiler = dhat::Profiler::builder().testing().build();
         self.broadcast(counted, |length| length / 2);
@@ -117,7 +118,8 @@ impl Stage {
         assert_eq!(allocated, 0, "allocations for {COUNTED} messages to {MEMBERS} members: {what}");
     }
 
-    /// Sends `messages` to everybody, every other one in two pieces, and lets everybody receive each.
+    /// Sends `messages` to all members, every other one in two pieces, and lets each member receive each of
+    /// them.
     fn broadcast(&mut self, messages: &[Vec<u8>], first_piece: fn(usize) -> usize) {
         for (number, message) in messages.iter().enumerate() {
             let cut = if number % 2 == 0 { message.len() } else { first_piece(message.len()) };
@@ -154,7 +156,7 @@ impl Stage {
     }
 }
 
-/// What a server says until a client of `protocol` stands.
+/// What a server sends until a client of `protocol` is ready.
 fn welcome(protocol: Protocol, deflate: bool) -> Vec<u8> {
     let words: &[&str] = match protocol {
         Protocol::Plain | Protocol::Raw | Protocol::Bare => &[],

@@ -1,7 +1,7 @@
-//! What one process has counted: the side of [`worker`](crate::worker) that events change.
+//! The counts of one process: the part of [`worker`](crate::worker) that events change.
 //!
-//! Owns the accounts of every client here and what is told about them. Recording an arrival allocates nothing
-//! unless something is missing.
+//! Owns the accounts of this process's clients and the update that reports them. Recording an arrival
+//! allocates nothing unless a message is missing.
 
 use std::collections::BTreeMap;
 
@@ -17,44 +17,44 @@ use crate::{
     websocket::WireError,
 };
 
-/// More accounts than this are a plan that does not fit: 32 bytes each.
+/// With more accounts than this, at 32 bytes each, the plan does not fit.
 const MAX_ACCOUNTS: usize = 50_000_000;
 
-/// How many different reasons for a refusal are told apart.
+/// How many different reasons for a refusal are counted separately.
 const MAX_REASONS: usize = 32;
 
-/// The books of this process.
+/// The counts of this process.
 pub struct Books {
     pub chairs: Vec<Chair>,
     pages: Vec<Page>,
     accounts: Vec<Account>,
     connects: Latencies,
-    /// What is told next.
+    /// The next update.
     pub news: Update,
     standing: u32,
     tolerant: bool,
-    /// What the run died of.
+    /// Why the run failed.
     pub failure: Option<String>,
 }
 
-/// One client here.
+/// One client of this process.
 #[derive(Clone, Copy, Debug)]
 pub struct Chair {
     pub group: usize,
     pub place: Place,
-    /// Among all clients of the run.
+    /// Its number among all clients of the run.
     pub number: u32,
     /// Its first account.
     account: usize,
 }
 
-/// What is counted of one group.
+/// The counts of one group.
 struct Page {
     first_room: u32,
     /// How many rooms a listener is in.
     rooms_per_client: u32,
     voices: u32,
-    /// A listener that hears itself has been lied to.
+    /// Whether a listener must not receive its own messages (the server does not echo).
     deaf: bool,
     dialect: Dialect,
     finder: Finder,
@@ -63,7 +63,7 @@ struct Page {
 }
 
 impl Books {
-    /// Empty books for the clients of this part of `plan`, whose groups speak `dialects`.
+    /// Empty counts for the clients of this part of `plan`, whose groups use `dialects`.
     pub fn new(plan: &Plan, dialects: &[Dialect]) -> anyhow::Result<Self> {
         let mut accounts = 0_usize;
         let mut chairs = Vec::new();
@@ -108,7 +108,7 @@ impl Books {
         self.pages.get_mut(group).map(|page| &mut page.tally)
     }
 
-    /// Everything that has happened since the last time.
+    /// Everything that has happened since the previous update.
     pub fn take_news(&mut self) -> Update {
         let connects: Sparse = self.connects.take();
         let groups = self.pages.iter_mut().map(|page| {
@@ -120,7 +120,7 @@ impl Books {
         Update { connects, groups, failure, standing: self.standing, ..std::mem::take(&mut self.news) }
     }
 
-    /// Records what the swarm has seen.
+    /// Records an event of the swarm.
     pub fn note(&mut self, event: Event<'_>) {
         match event {
             Event::Message { member, payload, at } => self.message(member, payload, at),
@@ -145,7 +145,7 @@ impl Books {
                 {
                     tally.lost += 1;
                 }
-                // A client that has stopped reading is expected to be dropped.
+                // The server is expected to drop a client that has stopped reading.
                 if chair.place.role != Role::Stalled {
                     let words = format!("client {}: {why}", chair.number + 1);
                     self.news.first_loss.get_or_insert(words);
@@ -154,7 +154,7 @@ impl Books {
         }
     }
 
-    /// A connection that did not come about.
+    /// Records a connection that failed before it was ready.
     pub fn refuse(&mut self, member: usize, why: &Lost) {
         let words = match why {
             Lost::Wire(WireError::Refused(status)) => format!("status {status}"),
@@ -163,27 +163,27 @@ impl Books {
         self.refuse_for(member, words);
     }
 
-    /// The same, in words.
+    /// The same, with the reason as text.
     pub fn refuse_for(&mut self, member: usize, why: String) {
         if !self.tolerant && self.role(member) != Some(Role::Visitor) {
             let number = self.chairs.get(member).map_or(0, |chair| chair.number + 1);
-            self.failure.get_or_insert_with(|| format!("client {number} does not stand: {why}"));
+            self.failure.get_or_insert_with(|| format!("client {number} did not become ready: {why}"));
         }
         count(&mut self.news.refused, why);
     }
 
-    /// The tester itself has ended the connection of `member`.
+    /// Records that the tester itself has closed the connection of `member`.
     pub fn leave(&mut self, member: usize) {
         self.standing = self.standing.saturating_sub(1);
         self.settle_visit(member);
     }
 
-    /// Nobody is here any more.
+    /// Records that all clients have been dropped.
     pub fn all_left(&mut self) {
         self.standing = 0;
     }
 
-    /// Brings the accounts of visitors to their end.
+    /// Closes the accounts of visitors.
     pub fn conclude(&mut self) {
         for member in 0..self.chairs.len() {
             self.settle_visit(member);
@@ -203,7 +203,8 @@ impl Books {
         }
     }
 
-    /// What a visitor has missed between its first message and its last is missing; then it is a stranger.
+    /// Ends a visit: messages missing between the visitor's first and last are counted, and its account is
+    /// reset.
     fn settle_visit(&mut self, member: usize) {
         let Some(chair) = self.chairs.get(member).filter(|chair| chair.place.role == Role::Visitor) else {
             return;

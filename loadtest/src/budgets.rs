@@ -1,8 +1,7 @@
-//! The engine's budgets, each measured and held against its bound.
+//! The engine's budgets: measures each and compares it with its bound.
 //!
-//! Owns how a budget is measured and how the outcome is told; what the budgets are stands in [`list`]. Every
-//! measurement is a run of this program itself with flags that a person could type, against servers that are
-//! started for it.
+//! Owns how budgets are measured and reported; [`list`] defines them. Every measurement runs this program
+//! with flags that a person could type, against servers started for it.
 
 pub mod list;
 mod site;
@@ -31,13 +30,13 @@ use crate::{
     workshop::{self, Workshop, said},
 };
 
-/// So many rounds a budget asks for.
+/// The number of rounds that a budget needs.
 const ENOUGH: u32 = 5;
 
-/// If others use more of a core than this, the numbers are theirs, too.
+/// If other processes use more of a core than this, the numbers are not reliable.
 const QUIET: f64 = 0.1;
 
-/// What came of it all.
+/// All results.
 #[derive(Debug, Serialize)]
 struct Results {
     machine: Machine,
@@ -50,23 +49,23 @@ struct Results {
     preamble: String,
 }
 
-/// What came of one budget.
+/// The result of one budget.
 #[derive(Debug, Serialize)]
 struct Row {
     name: &'static str,
     title: &'static str,
     unit: &'static str,
-    /// In words; nothing if there is none.
+    /// As text; `None` if there is no bound.
     bound: Option<String>,
     median: Option<f64>,
     /// The smallest and the largest round.
     range: Option<(f64, f64)>,
     outcome: Outcome,
-    /// How much of a core processes used that have nothing to do with it.
+    /// How much of a core unrelated processes used.
     others: f64,
-    /// What gives the number.
+    /// The commands that produce the number.
     commands: Vec<String>,
-    /// What the node was started with besides.
+    /// The node's additional settings.
     settings: Vec<String>,
 }
 
@@ -77,21 +76,21 @@ enum Outcome {
     Missed,
     /// There is no bound.
     Known,
-    /// What it needs is not installed.
+    /// It needs something that is not installed.
     Skipped(String),
     /// It could not be measured.
     Failed(String),
 }
 
-/// The rounds of one measurement, by what was run: several budgets may read from it.
+/// The rounds of one measurement, keyed by its run: several budgets may read from it.
 struct Measured {
     of: &'static Budget,
     others: f64,
-    /// A round's report, and that of the run beside it.
+    /// The report of each round, and that of the run it is compared with.
     reports: anyhow::Result<Vec<(Value, Value)>>,
 }
 
-/// Measures the budgets, prints them, and writes them down.
+/// Measures the budgets, prints them, and writes the results.
 pub fn run(args: &Budgets) -> anyhow::Result<Verdict> {
     if args.list {
         report::print(&listed())?;
@@ -148,11 +147,11 @@ fn measure_all(
                 row.read(budget, measured);
             }
         }
-        // All of them take a while; what there is is told early, beside the report.
+        // Measuring takes a while, so each result is printed as soon as it is known.
         let _: std::io::Result<()> = writeln!(std::io::stderr(), "{}: {}", row.name, row.summary());
         results.budgets.push(row);
     }
-    // A signal may have come in the middle of the last one, which is then not whole.
+    // A signal may have arrived during the last budget, which is then incomplete.
     if results.budgets.last().is_some_and(|row| matches!(row.outcome, Outcome::Failed(_))) {
         results.interrupted = results.interrupted.or_else(|| stop.cause());
     }
@@ -161,7 +160,7 @@ fn measure_all(
     Ok(results.verdict())
 }
 
-/// What there is to be measured.
+/// The list of budgets.
 fn listed() -> Document {
     let mut table = Table::new("", &["name and what it is", "bound"]);
     for Budget { name, title, unit, bound, .. } in BUDGETS {
@@ -170,7 +169,7 @@ fn listed() -> Document {
     Document { title: "The engine's budgets".into(), tables: vec![table], ..Document::default() }
 }
 
-/// Why `budget` cannot be measured here.
+/// Why `budget` cannot be measured on this machine.
 fn lacking(budget: &Budget) -> Option<String> {
     let redis = budget.node.is_some_and(|node| node.redis).then_some("redis-server");
     let strip = (budget.found == Found::Stripped).then_some("strip");
@@ -214,14 +213,14 @@ fn measure(
         return Ok(vec![(workshop.run(&flags)?, Value::Null)]);
     }
     for round in 0..rounds {
-        // A median of fewer rounds than asked for is not what the budget is about.
+        // A median of fewer rounds than requested does not answer the budget.
         ensure!(!stop.is_set(), "ended after {round} of {rounds} rounds");
         let beside = match budget.found {
             Found::Ratio { to, .. } => Some(to),
             _ => None,
         };
         if round > 0 && beside.is_none() {
-            // The old node ends before the new one begins.
+            // The old node must end before the new one starts.
             drop(site);
             site = Site::open(workshop, budget)?;
         }
@@ -265,7 +264,7 @@ impl Row {
         }
     }
 
-    /// Reads the number out of what was measured.
+    /// Extracts the number from the reports.
     fn read(&mut self, budget: &Budget, measured: &Measured) {
         let reports = match &measured.reports {
             Ok(reports) => reports,
@@ -278,7 +277,7 @@ impl Row {
             Found::Rounds { median, .. } => number(report, median),
             Found::Run(place) => number(report, place),
             Found::Ratio { of, at, .. } => Ok(number(report, of)? / number(beside, at)?),
-            Found::Stripped => Err(anyhow::anyhow!("nothing is run")),
+            Found::Stripped => Err(anyhow::anyhow!("no run to measure")),
         };
         self.conclude(budget, reports.iter().map(each).collect());
         if let (Found::Rounds { range, .. }, Some((report, _))) = (budget.found, reports.first()) {
@@ -287,7 +286,7 @@ impl Row {
         }
     }
 
-    /// Holds the rounds' numbers against the bound.
+    /// Compares the rounds' numbers with the bound.
     fn conclude(&mut self, budget: &Budget, numbers: anyhow::Result<Vec<f64>>) {
         let numbers: Vec<f64> = match numbers {
             Ok(numbers) => numbers.into_iter().map(|number| number * budget.factor).collect(),
@@ -306,7 +305,7 @@ impl Row {
         };
     }
 
-    /// The number, its rounds, and what they amount to, in words.
+    /// The number, its range, and the outcome, as text.
     fn cells(&self) -> [String; 3] {
         let number = report::or_nothing(self.median, written);
         let range = self
@@ -375,7 +374,7 @@ impl Results {
         warnings
     }
 
-    /// A budget that was missed, or that could not be measured, fails the run; one that was skipped does not.
+    /// A budget that was missed or could not be measured fails the run; a skipped one does not.
     fn verdict(&self) -> Verdict {
         let failed = self
             .budgets
@@ -399,9 +398,9 @@ impl Results {
     /// The Markdown file.
     fn markdown(&self) -> String {
         let mut text = format!(
-            "# Budgets\n\nWritten by `tidegate-loadtest budgets`; what each number means stands in \
-             [README.md](README.md).\n\n- {}\n- {}\n- medians of {} rounds, and the smallest and the largest of \
-             them; others' CPU is what the rest of the machine used of a core meanwhile\n\n\
+            "# Budgets\n\nWritten by `tidegate-loadtest budgets`; each number is explained in \
+             [README.md](README.md).\n\n- {}\n- {}\n- medians of {} rounds, with the smallest and the largest \
+             round; others' CPU is the share of a core that the rest of the machine used meanwhile\n\n\
              | | what | budget | median | rounds | | others' CPU |\n|---|---|---:|---:|---:|---|---:|\n",
             self.machine, self.tidegate, self.rounds,
         );
@@ -421,8 +420,8 @@ impl Results {
         }
         let _ = write!(
             text,
-            "\n## By hand\n\nFor each: a node, started anew where its own settings are named, and the command. Where \
-             there are two, they take turns, and the ratio of each turn counts.\n\n```sh\n{}```\n",
+            "\n## By hand\n\nEach budget needs a node (a new one if settings are given) and the command. Two commands \
+             run in turns; the ratio of each turn counts.\n\n```sh\n{}```\n",
             self.preamble
         );
         for row in &self.budgets {
@@ -446,7 +445,7 @@ impl Bound {
     }
 }
 
-/// A number with as many digits as it is worth: ratios to the thousandth.
+/// A number with a sensible number of digits: ratios to the thousandth.
 fn written(number: f64) -> String {
     match number.abs() {
         small if small < 10.0 => {
@@ -457,7 +456,7 @@ fn written(number: f64) -> String {
     }
 }
 
-/// What processes do on this machine that were not started from here.
+/// The CPU use of processes that this program did not start.
 struct Neighbours {
     begun: Instant,
     machine: f64,
@@ -473,7 +472,8 @@ impl Neighbours {
         }
     }
 
-    /// The part of a core that they have used since. Whatever was started from here has ended by then.
+    /// The share of a core that they have used since the start. Processes started by this program have exited
+    /// by then.
     fn share(&self) -> f64 {
         let now = Self::watch();
         let others = now.machine - self.machine - now.own.since(self.own).total();

@@ -1,9 +1,10 @@
-//! How large a fleet has to be: arithmetic from what one of everything costs, and no network.
+//! How large a fleet has to be: arithmetic from unit costs, without any network.
 //!
-//! Owns the arithmetic ([`sizing`]), the unit costs that it rests on ([`costs`]) and how both are shown ([`report`]).
-//! Measures nothing: that is what the other scenarios are for, and [`costs::TABLE`] says for each figure which one.
+//! Owns the arithmetic ([`sizing`]), the unit costs ([`costs`]) and their presentation ([`report`]). Measures
+//! nothing: the other scenarios do, and [`costs::TABLE`] names the one for each figure.
 //!
-//! Connections are taken to be spread evenly over nodes, and the members of a room independently of each other.
+//! Assumes that connections are spread evenly over nodes, and the members of a room independently of each
+//! other.
 
 mod costs;
 mod report;
@@ -16,7 +17,7 @@ use crate::{
     report::{Verdict, outputs::Outputs},
 };
 
-/// Calculates, and prints what came out.
+/// Calculates and prints the result.
 pub fn run(args: &Capacity) -> anyhow::Result<Verdict> {
     let outputs = Outputs::open(args.json.as_deref(), None, None)?;
     let report = calculate(args)?;

@@ -1,7 +1,7 @@
 //! The command line.
 //!
-//! Owns what every scenario may be told, and how a value is written. A TOML file says the same with the same
-//! names: [`mod@file`] turns it into flags before they are parsed here.
+//! Owns the flags of every scenario and the syntax of their values. A TOML file uses the same names:
+//! [`mod@file`] turns it into flags before they are parsed here.
 
 pub mod capacity;
 pub mod file;
@@ -26,7 +26,7 @@ use crate::{
     websocket::MAX_PAYLOAD,
 };
 
-/// A load tester for `WebSocket` gateways that counts what was lost.
+/// A load tester for `WebSocket` gateways that counts lost messages.
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-loadtest", version, max_term_width = 100, args_override_self = true)]
 pub struct Cli {
@@ -34,7 +34,7 @@ pub struct Cli {
     pub scenario: Scenario,
 }
 
-/// The command line, with the exit codes in everybody's help.
+/// The command line, with the exit codes in the help of every scenario.
 pub fn command() -> Command {
     let plain = Cli::command();
     let names: Vec<String> = plain.get_subcommands().map(|scenario| scenario.get_name().to_owned()).collect();
@@ -49,50 +49,50 @@ pub enum Scenario {
     Fanout(Fanout),
     /// Many rooms with a few members each
     Rooms(Rooms),
-    /// Everybody publishes
+    /// Every client publishes
     Chat(Chat),
-    /// Some members stop reading: what do the others feel?
+    /// Some members stop reading: how this affects the others
     Slow(Slow),
     /// Several of these at once, with clients that come and go
     Mixed(Mixed),
-    /// Connect as fast as allowed, drop everybody, come back
+    /// Connect as fast as allowed, drop all connections, reconnect
     Storm(Storm),
     /// Hold idle connections: what one costs the server in memory and CPU
     Idle(Idle),
-    /// What a delivery costs: rounds in which a batch waits until everybody has the one before
+    /// What a delivery costs: rounds in which a batch waits until all members have the previous one
     Cost(Cost),
-    /// The physical limit: a bare loop of send(2) over as many sockets
+    /// The physical limit: a bare loop of send(2) over the same number of sockets
     Yardstick(Yardstick),
-    /// The physical limit of connecting by TLS: a `storm` on a bare loop of rustls handshakes
+    /// The physical limit of TLS connects: a `storm` on a bare loop of rustls handshakes
     Handshakes(Handshakes),
     /// `cost` and `yardstick` in alternating rounds, and the ratio between them
     CompareLimit(CompareLimit),
-    /// Many rooms of one member in place of a few big ones, same connections and deliveries: CPU and memory
+    /// Many rooms of one member compared with a few big ones, same connections and deliveries: CPU and memory
     CompareRooms(flow::CompareRooms),
-    /// How much a server takes out of Redis, beside a bare subscriber
+    /// How much a server takes out of Redis, compared with a bare subscriber
     Intake(flow::Intake),
-    /// How much clients can publish into Redis, beside a pipelined PUBLISH
+    /// How much clients can publish into Redis, compared with a pipelined PUBLISH
     Publish(flow::Publish),
-    /// Redis is restarted under a node with many topics: how soon are they back?
+    /// Restart Redis under a node with many topics: how soon are they back?
     Resubscribe(flow::Resubscribe),
     /// How long a server takes from its start until it is ready
     Start(Start),
-    /// The engine's budgets, each measured and held against its bound
+    /// Measure the engine's budgets and compare each with its bound
     Budgets(Budgets),
-    /// The same scenarios against Tidegate and its peers, in alternating rounds of one session
+    /// The same scenarios against Tidegate and other gateways, in alternating rounds of one session
     Compare(Compare),
-    /// How many nodes, how much memory, bandwidth and Redis so many connections take: arithmetic, no network
+    /// Nodes, memory, bandwidth and Redis capacity for a number of connections: arithmetic, no network
     Capacity(Capacity),
     /// The process that `yardstick` measures
     #[command(hide = true)]
     YardstickServer(YardstickServer),
-    /// The bare subscriber that `intake` and `publish` count with
+    /// The bare subscriber that `intake` and `publish` compare with
     #[command(hide = true)]
     TapServer(flow::TapServer),
     /// The process that `handshakes` measures
     #[command(hide = true)]
     HandshakeServer(HandshakeServer),
-    /// A process that holds clients for another scenario, and is told what to do on standard input
+    /// A process that holds clients for another scenario and takes orders on standard input
     #[command(hide = true)]
     Worker,
 }
@@ -102,7 +102,7 @@ pub enum Scenario {
 pub struct Cost {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// The server's process, to measure its CPU; several with commas
+    /// The server's process, to measure its CPU; several separated by commas
     #[arg(long, value_delimiter = ',')]
     pub server_pid: Vec<u32>,
     /// Fail if more deliveries than this are missing, or any arrived twice or out of order
@@ -120,13 +120,13 @@ pub struct Yardstick {
     /// Pin the loop of send(2) to this CPU
     #[arg(long)]
     pub server_cpu: Option<usize>,
-    /// One system call per message, even for messages that come together
+    /// Use one system call per message, even for messages of one batch
     #[arg(long)]
     pub per_message: bool,
     /// Run one round per line on standard input (its number of messages) and answer with a line of JSON
     #[arg(long, hide = true)]
     pub lockstep: bool,
-    /// Over how many addresses (127.0.0.2 and up) members are spread
+    /// Spread members over this many source addresses (127.0.0.2 and up)
     #[arg(long, default_value_t = 16)]
     pub addresses: u8,
     #[command(flatten)]
@@ -143,10 +143,10 @@ pub struct CompareLimit {
     /// Pin the yardstick's loop to this CPU: the one the server is pinned to
     #[arg(long)]
     pub server_cpu: Option<usize>,
-    /// Compare with one system call per message, even for messages that come together
+    /// Compare with one system call per message, even for messages of one batch
     #[arg(long)]
     pub per_message: bool,
-    /// Fail if the server costs more CPU than this many times the yardstick
+    /// Fail if the server's CPU cost is more than this many times the yardstick's
     #[arg(long)]
     pub expect_ratio: Option<f64>,
     /// Fail if the server's median p99 is more than this many times the yardstick's; needs --rate
@@ -157,7 +157,7 @@ pub struct CompareLimit {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Compare {
-    /// Which servers; those that cannot be had here are skipped with a word
+    /// Servers to measure; those that are not installed are skipped with a message
     #[arg(
         long,
         value_enum,
@@ -168,7 +168,7 @@ pub struct Compare {
     /// The gateway's program [default: tidegate, beside this program]
     #[arg(long)]
     pub tidegate: Option<PathBuf>,
-    /// The directory with the peers' scripts; `npm ci` there installs what they need
+    /// The directory with the scripts of the other gateways; run `npm ci` there to install what they need
     #[arg(long, default_value = "loadtest/compare")]
     pub scripts: PathBuf,
     /// Rounds of each measurement
@@ -177,13 +177,13 @@ pub struct Compare {
     /// Members of the room
     #[arg(long, default_value_t = 1000)]
     pub members: usize,
-    /// Messages of a round
+    /// Messages per round
     #[arg(long, default_value_t = 400)]
     pub messages: u64,
-    /// Messages per second where latency is measured
+    /// Messages per second when latency is measured
     #[arg(long, default_value_t = 30.0, value_parser = rate)]
     pub rate: f64,
-    /// Connections that are held idle, and that come at once
+    /// Connections to hold idle, and connections to open at once
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(10..))]
     pub idle: u32,
     /// Pin every server to this CPU
@@ -192,7 +192,7 @@ pub struct Compare {
     /// Pin the tester to this CPU
     #[arg(long)]
     pub client_cpu: Option<usize>,
-    /// After this time no further round is begun
+    /// Start no further round after this time
     #[arg(long, default_value = "1h")]
     pub time_limit: Time,
     /// Write the results as JSON to this file
@@ -218,13 +218,13 @@ pub struct HandshakeServer {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Start {
-    /// What answers with status 200 once the server is ready: http://host:port/path
+    /// A URL that answers with status 200 once the server is ready: http://host:port/path
     #[arg(long)]
     pub ready: Url,
-    /// Starts that are measured
+    /// Starts to measure
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
-    /// How long it may take
+    /// Time limit for one start
     #[arg(long, default_value = "10s")]
     pub patience: Time,
     /// Fail if the median is longer than this
@@ -232,7 +232,7 @@ pub struct Start {
     pub expect_ready: Option<Time>,
     #[command(flatten)]
     pub common: Common,
-    /// The server's program and its arguments, behind `--`
+    /// The server's program and its arguments, after `--`
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
 }
@@ -240,10 +240,10 @@ pub struct Start {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Budgets {
-    /// Which budgets, by their names with commas [default: all]
+    /// Budgets to measure, by name, separated by commas [default: all]
     #[arg(long, value_delimiter = ',', value_parser = budget)]
     pub only: Vec<&'static Budget>,
-    /// Say which budgets there are, and measure nothing
+    /// List the budgets and measure nothing
     #[arg(long)]
     pub list: bool,
     /// Rounds of each measurement
@@ -258,7 +258,7 @@ pub struct Budgets {
     /// Pin the tester to this CPU
     #[arg(long)]
     pub client_cpu: Option<usize>,
-    /// After this time no further budget is begun
+    /// Start no further budget after this time
     #[arg(long, default_value = "3h")]
     pub time_limit: Time,
     /// Write the results as JSON to this file
@@ -279,7 +279,7 @@ pub struct YardstickServer {
 
 #[derive(Clone, Debug, Args)]
 pub struct RoomArgs {
-    /// Connections that listen
+    /// Connections that receive
     #[arg(long, default_value_t = 1000)]
     pub members: usize,
     /// Messages per round
@@ -288,13 +288,13 @@ pub struct RoomArgs {
     /// Bytes of payload per message
     #[arg(long, default_value_t = 256, value_parser = size)]
     pub size: usize,
-    /// What messages are made of
+    /// Content of messages
     #[arg(long, value_enum, default_value_t = Payload::Dots)]
     pub payload: Payload,
-    /// Messages published together; the next batch waits until everybody has this one
+    /// Messages published together; the next batch waits until all members have this one
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub burst: u64,
-    /// Publish so many messages a second in place of waiting for everybody: to compare latencies by
+    /// Publish this many messages a second instead of waiting for all members: to compare latencies
     #[arg(long, value_parser = rate)]
     pub rate: Option<f64>,
     /// Measured rounds
@@ -303,31 +303,32 @@ pub struct RoomArgs {
     /// Messages of an unmeasured round before the first [default: a tenth of a round, at most 100]
     #[arg(long)]
     pub warmup: Option<u64>,
-    /// How long a batch may make no progress before it is given up
+    /// Give up a batch that makes no progress for this long
     #[arg(long, default_value = "2s")]
     pub patience: Time,
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct Common {
-    /// Flags from a TOML file, by their names; those on the command line win
+    /// Read flags from a TOML file, by their names; flags on the command line win
     #[arg(long)]
     pub config: Option<PathBuf>,
     /// Pin this tester to one CPU
     #[arg(long)]
     pub client_cpu: Option<usize>,
-    /// After this time the run ends with the report so far
+    /// End the run after this time, with the report so far
     #[arg(long, default_value = "600s")]
     pub time_limit: Time,
     /// Write the report as JSON to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
-    /// Write the report as a page with plots to this file
+    /// Write the report as an HTML page with plots to this file
     #[arg(long)]
     pub html: Option<PathBuf>,
 }
 
-/// A time as it is written: a number and `us`, `ms`, `s`, `m` or `h`; a number alone is seconds.
+/// A duration as written on the command line: a number and `us`, `ms`, `s`, `m` or `h`; a number alone is
+/// seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time(pub Duration);
 
@@ -343,15 +344,15 @@ impl FromStr for Time {
             "s" | "" => 1.0,
             "m" => 60.0,
             "h" => 3600.0,
-            _ => return Err("a time is written 500us, 20ms, 10s, 5m or 1h".into()),
+            _ => return Err("a duration is written 500us, 20ms, 10s, 5m or 1h".into()),
         };
-        let number: f64 = number.parse().map_err(|_| "a time is written 500us, 20ms, 10s, 5m or 1h")?;
+        let number: f64 = number.parse().map_err(|_| "a duration is written 500us, 20ms, 10s, 5m or 1h")?;
         Duration::try_from_secs_f64(number * unit).map(Self).map_err(|error| error.to_string())
     }
 }
 
 impl RoomArgs {
-    /// What is sent in a round.
+    /// The messages of a round.
     pub fn load(&self) -> anyhow::Result<Load> {
         let shape = Shape::asked(self.payload, self.size)?;
         Ok(Load { shape, burst: self.burst, patience: self.patience.0, rate: self.rate })
@@ -363,7 +364,7 @@ impl RoomArgs {
     }
 }
 
-/// A payload's size: large enough for a stamp.
+/// A payload size, large enough for a stamp.
 pub fn size(text: &str) -> Result<usize, String> {
     let size: usize = text.parse().map_err(|_| "not a number".to_owned())?;
     if (Stamp::MIN_SIZE..=MAX_PAYLOAD).contains(&size) {
@@ -373,7 +374,7 @@ pub fn size(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A budget, by its name.
+/// Finds a budget by its name.
 fn budget(name: &str) -> Result<&'static Budget, String> {
     BUDGETS.iter().find(|budget| budget.name == name).ok_or_else(|| {
         let names: Vec<_> = BUDGETS.iter().map(|budget| budget.name).collect();
@@ -381,7 +382,7 @@ fn budget(name: &str) -> Result<&'static Budget, String> {
     })
 }
 
-/// Something per second.
+/// A rate per second.
 pub fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.001..=1e7).contains(&rate) => Ok(rate),

@@ -1,9 +1,9 @@
-//! The time all processes of a run share: `CLOCK_MONOTONIC`, in nanoseconds.
+//! The time that all processes of a run share: `CLOCK_MONOTONIC`, in nanoseconds.
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Nanoseconds since the machine started. The same in every process, so that one may stamp a message and
-/// another read it.
+/// Nanoseconds since the machine started. The same in every process, so one process can stamp a message and
+/// another read the stamp.
 pub fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     u64::try_from(time.tv_sec).unwrap_or(0) * SECOND + u64::try_from(time.tv_nsec).unwrap_or(0)

@@ -1,8 +1,8 @@
 //! The same scenarios against several servers, in alternating rounds of one session.
 //!
-//! Owns what is measured and how the results are told. Every measurement is a run of this program itself with
-//! the flags that a person would use, so that each can be repeated by hand. Machines drift: only ratios of rounds
-//! that stand beside each other are compared, and the median of those is told.
+//! Owns what is measured and how the results are reported. Every measurement runs this program with flags
+//! that a person would use, so each can be repeated by hand. Machines drift, so only the ratios of
+//! neighbouring rounds are compared, and their median is reported.
 
 pub mod peer;
 
@@ -31,31 +31,31 @@ use crate::{
     workshop::{self, Workshop},
 };
 
-/// The bare loop among the servers.
+/// The name of the bare loop among the servers.
 const YARDSTICK: &str = "bare send loop";
 
-/// Something that is measured of every server.
+/// A measurement that is made of every server.
 struct Measure {
     title: &'static str,
-    /// The plot's file.
+    /// The plot's file name.
     file: &'static str,
     unit: &'static str,
     flags: Vec<String>,
     /// Where the report has the number.
     found: &'static str,
     factor: f64,
-    /// Whether the bare loop can be measured by it, too.
+    /// Whether the bare loop can be measured too.
     has_limit: bool,
-    /// Whether a server has to be started anew for it.
+    /// Whether a server has to be restarted for it.
     fresh: bool,
 }
 
-/// What came of it.
+/// All results.
 #[derive(Debug, Serialize)]
 struct Results {
     machine: Machine,
     rounds: u32,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     interrupted: Option<String>,
     versions: BTreeMap<&'static str, String>,
     skipped: BTreeMap<&'static str, String>,
@@ -67,7 +67,7 @@ struct Measured {
     title: &'static str,
     file: &'static str,
     unit: &'static str,
-    /// The flags, without what is about one server.
+    /// The flags, without those of one server.
     command: String,
     servers: Vec<Row>,
 }
@@ -75,27 +75,27 @@ struct Measured {
 #[derive(Debug, Serialize)]
 struct Row {
     name: &'static str,
-    /// By round; nothing where a round failed.
+    /// By round; `None` where a round failed.
     rounds: Vec<Option<f64>>,
     median: Option<f64>,
-    /// The median of the rounds' ratios to ours, and to the bare loop.
+    /// The median of the rounds' ratios to our server, and to the bare loop.
     to_ours: Option<f64>,
     to_limit: Option<f64>,
-    /// Why the first round failed that did.
+    /// Why the first failed round failed.
     failure: Option<String>,
 }
 
-/// Runs the comparison, prints it, and writes it down.
+/// Runs the comparison, prints it, and writes the results.
 pub fn run(args: &Compare) -> anyhow::Result<Verdict> {
     let outputs = Outputs::open(args.json.as_deref(), None, args.results.as_deref())?;
     let plots = args.results.as_deref().map(plots_beside);
     if let Some(plots) = &plots {
-        fs::create_dir_all(plots).with_context(|| format!("cannot make {}", plots.display()))?;
+        fs::create_dir_all(plots).with_context(|| format!("cannot create {}", plots.display()))?;
     }
     let stop = Stop::install(args.time_limit.0)?;
     workshop::with_scratch("compare", |scratch| {
         let results = compare(args, scratch, &stop)?;
-        // The plots are written whatever becomes of the report, and the other way round.
+        // Plots are written even if the report cannot be written, and vice versa.
         let drawn = plots.map_or(Ok(()), |plots| results.draw(&plots));
         outputs.write(&results.document(), &results, String::new, || results.markdown())?;
         drawn?;
@@ -103,7 +103,7 @@ pub fn run(args: &Compare) -> anyhow::Result<Verdict> {
     })
 }
 
-/// Where the plots of the results at `path` are.
+/// Where the plots of the results at `path` go.
 fn plots_beside(path: &Path) -> PathBuf {
     path.with_extension("").with_file_name("results")
 }
@@ -136,7 +136,7 @@ fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Result
         }
     }
     if kinds.is_empty() {
-        bail!("no server can be had here");
+        bail!("none of the servers is installed");
     }
     for measure in measures(args) {
         if stop.is_set() {
@@ -144,11 +144,11 @@ fn compare(args: &Compare, scratch: &Path, stop: &Stop) -> anyhow::Result<Result
             break;
         }
         results.measures.push(measured(&measure, &kinds, args, &workshop, stop));
-        // The whole comparison takes a while; what there is is told early, beside the report.
+        // The comparison takes a while, so each table is printed as soon as it is complete.
         let _: std::io::Result<()> =
             writeln!(std::io::stderr(), "{}", results.table(results.measures.len() - 1));
     }
-    // A signal may have come in the middle of the last one, which then has fewer rounds, or failed ones.
+    // A signal may have arrived during the last measurement, which then has fewer rounds, or failed ones.
     let is_short = |row: &Row| row.rounds.iter().flatten().count() < args.rounds as usize;
     if results.measures.last().is_some_and(|measured| measured.servers.iter().any(is_short)) {
         results.interrupted = results.interrupted.or_else(|| stop.cause());
@@ -280,13 +280,13 @@ fn measured(measure: &Measure, kinds: &[Kind], args: &Compare, workshop: &Worksh
     Measured { title: measure.title, file: measure.file, unit: measure.unit, command, servers: rows }
 }
 
-/// One run of this program: the number that is looked for.
+/// Runs this program once and returns the number.
 fn one(measure: &Measure, flags: &[String], workshop: &Workshop) -> anyhow::Result<f64> {
     let number = workshop.run(flags)?.pointer(measure.found).and_then(Value::as_f64);
-    Ok(number.context("the run did not come to a result")? * measure.factor)
+    Ok(number.context("the run has no result")? * measure.factor)
 }
 
-/// The median of the ratios of rounds that stand beside each other.
+/// The median of the ratios of neighbouring rounds.
 pub fn ratio(theirs: &[Option<f64>], ours: &[Option<f64>]) -> Option<f64> {
     let pairs = theirs.iter().zip(ours).filter_map(|(their, our)| Some((*their)? / (*our)?));
     median(pairs.filter(|ratio| ratio.is_finite()).collect())
@@ -323,15 +323,15 @@ impl Results {
         let mut facts = vec![self.machine.to_string()];
         facts.extend(self.versions.iter().map(|(name, version)| format!("{name}: {version}")));
         facts.extend(self.skipped.iter().map(|(name, why)| format!("{name} is skipped: {why}")));
-        facts.push("CPU and memory are the server's own; what Redis uses is in no number".into());
+        facts.push("CPU and memory are those of the server, without Redis".into());
         facts.push(
-            "× ours: against tidegate-redis for socket-io, which is on Redis too, and tidegate otherwise"
+            "× ours: relative to tidegate-redis for socket-io, which also uses Redis, and to tidegate otherwise"
                 .into(),
         );
         let early =
             self.interrupted.iter().map(|why| format!("ended early by {why}: not everything was measured"));
         Document {
-            title: "Tidegate and its peers".into(),
+            title: "Tidegate and other gateways".into(),
             facts,
             tables: (0..self.measures.len()).map(|number| self.table(number)).collect(),
             charts: Vec::new(),
@@ -345,7 +345,7 @@ impl Results {
         rows.filter_map(|row| row.failure.clone())
     }
 
-    /// A measurement that failed fails the run.
+    /// A failed measurement fails the run.
     fn verdict(&self) -> Verdict {
         let failed: Vec<_> = self.failures().collect();
         match &self.interrupted {
@@ -358,7 +358,7 @@ impl Results {
         }
     }
 
-    /// Draws a plot of everything that was measured, in the directory `plots`.
+    /// Draws a plot of every measurement in the directory `plots`.
     fn draw(&self, plots: &Path) -> anyhow::Result<()> {
         let draw = |measured: &Measured| {
             let bars: Vec<(&str, f64)> =
@@ -367,7 +367,7 @@ impl Results {
             replace(&plot, svg::bars(measured.title, measured.unit, &bars).as_bytes())
                 .with_context(|| format!("cannot write {}", plot.display()))
         };
-        // Each is drawn, whatever became of the others.
+        // Draws each, even if others fail.
         let outcomes: Vec<_> = self.measures.iter().map(draw).collect();
         outcomes.into_iter().collect()
     }
@@ -376,7 +376,7 @@ impl Results {
     fn markdown(&self) -> String {
         let document = self.document();
         let mut text = format!(
-            "# Results\n\nWritten by `tidegate-loadtest compare`; what each number means stands in \
+            "# Results\n\nWritten by `tidegate-loadtest compare`; each number is explained in \
              [README.md](README.md).\n\n{}\n",
             document.facts.iter().map(|fact| format!("- {fact}\n")).collect::<Vec<_>>().concat()
         );

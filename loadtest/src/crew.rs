@@ -1,7 +1,7 @@
-//! The processes of a run, and what they say, added up.
+//! The processes of a run, and the sum of their updates.
 //!
-//! Owns the workers: their start, their orders, their end. Their news become one set of totals and one line of
-//! time; nothing here depends on how many of them there are. A worker that dies is the end of the run.
+//! Owns the workers: their start, their orders, their end. Their updates become one set of totals and one
+//! timeline; nothing here depends on the number of workers. If a worker dies, the run ends.
 
 use std::{
     collections::BTreeMap,
@@ -22,13 +22,13 @@ use crate::{
     timeline::Timeline,
 };
 
-/// How much news may wait to be read.
+/// How many updates may wait to be read.
 const NEWS: usize = 64;
 
-/// How long a turn of waiting takes at most.
+/// The longest wait of one turn.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// How long a worker may take to say its last word.
+/// How long a worker may take to send its last update.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// The workers of a run.
@@ -50,18 +50,18 @@ struct Worker {
     busy: Busy,
 }
 
-/// A process's CPU time between two looks at it.
+/// A process's CPU time since the previous measurement.
 struct Busy {
     before: (Cpu, f64, Instant),
     share: Option<Share>,
 }
 
-/// Parts of the time.
+/// Fractions of the time.
 #[derive(Clone, Copy, Debug)]
 pub struct Share {
-    /// On a CPU.
+    /// Running on a CPU.
     pub running: f64,
-    /// Ready to run, and not let.
+    /// Ready to run, but waiting for a CPU.
     pub waiting: f64,
 }
 
@@ -79,7 +79,7 @@ pub struct Totals {
     pub first_refusal: Option<String>,
 }
 
-/// What is known of a group.
+/// The totals of a group.
 pub struct GroupTotals {
     pub counts: Tally,
     /// Latencies, by phase.
@@ -107,12 +107,12 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Gives an order to everybody.
+    /// Sends an order to all workers.
     pub fn order(&mut self, order: &Order) -> anyhow::Result<()> {
         (0..self.workers.len()).try_for_each(|worker| self.tell(worker, order))
     }
 
-    /// Listens for a moment.
+    /// Waits briefly for updates.
     pub fn listen(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + GLANCE;
         loop {
@@ -128,7 +128,8 @@ impl Crew {
         Ok(())
     }
 
-    /// Listens until `done` or told to stop. Whether it is done. `watch` is called at every look.
+    /// Waits until `done` or until asked to stop; returns whether it is done. Calls `watch` after every
+    /// update.
     pub fn until(
         &mut self,
         stop: &Stop,
@@ -147,17 +148,17 @@ impl Crew {
         }
     }
 
-    /// Whether everybody has carried out every order, and nothing is on its way.
+    /// Whether all workers have carried out every order and no connection is in progress.
     pub fn is_settled(&self) -> bool {
         self.workers.iter().all(|worker| worker.last.orders == worker.ordered && worker.last.settled)
     }
 
-    /// Whether everything that was to be published has been.
+    /// Whether everything due has been published.
     pub fn is_done(&self) -> bool {
         self.workers.iter().all(|worker| worker.last.orders == worker.ordered && worker.last.done)
     }
 
-    /// From here on latencies are those of another phase, and times to connect begin anew.
+    /// Starts another phase: latencies are recorded separately, and connect times start again.
     pub fn phase(&mut self) -> anyhow::Result<()> {
         for group in &mut self.totals.groups {
             group.phases.push(Latencies::new()?);
@@ -166,7 +167,7 @@ impl Crew {
         Ok(())
     }
 
-    /// What should have been delivered by now, and what has been.
+    /// The deliveries expected by now, and those received.
     pub fn balance(&self) -> (u64, u64) {
         let groups = self.plan.groups.iter().zip(&self.totals.groups);
         let sums =
@@ -174,17 +175,17 @@ impl Crew {
         sums.fold((0, 0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1))
     }
 
-    /// CPU time of the workers together.
+    /// The CPU time of all workers.
     pub fn cpu(&self) -> anyhow::Result<Cpu> {
         self.workers.iter().map(|worker| Cpu::of(worker.child.id())).sum()
     }
 
-    /// The server's CPU time, if it is measured and still runs.
+    /// The server's CPU time, if it is measured and still running.
     pub fn server_cpu(&self) -> Option<Cpu> {
         self.server.cpu().ok().flatten()
     }
 
-    /// The server's resident bytes, if it is measured and still runs.
+    /// The server's resident bytes, if it is measured and still running.
     pub fn server_rss(&self) -> Option<u64> {
         self.server.rss().ok().flatten()
     }
@@ -194,14 +195,14 @@ impl Crew {
         self.server.memory()
     }
 
-    /// Of the worker that was busiest since [`measure`](Self::measure): running and waiting together. Nothing if that
-    /// was too short a time ago.
+    /// The share of the worker that was busiest since [`measure`](Self::measure), running and waiting
+    /// together. `None` if too little time has passed.
     pub fn busiest(&mut self) -> Option<Share> {
         let shares = self.workers.iter_mut().filter_map(|worker| worker.busy.since(worker.child.id()));
         shares.max_by(|one, other| one.total().total_cmp(&other.total()))
     }
 
-    /// Begins to measure how busy workers are.
+    /// Starts to measure how busy the workers are.
     pub fn measure(&mut self) -> anyhow::Result<()> {
         for worker in &mut self.workers {
             let pid = worker.child.id();
@@ -211,14 +212,14 @@ impl Crew {
         Ok(())
     }
 
-    /// Lets everybody say the last word and end.
+    /// Lets all workers send their last update and exit.
     pub fn end(&mut self) -> anyhow::Result<()> {
         self.order(&Order::End)?;
         let until = Instant::now() + FAREWELL;
         while self.workers.iter().any(|worker| !worker.ended) {
             match self.news.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok((worker, update)) => self.hear(worker, update)?,
-                Err(_) => bail!("a process of the tester does not end"),
+                Err(_) => bail!("a process of the tester does not exit"),
             }
         }
         Ok(())
@@ -237,7 +238,7 @@ impl Crew {
         let Some(worker) = self.workers.get_mut(number) else { return Ok(()) };
         let Some(mut update) = update else {
             worker.ended = true;
-            // It has said why on standard error, unless it was told to go.
+            // It has printed the reason on standard error, unless it was asked to exit.
             if worker.last.orders < worker.ordered {
                 bail!("a process of the tester has ended");
             }
@@ -267,7 +268,7 @@ impl Worker {
                     return;
                 }
             }
-            // Nobody listens once the run is over.
+            // The receiver is gone once the run is over.
             let _: Result<(), _> = tell.send((number, None));
         });
         let busy = Busy { before: (Cpu::default(), 0.0, Instant::now()), share: None };
@@ -277,7 +278,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _: std::io::Result<()> = self.child.kill();
         let _: std::io::Result<_> = self.child.wait();
     }
@@ -287,10 +288,10 @@ impl Drop for Crew {
     fn drop(&mut self) {
         let readers: Vec<_> = self.workers.iter_mut().filter_map(|worker| worker.reader.take()).collect();
         self.workers.clear();
-        // A reader that waits for room finds that nobody will read.
+        // Replace the receiver, so a reader thread blocked on a full channel fails and ends.
         self.news = sync_channel(1).1;
         for reader in readers {
-            // A reader that panicked has nothing more to say.
+            // If the reader panicked there is nothing to do.
             let _: Result<(), _> = reader.join();
         }
     }
@@ -301,7 +302,7 @@ impl Busy {
         if let Ok(now) = Cpu::of(pid) {
             let (cpu, waited, since) = self.before;
             let seconds = since.elapsed().as_secs_f64();
-            // Ticks are 10 ms: less than a fifth of a second says nothing.
+            // CPU time counts in ticks of 10 ms, so less than a fifth of a second is too imprecise.
             if seconds > 0.2 {
                 self.share = Some(Share {
                     running: now.since(cpu).total() / seconds,
@@ -355,7 +356,7 @@ impl Totals {
         }
     }
 
-    /// Connections that did not come about.
+    /// Failed connections.
     pub fn refusals(&self) -> u64 {
         self.refused.values().sum()
     }

@@ -1,8 +1,7 @@
-//! What a client says and hears, for each protocol under test, as bytes.
+//! What a client sends and receives, for each protocol under test, as bytes.
 //!
-//! Owns the words of the protocols above a `WebSocket`: how a client gets into its room, which of the things
-//! it hears are messages, and how it publishes. Knows no socket. What is understood is the least that lets a
-//! client stay and count: everything else is the server's affair.
+//! Owns the protocols above a `WebSocket`: how a client joins its room, which received frames are messages,
+//! and how it publishes. Knows no socket. Understands only what a client needs to stay connected and count.
 
 use std::borrow::Cow;
 
@@ -16,72 +15,73 @@ use crate::{
     websocket::{self, Opcode},
 };
 
-/// How a connection speaks.
+/// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// A frame's payload is the message.
     Plain,
-    /// The message stands somewhere in a frame.
+    /// The message is somewhere in a frame.
     Raw,
     Sse,
     Centrifuge,
     SocketIo,
-    /// The yardstick: frames without a handshake, and the server speaks first.
+    /// The yardstick's protocol: frames without a handshake; the server sends first.
     Bare,
 }
 
-/// Centrifuge commands have ids of 32 bits: 1 is the connect, from here on rooms by their numbers, then
+/// Centrifuge commands have 32-bit ids: 1 is the connect, rooms follow from this id on by their numbers, then
 /// publications.
 const SUBSCRIBE_IDS: u64 = 2;
 const PUBLISH_IDS: u64 = 1 << 31;
 
-/// The SDKs subscribe again by themselves after an unsubscribe with such a code.
+/// After an unsubscribe with a code from here on, SDKs resubscribe automatically.
 const COME_BACK_FROM: u32 = 2500;
 
-/// Who a connection is.
+/// The identity of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Seat {
     /// Its number among all clients of the run.
     pub user: u32,
-    /// The room it is in, the first if there are several.
+    /// The room it is in; the first if there are several.
     pub room: u32,
-    /// How many it is in, by their numbers one after the other. Only Centrifuge knows more than one.
+    /// How many consecutive rooms it is in. Only Centrifuge supports more than one.
     pub rooms: u32,
-    /// Whether it stays connected when the server takes it out of a room.
+    /// Whether it stays connected when the server removes it from a room.
     pub stays: bool,
-    /// Whether it hears the room. One that only publishes need not, where the protocol lets it.
+    /// Whether it receives the room's messages. A client that only publishes need not, if the protocol allows
+    /// it.
     pub listens: bool,
 }
 
-/// What a client has to say before it stands.
+/// What a client has to send before it is ready.
 #[derive(Debug, Default)]
 pub struct Opening {
-    /// Once the transport stands; empty if the server speaks first.
+    /// Sent once the transport is open; empty if the server sends first.
     pub request: Vec<u8>,
-    /// Payloads of text frames, each after the server's word that calls for it.
+    /// Payloads of text frames, each sent when the server's frame asks for it.
     pub steps: Vec<Vec<u8>>,
     /// How many answers are still to come.
     pub awaited: u32,
-    /// When the connection was begun.
+    /// When the connection was started.
     pub begun: u64,
 }
 
-/// What a text frame from the server amounts to.
+/// The meaning of a text frame from the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard<'a> {
-    /// A message, perhaps in an envelope.
+    /// A message, possibly in an envelope.
     Message(&'a [u8]),
-    /// The next step of the opening is called for.
+    /// The client should send the next step of the opening.
     Next,
-    /// One awaited answer has come; where several rooms can be joined, by its room.
+    /// An awaited answer has arrived, with its room if several can be joined.
     Answered(Option<u32>),
-    /// The server has taken the connection out of one room, and says that it may come back.
+    /// The server has removed the connection from one room, with a code that allows it to resubscribe.
     Left(Cow<'a, str>),
-    /// To be answered with this payload.
+    /// The client must answer with this payload.
     Reply(&'static [u8]),
     /// A publication was refused.
     Refused(String),
-    /// The server has ended it.
+    /// The server has ended the connection.
     Ended(String),
 }
 
@@ -91,7 +91,7 @@ impl Dialect {
         self != Self::Sse
     }
 
-    /// What the client in `seat` says to get in.
+    /// What the client in `seat` sends to join.
     pub fn opening(self, entrance: &Entrance, seat: Seat) -> anyhow::Result<Opening> {
         let path = entrance.address.path(seat.room);
         let authority = &entrance.address.authority;
@@ -103,7 +103,7 @@ impl Dialect {
         let mut opening = Opening::default();
         ensure!(
             seat.rooms == 1 || self == Self::Centrifuge,
-            "several rooms on one connection are known to the Centrifuge protocol alone"
+            "only the Centrifuge protocol supports several rooms on one connection"
         );
         match self {
             Self::Bare => {}
@@ -139,12 +139,12 @@ impl Dialect {
                 }
             }
         }
-        // Said last to first.
+        // In reverse, because steps are popped from the end.
         opening.steps.reverse();
         Ok(opening)
     }
 
-    /// Takes apart the text frame `payload`.
+    /// Interprets the text frame `payload`.
     pub fn hear<'a>(self, payload: &'a [u8], mut each: impl FnMut(Heard<'a>)) {
         match self {
             Self::Plain | Self::Raw | Self::Bare | Self::Sse => each(Heard::Message(payload)),
@@ -157,8 +157,8 @@ impl Dialect {
         }
     }
 
-    /// Appends the frame that publishes `payload`, a JSON string, to room `room`. `number` differs from call
-    /// to call.
+    /// Appends the frame that publishes `payload`, a JSON string, to room `room`. `number` differs with every
+    /// call.
     pub fn publish(self, entrance: &Entrance, room: u32, payload: &[u8], number: u64, out: &mut Vec<u8>) {
         let (before, after): (String, &[u8]) = match self {
             Self::Plain | Self::Raw | Self::Sse | Self::Bare => (String::new(), b""),
@@ -183,7 +183,7 @@ pub fn subscribe(entrance: &Entrance, room: u32) -> anyhow::Result<String> {
     Ok(format!(r#"{{"id":{id},"subscribe":{{"channel":{channel}}}}}"#))
 }
 
-/// One line of the Centrifuge protocol; `None` if it asks for nothing.
+/// Interprets one line of the Centrifuge protocol; `None` if it requires nothing.
 fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
     #[derive(Deserialize)]
     struct Reply<'a> {
@@ -214,7 +214,7 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
     if line == b"{}" {
         return Some(Heard::Reply(b"{}"));
     }
-    // The one shape that comes by the million is known by its head and not parsed.
+    // Publications arrive by the million, so they are recognised by their first bytes and not parsed.
     if line.starts_with(br#"{"push":{"#) && line.windows(7).any(|window| window == br#""pub":{"#) {
         return Some(Heard::Message(line));
     }

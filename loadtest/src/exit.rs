@@ -6,13 +6,13 @@ use std::{fmt::Write as _, process::ExitCode};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All of it was done, and all of it was as expected.
+    /// Everything was done and as expected.
     Met = 0,
-    /// It was carried out, and something did not hold.
+    /// It was carried out, but an expectation did not hold or a part was not done.
     NotMet = 1,
     /// It could not be carried out.
     Failed = 2,
-    /// It was ended before it was done.
+    /// It was ended early.
     Interrupted = 3,
 }
 
@@ -20,28 +20,28 @@ impl Exit {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Met, Self::NotMet, Self::Failed, Self::Interrupted];
 
-    /// What a shell sees.
+    /// The code that a shell sees.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// What it means, in one line.
+    /// The meaning, in one line.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Met => {
-                "all that was asked for was done, no client was lost, and every expectation (`--expect-…`) was met"
+                "everything requested was done, no client was lost, and every expectation (`--expect-…`) was met"
             }
             Self::NotMet => {
                 "an expectation was not met, or a part was not done: a line on standard error says which; the report is \
-                 there all the same"
+                 written anyway"
             }
             Self::Failed => {
                 "the test could not be carried out (a wrong flag, a refused client, a dead publisher), or a report could \
                  not be written"
             }
             Self::Interrupted => {
-                "Ctrl-C, SIGTERM, SIGHUP or `--time-limit` ended the run early: the report says how far it came, and no \
-                 expectation counts as met"
+                "Ctrl-C, SIGTERM, SIGHUP or `--time-limit` ended the run early: the report covers the run up to then, and \
+                 no expectation counts as met"
             }
         }
     }
@@ -53,7 +53,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The table, as `--help` ends with it.
+/// The table at the end of `--help`.
 pub fn help() -> String {
     let mut text = String::from("Exit codes:\n");
     for exit in Exit::ALL {

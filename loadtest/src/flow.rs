@@ -1,9 +1,9 @@
-//! As many publications as a way takes: into Redis and out at members, from clients and out at Redis, or past every
-//! gateway, for comparison.
+//! Measures how many publications a path can carry: into Redis and out at members, from clients and out at
+//! Redis, or without any gateway, for comparison.
 //!
-//! Owns the window: only so many publications are on their way at once, so that the slowest on the way sets the
-//! pace and nobody's queue grows. Owns the books of a way too: every publisher numbers what it says, so that what
-//! is lost, doubled or out of order is known exactly.
+//! Owns the window: the number of publications in flight is bounded, so the slowest part of the path sets the
+//! pace and no queue grows. Owns the accounting of a path too: every publisher numbers its messages, so
+//! losses, duplicates and reordering are counted exactly.
 
 use std::time::{Duration, Instant};
 
@@ -21,29 +21,29 @@ use crate::{
     target::Entrance,
 };
 
-/// Publications that go out before the loop looks at what has arrived.
+/// Publications that are sent before the loop reads what has arrived.
 const BATCH: u64 = 256;
 
-/// How long a look at what has arrived waits, when nothing more may go out.
+/// How long to wait for arrivals when the window is full.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// What is published, and how much of it at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub run: u32,
-    /// Publishers in all rooms together; each is in the room of its number, counted round.
+    /// Publishers in all rooms together; publisher `n` is in room `n` modulo the number of rooms.
     pub lanes: u32,
     pub rooms: u32,
     pub size: usize,
-    /// How many one publisher says in one go.
+    /// How many messages one publisher sends in a row.
     pub burst: u32,
-    /// How many may be on their way.
+    /// How many may be in flight.
     pub window: u64,
-    /// How long nothing may arrive.
+    /// Give up when nothing has arrived for this long.
     pub patience: Duration,
 }
 
-/// One round of a way.
+/// The result of one round.
 #[derive(Clone, Copy, Debug)]
 pub struct Passage {
     pub published: u64,
@@ -51,15 +51,15 @@ pub struct Passage {
     pub seconds: f64,
 }
 
-/// From where something is published to where it arrives.
+/// A path from a publisher to a receiver.
 pub trait Way {
-    /// Publishes at most so many, and says how many it were.
+    /// Publishes at most `most` messages and returns how many.
     fn publish(&mut self, most: u64) -> anyhow::Result<u64>;
-    /// How many have arrived since the way was opened; waits so long for more.
+    /// Returns how many have arrived since the path was opened; waits up to `wait` for more.
     fn arrived(&mut self, wait: Duration) -> anyhow::Result<u64>;
 }
 
-/// Publishes `messages` messages on `way`, and returns when they have arrived or nothing arrives any more.
+/// Publishes `messages` messages on `way`, and returns when all have arrived or nothing arrives any more.
 pub fn pass(way: &mut impl Way, load: &Load, messages: u64, stop: &Stop) -> anyhow::Result<Passage> {
     let before = way.arrived(Duration::ZERO)?;
     let begun = Instant::now();
@@ -80,7 +80,7 @@ pub fn pass(way: &mut impl Way, load: &Load, messages: u64, stop: &Stop) -> anyh
     Ok(Passage { published, arrived, seconds: progress.duration_since(begun).as_secs_f64() })
 }
 
-/// Books about publishers that number what they say.
+/// Accounting for publishers that number their messages.
 #[derive(Debug)]
 pub struct Lanes {
     accounts: Vec<Account>,
@@ -88,13 +88,13 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// Empty books about so many.
+    /// Empty accounts for `lanes` publishers.
     pub fn new(lanes: u32) -> Self {
         let accounts = std::iter::repeat_with(Account::default).take(lanes as usize).collect();
         Self { accounts, counts: Counts::default() }
     }
 
-    /// Records an arrival: publisher and sequence, or `None` if it is not of this run.
+    /// Records an arrival: publisher and sequence, or `None` if it does not belong to this run.
     pub fn record(&mut self, mark: Option<(u32, u64)>) {
         let account =
             mark.and_then(|(lane, sequence)| Some((self.accounts.get_mut(lane as usize)?, sequence)));
@@ -112,28 +112,28 @@ impl Lanes {
     }
 }
 
-/// Who says what next: publishers in turn.
+/// Decides who publishes what next: publishers take turns.
 #[derive(Debug)]
 pub struct Script {
     load: Load,
     lane: u32,
-    /// How much of the lane's burst has been said.
+    /// How much of the lane's burst has been sent.
     said: u32,
     sequences: Vec<u64>,
 }
 
 impl Script {
-    /// From the beginning.
+    /// Starts with the first publisher.
     pub fn new(load: &Load) -> Self {
         Self { load: *load, lane: 0, said: 0, sequences: vec![0; load.lanes as usize] }
     }
 
-    /// Whose turn it is.
+    /// The publisher whose turn it is.
     pub fn lane(&self) -> u32 {
         self.lane
     }
 
-    /// Appends the next payload of the lane whose turn it is, and passes the turn on after its burst. The room.
+    /// Appends the next payload of the current lane and advances after its burst; returns the room.
     pub fn next(&mut self, out: &mut Vec<u8>) -> u32 {
         let Load { run, lanes, rooms, size, burst, .. } = self.load;
         let (publisher, room) = (self.lane, self.lane % rooms);
@@ -151,7 +151,7 @@ impl Script {
     }
 }
 
-/// A pipelined PUBLISH, with the payloads that are on their way to it.
+/// A pipelined PUBLISH, with the payloads that wait to be sent.
 pub struct Pipeline {
     line: Publisher,
     script: Script,
@@ -160,7 +160,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// On a connection to Redis.
+    /// Uses a connection to Redis.
     pub fn new(line: Publisher, load: &Load) -> Self {
         Self { line, script: Script::new(load), payloads: Vec::new(), rooms: Vec::new() }
     }
@@ -176,7 +176,7 @@ impl Pipeline {
     }
 }
 
-/// From a pipeline through Redis to a bare subscriber: no gateway at all.
+/// The path from a pipeline through Redis to a bare subscriber, without a gateway.
 pub struct Bare {
     pub pipeline: Pipeline,
     pub tap: Tap,
@@ -192,14 +192,14 @@ impl Way for Bare {
     }
 }
 
-/// From a pipeline through Redis and a gateway to its members.
+/// The path from a pipeline through Redis and a gateway to its members.
 pub struct Intake {
     pub pipeline: Pipeline,
     pub swarm: Swarm,
     pub books: MemberBooks,
 }
 
-/// What members have received.
+/// The messages that members have received.
 pub struct MemberBooks {
     pub lanes: Lanes,
     pub finder: Finder,
@@ -209,13 +209,13 @@ pub struct MemberBooks {
 }
 
 impl MemberBooks {
-    /// Records what the swarm has seen.
+    /// Records an event of the swarm.
     pub fn note(&mut self, event: Event<'_>) {
         match event {
             Event::Standing { .. } | Event::Joined { .. } | Event::Left { .. } => {}
             Event::Message { member, payload, .. } => {
                 let stamp = self.finder.find(self.entrance.dialect, payload);
-                // Each room has one member, and that is this one or the message has gone astray.
+                // Each room has one member; a message that arrives at another is astray.
                 let own = stamp.filter(|stamp| (stamp.room / self.rooms_per_client) as usize == member);
                 self.lanes.record(own.map(|stamp| (stamp.publisher, stamp.sequence)));
             }
@@ -242,7 +242,7 @@ impl Way for Intake {
     }
 }
 
-/// From clients through a gateway and Redis to a bare subscriber.
+/// The path from clients through a gateway and Redis to a bare subscriber.
 pub struct Clients {
     pub swarm: Swarm,
     pub entrance: Entrance,
@@ -250,7 +250,7 @@ pub struct Clients {
     pub tap: Tap,
     pub frames: Vec<u8>,
     pub failure: Option<String>,
-    /// Publications so far: a number that differs from one to the next.
+    /// The number of publications so far, which also serves as a unique number for each.
     pub said: u64,
 }
 
@@ -262,7 +262,7 @@ impl Way for Clients {
             let client = self.script.lane();
             self.frames.clear();
             let mut burst = 0;
-            // What one says in one go is one write.
+            // A client's burst is one write.
             while count + burst < most && self.script.lane() == client && (burst == 0 || self.script.said > 0)
             {
                 payload.clear();
@@ -281,7 +281,7 @@ impl Way for Clients {
 
     fn arrived(&mut self, wait: Duration) -> anyhow::Result<u64> {
         let Self { swarm, failure, .. } = self;
-        // Their answers have to be read, or the gateway stops to read from them.
+        // Read the answers, or the gateway stops reading from these clients.
         swarm.drain(Duration::ZERO, |event| match event {
             Event::Refused { why } => {
                 failure.get_or_insert(why);
@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(lanes.counts, expected);
     }
 
-    /// Delivers what it is given one look later, and loses everything from a point on.
+    /// Delivers each message one call later, and loses everything from a point on.
     struct Lossy {
         given: u64,
         arrived: u64,
@@ -366,6 +366,6 @@ mod tests {
         assert_eq!((passage.published, passage.arrived), (23, 23));
         assert!(faithful.most_on_its_way <= 5);
         let passage = pass(&mut lossy(7), &load(), 23, &stop).unwrap();
-        assert_eq!((passage.published, passage.arrived), (12, 7), "a window's worth is out, and lost");
+        assert_eq!((passage.published, passage.arrived), (12, 7), "a full window was sent, and lost");
     }
 }

@@ -1,27 +1,27 @@
-//! Messages that came compressed: permessage-deflate (RFC 7692) without context takeover, the client's half.
+//! Compressed messages: the client side of permessage-deflate (RFC 7692) without context takeover.
 //!
-//! Owns the inflater, which all connections of a loop share: each message stands for itself. What comes out is
-//! bounded. A broadcast is the same bytes for everybody, so what was inflated last is kept; equal bytes need not be
-//! inflated again, and the tester stays cheaper than the server.
+//! Owns the inflater, which all connections of a loop share, since each message is independent. The output is
+//! bounded. A broadcast consists of the same bytes for all members, so the last result is kept and equal
+//! bytes are not inflated again; this keeps the tester cheaper than the server.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
 use crate::websocket::{MAX_PAYLOAD, WireError};
 
-/// What is offered. The server has to agree to keep no context; this side never compresses.
+/// The extension offer. The server has to agree to keep no context; the client never compresses.
 pub const OFFER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
-/// What a sender leaves away at the end of a message (RFC 7692 §7.2.1).
+/// The bytes that a sender removes from the end of a message (RFC 7692 §7.2.1).
 const TAIL: &[u8] = &[0, 0, 0xFF, 0xFF];
 
-/// By how much the room for a message grows, in bytes.
+/// How much the output buffer grows at a time, in bytes.
 const STEP: usize = 64 * 1024;
 
 /// Inflates messages.
 #[derive(Debug)]
 pub struct Inflater {
     stream: Decompress,
-    /// The last message as it came, and what it was.
+    /// The last message, compressed and inflated.
     compressed: Vec<u8>,
     message: Vec<u8>,
 }
@@ -33,9 +33,9 @@ impl Default for Inflater {
 }
 
 impl Inflater {
-    /// The message that `payload` is the compressed form of.
+    /// Inflates `payload`.
     pub fn inflate(&mut self, payload: &[u8]) -> Result<&[u8], WireError> {
-        // An empty payload is no message: even an empty one takes a byte.
+        // An empty payload is invalid: even an empty message takes a byte.
         if payload.is_empty() || payload != self.compressed {
             self.compressed.clear();
             self.message.clear();
@@ -69,7 +69,7 @@ impl Inflater {
             }
             let is_full = self.message.len() == self.message.capacity();
             match status {
-                // A sender may end its stream with every message (§7.2.3.4), and nothing follows an end.
+                // A sender may end the deflate stream with every message (§7.2.3.4); nothing may follow.
                 Status::StreamEnd => return Ok(()),
                 Status::Ok | Status::BufError if input.is_empty() && !is_full => return Ok(()),
                 _ if taken == 0 && self.message.len() == given && !is_full => {

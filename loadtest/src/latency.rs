@@ -1,6 +1,7 @@
-//! How long deliveries took.
+//! Latencies of deliveries.
 //!
-//! Owns the histogram and what is read from it. Values are nanoseconds, kept to three digits up to a minute.
+//! Owns the histogram and its summaries. Values are nanoseconds, with three significant digits, up to a
+//! minute.
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
@@ -15,7 +16,7 @@ const LONGEST: u64 = 60 * SECOND;
 #[derive(Clone, Debug)]
 pub struct Latencies(Histogram<u64>);
 
-/// What a histogram says, in microseconds. There is none of an empty one: nothing measured is not 0.
+/// A summary of a histogram, in microseconds. An empty histogram has none: "nothing measured" is not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(Default))]
 pub struct Latency {
@@ -27,7 +28,7 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// A histogram's contents: each value with how often it was seen. Travels between processes.
+/// The contents of a histogram: each value with its count. Passed between processes.
 pub type Sparse = Vec<(u64, u64)>;
 
 impl Latencies {
@@ -41,12 +42,12 @@ impl Latencies {
         self.0.saturating_record(nanos);
     }
 
-    /// How many were recorded.
+    /// The number of recorded values.
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// Takes the contents out.
+    /// Takes the contents out and leaves the histogram empty.
     pub fn take(&mut self) -> Sparse {
         let contents =
             self.0.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value()));
@@ -55,7 +56,7 @@ impl Latencies {
         contents
     }
 
-    /// Adds what was [taken](Self::take) elsewhere.
+    /// Adds contents that were [taken](Self::take) from another histogram.
     pub fn add(&mut self, contents: &Sparse) {
         for &(value, count) in contents {
             self.0.saturating_record_n(value, count);
@@ -68,7 +69,7 @@ impl Latencies {
         let _: Result<(), _> = self.0.add(&other.0);
     }
 
-    /// Forgets everything.
+    /// Removes all values.
     pub fn clear(&mut self) {
         self.0.reset();
     }

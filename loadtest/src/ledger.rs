@@ -1,38 +1,38 @@
-//! Who has received what, exactly.
+//! Accounts for every delivery.
 //!
 //! Owns the counts of a run: delivered, missing, duplicated, out of order. In the common case (the next
-//! message arrives) recording is one comparison and one add; only a member that has missed something owns
+//! message arrives) recording is one comparison and one add; only a member that has missed a message uses
 //! memory for it.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// The books of one run: one room, numbered messages, numbered members.
+/// The accounts of one run: one room, numbered messages, numbered members.
 #[derive(Debug)]
 pub struct Ledger {
     members: Vec<Member>,
     published: u64,
     alive: u64,
-    /// Deliveries that are still to come before everybody present has everything published.
+    /// Deliveries outstanding until all connected members have everything published.
     awaited: u64,
     counts: Counts,
 }
 
-/// What a run has counted so far.
+/// The counts of a run so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Messages published times members: what should have been delivered.
     pub expected: u64,
     /// Distinct (member, message) pairs that arrived.
     pub delivered: u64,
-    /// Expected and not arrived, among them everything published after a member's connection was lost.
+    /// Expected but not arrived, including everything published after a member's connection was lost.
     pub missing: u64,
     /// Arrivals of a message that the same member already had.
     pub duplicated: u64,
     /// First arrivals of a message after a later one had arrived at the same member.
     pub out_of_order: u64,
-    /// Arrivals that no message of this run explains: altered, truncated, or published by others.
+    /// Arrivals that match no message of this run: altered, truncated, or published by others.
     pub foreign: u64,
     /// Members whose connection ended during the run.
     pub members_lost: u64,
@@ -46,7 +46,7 @@ struct Member {
     lost: bool,
 }
 
-/// What one client has of one publisher's messages.
+/// One client's account of one publisher's messages.
 #[derive(Debug, Default)]
 pub struct Account {
     /// One more than the highest sequence seen.
@@ -55,7 +55,7 @@ pub struct Account {
     holes: Vec<Range<u64>>,
 }
 
-/// What an arrival turned out to be.
+/// The kind of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
     /// New, and nothing later had arrived before it.
@@ -69,7 +69,7 @@ pub enum Arrival {
 }
 
 impl Ledger {
-    /// Empty books for `members` members.
+    /// Empty accounts for `members` members.
     pub fn new(members: usize) -> Self {
         Self {
             members: std::iter::repeat_with(Member::default).take(members).collect(),
@@ -80,25 +80,25 @@ impl Ledger {
         }
     }
 
-    /// Messages published so far, and so the sequence of the next one.
+    /// The number of messages published so far, which is the sequence of the next one.
     pub fn published(&self) -> u64 {
         self.published
     }
 
-    /// `count` further messages are about to be published.
+    /// Records that `count` further messages are about to be published.
     pub fn publish(&mut self, count: u64) {
         self.published += count;
         self.awaited += count * self.alive;
     }
 
-    /// Whether nothing is to be waited for: everybody present has everything, or it was
-    /// [given up](Self::give_up).
+    /// Whether nothing is outstanding: all connected members have everything, or it was [given
+    /// up](Self::give_up).
     pub fn is_settled(&self) -> bool {
         self.awaited == 0
     }
 
-    /// Stops waiting for what has not arrived. The counts are not touched: what stays away is missing, what
-    /// comes after all is delivered late.
+    /// Stops waiting for outstanding deliveries. The counts do not change: what never arrives is missing,
+    /// what arrives later is delivered.
     pub fn give_up(&mut self) {
         self.awaited = 0;
     }
@@ -120,8 +120,8 @@ impl Ledger {
         }
         member.seen += 1;
         self.counts.delivered += 1;
-        // After `give_up` a straggler may be taken for an awaited delivery. That can only shorten a wait in
-        // a run that has already lost time to a stall; no count depends on it.
+        // After `give_up` a late arrival may be counted as an awaited delivery. That can only shorten a wait
+        // in a run that has already lost time to a stall; no count depends on it.
         self.awaited = self.awaited.saturating_sub(1);
         arrival
     }
@@ -132,7 +132,7 @@ impl Ledger {
         Arrival::Foreign
     }
 
-    /// The connection of `member` has ended; nothing more is awaited from it.
+    /// Records that the connection of `member` has ended; nothing more is awaited from it.
     pub fn lose(&mut self, member: usize) {
         if let Some(member) = self.members.get_mut(member).filter(|member| !member.lost) {
             member.lost = true;
@@ -142,7 +142,7 @@ impl Ledger {
         }
     }
 
-    /// The counts as they stand.
+    /// The current counts.
     pub fn counts(&self) -> Counts {
         let expected = self.published * self.members.len() as u64;
         Counts { expected, missing: expected - self.counts.delivered, ..self.counts }
@@ -150,12 +150,12 @@ impl Ledger {
 }
 
 impl Counts {
-    /// What was counted since `earlier`.
+    /// The difference to `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self {
             expected: self.expected - earlier.expected,
             delivered: self.delivered - earlier.delivered,
-            // Something missing then may have arrived since.
+            // A message that was missing then may have arrived since.
             missing: self.missing.saturating_sub(earlier.missing),
             duplicated: self.duplicated - earlier.duplicated,
             out_of_order: self.out_of_order - earlier.out_of_order,
@@ -166,12 +166,12 @@ impl Counts {
 }
 
 impl Account {
-    /// Of a client that has just come, and of whom nobody knows which message will be its first.
+    /// The account of a client that has just joined, whose first message may be any.
     pub fn visitor() -> Self {
         Self { next: u64::MAX, holes: Vec::new() }
     }
 
-    /// How many messages before the last one that has arrived have not.
+    /// How many messages before the latest arrival have not arrived.
     pub fn missing(&self) -> u64 {
         self.holes.iter().map(|hole| hole.end - hole.start).sum()
     }
@@ -218,7 +218,7 @@ mod tests {
     fn a_visitor_owes_only_what_lies_between() {
         let mut account = Account::visitor();
         let arrivals = [7, 9, 6, 9, 8].map(|sequence| account.record(sequence));
-        // What came before its first message may have been sent before it came: a 6 after it proves nothing.
+        // Messages before its first one may have been sent before it joined: a 6 after it proves nothing.
         let expected =
             [Arrival::InOrder, Arrival::InOrder, Arrival::Duplicate, Arrival::Duplicate, Arrival::Late];
         assert_eq!((arrivals, account.missing()), (expected, 0));
@@ -273,7 +273,7 @@ mod tests {
     }
 
     proptest! {
-        /// Any sequence of arrivals is counted as the definition says, by sets and by hand.
+        /// Checks the counts of random arrivals against a definition with sets.
         #[test]
         fn counts_are_exact(arrivals in prop::collection::vec((0_usize..3, 0_u64..40), 0..300)) {
             let mut ledger = Ledger::new(3);

@@ -1,6 +1,6 @@
-//! What a person sees while a run is under way: one line on standard error that stays where it is.
+//! The progress line on standard error while a run is under way.
 //!
-//! Without a terminal there is none, and nothing is written.
+//! Without a terminal, nothing is written.
 
 use std::{io::IsTerminal, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 pub struct Live(ProgressBar);
 
 impl Live {
-    /// Shows the line, unless there is nobody to see it.
+    /// Shows the line, unless `quiet` is set or standard error is no terminal.
     pub fn new(quiet: bool) -> Self {
         if quiet || !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
@@ -28,17 +28,17 @@ impl Live {
         Self(bar)
     }
 
-    /// Says what is being done.
+    /// Shows the current activity.
     pub fn doing(&self, what: impl Into<String>) {
         self.0.set_prefix(what.into());
     }
 
-    /// Shows how far `crew` has come.
+    /// Shows the progress of `crew`.
     pub fn show(&self, crew: &Crew) {
         if self.0.is_hidden() {
             return;
         }
-        let mut words = vec![format!("{} of {} stand", crew.totals.standing, crew.plan.clients())];
+        let mut words = vec![format!("{} of {} ready", crew.totals.standing, crew.plan.clients())];
         let refused = crew.totals.refusals();
         if refused > 0 {
             words.push(format!("{refused} refused"));
@@ -63,7 +63,7 @@ impl Live {
         }
         let (expected, delivered) = crew.balance();
         if expected > 0 {
-            words.push(format!("{} on their way", expected.saturating_sub(delivered)));
+            words.push(format!("{} in flight", expected.saturating_sub(delivered)));
         }
         self.0.set_message(words.join(" | "));
     }

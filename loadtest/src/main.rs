@@ -1,29 +1,30 @@
-//! `tidegate-loadtest`: what a delivery and a connection cost a `WebSocket` gateway, and what it lost.
+//! `tidegate-loadtest`: measures what a delivery and a connection cost a `WebSocket` gateway, and counts lost
+//! messages.
 //!
-//! A scenario opens clients, publishes numbered messages, and keeps exact books. The layout:
+//! A scenario opens clients, publishes numbered messages, and accounts for every delivery. The layout:
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`cli`] | what may be asked for, by flags and in a file |
-//! | [`scenario`] | what is run, in which order, and what its report holds |
-//! | [`target`], [`web`], [`token`] | who is tested, how it is published to, who the clients are |
+//! | [`cli`] | the flags, on the command line and in a file |
+//! | [`scenario`] | what each scenario runs, in which order, and what its report holds |
+//! | [`target`], [`web`], [`token`] | the server under test, how to publish to it, the identity of clients |
 //! | [`swarm`], [`member`] | the connections: one epoll loop, nothing allocated per message |
-//! | [`dialect`], [`websocket`], [`sse`], [`tls`], [`inflate`] | what is said on them |
-//! | [`publisher`] | the connection that publishes past the clients: HTTP, Redis |
-//! | [`stamp`], [`payload`], [`ledger`], [`latency`] | the marks of a message, what it is made of, and the books about it |
-//! | [`compare`] | Tidegate and its peers, started and measured in turn |
-//! | [`budgets`] | what Tidegate may cost, and what it does |
-//! | [`workshop`], [`probe`] | servers that are started from here, and questions to them |
-//! | [`room`] | rounds: what a delivery costs |
-//! | [`capacity`] | what a fleet has to be, from what one of everything costs |
-//! | [`flow`], [`tap`], [`redis`] | rounds: how much passes, and Redis without a gateway |
-//! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and what they say, added up |
-//! | [`worker`], [`books`] | one of these processes: a part of the clients and of the schedule |
+//! | [`dialect`], [`websocket`], [`sse`], [`tls`], [`inflate`] | the protocols on them |
+//! | [`publisher`] | the connection that publishes without a client: HTTP, Redis |
+//! | [`stamp`], [`payload`], [`ledger`], [`latency`] | the stamp of a message, its content, and the accounting of deliveries |
+//! | [`compare`] | Tidegate and other gateways, started and measured in turn |
+//! | [`budgets`] | the cost budgets of Tidegate, and their measurement |
+//! | [`workshop`], [`probe`] | servers started by the tester, and requests to them |
+//! | [`room`] | rounds that measure what a delivery costs |
+//! | [`capacity`] | the size of a fleet, computed from unit costs |
+//! | [`flow`], [`tap`], [`redis`] | rounds that measure throughput, and Redis without a gateway |
+//! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and the sum of their updates |
+//! | [`worker`], [`books`] | one of these processes: its share of the clients and of the schedule |
 //! | [`process`] | CPU time, memory, pinning, descriptors |
 //! | [`report`] | warnings, expectations, tables, plots, JSON |
-//! | [`clock`], [`stop`], [`exit`] | the time, when to end, and what the end is called |
+//! | [`clock`], [`stop`], [`exit`] | the time, the reasons to end a run, and the exit codes |
 //!
-//! The tester is Linux only: it reads `/proc` and waits with epoll. `README.md` says what each number means.
+//! Linux only: the tester reads `/proc` and waits with epoll. `README.md` explains each number.
 
 #[cfg(test)]
 mod allocations;
@@ -86,7 +87,7 @@ fn main() -> ExitCode {
         Ok(Verdict::Interrupted(words)) => (Exit::Interrupted, words),
         Err(error) => (Exit::Failed, format!("{error:#}")),
     };
-    // Standard error may be gone; the exit code still speaks.
+    // Standard error may be closed; the exit code still reports the failure.
     let _: io::Result<()> = writeln!(io::stderr(), "tidegate-loadtest: {}", web::redacted(&words));
     exit.into()
 }
@@ -94,9 +95,9 @@ fn main() -> ExitCode {
 fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
     let matches = match cli::command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
-        // Help and the version.
+        // Help and the version are not errors.
         Err(error) if !error.use_stderr() => error.exit(),
-        // It repeats what it was given, and that may hold a password.
+        // The message repeats the arguments, which may hold a password, so it is redacted like other errors.
         Err(error) => anyhow::bail!("{}", error.render().to_string().trim_end()),
     };
     match Cli::from_arg_matches(&matches)?.scenario {

@@ -1,7 +1,7 @@
 //! One client's connection: from the connect to the last byte.
 //!
-//! Owns a socket, where it stands on its way into the room, and what has arrived of the next frame. Readiness
-//! comes from the [`swarm`](crate::swarm), which lends it the buffer to read into.
+//! Owns a socket, the state of joining the room, and the part of the next frame that has arrived. The
+//! [`swarm`](crate::swarm) reports readiness and lends it the read buffer.
 
 use std::{
     io::{self, Read, Write},
@@ -24,7 +24,8 @@ use crate::{
     websocket::{self, Frame, Leftover, Opcode, WireError},
 };
 
-/// What may wait to be written. Beyond it the far side takes nothing, and nothing more is said to it.
+/// The maximum number of bytes waiting to be written. Beyond it the peer is not reading, and nothing more is
+/// sent.
 const MAX_BACKLOG: usize = 4 * 1024 * 1024;
 
 /// A member of the swarm.
@@ -34,18 +35,18 @@ pub struct Member {
     stream: Option<Stream>,
     phase: Phase,
     dialect: Dialect,
-    /// How the body of an event stream is framed.
+    /// The framing of an event stream's body.
     body: Body,
-    /// Compressed messages were asked for.
+    /// Whether compressed messages were negotiated.
     deflate: bool,
     leftover: Leftover,
-    /// Bytes that have been read so far.
+    /// Bytes read so far.
     received: u64,
     backlog: Vec<u8>,
-    /// What readiness is waited for.
+    /// The readiness that epoll waits for.
     interest: EventFlags,
     stays: bool,
-    /// Gone once it stands.
+    /// `None` once the client is ready.
     opening: Option<Box<Entering>>,
 }
 
@@ -55,19 +56,19 @@ struct Entering {
     tls: Option<crate::tls::Tls>,
 }
 
-/// What members borrow while they read: one for all of them.
+/// State that members borrow while they read: one for all of them.
 #[derive(Debug)]
 pub struct Desk {
     pub scratch: Vec<u8>,
     pub inflater: Inflater,
 }
 
-/// Why something was not published.
+/// Why a message was not published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsaid {
-    /// The connection has ended, or does not stand yet.
+    /// The connection has ended, or is not ready yet.
     Gone,
-    /// The far side reads too slowly.
+    /// The peer reads too slowly.
     Full,
 }
 
@@ -75,18 +76,18 @@ pub enum Unsaid {
 enum Phase {
     Connecting,
     Shaking,
-    /// The request is out, its answer is not in.
+    /// The request has been sent, its answer has not arrived.
     Requesting,
-    /// The transport stands, the protocol above it does not.
+    /// The transport is open, the protocol above it is not ready.
     Entering,
-    /// Until the server's first word. A connect alone proves nothing: with a full backlog the client's
-    /// side of a connection stands and the server's does not.
+    /// Waiting for the server's first bytes. A completed connect alone proves nothing: with a full backlog
+    /// the connection is established for the client but not for the server.
     Awaiting,
     Open,
 }
 
 impl Member {
-    /// Begins to connect.
+    /// Starts to connect.
     pub fn connect(epoll: &OwnedFd, index: usize, entrance: &Entrance, seat: Seat) -> anyhow::Result<Self> {
         let mut opening = entrance.dialect.opening(entrance, seat)?;
         opening.begun = clock::now();
@@ -116,7 +117,7 @@ impl Member {
         })
     }
 
-    /// Without a connection.
+    /// A member without a connection.
     pub fn absent(dialect: Dialect) -> Self {
         Self {
             stream: None,
@@ -145,7 +146,7 @@ impl Member {
         self.phase == Phase::Open
     }
 
-    /// Closing the descriptor takes it out of the epoll set.
+    /// Closes the socket, which also removes it from the epoll set.
     pub fn drop_connection(&mut self) {
         self.stream = None;
         self.opening = None;
@@ -153,7 +154,7 @@ impl Member {
         self.backlog = Vec::new();
     }
 
-    /// Stops to wait for anything.
+    /// Stops waiting for readiness.
     pub fn stall(&mut self, epoll: &OwnedFd) -> anyhow::Result<()> {
         let Some(stream) = &self.stream else { return Ok(()) };
         if !self.interest.is_empty() {
@@ -163,7 +164,7 @@ impl Member {
         Ok(())
     }
 
-    /// Whether so many bytes may be said.
+    /// Whether this many bytes may be sent.
     pub fn can_say(&self, bytes: usize) -> Result<(), Unsaid> {
         match &self.stream {
             Some(_) if self.phase != Phase::Open => Err(Unsaid::Gone),
@@ -173,16 +174,16 @@ impl Member {
         }
     }
 
-    /// Writes whole frames, or keeps for later what does not fit.
+    /// Writes whole frames; what does not fit is kept for later.
     pub fn say(&mut self, epoll: &OwnedFd, index: usize, bytes: &[u8]) -> Result<(), Unsaid> {
         self.can_say(bytes.len())?;
         let Some(stream) = &mut self.stream else { return Err(Unsaid::Gone) };
-        // A failure shows itself to the next read, which ends the connection.
+        // A failure also shows on the next read, which ends the connection.
         put(stream, &mut self.backlog, bytes).map_err(|_| Unsaid::Gone)?;
         self.attend(epoll, index).map_err(|_| Unsaid::Gone)
     }
 
-    /// Does what readiness allows.
+    /// Handles readiness.
     pub fn turn(
         &mut self,
         epoll: &OwnedFd,
@@ -199,18 +200,18 @@ impl Member {
         self.attend(epoll, index)
     }
 
-    /// Says goodbye (RFC 6455 §7.1.1).
+    /// Sends a close frame (RFC 6455 §7.1.1).
     pub fn close(mut self) {
         let polite = self.dialect.is_framed() && self.stands();
         if let Some(stream) = self.stream.as_mut().filter(|_| polite) {
             let mut goodbye = Vec::new();
             websocket::write_masked(&mut goodbye, Opcode::Close, &[&1000_u16.to_be_bytes()], 0);
-            // A connection that fails now is as closed as one that does not.
+            // If the connection fails now, it is closed just the same.
             let _: io::Result<usize> = stream.write(&goodbye);
         }
     }
 
-    /// Waits for what is to be waited for, if that has changed.
+    /// Updates the epoll interest, if it has changed.
     fn attend(&mut self, epoll: &OwnedFd, index: usize) -> Result<(), Lost> {
         let Some(stream) = &self.stream else { return Ok(()) };
         let mut wanted = EventFlags::IN;
@@ -225,7 +226,7 @@ impl Member {
         Ok(())
     }
 
-    /// The connect has come to an end, or a step of the handshake has: goes on until the request is out.
+    /// Continues after the connect, or a step of the handshake, until the request has been sent.
     fn start(&mut self) -> Result<(), Lost> {
         let (Some(mut stream), Some(entering)) = (self.stream.take(), &mut self.opening) else {
             return Ok(());
@@ -297,7 +298,7 @@ impl Member {
         }
     }
 
-    /// Takes apart `bytes`, of which the first `held` were there before.
+    /// Parses `bytes`, of which the first `held` were left over from earlier reads.
     fn understand(
         &mut self,
         index: usize,
@@ -348,7 +349,7 @@ impl Member {
         end
     }
 
-    /// The transport stands.
+    /// Continues once the transport is open.
     fn admitted(&mut self, index: usize, at: u64, on: &mut impl FnMut(Event<'_>)) -> Result<(), Lost> {
         let awaited = self.opening.as_ref().map_or(0, |entering| entering.opening.awaited);
         if awaited == 0 {
@@ -356,17 +357,17 @@ impl Member {
             return Ok(());
         }
         self.phase = Phase::Entering;
-        // A Socket.IO server speaks first.
+        // A Socket.IO server sends first.
         if self.dialect == Dialect::SocketIo { Ok(()) } else { self.step() }
     }
 
     fn stand(&mut self, index: usize, at: u64, on: &mut impl FnMut(Event<'_>)) {
         self.phase = Phase::Open;
         if let Some(stream) = &self.stream {
-            // Acknowledgements as from a client that has spoken before, as all do sooner or later, if only to answer a
-            // heartbeat. The kernel would otherwise have those that have not spoken yet pay for acknowledgements
-            // that the others leave to their peer, and what a server costs would depend on what was said to it
-            // before. A socket that does not take the option is no worse for it.
+            // Acknowledge like a client that has sent before, as all clients do sooner or later, if only to
+            // answer a heartbeat. Otherwise the kernel would send more acknowledgements for clients that have
+            // not sent yet, and the server's cost would depend on what its clients had sent before. A socket
+            // that rejects the option still works.
             let _: io::Result<()> = SockRef::from(stream.socket()).set_tcp_quickack(false);
         }
         let begun = self.opening.take().map_or(at, |entering| entering.opening.begun);
@@ -378,7 +379,7 @@ impl Member {
         step.map_or(Ok(()), |step| self.answer(Opcode::Text, &step))
     }
 
-    /// Does what RFC 6455 and the dialect ask of a client that has received `frame`.
+    /// Does what RFC 6455 and the dialect require of a client that has received `frame`.
     fn frame(
         &mut self,
         index: usize,
@@ -443,7 +444,7 @@ impl Member {
     }
 }
 
-/// `frame` with the message that it stands for.
+/// Returns `frame` with its message inflated.
 fn inflated<'a>(frame: Frame<'a>, inflater: &'a mut Inflater) -> Result<Frame<'a>, WireError> {
     if !frame.compressed {
         return Ok(frame);
@@ -452,7 +453,7 @@ fn inflated<'a>(frame: Frame<'a>, inflater: &'a mut Inflater) -> Result<Frame<'a
     Ok(Frame { payload, compressed: false, ..frame })
 }
 
-/// Writes `bytes` behind what waits already; what does not fit waits.
+/// Appends `bytes` after what already waits; what the socket does not take waits.
 fn put(stream: &mut Stream, backlog: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
     let mut rest = bytes;
     while backlog.is_empty() && !rest.is_empty() {
@@ -466,7 +467,7 @@ fn put(stream: &mut Stream, backlog: &mut Vec<u8>, bytes: &[u8]) -> io::Result<(
     }
     backlog.extend_from_slice(rest);
     if backlog.len() > MAX_BACKLOG {
-        return Err(io::Error::other("the server takes nothing more"));
+        return Err(io::Error::other("the server does not read"));
     }
     Ok(())
 }

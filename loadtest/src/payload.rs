@@ -1,13 +1,13 @@
-//! What a test message looks like besides its stamp: dots, or the JSON of an ordinary day.
+//! The content of a test message besides its stamp: dots, or realistic JSON.
 //!
-//! Dots cost nobody anything and say nothing; to learn what compression costs and saves, messages have to be like
-//! those that people send. Here they are chat lines, prices and orders in turn, one JSON object each:
+//! Dots compress to almost nothing; to measure what compression costs and saves, messages have to resemble
+//! real ones. The JSON messages are chat lines, prices and orders in turn, one object each:
 //!
 //! ```text
 //! {"id":"<the stamp>","type":"chat",…,"text":"words to the size asked for"}
 //! ```
 //!
-//! All of it follows from the stamp, so that whoever reads one knows every byte that must have come with it.
+//! All of it is derived from the stamp, so a reader of the stamp knows every byte of the message.
 
 use std::io::Write;
 
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::stamp::{NUMBERS, Stamp};
 
-/// What messages are made of.
+/// The content of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Payload {
@@ -28,14 +28,14 @@ pub enum Payload {
     Json,
 }
 
-/// The size and the kind of a run's messages.
+/// The size and the content of a run's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub payload: Payload,
     size: usize,
 }
 
-/// What stands before the stamp in an object.
+/// The bytes before the stamp in an object.
 pub const FRONT: &[u8] = b"{\"id\":\"";
 
 /// The smallest object: the stamp, the fields of every kind, and a few words.
@@ -79,7 +79,7 @@ const WORDS: [&str; 32] = [
 ];
 
 impl Shape {
-    /// Messages of `size` bytes, or of the fewest that there may be.
+    /// Messages of `size` bytes, or of the minimum size if that is larger.
     pub fn new(payload: Payload, size: usize) -> Self {
         let fewest = match payload {
             Payload::Dots => Stamp::MIN_SIZE,
@@ -93,12 +93,12 @@ impl Shape {
         Self::new(Payload::Dots, size)
     }
 
-    /// Messages for a size that somebody has asked for: it has to be enough.
+    /// Messages of a size given by a flag, which has to be large enough.
     pub fn asked(payload: Payload, size: usize) -> anyhow::Result<Self> {
         let shape = Self::new(payload, size);
         ensure!(
             shape.size == size,
-            "such a message has at least {} bytes: --size {size} is too small",
+            "a message of this payload has at least {} bytes: --size {size} is too small",
             shape.size
         );
         Ok(shape)
@@ -110,7 +110,7 @@ impl Shape {
     }
 }
 
-/// Appends the object that carries `numbers`, the digits of a stamp, and is message `sequence` of its publisher.
+/// Appends the object that carries `numbers`, the digits of a stamp, as message `sequence` of its publisher.
 pub fn write_object(out: &mut Vec<u8>, numbers: &[u8; NUMBERS], sequence: u64, size: usize) {
     let start = out.len();
     let mut dice = Dice(sequence);
@@ -138,7 +138,7 @@ pub fn write_object(out: &mut Vec<u8>, numbers: &[u8; NUMBERS], sequence: u64, s
                     (part + 2) % 100
                 ),
             );
-            // As much of the book as there is room for, beside a note of a few words.
+            // As much of the order book as fits, with room for a note of a few words.
             while out.len() - start + 80 < size {
                 let (level, lots) = (dice.below(100), dice.below(900));
                 put(out, format_args!(",[{whole}.{level:02},{lots}]"));
@@ -172,7 +172,7 @@ fn put(out: &mut Vec<u8>, words: std::fmt::Arguments<'_>) {
     let _: std::io::Result<()> = out.write_fmt(words);
 }
 
-/// Numbers that look like chance and are the same for the same message (splitmix64).
+/// Pseudo-random numbers that are the same for the same message (splitmix64).
 struct Dice(u64);
 
 impl Dice {

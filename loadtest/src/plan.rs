@@ -1,7 +1,7 @@
-//! What the processes of a run are told: who sits where, who publishes what, and when.
+//! The plan of a run: where each client is, who publishes what, and when.
 //!
-//! A plan is data and arithmetic. Every process has the same one, so that each knows without asking which of
-//! the clients and which of the messages are its own.
+//! A plan is data and arithmetic. Every process has the same plan, so each can compute which clients and
+//! messages are its own.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ use crate::{
 pub struct Plan {
     pub run: u32,
     pub groups: Vec<Group>,
-    /// This process, of so many.
+    /// This process, of `parts`.
     pub part: u32,
     pub parts: u32,
-    /// Connections are opened evenly over so many nanoseconds.
+    /// Connections are opened evenly over this many nanoseconds.
     pub ramp: u64,
-    /// How many connections may be on their way at once, in each process.
+    /// How many connections may be in progress at once, in each process.
     pub at_once: u32,
-    /// Whether a connection that does not come about is counted and not the end of the run.
+    /// Whether a failed connection is counted instead of ending the run.
     pub tolerant: bool,
     pub client_cpu: Option<usize>,
 }
@@ -45,18 +45,19 @@ pub struct Group {
     /// How many rooms a listener is in; `rooms` is a multiple of it.
     pub rooms_per_client: u32,
     pub publishers: Publishers,
-    /// Whether a publisher that listens hears itself.
+    /// Whether a publisher that listens receives its own messages.
     pub echo: bool,
     /// Messages per second, over all rooms.
     pub rate: f64,
     pub size: usize,
     pub payload: Payload,
     pub burst: u64,
-    /// At most so many messages.
+    /// The maximum number of messages.
     pub messages: Option<u64>,
-    /// Further clients, of all rooms in turn, that stop reading when told to. Nothing of theirs is counted.
+    /// Additional clients, over all rooms in turn, that stop reading when ordered to. Their deliveries are
+    /// not counted.
     pub stalled: u32,
-    /// Further clients, of all rooms in turn, that leave and come back.
+    /// Additional clients, over all rooms in turn, that leave and come back.
     pub visitors: u32,
     /// How many of them do so per second.
     pub churn: f64,
@@ -66,13 +67,13 @@ pub struct Group {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Publishers {
     Nobody,
-    /// One for each room, who does not listen.
+    /// One for each room, which does not listen.
     One,
     /// The listeners, in turn.
     Members,
 }
 
-/// What a client is there for.
+/// The role of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Listener,
@@ -84,56 +85,56 @@ pub enum Role {
 /// One client of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Within the group; of a listener in several, the first.
+    /// Within the group; for a listener in several rooms, the first.
     pub room: u32,
-    /// Within the room, of those with the same role.
+    /// Within the room, among clients with the same role.
     pub index: u32,
     pub role: Role,
 }
 
-/// What a process is told, a line each.
+/// The orders to a process, one per line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Order {
-    /// First, and once.
+    /// The first order, sent once.
     Begin(Box<Plan>),
-    /// Open connections until those with a number below this stand.
+    /// Open connections until those with a number below this are ready.
     Open(u32),
-    /// Publish from this time on for so many nanoseconds.
+    /// Publish from this time on for this many nanoseconds.
     Publish { start: u64, duration: u64 },
     /// Publish nothing more.
     Halt,
-    /// The stalled stop reading.
+    /// The stalled clients stop reading.
     Stall,
     /// Drop every connection.
     Drop,
-    /// Say what is left to say, and end.
+    /// Send the last update and exit.
     End,
 }
 
-/// What a process says, a line each: what has happened since the last.
+/// The updates from a process, one per line: what has happened since the previous one.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Update {
-    /// How many orders have been carried out or begun.
+    /// How many orders have been carried out or started.
     pub orders: u32,
-    /// Clients that stand now.
+    /// Clients that are ready now.
     pub standing: u32,
-    /// Nothing more is on its way.
+    /// No connection is in progress.
     pub settled: bool,
-    /// Everything that was to be published has been.
+    /// Everything due has been published.
     pub done: bool,
-    /// When the last message was sent, if there was any.
+    /// When the last message was sent; 0 if there was none.
     pub last_sent: u64,
     pub groups: Vec<Tally>,
-    /// Nanoseconds from the connect to standing.
+    /// Nanoseconds from the connect until the client was ready.
     pub connects: Sparse,
-    /// Connections that did not come about, by reason.
+    /// Failed connections, by reason.
     pub refused: BTreeMap<String, u64>,
-    /// Why the first client was lost that had stood.
+    /// Why the first client was lost that had been ready.
     pub first_loss: Option<String>,
-    /// Publications that the server refused, and why the first was.
+    /// Publications that the server refused, and why it refused the first.
     pub refused_publications: u64,
     pub first_refusal: Option<String>,
-    /// Why the run cannot go on.
+    /// Why the run cannot continue.
     pub failure: Option<String>,
 }
 
@@ -153,18 +154,18 @@ pub struct Tally {
     /// How often a visitor came back.
     pub visits: u64,
     pub visitors_delivered: u64,
-    /// Holes between what a visitor received.
+    /// Messages missing between the first and the last that a visitor received.
     pub visitors_missing: u64,
     pub latency: Sparse,
 }
 
 impl Tally {
-    /// Takes what has been counted and starts anew.
+    /// Takes the counts and resets them.
     pub fn take(&mut self) -> Self {
         std::mem::take(self)
     }
 
-    /// Adds everything but latencies.
+    /// Adds all counts but not the latencies.
     pub fn add(&mut self, other: &Self) {
         self.published += other.published;
         self.unsent += other.unsent;
@@ -197,13 +198,13 @@ impl Plan {
 }
 
 impl Group {
-    /// How many clients it has: listeners, stalled, visitors, and publishers where they are clients too.
+    /// How many clients the group has: listeners, stalled, visitors, and publishers if they are clients too.
     pub fn clients(&self) -> u32 {
         let publishers = if self.publishes_by_client() { self.rooms } else { 0 };
         self.listeners() + self.stalled + self.visitors + publishers
     }
 
-    /// A message.
+    /// The shape of a message.
     pub fn shape(&self) -> Shape {
         Shape::new(self.payload, self.size)
     }
@@ -213,7 +214,7 @@ impl Group {
         self.rooms / self.rooms_per_client * self.members
     }
 
-    /// Client `number` of the group.
+    /// The place of client `number` of the group.
     pub fn place(&self, number: u32) -> Place {
         let mut number = number;
         if number < self.listeners() {
@@ -231,7 +232,7 @@ impl Group {
         Place { room: number, index: 0, role: Role::Publisher }
     }
 
-    /// How a client introduces itself.
+    /// The identity of a client.
     pub fn seat(&self, place: Place, number: u32) -> Seat {
         let room = self.first_room + place.room;
         let rooms = self.rooms_of(place.role);
@@ -252,14 +253,14 @@ impl Group {
         }
     }
 
-    /// The room and the publisher of message `number`: rooms in turn, and in a room its publishers.
+    /// The room and the publisher of message `number`: rooms take turns, and the publishers of a room too.
     pub fn voice(&self, number: u64) -> (u32, u32) {
         let (rooms, voices) = (u64::from(self.rooms), u64::from(self.voices().max(1)));
         let room = u32::try_from(number % rooms).unwrap_or(0);
         (room, u32::try_from(number / rooms % voices).unwrap_or(0))
     }
 
-    /// When message `number` is due, in nanoseconds after the first: with the others of its burst.
+    /// When message `number` is due, in nanoseconds after the first: together with the others of its burst.
     pub fn due(&self, number: u64) -> u64 {
         clock::due(number - number % self.burst, self.rate)
     }
@@ -278,7 +279,7 @@ impl Group {
         all.min(self.messages.unwrap_or(u64::MAX))
     }
 
-    /// For how many nanoseconds messages are due within `duration`.
+    /// For how many of the `duration` nanoseconds messages are due.
     pub fn lasts(&self, duration: u64) -> u64 {
         clock::due(self.due_within(duration), self.rate)
     }
@@ -295,7 +296,7 @@ impl Group {
 }
 
 impl TargetArgs {
-    /// Whether [`resolve`](Self::resolve) will say [`Via::Client`](crate::target::Via::Client).
+    /// Whether [`resolve`](Self::resolve) will return [`Via::Client`](crate::target::Via::Client).
     fn publishes_by_client(&self) -> bool {
         use crate::target::{Protocol, PublishArg};
         match &self.publish {
@@ -377,7 +378,7 @@ pub mod tests {
         assert_eq!(group.listeners(), 4);
         let seats: Vec<_> = (0..4).map(|number| group.seat(group.place(number), number)).collect();
         let rooms: Vec<_> = seats.iter().map(|seat| (seat.room, seat.rooms)).collect();
-        assert_eq!(rooms, [(5, 3), (8, 3), (5, 3), (8, 3)], "rooms begin with 5");
+        assert_eq!(rooms, [(5, 3), (8, 3), (5, 3), (8, 3)], "rooms start with 5");
         assert_eq!(group.expected(10), 20);
         assert_eq!(group.seat(group.place(5), 5).rooms, 1, "a publisher has its own room");
     }

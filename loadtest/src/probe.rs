@@ -1,6 +1,6 @@
-//! One question to an HTTP server beside the test: is it ready, what do its metrics say?
+//! One request to an HTTP server outside the test: its readiness or its metrics.
 //!
-//! Owns a connection for as long as the answer takes. Plain HTTP only; the traffic under test is not its affair.
+//! Owns a connection until the answer is complete. Plain HTTP only; the traffic under test does not use it.
 
 use std::{
     io::{Read, Write},
@@ -13,11 +13,11 @@ use anyhow::{Context, bail, ensure};
 
 use crate::web::{Basic, Web, authorization};
 
-/// How long an answer may take, and how long it may be.
+/// The time limit of an answer, and its maximum length.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LONGEST: u64 = 4 * 1024 * 1024;
 
-/// Where to ask.
+/// Where to send the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
     socket: SocketAddr,
@@ -37,7 +37,7 @@ impl FromStr for Url {
 }
 
 impl Url {
-    /// The status and the body of the answer to a `GET`.
+    /// Sends a `GET` and returns the status and the body of the answer.
     pub fn get(&self) -> anyhow::Result<(u16, String)> {
         let mut socket = TcpStream::connect_timeout(&self.socket, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -49,15 +49,17 @@ impl Url {
         socket.take(LONGEST).read_to_end(&mut answer)?;
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut response = httparse::Response::new(&mut headers);
-        let httparse::Status::Complete(head) = response.parse(&answer)? else { bail!("half an answer") };
+        let httparse::Status::Complete(head) = response.parse(&answer)? else {
+            bail!("the answer is incomplete")
+        };
         let chunked =
             response.headers.iter().any(|header| header.name.eq_ignore_ascii_case("transfer-encoding"));
-        ensure!(!chunked, "an answer in chunks");
+        ensure!(!chunked, "the answer is chunked, which is not supported");
         let body = answer.get(head..).unwrap_or_default();
         Ok((response.code.unwrap_or(0), String::from_utf8_lossy(body).into_owned()))
     }
 
-    /// What a page of metrics in Prometheus' text format says of `name`: the sum over its series.
+    /// The value of `name` on a page of metrics in Prometheus text format: the sum over its series.
     pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let (status, page) = self.get()?;
         ensure!(status == 200, "{} answered with status {status}", self.authority);

@@ -1,7 +1,7 @@
-//! What the kernel says about a process, and what this process asks of the kernel for itself.
+//! Information from the kernel about a process, and settings of this process.
 //!
-//! Owns the reading of `/proc` and the pinning and descriptor limit of the tester. It never changes another
-//! process: whoever starts the server pins it.
+//! Owns the reading of `/proc`, and the pinning and descriptor limit of the tester. It never changes another
+//! process: the user who starts the server pins it.
 
 use std::{fs, iter::Sum, ops::Add, time::Duration};
 
@@ -12,7 +12,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// CPU time a process has used, all threads, in seconds. Exact to one clock tick (10 ms on most kernels).
+/// CPU time used by a process, all threads, in seconds. Exact to one clock tick (10 ms on most kernels).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cpu {
     pub user: f64,
@@ -25,61 +25,61 @@ impl Cpu {
         self.user + self.system
     }
 
-    /// What was used since `earlier`.
+    /// The difference to `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self { user: self.user - earlier.user, system: self.system - earlier.system }
     }
 
-    /// Both parts times `factor`.
+    /// User and system time, multiplied by `factor`.
     pub fn scaled(self, factor: f64) -> Self {
         Self { user: self.user * factor, system: self.system * factor }
     }
 
-    /// Of the process `pid`, threads that have ended included.
+    /// The CPU time of process `pid`, including threads that have ended.
     pub fn of(pid: u32) -> anyhow::Result<Self> {
         Self::read(&pid.to_string())
     }
 
-    /// Of this process.
+    /// The CPU time of this process.
     pub fn of_self() -> anyhow::Result<Self> {
         Self::read("self")
     }
 
-    /// Of this process and of all that it has started and seen the end of.
+    /// The CPU time of this process and of the children that it has waited for.
     pub fn of_family() -> anyhow::Result<Self> {
         let path = "/proc/self/stat";
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
         let own = parse_stat(&text, OWN).zip(parse_stat(&text, ENDED_CHILDREN));
         let ((user, system), (ended_user, ended_system)) =
-            own.with_context(|| format!("cannot understand {path}"))?;
+            own.with_context(|| format!("cannot parse {path}"))?;
         Ok(Self { user: seconds(user + ended_user), system: seconds(system + ended_system) })
     }
 
     fn read(pid: &str) -> anyhow::Result<Self> {
         let path = format!("/proc/{pid}/stat");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let (user, system) = parse_stat(&text, OWN).with_context(|| format!("cannot understand {path}"))?;
+        let (user, system) = parse_stat(&text, OWN).with_context(|| format!("cannot parse {path}"))?;
         Ok(Self { user: seconds(user), system: seconds(system) })
     }
 }
 
-/// Memory of a process in bytes, as `smaps_rollup` states it. Sockets' kernel memory is not part of it.
+/// Memory of a process in bytes, from `smaps_rollup`. It does not include the kernel memory of sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Resident: every mapped page that is in memory.
     pub rss: u64,
-    /// Proportional: shared pages divided by their sharers.
+    /// Proportional: each shared page divided by the number of processes that map it.
     pub pss: u64,
-    /// Unique: pages that nobody else maps.
+    /// Unique: pages that no other process maps.
     pub uss: u64,
 }
 
 impl Memory {
-    /// Of the process `pid`. Needs the same user, or root.
+    /// The memory of process `pid`. Needs the same user, or root.
     pub fn of(pid: u32) -> anyhow::Result<Self> {
         let path = format!("/proc/{pid}/smaps_rollup");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        parse_smaps_rollup(&text).with_context(|| format!("cannot understand {path}"))
+        parse_smaps_rollup(&text).with_context(|| format!("cannot parse {path}"))
     }
 }
 
@@ -116,44 +116,44 @@ impl Sum for Memory {
 pub struct Server(Vec<u32>);
 
 impl Server {
-    /// The processes `pids`; none if the server is not to be measured.
+    /// The processes `pids`; none if the server is not measured.
     pub fn new(pids: Vec<u32>) -> Self {
         Self(pids)
     }
 
-    /// Their CPU time together, or `None` if there are none.
+    /// Their total CPU time, or `None` if there are none.
     pub fn cpu(&self) -> anyhow::Result<Option<Cpu>> {
         let all = self.0.iter().map(|&pid| Cpu::of(pid)).sum::<anyhow::Result<Cpu>>()?;
         Ok((!self.0.is_empty()).then_some(all))
     }
 
-    /// Their resident bytes together, or `None` if there are none. Cheap, unlike [`memory`](Self::memory).
+    /// Their total resident bytes, or `None` if there are none. Cheap, unlike [`memory`](Self::memory).
     pub fn rss(&self) -> anyhow::Result<Option<u64>> {
         let mut all = 0;
         for pid in &self.0 {
             let path = format!("/proc/{pid}/statm");
             let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
             let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
-            all += pages.with_context(|| format!("cannot understand {path}"))?;
+            all += pages.with_context(|| format!("cannot parse {path}"))?;
         }
         Ok((!self.0.is_empty()).then_some(all * rustix::param::page_size() as u64))
     }
 
-    /// Their memory together.
+    /// Their total memory.
     pub fn memory(&self) -> anyhow::Result<Memory> {
         self.0.iter().map(|&pid| Memory::of(pid)).sum()
     }
 }
 
-/// How many seconds the first thread of `pid` has been ready to run and was not let. 0 where the kernel does not
-/// count it (`CONFIG_SCHED_INFO`).
+/// How many seconds the first thread of `pid` has waited for a CPU while ready to run. 0 if the kernel does
+/// not count it (`CONFIG_SCHED_INFO`).
 pub fn waited(pid: u32) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
     let nanos = text.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
     crate::clock::seconds(nanos.unwrap_or(0))
 }
 
-/// Pins this process to `cpu`, and with it every process it starts from now on.
+/// Pins this process, and every process that it starts from now on, to `cpu`.
 pub fn pin_to(cpu: usize) -> anyhow::Result<()> {
     if cpu >= CpuSet::MAX_CPU {
         bail!("there is no CPU {cpu}");
@@ -163,9 +163,9 @@ pub fn pin_to(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("cannot run on CPU {cpu}"))
 }
 
-/// Raises this process's descriptor limit as far as it may go and makes sure that `needed` sockets fit.
+/// Raises this process's descriptor limit to the maximum and checks that `needed` sockets fit.
 pub fn allow_descriptors(needed: usize) -> anyhow::Result<()> {
-    /// Standard streams, epoll, the publisher, `/proc` files, and some to spare.
+    /// Standard streams, epoll, the publisher, `/proc` files, and a reserve.
     const OTHERS: u64 = 32;
     let limit = getrlimit(Resource::Nofile);
     let wanted = needed as u64 + OTHERS;
@@ -182,17 +182,17 @@ pub fn allow_descriptors(needed: usize) -> anyhow::Result<()> {
         .context("cannot raise the descriptor limit")
 }
 
-/// A number that differs from run to run, to tell one run's messages from another's.
+/// A number that differs between runs, to tell one run's messages from another's.
 pub fn run_id() -> u32 {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     clock.subsec_nanos() ^ std::process::id().rotate_left(16)
 }
 
-/// CPU seconds that this machine has used since it was started, over all cores.
+/// CPU seconds that this machine has used since boot, over all cores.
 pub fn machine_busy() -> anyhow::Result<f64> {
     let path = "/proc/stat";
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-    parse_machine(&text).map(seconds).with_context(|| format!("cannot understand {path}"))
+    parse_machine(&text).map(seconds).with_context(|| format!("cannot parse {path}"))
 }
 
 /// Ticks in f64: exact up to 2^53 of them.
@@ -201,7 +201,8 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// Ticks of the first line of `proc(5)`'s `stat` that were not idle and not stolen; guests are counted among users.
+/// Ticks in the first line of `/proc/stat` that were neither idle nor stolen; guest time is included in user
+/// time.
 fn parse_machine(text: &str) -> Option<u64> {
     let line = text.lines().next()?.strip_prefix("cpu ")?;
     let fields: Option<Vec<u64>> = line.split_ascii_whitespace().map(|field| field.parse().ok()).collect();
@@ -209,12 +210,12 @@ fn parse_machine(text: &str) -> Option<u64> {
     Some(user + nice + system + interrupts + soft)
 }
 
-/// Where the ticks stand behind the name: fields 14 and 15 of `proc(5)`, and 16 and 17.
+/// The offsets after the name: fields 14 and 15 of `proc(5)`, and 16 and 17.
 const OWN: usize = 11;
 const ENDED_CHILDREN: usize = 13;
 
-/// User and system ticks. The command name before them may hold anything, spaces and parentheses included, so
-/// counting starts after the last `)`.
+/// User and system ticks. The command name before them may contain anything, including spaces and
+/// parentheses, so counting starts after the last `)`.
 fn parse_stat(text: &str, at: usize) -> Option<(u64, u64)> {
     let (_, after_name) = text.rsplit_once(')')?;
     let mut fields = after_name.split_ascii_whitespace().skip(at);

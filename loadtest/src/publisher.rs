@@ -1,7 +1,7 @@
-//! The one connection that publishes past the clients: by HTTP, into Redis, to the yardstick.
+//! The one connection that publishes without a client: by HTTP, to Redis, or to the yardstick.
 //!
-//! Owns how a batch of payloads becomes bytes for each of these ways, writes a batch with one system
-//! call, and looks at the answers without waiting for them. It does not pace itself.
+//! Owns the encoding of a batch for each of these, writes a batch with one system call, and reads answers
+//! without waiting for them. It does not pace itself.
 
 use std::{
     io::{self, Read, Write},
@@ -21,10 +21,10 @@ use crate::{
     websocket::{self, Leftover, Opcode},
 };
 
-/// How long the far side may refuse to take a batch, or to answer a greeting.
+/// How long the peer may take to accept a batch, or to answer the greeting.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What one look at the answers may take, and the largest answer that may wait for its end.
+/// The size of one read of answers, which also bounds an incomplete answer.
 const SCRATCH: usize = websocket::MAX_FRAME + 64 * 1024;
 
 /// A connection that publishes.
@@ -47,10 +47,10 @@ enum Channel {
 enum Speech {
     /// The path, and everything between it and the value of `Content-Length`.
     Http(String, String),
-    /// The topic, cut where the room's number stands.
+    /// The topic, split at the placeholder for the room's number.
     Redis(Vec<String>),
-    /// The yardstick's own: how many writes a socket gets, a count and a length (`u32`, big-endian), then that
-    /// many ready-made frames.
+    /// The yardstick's format: the number of writes per socket, a count and a length (`u32`, big-endian),
+    /// then that many frames.
     Yardstick { coalesce: bool },
 }
 
@@ -98,14 +98,14 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// Connects to the yardstick's control port. `coalesce`: a batch is one write per socket.
+    /// Connects to the yardstick's control port. With `coalesce`, a batch is one write per socket.
     pub fn yardstick(address: SocketAddr, coalesce: bool) -> anyhow::Result<Self> {
         let channel = Channel::Tcp(Stream::Clear(tcp(address)?));
         Ok(Self::new(channel, Speech::Yardstick { coalesce }))
     }
 
-    /// Publishes `batch`, payloads of `size` bytes one after the other, together, each into the room that
-    /// stands at its place in `rooms`.
+    /// Publishes `batch`, consecutive payloads of `size` bytes, together; each goes to the room at the same
+    /// index of `rooms`.
     pub fn publish(&mut self, batch: &[u8], size: usize, rooms: &[u32]) -> anyhow::Result<()> {
         self.out.clear();
         let Self { speech, out, .. } = self;
@@ -145,7 +145,7 @@ impl Publisher {
         self.listen()
     }
 
-    /// Looks at what has been answered so far. A refusal is an error.
+    /// Reads the answers so far. A refusal is an error.
     pub fn listen(&mut self) -> anyhow::Result<()> {
         while self.hear()? {}
         Ok(())
@@ -158,13 +158,13 @@ impl Publisher {
         self.listen()
     }
 
-    /// Takes what has arrived: whether that was anything.
+    /// Reads what has arrived; returns whether there was anything.
     fn hear(&mut self) -> anyhow::Result<bool> {
         let held = self.leftover.restore(&mut self.scratch);
         let space = self.scratch.get_mut(held..).unwrap_or_default();
-        ensure!(!space.is_empty(), "an answer to a publication does not end");
+        ensure!(!space.is_empty(), "the answer to a publication is too long");
         let received = match self.channel.read(space) {
-            Ok(0) => bail!("the connection that publishes was closed by the far side"),
+            Ok(0) => bail!("the connection that publishes was closed by the peer"),
             Ok(received) => received,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
             Err(error) => return Err(error).context("the connection that publishes failed"),
@@ -191,7 +191,7 @@ impl Publisher {
                 Ok(some) => written += some,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.channel.wait(PollFlags::OUT).context("the far side takes no publication")?;
+                    self.channel.wait(PollFlags::OUT).context("the peer does not read publications")?;
                 }
                 Err(error) => return Err(error).context("the connection that publishes failed"),
             }
@@ -250,7 +250,7 @@ fn tcp(address: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(socket)
 }
 
-/// Writes `template` with the room's number in it.
+/// Writes `template` with the room's number inserted.
 fn numbered(out: &mut Vec<u8>, template: &str, room: u32) -> io::Result<()> {
     match template.split_once(NUMBER) {
         Some((before, after)) => write!(out, "{before}{room}{}", after.replace(NUMBER, &room.to_string())),

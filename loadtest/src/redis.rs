@@ -1,7 +1,7 @@
-//! Asking Redis: one connection, one question after the other.
+//! Commands to Redis, one at a time, on one connection.
 //!
-//! Owns the connection and the greeting of both this and the [`tap`](crate::tap). Nothing here is fast; what
-//! publishes by the thousand is [`publisher`](crate::publisher).
+//! Owns the connection and the greeting of both this and the [`tap`](crate::tap). Not optimised for speed;
+//! [`publisher`](crate::publisher) publishes in bulk.
 
 use std::{
     io::{self, Read, Write},
@@ -16,13 +16,13 @@ use crate::{
     target::{Redis, RedisAddress},
 };
 
-/// How long an answer may take.
+/// The time limit of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The longest answer that is read. `INFO` has some 10 KiB.
+/// The longest accepted answer. `INFO` has some 10 KiB.
 const MAX_ANSWER: usize = 1024 * 1024;
 
-/// A connection that asks.
+/// A connection for commands.
 #[derive(Debug)]
 pub struct Link {
     socket: Socket,
@@ -51,7 +51,7 @@ impl Link {
         Ok(link)
     }
 
-    /// Asks, and waits for the answer: its text, whatever kind it is of. An error is an error.
+    /// Sends a command and waits for the answer: its text, of any type. An error answer is an error.
     pub fn ask(&mut self, words: &[&str]) -> anyhow::Result<String> {
         let mut command = Vec::new();
         write_command(&mut command, words);
@@ -62,7 +62,7 @@ impl Link {
                 self.heard.drain(..length);
                 return Ok(answer);
             }
-            ensure!(self.heard.len() < MAX_ANSWER, "an answer of Redis does not end");
+            ensure!(self.heard.len() < MAX_ANSWER, "an answer of Redis is too long");
             match self.socket.read(&mut chunk) {
                 Ok(0) => bail!("Redis closed the connection"),
                 Ok(received) => self.heard.extend_from_slice(chunk.get(..received).unwrap_or_default()),
@@ -72,18 +72,18 @@ impl Link {
         }
     }
 
-    /// The CPU time that the server has used, by its own word: exact, and true of a server elsewhere.
+    /// The CPU time that the server has used, as it reports itself: exact, and available for a remote server.
     pub fn cpu(&mut self) -> anyhow::Result<Cpu> {
         let info = self.ask(&["INFO", "cpu"])?;
         let of =
-            |name: &str| field(&info, name)?.parse::<f64>().with_context(|| format!("{name} is no time"));
+            |name: &str| field(&info, name)?.parse::<f64>().with_context(|| format!("{name} is not a time"));
         Ok(Cpu { user: of("used_cpu_user")?, system: of("used_cpu_sys")? })
     }
 
-    /// How many channels somebody is subscribed to.
+    /// How many channels have subscribers.
     pub fn channels(&mut self) -> anyhow::Result<u64> {
         let info = self.ask(&["INFO", "stats"])?;
-        field(&info, "pubsub_channels")?.parse().context("pubsub_channels is no number")
+        field(&info, "pubsub_channels")?.parse().context("pubsub_channels is not a number")
     }
 
     /// The connection, once authenticated.
@@ -100,21 +100,21 @@ pub fn write_command(out: &mut Vec<u8>, words: &[&str]) {
     }
 }
 
-/// The first line of `bytes`, and what comes after it.
+/// The first line of `bytes`, and the rest.
 pub fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|&byte| byte == b'\r')?;
     let (line, rest) = bytes.split_at(end);
     Some((line, rest.get(2..)?))
 }
 
-/// The number in a line, behind its first byte.
+/// The number in a line, after its first byte.
 pub fn number(line: &[u8]) -> anyhow::Result<usize> {
     let digits = line.get(1..).unwrap_or_default();
     let text = std::str::from_utf8(digits).unwrap_or_default();
     text.parse().with_context(|| format!("not a length: {:?}", String::from_utf8_lossy(line)))
 }
 
-/// One answer from the front of `bytes` and its length, or `None` when it is not all there yet.
+/// Reads one answer from the front of `bytes`, with its length, or `None` when it is incomplete.
 fn read_answer(bytes: &[u8]) -> anyhow::Result<Option<(String, usize)>> {
     let Some((head, rest)) = line(bytes) else { return Ok(None) };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -132,7 +132,7 @@ fn read_answer(bytes: &[u8]) -> anyhow::Result<Option<(String, usize)>> {
 
 fn field<'a>(info: &'a str, name: &str) -> anyhow::Result<&'a str> {
     let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    value.with_context(|| format!("Redis does not tell its {name}"))
+    value.with_context(|| format!("Redis does not report {name}"))
 }
 
 #[cfg(test)]

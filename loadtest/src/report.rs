@@ -1,7 +1,7 @@
-//! What a run found out, for people and for machines.
+//! The results of a run, for people and for machines.
 //!
 //! Owns warnings, expectations, tables, plots and JSON. The same structures are printed, drawn and saved, so
-//! that they cannot disagree.
+//! they cannot disagree.
 
 pub mod connections;
 pub mod document;
@@ -26,17 +26,17 @@ use self::document::{Chart, Expectation, Series};
 pub use self::room::{CompareReport, RoomReport};
 use crate::timeline::Point;
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     AsExpected,
-    /// What was not, a line each.
+    /// What was not as expected, one line each.
     Unexpected(String),
-    /// It was ended early; why, and what was not as expected by then.
+    /// The run was ended early: the reason, and what was not as expected by then.
     Interrupted(String),
 }
 
-/// What stands where nothing was measured.
+/// Shown for a value that was not measured.
 pub const NOTHING: &str = "–";
 
 /// Where and when a run took place.
@@ -52,7 +52,7 @@ pub struct Machine {
 }
 
 impl Verdict {
-    /// What `expectations` amount to, in a run that was ended early if there is a reason why.
+    /// The verdict on `expectations`; `interrupted` is the reason if the run was ended early.
     pub fn of(expectations: &[Expectation], interrupted: Option<&str>) -> Self {
         let missed = expectations.iter().filter(|expectation| !expectation.met).map(|it| it.words.clone());
         let early = interrupted.map(|why| format!("ended early by {why}"));
@@ -66,7 +66,7 @@ impl Verdict {
 }
 
 impl Machine {
-    /// This one, now.
+    /// This machine, now.
     pub fn this() -> Self {
         let field = |file: &str, name: &str| {
             let text = fs::read_to_string(file).unwrap_or_default();
@@ -101,7 +101,7 @@ pub fn print(report: &impl fmt::Display) -> io::Result<()> {
     out.flush()
 }
 
-/// No expectation is met by a run that was ended early: what was not done has not been shown.
+/// Marks every expectation of an interrupted run as not met: the run did not complete.
 pub fn unmet(expectations: &mut [Expectation], interrupted: Option<&str>) {
     if interrupted.is_none() {
         return;
@@ -112,7 +112,7 @@ pub fn unmet(expectations: &mut [Expectation], interrupted: Option<&str>) {
     }
 }
 
-/// A value as `show` writes it, or [`NOTHING`].
+/// A value formatted by `show`, or [`NOTHING`].
 pub fn or_nothing<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| NOTHING.to_owned(), show)
 }
@@ -127,12 +127,12 @@ pub fn at_least(value: Option<f64>, limit: f64) -> bool {
     value.is_some_and(|value| value >= limit)
 }
 
-/// `one` divided by `other`, if that is a number.
+/// `one` divided by `other`, if the result is finite.
 pub fn ratio(one: f64, other: f64) -> Option<f64> {
     Some(one / other).filter(|ratio| ratio.is_finite())
 }
 
-/// The plots that every timeline has.
+/// The plots of every timeline.
 pub fn over_time(points: &[Point]) -> Vec<Chart> {
     type Value = fn(&Point) -> Option<f64>;
     let plot = |title: &str, y: &str, lines: &[(&str, Value)]| Chart {
@@ -162,7 +162,7 @@ pub fn over_time(points: &[Point]) -> Vec<Chart> {
         plot("Deliveries", "per second", &[("delivered", |point| Some(point.delivered))]),
         plot("Publications", "per second", &[("published", |point| Some(point.published))]),
         plot("New connections", "per second", &[("connected", |point| Some(point.connected))]),
-        plot("Connections", "standing", &[("standing", |point| Some(f64::from(point.standing)))]),
+        plot("Connections", "ready", &[("ready", |point| Some(f64::from(point.standing)))]),
         plot(
             "CPU",
             "cores",
@@ -186,7 +186,7 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     if values.len() % 2 == 1 { Some(upper) } else { Some(f64::midpoint(*values.get(middle - 1)?, upper)) }
 }
 
-/// Microseconds as a person writes them.
+/// Microseconds in a readable unit.
 pub fn written(micros: f64) -> String {
     match micros {
         long if long >= 1e6 => format!("{:.2} s", long / 1e6),
@@ -196,11 +196,11 @@ pub fn written(micros: f64) -> String {
     }
 }
 
-/// A time since 1970 as a date of the Gregorian calendar.
+/// A time since 1970 as a UTC date.
 fn utc(since: Duration) -> String {
     let seconds = since.as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days are counted from 1 March of year 0, so that a leap day is the last of its year.
+    // Days are counted from 1 March of year 0, which makes a leap day the last of its year.
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;

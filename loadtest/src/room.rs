@@ -1,13 +1,13 @@
-//! One room under test: members that listen, a publisher, and the books about both.
+//! One room under test: its members, a publisher, and the accounting of both.
 //!
 //! Owns the pace of a round and its measurements. A round is a closed loop: a batch is published when every
-//! member has the batch before it. So a server can coalesce within a batch and never across two, and the
-//! cost per delivery does not depend on how fast the tester happens to be. Latency in a closed loop is
-//! service time; it says nothing about a server that is offered more than it can do.
+//! member has the previous one. So a server can coalesce writes within a batch but never across two, and the
+//! cost per delivery does not depend on the tester's speed. Latency in a closed loop is service time; it does
+//! not show how a server behaves under overload.
 
 //!
-//! Or it is paced ([`Load::rate`]): batches go out by a schedule that does not wait for anybody, and latency
-//! counts from when a batch was due. That is the pace to compare latencies by.
+//! A round may also be paced ([`Load::rate`]): batches are published on a fixed schedule, and latency counts
+//! from when a batch was due. Use this to compare latencies.
 
 use std::time::{Duration, Instant};
 
@@ -28,23 +28,23 @@ use crate::{
     target::{Entrance, Target, Via},
 };
 
-/// After so many batches in a row that nobody completed, a round is abandoned.
+/// After this many consecutive batches that no member completed, a round is abandoned.
 const STALLS_IN_A_ROW: u32 = 3;
 
-/// What is sent.
+/// The messages of a round.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// A message.
+    /// The shape of a message.
     pub shape: Shape,
     /// Messages published together.
     pub burst: u64,
-    /// How long a batch may make no progress before the next one goes out all the same.
+    /// How long a batch may make no progress before the next one is published anyway.
     pub patience: Duration,
-    /// Messages per second, whoever has received what; `None` for the closed loop.
+    /// Messages per second, regardless of what has been received; `None` for the closed loop.
     pub rate: Option<f64>,
 }
 
-/// A room that stands: every member is connected.
+/// An open room: every member is connected.
 pub struct Room {
     swarm: Swarm,
     sender: Sender,
@@ -55,15 +55,15 @@ pub struct Room {
     frames: Vec<u8>,
 }
 
-/// Who publishes.
+/// The connection that publishes.
 #[derive(Debug)]
 pub enum Sender {
-    /// One more connection of the swarm, behind the members.
+    /// One more connection of the swarm, after the members.
     Client(Entrance),
     Line(Publisher),
 }
 
-/// Everything an arrival changes.
+/// The state that an arrival changes.
 #[derive(Debug)]
 struct Books {
     ledger: Ledger,
@@ -78,7 +78,7 @@ struct Books {
     silenced: Option<String>,
 }
 
-/// What one round measured.
+/// The measurements of one round.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Round {
     pub messages: u64,
@@ -89,24 +89,24 @@ pub struct Round {
     pub server_cpu: Option<Cpu>,
     /// CPU seconds of this tester per million deliveries.
     pub tester_cpu: Option<Cpu>,
-    /// The part of one core that the server used.
+    /// The fraction of one core that the server used.
     pub server_share: Option<f64>,
-    /// The part of one core that this tester used.
+    /// The fraction of one core that this tester used.
     pub tester_share: f64,
     /// Microseconds from just before the publishing system call to just after the receiving one; when paced,
-    /// from when the batch was due. Nothing if nothing arrived.
+    /// from when the batch was due. `None` if nothing arrived.
     pub latency: Option<Latency>,
-    /// Bytes that members received: messages as they were framed, compressed or not, and heartbeats. Under TLS,
-    /// what was in its records.
+    /// Bytes that members received: framed messages, compressed or not, and heartbeats. Under TLS, the
+    /// plaintext of its records.
     pub wire_bytes: u64,
-    /// Batches that ran out of patience.
+    /// Batches that were given up.
     pub stalls: u32,
     /// Whether every message of the plan was published.
     pub complete: bool,
 }
 
 impl Round {
-    /// Bytes that a member received for each delivery.
+    /// Bytes received by a member per delivery.
     #[expect(clippy::cast_precision_loss, reason = "bytes of a round")]
     pub fn wire_bytes_each(&self) -> Option<f64> {
         (self.delivered > 0).then(|| self.wire_bytes as f64 / self.delivered as f64)
@@ -114,7 +114,7 @@ impl Round {
 }
 
 impl Room {
-    /// Opens `members` members of `target`'s room 0 and waits until all stand, then connects whoever publishes.
+    /// Opens `members` members in room 0 of `target`, waits until all are ready, then connects the publisher.
     pub fn open(
         target: &Target,
         members: usize,
@@ -125,7 +125,7 @@ impl Room {
         Self::open_with(&target.entrance, members, || Sender::connect(&target.via), server, load, stop)
     }
 
-    /// The same with a sender of the caller's choice.
+    /// The same with a sender chosen by the caller.
     pub fn open_with(
         entrance: &Entrance,
         members: usize,
@@ -161,7 +161,7 @@ impl Room {
         Ok(Self { swarm, sender, server, load, books, batch: Vec::new(), frames: Vec::new() })
     }
 
-    /// Publishes `messages` messages and measures until the last one is everywhere.
+    /// Publishes `messages` messages and measures until all have been received.
     pub fn round(&mut self, messages: u64, stop: &Stop) -> anyhow::Result<Round> {
         self.books.latency.clear();
         let (server, tester, before) = (self.server.cpu()?, Cpu::of_self()?, self.counts());
@@ -176,7 +176,7 @@ impl Room {
             };
             self.publish(count, due)?;
             published += count;
-            // A schedule waits for nobody, and so only for the last batch.
+            // A paced round waits only for its last batch.
             if (self.load.rate.is_some() && published < messages) || self.settle()? {
                 in_a_row = 0;
             } else {
@@ -208,17 +208,17 @@ impl Room {
         })
     }
 
-    /// What has been counted since the room was opened.
+    /// The counts since the room was opened.
     pub fn counts(&self) -> Counts {
         self.books.ledger.counts()
     }
 
-    /// Why the first member that was lost was lost.
+    /// Why the first lost member was lost.
     pub fn first_loss(&self) -> Option<&str> {
         self.books.first_loss.as_deref()
     }
 
-    /// Waits a moment for stragglers, closes every connection and returns the final counts.
+    /// Waits briefly for late arrivals, closes every connection and returns the final counts.
     pub fn close(mut self) -> anyhow::Result<Counts> {
         let settled = Instant::now() + self.load.patience;
         while self.counts().missing > 0 && self.counts().members_lost == 0 && Instant::now() < settled {
@@ -230,7 +230,7 @@ impl Room {
         Ok(counts)
     }
 
-    /// Drains until it is time, and returns that time.
+    /// Reads arrivals until the next batch is due, and returns that time.
     fn await_turn(&mut self, due: u64) -> anyhow::Result<u64> {
         loop {
             let now = clock::now();
@@ -263,7 +263,7 @@ impl Room {
                 }
                 match self.swarm.say(self.books.members, &self.frames) {
                     Ok(()) => Ok(()),
-                    Err(Unsaid::Full) => bail!("the server takes no publications"),
+                    Err(Unsaid::Full) => bail!("the server does not read publications"),
                     Err(Unsaid::Gone) => {
                         self.listen().and_then(|()| bail!("the connection that publishes failed"))
                     }
@@ -272,7 +272,7 @@ impl Room {
         }
     }
 
-    /// Whether what was published was taken.
+    /// Checks that the server accepted what was published.
     fn listen(&mut self) -> anyhow::Result<()> {
         if let Sender::Line(publisher) = &mut self.sender {
             publisher.listen()?;
@@ -283,7 +283,7 @@ impl Room {
         Ok(())
     }
 
-    /// Drains until everybody has everything. `false` if patience ran out before.
+    /// Reads arrivals until all members have everything; `false` if `patience` ran out first.
     fn settle(&mut self) -> anyhow::Result<bool> {
         let mut progress = (self.counts().delivered, Instant::now());
         while !self.books.ledger.is_settled() {
@@ -293,7 +293,7 @@ impl Room {
             if delivered != progress.0 {
                 progress = (delivered, now);
             } else if now.duration_since(progress.1) >= load.patience {
-                // The answers may say why nothing arrives.
+                // The answers may explain why nothing arrives.
                 self.listen()?;
                 self.books.ledger.give_up();
                 return Ok(false);
@@ -304,7 +304,7 @@ impl Room {
 }
 
 impl Sender {
-    /// Connects as `via` says. A client is not connected here: the swarm does that.
+    /// Connects as `via` specifies. A client is connected by the swarm instead.
     pub fn connect(via: &Via) -> anyhow::Result<Self> {
         let connected = match via {
             Via::Client(entrance) => Ok(Self::Client(entrance.clone())),
@@ -319,7 +319,7 @@ impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
             Event::Standing { .. } | Event::Joined { .. } | Event::Left { .. } => {}
-            // The one behind the members publishes; what it hears is nobody's.
+            // The connection after the members publishes; ignore what it receives.
             Event::Message { member, .. } if member >= self.members => {}
             Event::Message { member, payload, at } => match self.finder.find(self.dialect, payload) {
                 Some(stamp) => {

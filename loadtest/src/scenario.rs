@@ -1,5 +1,5 @@
-//! What can be run. One module per kind of scenario: its arguments come from [`cli`](crate::cli), its report
-//! goes to [`report`](crate::report).
+//! The scenarios, one module per kind: arguments come from [`cli`](crate::cli), reports go to
+//! [`report`](crate::report).
 
 pub mod compare_limit;
 pub mod compare_rooms;
@@ -33,7 +33,7 @@ use crate::{
     target::{Protocol, TargetArgs},
 };
 
-/// Pins this process as asked and starts to listen for the end of the run.
+/// Pins this process as requested and installs the handlers that end the run.
 fn begin(common: &Common) -> anyhow::Result<Stop> {
     if let Some(cpu) = common.client_cpu {
         process::pin_to(cpu)?;
@@ -41,8 +41,8 @@ fn begin(common: &Common) -> anyhow::Result<Stop> {
     Ok(Stop::install(common.time_limit.0)?)
 }
 
-/// Starts to listen for the end of the run, and makes sure that the server can be measured: a wrong pid is told
-/// before thousands of connections are opened.
+/// Installs the handlers that end the run, and checks that the server can be measured: a wrong pid is
+/// reported before thousands of connections are opened.
 fn begin_run(run: &Run) -> anyhow::Result<(Stop, Server)> {
     let server = Server::new(run.server_pid.clone());
     server.cpu()?;
@@ -62,19 +62,20 @@ fn plan_of(run: &Run, groups: Vec<Group>) -> Plan {
     }
 }
 
-/// Memory counts as settled when so many samples in a row, [`SAMPLE`] apart, differ by less than
+/// Memory counts as settled when this many consecutive samples, [`SAMPLE`] apart, differ by less than
 /// [`SETTLED`] bytes.
 const STEADY_SAMPLES: usize = 10;
 const SAMPLE: Duration = Duration::from_millis(200);
 const SETTLED: u64 = 64 * 1024;
 
-/// Then it is measured as it is, and the report says so.
+/// After this time memory is measured even if it has not settled, and the report says so.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long a look at what has arrived waits.
+/// How long to wait for arrivals in one turn.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Samples memory until it stands still: the last sample, and whether it did. `sample` waits so long first.
+/// Samples memory until it is stable; returns the last sample, and whether it was stable. `sample` waits for
+/// the given time first.
 fn settle(
     stop: &Stop,
     mut sample: impl FnMut(Duration) -> anyhow::Result<Memory>,
@@ -98,16 +99,16 @@ fn settle(
     }
 }
 
-/// Whether the protocol knows several rooms on one connection.
+/// Checks that the protocol supports several rooms on one connection.
 fn check_several_rooms(target: &TargetArgs) -> anyhow::Result<()> {
     ensure!(
         target.protocol == Protocol::Centrifuge,
-        "--rooms-per-client: only the Centrifuge protocol has several rooms on one connection; say --protocol centrifuge"
+        "--rooms-per-client: only the Centrifuge protocol has several rooms on one connection; use --protocol centrifuge"
     );
     Ok(())
 }
 
-/// Whether `rooms` can be shared out among clients that are in so many each.
+/// Checks that `rooms` can be divided among clients that are in `each` rooms each.
 fn check_rooms_per_client(target: &TargetArgs, rooms: u32, each: u32) -> anyhow::Result<()> {
     if each > 1 {
         check_several_rooms(target)?;
@@ -116,8 +117,8 @@ fn check_rooms_per_client(target: &TargetArgs, rooms: u32, each: u32) -> anyhow:
     Ok(())
 }
 
-/// Opens every connection of the plan. Anything but all of them standing is an error: a test of fewer clients
-/// than asked for is another test. `false` if the run is to end before.
+/// Opens every connection of the plan. If not all become ready that is an error: a test with fewer clients
+/// than requested is a different test. `false` if the run is to end first.
 fn open_all(crew: &mut Crew, live: &Live, stop: &Stop) -> anyhow::Result<bool> {
     let clients = crew.plan.clients();
     live.doing("connecting");
@@ -127,7 +128,7 @@ fn open_all(crew: &mut Crew, live: &Live, stop: &Stop) -> anyhow::Result<bool> {
     }
     ensure!(
         crew.totals.standing == clients,
-        "{} of {clients} clients stand{}",
+        "{} of {clients} clients are ready{}",
         crew.totals.standing,
         crew.totals.first_loss.as_deref().map(|why| format!("; {why}")).unwrap_or_default()
     );

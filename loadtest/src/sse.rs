@@ -1,29 +1,28 @@
-//! Server-sent events as bytes (WHATWG HTML §9.2), out of an HTTP/1.1 response that never ends.
+//! Server-sent events (WHATWG HTML §9.2) from an HTTP/1.1 response that does not end.
 //!
-//! Owns the request, the check of its answer, the chunks of its body (RFC 9112 §7.1) and the cutting of events.
-//! It works in place in the swarm's buffer and copies only within it.
+//! Owns the request, the check of its answer, the chunks of its body (RFC 9112 §7.1) and the splitting into
+//! events. It works in place in the swarm's buffer and copies only within it.
 
 use crate::websocket::WireError;
 
 /// The largest response head, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// The most digits of a chunk's length that are believed: a terabyte.
+/// The maximum number of digits of a chunk's length, enough for a terabyte.
 const MAX_DIGITS: u8 = 10;
 
-/// Where a stream's body stands between two reads.
+/// The parser's state of a stream's body between two reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// Everything until the end is the body.
+    /// The body extends to the end of the connection.
     Whole,
-    /// In a chunk's length: what has been read of it, in how many digits, and whether the rest of the line is
-    /// to be skipped.
+    /// In a chunk's length: its value so far, its number of digits, and whether to skip the rest of the line.
     Length { so_far: u64, digits: u8, skipping: bool },
-    /// So many bytes of a chunk are still to come.
+    /// In a chunk's data, with this many bytes still to come.
     Data { left: u64 },
     /// In the line break after a chunk.
     Break,
-    /// The last chunk has been seen.
+    /// The last chunk has been read.
     Ended,
 }
 
@@ -31,7 +30,7 @@ impl Body {
     /// Before the first chunk.
     pub const CHUNKED: Self = Self::Length { so_far: 0, digits: 0, skipping: false };
 
-    /// Takes the chunks' frames out of `bytes` and moves what they hold to the front: how much that is.
+    /// Removes the chunk framing from `bytes` and moves the data to the front; returns its length.
     pub fn unwrap(&mut self, bytes: &mut [u8]) -> Result<usize, WireError> {
         let (mut from, mut to) = (0, 0);
         if *self == Self::Whole {
@@ -58,7 +57,7 @@ impl Body {
     }
 
     fn frame(self, byte: u8) -> Result<Self, WireError> {
-        const BAD: WireError = WireError::Handshake("its chunks are broken");
+        const BAD: WireError = WireError::Handshake("its chunked encoding is invalid");
         if self == Self::Ended || (matches!(self, Self::Length { skipping: true, .. }) && byte != b'\n') {
             return Ok(self);
         }
@@ -74,7 +73,7 @@ impl Body {
                     digits: digits + 1,
                     skipping: false,
                 }),
-                // An extension, or the line's carriage return.
+                // A chunk extension, or the line's carriage return.
                 None if digits > 0 => Ok(Self::Length { so_far, digits, skipping: true }),
                 _ => Err(BAD),
             },
@@ -83,40 +82,40 @@ impl Body {
     }
 }
 
-/// The request for an event stream, with the line `authorization` if there is one.
+/// The request for an event stream, with the header line `authorization` if it is not empty.
 pub fn request(authority: &str, path: &str, authorization: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\n{authorization}\r\n")
         .into_bytes()
 }
 
-/// Reads the answer to [`request`]: the length of its head and how its body is framed, `None` while it is not
-/// all there.
+/// Reads the answer to [`request`]: the length of its head and the framing of its body, `None` while it is
+/// incomplete.
 pub fn read_head(bytes: &[u8]) -> Result<Option<(usize, Body)>, WireError> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut response = httparse::Response::new(&mut headers);
     let length = match response.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
-        Ok(httparse::Status::Partial) => return Err(WireError::Handshake("its head does not end")),
+        Ok(httparse::Status::Partial) => return Err(WireError::Handshake("its head is too long")),
         Err(_) => return Err(WireError::Handshake("it is not HTTP/1.1")),
     };
     match response.code {
         Some(200) => {}
         Some(status) => return Err(WireError::Refused(status)),
-        None => return Err(WireError::Handshake("it has no status")),
+        None => return Err(WireError::Handshake("it has no status code")),
     }
     let has = |name: &str, what: &[u8]| {
         let mut all = response.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
         all.any(|header| header.value.to_ascii_lowercase().starts_with(what))
     };
     if !has("content-type", b"text/event-stream") {
-        return Err(WireError::Handshake("it is no event stream"));
+        return Err(WireError::Handshake("it is not an event stream"));
     }
     Ok(Some((length, if has("transfer-encoding", b"chunked") { Body::CHUNKED } else { Body::Whole })))
 }
 
-/// Hands every whole event that carries data and has no name of its own to `each`, and returns what is left
-/// over. A line ends with LF or CRLF; a CR alone is not understood.
+/// Passes every complete event that has data and no custom name to `each`, and returns the remaining bytes. A
+/// line ends with LF or CRLF; a lone CR is not supported.
 pub fn read_events<'a>(mut bytes: &'a [u8], mut each: impl FnMut(&'a [u8])) -> &'a [u8] {
     let (mut line, mut data, mut named) = (0, false, false);
     while let Some(end) = bytes.get(line..).and_then(|rest| rest.iter().position(|&byte| byte == b'\n')) {

@@ -1,47 +1,47 @@
-//! What a test message says about itself.
+//! The identifying data inside a test message.
 //!
-//! A payload is one JSON string of printable ASCII, so that a protocol that insists on JSON and one that
-//! takes bytes carry the same thing:
+//! A payload is one JSON string of printable ASCII, so protocols that require JSON and those that take bytes
+//! carry the same thing:
 //!
 //! ```text
 //! "rrrrrrrroooooooopppppppp ssssssssssss nnnnnnnnnnnnnnnn cccccccc....…"     (without the spaces)
 //!  run (8) room(8) publisher (8)  sequence (12)  sent (16)  check (8)  padding to the size asked for
 //! ```
 //!
-//! or a JSON object ([`payload`](crate::payload)) that carries the same numbers,
-//! all of them in lower-case hexadecimal. The check covers the numbers before it, so that a message altered on
-//! its way is told from one that was never sent. A payload that differs from this in any byte is no stamp.
+//! or a JSON object ([`payload`](crate::payload)) that carries the same numbers, all of them in lower-case
+//! hexadecimal. The check covers the numbers before it, so an altered message is distinguished from one that
+//! was never sent. A payload that differs in any byte is not a stamp.
 
 use crate::{
     dialect::Dialect,
     payload::{FRONT, Payload, Shape, write_object},
 };
 
-/// The marks of one test message.
+/// The stamp of one test message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// Which run sent it: strangers' messages in the same room are told apart by it.
+    /// The run that sent it, which distinguishes other runs' messages in the same room.
     pub run: u32,
-    /// Which of the run's rooms it was sent to.
+    /// The room of the run that it was sent to.
     pub room: u32,
-    /// Which of the room's publishers sent it.
+    /// The publisher of the room that sent it.
     pub publisher: u32,
-    /// Its place among the messages of that publisher in that room, from 0; 48 bits.
+    /// Its position among the messages of that publisher in that room, from 0; 48 bits.
     pub sequence: u64,
-    /// When it was due to be sent, by [`clock::now`](crate::clock::now).
+    /// When it was due, by [`clock::now`](crate::clock::now).
     pub sent: u64,
 }
 
-/// The digits of all numbers.
+/// The number of digits of all numbers.
 pub const NUMBERS: usize = 8 + 8 + 8 + 12 + 16 + 8;
 const PADDING: u8 = b'.';
 
-/// Finds this run's stamps in what arrives.
+/// Finds this run's stamps in received payloads.
 #[derive(Clone, Debug)]
 pub struct Finder {
     run: [u8; 8],
     shape: Shape,
-    /// The object that was found last, and its stamp: a broadcast brings the same one again and again.
+    /// The object found last, and its stamp: a broadcast delivers the same one many times.
     object: Vec<u8>,
     stamp: Option<Stamp>,
 }
@@ -74,7 +74,7 @@ impl Stamp {
         numbers
     }
 
-    /// Reads the numbers, or returns `None` if any of them is none or the check does not hold.
+    /// Reads the numbers; `None` if any of them is invalid or the check does not match.
     fn read(numbers: &[u8; NUMBERS]) -> Option<Self> {
         let (run, rest) = numbers.split_at_checked(8)?;
         let (room, rest) = rest.split_at_checked(8)?;
@@ -92,7 +92,7 @@ impl Stamp {
         (word(check)? == stamp.check()).then_some(stamp)
     }
 
-    /// Two rounds of multiply and fold: enough that no accident keeps it.
+    /// Two rounds of multiply and fold: enough to detect accidental changes.
     fn check(&self) -> u32 {
         let mut state = u64::from(self.run) << 32 | u64::from(self.room);
         for word in [u64::from(self.publisher), self.sequence, self.sent] {
@@ -112,7 +112,7 @@ impl Finder {
         Self { run: digits, shape, object: Vec::new(), stamp: None }
     }
 
-    /// Finds the stamp where connections that speak `dialect` have it.
+    /// Finds the stamp where messages of `dialect` carry it.
     pub fn find(&mut self, dialect: Dialect, payload: &[u8]) -> Option<Stamp> {
         match (self.shape.payload, dialect) {
             (Payload::Json, Dialect::Plain | Dialect::Bare) => self.object(payload),
@@ -129,7 +129,7 @@ impl Finder {
         }
     }
 
-    /// A payload that is an object and nothing else.
+    /// A payload that is exactly an object.
     fn object(&mut self, payload: &[u8]) -> Option<Stamp> {
         if payload.is_empty() || payload != self.object {
             let numbers = payload.strip_prefix(FRONT)?.first_chunk::<NUMBERS>()?;
@@ -151,12 +151,12 @@ impl Finder {
         self.object(payload.get(start..start + self.shape.size())?)
     }
 
-    /// A payload that is a stamp and nothing else.
+    /// A payload that is exactly a stamp.
     pub fn whole(&self, payload: &[u8]) -> Option<Stamp> {
         (payload.len() == self.shape.size()).then(|| self.at(payload, 0)).flatten()
     }
 
-    /// A stamp anywhere within `payload`: in an envelope that a protocol or a server has put around it.
+    /// A stamp anywhere within `payload`: in an envelope that a protocol or a server has added.
     pub fn within(&self, payload: &[u8]) -> Option<Stamp> {
         let quote = payload
             .windows(9)
@@ -164,7 +164,7 @@ impl Finder {
         self.at(payload, quote)
     }
 
-    /// The same without its quotes, as a server sends it on that has taken the JSON string for text.
+    /// The same without its quotes, for a server that decodes the JSON string and sends its text.
     pub fn bare(&self, payload: &[u8]) -> Option<Stamp> {
         let start = payload.windows(8).position(|window| window == self.run)?;
         let inner = payload.get(start..start + self.shape.size() - 2)?;

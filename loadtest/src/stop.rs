@@ -1,4 +1,4 @@
-//! When a run ends before its plan does: Ctrl-C, SIGTERM, SIGHUP or the time limit.
+//! Reasons to end a run early: Ctrl-C, SIGTERM, SIGHUP or the time limit.
 
 use std::{
     fs, io,
@@ -14,27 +14,28 @@ use signal_hook::{
     flag, low_level,
 };
 
-/// Asked between messages; once set it stays set.
+/// Checked between messages; once set it stays set.
 #[derive(Clone, Debug)]
 pub struct Stop {
     asked: Arc<AtomicBool>,
-    /// The signal that asked.
+    /// The signal that was received.
     signal: Arc<AtomicUsize>,
     limit: Duration,
-    /// `None`: never.
+    /// `None` means never.
     deadline: Option<Instant>,
 }
 
 impl Stop {
-    /// Listens for signals from now on. The first asks the run to end with a report of what it has; the
-    /// second ends the process at once. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored.
+    /// Listens for signals from now on. The first asks the run to end with a report of its results so far;
+    /// the second ends the process at once. A signal that is ignored, as SIGHUP is under `nohup`, stays
+    /// ignored.
     pub fn install(time_limit: Duration) -> io::Result<Self> {
         let (asked, number) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         for signal in [SIGHUP, SIGINT, SIGTERM] {
             if is_ignored(signal) {
                 continue;
             }
-            // In this order: the first signal finds the flag unset and sets it.
+            // The order matters: the first signal finds the flag unset and then sets it.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
             flag::register_usize(signal, Arc::clone(&number), usize::try_from(signal).unwrap_or(0))?;
             flag::register(signal, Arc::clone(&asked))?;
@@ -48,7 +49,7 @@ impl Stop {
         self.cause().is_some()
     }
 
-    /// What asks the run to end.
+    /// The reason to end the run.
     pub fn cause(&self) -> Option<String> {
         if self.asked.load(Ordering::Relaxed) {
             let signal = i32::try_from(self.signal.load(Ordering::Relaxed)).unwrap_or(0);
@@ -58,8 +59,8 @@ impl Stop {
         is_over.then(|| format!("--time-limit {:?}", self.limit))
     }
 
-    /// What a part of a run came to, given whether all of it was done: why the run ended early, in words, or nothing if
-    /// it did not. Whatever fails once the run is asked to end is a part of its end.
+    /// The outcome of a part of a run, given whether all of it was done: why the run ended early, or nothing
+    /// if it did not. An error after the run was asked to end counts as part of that end.
     pub fn early_end(&self, outcome: anyhow::Result<bool>) -> anyhow::Result<Option<String>> {
         match (outcome, self.cause()) {
             (Ok(true), _) | (Ok(false), None) => Ok(None),
@@ -70,7 +71,7 @@ impl Stop {
     }
 }
 
-/// Whether this process was started with `signal` ignored, or does so by now.
+/// Whether `signal` is ignored, by inheritance or by now.
 fn is_ignored(signal: i32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

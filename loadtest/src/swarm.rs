@@ -1,7 +1,7 @@
 //! The clients: many connections, one epoll loop, one thread.
 //!
-//! Owns the sockets, from the connect to the last byte, and hands every whole message to the caller. It does
-//! not know what a message means, and decides nothing about when to publish one.
+//! Owns the sockets, from the connect to the last byte, and passes every complete message to the caller. It
+//! does not interpret messages and does not decide when to publish.
 //!
 //! Readiness is level-triggered and each ready socket is read once per turn into one shared scratch buffer,
 //! so a delivery costs one `recv` and its share of an `epoll_wait`, and allocates nothing.
@@ -32,13 +32,13 @@ use crate::{
 
 pub use crate::member::Unsaid;
 
-/// How many connections may be on their way at once: below any sane listen backlog.
+/// How many connections may be in progress at once: below any sane listen backlog.
 pub const OPENING_AT_ONCE: usize = 256;
 
-/// How long no connection may make progress while members are being opened.
+/// Give up opening members when no connection has made progress for this long.
 pub const OPENING_PATIENCE: Duration = Duration::from_secs(15);
 
-/// What one read may take. Large enough that a burst of eight 4 KiB messages is one read.
+/// The size of one read. Large enough for a burst of eight 4 KiB messages.
 const READ_SIZE: usize = 256 * 1024;
 
 const EVENTS_PER_TURN: usize = 1024;
@@ -49,18 +49,18 @@ const WATCHED: u64 = u64::MAX;
 /// What happened to a member.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// It is in its room, so many nanoseconds after its connect was begun.
+    /// It is ready in its room, this many nanoseconds after its connect was started.
     Standing { member: usize, took: u64 },
     /// It received a message; `at` is when the read that brought it returned.
     Message { member: usize, payload: &'a [u8], at: u64 },
-    /// It has joined one more room, after it stood.
+    /// It has joined another room after it was ready.
     Joined { room: u32 },
-    /// The server has taken it out of a room and says that it may come back. Only of members that [stay](
-    /// Seat::stays); the connection of any other ends with it.
+    /// The server has removed it from a room with a code that allows it to resubscribe. Only for members that
+    /// [stay](Seat::stays); the connection of any other ends.
     Left { member: usize, channel: &'a str },
-    /// Something it published was refused.
+    /// One of its publications was refused.
     Refused { why: String },
-    /// Its connection has ended; `stood` tells whether it had ever been ready.
+    /// Its connection has ended; `stood` tells whether it had been ready.
     Lost { member: usize, why: Lost, stood: bool },
 }
 
@@ -69,11 +69,11 @@ pub enum Event<'a> {
 pub enum Lost {
     #[error("closed by the server {}", .0.map_or("without a code".to_owned(), |code| format!("with code {code}")))]
     Closed(Option<u16>),
-    /// The protocol above the `WebSocket` said so.
+    /// As reported by the protocol above the `WebSocket`.
     #[error("{0}")]
     Ended(String),
-    /// The stream ended without a word.
-    #[error("the server hung up")]
+    /// The stream ended without a close frame.
+    #[error("the server closed the connection")]
     HungUp,
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -85,7 +85,7 @@ pub enum Lost {
 pub struct Swarm {
     epoll: OwnedFd,
     members: Vec<Member>,
-    /// Members that do not stand yet.
+    /// Members that are not ready yet.
     opening: usize,
     desk: Desk,
     ready: Vec<epoll::Event>,
@@ -103,23 +103,23 @@ impl Swarm {
         })
     }
 
-    /// Watches `descriptor` too: [`drain`](Self::drain) says when it can be read.
+    /// Also watches `descriptor`: [`drain`](Self::drain) returns whether it can be read.
     pub fn watch(&mut self, descriptor: impl AsFd) -> anyhow::Result<()> {
         epoll::add(&self.epoll, descriptor, EventData::new_u64(WATCHED), EventFlags::IN)
             .context("cannot wait for orders")
     }
 
-    /// How many members have ever been opened; each has its number below this.
+    /// How many members have ever been opened; their numbers are below this.
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// How many bytes the first `members` have received on the connections that they have.
+    /// How many bytes the first `members` have received on their current connections.
     pub fn received(&self, members: usize) -> u64 {
         self.members.iter().take(members).map(Member::received).sum()
     }
 
-    /// How many are on their way.
+    /// How many members are connecting.
     pub fn opening(&self) -> usize {
         self.opening
     }
@@ -129,17 +129,17 @@ impl Swarm {
         self.members.get(member).is_some_and(Member::is_connected)
     }
 
-    /// Whether `member` is on its way.
+    /// Whether `member` is connecting.
     pub fn is_opening(&self, member: usize) -> bool {
         self.members.get(member).is_some_and(|member| member.is_connected() && !member.stands())
     }
 
-    /// Whether [`say`](Self::say) would take so many bytes from `member`.
+    /// Whether [`say`](Self::say) would accept this many bytes for `member`.
     pub fn can_say(&self, member: usize, bytes: usize) -> bool {
         self.members.get(member).is_some_and(|member| member.can_say(bytes).is_ok())
     }
 
-    /// Begins to connect a new member. It has its number even if that fails.
+    /// Starts to connect a new member. It gets its number even if that fails.
     pub fn open(&mut self, entrance: &Entrance, seat: Seat) -> anyhow::Result<()> {
         let index = self.members.len();
         let connected = Member::connect(&self.epoll, index, entrance, seat);
@@ -152,7 +152,7 @@ impl Swarm {
         outcome
     }
 
-    /// Begins to connect `member` anew. What connection it had ends.
+    /// Starts to connect `member` again. Its previous connection, if any, ends.
     pub fn reopen(&mut self, member: usize, entrance: &Entrance, seat: Seat) -> anyhow::Result<()> {
         self.hang_up(member);
         if let Some(slot) = self.members.get_mut(member) {
@@ -162,7 +162,7 @@ impl Swarm {
         Ok(())
     }
 
-    /// Ends the connection of `member` without a goodbye, as a client does that loses its network.
+    /// Closes the connection of `member` without a close frame, like a client that loses its network.
     pub fn hang_up(&mut self, member: usize) {
         let Some(slot) = self.members.get_mut(member) else { return };
         if slot.is_connected() && !slot.stands() {
@@ -171,21 +171,23 @@ impl Swarm {
         slot.drop_connection();
     }
 
-    /// `member` reads no more: the kernel fills up, then the server's queue.
+    /// Stops reading from `member`: the kernel's buffers fill up, then the server's queue.
     pub fn stall(&mut self, member: usize) -> anyhow::Result<()> {
         self.members.get_mut(member).map_or(Ok(()), |slot| slot.stall(&self.epoll))
     }
 
-    /// Writes `bytes`, whole frames, on the connection of `member`: with one system call unless it is full.
+    /// Writes `bytes`, whole frames, on the connection of `member`, with one system call unless the socket is
+    /// full.
     pub fn say(&mut self, member: usize, bytes: &[u8]) -> Result<(), Unsaid> {
         let slot = self.members.get_mut(member).ok_or(Unsaid::Gone)?;
         slot.say(&self.epoll, member, bytes)
     }
 
-    /// Opens members until there are `total`, and returns when every one of them stands. What happens to
-    /// those that stand already goes to `on`.
+    /// Opens members until there are `total`, and returns when every one of them is ready. Events of members
+    /// that are ready already go to `on`.
     ///
-    /// The first connection that fails is an error: a test of fewer members than asked for is another test.
+    /// The first connection that fails is an error: a test with fewer members than requested is a different
+    /// test.
     pub fn grow(
         &mut self,
         entrance: &Entrance,
@@ -198,7 +200,7 @@ impl Swarm {
         let mut progress = (0, Instant::now());
         while self.members.len() < total || self.opening > 0 {
             let standing = self.members.len() - self.opening;
-            ensure!(!stop.is_set(), "ended while opening members; {standing} of {total} stand");
+            ensure!(!stop.is_set(), "ended while opening members; {standing} of {total} are ready");
             while self.members.len() < total && self.opening < OPENING_AT_ONCE {
                 let next = self.members.len();
                 self.open(entrance, seat(next)).with_context(|| {
@@ -212,7 +214,7 @@ impl Swarm {
             })?;
             if let Some((member, why)) = failure {
                 return Err(anyhow::Error::from(why))
-                    .with_context(|| format!("member {} of {total} does not stand", member + 1));
+                    .with_context(|| format!("member {} of {total} did not become ready", member + 1));
             }
             let standing = self.members.len() - self.opening;
             if progress.0 != standing {
@@ -220,13 +222,13 @@ impl Swarm {
             }
             ensure!(
                 progress.1.elapsed() < OPENING_PATIENCE,
-                "no connection was completed for {OPENING_PATIENCE:?}; {standing} of {total} stand"
+                "no connection was completed for {OPENING_PATIENCE:?}; {standing} of {total} are ready"
             );
         }
         Ok(())
     }
 
-    /// Waits up to `timeout` for something to arrive and hands it to `on`. Whether the watched descriptor can
+    /// Waits up to `timeout` for arrivals and passes them to `on`. Returns whether the watched descriptor can
     /// be read.
     pub fn drain(&mut self, timeout: Duration, mut on: impl FnMut(Event<'_>)) -> anyhow::Result<bool> {
         let timeout = Timespec::try_from(timeout).context("a time-out beyond the clock's range")?;
@@ -259,7 +261,7 @@ impl Swarm {
         Ok(watched)
     }
 
-    /// Says goodbye to the server on every connection and forgets them all.
+    /// Sends a close frame on every connection and removes all members.
     pub fn close(self) {
         for member in self.members {
             member.close();

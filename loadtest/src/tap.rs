@@ -1,9 +1,9 @@
-//! A bare subscriber of Redis: what a node is measured against where it receives, and how it is counted what a node
-//! has published.
+//! A bare subscriber of Redis: the baseline for a node that receives from Redis, and the counter of what a
+//! node publishes to it.
 //!
-//! A process of its own subscribes to the topics and reads. It parses every push, counts it, and does nothing else
-//! with it, unless it is to [verify](TapServer::verify) the stamps: then it keeps exact books of them. It says how
-//! many there were on standard output, every thousand and whenever nothing more is there.
+//! A separate process subscribes to the topics and reads. It parses and counts every push and does nothing
+//! else, unless it has to [verify](TapServer::verify) the stamps: then it accounts for every message. It
+//! prints the count on standard output, every thousand publications and whenever it has read everything.
 
 use std::{
     collections::VecDeque,
@@ -38,25 +38,25 @@ use crate::{
     websocket::Leftover,
 };
 
-/// What one read may take.
+/// The size of one read.
 const READ_SIZE: usize = 64 * 1024;
 
-/// The longest push whose end may be waited for.
+/// The longest accepted push.
 const MAX_PUSH: usize = 2 * 1024 * 1024;
 
-/// How many publications may go untold while more are there.
+/// How many publications may be counted before the count is reported, while more are waiting.
 const TELLING: u64 = 1024;
 
-/// How many topics a SUBSCRIBE has.
+/// The number of topics in one SUBSCRIBE.
 const BATCH: usize = 512;
 
 /// How many topics may wait for their acknowledgement.
 const SUBSCRIBING: usize = 16 * BATCH;
 
-/// How long a subscriber may take to say anything.
+/// How long a subscriber may take to report anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A subscriber that runs; killed when this is dropped.
+/// A running subscriber; killed when this is dropped.
 #[derive(Debug)]
 pub struct Tap {
     child: Child,
@@ -68,21 +68,21 @@ pub struct Tap {
     pub subscribing: Duration,
 }
 
-/// What a subscriber is asked for.
+/// The task of a subscriber.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish<'a> {
     pub redis: &'a Redis,
-    /// Of the topics: `{room}` stands for a number below `rooms`.
+    /// The number of topics: `{room}` stands for a number below `rooms`.
     pub rooms: u32,
     pub connections: u32,
-    /// Where to run.
+    /// The CPU to run on.
     pub cpu: Option<usize>,
-    /// What to verify: the run, how many publishers it has in all rooms together, and the payload's size.
+    /// What to verify: the run, the number of its publishers in all rooms together, and the payload's size.
     pub verify: Option<(u32, u32, usize)>,
 }
 
 impl Tap {
-    /// Starts it and waits until every subscription stands.
+    /// Starts it and waits until every subscription is acknowledged.
     pub fn start(wish: &Wish<'_>) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("tap-server").arg(format!("--rooms={}", wish.rooms));
@@ -94,32 +94,32 @@ impl Tap {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let answers = child.stdout.take().context("standard output is piped")?;
         let mut orders = child.stdin.take().context("standard input is piped")?;
-        // Its address has a password in it, which no process list is to show.
+        // The URL may contain a password, which must not appear in the process list.
         writeln!(orders, "{}", serde_json::to_string(wish.redis)?)?;
         let orders = Some(orders);
         let mut tap =
             Self { child, orders, answers, heard: Vec::new(), count: 0, subscribing: Duration::ZERO };
-        let line = tap.line().context("a bare subscriber of Redis does not start")?;
+        let line = tap.line().context("a bare subscriber of Redis did not start")?;
         tap.subscribing = Duration::from_micros(line.parse().context("the time it took to subscribe")?);
         Ok(tap)
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// How many publications it has received, by its last word; waits so long for a word.
+    /// How many publications it has received, as last reported; waits up to `wait` for a report.
     pub fn count(&mut self, wait: Duration) -> anyhow::Result<u64> {
         if self.hear(wait)? {
             while let Some(line) = self.next_line() {
-                self.count = line.parse().context("a bare subscriber of Redis says no number")?;
+                self.count = line.parse().context("a bare subscriber of Redis did not report a number")?;
             }
         }
         Ok(self.count)
     }
 
-    /// Ends it: how many it has received, and its books if it was to keep any.
+    /// Ends it; returns how many it has received, and its accounts if it verified.
     pub fn finish(mut self) -> anyhow::Result<(u64, Counts)> {
         drop(self.orders.take());
         loop {
@@ -147,7 +147,7 @@ impl Tap {
         Some(String::from_utf8_lossy(line.trim_ascii_end()).into_owned())
     }
 
-    /// Whether it has said anything within `wait`.
+    /// Whether it has reported anything within `wait`.
     fn hear(&mut self, wait: Duration) -> anyhow::Result<bool> {
         let wait = Timespec::try_from(wait).context("a time-out")?;
         match poll(&mut [PollFd::new(&self.answers, PollFlags::IN)], Some(&wait)) {
@@ -156,7 +156,7 @@ impl Tap {
         };
         let mut chunk = [0; 4096];
         let received = self.answers.read(&mut chunk)?;
-        ensure!(received > 0, "a bare subscriber of Redis has ended");
+        ensure!(received > 0, "a bare subscriber of Redis has exited");
         self.heard.extend_from_slice(chunk.get(..received).unwrap_or_default());
         Ok(true)
     }
@@ -172,14 +172,15 @@ impl Drop for Tap {
 /// The subscriber itself.
 pub fn serve(args: &TapServer) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Ctrl-C goes to the whole process group; the tester still has its last round to finish.
+    // Ctrl-C reaches the whole process group, but the tester still has to finish its last round.
     let _ignored = Stop::install(Duration::MAX)?;
     if let Some(cpu) = args.cpu {
         process::pin_to(cpu)?;
     }
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
-    let redis: Redis = serde_json::from_str(&line).context("this is started by another scenario")?;
+    let redis: Redis =
+        serde_json::from_str(&line).context("this command is started by a scenario, not by hand")?;
     let mut reader = Reader::open(&redis, args)?;
     let begun = Instant::now();
     while reader.subscribed < args.rooms {
@@ -188,14 +189,14 @@ pub fn serve(args: &TapServer) -> anyhow::Result<()> {
     tell(begun.elapsed().as_micros())?;
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut told = 0;
-    // Whoever started it ends it by closing its standard input, when everything is there.
+    // The parent ends this process by closing its standard input, when everything has arrived.
     while reader.turn((told < reader.count).then_some(&now))? {
         if reader.count >= told + TELLING || (reader.idle && reader.count > told) {
             told = reader.count;
             tell(told)?;
         }
     }
-    // What came with the order to end is still there.
+    // Read what arrived together with the end of input.
     while reader.turn(Some(&now)).is_ok() && !reader.idle {}
     let counts = reader.books.map_or_else(Counts::default, |(_, lanes)| lanes.counts);
     tell(serde_json::to_string(&(reader.count, counts))?)
@@ -214,7 +215,7 @@ struct Reader {
     ready: Vec<epoll::Event>,
     count: u64,
     subscribed: u32,
-    /// The last turn found nothing.
+    /// Whether the last turn found nothing.
     idle: bool,
     books: Option<(Finder, Lanes)>,
 }
@@ -222,7 +223,7 @@ struct Reader {
 struct Connection {
     socket: Socket,
     leftover: Leftover,
-    /// What it is yet to subscribe to, and how many acknowledgements it awaits.
+    /// Topics still to subscribe to, and the number of acknowledgements outstanding.
     topics: VecDeque<String>,
     awaited: usize,
 }
@@ -262,7 +263,7 @@ impl Reader {
         })
     }
 
-    /// Waits and reads once from every connection that has something. `false` at the end of orders.
+    /// Waits and reads once from every ready connection; `false` at the end of input.
     fn turn(&mut self, timeout: Option<&Timespec>) -> anyhow::Result<bool> {
         self.ready.clear();
         match epoll::wait(&self.epoll, spare_capacity(&mut self.ready), timeout) {
@@ -284,7 +285,7 @@ impl Reader {
                 continue;
             };
             let held = connection.leftover.restore(scratch);
-            let space = scratch.get_mut(held..held + READ_SIZE).context("a push does not end")?;
+            let space = scratch.get_mut(held..held + READ_SIZE).context("a push is too long")?;
             let received = match connection.socket.read(space) {
                 Ok(0) => bail!("Redis closed the connection of a bare subscriber"),
                 Ok(received) => received,
@@ -316,7 +317,7 @@ impl Reader {
 }
 
 impl Connection {
-    /// Says as many SUBSCRIBEs as may wait for their acknowledgements: small enough for any socket's buffer.
+    /// Sends as many SUBSCRIBEs as may wait for acknowledgements: few enough for any socket's buffer.
     fn subscribe(&mut self) -> anyhow::Result<()> {
         while !self.topics.is_empty() && self.awaited + BATCH <= SUBSCRIBING {
             let batch: Vec<String> = self.topics.drain(..BATCH.min(self.topics.len())).collect();
@@ -333,14 +334,14 @@ impl Connection {
     }
 }
 
-/// What a subscriber is sent.
+/// A push to a subscriber.
 #[derive(Debug, PartialEq, Eq)]
 enum Push<'a> {
     Message(&'a [u8]),
     Subscribed,
 }
 
-/// One push from the front of `bytes` and what comes after it, or `None` when it is not all there yet.
+/// Reads one push from the front of `bytes`; returns it and the rest, or `None` while it is incomplete.
 fn read_push(bytes: &[u8]) -> anyhow::Result<Option<(Push<'_>, &[u8])>> {
     let Some((head, rest)) = redis::line(bytes) else { return Ok(None) };
     ensure!(head == b"*3", "Redis said {:?} to a subscriber", String::from_utf8_lossy(head));

@@ -1,7 +1,7 @@
-//! What is tested and how it is published to, parsed once from the command line.
+//! The server under test and how to publish to it, parsed once from the command line.
 //!
-//! A test of many rooms names them all at once: `{room}` in a URL, a channel or a topic stands for the room's
-//! number.
+//! A test of many rooms names them all at once: `{room}` in a URL, a channel or a topic is replaced by the
+//! number of the room.
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
@@ -18,55 +18,56 @@ use crate::{
     web::{Basic, Web, resolve},
 };
 
-/// Stands for a room's number.
+/// The placeholder for the number of a room.
 pub const NUMBER: &str = "{room}";
 
-/// What is tested, as flags and as a worker process is told it.
+/// The server under test, as flags and as passed to worker processes.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 pub struct TargetArgs {
-    /// Where clients connect: ws://, wss://, http:// or https:// (server-sent events); {room} is the room's number
+    /// Where clients connect: ws://, wss://, http:// or https:// (server-sent events); {room} is the room's
+    /// number
     #[arg(long, default_value = "ws://127.0.0.1:8080/rooms/demo:{room}")]
     pub url: String,
-    /// What is spoken there
+    /// The protocol of the clients
     #[arg(long, value_enum, default_value_t = Protocol::Plain)]
     pub protocol: Protocol,
     /// The channel of a Centrifuge or Socket.IO client [default: load:{room}]
     #[arg(long)]
     pub channel: Option<String>,
-    /// How to publish: client (as the protocol does), http (POST to the URL), or a ws(s)://, http(s)://,
+    /// How to publish: client (as the protocol does it), http (POST to the URL), or a ws(s)://, http(s)://,
     /// redis:// or redis+unix:// URL
     #[arg(long, default_value = "client")]
     pub publish: PublishArg,
-    /// The Redis topic to publish to [default: room: and the channel, or what follows /rooms/ in the URL]
+    /// The Redis topic to publish to [default: `room:` and the channel, or the part of the URL after /rooms/]
     #[arg(long)]
     pub topic: Option<String>,
-    /// A token for every client: a Bearer header, or in the protocol's own place
+    /// One token for all clients: sent as a Bearer header, or as the protocol defines
     #[arg(long, conflicts_with = "hs256_secret")]
     pub token: Option<String>,
-    /// Make a token for each client with this secret: its own `sub`, and a grant for the rooms of the test
+    /// Sign a token for each client with this secret: its own `sub`, and a grant for the rooms of the test
     #[arg(long)]
     pub hs256_secret: Option<String>,
-    /// Trust the certificates in this PEM file in place of the system's
+    /// Trust the certificates in this PEM file instead of the system's
     #[arg(long)]
     pub ca: Option<PathBuf>,
     /// Accept any certificate
     #[arg(long)]
     pub insecure: bool,
-    /// Ask for compressed messages (permessage-deflate without context takeover), and inflate them
+    /// Negotiate compressed messages (permessage-deflate without context takeover) and inflate them
     #[arg(long)]
     pub deflate: bool,
-    /// Over how many addresses (127.0.0.2 and up) clients of a server on this machine are spread
+    /// Spread clients of a server on this machine over this many source addresses (127.0.0.2 and up)
     #[arg(long, default_value_t = 16)]
     pub addresses: u8,
 }
 
-/// What is spoken at the URL.
+/// The protocol at the URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// A `WebSocket` whose text frames are the messages
     Plain,
-    /// The same with any server: a message counts wherever in a frame it is found
+    /// Any other server: a message counts wherever it is found in a frame
     Raw,
     /// Server-sent events
     Sse,
@@ -74,12 +75,13 @@ pub enum Protocol {
     Centrifuge,
     /// Socket.IO 5 over a `WebSocket`: events `join` (room) and `m` (room, data)
     SocketIo,
-    /// What the yardsticks speak
+    /// The protocol of the yardsticks
     #[value(skip)]
     Bare,
 }
 
-/// A host and a path template, resolved. Shows itself without the query, where tokens live, and without credentials.
+/// A host and a path template, resolved. `Debug` and `Display` omit credentials and the query, which may hold
+/// a token.
 #[derive(Clone, Debug)]
 pub struct Address {
     pub socket: SocketAddr,
@@ -92,20 +94,20 @@ pub struct Address {
     pub basic: Option<Basic>,
 }
 
-/// Where members connect to and what they say there.
+/// Where members connect and which protocol they use.
 #[derive(Clone, Debug)]
 pub struct Entrance {
     pub address: Address,
     pub dialect: Dialect,
     pub channel: String,
     pub credentials: Credentials,
-    /// Compressed messages are asked for.
+    /// Whether to negotiate compressed messages.
     pub deflate: bool,
-    /// Over how many addresses (127.0.0.2 and up) members are spread; 0 leaves the choice to the kernel.
+    /// Spread members over this many addresses (127.0.0.2 and up); 0 leaves the choice to the kernel.
     pub source_addresses: u8,
 }
 
-/// How messages get into a room.
+/// How messages are published to a room.
 #[derive(Clone, Debug)]
 pub enum Via {
     /// On a connection like any other client's.
@@ -116,7 +118,7 @@ pub enum Via {
     Redis(Redis),
 }
 
-/// A Redis server and the topic to publish to. Shows itself without its password.
+/// A Redis server and the topic to publish to. `Debug` omits its password.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Redis {
     pub at: RedisAddress,
@@ -132,19 +134,19 @@ pub enum RedisAddress {
     Unix(PathBuf),
 }
 
-/// What `--publish` may say; the rest comes from the URL under test.
+/// The values of `--publish`; the rest comes from the URL under test.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum PublishArg {
     /// As the protocol does it, at the URL under test.
     Client,
-    /// The URL under test by `POST`.
+    /// By `POST` to the URL under test.
     Http,
-    /// Another address altogether.
+    /// To another address.
     Elsewhere(String),
 }
 
-/// What stands, for one test.
+/// The resolved target of one test.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub entrance: Entrance,
@@ -152,12 +154,12 @@ pub struct Target {
 }
 
 impl TargetArgs {
-    /// Resolves names, reads certificates, and settles how to publish to `rooms` rooms.
+    /// Resolves names, reads certificates, and determines how to publish to `rooms` rooms.
     pub fn resolve(&self, rooms: u32) -> anyhow::Result<Target> {
         let protocol = self.protocol;
         let schemes: &[&str] = if protocol == Protocol::Sse { &["http", "https"] } else { &["ws", "wss"] };
         let address = self.address(&self.url, schemes).context("--url")?;
-        ensure!(!self.deflate || protocol != Protocol::Sse, "--deflate is a WebSocket's");
+        ensure!(!self.deflate || protocol != Protocol::Sse, "--deflate needs a WebSocket");
         let names_rooms = matches!(protocol, Protocol::Centrifuge | Protocol::SocketIo);
         let channel = match &self.channel {
             Some(channel) => channel.clone(),
@@ -178,7 +180,7 @@ impl TargetArgs {
         let has_token = self.token.is_some() || self.hs256_secret.is_some();
         let by_header = matches!(protocol, Protocol::Plain | Protocol::Raw | Protocol::Sse);
         let header_twice =
-            "a user in the URL and a token would both be the Authorization header; say one of them";
+            "a user in the URL and a token would both be the Authorization header; use one of them";
         ensure!(entrance.address.basic.is_none() || !has_token || !by_header, "--url: {header_twice}");
         let via = self.via(&entrance).context("--publish")?;
         if let Via::Http(address, _) = &via {
@@ -200,14 +202,17 @@ impl TargetArgs {
         let topic = || match &self.topic {
             Some(topic) => Ok(topic.clone()),
             None if entrance.channel.is_empty() => {
-                bail!("{} names no room; say which topic with --topic", entrance.address)
+                bail!("{} names no room; set the topic with --topic", entrance.address)
             }
             None => Ok(format!("room:{}", entrance.channel)),
         };
         let scheme = elsewhere.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
         match scheme.as_str() {
             "ws" | "wss" => {
-                ensure!(entrance.dialect != Dialect::Sse, "events are not published over a WebSocket");
+                ensure!(
+                    entrance.dialect != Dialect::Sse,
+                    "clients of server-sent events do not publish over a WebSocket"
+                );
                 let address = self.address(elsewhere, &["ws", "wss"])?;
                 Ok(Via::Client(Entrance { address, ..entrance.clone() }))
             }
@@ -236,7 +241,7 @@ impl Address {
         self.path_and_query.replace(NUMBER, &number.to_string())
     }
 
-    /// What stands, decoded, after `/rooms/`.
+    /// The decoded part of the path after `/rooms/`.
     fn room(&self) -> Option<String> {
         let path = self.path_and_query.split('?').next()?;
         let room = path.strip_prefix("/rooms/").filter(|room| !room.is_empty())?;
@@ -264,7 +269,8 @@ impl fmt::Display for Address {
     }
 }
 
-/// Whether it is a URL of any use is said when it is resolved, in words that do not repeat it.
+/// Resolving checks whether this is a valid URL; its errors do not repeat the text, which may hold a
+/// password.
 impl From<String> for PublishArg {
     fn from(text: String) -> Self {
         match text.as_str() {
@@ -309,14 +315,15 @@ impl fmt::Display for Via {
 }
 
 impl Redis {
-    /// What `url` says. The database does not matter to PUBLISH. No error repeats what may be a password.
+    /// Parses `url`. The database does not matter to PUBLISH. Errors do not repeat the URL, which may hold a
+    /// password.
     fn parse(url: &str, topic: String) -> anyhow::Result<Self> {
         let url: RedisUrl = url.parse()?;
         let at = match url.endpoint {
             Endpoint::Tcp { host, port } => RedisAddress::Tcp(resolve(&host, port)?),
             Endpoint::Unix(path) => RedisAddress::Unix(path),
             Endpoint::Tls { .. } => {
-                bail!("expected redis:// or redis+unix://: TLS to Redis is not spoken here")
+                bail!("expected redis:// or redis+unix://: TLS to Redis is not supported")
             }
         };
         let password = url.password.as_ref().map(|password| password.reveal().to_owned());

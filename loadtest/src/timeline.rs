@@ -1,4 +1,4 @@
-//! What happened when: a point for every second of a run.
+//! The course of a run: a point for every second.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const STEP: Duration = Duration::from_secs(1);
 
-/// The points so far, and the second that has not ended.
+/// The points so far, and the current second.
 pub struct Timeline {
     pub points: Vec<Point>,
     began: Instant,
@@ -26,16 +26,16 @@ pub struct Timeline {
     tester_cpu: Cpu,
 }
 
-/// One second. Rates are per second, shares are parts of a core.
+/// One second. Rates are per second, shares are fractions of a core.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Point {
-    /// Seconds since the run began.
+    /// Seconds since the start of the run.
     pub at: f64,
     pub published: f64,
     pub delivered: f64,
     pub connected: f64,
     pub standing: u32,
-    /// Microseconds; nothing if nothing arrived.
+    /// Microseconds; `None` if nothing arrived.
     pub p50: Option<f64>,
     pub p99: Option<f64>,
     pub max: Option<f64>,
@@ -46,7 +46,7 @@ pub struct Point {
 }
 
 impl Timeline {
-    /// Begins now.
+    /// Starts now.
     pub fn new(server: Server) -> anyhow::Result<Self> {
         let now = Instant::now();
         Ok(Self {
@@ -63,7 +63,7 @@ impl Timeline {
         })
     }
 
-    /// Adds news of this moment.
+    /// Adds an update to the current second.
     pub fn add(&mut self, update: &Update) {
         for tally in &update.groups {
             self.latency.add(&tally.latency);
@@ -73,8 +73,8 @@ impl Timeline {
         self.connected += update.connects.iter().map(|&(_, count)| count).sum::<u64>();
     }
 
-    /// Ends the second, if it is over. `tester` is the CPU time of all workers, `standing` how many clients
-    /// stand.
+    /// Ends the second if it is over. `tester` is the CPU time of all workers, `standing` the number of ready
+    /// clients.
     pub fn tick(&mut self, tester: Cpu, standing: u32) {
         let passed = self.since.elapsed();
         if passed < STEP {
@@ -83,7 +83,7 @@ impl Timeline {
         let seconds = passed.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "counts of a second")]
         let rate = |count: u64| count as f64 / seconds;
-        // A server that has ended meanwhile has nothing more to measure, and that is what the report is about.
+        // A server that has exited has nothing more to measure; the report covers that.
         let server = self.server.cpu().ok().flatten();
         let summary = self.latency.summary();
         self.points.push(Point {

@@ -1,6 +1,6 @@
-//! Connections, in the clear or under TLS, behind one read and one write.
+//! Connections, with or without TLS, behind one read and one write.
 //!
-//! Owns the client's TLS configuration. What TLS costs the tester is part of its CPU share, like all else.
+//! Owns the client's TLS configuration. The tester's cost of TLS is part of its CPU share.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// How to speak TLS to one server.
+/// How to use TLS with one server.
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ClientConfig>,
@@ -38,10 +38,10 @@ pub enum Stream {
 }
 
 impl Tls {
-    /// For a server called `host`. Its certificate is checked against `ca` (PEM) if there is one, and against
-    /// the system's certificates if not; `insecure` checks nothing.
+    /// For a server named `host`. Its certificate is checked against `ca` (PEM) if given, and against the
+    /// system's certificates otherwise; `insecure` checks nothing.
     ///
-    /// Sessions are never resumed: every connection pays for its whole handshake, as a new client's does.
+    /// Sessions are never resumed: every connection does a full handshake, as a new client does.
     pub fn new(host: &str, ca: Option<&Path>, insecure: bool) -> anyhow::Result<Self> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -54,11 +54,12 @@ impl Tls {
             trusting(ca)?
         };
         config.resumption = Resumption::disabled();
-        let name = ServerName::try_from(host.to_owned()).with_context(|| format!("{host} is no TLS name"))?;
+        let name = ServerName::try_from(host.to_owned())
+            .with_context(|| format!("{host} is not a valid TLS server name"))?;
         Ok(Self { config: Arc::new(config), name })
     }
 
-    /// Begins a session on a connection that stands in the clear.
+    /// Starts a session on an open TCP connection.
     pub fn wrap(&self, stream: Stream) -> anyhow::Result<Stream> {
         let Stream::Clear(socket) = stream else { return Ok(stream) };
         let session = ClientConnection::new(Arc::clone(&self.config), self.name.clone())?;
@@ -67,7 +68,7 @@ impl Tls {
 }
 
 impl Stream {
-    /// Goes on with the handshake. `true` once there is nothing left of it.
+    /// Continues the handshake; `true` once it is complete.
     pub fn shake(&mut self) -> io::Result<bool> {
         let Self::Tls(stream) = self else { return Ok(true) };
         while stream.conn.is_handshaking() {
@@ -80,12 +81,12 @@ impl Stream {
         Ok(true)
     }
 
-    /// Whether one read may leave something behind that no readiness will announce.
+    /// Whether one read may leave data behind that readiness will not report.
     pub fn may_hold_more(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
-    /// Whether something written has not left for want of room.
+    /// Whether data waits to be written because the socket was full.
     pub fn holds_back(&self) -> bool {
         matches!(self, Self::Tls(stream) if stream.conn.wants_write())
     }
@@ -130,14 +131,14 @@ impl AsFd for Stream {
     }
 }
 
-/// As a node trusts its own servers: authorities, and certificates that are in the file themselves.
+/// Uses the trust rules of a node: authorities, and certificates that are in the file themselves.
 fn trusting(ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
     let Some(path) = ca else { return tls::client_config(None).context("without --ca or --insecure") };
     let pem = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     tls::client_config(Some(&pem)).with_context(|| path.display().to_string())
 }
 
-/// Believes every certificate, as `--insecure` asks; signatures of the handshake are still checked.
+/// Accepts every certificate, for `--insecure`; signatures of the handshake are still checked.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! Who the clients say they are.
+//! The tokens of the clients.
 
 use std::{
     fmt,
@@ -11,16 +11,16 @@ use serde_json::json;
 
 use crate::target::NUMBER;
 
-/// How long a token that is made here holds: longer than any run.
+/// The lifetime of a token signed here: longer than any run.
 const VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
-/// A client's token, or how to make it. Does not show what it holds.
+/// A client's token, or how to sign one. `Debug` does not show secrets.
 #[derive(Clone)]
 pub enum Credentials {
     None,
-    /// One for all.
+    /// One token for all clients.
     Token(String),
-    /// One for each, with its own `sub`, good for these rooms.
+    /// A token for each client, with its own `sub`, valid for these rooms.
     Mint {
         key: Box<EncodingKey>,
         rooms: String,
@@ -28,13 +28,13 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    /// From the flags. `channel` names the rooms that a made token is good for.
+    /// From the flags. `channel` names the rooms that a signed token grants.
     pub fn new(token: Option<&str>, secret: Option<&str>, channel: &str) -> Self {
         match (token, secret) {
             (Some(token), _) => Self::Token(token.to_owned()),
             (None, Some(secret)) => Self::Mint {
                 key: Box::new(EncodingKey::from_secret(secret.as_bytes())),
-                // A pattern may end in an asterisk and have none elsewhere.
+                // A room pattern may end in an asterisk and must not have one elsewhere.
                 rooms: channel
                     .split_once(NUMBER)
                     .map_or(channel.to_owned(), |(front, _)| format!("{front}*")),
@@ -56,7 +56,7 @@ impl Credentials {
             "exp": until.as_secs(),
             "rooms": { rooms.as_str(): ["subscribe", "publish"] },
         });
-        encode(&Header::new(Algorithm::HS256), &claims, key).map(Some).context("cannot make a token")
+        encode(&Header::new(Algorithm::HS256), &claims, key).map(Some).context("cannot sign a token")
     }
 }
 

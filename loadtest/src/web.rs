@@ -1,7 +1,7 @@
-//! URLs of HTTP servers, taken apart by the `url` crate, and what of them may be shown.
+//! URLs of HTTP servers, parsed by the `url` crate, and what of them may be shown.
 //!
-//! Owns the credentials in a URL: they become an `Authorization` header (RFC 7617), and are shown nowhere. A fragment
-//! is refused, since it would never be sent (RFC 6455 §3, RFC 9110 §7.1).
+//! Owns the credentials in a URL: they become an `Authorization` header (RFC 7617) and are never shown. A
+//! fragment is refused, because it would never be sent (RFC 6455 §3, RFC 9110 §7.1).
 
 use std::{fmt, net::SocketAddr, net::ToSocketAddrs as _};
 
@@ -12,10 +12,10 @@ use url::{Host, Url};
 
 use crate::target::NUMBER;
 
-/// Stands for [`NUMBER`] while a URL is taken apart, since braces would be encoded.
+/// Replaces [`NUMBER`] while a URL is parsed, because braces would be percent-encoded.
 const MARK: &str = "tidegate0room0number0mark";
 
-/// What a URL says.
+/// The parts of a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Web {
     /// In lower case.
@@ -25,17 +25,18 @@ pub struct Web {
     pub port: u16,
     /// Host and port for the `Host` header.
     pub authority: String,
-    /// The path and the query, with `{room}` where it stands.
+    /// The path and the query, with `{room}` kept.
     pub path_and_query: String,
     pub basic: Option<Basic>,
 }
 
-/// The value of an `Authorization` header, which `Debug` does not show.
+/// The value of an `Authorization` header; `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Basic(String);
 
 impl Web {
-    /// Takes `text` apart, if its scheme is one of `schemes`. No error repeats what may be a password.
+    /// Parses `text`, if its scheme is one of `schemes`. Errors do not repeat the text, which may hold a
+    /// password.
     pub fn parse(text: &str, schemes: &[&str]) -> anyhow::Result<Self> {
         let expected = || format!("expected {}://host:port/path", schemes.join(":// or "));
         let url = Url::parse(&text.replace(NUMBER, MARK)).with_context(expected)?;
@@ -48,7 +49,7 @@ impl Web {
             Host::Ipv4(address) => address.to_string(),
             Host::Ipv6(address) => address.to_string(),
         };
-        ensure!(!host.contains(MARK), "{NUMBER} belongs into the path");
+        ensure!(!host.contains(MARK), "{NUMBER} belongs in the path");
         let shown = url.host_str().unwrap_or_default();
         let authority = url.port().map_or_else(|| shown.to_owned(), |port| format!("{shown}:{port}"));
         let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -80,7 +81,7 @@ impl Basic {
     }
 }
 
-/// The line of a request that says who is asking: by what the URL holds, or else by `token`. Empty if by neither.
+/// The `Authorization` line of a request: from the credentials in the URL, else from `token`, else empty.
 pub fn authorization(basic: Option<&Basic>, token: Option<&str>) -> String {
     match (basic, token) {
         (Some(Basic(value)), _) => format!("Authorization: {value}\r\n"),
@@ -95,15 +96,15 @@ pub fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
     found.next().with_context(|| format!("{host} has no address"))
 }
 
-/// `text` with what stands before an `@` in its URLs replaced by `***`: for messages of others, such as those of the
-/// command line's parser, that repeat what they were given.
+/// Replaces everything before an `@` in the URLs of `text` with `***`: for messages that repeat their input,
+/// such as those of the command line's parser.
 pub fn redacted(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("://") {
         shown.push_str(before);
         shown.push_str("://");
-        // A password may hold an @, a quote, and a slash that somebody forgot to encode.
+        // A password may hold an @, a quote, or an unencoded slash.
         let (url, more) = after.split_at(after.find(char::is_whitespace).unwrap_or(after.len()));
         match url.rsplit_once('@') {
             Some((_, host)) => {

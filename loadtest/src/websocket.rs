@@ -1,8 +1,8 @@
-//! The little of RFC 6455 that a load tester's side of a connection needs.
+//! The part of RFC 6455 that a load tester's client needs.
 //!
-//! Owns the client's upgrade request, the check of its answer, masked frames out and unmasked frames in.
-//! It works on byte slices and knows no socket. Refuses: fragmented messages, and extensions that were not asked
-//! for, which a tester must report instead of mending.
+//! Owns the client's upgrade request, the check of its answer, masked frames out and unmasked frames in. It
+//! works on byte slices and knows no socket. Refuses fragmented messages and extensions that were not
+//! offered: a tester must report these instead of working around them.
 
 use thiserror::Error;
 
@@ -11,7 +11,7 @@ use crate::inflate::{Inflater, OFFER};
 /// The largest frame payload a member accepts, in bytes.
 pub const MAX_PAYLOAD: usize = 1024 * 1024;
 
-/// The most bytes that may stand in a buffer without holding one complete frame.
+/// The maximum number of bytes that a buffer may hold without a complete frame.
 pub const MAX_FRAME: usize = MAX_PAYLOAD + 10;
 
 /// The largest response head to an upgrade request, in bytes.
@@ -21,12 +21,12 @@ const MAX_HEAD: usize = 16 * 1024;
 const MEDIUM: u8 = 0x7E;
 const LONG: u8 = 0x7F;
 
-/// The nonce of RFC 6455 §1.3 and the answer it must get. A fixed nonce loses nothing here (it guards
-/// against caches, not attackers), and a fixed answer is still a check.
+/// The nonce of RFC 6455 §1.3 and the answer it must get. A fixed nonce is good enough here (it protects
+/// against caches, not attackers), and comparing a fixed answer is still a check.
 const NONCE: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// What a frame carries.
+/// A frame's opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
     Text,
@@ -59,16 +59,16 @@ impl Opcode {
     }
 }
 
-/// One whole frame from the server.
+/// One complete frame from the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
     pub opcode: Opcode,
     pub payload: &'a [u8],
-    /// The payload is a whole message in its compressed form (RFC 7692 §6).
+    /// The payload is a whole compressed message (RFC 7692 §6).
     pub compressed: bool,
 }
 
-/// Why bytes from the server are not what was asked for.
+/// Why bytes from the server are not acceptable.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WireError {
     #[error("the server sent a fragmented message, which this tester does not assemble")]
@@ -79,16 +79,16 @@ pub enum WireError {
     Masked,
     #[error("the server sent a frame of {0} bytes; this tester accepts up to {MAX_PAYLOAD}")]
     TooLarge(u64),
-    #[error("the server sent what is no compressed message")]
+    #[error("the server sent a message that cannot be inflated")]
     Compression,
     #[error("the connection was refused with status {0}")]
     Refused(u16),
-    #[error("the answer is not the handshake that was asked for: {0}")]
+    #[error("the answer is not a valid handshake: {0}")]
     Handshake(&'static str),
 }
 
-/// Reads one frame from the front of `bytes`: the frame and how many bytes it took, or `None` when it is
-/// not all there yet. `deflate`: compressed messages were agreed on.
+/// Reads one frame from the front of `bytes`: the frame and its length, or `None` when it is incomplete.
+/// `deflate`: compressed messages were negotiated.
 pub fn read_frame(bytes: &[u8], deflate: bool) -> Result<Option<(Frame<'_>, usize)>, WireError> {
     let &[first, second, ref rest @ ..] = bytes else { return Ok(None) };
     let compressed = first & 0x40 != 0;
@@ -125,10 +125,10 @@ pub fn read_frame(bytes: &[u8], deflate: bool) -> Result<Option<(Frame<'_>, usiz
     Ok(bytes.get(header..end).map(|payload| (Frame { opcode, payload, compressed }, end)))
 }
 
-/// Appends a client's frame: masked, final, its payload the `parts` one after the other.
+/// Appends a client's frame: masked, final, with the concatenated `parts` as its payload.
 ///
-/// The mask changes from call to call but is no secret: nothing between a tester and its target is fooled
-/// by a predictable one, and the server has to undo it all the same.
+/// The mask changes with every call but is not secret: between a tester and its target nothing has to be
+/// protected by it, and the server has to unmask in any case.
 pub fn write_masked(out: &mut Vec<u8>, opcode: Opcode, parts: &[&[u8]], seed: u64) {
     write_header(out, opcode, parts.iter().map(|part| part.len()).sum(), 0x80);
     let [_, _, _, _, mask @ ..] = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_ne_bytes();
@@ -143,7 +143,7 @@ pub fn write_unmasked(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// How long the frame is that [`write_unmasked`] makes of `payload` bytes.
+/// The length of the frame that [`write_unmasked`] appends for `payload` bytes.
 pub fn unmasked_size(payload: usize) -> usize {
     match payload {
         0..=125 => payload + 2,
@@ -167,8 +167,8 @@ fn write_header(out: &mut Vec<u8>, opcode: Opcode, length: usize, mask_bit: u8) 
     }
 }
 
-/// The upgrade request for `path` (with its query) at `authority`, with the line `authorization` if there is one.
-/// `deflate`: compressed messages are asked for.
+/// The upgrade request for `path` (with its query) at `authority`, with the header line `authorization` if it
+/// is not empty. `deflate`: offer compression.
 pub fn upgrade_request(authority: &str, path: &str, authorization: &str, deflate: bool) -> Vec<u8> {
     let extension = if deflate { format!("Sec-WebSocket-Extensions: {OFFER}\r\n") } else { String::new() };
     format!(
@@ -179,20 +179,20 @@ pub fn upgrade_request(authority: &str, path: &str, authorization: &str, deflate
 }
 
 /// Reads the answer to [`upgrade_request`]: the length of its head once the connection is a `WebSocket`,
-/// `None` while it is not all there.
+/// `None` while it is incomplete.
 pub fn read_upgrade(bytes: &[u8], deflate: bool) -> Result<Option<usize>, WireError> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut response = httparse::Response::new(&mut headers);
     let length = match response.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
-        Ok(httparse::Status::Partial) => return Err(WireError::Handshake("its head does not end")),
+        Ok(httparse::Status::Partial) => return Err(WireError::Handshake("its head is too long")),
         Err(_) => return Err(WireError::Handshake("it is not HTTP/1.1")),
     };
     match response.code {
         Some(101) => {}
         Some(status) => return Err(WireError::Refused(status)),
-        None => return Err(WireError::Handshake("it has no status")),
+        None => return Err(WireError::Handshake("it has no status code")),
     }
     let header = |name: &str| {
         response
@@ -212,15 +212,16 @@ pub fn read_upgrade(bytes: &[u8], deflate: bool) -> Result<Option<usize>, WireEr
     }
 }
 
-/// What one connection has received and not yet understood: at most one incomplete frame or response head.
+/// The bytes that one connection has received but not parsed: at most one incomplete frame or response head.
 ///
-/// All connections of a loop read into one shared scratch buffer. What is left over waits here, and is put
-/// back in front of the next read; a connection whose frames arrive whole never owns a byte.
+/// All connections of a loop read into one shared scratch buffer. The remaining bytes are kept here and put
+/// back in front of the next read; a connection whose frames arrive whole allocates nothing.
 #[derive(Debug, Default)]
 pub struct Leftover(Vec<u8>);
 
 impl Leftover {
-    /// Puts what is held at the front of `scratch` and says how long it is. Follow with [`keep`](Self::keep).
+    /// Copies the kept bytes to the front of `scratch` and returns their length. Follow with
+    /// [`keep`](Self::keep).
     pub fn restore(&mut self, scratch: &mut [u8]) -> usize {
         if let Some(front) = scratch.get_mut(..self.0.len()) {
             front.copy_from_slice(&self.0);
@@ -230,13 +231,13 @@ impl Leftover {
         held
     }
 
-    /// Holds `rest`, the bytes nobody could use yet.
+    /// Keeps `rest`, the bytes that could not be parsed yet.
     pub fn keep(&mut self, rest: &[u8]) {
         self.0.extend_from_slice(rest);
     }
 }
 
-/// Hands every whole frame at the front of `bytes` to `each` and returns what is left over.
+/// Passes every complete frame at the front of `bytes` to `each` and returns the remaining bytes.
 pub fn read_frames<'a>(
     mut bytes: &'a [u8],
     deflate: bool,
@@ -331,7 +332,7 @@ mod tests {
     }
 
     proptest! {
-        /// However the stream is cut, the same frames come out, and nothing stays behind.
+        /// However the stream is split, the same frames come out, and no bytes remain.
         #[test]
         fn frames_survive_any_split(
             payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..400), 1..8),

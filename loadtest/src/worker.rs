@@ -1,9 +1,9 @@
 //! A process that holds a part of a run's clients.
 //!
-//! Owns its connections and its part of the schedule. It is told what to do on standard input and says what
-//! has happened on standard output, a line of JSON each ([`plan`](crate::plan)); it decides nothing about the
-//! run. One thread: between two turns of the loop it publishes what is due, opens what may be opened, and tells
-//! the news a few times a second.
+//! Owns its connections and its part of the schedule. It receives orders on standard input and sends updates
+//! on standard output, one line of JSON each ([`plan`](crate::plan)); it decides nothing about the run. One
+//! thread: between two turns of the loop it publishes what is due, opens connections, and sends an update a
+//! few times a second.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -30,28 +30,28 @@ use crate::{
     target::{Entrance, Target, Via},
 };
 
-/// How often the news is told.
+/// The interval of updates.
 const TELLING: u64 = clock::SECOND / 5;
 
-/// The longest a turn waits.
+/// The longest wait of a turn.
 const LONGEST_TURN: u64 = clock::SECOND / 20;
 
-/// How many messages may be sent before the loop looks at what has arrived.
+/// How many messages may be sent before the loop reads arrivals.
 const BATCH: usize = 256;
 
-/// Stands for a publisher that sits in another process.
+/// Stands for a publisher in another process.
 const ELSEWHERE: u32 = u32::MAX;
 
-/// Obeys until the end of the orders.
+/// Executes orders until their end.
 pub fn run() -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Ctrl-C goes to the whole process group; what it means is the other side's to decide.
+    // Ctrl-C reaches the whole process group; the parent decides what it means.
     let _ignored = Stop::install(Duration::MAX)?;
     let mut orders = BufReader::new(io::stdin());
     let mut line = String::new();
     orders.read_line(&mut line)?;
     let Ok(Order::Begin(plan)) = serde_json::from_str(&line) else {
-        anyhow::bail!("a worker is started by another scenario, not by hand");
+        anyhow::bail!("a worker is started by a scenario, not by hand");
     };
     if let Some(cpu) = plan.client_cpu {
         process::pin_to(cpu)?;
@@ -67,12 +67,12 @@ struct Worker {
     books: Books,
     groups: Vec<Live>,
     orders: u32,
-    /// Of the clients here, those before this have been begun.
+    /// How many of this process's clients have been started.
     begun: usize,
-    /// They may be begun up to this one.
+    /// How many of them may be started.
     wanted: usize,
     opening_since: u64,
-    /// How many stood when last somebody came to stand, and when that was.
+    /// How many clients were ready when one last became ready, and when that was.
     progress: (usize, u64),
     schedule: Option<Schedule>,
     visitors: Vec<usize>,
@@ -82,24 +82,24 @@ struct Worker {
     frames: Vec<u8>,
 }
 
-/// A group as this process serves it.
+/// A group, as this process serves it.
 struct Live {
     group: Group,
     entrance: Entrance,
     sending: Sending,
     /// The next sequence of each publisher of each room.
     sequences: Vec<u64>,
-    /// The next message of the whole group, whoever sends it.
+    /// The next message of the whole group, regardless of its sender.
     next: u64,
     total: u64,
-    /// The next visitor to leave, and how many have.
+    /// The next visitor to leave, and how many have left.
     leaving: (usize, u64),
 }
 
 enum Sending {
     Clients {
         entrance: Box<Entrance>,
-        /// Which client here speaks for each publisher of each room.
+        /// Which client of this process publishes for each publisher of each room.
         voices: Vec<u32>,
     },
     Line(Publisher),
@@ -151,7 +151,8 @@ impl Worker {
             let timeout = Duration::from_nanos(self.until_due());
             let Self { swarm, books, .. } = &mut *self;
             let ordered = swarm.drain(timeout, |event| books.note(event))?;
-            // What came together with an order before it is in the buffer, and no readiness will tell.
+            // A line that arrived together with an earlier order is already buffered, and epoll will not
+            // report it.
             let ordered = ordered || orders.buffer().contains(&b'\n');
             if ordered && !self.take_orders(orders)? {
                 return Ok(());
@@ -159,7 +160,7 @@ impl Worker {
             self.open();
             self.publish()?;
             self.churn();
-            // The end of something is told at once, since times are measured by it.
+            // A change of state is reported at once, because times are measured by it.
             if clock::now() >= self.told + TELLING || self.state() != self.told_state {
                 self.tell()?;
             }
@@ -167,7 +168,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Carries out what has been ordered. `false` if there will be no more orders.
+    /// Executes the received orders; `false` at the end of the input.
     fn take_orders(&mut self, orders: &mut BufReader<io::Stdin>) -> anyhow::Result<bool> {
         loop {
             let mut line = String::new();
@@ -185,7 +186,7 @@ impl Worker {
     fn carry_out(&mut self, order: &Order) -> anyhow::Result<()> {
         self.orders += 1;
         match *order {
-            Order::Begin(_) => anyhow::bail!("begun twice"),
+            Order::Begin(_) => anyhow::bail!("the plan was sent twice"),
             Order::Open(upto) => {
                 self.wanted = self.books.chairs.iter().take_while(|chair| chair.number < upto).count();
                 self.opening_since = clock::now();
@@ -223,7 +224,7 @@ impl Worker {
         self.tell()
     }
 
-    /// Begins as many connections as may be on their way by now.
+    /// Starts as many connections as may be in progress now.
     fn open(&mut self) {
         let now = clock::now();
         let at_once = self.plan.at_once as usize;
@@ -259,12 +260,12 @@ impl Worker {
         }
     }
 
-    /// How many connections may have been begun, by the ramp.
+    /// How many connections may have been started by now, according to the ramp.
     fn allowed(&self, now: u64) -> usize {
         ramped(now.saturating_sub(self.opening_since), self.plan.ramp, self.wanted)
     }
 
-    /// How long nothing is due.
+    /// How long until something is due.
     fn until_due(&self) -> u64 {
         let Some(schedule) = self.schedule else { return LONGEST_TURN };
         let next = self.groups.iter().filter(|live| live.next < live.total);
@@ -312,7 +313,7 @@ impl Worker {
                 live.leaving.1 += 1;
                 let Some(&member) = own.get(live.leaving.0 % own.len().max(1)) else { break };
                 live.leaving.0 += 1;
-                // One that is still on its way is left alone.
+                // A visitor that is still connecting is left alone.
                 let Some(chair) = books.chairs.get(member).copied().filter(|_| !swarm.is_opening(member))
                 else {
                     continue;
@@ -328,13 +329,13 @@ impl Worker {
         }
     }
 
-    /// Whether nothing more is on its way, and whether everything has been published.
+    /// Whether no connection is in progress, and whether everything due has been published.
     fn state(&self) -> (bool, bool) {
         let settled = self.begun == self.wanted && self.swarm.opening() == 0;
         (settled, self.groups.iter().all(|live| live.next >= live.total))
     }
 
-    /// Tells the news.
+    /// Sends an update.
     fn tell(&mut self) -> anyhow::Result<()> {
         self.told = clock::now();
         let mut news = self.books.take_news();
@@ -400,8 +401,8 @@ impl Live {
         }
     }
 
-    /// Sends those of the messages due by `now` that are this process's to send: how many were sent, and how
-    /// many could not be.
+    /// Sends the messages due by `now` that belong to this process; returns how many were sent, and how many
+    /// could not be.
     fn publish(
         &mut self,
         plan: &Plan,
@@ -441,7 +442,7 @@ impl Live {
                 }
                 Sending::Clients { entrance, voices } => {
                     let Some(&voice) = voices.get(at).filter(|&&voice| voice != ELSEWHERE) else { continue };
-                    // A burst of one publisher is one write.
+                    // A publisher's burst is one write.
                     if batch.voice != Some(voice) {
                         batch.flush(swarm, frames);
                         batch.voice = Some(voice);
@@ -472,7 +473,7 @@ impl Live {
     }
 }
 
-/// What is about to be sent.
+/// The messages about to be sent.
 #[derive(Default)]
 struct Batch {
     voice: Option<u32>,
@@ -481,8 +482,8 @@ struct Batch {
 }
 
 impl Batch {
-    /// Writes what one client has to say. It could say it a moment ago, so what fails now was published to a
-    /// connection that broke: that is a loss, and counted as one.
+    /// Writes one client's messages. It was able to send a moment ago, so messages that fail now were
+    /// published on a connection that broke: they count as lost.
     fn flush(&mut self, swarm: &mut Swarm, frames: &mut Vec<u8>) {
         if let Some(voice) = self.voice
             && !frames.is_empty()
@@ -498,7 +499,7 @@ fn is_readable(input: &(impl AsFd + Read)) -> anyhow::Result<bool> {
     Ok(poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&now))? > 0)
 }
 
-/// How many of `all` are to be begun once `passed` of `ramp` nanoseconds have passed.
+/// How many of `all` should have been started after `passed` of `ramp` nanoseconds.
 fn ramped(passed: u64, ramp: u64, all: usize) -> usize {
     if passed >= ramp {
         return all;

@@ -1,8 +1,8 @@
-//! Servers that this program starts by itself, and runs of itself against them.
+//! Servers started by this program, and runs of this program against them.
 //!
-//! Owns the processes: how a node and a Redis are started, waited for and ended, on which CPU, and where their
-//! logs are. A measurement is a run of this very program with flags that a person could type. It decides
-//! nothing about what is measured.
+//! Owns the processes: how a node and a Redis are started, awaited and stopped, on which CPU, and where their
+//! logs are. A measurement runs this program with flags that a person could type. It does not decide what is
+//! measured.
 
 use std::{
     ffi::OsStr,
@@ -23,21 +23,21 @@ use serde_json::Value;
 
 use crate::{exit::Exit, process};
 
-/// How long a server may take to listen, and how long to end.
+/// How long a server may take to listen, and to exit.
 const PATIENCE: Duration = Duration::from_secs(20);
 const FAREWELL: Duration = Duration::from_secs(5);
 
 const REDIS: &str = "redis-server";
 
-/// Signs the tokens of a node's clients; it guards nothing but a server that ends with this process.
+/// Signs the tokens of a node's clients. It protects only a server that ends with this process.
 pub const SECRET: &str = "a secret of the comparison, good on this machine and while it runs";
 
-/// What a node would hold against a tester: one session publishes for a whole backend, and a few addresses stand
-/// for a whole town.
+/// Limits that a tester would exceed: one session publishes like a whole backend, and a few addresses stand
+/// for many users.
 const LIMITS: [&str; 6] =
     ["commands", "bytes", "user_commands", "user_bytes", "accepts", "attempts_per_address"];
 
-/// Where things are that servers are made of, and where they run.
+/// The programs to start, and where they run.
 #[derive(Clone, Debug)]
 pub struct Workshop {
     pub tidegate: Option<PathBuf>,
@@ -47,39 +47,40 @@ pub struct Workshop {
     pub client_cpu: Option<usize>,
 }
 
-/// Processes that end with this, the last one first.
+/// Processes that are stopped when this is dropped, the last one first.
 #[derive(Debug, Default)]
 pub struct Processes(Vec<Child>);
 
-/// What a node is asked to be.
+/// The configuration of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// On a Redis of its own, and not on the broker in its own process.
+    /// Use a Redis of its own instead of the in-process broker.
     pub redis: bool,
-    /// With a certificate of ECDSA P-256.
+    /// Use TLS with an ECDSA P-256 certificate.
     pub tls: bool,
-    /// What else is configured: keys and values.
+    /// Additional settings: keys and values.
     pub set: &'static [(&'static str, &'static str)],
 }
 
-/// A node that listens.
+/// A running node.
 #[derive(Debug)]
 pub struct Node {
     pub pid: u32,
     pub public: SocketAddr,
     pub ops: SocketAddr,
-    /// The URL of the Redis it is on.
+    /// The URL of its Redis.
     pub redis: Option<String>,
-    /// What its certificate is trusted by.
+    /// The authority that its certificate is trusted by.
     pub ca: Option<PathBuf>,
-    /// Its Redis, if it has one, is the first of them.
+    /// If it has a Redis, that is the first of them.
     processes: Processes,
 }
 
-/// Lends `work` a directory of its own. If that fails the directory stays, since logs are in it.
+/// Runs `work` with a temporary directory. If `work` fails the directory is kept, because it contains the
+/// logs.
 pub fn with_scratch<T>(name: &str, work: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let scratch = std::env::temp_dir().join(format!("tidegate-{name}-{}", process::run_id()));
-    fs::create_dir(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    fs::create_dir(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
     let outcome = work(&scratch);
     if outcome.is_ok() {
         fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
@@ -92,10 +93,10 @@ impl Workshop {
     pub fn tidegate(&self) -> anyhow::Result<PathBuf> {
         let beside = || std::env::current_exe().ok().map(|path| path.with_file_name("tidegate"));
         let path = self.tidegate.clone().or_else(beside).filter(|path| path.exists());
-        path.context("no tidegate: build it beside this program, or say where it is with --tidegate")
+        path.context("no tidegate: build it beside this program, or set its path with --tidegate")
     }
 
-    /// A command that will run on the server's CPU.
+    /// A command that runs on the server's CPU.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let Some(cpu) = self.server_cpu else { return Command::new(program) };
         let mut command = Command::new("taskset");
@@ -103,8 +104,8 @@ impl Workshop {
         command
     }
 
-    /// Starts `command` and waits until `port` of this machine is listened on: its process. Its output goes to
-    /// a log called `name`.
+    /// Starts `command`, waits until `port` of this machine is open, and returns the process. Its output goes
+    /// to a log named `name`.
     pub fn start(
         &self,
         name: &str,
@@ -130,7 +131,7 @@ impl Workshop {
         child.with_context(|| format!("cannot start {command:?}"))
     }
 
-    /// Starts a Redis that keeps nothing: its URL.
+    /// Starts a Redis without persistence and returns its URL.
     pub fn redis(&self, processes: &mut Processes) -> anyhow::Result<String> {
         let port = free_port()?;
         self.start(REDIS, self.redis_at(port), port, processes)?;
@@ -144,19 +145,19 @@ impl Workshop {
         command
     }
 
-    /// Starts a node, and waits until it listens.
+    /// Starts a node and waits until it listens.
     pub fn node(&self, wanted: &Wanted) -> anyhow::Result<Node> {
         self.node_with(wanted, &[])
     }
 
-    /// The same with further flags.
+    /// The same with additional flags.
     pub fn node_with(&self, wanted: &Wanted, flags: &[String]) -> anyhow::Result<Node> {
         let mut processes = Processes::default();
         let redis = if wanted.redis { Some(self.redis(&mut processes)?) } else { None };
         let certificate = if wanted.tls { Some(certificate(&self.scratch)?) } else { None };
         let (public, ops) = (local(free_port()?), local(free_port()?));
         let mut command = self.command(self.tidegate()?);
-        // What a person has exported for nodes of their own is not meant for this one.
+        // Variables exported for other nodes must not configure this one.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"TIDEGATE_") {
                 command.env_remove(name);
@@ -178,7 +179,7 @@ impl Workshop {
         Ok(Node { pid, public, ops, redis, ca, processes })
     }
 
-    /// Runs this program with `flags`, of which the first is the scenario: its report.
+    /// Runs this program with `flags`, the first of which is the scenario, and returns its report.
     pub fn run(&self, flags: &[String]) -> anyhow::Result<Value> {
         let json = self.scratch.join("report.json");
         let (scenario, flags) = flags.split_first().context("a scenario")?;
@@ -192,7 +193,7 @@ impl Workshop {
             Err(_) => bail!("{}", String::from_utf8_lossy(&output.stderr).trim()),
         };
         fs::remove_file(&json)?;
-        // Whatever it has found by then is not what was to be measured.
+        // An interrupted run did not measure what was intended.
         if output.status.code() == Some(Exit::Interrupted.code().into()) {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
@@ -203,7 +204,7 @@ impl Workshop {
     }
 }
 
-/// A new certificate of ECDSA P-256 for this machine and its key, as PEM files in `directory`.
+/// Creates an ECDSA P-256 certificate for this machine and its key, as PEM files in `directory`.
 pub fn certificate(directory: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let names = ["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names)?;
@@ -213,14 +214,14 @@ pub fn certificate(directory: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     Ok((certificate, key))
 }
 
-/// What of a report's deliveries did not arrive, whatever scenario it is of.
+/// The missing deliveries of a report, of any scenario.
 fn missing(report: &Value) -> u64 {
     let places = ["/counts/missing", "/limit/counts/missing", "/server/counts/missing"];
     places.iter().filter_map(|place| report.pointer(place)?.as_u64()).sum()
 }
 
 impl Wanted {
-    /// The flags that the gateway's program is given.
+    /// The flags for the gateway's program.
     pub fn flags(&self) -> Vec<String> {
         let off = LIMITS.iter().map(|limit| format!("--set=limits.{limit}=off"));
         off.chain(self.set.iter().map(|(key, value)| format!("--set={key}={value}"))).collect()
@@ -228,13 +229,13 @@ impl Wanted {
 }
 
 impl Node {
-    /// One that somebody else has started, for tests of what is said to it.
+    /// A node started elsewhere, for tests of the flags.
     #[cfg(test)]
     pub fn elsewhere(public: SocketAddr, ops: SocketAddr) -> Self {
         Self { pid: 1, public, ops, redis: None, ca: None, processes: Processes::default() }
     }
 
-    /// Ends its Redis at once, as a crash does.
+    /// Kills its Redis, as a crash does.
     pub fn kill_redis(&mut self) -> anyhow::Result<()> {
         let redis = self.redis_process()?;
         redis.kill()?;
@@ -242,20 +243,20 @@ impl Node {
         Ok(())
     }
 
-    /// Starts its Redis anew, at the same address. Whoever wants to know asks when it is there.
+    /// Restarts its Redis at the same address. The caller has to wait until it is up.
     pub fn restart_redis(&mut self, workshop: &Workshop) -> anyhow::Result<()> {
-        let url = self.redis.as_deref().context("it is on no Redis")?;
+        let url = self.redis.as_deref().context("the node has no Redis")?;
         let port =
-            url.rsplit(':').next().unwrap_or_default().parse().context("the port of a URL made here")?;
+            url.rsplit(':').next().unwrap_or_default().parse().context("a Redis URL without a port")?;
         *self.redis_process()? = workshop.spawn(REDIS, &mut workshop.redis_at(port))?;
         Ok(())
     }
 
     fn redis_process(&mut self) -> anyhow::Result<&mut Child> {
-        self.processes.0.first_mut().filter(|_| self.redis.is_some()).context("it is on no Redis")
+        self.processes.0.first_mut().filter(|_| self.redis.is_some()).context("the node has no Redis")
     }
 
-    /// The flags that make the tester speak with it, at a path of its public listener.
+    /// The flags with which the tester connects to it, at a path of its public listener.
     pub fn flags(&self, path: &str) -> Vec<String> {
         let scheme = if self.ca.is_some() { "wss" } else { "ws" };
         let ca = self.ca.iter().map(|ca| format!("--ca={}", ca.display()));
@@ -271,7 +272,7 @@ impl Node {
 }
 
 impl Processes {
-    /// Takes `child` over, and lends it.
+    /// Takes ownership of `child` and returns a reference to it.
     pub fn add(&mut self, child: Child) -> anyhow::Result<&mut Child> {
         self.0.push(child);
         self.0.last_mut().context("the process that was added")
@@ -280,11 +281,11 @@ impl Processes {
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        // The server before what it stands on. One that is asked to end takes its own children with it.
+        // Stop a server before those it depends on. One that is terminated stops its own children.
         for child in self.0.iter_mut().rev() {
             let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
             if let Some(pid) = pid {
-                // It may have ended by itself.
+                // It may have exited already.
                 let _gone: rustix::io::Result<()> = kill_process(pid, Signal::TERM);
             }
             let begun = Instant::now();
@@ -299,7 +300,7 @@ impl Drop for Processes {
     }
 }
 
-/// The first line that a program says.
+/// The first line of a program's output.
 pub fn said(command: &mut Command) -> anyhow::Result<String> {
     let output =
         command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
@@ -307,17 +308,17 @@ pub fn said(command: &mut Command) -> anyhow::Result<String> {
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
-/// A port of this machine that nobody listens on yet.
+/// A free port of this machine.
 pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// This machine at `port`.
+/// The loopback address with `port`.
 pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// A moment between two looks at something that cannot be waited for.
+/// Sleeps between two polls of a state that cannot be awaited.
 pub fn pause(span: Duration) -> anyhow::Result<()> {
     let span = Timespec::try_from(span).context("a moment")?;
     match poll(&mut [], Some(&span)) {

@@ -1,4 +1,4 @@
-//! The budgets' own scenarios: small numbers, exact counts, and verdicts that agree with their reports.
+//! The scenarios of the budgets: small numbers, exact counts, and verdicts that match their reports.
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
 
@@ -123,7 +123,8 @@ async fn what_is_held_for_the_stalled_is_within_their_bound() {
     let held = &slow["held"];
     assert_eq!(held["clients"], 2);
     let (queued, each) = (held["queued"].as_f64().unwrap(), held["each"].as_f64().unwrap());
-    // All members together may hold as much at a look; each of them never more than its bound.
+    // All members together may hold bytes at the time of a sample, but each of them never more than its
+    // bound.
     assert!(queued <= 65536.0 * 7.0 / 2.0 && each >= queued, "{held}");
 
     let wrong = [&flags[..], &["--metric=nothing_of_the_kind"]].concat();
@@ -142,7 +143,7 @@ fn budgets_are_measured_and_the_verdict_is_theirs() {
     let rows = report["budgets"].as_array().unwrap();
     let names: Vec<_> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["start", "size", "handshakes"]);
-    // How fast this machine is today is nobody's fault; that the numbers are there and judged is.
+    // The speed of this machine varies; the test checks that the numbers are present and judged.
     assert!(rows.iter().all(|row| row["median"].as_f64().is_some_and(|number| number > 0.0)), "{report}");
     let missed = rows.iter().filter(|row| row["outcome"] == "missed").count();
     let met = rows.iter().filter(|row| row["outcome"] == "met").count();

@@ -1,4 +1,4 @@
-//! Runs at a steady rate, and connections, against servers whose faults are known exactly.
+//! Runs at a steady rate, and connections, against servers with known faults.
 
 mod support;
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use self::support::{Broadcast, SWITCH, assert_counts, end, faithful, file, read_head, report, tester};
 
-/// Thirty messages to six members, quickly.
+/// Thirty messages to six members, at a high rate.
 const SHORT: [&str; 8] = ["--members", "6", "--messages", "30", "--rate", "300", "--patience", "500ms"];
 
 fn url(server: &Broadcast) -> String {
@@ -119,8 +119,8 @@ fn everybody_publishes_in_a_chat() {
 
 #[test]
 fn a_pause_of_the_server_is_felt_by_every_message_that_was_due() {
-    // A hundred messages in a second, and a pause of 600 ms: those that were due in its first 100 ms, a tenth of
-    // all, arrive 500 ms late or later. A slow machine makes that more, never less.
+    // A hundred messages in a second, and a pause of 600 ms: those that were due in its first 100 ms, a tenth
+    // of all, arrive at least 500 ms late. A slow machine makes that more, never less.
     let server = Broadcast::start(|client, message, published| {
         if (client, message) == (0, 10) {
             let (_open, never) = sync_channel::<()>(0);
@@ -138,7 +138,7 @@ fn a_pause_of_the_server_is_felt_by_every_message_that_was_due() {
 
 #[test]
 fn what_a_broken_publisher_could_not_send_is_not_expected() {
-    // The publisher, client 6, is told to go after ten messages.
+    // The publisher, client 6, is disconnected after ten messages.
     let server = Broadcast::start(|client, message, published| match (client, message) {
         (6, 9) => vec![b"goodbye".to_vec()],
         _ => vec![published[message].clone()],
@@ -147,7 +147,7 @@ fn what_a_broken_publisher_could_not_send_is_not_expected() {
         report("load-broken", &[&["fanout"], &SHORT[..], &[&url(&server), "--expect-lost=0"]].concat());
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let count = |name: &str| report["counts"][name].as_u64().unwrap();
-    // What was written before the end was noticed is published and lost; the rest could not be sent.
+    // Messages written before the disconnect was noticed are published and lost; the rest could not be sent.
     assert_eq!((count("delivered"), count("published") + count("unsent")), (60, 30), "{}", report["counts"]);
     assert_eq!(count("missing"), (count("published") - 10) * 6, "{}", report["counts"]);
     assert!(count("unsent") > 0, "{}", report["counts"]);
@@ -155,7 +155,7 @@ fn what_a_broken_publisher_could_not_send_is_not_expected() {
 
 #[test]
 fn what_was_not_done_fails_a_run_of_which_nothing_was_expected() {
-    // The publisher, client 6, is told to go after ten messages.
+    // The publisher, client 6, is disconnected after ten messages.
     let server = Broadcast::start(|client, message, published| match (client, message) {
         (6, 9) => vec![b"goodbye".to_vec()],
         _ => vec![published[message].clone()],
@@ -164,9 +164,7 @@ fn what_was_not_done_fails_a_run_of_which_nothing_was_expected() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(report["interrupted"].is_null(), "{report}");
     let words = String::from_utf8(output.stderr).unwrap();
-    for part in
-        ["what is due is published: ", " of 30 messages could not be sent", "clients stay connected: "]
-    {
+    for part in ["all due messages are published: ", " of 30 could not be sent", "clients stay connected: "] {
         assert!(words.contains(part), "{part}: {words}");
     }
 }
@@ -177,7 +175,7 @@ fn a_signal_ends_a_run_with_a_code_of_its_own_and_the_report_so_far() {
         let server = Broadcast::start(faithful);
         let json = file(&format!("interrupted-{name}.json"));
         let flags = ["--members=6", "--rate=200", "--duration=1h", "--expect-lost=0", "--expect-p99=1h"];
-        // Whoever runs the tests may ignore a signal, as `nohup` does, and children inherit that.
+        // The test's parent may ignore a signal, as `nohup` does, and children inherit that.
         let child = Command::new("env")
             .arg("--default-signal")
             .arg(env!("CARGO_BIN_EXE_tidegate-loadtest"))
@@ -217,11 +215,11 @@ fn the_time_limit_is_an_end_before_the_time_too() {
 #[test]
 fn a_run_that_is_ended_while_it_connects_has_a_report() {
     for (scenario, flags, why) in [
-        ("fanout", &["--members=6"][..], "SIGTERM while connecting; 0 of 7 clients stood"),
+        ("fanout", &["--members=6"][..], "SIGTERM while connecting; 0 of 7 clients were ready"),
         ("storm", &["--connections=6"], "SIGTERM in wave 1 of 3"),
-        ("cost", &["--members=6"], "SIGTERM: ended while opening members; 0 of 6 stand"),
+        ("cost", &["--members=6"], "SIGTERM: ended while opening members; 0 of 6 are ready"),
     ] {
-        // Somebody who accepts, and never answers.
+        // A server that accepts connections and never answers.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let url = format!("--url=ws://{}/rooms/x", listener.local_addr().unwrap());
         let (json, html) = (file(&format!("connecting-{scenario}.json")), file(&format!("{scenario}.html")));
@@ -273,8 +271,8 @@ fn a_storm_of_which_nobody_came_to_stand_has_no_latency_and_shows_no_password() 
     assert!(head.contains("\r\nAuthorization: Basic bWU6aHVudGVyMiE=\r\n"), "{head}");
     let text = String::from_utf8(output.stdout).unwrap();
     let (words, page) = (String::from_utf8(output.stderr).unwrap(), std::fs::read_to_string(html).unwrap());
-    assert!(words.contains("connections come to stand: none did in wave 1"), "{words}");
-    assert!(words.contains("--expect-connect-p99 1s: nobody came to stand"), "{words}");
+    assert!(words.contains("connections become ready: none did in wave 1"), "{words}");
+    assert!(words.contains("--expect-connect-p99 1s: no connection became ready"), "{words}");
     for told in [&text, &words, &page, &report.to_string()] {
         assert!(!told.contains("hunter2") && !told.contains("bWU6") && !told.contains("NaN"), "{told}");
         assert!(!told.contains(" 0 µs"), "{told}");
@@ -313,7 +311,7 @@ fn a_report_that_cannot_be_written_is_told_before_the_run() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(words.contains("--html: cannot write ") && words.contains("page.html"), "{words}");
-    assert!(listener.accept().is_err(), "nobody has connected");
+    assert!(listener.accept().is_err(), "the tester must not connect");
     assert_eq!(std::fs::read_to_string(&json).unwrap(), "what was there");
 }
 
@@ -336,7 +334,7 @@ fn a_file_says_what_flags_say_and_all_its_mistakes_at_once() {
     let output = tester(&["fanout", &format!("--config={}", bad.display())]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
-    for key in ["membres: there is no such key", "rate: ", "duration: "] {
+    for key in ["membres: no such key", "rate: ", "duration: "] {
         assert!(words.contains(key), "{key}: {words}");
     }
 }
@@ -366,7 +364,7 @@ fn a_storm_counts_who_was_refused_and_why() {
         assert!(wave["latency"]["p99"].as_f64().unwrap() > 0.0);
     }
     let words = String::from_utf8(output.stderr).unwrap();
-    assert!(words.contains("--expect-refused 0: 8 connections did not come to stand"), "{words}");
+    assert!(words.contains("--expect-refused 0: 8 connections did not become ready"), "{words}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The tester against real nodes on a real Redis: every protocol, every way to publish, and nothing lost.
+//! The tester against real nodes on a real Redis: every protocol, every way to publish, and no losses.
 
 mod support;
 
@@ -7,7 +7,7 @@ use tidegate_tests::{node::Builder, redis_server::RedisServer, token::SECRET};
 
 use self::support::{assert_counts, file, report};
 
-/// Runs `scenario` with a few messages; what must be delivered has been.
+/// Runs `scenario` with a few messages and checks that all deliveries arrived.
 fn complete(name: &str, scenario: &[&str], listeners: u64) {
     let secret = format!("--hs256-secret={SECRET}");
     let pace = [&secret, "--messages=40", "--rate=400", "--expect-lost=0", "--quiet"];
@@ -63,7 +63,7 @@ async fn tls_with_and_without_trust() {
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
-    assert!(words.contains("does not stand: the server's certificate is signed"), "{words}");
+    assert!(words.contains("did not become ready: the server's certificate is signed"), "{words}");
 }
 
 #[tokio::test]
@@ -88,6 +88,7 @@ async fn a_mix_and_a_stalled_client_cost_nobody_else_a_message() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let counts = &mixed["counts"];
     assert_eq!((&counts["delivered"], &counts["missing"]), (&serde_json::json!(600), &serde_json::json!(0)));
-    // Four came at first, and came back some twenty times in a second; the last of them may be on its way.
+    // Four connected at first, and reconnected some twenty times in a second; the last of them may be in
+    // progress.
     assert!(counts["visits"].as_u64().unwrap() > 4, "{counts}");
 }

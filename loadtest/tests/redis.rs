@@ -1,4 +1,4 @@
-//! What passes between Redis and clients: real nodes on a real Redis, small numbers, exact counts.
+//! Throughput between Redis and clients: real nodes on a real Redis, small numbers, exact counts.
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it fails")]
 
@@ -13,7 +13,7 @@ use tidegate_tests::{
 
 use self::support::{assert_counts, report, tester};
 
-/// A node on a Redis of its own, and the flags that lead to both.
+/// A node with its own Redis, and the flags to reach both.
 async fn node() -> (RedisServer, Node, Vec<String>) {
     let redis = RedisServer::start().await.unwrap();
     let node = Builder::new().set("broker.url", &redis.url()).start().await.unwrap();
@@ -45,7 +45,7 @@ async fn everything_that_redis_is_told_comes_out_once() {
     assert_eq!((&many["bare_missing"], many["server"].as_array().unwrap().len()), (&Value::from(0), 2));
     assert!(many["ratio"].as_f64().unwrap() > 0.0 && many["median"]["redis_cpu"].is_number(), "{many}");
 
-    // A plain client has one room, and says so.
+    // A plain client is in one room; more are an error.
     let plain = format!("--url=ws://{}/rooms/load:{{room}}", node.public);
     let own = [plain, "--protocol=plain".to_owned()];
     let scenario = [&["intake", "--rooms=8", "--subscribers=3"], &pace[..]].concat();
@@ -73,7 +73,7 @@ async fn everything_that_clients_say_is_in_redis_once() {
 #[tokio::test]
 async fn a_subscriber_that_hears_somebody_else_says_so() {
     let (redis, _node, mut flags) = node().await;
-    // Clients publish to `load:…`, and it is `other:…` that is listened to.
+    // Clients publish to `load:…`, but the subscriber listens to `other:…`.
     flags.extend([format!("--redis={}", redis.url()), "--topic=room:other:{room}".to_owned()]);
     let pace = ["--messages=50", "--window=50", "--rounds=1", "--warmup=0", "--patience=300ms"];
     let scenario = [&["publish", "--sessions=5", "--rooms=5"], &pace[..]].concat();
@@ -90,7 +90,7 @@ async fn small_rooms_are_compared_with_big_ones() {
     flags.push(format!("--publish={}", redis.url()));
     let scenario = ["compare-rooms", "--connections=10", "--rooms-per-client=4", "--rounds=2"];
     let report = run("redis-rooms", &[&scenario[..], &["--messages=7", "--burst=3"]].concat(), &flags);
-    // Two measured rounds of each shape, and one before.
+    // Two measured rounds of each shape, and one warm-up round.
     assert_counts(&report, &[("expected", 10 * 7 * 6), ("delivered", 10 * 7 * 6)]);
     assert_eq!(report["small"][1]["delivered"], 70, "{report}");
     assert!(report["memory"]["in_small"]["rss"].as_u64().unwrap() > 0, "{report}");
@@ -109,7 +109,7 @@ fn topics_are_back_after_a_restart_and_no_room_that_is_misses_anything() {
     let report = run("redis-resubscribe", &scenario, &flags);
     assert_eq!((&report["topics"], report["restarts"].as_array().unwrap().len()), (&Value::from(200), 2));
     let counts = &report["counts"];
-    // One to every room after each restart, and what was said in peace.
+    // One message to every room after each restart, and those published before the outages.
     assert!(counts["expected"].as_u64().unwrap() > 2 * 200, "{report}");
     assert_eq!(counts["expected"], counts["delivered"], "{report}");
     let median = &report["median"];

@@ -1,6 +1,6 @@
-//! Rounds: the tester as a process against a broadcasting server that can be told to misbehave.
+//! Rounds: the tester as a process against a broadcast server with injected faults.
 //!
-//! What the server does wrong is known exactly, and the report must say exactly that.
+//! The faults are known exactly, and the report must list exactly those.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test panics where it fails")]
 
@@ -19,21 +19,21 @@ use serde_json::Value;
 
 use self::support::{SWITCH, read_frame, read_head};
 
-/// What the server does with message number `n` (from 0) for member number `m` (from 0, in order of
-/// arrival): the numbers of the messages it sends in its place.
+/// The server's fault for message number `n` (from 0) and member number `m` (from 0, in order of arrival):
+/// the numbers of the messages that it sends instead.
 type Misbehaviour = fn(member: usize, message: usize) -> Vec<usize>;
 
 fn faithful(_: usize, message: usize) -> Vec<usize> {
     vec![message]
 }
 
-/// Serves `members` members and, after them, one publisher. Ends when the publisher does.
+/// Serves `members` members and then one publisher. Ends with the publisher.
 fn server(members: usize, misbehave: Misbehaviour) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         let mut sockets: Vec<TcpStream> = (0..members).map(|_| upgrade(&listener)).collect();
-        // The room opens to messages when every member has answered a ping.
+        // The tester publishes once every member has answered a ping.
         for socket in &mut sockets {
             socket.write_all(&[0x89, 1, b'?']).unwrap();
         }
@@ -49,7 +49,7 @@ fn server(members: usize, misbehave: Misbehaviour) -> SocketAddr {
             frames.push(frame);
             for (member, socket) in sockets.iter_mut().enumerate() {
                 for message in misbehave(member, frames.len() - 1) {
-                    // In two pieces, so that a frame does not always arrive whole.
+                    // Sent in two pieces, so that a frame does not always arrive whole.
                     let (front, back) = frames[message].split_at(3 + member % 200);
                     let _gone = socket.write_all(front).and_then(|()| socket.write_all(back));
                 }
@@ -70,7 +70,7 @@ fn tester(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tidegate-loadtest")).args(arguments).output().unwrap()
 }
 
-/// Runs `fanout` over ten members and 30 messages and reads its report.
+/// Runs `cost` with ten members and 30 messages and reads its report.
 fn fanout(address: SocketAddr, name: &str, more: &[&str]) -> (Output, Value) {
     let url = format!("ws://{address}/rooms/x?token=hush");
     let json = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.json"));
@@ -167,7 +167,7 @@ fn a_refused_upgrade_is_told_and_nothing_is_measured() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(
-        words.contains("member 1 of 1 does not stand: the connection was refused with status 429"),
+        words.contains("member 1 of 1 did not become ready: the connection was refused with status 429"),
         "{words}"
     );
 }

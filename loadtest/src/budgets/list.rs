@@ -1,64 +1,64 @@
-//! What the engine may cost.
+//! The list of budgets.
 //!
-//! A budget is data: what is run, where the number stands in the report, and what it may be. To add one, add it
-//! here. Words in braces stand for several flags ([`Site`](super::site::Site) has them all), among them `{node}`:
-//! where the node is, its process, and a secret for the clients' tokens.
+//! A budget is data: what to run, where the report has the number, and its bound. To add one, add it here.
+//! Words in braces stand for several flags ([`Site`](super::site::Site) defines them all), among them
+//! `{node}`: the node's URL, its process, and a secret for the clients' tokens.
 
 use crate::workshop::Wanted;
 
 /// A budget.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    /// What `--only` calls it.
+    /// Its name for `--only`.
     pub name: &'static str,
     pub title: &'static str,
-    /// What the number is.
+    /// The unit of the number.
     pub unit: &'static str,
     pub bound: Bound,
-    /// The node that has to stand; `None` if there is nothing to connect to.
+    /// The node to start; `None` if there is nothing to connect to.
     pub node: Option<Wanted>,
-    /// A run of this program. Budgets that are read from the same run share it.
+    /// A run of this program. Budgets with the same run share it.
     pub run: &'static str,
     pub found: Found,
-    /// What the number in the report is multiplied with.
+    /// The factor applied to the number in the report.
     pub factor: f64,
 }
 
-/// What a number may be.
+/// The bound of a number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
     AtMost(f64),
     AtLeast(f64),
-    /// Whatever it is: to be known, not to be judged.
+    /// No bound: the number is only reported.
     Any,
 }
 
-/// Where the number is: pointers into the report (RFC 6901).
+/// Where the number is: JSON pointers into the report (RFC 6901).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// One run measures all rounds: its median, and the smallest and the largest.
     Rounds { median: &'static str, range: &'static str },
-    /// A run for every round, each with a new node.
+    /// One run for every round, each with a new node.
     Run(&'static str),
-    /// Two runs for every round, against one node that stays: the number of `run` divided by that of `to`.
+    /// Two runs for every round, against one node: the number of `run` divided by that of `to`.
     Ratio { of: &'static str, to: &'static str, at: &'static str },
     /// The size of the gateway's program without its symbols. Nothing is run.
     Stripped,
 }
 
-/// A node on the broker in its own process, in the clear, with the usual settings.
+/// A node with the in-process broker, without TLS, with the usual settings.
 const PLAIN: Wanted = Wanted { redis: false, tls: false, set: &[] };
 const TLS: Wanted = Wanted { tls: true, ..PLAIN };
 
-/// Every client of `compare-rooms` is in twenty rooms.
+/// A node on Redis. Every client of `compare-rooms` is in twenty rooms.
 const REDIS: Wanted = Wanted { redis: true, ..PLAIN };
 const ROOMS: &str = "compare-rooms {centrifuge} {redis} --rounds=1 --expect-lost=0";
 const RESUBSCRIBE: &str = "resubscribe {program} {server-cpu} --rounds=1 --expect-lost=0";
 
 const IDLE: &str = "idle {node} --connections=3000,15000 --window=25s";
-/// Those that are stalled stay so: by default they would be closed as slow after seconds, and cost nobody anything.
-/// The kernel's bound beside theirs: 16 KiB may be unsent (`TCP_NOTSENT_LOWAT`) when another buffer of up to 64 KiB
-/// is begun.
+/// `drop_oldest` keeps stalled clients connected: by default the node closes them as slow consumers after
+/// seconds, and they cost nothing. The kernel adds its own bound: 16 KiB may be unsent (`TCP_NOTSENT_LOWAT`)
+/// when it accepts another buffer of up to 64 KiB.
 const STALLED: Wanted =
     Wanted { set: &[("limits.outbound", "256KiB"), ("rooms.\"load:*\".overflow", "drop_oldest")], ..PLAIN };
 const SLOW: &str =
@@ -71,7 +71,7 @@ const UNDEFLATED: &str =
 
 const LIMIT: Found = Found::Rounds { median: "/cpu_ratio", range: "/cpu_ratio_range" };
 
-/// All of them.
+/// All budgets.
 pub const BUDGETS: &[Budget] = &[
     Budget {
         name: "fanout-1000",
@@ -117,9 +117,10 @@ pub const BUDGETS: &[Budget] = &[
         },
         factor: 1.0,
     },
-    // Centrifuge makes 377 bytes of 256. On a connection that has spoken, the kernel acknowledges every second frame
-    // of that length but only every third of 260 bytes (536 bytes are one segment until more is seen), and on
-    // loopback the server pays for acknowledgements. This row has no such step in it.
+    // Centrifuge turns 256 bytes into 377. On a connection that has sent data, the kernel acknowledges every
+    // second frame of that length but only every third of 260 bytes (it assumes segments of 536 bytes until
+    // it has seen larger ones), and on loopback the server pays for acknowledgements. This row compares
+    // frames of equal length and so avoids that step.
     Budget {
         name: "centrifuge-length",
         title: "CPU per delivery by Centrifuge JSON, 256 B",
@@ -216,7 +217,7 @@ pub const BUDGETS: &[Budget] = &[
     },
     Budget {
         name: "stalled-bytes",
-        title: "Bytes held for each of them: limits.outbound is 256 KiB, and the kernel takes 80 KiB",
+        title: "Bytes held for each stalled client: limits.outbound is 256 KiB, and the kernel takes 80 KiB",
         unit: "KiB",
         bound: Bound::AtMost(256.0 + 80.0),
         node: Some(STALLED),
@@ -281,7 +282,7 @@ pub const BUDGETS: &[Budget] = &[
         bound: Bound::AtLeast(0.7),
         node: Some(TLS),
         run: "handshakes {server-cpu} --connections=4000 --waves=1",
-        // Costs, turned over: those of the loop divided by those of the node.
+        // Inverted on purpose: the loop's cost divided by the node's.
         found: Found::Ratio {
             of: "/waves/0/server_cpu_us",
             to: "storm {node} --connections=4000 --waves=1 --hold=0s --expect-refused=0",
@@ -332,7 +333,7 @@ pub const BUDGETS: &[Budget] = &[
 ];
 
 impl Bound {
-    /// Whether `number` is within it.
+    /// Whether `number` is within the bound.
     pub fn allows(self, number: f64) -> bool {
         match self {
             Self::AtMost(most) => number <= most,

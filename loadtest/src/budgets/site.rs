@@ -1,62 +1,62 @@
-//! What the words in braces of a budget's run stand for: once a node stands, and for somebody who repeats it.
+//! Replaces the words in braces of a budget's run, for a running node and for repeating it by hand.
 
 use anyhow::{Context, bail};
 
 use super::list::Budget;
 use crate::workshop::{Node, Wanted, Workshop, free_port, local};
 
-/// Where plain clients connect, and those of the Centrifuge protocol.
+/// The paths where plain clients and Centrifuge clients connect.
 const ROOMS: &str = "/rooms/load:{room}";
 const CENTRIFUGE: &str = "/connection/websocket";
 
-/// Where a budget is measured.
+/// The environment in which a budget is measured.
 pub struct Site<'a> {
     workshop: &'a Workshop,
     node: Option<Node>,
 }
 
 impl<'a> Site<'a> {
-    /// Starts the node that `budget` asks for, if it does.
+    /// Starts the node that `budget` needs, if any.
     pub fn open(workshop: &'a Workshop, budget: &Budget) -> anyhow::Result<Self> {
         let node = budget.node.as_ref().map(|wanted| workshop.node(wanted)).transpose()?;
         Ok(Self { workshop, node })
     }
 
-    /// The flags that `run` stands for.
+    /// Replaces the words in braces of `run`.
     pub fn flags(&self, run: &str) -> anyhow::Result<Vec<String>> {
         let (mut flags, ops) = (Vec::new(), local(free_port()?));
         for word in run.split_whitespace() {
             let node = || self.node.as_ref().with_context(|| format!("{word} without a node"));
             match word {
-                // Where the node is, its process, and a secret for its clients' tokens.
+                // The node's URL, its process, and a secret for its clients' tokens.
                 "{node}" => flags.extend(node()?.flags(ROOMS)),
-                // The same, by the Centrifuge protocol.
+                // The same, with the Centrifuge protocol.
                 "{centrifuge}" => {
                     flags.extend(node()?.flags(CENTRIFUGE));
                     flags.push("--protocol=centrifuge".into());
                 }
-                // Publish into the Redis that the node is on.
+                // Publish directly to the node's Redis.
                 "{redis}" => {
                     let redis = node()?.redis.as_ref().context("{redis} without a Redis")?;
                     flags.push(format!("--publish={redis}"));
                 }
-                // Ask and use the Redis that the node is on.
+                // Measure the node's Redis.
                 "{on-redis}" => {
                     let redis = node()?.redis.as_ref().context("{on-redis} without a Redis")?;
                     flags.push(format!("--redis={redis}"));
                 }
-                // The gateway's program, for a scenario that starts it by itself.
+                // The gateway's program, for a scenario that starts it.
                 "{program}" => flags.push(format!("--tidegate={}", self.workshop.tidegate()?.display())),
-                // Where the node's metrics are.
+                // The URL of the node's metrics.
                 "{metrics}" => flags.push(format!("--metrics=http://{}/metrics", node()?.ops)),
-                // What runs beside the node runs on the same CPU.
+                // Processes compared with the node run on the same CPU.
                 "{server-cpu}" => {
                     flags.extend(self.workshop.server_cpu.map(|cpu| format!("--server-cpu={cpu}")));
                 }
-                // A node that is still to be started, and where it says that it is ready.
+                // A node that the scenario starts, and its readiness URL.
                 "{ready}" => flags.push(format!("--ready=http://{ops}/readyz")),
                 "{tidegate}" => flags.extend(self.program(&ops.to_string())?),
-                word if word.starts_with('{') => bail!("{word} stands for nothing"),
+                word if word.starts_with('{') => bail!("{word} is not defined"),
                 word => flags.push(word.to_owned()),
             }
         }
@@ -72,7 +72,7 @@ impl<'a> Site<'a> {
     }
 }
 
-/// `run` as somebody types it who has the variables of [`preamble`].
+/// `run` as typed by somebody who has set the variables of [`preamble`].
 pub fn typed(run: &str, workshop: &Workshop, more: &[String]) -> String {
     let mut words: Vec<String> = Vec::new();
     for (at, word) in run.split_whitespace().enumerate() {
@@ -97,7 +97,7 @@ pub fn typed(run: &str, workshop: &Workshop, more: &[String]) -> String {
     words.join(" ")
 }
 
-/// What stands in the shell before the commands that [`typed`] writes.
+/// The shell lines before the commands that [`typed`] writes.
 pub fn preamble(workshop: &Workshop) -> String {
     let flags = Wanted::default().flags().join(" ");
     format!(
@@ -110,7 +110,7 @@ pub fn preamble(workshop: &Workshop) -> String {
     )
 }
 
-/// What else the node is started with.
+/// The node's additional settings.
 pub fn settings(wanted: &Wanted) -> Vec<String> {
     let mut words = Vec::new();
     if wanted.redis {
@@ -186,7 +186,7 @@ mod tests {
         let workshop = workshop();
         let site = Site { workshop: &workshop, node: None };
         assert!(site.flags("cost {node}").unwrap_err().to_string().contains("without a node"));
-        assert!(site.flags("cost {what}").unwrap_err().to_string().contains("stands for nothing"));
+        assert!(site.flags("cost {what}").unwrap_err().to_string().contains("is not defined"));
         let flags = site.flags("start {ready} -- {tidegate}").unwrap();
         let at = flags[1].strip_prefix("--ready=http://").unwrap().strip_suffix("/readyz").unwrap();
         assert!(flags.contains(&format!("--ops-listen={at}")), "{flags:?}");

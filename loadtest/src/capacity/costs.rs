@@ -1,31 +1,31 @@
-//! What one of everything costs: the figures that a capacity plan rests on.
+//! Unit costs: the figures that a capacity plan is based on.
 //!
-//! Owns the one table of them. The flags that override them, the rows of `deploy/CAPACITY.md` and the JSON are all
-//! made from it; whoever measures again writes the new figure here and nowhere else.
+//! Owns the single table of them. The flags that override them, the rows of `deploy/CAPACITY.md` and the JSON
+//! are all derived from it; a new measurement changes only this table.
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde::Serialize;
 
 /// A unit cost.
 pub struct Row {
-    /// The flag that overrides it, and its name.
+    /// The flag that overrides it; also its name.
     pub flag: &'static str,
     /// As measured.
     pub default: f64,
     pub unit: Unit,
     /// What it is the cost of.
     pub what: &'static str,
-    /// What measures it: a command of this program, and what to take from its report.
+    /// How to measure it: a command of this program, and the number to take from its report.
     pub measured_by: &'static str,
     field: fn(&mut UnitCosts) -> &mut f64,
 }
 
-/// What a figure counts.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Microseconds,
     Bytes,
-    /// A factor: so many times what is named.
+    /// A factor: a multiple of the named cost.
     Times,
 }
 
@@ -58,15 +58,16 @@ pub struct UnitCosts {
     pub redis_delivery: f64,
 }
 
-/// Every unit cost, as measured on two cores of a virtual AMD EPYC with Linux 6.18: a release build, the node with one
-/// shard on one core and the tester on the other, over loopback. Loopback charges the sender with the receiver's way
-/// through the network stack, so a node behind a network card spends less on a delivery than this says.
+/// Every unit cost, as measured on two cores of a virtual AMD EPYC with Linux 6.18: a release build, the node
+/// with one shard on one core and the tester on the other, over loopback. Loopback charges the sender with
+/// the receiver's path through the network stack, so a node behind a network card spends less on a delivery
+/// than these figures.
 pub const TABLE: &[Row] = &[
     Row {
         flag: "delivery",
         default: 4.9,
         unit: Unit::Microseconds,
-        what: "CPU of a delivery of 256 B that is a write of its own, plain WebSocket",
+        what: "CPU of a delivery of 256 B in its own write, plain WebSocket",
         measured_by: "`cost`: server CPU s/M",
         field: |costs| &mut costs.delivery,
     },
@@ -90,7 +91,7 @@ pub const TABLE: &[Row] = &[
         flag: "centrifuge",
         default: 1.4,
         unit: Unit::Times,
-        what: "a delivery in the Centrifuge protocol, beside a plain one",
+        what: "a delivery in the Centrifuge protocol, relative to a plain one",
         measured_by: "`cost --protocol centrifuge`: server CPU s/M ÷ that of `cost`",
         field: |costs| &mut costs.centrifuge,
     },
@@ -98,7 +99,7 @@ pub const TABLE: &[Row] = &[
         flag: "sse",
         default: 1.9,
         unit: Unit::Times,
-        what: "a delivery on an event stream, beside a plain one",
+        what: "a delivery on an event stream, relative to a plain one",
         measured_by: "`cost --protocol sse`: server CPU s/M ÷ that of `cost`",
         field: |costs| &mut costs.sse,
     },
@@ -107,7 +108,7 @@ pub const TABLE: &[Row] = &[
         default: 0.7,
         unit: Unit::Microseconds,
         what: "CPU of TLS for each write",
-        measured_by: "`cost` with `wss://`, `--burst` 1 and 8, less the same without TLS: the part that does not grow",
+        measured_by: "`cost` with `wss://`, `--burst` 1 and 8, less the same without TLS: the constant part",
         field: |costs| &mut costs.tls_record,
     },
     Row {
@@ -122,8 +123,8 @@ pub const TABLE: &[Row] = &[
         flag: "deflate-publication",
         default: 8.0,
         unit: Unit::Microseconds,
-        what: "CPU of compressing a publication, once per node and window that clients ask for",
-        measured_by: "`cargo bench -p tidegate --bench websocket -- compress`, wide: the part that does not grow",
+        what: "CPU of compressing a publication, once per node and window size that clients request",
+        measured_by: "`cargo bench -p tidegate --bench websocket -- compress`, wide: the constant part",
         field: |costs| &mut costs.deflate_publication,
     },
     Row {
@@ -138,7 +139,7 @@ pub const TABLE: &[Row] = &[
         flag: "deflate-ratio",
         default: 0.4,
         unit: Unit::Times,
-        what: "what compression leaves of a payload",
+        what: "fraction of a payload that remains after compression",
         measured_by: "your own messages with any raw DEFLATE: JSON of 300 B that repeats its keys keeps 0.38, a sentence in JSON of 220 B 0.8",
         field: |costs| &mut costs.deflate_ratio,
     },
@@ -178,7 +179,7 @@ pub const TABLE: &[Row] = &[
         flag: "connect",
         default: 67.1,
         unit: Unit::Microseconds,
-        what: "CPU of a connection that comes: TCP, upgrade, a token (HS256), the room",
+        what: "CPU of a new connection: TCP, upgrade, a token (HS256), the room",
         measured_by: "`storm --connections 15000`: 14,897 upgrades per second and core",
         field: |costs| &mut costs.connect,
     },
@@ -186,7 +187,7 @@ pub const TABLE: &[Row] = &[
         flag: "connect-tls",
         default: 210.0,
         unit: Unit::Microseconds,
-        what: "the same with a whole TLS 1.3 handshake (ECDSA P-256)",
+        what: "the same with a full TLS 1.3 handshake (ECDSA P-256)",
         measured_by: "`storm` with `wss://`: server CPU, µs each",
         field: |costs| &mut costs.connect_tls,
     },
@@ -218,15 +219,15 @@ pub const TABLE: &[Row] = &[
         flag: "kernel-memory",
         default: 5120.0,
         unit: Unit::Bytes,
-        what: "kernel memory of a socket whose buffers are empty; no part of RSS, but of a container's memory",
-        measured_by: "`Slab` of `/proc/meminfo` before and after 15,000 connections of `idle` on loopback: the half of the difference is the server's",
+        what: "kernel memory of a socket whose buffers are empty; not part of RSS, but counted in a container's memory",
+        measured_by: "`Slab` of `/proc/meminfo` before and after 15,000 connections of `idle` on loopback: half of the difference is the server's",
         field: |costs| &mut costs.kernel_memory,
     },
     Row {
         flag: "stalled-memory",
         default: 151e3,
         unit: Unit::Bytes,
-        what: "kernel memory that a client swallows which does not read, beside `limits.outbound`",
+        what: "kernel memory that a client takes that does not read, in addition to `limits.outbound`",
         measured_by: "`slow --stalled 10`, and `ss -m` of the server's sockets",
         field: |costs| &mut costs.stalled_memory,
     },
@@ -242,7 +243,7 @@ pub const TABLE: &[Row] = &[
         flag: "redis-publish",
         default: 7.8,
         unit: Unit::Microseconds,
-        what: "CPU of Redis for a PUBLISH that comes alone; 0.74 if sixteen come in one pipeline",
+        what: "CPU of Redis for a single PUBLISH; 0.74 if sixteen arrive in one pipeline",
         measured_by: "`redis-benchmark -c 50 -n 100000 PUBLISH room:bench …` without a subscriber: `INFO cpu` before and after",
         field: |costs| &mut costs.redis_publish,
     },
@@ -250,7 +251,7 @@ pub const TABLE: &[Row] = &[
         flag: "redis-delivery",
         default: 0.3,
         unit: Unit::Microseconds,
-        what: "CPU of Redis for each node that is interested, while Redis is busy; up to 5 while it is not",
+        what: "CPU of Redis for each interested node, while Redis is busy; up to 5 while it is not",
         measured_by: "the same with 16 subscribers (`redis-cli SUBSCRIBE room:bench`): a sixteenth of the difference",
         field: |costs| &mut costs.redis_delivery,
     },
@@ -266,7 +267,7 @@ impl UnitCosts {
         costs
     }
 
-    /// Puts in what was given on the command line.
+    /// Applies the values given on the command line.
     fn take(&mut self, matches: &ArgMatches) {
         for row in TABLE {
             if let Some(value) = matches.get_one::<f64>(row.flag) {
@@ -279,9 +280,7 @@ impl UnitCosts {
 /// The table as the guide shows it.
 #[cfg(test)]
 pub fn reference() -> String {
-    let mut page =
-        "| flag | measured | unit | what it is the cost of | measured by |\n|---|---|---|---|---|\n"
-            .to_owned();
+    let mut page = "| flag | measured | unit | cost of | measured by |\n|---|---|---|---|---|\n".to_owned();
     for Row { flag, default, unit, what, measured_by, .. } in TABLE {
         let unit = match unit {
             Unit::Microseconds => "µs",

@@ -1,6 +1,6 @@
-//! What `capacity` prints: a table of results, and below it every sum that led to them.
+//! The output of `capacity`: a table of results, and below it every calculation that led to them.
 //!
-//! The sums are written with the numbers that went into them; a test calculates each of them again as it is printed.
+//! Calculations are printed with their numbers; a test evaluates each of them again from the printed text.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use crate::{
     report::document::Table,
 };
 
-/// What was asked, what it rests on, and what came out.
+/// The input, the unit costs and the result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub load: Load,
@@ -24,11 +24,11 @@ pub struct Report {
     pub sizings: Vec<Sizing>,
 }
 
-/// A sum as it is printed.
+/// A calculation as it is printed.
 struct Line {
-    /// What it gives.
+    /// The name of its result.
     what: String,
-    /// In numbers; empty for what is found by trying.
+    /// In numbers; empty for results found by trial.
     sum: String,
     result: String,
     unit: &'static str,
@@ -100,7 +100,7 @@ impl Report {
         )
     }
 
-    /// A column for each number of connections.
+    /// One column for each number of connections.
     fn table(&self) -> Table {
         type Cell = fn(&Sizing) -> String;
         let spare = self.fleet.spare;
@@ -121,7 +121,7 @@ impl Report {
             ("descriptors per node".into(), |it| number(it.host.descriptors)),
             ("addresses of a proxy per node".into(), |it| number(it.host.proxy_addresses)),
             ("all back after a node is lost".into(), |it| seconds(it.storm.after_one_node)),
-            ("all back after everybody was cut".into(), |it| seconds(it.storm.after_all)),
+            ("all back after all connections are cut".into(), |it| seconds(it.storm.after_all)),
         ];
         let head = self.sizings.iter().map(|sizing| number(sizing.demand.connections));
         let mut table = Table {
@@ -134,7 +134,7 @@ impl Report {
         table
     }
 
-    /// Every sum, in the order in which one would do them by hand.
+    /// Every calculation, in the order in which one would do them by hand.
     fn lines(&self, sizing: &Sizing) -> Vec<Line> {
         let mut lines = self.lines_of_load(sizing);
         lines.extend(self.lines_of_nodes(sizing));
@@ -172,9 +172,9 @@ impl Report {
         let packets = it.write - f64::from(load.burst) * it.frame;
         let sum = format!("{} × {} + {}", load.burst, number(it.frame), number(packets));
         let heads = if load.tls {
-            "bytes of a write, with TLS and the heads of packets"
+            "bytes of a write, with TLS and packet headers"
         } else {
-            "bytes of a write, with the heads of packets"
+            "bytes of a write, with packet headers"
         };
         lines.push(line(heads, sum, number(it.write), "B"));
         let further = it.plain_us - costs.alone_in(f64::from(load.burst));
@@ -218,32 +218,32 @@ impl Report {
                         number(f64::from(fleet.node_connections))
                     ),
                 ),
-                // A fleet's work depends on its size: the others are found by trying.
-                Limit::Cores => ("fewest nodes by cores, tried with the sums below", String::new()),
+                // The work depends on the fleet's size, so the other limits are found by trial.
+                Limit::Cores => ("fewest nodes by cores, found by trial", String::new()),
                 Limit::Memory => ("fewest nodes by memory, likewise", String::new()),
                 Limit::Bandwidth => ("fewest nodes by bandwidth, likewise", String::new()),
             };
             lines.push(line(what, sum, nodes.to_string(), "nodes"));
         }
         let sum = format!("{left} + {}", fleet.spare);
-        lines.push(line("nodes, with those that may be lost", sum, sizing.nodes.to_string(), "nodes"));
+        lines.push(line("nodes, with the spare ones", sum, sizing.nodes.to_string(), "nodes"));
         lines
     }
 
-    /// One of the nodes that are left.
+    /// The calculations for one of the remaining nodes.
     fn lines_of_one(&self, sizing: &Sizing) -> Vec<Line> {
         let Self { load, fleet, costs, .. } = self;
         let Sizing { demand, node, left, .. } = sizing;
         let mut lines = Vec::new();
         let sum = format!("{} ÷ {left}", number(demand.connections));
         lines.push(line(
-            format!("connections of each of the {left} that are left"),
+            format!("connections of each of the {left} remaining nodes"),
             sum,
             number(node.connections),
             "",
         ));
         let sum = format!("{left} × (1 − (1 − 1 ÷ {left}) ^ {})", number(demand.members));
-        lines.push(line("nodes with a member of a room, on the average", sum, number(node.interested), ""));
+        lines.push(line("nodes with a member of a room, on average", sum, number(node.interested), ""));
         let sum = format!("{} × {} ÷ {left}", number(demand.publications), number(node.interested));
         lines.push(line("publications that each receives", sum, number(node.publications), "/s"));
         let sum = format!("{} ÷ {left}", number(demand.deliveries));
@@ -310,7 +310,7 @@ impl Report {
             number(other)
         );
         lines.push(line(
-            "received: publications, and what clients answer",
+            "received: publications, and answers of clients",
             sum,
             number(node.received * 8.0 / 1e6),
             "Mbit/s",
@@ -319,7 +319,7 @@ impl Report {
         lines.push(line("descriptors", sum, number(sizing.host.descriptors), ""));
         let sum = format!("⌈{} ÷ {}⌉", number(node.connections), number(EPHEMERAL_PORTS));
         lines.push(line(
-            "addresses by which a proxy reaches a node",
+            "addresses that a proxy needs for a node",
             sum,
             number(sizing.host.proxy_addresses),
             "",
@@ -369,7 +369,7 @@ impl Report {
         if let Some(patience) = redis.patience {
             let each = redis.sent / f64::from(*nodes) / f64::from(fleet.subscribers);
             let sum = format!("{} ÷ {}", number(OUTPUT_BUFFER), number(each));
-            lines.push(line("a node may stop reading for so long", sum, number(patience), "s"));
+            lines.push(line("a node may stop reading for", sum, number(patience), "s"));
         }
         lines
     }
@@ -383,20 +383,20 @@ impl Report {
         let after_all = format!("{} ÷ {}", number(storm.lost), number(storm.idle_rate));
         vec![
             line(
-                "connects that free cores carry",
+                "connects that free cores can handle",
                 connect(storm.free_cores),
                 number(storm.by_free_cores),
                 "/s",
             ),
-            line("  limits.accepts lets in", taken(storm.by_free_cores), number(storm.rate), "/s"),
+            line("  limits.accepts allows", taken(storm.by_free_cores), number(storm.rate), "/s"),
             line("a node lost: all its clients are back after", after_one, number(storm.after_one_node), "s"),
             line(
-                "connects that all cores carry",
+                "connects that all cores can handle",
                 connect(self.fleet.node_cores),
                 number(storm.by_all_cores),
                 "/s",
             ),
-            line("  limits.accepts lets in", taken(storm.by_all_cores), number(storm.idle_rate), "/s"),
+            line("  limits.accepts allows", taken(storm.by_all_cores), number(storm.idle_rate), "/s"),
             line("all connections cut: all are back after", after_all, number(storm.after_all), "s"),
         ]
     }
@@ -405,8 +405,8 @@ impl Report {
         let mut notes = Vec::new();
         for sizing in self.sizings.iter().filter(|sizing| sizing.redis.shards > 1) {
             notes.push(format!(
-                "{} connections: a fleet of this version uses one Redis server, so {} shards are as many fleets, each \
-                 with rooms of its own",
+                "{} connections: a fleet of this version uses one Redis server, so {} shards mean as many \
+                 separate fleets, each with its own rooms",
                 number(sizing.demand.connections),
                 sizing.redis.shards
             ));
@@ -419,7 +419,7 @@ fn line(what: impl Into<String>, sum: String, result: String, unit: &'static str
     Line { what: what.into(), sum, result, unit }
 }
 
-/// Four digits that matter, thousands parted.
+/// Four significant digits, with thousands separators.
 fn number(value: f64) -> String {
     let (mut digits, mut scaled) = (0, value.abs());
     while value != 0.0 && scaled < 1000.0 && digits < 9 {
@@ -443,13 +443,13 @@ fn percent(part: f64) -> String {
     format!("{} %", number(part * 100.0))
 }
 
-/// In MiB, or GiB where these would be many.
+/// In MiB, or in GiB from 10,000 MiB.
 fn bytes(value: f64) -> String {
     let mib = value / 1024.0 / 1024.0;
     if mib < 10_000.0 { format!("{} MiB", number(mib)) } else { format!("{} GiB", number(mib / 1024.0)) }
 }
 
-/// Bytes per second as a network counts them.
+/// Bytes per second in bits, as network bandwidth is given.
 fn bits(value: f64) -> String {
     let mega = value * 8.0 / 1e6;
     if mega < 10_000.0 {

@@ -1,34 +1,34 @@
-//! The arithmetic: from a load and unit costs to nodes, and what each of them and Redis has to do.
+//! The arithmetic: from a load and unit costs to the number of nodes, and the work of each node and of Redis.
 //!
-//! Everything is a mean over a fleet whose nodes are equal. Rounds up where a part of something does not exist, and
-//! says when no fleet can carry the load.
+//! Everything is a mean over a fleet of equal nodes. Rounds up whatever cannot be fractional, and returns an
+//! error when no fleet can carry the load.
 
 use serde::Serialize;
 
 use super::costs::UnitCosts;
 use crate::cli::capacity::{Fleet, Load, Spoken};
 
-/// The largest fleet that is considered.
+/// The largest fleet considered.
 pub const MAX_NODES: u32 = 10_000;
-/// `heartbeat.interval`, seconds. What a connection costs idle was measured with it.
+/// `heartbeat.interval`, in seconds. The CPU cost of an idle connection was measured with it.
 pub const HEARTBEAT: f64 = 25.0;
-/// Payload of a TCP segment on Ethernet, with time stamps.
+/// Payload of a TCP segment on Ethernet, with timestamps.
 pub const SEGMENT: f64 = 1448.0;
-/// Heads of IPv4 and TCP with time stamps, in each packet; a packet without data is an acknowledgement.
+/// Headers of IPv4 and TCP with timestamps, in each packet; a packet without data is an acknowledgement.
 pub const PACKET: f64 = 52.0;
-/// Head, type and tag of a TLS 1.3 record.
+/// Header, content type and tag of a TLS 1.3 record.
 pub const TLS_RECORD: f64 = 22.0;
-/// What Redis' push frame, a topic of 24 bytes, an envelope and the heads of a packet add to a payload.
+/// Bytes that Redis' push frame, a topic of 24 bytes, an envelope and packet headers add to a payload.
 pub const REDIS_MESSAGE: f64 = 150.0;
-/// Ports that Linux gives to outgoing connections (`net.ipv4.ip_local_port_range`).
+/// Ports that Linux has for outgoing connections (`net.ipv4.ip_local_port_range`).
 pub const EPHEMERAL_PORTS: f64 = 28_232.0;
-/// Descriptors of a node beside its clients' sockets.
+/// Descriptors of a node besides its clients' sockets.
 pub const OTHER_DESCRIPTORS: f64 = 256.0;
-/// Redis' default `client-output-buffer-limit pubsub`: the hard limit, bytes.
+/// The hard limit of Redis' default `client-output-buffer-limit pubsub`, in bytes.
 pub const OUTPUT_BUFFER: f64 = 32.0 * 1024.0 * 1024.0;
-/// `compression.threshold`
+/// `compression.threshold`, in bytes.
 const DEFLATE_FROM: u32 = 256;
-/// What the CPU of a delivery was measured with, bytes.
+/// The payload with which the CPU of a delivery was measured, in bytes.
 const MEASURED_SIZE: f64 = 256.0;
 const KIB: f64 = 1024.0;
 const GIB: f64 = KIB * KIB * KIB;
@@ -37,22 +37,22 @@ const GIB: f64 = KIB * KIB * KIB;
 #[derive(Clone, Debug, Serialize)]
 pub struct Sizing {
     pub demand: Demand,
-    /// What each limit alone would need.
+    /// The nodes that each limit alone would need.
     pub needed: Vec<(Limit, u32)>,
-    /// Nodes that are left when those that may be lost are: each limit is kept with them.
+    /// Nodes that remain when the spare ones are lost: they must keep every limit.
     pub left: u32,
     /// Nodes to run.
     pub nodes: u32,
-    /// One of the nodes that are left.
+    /// One of the remaining nodes.
     pub node: Node,
-    /// One of all nodes.
+    /// One node while none is lost.
     pub usual: Node,
     pub redis: Redis,
     pub storm: Storm,
     pub host: Host,
 }
 
-/// What of a node runs out.
+/// The resources of a node that may run out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
@@ -62,38 +62,38 @@ pub enum Limit {
     Bandwidth,
 }
 
-/// What the whole fleet has to do, however many nodes it has.
+/// The work of the whole fleet, independent of its number of nodes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Demand {
     pub connections: f64,
-    /// Of a room.
+    /// Members of a room.
     pub members: f64,
     pub rooms: f64,
     /// Per second.
     pub publications: f64,
     /// Per second.
     pub deliveries: f64,
-    /// Of a publication, to a client: after compression, before any framing.
+    /// Bytes of a publication to a client: after compression, before any framing.
     pub payload: f64,
-    /// Of a delivery, with the frame.
+    /// Bytes of a delivery, with the frame.
     pub frame: f64,
-    /// Of a write, with TLS and the heads of its packets.
+    /// Bytes of a write, with TLS and packet headers.
     pub write: f64,
-    /// µs of CPU of a delivery that is a plain frame, sharing its write with the others of a burst.
+    /// µs of CPU of a delivery as a plain frame that shares its write with the others of a burst.
     pub plain_us: f64,
-    /// µs of CPU of a delivery as it is.
+    /// µs of CPU of a delivery with the configured protocol, TLS and size.
     pub delivery_us: f64,
     /// µs of CPU per connection and second.
     pub idle_us: f64,
-    /// µs of CPU of a connection that comes.
+    /// µs of CPU of a new connection.
     pub connect_us: f64,
     /// Resident bytes per connection.
     pub connection_bytes: f64,
-    /// µs of CPU for a publication that reaches a node: received, and compressed if so.
+    /// µs of CPU for a publication that reaches a node: receiving it, and compressing it if configured.
     pub publication_us: f64,
 }
 
-/// What one of so many nodes has to do.
+/// The work of one of `n` nodes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Node {
     pub connections: f64,
@@ -104,63 +104,63 @@ pub struct Node {
     pub publications: f64,
     /// Per second.
     pub deliveries: f64,
-    /// Busy.
+    /// Busy cores.
     pub cores: f64,
     /// Bytes.
     pub resident: f64,
-    /// Bytes of the kernel, for sockets whose buffers are empty.
+    /// Kernel bytes for sockets with empty buffers.
     pub kernel: f64,
     /// Bytes that wait for slow clients, in the node and the kernel.
     pub waiting: f64,
-    /// Bytes per second, packets whole.
+    /// Bytes per second, including packet headers.
     pub sent: f64,
     pub received: f64,
 }
 
-/// What Redis has to do for all nodes.
+/// The work of Redis for all nodes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Redis {
-    /// Of one core: Redis executes commands on one.
+    /// Busy cores. One server can use one, because Redis executes commands on one thread.
     pub cores: f64,
     /// Bytes per second.
     pub sent: f64,
-    /// Servers, each with its part of the rooms, so that each stays within the utilisation.
+    /// Servers, each with its part of the rooms, that keep the utilisation.
     pub shards: u32,
-    /// What of them the one and the other takes.
+    /// The number of servers that each limit would need.
     pub by_cores: f64,
     pub by_bandwidth: f64,
     pub connections: f64,
-    /// Seconds that a node may stop reading before Redis cuts it off; none if nothing is published.
+    /// Seconds that a node may stop reading before Redis disconnects it; `None` if nothing is published.
     pub patience: Option<f64>,
     /// Bytes that Redis then holds for all nodes.
     pub output_buffers: f64,
 }
 
-/// How long it takes until everybody is back, in seconds.
+/// How long clients take to reconnect, in seconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Storm {
-    /// Connections of a node that is lost.
+    /// Connections of a lost node.
     pub lost: f64,
-    /// Of each node that is left, beside its work.
+    /// Cores of each remaining node that its work leaves free.
     pub free_cores: f64,
-    /// Connections per second that these carry.
+    /// Connections per second that these cores can handle.
     pub by_free_cores: f64,
-    /// Connections per second that such a node takes.
+    /// Connections per second that such a node accepts.
     pub rate: f64,
     pub after_one_node: f64,
-    /// Connections per second that a node carries which has nothing else to do.
+    /// Connections per second that a node without other work can handle.
     pub by_all_cores: f64,
     pub idle_rate: f64,
     pub after_all: f64,
 }
 
-/// What the machines around it have to allow.
+/// Requirements of the machines around it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Host {
     pub descriptors: f64,
-    /// Addresses that a proxy needs to reach one node by.
+    /// Addresses that a proxy needs to reach one node.
     pub proxy_addresses: f64,
-    /// Bytes in outbound queues if no client of a node read anything.
+    /// Bytes in outbound queues if no client of a node reads.
     pub worst_outbound: f64,
 }
 
@@ -196,7 +196,7 @@ impl Limit {
         }
     }
 
-    /// Whether `node` keeps within it.
+    /// Whether `node` keeps this limit.
     fn allows(self, node: &Node, fleet: &Fleet) -> bool {
         match self {
             Self::Connections => node.connections <= f64::from(fleet.node_connections),
@@ -210,7 +210,7 @@ impl Limit {
 }
 
 impl Sizing {
-    /// The smallest fleet that carries `load` on so many connections.
+    /// The smallest fleet that carries `load` on `connections` connections.
     pub fn of(connections: u64, load: &Load, fleet: &Fleet, costs: &UnitCosts) -> Result<Self, Impossible> {
         #[expect(clippy::cast_precision_loss, reason = "a thousand million at most")]
         let demand = Demand::of(connections as f64, load, costs)?;
@@ -234,14 +234,14 @@ impl Sizing {
         Ok(Self { demand, needed, left, nodes, node, usual, redis, storm, host })
     }
 
-    /// What decided about the number of nodes.
+    /// The limit that determined the number of nodes.
     pub fn decided_by(&self) -> Limit {
         let most = self.needed.iter().rev().max_by_key(|(_, nodes)| *nodes);
         most.map_or(Limit::Connections, |(limit, _)| *limit)
     }
 }
 
-/// The fewest nodes that `fit`, if any number does: what fits stays so with more nodes.
+/// The fewest nodes that `fit`, if any number does. What fits also fits with more nodes.
 fn fewest(fit: impl Fn(u32) -> bool) -> Option<u32> {
     let (mut below, mut at_least) = (0, MAX_NODES);
     if !fit(at_least) {
@@ -305,7 +305,7 @@ impl Demand {
         })
     }
 
-    /// What one of so many nodes has to do.
+    /// The work of one of `nodes` nodes.
     fn part(&self, nodes: u32, load: &Load, fleet: &Fleet, costs: &UnitCosts) -> Node {
         let nodes = f64::from(nodes);
         let connections = self.connections / nodes;
@@ -368,12 +368,13 @@ impl Demand {
         }
     }
 
-    /// `beside` is what one of the nodes that are left without one does while the others come back.
+    /// `beside` is the work of one of the remaining nodes while the clients of the lost one reconnect.
     fn storm(&self, nodes: u32, beside: &Node, fleet: &Fleet) -> Storm {
         let lost = self.connections / f64::from(nodes);
         let others = f64::from(nodes.saturating_sub(1).max(1));
         let connects = |cores: f64| cores * 1e6 / self.connect_us.max(0.001);
-        // Without a spare node the others may have nothing left: they come back all the same, at some cost to others.
+        // Without a spare node the others may have nothing left: clients reconnect anyway, at some cost to
+        // others.
         let free_cores = (fleet.node_cores - beside.cores).max(fleet.node_cores / 100.0);
         let (by_free_cores, by_all_cores) = (connects(free_cores), connects(fleet.node_cores));
         let (rate, idle_rate) = (fleet.accepts.min(by_free_cores), fleet.accepts.min(by_all_cores));
@@ -391,26 +392,27 @@ impl Demand {
 }
 
 impl Node {
-    /// All of its memory, the kernel's included.
+    /// All of its memory, including the kernel's.
     pub fn memory(&self) -> f64 {
         self.resident + self.kernel + self.waiting
     }
 }
 
 impl UnitCosts {
-    /// A delivery whose write carries `burst` of them: the system call is shared, the rest is not.
+    /// The cost of a delivery whose write carries `burst` of them: the system call is shared, the rest is
+    /// not.
     pub fn alone_in(&self, burst: f64) -> f64 {
         (self.delivery + (burst - 1.0) * self.further()) / burst
     }
 
-    /// Each further delivery of a write.
+    /// The cost of each further delivery of a write.
     pub fn further(&self) -> f64 {
         (8.0 * self.delivery_of_eight - self.delivery) / 7.0
     }
 }
 
 impl Spoken {
-    /// What a delivery costs in CPU, times a plain one.
+    /// The CPU of a delivery, relative to a plain one.
     pub fn factor(self, costs: &UnitCosts) -> f64 {
         match self {
             Self::Plain => 1.0,
@@ -419,18 +421,18 @@ impl Spoken {
         }
     }
 
-    /// What a publication of so many bytes is wrapped in.
+    /// The framing bytes of a publication of this size.
     fn framing(self, payload: f64) -> f64 {
         match self {
             Self::Plain => head(payload),
-            // The push around the data, with a channel of 16 bytes.
+            // The push around the data, with a channel name of 16 bytes.
             Self::Centrifuge => 55.0 + head(payload + 55.0),
-            // `data: `, two line breaks, and a chunk of HTTP.
+            // `data: `, two line breaks, and an HTTP chunk.
             Self::Sse => 8.0 + 7.0,
         }
     }
 
-    /// The same of a client's, which is masked; of a POST, its head.
+    /// The same for a client's message, which is masked; for a POST, its header.
     fn client_framing(self, payload: f64) -> f64 {
         match self {
             Self::Plain => head(payload) + 4.0,
@@ -439,7 +441,7 @@ impl Spoken {
         }
     }
 
-    /// The node's sign of life, and the client's answer.
+    /// The node's heartbeat and the client's answer, in bytes.
     fn heartbeat(self) -> (f64, Option<f64>) {
         match self {
             Self::Plain => (2.0, Some(6.0)),
@@ -449,7 +451,7 @@ impl Spoken {
     }
 }
 
-/// A frame's head (RFC 6455 §5.2).
+/// The length of a frame's header (RFC 6455 §5.2).
 fn head(payload: f64) -> f64 {
     match payload {
         ..126.0 => 2.0,
@@ -458,13 +460,13 @@ fn head(payload: f64) -> f64 {
     }
 }
 
-/// What a write of so many bytes has on the wire.
+/// The bytes on the wire of a write, with TLS records and packet headers.
 fn with_heads(bytes: f64, tls: bool) -> f64 {
     let bytes = if tls { bytes + (bytes / (16.0 * KIB)).ceil() * TLS_RECORD } else { bytes };
     bytes + (bytes / SEGMENT).ceil() * PACKET
 }
 
-/// Rounded up; no fleet comes near the end of the range.
+/// Rounds up; no fleet comes near the end of the range.
 fn whole(number: f64) -> u32 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is positive")]
     let whole = number.ceil() as u32;

@@ -1,4 +1,4 @@
-//! The arithmetic, that what is printed is what was calculated, and that the guide prints the same.
+//! Tests the arithmetic, that the printed calculations are right, and that the guide shows the same output.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use crate::cli::{Cli, Scenario};
 
 const GUIDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/CAPACITY.md");
 
-/// The unit costs of what is done by hand here: it stays right when others are measured.
+/// The unit costs of the examples calculated by hand: new measurements do not change them.
 const COSTS: &str = "--delivery 4.6 --publication 15 --client-publish 8 --idle 0.41 --memory 1356 --room-memory 450 \
     --stalled-memory 151000 --redis-publish 7.8 --redis-delivery 0.3";
 
@@ -21,7 +21,7 @@ fn asked(flags: &str) -> anyhow::Result<Report> {
     let words = ["tidegate-loadtest", "capacity"].into_iter().chain(flags.split_whitespace());
     match Cli::try_parse_from(words)?.scenario {
         Scenario::Capacity(args) => calculate(&args),
-        other => panic!("{other:?} was not asked for"),
+        other => panic!("expected capacity, found {other:?}"),
     }
 }
 
@@ -29,7 +29,7 @@ fn close(found: f64, expected: f64) {
     assert!((found - expected).abs() <= expected.abs() * 1e-6, "{found}, expected {expected}");
 }
 
-/// Done by hand.
+/// Calculated by hand.
 #[test]
 fn a_small_fleet() {
     let flags = "--connections 10000 --members 50 --room-rate 2 --from-clients 0.5";
@@ -38,7 +38,7 @@ fn a_small_fleet() {
     close(it.demand.rooms, 200.0);
     close(it.demand.publications, 400.0);
     close(it.demand.deliveries, 20_000.0);
-    // A head of four bytes, and one packet.
+    // A header of four bytes, and one packet.
     close(it.demand.frame, 260.0);
     close(it.demand.write, 312.0);
     assert_eq!((it.left, it.nodes), (1, 2));
@@ -72,7 +72,7 @@ fn each_limit_decides_in_its_turn() {
         let report = asked(&format!("{COSTS} {flags} --spare 0")).unwrap();
         let it = &report.sizings[0];
         assert_eq!((it.decided_by(), it.nodes), (limit, nodes), "{flags}");
-        // One fewer would have been too few.
+        // One node fewer would have been too few.
         let needed = it.needed.iter().find(|(own, _)| *own == limit).unwrap().1;
         assert_eq!(needed, nodes);
     }
@@ -80,7 +80,7 @@ fn each_limit_decides_in_its_turn() {
 
 #[test]
 fn redis_is_asked_for_a_copy_per_interested_node() {
-    // Every node has a member of every room: so many copies of each publication.
+    // Every node has a member of every room, so each publication has that many copies.
     let report =
         asked("--connections 1000000 --members 100000 --rate 10000 --node-cores 1000 --bandwidth 1000")
             .unwrap();
@@ -88,13 +88,13 @@ fn redis_is_asked_for_a_copy_per_interested_node() {
     let nodes = f64::from(it.nodes);
     close(it.usual.interested, nodes);
     close(it.redis.sent, 10_000.0 * nodes * 406.0);
-    // Rooms of one: no copy more than one, however many nodes.
+    // Rooms of one member: one copy, no matter how many nodes.
     let report = asked("--connections 1000000 --members 1 --rate 10000").unwrap();
     close(report.sizings[0].usual.interested, 1.0);
-    // Half a million publications that come alone take several.
+    // Half a million single publications need several Redis servers.
     let report = asked("--connections 1000000 --members 1 --rate 500000 --node-cores 16").unwrap();
     assert_eq!(report.sizings[0].redis.shards, 7);
-    assert!(report.to_string().contains("7 shards are as many fleets"), "{report}");
+    assert!(report.to_string().contains("7 shards mean as many separate fleets"), "{report}");
     assert!(asked("--rate 0").unwrap().sizings[0].redis.patience.is_none());
 }
 
@@ -118,7 +118,7 @@ fn protocols_tls_and_compression_cost_what_the_table_says() {
             .demand;
     close(deflated.payload, 512.0);
     close(deflated.publication_us, costs.publication + 19.0);
-    // Below compression.threshold nothing is compressed.
+    // Payloads below compression.threshold are not compressed.
     close(asked("--deflate --size 255").unwrap().sizings[0].demand.payload, 255.0);
     close(asked("--delivery 5.2").unwrap().sizings[0].demand.delivery_us, 5.2);
 }
@@ -133,7 +133,7 @@ fn what_cannot_be_is_refused_by_name() {
         ("--delivery 0.5", "--delivery-of-eight"),
         ("--delivery-of-eight 0.1", "--delivery-of-eight"),
         ("--node-memory 0.005", "memory"),
-        // Every node receives all of it, so that more of them do not help.
+        // Every node receives all publications, so more nodes do not help.
         ("--connections 1000000 --rooms 1 --rate 1000000 --bandwidth 1000", "cores"),
         ("--rooms 5 --members 2", "--rooms"),
         ("--rate 5 --room-rate 2", "--rate"),
@@ -153,7 +153,7 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(matches!(error.downcast_ref(), Some(Impossible::Eight { .. })));
 }
 
-/// Every sum that is printed is calculated again from what is printed.
+/// Evaluates every printed calculation from its printed text.
 #[test]
 fn the_sums_are_right_as_they_are_printed() {
     for flags in [
@@ -167,7 +167,7 @@ fn the_sums_are_right_as_they_are_printed() {
         let mut sums = 0;
         for line in page.lines().filter(|line| line.contains(" = ")) {
             let (left, result) = line.rsplit_once(" = ").unwrap();
-            // Words and sum are parted by two spaces at least.
+            // Words and calculation are separated by at least two spaces.
             let sum =
                 left.trim_start().split("  ").map(str::trim).filter(|part| !part.is_empty()).last().unwrap();
             let (expected, found) = (Sum::of(sum), Sum::of(result));
@@ -179,7 +179,7 @@ fn the_sums_are_right_as_they_are_printed() {
     assert!((Sum::of("⌈7 ÷ 2⌉ + 2 × (3 − 1) ^ 3 ÷ 4") - 8.0).abs() < 1e-9);
 }
 
-/// What is left of a sum that is being calculated.
+/// The rest of a calculation being evaluated, as tokens in reverse.
 struct Sum(Vec<String>);
 
 impl Sum {
@@ -300,7 +300,7 @@ fn the_table_is_complete() {
     assert_eq!(json["sizings"][1]["demand"]["connections"], 20.0);
 }
 
-/// Says how to bring the guide up to date, and does it when asked to.
+/// Compares the guide with the output; the failure message tells how to update it.
 #[test]
 fn the_guide_is_what_the_command_prints() {
     const BEGIN: &str = "<!-- The table is made from loadtest/src/capacity/costs.rs. -->\n";
@@ -330,7 +330,7 @@ fn the_guide_is_what_the_command_prints() {
     }
 }
 
-/// What the guide shows as a file must be one.
+/// What the guide shows as a configuration file must be a valid one.
 fn take_the_file_of(guide: &str) {
     let (text, _) = guide.split_once("```toml\n").unwrap().1.split_once("```").unwrap();
     let path = std::env::temp_dir().join(format!("tidegate-capacity-{}.toml", std::process::id()));

@@ -1,4 +1,4 @@
-//! What `capacity` may be told: the load, the nodes, and what one of everything costs.
+//! The flags of `capacity`: the load, the nodes, and the unit costs.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::capacity::UnitCosts;
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Capacity {
-    /// Connections of the whole fleet; several with commas, for a column each
+    /// Connections of the whole fleet; several separated by commas, for a column each
     #[arg(long, value_delimiter = ',', default_value = "10000", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub connections: Vec<u64>,
     #[command(flatten)]
@@ -19,7 +19,7 @@ pub struct Capacity {
     pub fleet: Fleet,
     #[command(flatten)]
     pub costs: UnitCosts,
-    /// Flags from a TOML file, by their names; those on the command line win
+    /// Read flags from a TOML file, by their names; flags on the command line win
     #[arg(long)]
     pub config: Option<PathBuf>,
     /// Write the result as JSON to this file
@@ -27,13 +27,13 @@ pub struct Capacity {
     pub json: Option<PathBuf>,
 }
 
-/// What is asked of the fleet, for any number of connections.
+/// The load on the fleet, for any number of connections.
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct Load {
     /// Members of a room
     #[arg(long, default_value_t = 100.0, value_parser = at_least_one, conflicts_with = "rooms")]
     pub members: f64,
-    /// Rooms of the whole fleet, in place of their members
+    /// Rooms of the whole fleet, instead of --members
     #[arg(long, value_parser = at_least_one)]
     pub rooms: Option<f64>,
     /// Rooms that each connection is in
@@ -42,33 +42,33 @@ pub struct Load {
     /// Publications per second in each room
     #[arg(long, default_value_t = 1.0, value_parser = rate, conflicts_with = "rate")]
     pub room_rate: f64,
-    /// Publications per second in all rooms together, in place of those in each
+    /// Publications per second in all rooms together, instead of the rate per room
     #[arg(long, value_parser = rate)]
     pub rate: Option<f64>,
     /// Bytes of payload per publication
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=16 * 1024 * 1024))]
     pub size: u32,
-    /// Publications of a room that arrive together, and so share a write
+    /// Publications of a room that arrive together and so share a write
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub burst: u32,
-    /// The part of the publications that clients send; backends send the others straight into Redis
+    /// Fraction of the publications that clients send; backends publish the others directly to Redis
     #[arg(long, default_value_t = 0.0, value_parser = part)]
     pub from_clients: f64,
-    /// What clients speak
+    /// The protocol of the clients
     #[arg(long, value_enum, default_value_t = Spoken::Plain)]
     pub protocol: Spoken,
-    /// The nodes themselves end TLS
+    /// The nodes terminate TLS themselves
     #[arg(long)]
     pub tls: bool,
     /// Clients and nodes use permessage-deflate (compression.enabled)
     #[arg(long)]
     pub deflate: bool,
-    /// The part of the connections that do not keep up and fill their outbound queue
+    /// Fraction of the connections that do not keep up and fill their outbound queue
     #[arg(long, default_value_t = 0.001, value_parser = part)]
     pub slow: f64,
 }
 
-/// What clients speak.
+/// The protocol of the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spoken {
@@ -80,7 +80,7 @@ pub enum Spoken {
     Sse,
 }
 
-/// What a node is, and how much of it may be used.
+/// The size of a node, and how much of it may be used.
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct Fleet {
     /// Cores of a node
@@ -95,19 +95,19 @@ pub struct Fleet {
     /// Gbit/s that a node, and Redis, can send
     #[arg(long, default_value_t = 10.0, value_parser = positive)]
     pub bandwidth: f64,
-    /// Nodes that may be lost, or be replaced by a rollout, without the others being over their limits
+    /// Nodes that may fail, or be replaced by a rollout, without overloading the others
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub spare: u32,
-    /// The part of the cores and of the bandwidth, of nodes and of Redis, that may be busy then
+    /// Maximum utilisation of cores and bandwidth, of nodes and of Redis, while these nodes are missing
     #[arg(long, default_value_t = 0.6, value_parser = share)]
     pub utilisation: f64,
-    /// The part of the memory that may be used then
+    /// Maximum utilisation of memory while these nodes are missing
     #[arg(long, default_value_t = 0.75, value_parser = share)]
     pub memory_utilisation: f64,
     /// Bytes that may wait for one session: limits.outbound
     #[arg(long, default_value_t = 1024 * 1024)]
     pub outbound: u32,
-    /// New connections per second that a node takes: limits.accepts
+    /// New connections per second that a node accepts: limits.accepts
     #[arg(long, default_value_t = 10_000.0, value_parser = positive)]
     pub accepts: f64,
     /// Connections on which a node receives from Redis: broker.subscribers
@@ -132,9 +132,9 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 fn part(text: &str) -> Result<f64, String> {
-    number(text, 0.0..=1.0, "a part from 0 to 1")
+    number(text, 0.0..=1.0, "a fraction from 0 to 1")
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    number(text, 0.01..=0.95, "a part from 0.01 to 0.95")
+    number(text, 0.01..=0.95, "a fraction from 0.01 to 0.95")
 }

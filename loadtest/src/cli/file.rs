@@ -1,8 +1,8 @@
 //! Flags from a TOML file.
 //!
-//! A key is a flag's long name without its dashes, a value is what would be written behind it. The file's
-//! flags stand before those of the command line, so that these win. Every key is tried on its own by the parser
-//! of the flags themselves, so that one run of the program names everything that is wrong.
+//! A key is a flag's long name without its dashes; a value is what would follow it on the command line. Flags
+//! from the file precede those of the command line, so the command line wins. The flags' own parser checks
+//! every key separately, so one run of the program reports all errors.
 
 use std::{ffi::OsString, fs, path::Path};
 
@@ -12,10 +12,10 @@ use toml::{Table, Value};
 
 use super::{Cli, load::GroupArgs};
 
-/// The key that holds tables in place of a value, and the flag that takes each as words.
+/// The key that holds tables instead of a value, and the flag that takes each table as words.
 const GROUP: &str = "group";
 
-/// `arguments` with those of `--config FILE` put in before them, if there is one.
+/// `arguments` with the flags of `--config FILE`, if given, inserted before them.
 pub fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     let Some(path) = find(&arguments) else { return Ok(arguments) };
     let Some(scenario) = arguments.get(1).and_then(|name| name.to_str()) else { return Ok(arguments) };
@@ -25,7 +25,7 @@ pub fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let flags = match read(&text, command) {
         Ok(flags) => flags,
-        Err(wrong) => bail!("{} is wrong:\n  {}", path.display(), wrong.join("\n  ")),
+        Err(wrong) => bail!("{} is not valid:\n  {}", path.display(), wrong.join("\n  ")),
     };
     let (front, back) = arguments.split_at(2);
     Ok(front
@@ -36,7 +36,7 @@ pub fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
         .collect())
 }
 
-/// Reads one group of `mixed` as it is written behind `--group`.
+/// Parses one group of `mixed` as it is written after `--group`.
 pub fn group(words: &str) -> anyhow::Result<GroupArgs> {
     let command = GroupArgs::augment_args(Command::new(GROUP).no_binary_name(true));
     let mut arguments = Vec::new();
@@ -50,7 +50,7 @@ pub fn group(words: &str) -> anyhow::Result<GroupArgs> {
     Ok(GroupArgs::from_arg_matches(&matches)?)
 }
 
-/// The flags that `text` stands for, or all that is wrong with it.
+/// The flags that `text` stands for, or everything that is wrong with it.
 fn read(text: &str, command: &Command) -> Result<Vec<String>, Vec<String>> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| vec![error.to_string()])?;
     let (mut flags, mut wrong) = (Vec::new(), Vec::new());
@@ -88,26 +88,26 @@ fn read_group(table: &Table) -> Result<String, Vec<String>> {
             Err(problem) => wrong.push(problem),
             Ok(()) => match text(value) {
                 Some(text) if !text.contains(char::is_whitespace) => words.push(format!("{key}={text}")),
-                _ => wrong.push(format!("{key}: a value without spaces was expected")),
+                _ => wrong.push(format!("{key}: expected a value without spaces")),
             },
         }
     }
     if wrong.is_empty() { Ok(words.join(" ")) } else { Err(wrong) }
 }
 
-/// What would be written on the command line.
+/// The value as command-line arguments.
 fn written(key: &str, value: &Value) -> Result<Vec<String>, String> {
     match value {
         Value::Boolean(true) => Ok(vec![format!("--{key}")]),
         Value::Boolean(false) => Ok(Vec::new()),
         Value::Array(values) => {
             let texts: Option<Vec<_>> = values.iter().map(text).collect();
-            let texts = texts.ok_or_else(|| format!("{key}: a list of plain values was expected"))?;
+            let texts = texts.ok_or_else(|| format!("{key}: expected a list of plain values"))?;
             Ok(vec![format!("--{key}={}", texts.join(","))])
         }
         value => match text(value) {
             Some(text) => Ok(vec![format!("--{key}={text}")]),
-            None => Err(format!("{key}: a plain value was expected")),
+            None => Err(format!("{key}: expected a plain value")),
         },
     }
 }
@@ -121,11 +121,11 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// Whether `command` takes these flags.
+/// Checks that `command` accepts these flags.
 fn tried(command: &Command, key: &str, flags: &[String]) -> Result<(), String> {
     let known = command.get_arguments().any(|flag| flag.get_long() == Some(key) && !flag.is_hide_set());
     if !known || key == "config" {
-        return Err(format!("{key}: there is no such key for {}", command.get_name()));
+        return Err(format!("{key}: no such key for {}", command.get_name()));
     }
     let words = std::iter::once(command.get_name().to_owned()).chain(flags.iter().cloned());
     match command.clone().try_get_matches_from(words) {

@@ -1,4 +1,4 @@
-//! What the scenarios with a steady rate, and those about connections, may be told.
+//! The flags of the scenarios with a steady rate and of those about connections.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::{payload::Payload, target::TargetArgs};
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Fanout {
-    /// Clients that listen
+    /// Clients that receive
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub members: u32,
     #[command(flatten)]
@@ -27,13 +27,13 @@ pub struct Fanout {
 #[command(args_override_self = true)]
 #[expect(clippy::struct_field_names, reason = "a field's name is its flag")]
 pub struct Rooms {
-    /// How many rooms
+    /// Number of rooms
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub rooms: u32,
-    /// Clients that listen, in each room
+    /// Clients that receive, in each room
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub members: u32,
-    /// How many rooms each client is in, on one connection; Centrifuge only; --rooms is a multiple of it
+    /// Rooms that each client is in, on one connection; Centrifuge only; --rooms must be a multiple of it
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rooms_per_client: u32,
     #[command(flatten)]
@@ -49,10 +49,10 @@ pub struct Rooms {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Chat {
-    /// How many rooms
+    /// Number of rooms
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub rooms: u32,
-    /// Clients in each room; they publish in turn, and everybody listens
+    /// Clients in each room; they publish in turn, and all receive
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub members: u32,
     #[command(flatten)]
@@ -68,19 +68,20 @@ pub struct Chat {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Slow {
-    /// Clients that listen and are measured
+    /// Clients that receive and are measured
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub members: u32,
-    /// Clients of the same room that stop reading when half of --duration is over
+    /// Clients of the same room that stop reading after half of --duration
     #[arg(long, default_value_t = 10)]
     pub stalled: u32,
-    /// Fail if the others' p99 grows to more than this many times what it was
+    /// Fail if the p99 of the other clients grows to more than this many times its earlier value
     #[arg(long)]
     pub expect_p99_ratio: Option<f64>,
-    /// The server's metrics in Prometheus' format: how much it holds for the stalled, the most at any time
+    /// URL of the server's metrics in Prometheus format, to report the most bytes held for the stalled
+    /// clients
     #[arg(long)]
     pub metrics: Option<crate::probe::Url>,
-    /// The metric that says how many bytes wait in the server's queues
+    /// The metric that counts the bytes waiting in the server's queues
     #[arg(long, default_value = "tidegate_outbound_bytes")]
     pub metric: String,
     #[command(flatten)]
@@ -96,8 +97,8 @@ pub struct Slow {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Mixed {
-    /// One group of clients: words like "name=big members=500 rate=20"; repeatable; in a file, tables called "group".
-    /// [default: a big room, many small ones, a chat, idle clients, and visitors that come and go]
+    /// A group of clients, as words like "name=big members=500 rate=20"; repeatable; in a file, tables named
+    /// "group". [default: a big room, many small ones, a chat, idle clients, and visitors that come and go]
     #[arg(long)]
     pub group: Vec<String>,
     #[command(flatten)]
@@ -110,23 +111,23 @@ pub struct Mixed {
     pub expect: Expect,
 }
 
-/// What a group of `mixed` may be told; what it is not told comes from the command's own flags.
+/// The flags of a group of `mixed`. Unset ones come from the command's own flags.
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct GroupArgs {
-    /// Its name in the report
+    /// Name of the group in the report
     #[arg(long)]
     pub name: Option<String>,
-    /// How many rooms
+    /// Number of rooms
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub rooms: u32,
-    /// Clients that listen, in each room
+    /// Clients that receive, in each room
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub members: u32,
     /// Who publishes: one (per room), members (in turn), nobody
     #[arg(long, value_enum, default_value_t = Publishers::One)]
     pub publishers: Publishers,
-    /// Messages per second, over all its rooms
+    /// Messages per second, over all rooms of the group
     #[arg(long, value_parser = rate)]
     pub rate: Option<f64>,
     /// Bytes of payload per message
@@ -135,25 +136,25 @@ pub struct GroupArgs {
     /// Messages published together
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub burst: Option<u64>,
-    /// At most so many messages
+    /// Maximum number of messages
     #[arg(long)]
     pub messages: Option<u64>,
-    /// Further clients, in all its rooms together, that come and go
+    /// Additional clients that come and go, over all rooms of the group
     #[arg(long, default_value_t = 0)]
     pub visitors: u32,
     /// How many of them leave and come back per second
     #[arg(long, default_value_t = 0.0)]
     pub churn: f64,
-    /// Another URL than the command's
+    /// URL of this group, instead of the command's
     #[arg(long)]
     pub url: Option<String>,
-    /// Another protocol than the command's
+    /// Protocol of this group, instead of the command's
     #[arg(long, value_enum)]
     pub protocol: Option<crate::target::Protocol>,
-    /// Other channels than the command's
+    /// Channels of this group, instead of the command's
     #[arg(long)]
     pub channel: Option<String>,
-    /// Another way to publish than the command's
+    /// How this group publishes, instead of the command's --publish
     #[arg(long)]
     pub publish: Option<crate::target::PublishArg>,
 }
@@ -161,30 +162,30 @@ pub struct GroupArgs {
 /// Who publishes in a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Publishers {
-    /// One for each room, as `--publish` says
+    /// One publisher for each room, as set by `--publish`
     One,
     /// Every member, in turn
     Members,
-    /// Nobody
+    /// No publishers
     Nobody,
 }
 
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Storm {
-    /// Connections of a wave
+    /// Connections per wave
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connections: u32,
-    /// How many times everybody comes; in between all are dropped at once
+    /// Number of waves; after each, all connections are dropped at once
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub waves: u32,
     /// Rooms that they join in turn
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub rooms: u32,
-    /// How many connections may be on their way at once, in each process
+    /// Connections that may be in progress at once, in each process
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub at_once: u32,
-    /// How long everybody stays before all are dropped
+    /// How long a complete wave stays before it is dropped
     #[arg(long, default_value = "1s")]
     pub hold: Time,
     /// Fail if more connections than this were refused or failed, over all waves
@@ -205,19 +206,19 @@ pub struct Handshakes {
     /// Pin the loop of handshakes to this CPU
     #[arg(long)]
     pub server_cpu: Option<usize>,
-    /// Connections of a wave
+    /// Connections per wave
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connections: u32,
-    /// How many times everybody comes; in between all are dropped at once
+    /// Number of waves; after each, all connections are dropped at once
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub waves: u32,
-    /// How many connections may be on their way at once, in each process
+    /// Connections that may be in progress at once, in each process
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub at_once: u32,
-    /// How long everybody stays before all are dropped
+    /// How long a complete wave stays before it is dropped
     #[arg(long, default_value = "0s")]
     pub hold: Time,
-    /// Over how many addresses (127.0.0.2 and up) clients are spread
+    /// Spread clients over this many source addresses (127.0.0.2 and up)
     #[arg(long, default_value_t = 16)]
     pub addresses: u8,
     #[command(flatten)]
@@ -227,13 +228,13 @@ pub struct Handshakes {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct Idle {
-    /// How many connections to hold, ascending; measured at each
+    /// Numbers of connections to hold, ascending; each level is measured
     #[arg(long, value_delimiter = ',', default_value = "3000,15000")]
     pub connections: Vec<u32>,
     /// Rooms that they join in turn
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub rooms: u32,
-    /// Over how long idle CPU is measured, at each level
+    /// How long idle CPU is measured at each level
     #[arg(long, default_value = "10s")]
     pub window: Time,
     /// Fail if a connection costs more resident bytes of the server than this
@@ -254,59 +255,59 @@ pub struct Pace {
     /// How long messages are published
     #[arg(long, default_value = "10s")]
     pub duration: Time,
-    /// At most so many messages
+    /// Maximum number of messages
     #[arg(long)]
     pub messages: Option<u64>,
     /// Bytes of payload per message
     #[arg(long, default_value_t = 256, value_parser = size)]
     pub size: usize,
-    /// What messages are made of
+    /// Content of messages
     #[arg(long, value_enum, default_value_t = Payload::Dots)]
     pub payload: Payload,
     /// Messages published together
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub burst: u64,
-    /// The server does not send a client what it has published itself
+    /// The server does not send a client its own publications
     #[arg(long)]
     pub no_echo: bool,
 }
 
-/// How a run is carried out and where its report goes.
+/// How to carry out a run, and where its report goes.
 #[derive(Clone, Debug, Args)]
 pub struct Run {
-    /// Flags from a TOML file, by their names; those on the command line win
+    /// Read flags from a TOML file, by their names; flags on the command line win
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Open connections evenly over this time in place of as fast as they come
+    /// Open connections evenly over this time instead of as fast as possible
     #[arg(long, default_value = "0s")]
     pub ramp: Time,
-    /// How long nothing may arrive before what is missing is given up
+    /// Give up missing messages when nothing has arrived for this long
     #[arg(long, default_value = "2s")]
     pub patience: Time,
-    /// Processes that clients are spread over; each holds as many as it may open descriptors
+    /// Processes to spread clients over; each holds as many as its limit of open descriptors allows
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub processes: u32,
-    /// The server's process, to measure its CPU and memory; several with commas
+    /// The server's process, to measure its CPU and memory; several separated by commas
     #[arg(long, value_delimiter = ',')]
     pub server_pid: Vec<u32>,
     /// Pin the tester's processes to one CPU
     #[arg(long)]
     pub client_cpu: Option<usize>,
-    /// After this time the run ends with the report so far
+    /// End the run after this time, with the report so far
     #[arg(long, default_value = "600s")]
     pub time_limit: Time,
     /// Write the report as JSON to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
-    /// Write the report as a page with plots to this file
+    /// Write the report as an HTML page with plots to this file
     #[arg(long)]
     pub html: Option<PathBuf>,
-    /// Show no live progress
+    /// Show no progress line
     #[arg(long)]
     pub quiet: bool,
 }
 
-/// What must hold for the exit code to be 0.
+/// Conditions for exit code 0.
 #[derive(Clone, Debug, Default, Args)]
 #[expect(clippy::struct_field_names, reason = "a field's name is its flag")]
 pub struct Expect {
@@ -325,7 +326,7 @@ pub struct Expect {
     /// Fail if the longest latency is above this
     #[arg(long)]
     pub expect_max: Option<Time>,
-    /// Fail if less than this part of the offered rate was achieved, such as 0.99
+    /// Fail if less than this fraction of the offered rate was achieved, such as 0.99
     #[arg(long)]
     pub expect_achieved: Option<f64>,
 }

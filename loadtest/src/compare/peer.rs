@@ -1,6 +1,7 @@
-//! The servers that are compared: how each is started, reached and stopped.
+//! The servers to compare: how each is started, reached and stopped.
 //!
-//! Owns what is particular to each; processes are the [`workshop`](crate::workshop)'s. A peer that cannot be had here is skipped, and says why.
+//! Owns what is specific to each; the [`workshop`](crate::workshop) owns the processes. A server that is not
+//! installed is skipped with the reason.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
@@ -26,11 +27,12 @@ pub enum Kind {
     Nchan,
 }
 
-/// A server that runs.
+/// A running server.
 pub struct Peer {
     kind: Kind,
     port: u16,
-    /// Whose CPU time and memory count. Redis is not among them: it is the same for all who use it.
+    /// The processes whose CPU time and memory count. Redis is not among them: it is the same for all servers
+    /// that use it.
     pids: Vec<u32>,
     node: Option<Node>,
     _processes: Processes,
@@ -48,12 +50,12 @@ impl Kind {
         }
     }
 
-    /// What it is compared with: the one of ours that does as much.
+    /// The Tidegate configuration that it is compared with: the one with the same capabilities.
     pub fn ours(self) -> Self {
         if self == Self::SocketIo { Self::TidegateRedis } else { Self::Tidegate }
     }
 
-    /// What it is, with its version; or why it cannot be had here.
+    /// Its name and version, or why it is not available on this machine.
     pub fn version(self, workshop: &Workshop, scripts: &Path) -> anyhow::Result<String> {
         match self {
             Self::Tidegate => said(Command::new(workshop.tidegate()?).arg("--version")),
@@ -137,7 +139,7 @@ impl Peer {
         Ok(Self { kind, port, pids, node: None, _processes: processes })
     }
 
-    /// The flags that make the tester speak with it.
+    /// The flags with which the tester uses this server.
     pub fn flags(&self) -> Vec<String> {
         if let Some(node) = &self.node {
             return node.flags("/rooms/load:{room}");
@@ -161,7 +163,7 @@ impl Peer {
     }
 }
 
-/// One worker, one room per path, no history: what the others are asked for, too.
+/// One worker, one room per path, no history, like the other servers.
 fn nginx(port: u16, scratch: &Path) -> String {
     let scratch = scratch.display();
     format!(

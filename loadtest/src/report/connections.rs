@@ -1,4 +1,4 @@
-//! What connections cost: `storm` and `idle`.
+//! The costs of connections: `storm` and `idle`.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::{latency::Latency, process::Memory, timeline::Point};
 pub struct StormReport {
     pub what: String,
     pub machine: Machine,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     pub interrupted: Option<String>,
     pub processes: u32,
     pub waves: Vec<Wave>,
@@ -26,25 +26,26 @@ pub struct StormReport {
     pub expectations: Vec<Expectation>,
 }
 
-/// Everybody came once.
+/// One wave: all clients connect once.
 #[derive(Debug, Serialize)]
 pub struct Wave {
     pub connections: u32,
     pub standing: u32,
-    /// Until the last one stood or was refused.
+    /// Until the last one was ready or refused.
     pub seconds: f64,
     pub per_second: f64,
-    /// Microseconds from the connect to standing in the room; nothing if nobody came to stand.
+    /// Microseconds from the connect until the client was ready in its room; `None` if no client became
+    /// ready.
     pub latency: Option<Latency>,
     pub percentiles: Vec<(f64, f64)>,
-    /// Connections that did not come about, by reason.
+    /// Failed connections, by reason.
     pub refused: BTreeMap<String, u64>,
-    /// Part of a core.
+    /// As a fraction of a core.
     pub server_share: Option<f64>,
-    /// CPU microseconds of the server per connection that came to stand.
+    /// CPU microseconds of the server per connection that became ready.
     pub server_cpu_us: Option<f64>,
     pub server_rss: Option<u64>,
-    /// Of the tester's busiest process.
+    /// The share of the tester's busiest process.
     pub tester_busiest: Option<f64>,
 }
 
@@ -53,23 +54,23 @@ pub struct Wave {
 pub struct IdleReport {
     pub what: String,
     pub machine: Machine,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     pub interrupted: Option<String>,
     pub window_seconds: f64,
     pub levels: Vec<Level>,
-    /// From the first level that holds connections to the last.
+    /// From the first level with connections to the last.
     pub slope: Option<Slope>,
     pub timeline: Vec<Point>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
 }
 
-/// The server with so many connections.
+/// The server with a number of connections.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Level {
     pub connections: u32,
     pub memory: Memory,
-    /// Whether memory stood still before it was measured.
+    /// Whether memory was stable before it was measured.
     pub settled: bool,
     /// CPU seconds per second over the window.
     pub cpu_per_second: Option<f64>,
@@ -94,7 +95,7 @@ impl StormReport {
     /// The report for people.
     pub fn document(&self) -> Document {
         let mut waves = Table::new(
-            "waves; times from the connect to standing in the room",
+            "waves; times from the connect until the client is ready in its room",
             &[
                 "wave",
                 "stand",
@@ -154,11 +155,11 @@ impl StormReport {
 }
 
 impl IdleReport {
-    /// Draws the slope from the levels.
+    /// Computes the slope from the levels.
     pub fn conclude(&mut self) {
         let held = || self.levels.iter().filter(|level| level.connections > 0);
         let (Some(first), Some(last)) = (held().next().copied(), held().next_back().copied()) else { return };
-        // One level alone is compared with no connections at all.
+        // A single level is compared with no connections.
         let first =
             if first.connections == last.connections { self.levels.first().copied() } else { Some(first) };
         self.slope = first.and_then(|first| Slope::between(first, last));

@@ -1,4 +1,4 @@
-//! A report as a document: what the terminal prints and the page shows are made from the same tables.
+//! A report as a document: the terminal and the HTML page show the same tables.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use serde::Serialize;
 #[derive(Clone, Debug, Default)]
 pub struct Document {
     pub title: String,
-    /// Lines under the title.
+    /// Lines below the title.
     pub facts: Vec<String>,
     pub tables: Vec<Table>,
-    /// Only on the page.
+    /// Shown on the HTML page only.
     pub charts: Vec<Chart>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
@@ -31,7 +31,7 @@ pub struct Chart {
     pub title: String,
     pub x: String,
     pub y: String,
-    /// Where the horizontal axis is marked, and how; numbers of its own choice if empty.
+    /// The marks of the horizontal axis with their labels; chosen automatically if empty.
     pub marks: Vec<(f64, String)>,
     pub series: Vec<Series>,
 }
@@ -43,10 +43,10 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Something that was to hold.
+/// A condition that should hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Expectation {
-    /// The flag that states it, and what was found.
+    /// The flag that states it, and the result.
     pub words: String,
     pub met: bool,
 }

@@ -1,4 +1,4 @@
-//! How much passes: `intake` and `publish`, beside a way without a gateway.
+//! Throughput: `intake` and `publish`, compared with a path without a gateway.
 
 use serde::Serialize;
 
@@ -23,13 +23,13 @@ pub struct FlowReport {
     /// Publications per second, server over bare: the median of neighbouring rounds' ratios.
     pub ratio: Option<f64>,
     pub ratio_range: Option<(f64, f64)>,
-    /// What came through the server, over the whole run, the unmeasured round included.
+    /// Deliveries through the server, over the whole run, including the unmeasured round.
     pub counts: Counts,
-    /// What did not come through without one.
+    /// Publications missing on the path without a gateway.
     pub bare_missing: u64,
-    /// Why the first connection that was lost was lost.
+    /// Why the first lost connection was lost.
     pub first_loss: Option<String>,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     pub interrupted: Option<String>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
@@ -40,7 +40,7 @@ pub struct FlowReport {
 pub struct Medians {
     pub bare_per_second: f64,
     pub server_per_second: f64,
-    /// Publications per second of the server's CPU time: what it would take if it had a core and waited for nobody.
+    /// Publications per second of the server's CPU time: its rate if it had a core and never waited.
     pub server_per_core: Option<f64>,
     /// CPU seconds per million publications.
     pub server_cpu: Option<f64>,
@@ -52,11 +52,11 @@ pub struct Medians {
 pub struct FlowRound {
     pub messages: u64,
     pub seconds: f64,
-    /// Nothing if nothing arrived.
+    /// `None` if nothing arrived.
     pub per_second: Option<f64>,
     /// Whether everything arrived.
     pub complete: bool,
-    /// CPU seconds per million publications, of everybody who takes part.
+    /// CPU seconds per million publications, of each participant.
     pub server_cpu: Option<Cpu>,
     pub redis_cpu: Option<Cpu>,
     pub subscriber_cpu: Option<Cpu>,
@@ -83,13 +83,13 @@ impl FlowReport {
         }
     }
 
-    /// So many were published through the server.
+    /// Adds `published` publications through the server.
     pub fn account(&mut self, published: u64) {
         self.counts.expected = published;
         self.counts.missing = published.saturating_sub(self.counts.delivered);
     }
 
-    /// Draws medians, warnings and expectations from the rounds and counts.
+    /// Derives medians, warnings and expectations from the rounds and counts.
     pub fn conclude(&mut self, args: &Flow) {
         let pairs = self.bare.iter().zip(&self.server);
         let ratios: Vec<f64> = pairs
@@ -123,24 +123,24 @@ impl FlowReport {
         let full = self.server.iter().filter(|round| others(round)).count();
         if full > 0 {
             self.warnings.push(format!(
-                "Redis or the tester used up a core in {full} of {all} rounds: the rate is theirs, the server's CPU time \
+                "Redis or the tester used up a core in {full} of {all} rounds: they limit the rate; the server's CPU time \
                  still holds"
             ));
         }
         if let Some(why) = &self.interrupted {
-            self.warnings
-                .push(format!("ended early by {why}: the report is about what had happened by then"));
+            self.warnings.push(format!("ended early by {why}: the report covers the run up to then"));
         }
         self.judge(args);
         unmet(&mut self.expectations, self.interrupted.as_deref());
     }
 
-    /// How many rounds are whole, without and with the server.
+    /// How many rounds are complete, without and with the server.
     pub fn complete(&self) -> usize {
         self.bare.iter().zip(&self.server).filter(|(bare, server)| bare.complete && server.complete).count()
     }
 
-    /// What was expected, and what has to hold in any case: the latter is told only where it does not.
+    /// Checks expectations, and conditions that must hold in any case; the latter are listed only if they do
+    /// not hold.
     fn judge(&mut self, args: &Flow) {
         let complete = self.complete();
         if complete < args.rounds as usize {

@@ -1,4 +1,4 @@
-//! A report as one page that needs nothing else: tables, and plots as inline SVG.
+//! A report as one self-contained page: tables, and plots as inline SVG.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! What a run at a steady rate found out.
+//! The results of a run at a steady rate.
 
 use serde::Serialize;
 
@@ -11,10 +11,10 @@ use super::{
 };
 use crate::{cli::load::Expect, latency::Latency, process::Cpu, scenario::held::Held, timeline::Point};
 
-/// Behind this part of the offered rate the schedule was not kept.
+/// Below this fraction of the offered rate the schedule was not kept.
 const KEPT: f64 = 0.99;
 
-/// A tester that waits for a CPU for more than this part of the time measures its own waiting.
+/// A tester that waits for a CPU for more than this fraction of the time measures its own waiting.
 const STARVED: f64 = 0.1;
 
 /// `fanout`, `rooms`, `chat`, `slow`, `mixed`.
@@ -24,13 +24,13 @@ pub struct LoadReport {
     pub machine: Machine,
     pub processes: u32,
     pub clients: u32,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     pub interrupted: Option<String>,
-    /// How many messages were to be published in all.
+    /// How many messages were due in all.
     pub due: u64,
-    /// For how long messages were published.
+    /// How long messages were published.
     pub seconds: f64,
-    /// Messages per second, as asked for and as published.
+    /// Messages per second, as requested and as published.
     pub offered_rate: Option<f64>,
     pub achieved_rate: Option<f64>,
     pub deliveries_per_second: Option<f64>,
@@ -38,15 +38,15 @@ pub struct LoadReport {
     /// Microseconds from when a message was due to its arrival.
     pub latency: Option<Latency>,
     pub groups: Vec<GroupReport>,
-    /// Of `slow`: before the stalled stop reading, and after.
+    /// For `slow`: before the stalled clients stop reading, and after.
     pub phases: Vec<Phase>,
     /// The second phase's p99 divided by the first's.
     pub p99_ratio: Option<f64>,
-    /// What the server held for the stalled, if it was weighed.
+    /// What the server held for the stalled clients, if measured.
     pub held: Option<Held>,
     pub server: Option<ServerReport>,
     pub tester: TesterReport,
-    /// The percentile and its latency in microseconds.
+    /// Each percentile with its latency in microseconds.
     pub percentiles: Vec<(f64, f64)>,
     pub timeline: Vec<Point>,
     pub warnings: Vec<String>,
@@ -89,10 +89,10 @@ pub struct Phase {
 
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ServerReport {
-    /// CPU seconds while messages were published and until the last had arrived.
+    /// CPU seconds from the first publication until the last message had arrived.
     pub cpu: Cpu,
     pub cpu_per_million: Option<f64>,
-    /// Part of a core.
+    /// As a fraction of a core.
     pub share: Option<f64>,
     pub rss_before: u64,
     pub rss_after: u64,
@@ -103,16 +103,16 @@ pub struct ServerReport {
 pub struct TesterReport {
     pub cpu: Option<Cpu>,
     pub cpu_per_million: Option<f64>,
-    /// Of its busiest process, as a part of a core.
+    /// The share of its busiest process, as a fraction of a core.
     pub busiest: Option<f64>,
-    /// The part of the time that this process was ready to run and was not let: somebody else had its CPU.
+    /// The fraction of the time in which this process was ready to run but waited for a CPU.
     pub starved: Option<f64>,
 }
 
-/// What went wrong with clients and publications, and what the first said.
+/// Failures of clients and publications, with the first reason of each kind.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Troubles<'a> {
-    /// Of a client that was lost after it had stood.
+    /// Of a client that was lost after it had been ready.
     pub first_loss: Option<&'a str>,
     /// Publications that the server refused.
     pub refused: u64,
@@ -120,7 +120,7 @@ pub struct Troubles<'a> {
 }
 
 impl Counts {
-    /// Adds another group's.
+    /// Adds the counts of another group.
     pub fn add(&mut self, other: &Self) {
         self.published += other.published;
         self.unsent += other.unsent;
@@ -138,11 +138,11 @@ impl Counts {
 }
 
 impl LoadReport {
-    /// Draws warnings from the numbers.
+    /// Derives warnings from the numbers.
     pub fn warn(&mut self, unreturned: u64) {
         let mut warn = |words: String| self.warnings.push(words);
         if let Some(why) = &self.interrupted {
-            warn(format!("ended early by {why}: the report is about what had happened by then"));
+            warn(format!("ended early by {why}: the report covers the run up to then"));
         }
         let busiest = self.tester.busiest.unwrap_or_default();
         let server = self.server.and_then(|server| server.share);
@@ -156,8 +156,8 @@ impl LoadReport {
         }
         if let Some(starved) = self.tester.starved.filter(|starved| *starved > STARVED) {
             warn(format!(
-                "the tester had to wait for a CPU {} of the time: something else runs on it, and latencies are too long \
-                 by that",
+                "the tester had to wait for a CPU {} of the time: something else runs on it, and latencies include that \
+                 waiting",
                 percent(starved)
             ));
         }
@@ -174,8 +174,8 @@ impl LoadReport {
         }
     }
 
-    /// Holds the numbers against what was expected, and what was done against what was asked for. The latter is told
-    /// only where it does not hold.
+    /// Compares the numbers with the expectations, and the work done with the work requested. The latter is
+    /// listed only if it was not done.
     pub fn judge(&mut self, expect: &Expect, p99_ratio: Option<f64>, troubles: &Troubles<'_>) {
         let mut expectations = self.undone(troubles);
         let mut state = |flag: &str, asked: String, found: String, met: bool| {
@@ -231,7 +231,7 @@ impl LoadReport {
         self.expectations = expectations;
     }
 
-    /// What was asked for and not done.
+    /// Work that was requested but not done.
     fn undone(&self, troubles: &Troubles<'_>) -> Vec<Expectation> {
         let Counts { published, unsent, expected, delivered, members_lost, .. } = self.counts;
         let mut undone = Vec::new();
@@ -239,14 +239,14 @@ impl LoadReport {
         let after = |why: Option<&str>| why.map(|why| format!("; the first: {why}")).unwrap_or_default();
         if unsent > 0 {
             note(format!(
-                "what is due is published: {unsent} of {} messages could not be sent, since their publishers were gone or \
+                "all due messages are published: {unsent} of {} could not be sent, because their publishers were gone or \
                  stuck",
                 self.due
             ));
         }
         if troubles.refused > 0 {
             let first = after(troubles.first_refusal);
-            note(format!("publications are taken: {} were refused{first}", troubles.refused));
+            note(format!("publications are accepted: {} were refused{first}", troubles.refused));
         }
         if troubles.first_loss.is_some() {
             let first = after(troubles.first_loss);
@@ -255,7 +255,7 @@ impl LoadReport {
             ));
         }
         if published > 0 && expected > 0 && delivered == 0 {
-            note(format!("messages arrive: none did of {expected}"));
+            note(format!("messages arrive: none of {expected} did"));
         }
         undone
     }
@@ -287,7 +287,7 @@ impl LoadReport {
         }
         if let Some(Held { clients, queued, kernel, each }) = self.held {
             facts.push(format!(
-                "held for each of {clients} stalled: at most {:.1} KiB, {:.1} in the server's queue and {:.1} in the \
+                "held for each of {clients} stalled clients: at most {:.1} KiB, {:.1} in the server's queue and {:.1} in the \
                  kernel's",
                 each / 1024.0,
                 queued / 1024.0,
@@ -375,9 +375,9 @@ impl LoadReport {
     }
 }
 
-/// Latency by percentile, the axis stretched towards the end.
+/// Latency by percentile, with the axis stretched towards 100.
 pub fn percentile_chart(lines: &[(&str, &[(f64, f64)])]) -> Chart {
-    // 90, 99, 99.9 … are equally far from each other.
+    // On this axis 90, 99, 99.9 … are equally far apart.
     let stretch = |percentile: f64| -((100.0 - percentile) / 100.0).max(1e-5).log10();
     let most = lines.iter().flat_map(|(_, line)| line.iter()).map(|point| point.0).filter(|at| *at < 100.0);
     let most = most.fold(90.0, f64::max);
@@ -402,7 +402,7 @@ pub fn percentile_chart(lines: &[(&str, &[(f64, f64)])]) -> Chart {
     }
 }
 
-/// A rate in few characters.
+/// A short form of a rate.
 pub fn rate(value: f64) -> String {
     format!("{}/s", svg::short(value))
 }
@@ -512,16 +512,19 @@ mod tests {
             Troubles { first_loss: Some("client 1: gone"), refused: 2, first_refusal: Some("error 103") };
         report.judge(&Expect::default(), None, &troubles);
         let words = report.expectations.iter().map(|it| it.words.as_str()).collect::<Vec<_>>().join("\n");
-        for part in
-            ["3 of 10 messages", "2 were refused; the first: error 103", "client 1: gone", "none did of 100"]
-        {
+        for part in [
+            "3 of 10 could not be sent",
+            "2 were refused; the first: error 103",
+            "client 1: gone",
+            "none of 100 did",
+        ] {
             assert!(words.contains(part), "{part}: {words}");
         }
         assert!(report.expectations.iter().all(|it| !it.met));
         report.judge(&Expect::default(), None, &Troubles::default());
         report.counts = clean();
         report.judge(&Expect::default(), None, &Troubles::default());
-        assert!(report.expectations.is_empty(), "only what does not hold is told");
+        assert!(report.expectations.is_empty(), "only conditions that do not hold are listed");
     }
 
     #[test]

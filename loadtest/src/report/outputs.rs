@@ -1,8 +1,9 @@
-//! Where a report goes: standard output, and the files that flags name.
+//! The outputs of a report: standard output, and the files named by flags.
 //!
-//! A file is opened before the run, so that a path that cannot be written is told before the work is done, and it is
-//! replaced as a whole at the end, so that what it held stays until there is something better. A file that cannot be
-//! replaced, such as a mount point, is written in place. Each output is written whatever became of the others.
+//! A file is opened before the run, so a path that cannot be written is reported before the work is done. It
+//! is replaced as a whole at the end, so its old content stays until the new report is complete. A file that
+//! cannot be replaced, such as a mount point, is written in place. Each output is written even if others
+//! fail.
 
 use std::{
     fmt, fs,
@@ -17,7 +18,7 @@ use serde::Serialize;
 use super::{Verdict, document::Document, html, print};
 use crate::cli::{Common, load::Run};
 
-/// As many links as the kernel follows in one path.
+/// The number of links that the kernel follows in one path.
 const MOST_LINKS: usize = 40;
 
 /// The outputs of a run.
@@ -31,9 +32,9 @@ pub struct Outputs {
 /// One file.
 #[derive(Debug)]
 enum Output {
-    /// Written beside `path`, and renamed into its place.
+    /// Written to a temporary file beside `path`, which is then renamed.
     File { path: PathBuf },
-    /// A device, a pipe, or whatever a process has open: it is written to, and not replaced.
+    /// A device, a pipe, or an open descriptor of a process: written to, not replaced.
     Stream { path: PathBuf, stream: fs::File },
 }
 
@@ -43,12 +44,12 @@ impl Outputs {
         Self::open(run.json.as_deref(), run.html.as_deref(), None)
     }
 
-    /// Opens the files of a run in rounds.
+    /// Opens the files of a scenario with rounds.
     pub fn of_common(common: &Common) -> anyhow::Result<Self> {
         Self::open(common.json.as_deref(), common.html.as_deref(), None)
     }
 
-    /// Opens these files, and truncates none.
+    /// Opens these files without truncating them.
     pub fn open(json: Option<&Path>, html: Option<&Path>, markdown: Option<&Path>) -> anyhow::Result<Self> {
         let mut known: Vec<PathBuf> = Vec::new();
         let mut open = |flag, path: Option<&Path>| {
@@ -67,13 +68,13 @@ impl Outputs {
         })
     }
 
-    /// Prints `document` and writes it and `report` where they are asked for. Fails if any of that did, after all of
-    /// it was tried.
+    /// Prints `document` and writes it and `report` to the requested files. Tries all of them, then fails if
+    /// any failed.
     pub fn deliver(self, document: &Document, report: &impl Serialize) -> anyhow::Result<()> {
         self.write(document, report, || html::page(document), String::new)
     }
 
-    /// The same for a report with a page, or a Markdown file, of its own.
+    /// The same for a report with its own page or Markdown file.
     pub fn write(
         mut self,
         shown: &impl fmt::Display,
@@ -103,7 +104,7 @@ impl Outputs {
         Err(anyhow!("{}", words.join("\n")))
     }
 
-    /// The same, and what the run came to.
+    /// Writes the outputs and returns the outcome of the run.
     pub fn conclude(
         self,
         document: &Document,
@@ -128,12 +129,12 @@ impl Output {
             };
             return Ok(Self::Stream { stream: stream.with_context(failed)?, path: target });
         }
-        // A file that may not be written is not replaced either.
+        // A file without write permission is not replaced either.
         let exists = target.exists();
         if exists {
             append().with_context(failed)?;
         }
-        // Made and removed again: a run that fails leaves nothing behind, however it ends.
+        // Created and removed again, so a run that fails leaves nothing behind.
         let beside = beside(&target);
         match fs::File::create(&beside).and_then(|_| fs::remove_file(&beside)) {
             Err(error) if !(exists && is_kept_from_replacing(&error)) => Err(error).with_context(failed),
@@ -141,7 +142,7 @@ impl Output {
         }
     }
 
-    /// Where it is, with all links followed.
+    /// The path, with all links followed.
     fn path(&self) -> &Path {
         match self {
             Self::File { path } | Self::Stream { path, .. } => path,
@@ -161,9 +162,8 @@ impl Output {
     }
 }
 
-/// What `path` leads to: its directory without links, and its name after all of its own, so that the target of a link
-/// is replaced and not the link. A descriptor of a process is not followed: it stands for what is open, and not for the
-/// file's name.
+/// Resolves links in the directory of `path` and in its name, so that a link's target is replaced and not the
+/// link. A descriptor of a process is not followed: it stands for the open file, not for the file's name.
 fn followed(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
@@ -179,13 +179,14 @@ fn followed(path: &Path) -> io::Result<PathBuf> {
     Err(rustix::io::Errno::LOOP.into())
 }
 
-/// Whether `path`, whose directory has no links, is one of those in which `/proc` shows what a process has open.
+/// Whether `path`, whose directory has no links, is in one of the `/proc` directories that list open
+/// descriptors.
 fn is_descriptor(path: &Path) -> bool {
     path.starts_with("/proc") && path.parent().is_some_and(|directory| directory.ends_with("fd"))
 }
 
-/// Standard output or standard error, if `path` is this process's: a copy, which shares its place in a file with it. The
-/// file opened anew would be written from its own place, over what others have written since.
+/// Standard output or standard error, if `path` is one of this process's own: a duplicate, which shares its
+/// file offset. Opening the file again would start at offset 0 and overwrite what others have written since.
 fn standard_stream(path: &Path) -> Option<io::Result<fs::File>> {
     let own = fs::canonicalize("/proc/self/fd").ok()?;
     let copy = match path.strip_prefix(own).ok()?.to_str()? {
@@ -196,7 +197,7 @@ fn standard_stream(path: &Path) -> Option<io::Result<fs::File>> {
     Some(copy.map(fs::File::from))
 }
 
-/// Replaces what `path` holds as a whole, or where only the file itself may be changed, writes it in place.
+/// Replaces the content of `path` as a whole; if that is impossible, writes the file in place.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_by(|from, to| fs::rename(from, to), path, bytes)
 }
@@ -212,8 +213,8 @@ fn replace_by(
     }
 }
 
-/// Whether `error` says that a file cannot be replaced, which may be written all the same: it is a mount point, as in a
-/// container, or its directory may not be changed.
+/// Whether `error` means that the file cannot be replaced but may still be writable: it is a mount point, as
+/// in a container, or its directory is read-only.
 fn is_kept_from_replacing(error: &io::Error) -> bool {
     let kinds = [ErrorKind::ResourceBusy, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem];
     kinds.contains(&error.kind())
@@ -229,12 +230,12 @@ fn put(rename: impl FnOnce(&Path, &Path) -> io::Result<()>, path: &Path, bytes: 
         rename(&beside, path)
     };
     put().inspect_err(|_| {
-        // It may not even have been made.
+        // The temporary file may not exist.
         let _: io::Result<()> = fs::remove_file(&beside);
     })
 }
 
-/// Where a file is written before it has its place: in the same directory, so that it can be renamed.
+/// The temporary file: in the same directory, so that it can be renamed.
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
@@ -327,7 +328,7 @@ mod tests {
         fs::write(&path, "what was there before").unwrap();
         replace_by(|_, _| Err(ErrorKind::ResourceBusy.into()), &path, b"new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        // A full disk is no reason to give up what is there.
+        // A full disk is no reason to overwrite the existing file in place.
         let error = replace_by(|_, _| Err(ErrorKind::StorageFull.into()), &path, b"newer").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StorageFull);
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");

@@ -1,4 +1,4 @@
-//! How soon a node's topics are back after a restart of Redis.
+//! How long a node's topics take to return after a restart of Redis.
 
 use serde::Serialize;
 
@@ -17,9 +17,9 @@ pub struct ResubscribeReport {
     pub topics: u32,
     pub restarts: Vec<Restart>,
     pub median: Option<Medians>,
-    /// Of publications to rooms that were back, and of one to every room after each restart.
+    /// Publications to rooms that were back, and one to every room after each restart.
     pub counts: Counts,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     pub interrupted: Option<String>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
@@ -38,16 +38,16 @@ pub struct Medians {
     pub p99_ratio: Option<f64>,
 }
 
-/// One restart. Times are seconds from the first answer of the new Redis.
+/// One restart. Times are in seconds from the first answer of the new Redis.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Restart {
     /// Until Redis had all topics of the node again.
     pub topics_back: f64,
-    /// Until every client had been told of the gap, and was subscribed again.
+    /// Until every client had been notified of the gap and had resubscribed.
     pub clients_back: f64,
-    /// What a bare subscriber needs for as many topics.
+    /// The time that a bare subscriber needs for the same number of topics.
     pub bare: f64,
-    /// Microseconds from when a publication was due: before the outage, and on the way back.
+    /// Microseconds from when a publication was due: before the outage, and during recovery.
     pub peace: Option<Latency>,
     pub storm: Option<Latency>,
 }
@@ -57,7 +57,7 @@ impl ResubscribeReport {
     pub fn new(args: &Resubscribe, topics: u32) -> Self {
         Self {
             what: format!(
-                "resubscribe: a node with {topics} topics, {} clients, Redis away for {:?}",
+                "resubscribe: a node with {topics} topics, {} clients, Redis down for {:?}",
                 args.connections, args.outage.0
             ),
             machine: Machine::this(),
@@ -71,7 +71,7 @@ impl ResubscribeReport {
         }
     }
 
-    /// Draws medians, warnings and expectations from the restarts and counts.
+    /// Derives medians, warnings and expectations from the restarts and counts.
     pub fn conclude(&mut self, args: &Resubscribe) {
         let of =
             |value: fn(&Restart) -> Option<f64>| median(self.restarts.iter().filter_map(value).collect());
@@ -87,8 +87,7 @@ impl ResubscribeReport {
             })
         });
         if let Some(why) = &self.interrupted {
-            self.warnings
-                .push(format!("ended early by {why}: the report is about what had happened by then"));
+            self.warnings.push(format!("ended early by {why}: the report covers the run up to then"));
         }
         let unknown = || "nothing was measured".to_owned();
         let mut found = Vec::new();
@@ -114,7 +113,7 @@ impl ResubscribeReport {
         }
         if let Some(allowed) = args.expect_p99_ratio {
             let ratio = self.median.and_then(|median| median.p99_ratio);
-            let words = ratio.map_or_else(unknown, |ratio| format!("{ratio:.2} × p99 in peace"));
+            let words = ratio.map_or_else(unknown, |ratio| format!("{ratio:.2} × p99 before the outage"));
             let words = format!("--expect-p99-ratio {allowed}: {words}");
             found.push(Expectation { words, met: at_most(ratio, allowed) });
         }
@@ -131,9 +130,9 @@ impl ResubscribeReport {
                 "topics back",
                 "clients back",
                 "bare",
-                "p50 peace",
-                "p99 peace",
-                "max peace",
+                "p50 before",
+                "p99 before",
+                "max before",
                 "p50",
                 "p99",
                 "max",
@@ -157,7 +156,7 @@ impl ResubscribeReport {
                 self.topics, median.topics_back, median.ratio, median.bare, median.clients_back
             ));
             facts.push(format!(
-                "p99 in rooms that are back {}, {} × the {} in peace",
+                "p99 in rooms that are back {}, {} × the {} before the outage",
                 or_nothing(median.storm_p99_us, written),
                 or_nothing(median.p99_ratio, |ratio| format!("{ratio:.2}")),
                 or_nothing(median.peace_p99_us, written)

@@ -1,4 +1,4 @@
-//! What rounds found out: medians, ratios, warnings.
+//! The results of rounds: medians, ratios, warnings.
 
 use serde::Serialize;
 
@@ -9,10 +9,10 @@ use super::{
 };
 use crate::{cli::RoomArgs, latency::Latency, ledger::Counts, room::Round};
 
-/// Above this part of a core the tester may be what limits the rate.
+/// Above this fraction of a core the tester may limit the rate.
 pub const BUSY: f64 = 0.9;
 
-/// So may it be when it works this many times as much as the server, on however little of a shared core.
+/// It may also do so when it uses this many times the server's CPU, however small its share of a core.
 const BUSIER: f64 = 1.25;
 
 /// `cost` or `yardstick`.
@@ -25,11 +25,11 @@ pub struct RoomReport {
     pub burst: u64,
     pub rounds: Vec<Round>,
     pub median: Option<Medians>,
-    /// Over the whole run, the unmeasured round included.
+    /// Over the whole run, including the unmeasured round.
     pub counts: Counts,
-    /// Why the first member that was lost was lost.
+    /// Why the first lost member was lost.
     pub first_loss: Option<String>,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     pub interrupted: Option<String>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
@@ -48,7 +48,7 @@ pub struct Medians {
     pub tester_cpu: Option<f64>,
     pub p50_us: f64,
     pub p99_us: f64,
-    /// Bytes that a member received for each delivery.
+    /// Bytes received by a member per delivery.
     pub wire_bytes: f64,
 }
 
@@ -67,13 +67,13 @@ pub struct CompareReport {
     pub p99_ratio: Option<f64>,
     /// The smallest and the largest ratio of two neighbouring rounds.
     pub p99_ratio_range: Option<(f64, f64)>,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     pub interrupted: Option<String>,
     pub expectations: Vec<Expectation>,
 }
 
 impl RoomReport {
-    /// An empty report about a room like `args`.
+    /// An empty report for a room as set by `args`.
     pub fn new(what: String, args: &RoomArgs) -> Self {
         Self {
             what,
@@ -93,12 +93,12 @@ impl RoomReport {
         }
     }
 
-    /// How many rounds are whole.
+    /// How many rounds are complete.
     pub fn complete(&self) -> usize {
         self.rounds.iter().filter(|round| round.complete).count()
     }
 
-    /// Draws medians and warnings from the rounds and counts.
+    /// Derives medians and warnings from the rounds and counts.
     pub fn conclude(&mut self) {
         let complete: Vec<&Round> = self.rounds.iter().filter(|round| round.complete).collect();
         let over = |value: fn(&Round) -> Option<f64>| {
@@ -124,17 +124,17 @@ impl RoomReport {
             ));
         }
         if stalls > 0 {
-            self.warnings
-                .push(format!("{stalls} batches ran out of patience: rates and CPU include the waiting"));
+            self.warnings.push(format!(
+                "{stalls} batches were given up after --patience: rates and CPU include the waiting"
+            ));
         }
         if let Some(why) = &self.interrupted {
-            self.warnings
-                .push(format!("ended early by {why}: the report is about what had happened by then"));
+            self.warnings.push(format!("ended early by {why}: the report covers the run up to then"));
         }
     }
 
-    /// Holds what arrived against what `--expect-lost` allows, and the rounds against those that were asked for. The
-    /// latter is told only if some are missing.
+    /// Compares the losses with `--expect-lost`, and the complete rounds with those requested. The latter is
+    /// listed only if some are missing.
     pub fn judge(&mut self, expect_lost: Option<u64>) {
         let complete = self.complete();
         if complete < usize::try_from(self.planned).unwrap_or(usize::MAX) || self.median.is_none() {
@@ -157,7 +157,7 @@ impl RoomReport {
         unmet(&mut self.expectations, self.interrupted.as_deref());
     }
 
-    /// Whether all of that holds.
+    /// Whether all expectations hold.
     pub fn verdict(&self) -> Verdict {
         Verdict::of(&self.expectations, self.interrupted.as_deref())
     }
@@ -194,7 +194,7 @@ impl CompareReport {
         }
     }
 
-    /// Holds both legs and their ratios against what is expected.
+    /// Checks the expectations for both legs and their ratios.
     pub fn judge(
         &mut self,
         expect_lost: Option<u64>,
@@ -225,7 +225,7 @@ impl CompareReport {
         unmet(&mut self.expectations, self.interrupted.as_deref());
     }
 
-    /// Whether all of that holds.
+    /// Whether all expectations hold.
     pub fn verdict(&self) -> Verdict {
         Verdict::of(&self.expectations, self.interrupted.as_deref())
     }
@@ -327,7 +327,7 @@ impl CompareReport {
             None => "CPU per delivery: not measured (no --server-pid, or no complete round)".into(),
         });
         match (self.p99_ratio, self.rate_ratio) {
-            // Paced, both deliver what was offered.
+            // With a schedule, both deliver what was offered.
             (Some(ratio), _) => {
                 let range = within(self.p99_ratio_range);
                 facts.push(format!("p99: {ratio:.3} × the bare loop at the same pace{range}"));
@@ -347,7 +347,7 @@ impl CompareReport {
     }
 }
 
-/// What each round cost, and how long deliveries took in it.
+/// Plots of each round's cost and latency.
 fn charts(legs: &[(&str, &RoomReport)]) -> Vec<Chart> {
     type Value = fn(&Round) -> Option<f64>;
     let plot = |title: &str, y: &str, value: Value| Chart {
@@ -454,7 +454,9 @@ mod tests {
         assert!(matches!(compared(1.05).verdict(), Verdict::Unexpected(_)));
         let mut broken = CompareReport::new(report(vec![], Counts::default()), server());
         broken.judge(None, Some(2.0), None);
-        let Verdict::Unexpected(words) = broken.verdict() else { panic!("no yardstick, no comparison") };
+        let Verdict::Unexpected(words) = broken.verdict() else {
+            panic!("there is no comparison without a yardstick")
+        };
         for part in
             ["the bare loop: rounds are completed: 0 of 3", "--expect-ratio 2: there is no ratio to judge"]
         {

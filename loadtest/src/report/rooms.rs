@@ -1,4 +1,4 @@
-//! What many small rooms cost more than a few big ones.
+//! The cost of many small rooms compared with a few big ones.
 
 use serde::Serialize;
 
@@ -29,14 +29,14 @@ pub struct CompareRoomsReport {
     pub ratio: Option<f64>,
     pub ratio_range: Option<(f64, f64)>,
     pub memory: Option<RoomMemory>,
-    /// Resident bytes of a subscription to a room that others are in too, and of a room with its one member.
+    /// Resident bytes of a subscription to a room that others are in too, and of a room with its only member.
     pub bytes_per_subscription: Option<f64>,
     pub bytes_per_room: Option<f64>,
-    /// Over the whole run, the unmeasured rounds included.
+    /// Over the whole run, including the unmeasured rounds.
     pub counts: Counts,
-    /// Why the first connection that was lost was lost.
+    /// Why the first lost connection was lost.
     pub first_loss: Option<String>,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     pub interrupted: Option<String>,
     pub warnings: Vec<String>,
     pub expectations: Vec<Expectation>,
@@ -54,13 +54,13 @@ pub struct ShapeRound {
     pub tester_cpu: Option<Cpu>,
 }
 
-/// The server's memory with connections in no room, in the big ones, and in their own as well.
+/// The server's memory with connections in no room, in the big rooms, and in their own rooms as well.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct RoomMemory {
     pub connected: Memory,
     pub in_big: Memory,
     pub in_small: Memory,
-    /// Whether it stood still each time.
+    /// Whether it was stable each time.
     pub settled: bool,
 }
 
@@ -94,12 +94,12 @@ impl CompareRoomsReport {
         }
     }
 
-    /// How many rounds are whole, of either shape.
+    /// How many rounds are complete, of either shape.
     pub fn complete(&self) -> usize {
         self.big.iter().zip(&self.small).filter(|(big, small)| big.complete && small.complete).count()
     }
 
-    /// Draws medians, warnings and expectations from the rounds and counts.
+    /// Derives medians, warnings and expectations from the rounds and counts.
     pub fn conclude(&mut self, args: &CompareRooms) {
         let cpu = |rounds: &[ShapeRound]| {
             let complete = rounds.iter().filter(|round| round.complete);
@@ -126,15 +126,14 @@ impl CompareRoomsReport {
         self.bytes_per_subscription = self.memory.map(|memory| slope(memory.connected, memory.in_big));
         self.bytes_per_room = self.memory.map(|memory| slope(memory.in_big, memory.in_small));
         if self.memory.is_some_and(|memory| !memory.settled) {
-            self.warnings.push("the server's memory did not stand still".into());
+            self.warnings.push("the server's memory did not become stable".into());
         }
         if let Some(why) = &self.first_loss {
             let words = format!("clients stay connected: some were lost; the first: {why}");
             self.expectations.push(Expectation { words, met: false });
         }
         if let Some(why) = &self.interrupted {
-            self.warnings
-                .push(format!("ended early by {why}: the report is about what had happened by then"));
+            self.warnings.push(format!("ended early by {why}: the report covers the run up to then"));
         }
         self.judge(args);
         unmet(&mut self.expectations, self.interrupted.as_deref());

@@ -1,4 +1,4 @@
-//! Plots as SVG, by hand: no script, no font, no file from elsewhere.
+//! Plots as SVG, written by hand: no script, no font, no external file.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,7 @@ const TOP: f64 = 36.0;
 const BOTTOM: f64 = 40.0;
 const MARKS: f64 = 5.0;
 
-/// Told apart by people who see few colours, too.
+/// Distinguishable with colour blindness.
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
 /// Draws `chart`.
@@ -140,7 +140,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// Holds all of `values`; with `round` ends, from mark to mark.
+    /// Covers all of `values`; with `round`, ends at marks.
     fn over(values: impl Iterator<Item = f64>, round: bool) -> Self {
         let finite = values.filter(|value| value.is_finite());
         let (low, high) = finite
@@ -173,7 +173,7 @@ impl Axis {
     }
 }
 
-/// A number in few characters.
+/// A short form of a number.
 pub fn short(value: f64) -> String {
     let (scaled, unit) = match value.abs() {
         size if size >= 1e9 => (value / 1e9, "G"),
@@ -191,7 +191,7 @@ pub fn short(value: f64) -> String {
     format!("{text}{unit}")
 }
 
-/// Text within markup.
+/// Escapes text for markup.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -208,7 +208,7 @@ mod tests {
         assert!(drawn.contains("a &amp; b") && drawn.contains("&lt;p99&gt;"), "{drawn}");
         assert!(drawn.contains("M64.0 220.0L704.0 59.0"), "{drawn}");
         assert!(drawn.contains(">400</text>"), "the axis ends on a mark: {drawn}");
-        assert!(draw(&Chart::default()).ends_with("</svg>"), "nothing can be drawn, too");
+        assert!(draw(&Chart::default()).ends_with("</svg>"), "an empty chart can be drawn too");
         let flat = Series { name: String::new(), points: vec![(1.0, 5.0), (1.0, 5.0)] };
         assert!(!draw(&Chart { series: vec![flat], ..Chart::default() }).contains("NaN"));
     }

@@ -1,6 +1,6 @@
-//! A server beside the physical limit: `cost` and `yardstick` in alternating rounds of one run.
+//! A server compared with the physical limit: `cost` and `yardstick` in alternating rounds of one run.
 //!
-//! Machines drift (clock, cache, neighbours); a ratio of medians over rounds that alternate does not care.
+//! Machines drift (clock, cache, neighbours); a ratio of medians over alternating rounds is not affected.
 
 use super::{
     cost::{self, describe},
@@ -30,7 +30,7 @@ pub fn run(args: &CompareLimit) -> anyhow::Result<Verdict> {
     Ok(report.verdict())
 }
 
-/// Measures rounds of either in turn. Whether all of them were.
+/// Measures rounds of both in turn; returns whether all were measured.
 fn rounds(
     args: &CompareLimit,
     limit_report: &mut RoomReport,

@@ -1,10 +1,10 @@
-//! Many small rooms in place of a few big ones: the same connections, the same deliveries.
+//! Many small rooms compared with a few big ones: the same connections, the same deliveries.
 //!
-//! Every client is in a few rooms with everybody else, and in as many that it has for itself. A wave is one
-//! delivery to every client: one message to a big room, or one message to a small room of each. Either way every
-//! connection is written to once, so what differs is what a room costs: its message comes from the broker, is looked
-//! up and is encoded for one member in place of all. Messages come straight from Redis where `--publish` says so,
-//! which is the cheapest way in, and the one that big rooms take too.
+//! Every client is in a few rooms with all others, and in as many rooms of its own. A wave is one delivery to
+//! every client: one message to a big room, or one message to a small room of each client. Either way every
+//! connection is written to once, so the difference is the cost of a room: its message comes from the broker,
+//! is looked up, and is encoded for one member instead of all. With `--publish redis://…` messages come
+//! directly from Redis, which is the cheapest source, and big rooms use it too.
 
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ use crate::{
     websocket::{self, Opcode},
 };
 
-/// Publications that go out before the loop looks at what has arrived.
+/// Publications that are sent before the loop reads what has arrived.
 const BATCH: usize = 256;
 
 /// Runs the scenario and prints its report.
@@ -46,7 +46,7 @@ pub fn run(args: &CompareRooms) -> anyhow::Result<Verdict> {
     let server = Server::new(args.server_pid.clone());
     server.cpu()?;
     let Sender::Line(publisher) = Sender::connect(&target.via)? else {
-        anyhow::bail!("--publish: publish into Redis, or by HTTP: one client cannot be in every room");
+        anyhow::bail!("--publish: publish to Redis or by HTTP, because one client cannot be in every room");
     };
     let mut report = CompareRoomsReport::new(args, &target.via.to_string());
     let outcome = measure(args, target.entrance, publisher, &server, &mut report, &stop);
@@ -56,7 +56,7 @@ pub fn run(args: &CompareRooms) -> anyhow::Result<Verdict> {
     Ok(Verdict::of(&report.expectations, report.interrupted.as_deref()))
 }
 
-/// Measures the rounds of both shapes. Whether all of them were.
+/// Measures the rounds of both shapes; returns whether all were measured.
 fn measure(
     args: &CompareRooms,
     entrance: Entrance,
@@ -73,7 +73,7 @@ fn measure(
                 break;
             }
             let round = test.round(small, server, stop)?;
-            // The first of each warms up.
+            // The first round of each shape warms up.
             if number > 0 {
                 rounds.push(round);
             }
@@ -97,7 +97,7 @@ struct Test<'a> {
     /// The next sequence of every room.
     sequences: Vec<u64>,
     expected: u64,
-    /// The next wave's room, among those that a client has.
+    /// Which of each client's rooms the next wave uses.
     turn: u32,
 }
 
@@ -105,14 +105,14 @@ struct Books {
     finder: Finder,
     entrance: Entrance,
     each: u32,
-    /// One for each pair of client and room: its big ones, then its own.
+    /// One for each pair of client and room: its big rooms, then its own.
     lanes: Lanes,
     joined: u64,
     first_loss: Option<String>,
 }
 
 impl<'a> Test<'a> {
-    /// Connects everybody, to no room yet.
+    /// Connects all clients without joining a room.
     fn connect(
         args: &'a CompareRooms,
         entrance: Entrance,
@@ -140,7 +140,7 @@ impl<'a> Test<'a> {
         Ok(Self { args, entrance, publisher, swarm, books, run, sequences, expected: 0, turn: 0 })
     }
 
-    /// Lets everybody join the big rooms, then their own, and measures memory in between.
+    /// Lets all clients join the big rooms, then their own, and measures memory in between.
     fn fill(&mut self, server: &Server, stop: &Stop) -> anyhow::Result<RoomMemory> {
         let (connected, first) = self.settle(server, stop)?;
         self.join(false, stop)?;
@@ -161,7 +161,7 @@ impl<'a> Test<'a> {
         })
     }
 
-    /// The first of the rooms that a client has, of either kind.
+    /// The first of a client's rooms, of either kind.
     fn first_room(&self, client: u32, small: bool) -> u32 {
         if small { (client + 1) * self.args.rooms_per_client } else { 0 }
     }
@@ -177,7 +177,7 @@ impl<'a> Test<'a> {
             websocket::write_masked(&mut frame, Opcode::Text, &[words?.join("\n").as_bytes()], 1);
             let said = self.swarm.say(client as usize, &frame);
             ensure!(said.is_ok(), "client {} cannot subscribe: {said:?}", client + 1);
-            // Its answers make room for more.
+            // Reading the answers makes room for more commands.
             let joined = before + u64::from(client.saturating_sub(256)) * u64::from(each);
             self.until(stop, |books| books.joined >= joined).context("subscribing")?;
         }
@@ -201,7 +201,7 @@ impl<'a> Test<'a> {
         Ok(())
     }
 
-    /// Publishes waves and measures until the last one is everywhere.
+    /// Publishes waves and measures until the last one has been received.
     fn round(&mut self, small: bool, server: &Server, stop: &Stop) -> anyhow::Result<ShapeRound> {
         let before = (server.cpu()?, Cpu::of_self()?, self.books.lanes.counts.delivered);
         let begun = Instant::now();
@@ -227,7 +227,7 @@ impl<'a> Test<'a> {
         })
     }
 
-    /// One delivery, or a burst of them, to every client; `false` if they do not come.
+    /// One delivery, or a burst of them, to every client; `false` if they do not arrive.
     fn wave(&mut self, small: bool, burst: u32) -> anyhow::Result<bool> {
         let each = self.args.rooms_per_client;
         let turns: Vec<u32> = (0..burst).map(|number| (self.turn + number) % each).collect();

@@ -1,4 +1,4 @@
-//! What a delivery costs: one room, many members, rounds.
+//! The cost of a delivery: one room, many members, rounds.
 
 use crate::{
     cli::{Cost, RoomArgs},
@@ -21,7 +21,7 @@ pub fn run(args: &Cost) -> anyhow::Result<Verdict> {
     Ok(report.verdict())
 }
 
-/// Measures the rounds that `args` ask for. Whether all of them were completed.
+/// Measures the rounds that `args` request; returns whether all were completed.
 pub fn rounds(mut room: Room, args: &RoomArgs, report: &mut RoomReport, stop: &Stop) -> anyhow::Result<bool> {
     let warmup = args.warmup();
     if warmup > 0 {
@@ -39,11 +39,11 @@ pub fn rounds(mut room: Room, args: &RoomArgs, report: &mut RoomReport, stop: &S
 pub fn open(args: &Cost, stop: &Stop) -> anyhow::Result<Room> {
     let target = args.target.resolve(1)?;
     let server = Server::new(args.server_pid.clone());
-    server.cpu()?; // a wrong pid is told before thousands of connections are opened
+    server.cpu()?; // report a wrong pid before thousands of connections are opened
     Room::open(&target, args.room.members, server, args.room.load()?, stop)
 }
 
-/// One line that says what is measured.
+/// One line that describes the measurement.
 pub fn describe(args: &Cost) -> String {
     let target = args.target.resolve(1);
     let (at, via) = target.map_or_else(
@@ -53,7 +53,7 @@ pub fn describe(args: &Cost) -> String {
     format!("cost of a delivery at {at}{via}: {}", describe_room(&args.room))
 }
 
-/// The part of it that the yardstick shares.
+/// The part of the description that the yardstick shares.
 pub fn describe_room(room: &RoomArgs) -> String {
     let together = match room.burst {
         1 => "one message at a time".to_owned(),

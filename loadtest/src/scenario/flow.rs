@@ -1,8 +1,8 @@
-//! How much passes between Redis and clients: `intake` and `publish`.
+//! Throughput between Redis and clients: `intake` and `publish`.
 //!
-//! Rounds alternate with the same publications past every gateway: a pipelined PUBLISH, and a bare subscriber in
-//! the gateway's place. Whoever is slowest sets the pace, and that is often Redis or the tester; what the gateway
-//! itself needs for a publication is its CPU time, and both are told.
+//! Rounds alternate with the same publications without a gateway: a pipelined PUBLISH, and a bare subscriber
+//! in the gateway's place. The slowest participant sets the pace, and that is often Redis or the tester; the
+//! gateway's own cost per publication is its CPU time. Both are reported.
 
 use anyhow::bail;
 
@@ -94,7 +94,7 @@ fn measure_publish(args: &Publish, report: &mut FlowReport, stop: &Stop) -> anyh
     let Around { target, redis, bare, load, mut meter } =
         Around::new(&args.flow, args.sessions, args.rooms, args.burst)?;
     report.what = format!(
-        "publish: {} clients at {} to {} rooms, {} B, {} in one go, out at Redis",
+        "publish: {} clients at {} to {} rooms, {} B, {} in a row, out at Redis",
         args.sessions, target.entrance.address, args.rooms, load.size, load.burst
     );
     let verify = Some((load.run, load.lanes, load.size));
@@ -129,10 +129,10 @@ fn measure_publish(args: &Publish, report: &mut FlowReport, stop: &Stop) -> anyh
     Ok(report.complete() == args.flow.rounds as usize)
 }
 
-/// What both begin with.
+/// The setup that both share.
 struct Around {
     target: Target,
-    /// Redis, with the topics of the server's rooms and with topics of nobody's.
+    /// Redis, with the topics of the server's rooms and with unused topics.
     redis: Redis,
     bare: Redis,
     load: Load,
@@ -142,12 +142,12 @@ struct Around {
 impl Around {
     fn new(args: &Flow, lanes: u32, rooms: u32, burst: u32) -> anyhow::Result<Self> {
         if args.target.publish != PublishArg::Client {
-            bail!("--publish: say which Redis with --redis");
+            bail!("--publish: set the Redis with --redis");
         }
         let publish = PublishArg::from(args.redis.clone());
         let target = TargetArgs { publish, ..args.target.clone() }.resolve(rooms)?;
-        let Via::Redis(redis) = target.via.clone() else { bail!("--redis: not the URL of a Redis") };
-        // As long as the others, so that they cost as much.
+        let Via::Redis(redis) = target.via.clone() else { bail!("--redis: not a Redis URL") };
+        // As long as the others, so that they cost the same.
         let topic = redis.topic.chars().skip(1);
         let bare = Redis { topic: std::iter::once('=').chain(topic).collect(), ..redis.clone() };
         let server = Server::new(args.server_pid.clone());
@@ -166,7 +166,7 @@ impl Around {
     }
 }
 
-/// Who uses CPU time.
+/// Measures the CPU time of all participants.
 struct Meter {
     server: Server,
     redis: Link,
@@ -221,7 +221,7 @@ impl Meter {
     }
 }
 
-/// Rounds without and with the server in turn; how many were published through it.
+/// Alternates rounds without and with the server; returns how many messages were published through it.
 #[expect(clippy::too_many_arguments, reason = "two ways, each with its subscriber, and what they share")]
 fn alternate(
     bare: &mut Bare,
@@ -246,7 +246,7 @@ fn alternate(
             break;
         }
         let (mut round, passage) = meter.round(bare, bare_tap, load, args.messages, stop)?;
-        // The server has nothing to do with it.
+        // The server is not involved.
         round.server_cpu = None;
         report.bare.push(round);
         report.bare_missing += passage.published.saturating_sub(passage.arrived);

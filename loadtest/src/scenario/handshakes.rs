@@ -1,8 +1,8 @@
-//! The physical limit of connecting by TLS on this machine: a bare loop of rustls handshakes.
+//! The physical limit of TLS connects on this machine: a bare loop of rustls handshakes.
 //!
-//! A process of its own accepts connections, does the full handshake of TLS 1.3 for each with a certificate of
-//! ECDSA P-256, says one word, and holds it. The same library, cryptography and settings as in Tidegate; no HTTP,
-//! no token, no session. The clients are those of `storm`, which is run against it.
+//! A separate process accepts connections, does a full TLS 1.3 handshake for each with an ECDSA P-256
+//! certificate, sends one frame, and holds it. It uses the library, cryptography and settings of Tidegate; no
+//! HTTP, no token, no session. The clients are those of `storm`, which runs against it.
 
 use std::{
     io::{self, BufRead, BufReader, Write},
@@ -42,7 +42,7 @@ const EVENTS_PER_TURN: usize = 1024;
 /// Marks the listener among the connections.
 const LISTENER: u64 = u64::MAX;
 
-/// Runs the scenario and prints its report, that of a storm.
+/// Runs the scenario and prints a storm's report.
 pub fn run(args: &Handshakes) -> anyhow::Result<Verdict> {
     workshop::with_scratch("handshakes", |scratch| {
         let (ca, key) = certificate(scratch)?;
@@ -74,10 +74,10 @@ pub fn run(args: &Handshakes) -> anyhow::Result<Verdict> {
     })
 }
 
-/// The loop itself, as the process that is measured.
+/// The loop itself, in the process that is measured.
 pub fn serve(args: &HandshakeServer) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Ctrl-C goes to the whole process group; the tester still has its last wave to finish.
+    // Ctrl-C reaches the whole process group, but the tester still has to finish its last wave.
     let _ignored = Stop::install(Duration::MAX)?;
     if let Some(cpu) = args.cpu {
         process::pin_to(cpu)?;
@@ -90,8 +90,8 @@ pub fn serve(args: &HandshakeServer) -> anyhow::Result<()> {
     Loop::new(listener, config(&args.cert, &args.key)?)?.run()
 }
 
-/// As the gateway has it: tickets are made and sent, and no session is kept. One version, so that no other is
-/// measured by mistake.
+/// The gateway's settings: tickets are created and sent, and no session is stored. Only one version is
+/// allowed, so no other is measured by mistake.
 fn config(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate)?.collect();
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -141,7 +141,7 @@ impl Loop {
                 }
                 let at = usize::try_from(at)?;
                 let Some(slot) = self.connections.get_mut(at) else { continue };
-                // A client that fails and one that leaves are the same to it.
+                // A client that fails and one that leaves are treated alike.
                 if !slot.as_mut().is_some_and(|connection| connection.turn().unwrap_or(false)) {
                     *slot = None;
                     self.free.push(at);
@@ -173,7 +173,7 @@ impl Loop {
 }
 
 impl Connection {
-    /// Does what readiness allows. `false` at its end.
+    /// Handles readiness; `false` once the connection has ended.
     fn turn(&mut self) -> io::Result<bool> {
         let Self { socket, session, welcomed } = self;
         if session.read_tls(socket)? == 0 {
@@ -184,7 +184,8 @@ impl Connection {
             *welcomed = true;
             session.writer().write_all(&WELCOME)?;
         }
-        // A handshake's few kilobytes fit an empty socket: one that is full is no client's of this program.
+        // A handshake's few kilobytes fit an empty socket buffer: a full one does not belong to a client of
+        // this program.
         while session.wants_write() {
             session.write_tls(socket)?;
         }
@@ -206,7 +207,7 @@ impl Running {
         command.args(args.server_cpu.map(|cpu| format!("--cpu={cpu}")));
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().context("standard output is piped")?;
-        // What follows may fail, and the process is to end then, too.
+        // Created here, so that the process is killed if what follows fails.
         let mut running = Self { child, address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;

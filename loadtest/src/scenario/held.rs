@@ -1,7 +1,7 @@
-//! What a server holds for clients that have stopped reading: in its queues, and in the kernel's.
+//! The bytes that a server holds for clients that have stopped reading: in its queues, and in the kernel's.
 //!
-//! Both are bounds from above. The metric is a sum over all clients, and the largest of the kernel's queues may
-//! be that of a client that reads, caught between two messages.
+//! Both are upper bounds. The metric is a sum over all clients, and the largest of the kernel's queues may
+//! belong to a client that reads, sampled between two messages.
 
 use std::{
     fs,
@@ -13,14 +13,14 @@ use serde::Serialize;
 
 use crate::probe::Url;
 
-/// Between two looks.
+/// The interval between two samples.
 const GLANCE: Duration = Duration::from_millis(500);
 
-/// What has been seen so far.
+/// The samples so far.
 pub struct Scales {
     metrics: Url,
     metric: String,
-    /// Of the server's sockets, as `/proc/net/tcp` writes it.
+    /// The port of the server's sockets, to find them in `/proc/net/tcp`.
     port: u16,
     clients: u32,
     looked: Option<Instant>,
@@ -29,27 +29,28 @@ pub struct Scales {
     failure: Option<String>,
 }
 
-/// The most there was at any look, in bytes.
+/// The maximum of all samples, in bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Held {
     pub clients: u32,
-    /// In the server's queues, for each client.
+    /// In the server's queues, per client.
     pub queued: f64,
-    /// In the fullest of the kernel's queues: written by the server and not taken by the client's side.
+    /// In the fullest of the kernel's queues: written by the server and not yet acknowledged by the client's
+    /// side.
     pub kernel: u64,
     pub each: f64,
 }
 
 impl Scales {
-    /// For `clients` clients of a server that listens on `port`, and whose `metrics` have a `metric` for what
-    /// waits in its queues.
+    /// For `clients` clients of a server that listens on `port`, whose `metrics` page has a `metric` for the
+    /// bytes in its queues.
     pub fn new(metrics: Url, metric: String, port: u16, clients: u32) -> anyhow::Result<Self> {
-        // A wrong name is told before thousands of connections are opened.
+        // Report a wrong name before thousands of connections are opened.
         metrics.metric(&metric).context("--metrics")?;
         Ok(Self { metrics, metric, port, clients, looked: None, queued: 0.0, kernel: 0, failure: None })
     }
 
-    /// Looks, if it is time to.
+    /// Takes a sample, if one is due.
     pub fn look(&mut self) {
         if self.looked.is_some_and(|looked| looked.elapsed() < GLANCE) || self.failure.is_some() {
             return;
@@ -64,13 +65,13 @@ impl Scales {
         }
     }
 
-    /// The most there was, or why it is not known.
+    /// The maximum, or why it is not known.
     pub fn held(&self) -> Result<Held, &str> {
         if let Some(why) = &self.failure {
             return Err(why);
         }
         if self.looked.is_none() {
-            return Err("nobody stalled");
+            return Err("no client stalled");
         }
         let queued = self.queued / f64::from(self.clients.max(1));
         #[expect(clippy::cast_precision_loss, reason = "bytes of one queue")]
@@ -79,10 +80,10 @@ impl Scales {
     }
 }
 
-/// The fullest send queue of the sockets of this machine that are bound to `port`.
+/// The fullest send queue of this machine's sockets that are bound to `port`.
 fn fullest(port: u16) -> anyhow::Result<u64> {
     let four = fs::read_to_string("/proc/net/tcp").context("cannot read /proc/net/tcp")?;
-    // A kernel without IPv6 has no table for it.
+    // A kernel without IPv6 does not have this file.
     let six = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
     let queues = four.lines().chain(six.lines()).filter_map(|line| send_queue(line, port));
     Ok(queues.max().unwrap_or(0))

@@ -1,4 +1,4 @@
-//! Many connections that do nothing.
+//! Many idle connections.
 
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,13 @@ use crate::{
     stop::Stop,
 };
 
-/// The clock by which the kernel counts CPU time.
+/// The kernel's unit of CPU time.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Runs the scenario and prints its report.
 pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
     ensure!(args.connections.is_sorted(), "--connections must ascend");
-    ensure!(!args.run.server_pid.is_empty(), "idle measures a server: give its process by --server-pid");
+    ensure!(!args.run.server_pid.is_empty(), "idle measures a server: set its process with --server-pid");
     let most = *args.connections.last().context("--connections is empty")?;
     let target = args.target.resolve(args.rooms)?;
     let outputs = Outputs::of_run(&args.run)?;
@@ -48,9 +48,7 @@ pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
         live.doing(format!("{connections} connections"));
         if !level(&mut crew, connections, args, &live, &stop, &mut report)? {
             let why = format!("{} at {connections} connections", stop.cause().unwrap_or_default());
-            report
-                .warnings
-                .push(format!("ended early by {why}: the report is about what had happened by then"));
+            report.warnings.push(format!("ended early by {why}: the report covers the run up to then"));
             report.interrupted = Some(why);
             break;
         }
@@ -68,7 +66,7 @@ pub fn run(args: &Idle) -> anyhow::Result<Verdict> {
     outputs.conclude(&report.document(), &report, report.interrupted.as_deref())
 }
 
-/// Measures the server with so many connections. `false` if the run is to end.
+/// Measures the server with this many connections; `false` if the run is to end.
 fn level(
     crew: &mut Crew,
     connections: u32,
@@ -93,7 +91,7 @@ fn level(
         connections,
         memory,
         settled,
-        // Ticks are 10 ms: over less than that nothing is measured.
+        // CPU time counts in ticks of 10 ms; a shorter window measures nothing.
         cpu_per_second: used
             .filter(|_| begun.elapsed() >= TICK)
             .map(|used| used / begun.elapsed().as_secs_f64()),

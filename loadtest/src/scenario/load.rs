@@ -1,7 +1,8 @@
 //! Runs at a steady rate: `fanout`, `rooms`, `chat`, `slow`, `mixed`.
 //!
-//! Messages go out by a schedule that waits for nobody, and latency counts from when a message was due: a server
-//! that stops for a second delays every message of that second, and all of them are seen.
+//! Messages are published on a schedule that does not wait for deliveries, and latency counts from when a
+//! message was due: a server that stops for a second delays every message of that second, and all of them are
+//! counted.
 
 use std::time::{Duration, Instant};
 
@@ -30,21 +31,21 @@ use crate::{
     target::TargetArgs,
 };
 
-/// Between the order to publish and the first message: everybody has read it by then.
+/// The time between the order to publish and the first message, in which all workers read the order.
 const LEAD: Duration = Duration::from_millis(100);
 
-/// What the five have in common.
+/// What the five scenarios have in common.
 struct Common<'a> {
     what: String,
     groups: Vec<Group>,
     pace: &'a Pace,
     run: &'a Run,
     expect: &'a Expect,
-    /// At half the time the stalled stop reading.
+    /// Whether the stalled clients stop reading after half of the time.
     slow: bool,
-    /// So many times its value may p99 grow by that.
+    /// The maximum growth of p99 after that.
     p99_ratio: Option<f64>,
-    /// What is held for them is weighed.
+    /// Measures the bytes held for them.
     scales: Option<Scales>,
 }
 
@@ -84,7 +85,7 @@ pub fn rooms(args: &Rooms) -> anyhow::Result<Verdict> {
     })
 }
 
-/// Everybody publishes.
+/// All members publish.
 pub fn chat(args: &Chat) -> anyhow::Result<Verdict> {
     let group = Group {
         publishers: Publishers::Members,
@@ -103,7 +104,7 @@ pub fn chat(args: &Chat) -> anyhow::Result<Verdict> {
     })
 }
 
-/// Some stop reading.
+/// Some members stop reading.
 pub fn slow(args: &Slow) -> anyhow::Result<Verdict> {
     let group = Group { stalled: args.stalled, ..one("slow", &args.target, &args.pace, 1, args.members) };
     let port = args.target.resolve(1)?.entrance.address.socket.port();
@@ -165,7 +166,7 @@ pub fn mixed(args: &Mixed) -> anyhow::Result<Verdict> {
     }
     let rooms: u32 = groups.iter().map(|group| group.rooms).sum();
     for group in &groups {
-        // Rooms are numbered through, so each group's template must tell them all apart.
+        // Rooms are numbered across groups, so each group's template must distinguish all of them.
         group.target.resolve(rooms).with_context(|| format!("group {}", group.name))?;
     }
     let what = format!("mixed: {} groups at {}", groups.len(), place(&args.target)?);
@@ -214,7 +215,7 @@ fn run(mut args: Common<'_>) -> anyhow::Result<Verdict> {
             rss_most: most.max(after),
         });
     } else if rss_before.is_some() && published.interrupted.is_none() {
-        report.warnings.push("the server's process has ended: what it used is not known".into());
+        report.warnings.push("the server's process has exited: its CPU time and memory are not known".into());
     }
     let troubles = Troubles {
         first_loss: crew.totals.first_loss.as_deref(),
@@ -224,20 +225,22 @@ fn run(mut args: Common<'_>) -> anyhow::Result<Verdict> {
     report.warn(crew.totals.refusals());
     match scales.as_ref().map(Scales::held) {
         Some(Ok(held)) => report.held = Some(held),
-        Some(Err(why)) => report.warnings.push(format!("what is held for the stalled is not known: {why}")),
+        Some(Err(why)) => {
+            report.warnings.push(format!("the bytes held for the stalled clients are not known: {why}"));
+        }
         None => {}
     }
     report.judge(args.expect, args.p99_ratio, &troubles);
     outputs.conclude(&report.document(), &report, report.interrupted.as_deref())
 }
 
-/// What was measured while messages were under way.
+/// The measurements of the publishing phase.
 struct Published {
     /// Why it was ended early, if it was.
     interrupted: Option<String>,
     /// Seconds from the first message to the last.
     seconds: f64,
-    /// The same by the schedule.
+    /// The same, according to the schedule.
     planned: f64,
     /// Seconds over which CPU time was measured.
     measured: f64,
@@ -247,12 +250,14 @@ struct Published {
 }
 
 impl Published {
-    /// The run was to end before everybody was connected.
+    /// The result when the run ended before all clients were connected.
     fn nothing(args: &Common<'_>, crew: &Crew, stop: &Stop) -> Self {
         let cause = stop.cause().unwrap_or_default();
         let (standing, clients) = (crew.totals.standing, crew.plan.clients());
         Self {
-            interrupted: Some(format!("{cause} while connecting; {standing} of {clients} clients stood")),
+            interrupted: Some(format!(
+                "{cause} while connecting; {standing} of {clients} clients were ready"
+            )),
             seconds: 0.0,
             planned: clock::seconds(planned(args, crew)),
             measured: 0.0,
@@ -263,7 +268,7 @@ impl Published {
     }
 }
 
-/// How many nanoseconds messages are due for, by the schedule.
+/// How many nanoseconds messages are due for, according to the schedule.
 fn planned(args: &Common<'_>, crew: &Crew) -> u64 {
     let duration = clock::nanos(args.pace.duration.0);
     crew.plan.groups.iter().map(|group| group.lasts(duration)).max().unwrap_or(0)
@@ -288,7 +293,7 @@ fn publish(
         going_on = crew.until(stop, |_| clock::now() >= half, |crew| live.show(crew))?;
         crew.order(&Order::Stall)?;
         crew.phase()?;
-        live.doing("publishing past the stalled");
+        live.doing("publishing while some clients are stalled");
     }
     let mut watch = |crew: &Crew| {
         live.show(crew);
@@ -302,7 +307,7 @@ fn publish(
     if !going_on {
         crew.order(&Order::Halt)?;
     }
-    live.doing("waiting for the last");
+    live.doing("waiting for the last messages");
     settle(crew, args.run.patience.0, live)?;
     let server = crew.server_cpu().zip(server).map(|(now, before)| now.since(before));
     let planned = planned(args, crew);
@@ -331,7 +336,7 @@ fn settle(crew: &mut Crew, patience: Duration, live: &Live) -> anyhow::Result<()
     let mut progress = (crew.balance().1, Instant::now());
     loop {
         let (expected, delivered) = crew.balance();
-        // Only when everybody has said what was published is the balance final.
+        // The balance is final only when all workers have reported what they published.
         if delivered >= expected && crew.is_done() {
             return Ok(());
         }
@@ -418,7 +423,7 @@ fn assemble(args: &Common<'_>, crew: &Crew, published: &Published) -> anyhow::Re
     })
 }
 
-/// How many times its value p99 has become from the first phase to the second.
+/// The ratio of the second phase's p99 to the first's.
 fn growth(phases: &[Phase]) -> Option<f64> {
     let [before, after] = phases else { return None };
     ratio(after.latency?.p99, before.latency?.p99)
@@ -451,13 +456,13 @@ fn one(name: &str, target: &TargetArgs, pace: &Pace, rooms: u32, members: u32) -
     }
 }
 
-/// The target in words, without what a query may hold.
+/// A description of the target, without its query.
 fn place(target: &TargetArgs) -> anyhow::Result<String> {
     let resolved = target.resolve(1)?;
     Ok(format!("{}, published by {}", resolved.entrance.address, resolved.via))
 }
 
-/// Clients that only listen, and of whom nobody publishes.
+/// Groups of clients that only receive, without publishers.
 pub fn silent(name: &str, target: &TargetArgs, rooms: u32, connections: u32) -> Vec<Group> {
     let group = |rooms, members, first_room| Group {
         name: name.to_owned(),
@@ -477,7 +482,7 @@ pub fn silent(name: &str, target: &TargetArgs, rooms: u32, connections: u32) -> 
         visitors: 0,
         churn: 0.0,
     };
-    // Rooms are filled evenly; those that are left over sit in the first ones.
+    // Rooms are filled evenly; the first ones hold the remainder.
     let rooms = rooms.min(connections).max(1);
     let mut groups = vec![group(rooms, connections / rooms, 0)];
     if !connections.is_multiple_of(rooms) {

@@ -1,10 +1,11 @@
-//! Redis is restarted under a node with many topics.
+//! Restarts Redis under a node with many topics.
 //!
-//! The scenario starts both by itself, since it has to kill one of them. Clients are in many rooms each; a room is
-//! back when the node has subscribed to its topic again, and its client too: the node tells a client of the gap by
-//! ending the subscription, and the client subscribes again at once, as SDKs do a moment later. From then on the room is
-//! published to, by a schedule that waits for nobody, so that a node that is busy with the others' subscriptions is
-//! seen. The same number of topics subscribed by a [bare subscriber](crate::tap) is what Redis itself needs.
+//! The scenario starts both, because it has to kill Redis. Each client is in many rooms. A room is back when
+//! the node has resubscribed to its topic and its client has resubscribed too: the node signals the gap by
+//! ending the subscription, and the client resubscribes at once (SDKs wait a moment). From then on the
+//! scenario publishes to the room on a fixed schedule, which shows whether the node is slowed down by the
+//! subscriptions of other rooms. A [bare subscriber](crate::tap) with the same number of topics shows what
+//! Redis itself needs.
 
 use std::{
     path::Path,
@@ -37,14 +38,14 @@ use crate::{
     workshop::{Node, SECRET, Wanted, Workshop, with_scratch},
 };
 
-/// How often Redis is asked how many topics are back, and whether it is there.
+/// How often Redis is asked how many topics are back, and whether it is up.
 const ASKING: Duration = Duration::from_millis(5);
 const KNOCKING: Duration = Duration::from_millis(1);
 
-/// How long nothing may arrive before what is missing is given up.
+/// Give up missing messages when nothing has arrived for this long.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Publications that may be on their way when every room is tried.
+/// Publications in flight while every room is checked.
 const WINDOW: u64 = 4096;
 
 /// Runs the scenario and prints its report.
@@ -61,7 +62,7 @@ pub fn run(args: &Resubscribe) -> anyhow::Result<Verdict> {
     Ok(Verdict::of(&report.expectations, report.interrupted.as_deref()))
 }
 
-/// Measures the restarts. Whether all of them were.
+/// Measures the restarts; returns whether all were measured.
 fn restart(
     args: &Resubscribe,
     rooms: u32,
@@ -115,7 +116,7 @@ struct Test<'a> {
     run: u32,
     sequences: Vec<u64>,
     published: u64,
-    /// The state of a small generator: which room is next.
+    /// The state of a small random number generator that picks the next room.
     dice: u64,
 }
 
@@ -125,10 +126,10 @@ struct Books {
     each: u32,
     lanes: Lanes,
     latency: Latencies,
-    /// Rooms whose client hears them, in the order in which they came back, and whether each has.
+    /// Rooms whose client receives again, in the order in which they came back, and whether each has.
     back: Vec<u32>,
     is_back: Vec<bool>,
-    /// Rooms that the node has ended the subscription to, with their clients.
+    /// Rooms whose subscription the node has ended, with their clients.
     left: Vec<(usize, u32)>,
     loss: Option<String>,
 }
@@ -165,8 +166,8 @@ impl<'a> Test<'a> {
         Ok(Self { args, entrance, redis, rooms, swarm, books, run, sequences, published: 0, dice: 1 })
     }
 
-    /// Peace, an outage, and the way back. `None` if the run was to end before everything was back: times until then
-    /// would look like good ones.
+    /// A quiet phase, an outage, and the recovery. `None` if the run was to end before everything was back:
+    /// times up to then would look too good.
     fn round(
         &mut self,
         node: &mut Node,
@@ -235,7 +236,7 @@ impl<'a> Test<'a> {
         }))
     }
 
-    /// Publishes to rooms that are back as long as `lasts` says, and then waits for what is still on its way.
+    /// Publishes to rooms that are back while `lasts` returns `true`, then waits for messages in flight.
     fn measure(
         &mut self,
         mut publisher: Publisher,
@@ -252,7 +253,7 @@ impl<'a> Test<'a> {
                 continue;
             }
             number += 1;
-            // A room that is not back is not owed anything.
+            // Rooms that are not back get no messages.
             if let Some(room) = self.any_room() {
                 self.publish(&mut publisher, &[room], due)?;
             }
@@ -262,7 +263,7 @@ impl<'a> Test<'a> {
         Ok(self.books.latency.summary())
     }
 
-    /// One message to every room: all of them must arrive.
+    /// Publishes one message to every room: all of them must arrive.
     fn try_every_room(&mut self) -> anyhow::Result<()> {
         let mut publisher = Publisher::redis(&self.redis)?;
         let rooms: Vec<u32> = (0..self.rooms).collect();
@@ -292,12 +293,12 @@ impl<'a> Test<'a> {
         self.books.back.get(usize::try_from((self.dice >> 33) % back).unwrap_or(0)).copied()
     }
 
-    /// Waits until everything has arrived, or nothing arrives any more: that is missing then.
+    /// Waits until everything has arrived, or nothing arrives any more; the rest is missing then.
     fn await_all(&mut self) -> anyhow::Result<()> {
         self.await_all_but(0)
     }
 
-    /// The same until only so many are on their way.
+    /// The same, until at most `most` are in flight.
     fn await_all_but(&mut self, most: u64) -> anyhow::Result<()> {
         let mut progress = (self.books.lanes.counts.delivered, Instant::now());
         while self.books.lanes.counts.delivered + most < self.published && progress.1.elapsed() < PATIENCE {
@@ -309,7 +310,7 @@ impl<'a> Test<'a> {
         Ok(())
     }
 
-    /// Attends for so long, or until the run is to end.
+    /// Handles arrivals for the given time, or until the run is to end.
     fn attend_for(&mut self, span: Duration, stop: &Stop) -> anyhow::Result<()> {
         let until = Instant::now() + span;
         while let Some(rest) = until.checked_duration_since(Instant::now())
@@ -320,7 +321,7 @@ impl<'a> Test<'a> {
         Ok(())
     }
 
-    /// Reads what has come, and subscribes again where the node has ended a subscription.
+    /// Reads arrivals, and resubscribes where the node has ended a subscription.
     fn attend(&mut self, wait: Duration) -> anyhow::Result<()> {
         let Self { swarm, books, entrance, .. } = self;
         swarm.drain(wait, |event| books.note(event))?;
@@ -361,7 +362,7 @@ impl Books {
                     }
                 }
                 None => {
-                    self.loss = Some(format!("a subscription to {channel} has ended, which nobody has made"));
+                    self.loss = Some(format!("a subscription to {channel} has ended that was never made"));
                 }
             },
             Event::Message { member, payload, at } => {

@@ -1,4 +1,4 @@
-//! How long a server takes from its start until it says that it is ready.
+//! How long a server takes from its start until it reports that it is ready.
 
 use std::{
     process::{Command, Stdio},
@@ -21,14 +21,14 @@ use crate::{
     workshop::{Processes, pause},
 };
 
-/// Between two looks whether it is ready.
+/// The interval between two readiness requests.
 const GLANCE: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Serialize)]
 struct StartReport {
     what: String,
     machine: Machine,
-    /// Why the run was ended before its plan was.
+    /// Why the run was ended early.
     interrupted: Option<String>,
     /// Milliseconds, by round.
     rounds: Vec<f64>,
@@ -72,7 +72,7 @@ pub fn run(args: &Start) -> anyhow::Result<Verdict> {
     outputs.conclude(&report.document(), &report, report.interrupted.as_deref())
 }
 
-/// Starts the server, and ends it once it is ready: how long that took.
+/// Starts the server, waits until it is ready, and stops it; returns how long that took.
 fn once(args: &Start, stop: &Stop) -> anyhow::Result<Duration> {
     ensure!(args.ready.get().is_err(), "something answers at --ready before the server is started");
     let (program, arguments) = args.command.split_first().context("a command")?;
@@ -82,7 +82,7 @@ fn once(args: &Start, stop: &Stop) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     let child = processes.add(command.spawn().with_context(|| format!("cannot start {program}"))?)?;
     loop {
-        // Refused, cut off or not ready yet: all of these are to be asked again.
+        // Connection refused, reset or not ready yet: try again.
         if matches!(args.ready.get(), Ok((200, _))) {
             return Ok(begun.elapsed());
         }
@@ -105,7 +105,7 @@ impl StartReport {
         let early = self
             .interrupted
             .iter()
-            .map(|why| format!("ended early by {why}: the report is about what had happened by then"));
+            .map(|why| format!("ended early by {why}: the report covers the run up to then"));
         facts.extend(self.median_ms.map(|median| format!("median {median:.1} ms")));
         Document {
             title: self.what.clone(),

@@ -1,4 +1,4 @@
-//! Everybody comes at once, is dropped, and comes back.
+//! All clients connect at once, are dropped, and reconnect.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -30,7 +30,7 @@ pub fn run(args: &Storm) -> anyhow::Result<Verdict> {
     let mut crew = Crew::start(plan, server)?;
     let mut report = StormReport {
         what: format!(
-            "storm: {} connections to {}, {} waves, {} on their way at once in each process",
+            "storm: {} connections to {}, {} waves, {} in progress at once in each process",
             args.connections, target.entrance.address, args.waves, args.at_once
         ),
         machine: Machine::this(),
@@ -54,7 +54,7 @@ pub fn run(args: &Storm) -> anyhow::Result<Verdict> {
     drop(live);
     report.timeline.clone_from(&crew.timeline.points);
     if let Some(why) = &report.interrupted {
-        report.warnings.push(format!("ended early by {why}: the report is about what had happened by then"));
+        report.warnings.push(format!("ended early by {why}: the report covers the run up to then"));
     }
     if report.waves.iter().any(|wave| wave.tester_busiest.is_some_and(|busiest| busiest > BUSY)) {
         report.warnings.push("the tester may be the bottleneck: use --processes".into());
@@ -64,7 +64,7 @@ pub fn run(args: &Storm) -> anyhow::Result<Verdict> {
     outputs.conclude(&report.document(), &report, report.interrupted.as_deref())
 }
 
-/// One wave, and its end. `false` if the run is to end.
+/// Runs one wave and drops it; `false` if the run is to end.
 fn wave(
     crew: &mut Crew,
     args: &Storm,
@@ -110,11 +110,12 @@ fn wave(
     Ok(stayed && dropped)
 }
 
-/// What was expected, and what of a storm has to hold in any case: the latter is told only where it does not.
+/// Checks expectations, and conditions that a storm must always meet; the latter are listed only if they do
+/// not hold.
 fn judge(args: &Storm, waves: &[Wave], first_loss: Option<&str>) -> Vec<Expectation> {
     let mut expectations = Vec::new();
     for (number, _) in (1..).zip(waves).filter(|(_, wave)| wave.standing == 0) {
-        let words = format!("connections come to stand: none did in wave {number}");
+        let words = format!("connections become ready: none did in wave {number}");
         expectations.push(Expectation { words, met: false });
     }
     if let Some(why) = first_loss {
@@ -124,13 +125,13 @@ fn judge(args: &Storm, waves: &[Wave], first_loss: Option<&str>) -> Vec<Expectat
     if let Some(allowed) = args.expect_refused {
         let failed: u64 = waves.iter().map(|wave| u64::from(wave.connections - wave.standing)).sum();
         let whole = waves.len() == args.waves as usize;
-        let words = format!("--expect-refused {allowed}: {failed} connections did not come to stand");
+        let words = format!("--expect-refused {allowed}: {failed} connections did not become ready");
         expectations.push(Expectation { words, met: whole && failed <= allowed });
     }
     if let Some(limit) = args.expect_connect_p99 {
         let p99 = waves.iter().filter_map(|wave| wave.latency).map(|latency| latency.p99).reduce(f64::max);
         let found = p99.map_or_else(
-            || "nobody came to stand".to_owned(),
+            || "no connection became ready".to_owned(),
             |p99| format!("{} in the slowest wave", written(p99)),
         );
         let words = format!("--expect-connect-p99 {:?}: {found}", limit.0);

@@ -1,10 +1,10 @@
 //! The physical limit on this machine: a bare loop of `send(2)`.
 //!
-//! A process of its own accepts as many sockets as a room has members, waits for a batch on a control
-//! connection and writes it to every socket. There are two limits: the coalescing loop, one system call per batch
-//! and socket, and with `--per-message` the one that does not, one per message and socket. While messages come one
-//! at a time they are the same. No protocol, no table, no queue. The tester drains it with the same code, from the
-//! same addresses, at the same pace as a gateway.
+//! A separate process accepts one socket per member, waits for a batch on a control connection and writes it
+//! to every socket. There are two limits: the coalescing loop uses one system call per batch and socket; with
+//! `--per-message` it uses one per message and socket. For single messages both are the same. No protocol, no
+//! table, no queue. The tester reads with the same code, from the same addresses, at the same pace as from a
+//! gateway.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -32,16 +32,16 @@ use crate::{
     websocket::MAX_FRAME,
 };
 
-/// The most bytes one batch may have: 1,024 of the largest messages would be a gigabyte.
+/// The maximum bytes of a batch: 1,024 of the largest messages would be a gigabyte.
 const MAX_BATCH: usize = 64 * MAX_FRAME;
 
-/// An empty pong: tells a member that its connection has been accepted, and means nothing else.
+/// An empty pong that tells a member that its connection has been accepted.
 pub const WELCOME: [u8; 2] = [0x8A, 0];
 
-/// Runs the scenario and prints its report, or obeys a [`Lockstep`] on standard input.
+/// Runs the scenario and prints its report, or executes the orders of a [`Lockstep`] on standard input.
 pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
     if args.lockstep {
-        // The deadline and the first signal are the other side's to notice.
+        // The parent handles the deadline and the first signal.
         set_parent_process_death_signal(Some(Signal::KILL))?;
     }
     let outputs = Outputs::of_common(&args.common)?;
@@ -81,7 +81,7 @@ pub fn run(args: &Yardstick) -> anyhow::Result<Verdict> {
     Ok(report.verdict())
 }
 
-/// One line that says what is measured.
+/// One line that describes the measurement.
 pub fn describe(room: &RoomArgs, per_message: bool) -> String {
     let limit = match (room.burst, per_message) {
         (1, _) => "a bare loop of send(2)",
@@ -91,10 +91,10 @@ pub fn describe(room: &RoomArgs, per_message: bool) -> String {
     format!("yardstick, {limit}: {}", describe_room(room))
 }
 
-/// The loop itself, as the process that is measured.
+/// The loop itself, in the process that is measured.
 pub fn serve(args: &YardstickServer) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Ctrl-C goes to the whole process group; the tester still has its last round to finish.
+    // Ctrl-C reaches the whole process group, but the tester still has to finish its last round.
     let _ignored = Stop::install(Duration::MAX)?;
     if let Some(cpu) = args.cpu {
         process::pin_to(cpu)?;
@@ -132,10 +132,10 @@ pub fn serve(args: &YardstickServer) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A yardstick in a process of its own, run a round at a time from here.
+/// A yardstick in a separate process, controlled one round at a time.
 ///
-/// Two swarms of 10,000 do not fit under a common descriptor limit, and with a process each, neither leg's
-/// CPU time holds a trace of the other.
+/// Two swarms of 10,000 do not fit under one descriptor limit, and with separate processes neither leg's CPU
+/// time includes the other's.
 #[derive(Debug)]
 pub struct Lockstep {
     child: Child,
@@ -143,7 +143,7 @@ pub struct Lockstep {
 }
 
 impl Lockstep {
-    /// Starts a yardstick with the same room as `args` and waits for nothing: its members open meanwhile.
+    /// Starts a yardstick with the same room as `args`, without waiting: its members connect meanwhile.
     pub fn start(args: &Yardstick) -> anyhow::Result<Self> {
         let room = &args.room;
         let mut command = Command::new(std::env::current_exe()?);
@@ -177,7 +177,7 @@ impl Lockstep {
         Ok(Self { child, answers })
     }
 
-    /// Runs one round and waits for its end: the round, and the counts since the start.
+    /// Runs one round and waits for its end; returns the round and the counts since the start.
     pub fn round(&mut self, messages: u64) -> anyhow::Result<(Round, Counts)> {
         let orders = self.child.stdin.as_mut().context("standard input is piped")?;
         writeln!(orders, "{messages}").context("the yardstick has ended")?;
@@ -190,7 +190,7 @@ impl Lockstep {
 
 impl Drop for Lockstep {
     fn drop(&mut self) {
-        // The end of its input ends it; waiting leaves no zombie.
+        // Closing its input ends the process; waiting for it leaves no zombie.
         drop(self.child.stdin.take());
         let _: io::Result<_> = self.child.wait();
     }

@@ -1,6 +1,6 @@
-//! Servers of the tests: what they do wrong is known exactly.
+//! Test servers with injected faults.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "each test binary uses only a part of it")]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test panics where it fails")]
 
 use std::{
@@ -21,19 +21,19 @@ use serde_json::Value;
 pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// What the server does with message number `n` (from 0) for client number `c`: the payloads that it sends in
-/// its place, made from all that have been published. After a `goodbye` that client is cut off.
+/// The server's fault for message number `n` (from 0) and client number `c`: the payloads that it sends
+/// instead, made from all that have been published. After a `goodbye` that client is disconnected.
 pub type Misbehaviour = fn(client: usize, message: usize, published: &[Vec<u8>]) -> Vec<Vec<u8>>;
 
 pub fn faithful(_: usize, message: usize, published: &[Vec<u8>]) -> Vec<Vec<u8>> {
     vec![published[message].clone()]
 }
 
-/// A server that sends on to everybody what anybody says. Who is who it knows by the address: clients come
-/// from 127.0.0.2 and up in the order of their numbers.
+/// A server that broadcasts every message to all clients. It identifies clients by their addresses: they
+/// connect from 127.0.0.2 and up in the order of their numbers.
 pub struct Broadcast {
     pub address: SocketAddr,
-    /// A word for every message that has been sent on.
+    /// A signal for every message that has been broadcast.
     pub sent: Receiver<()>,
 }
 
@@ -49,7 +49,7 @@ impl Broadcast {
                 let (clients, published, tell) = (Arc::clone(&clients), Arc::clone(&published), tell.clone());
                 thread::spawn(move || {
                     read_head(&mut socket);
-                    // Whoever has been answered hears everything from then on.
+                    // A client that has been answered receives everything from then on.
                     let mut all = clients.lock().unwrap();
                     socket.write_all(SWITCH.as_bytes()).unwrap();
                     all.push((number(peer), socket.try_clone().unwrap()));
@@ -61,7 +61,7 @@ impl Broadcast {
                         for (client, socket) in clients.lock().unwrap().iter_mut() {
                             for payload in misbehave(*client, published.len() - 1, &published) {
                                 if payload == b"goodbye" {
-                                    // What it has sent already stays unread.
+                                    // What the client has already sent stays unread.
                                     dismissed |= *client == number(peer);
                                     let _gone = socket.shutdown(Shutdown::Both);
                                 }
@@ -90,7 +90,7 @@ pub fn frame(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A request's head.
+/// Reads a request's head.
 pub fn read_head(socket: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -101,7 +101,7 @@ pub fn read_head(socket: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// A masked frame of up to 64 KiB: opcode and payload. `None` at the end of the stream.
+/// Reads a masked frame of up to 64 KiB: opcode and payload. `None` at the end of the stream.
 pub fn read_frame(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     let mut header = [0; 2];
     socket.read_exact(&mut header).ok()?;
@@ -119,21 +119,21 @@ pub fn read_frame(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     Some((header[0] & 0xF, payload))
 }
 
-/// The tester, not started yet.
+/// The tester, not yet started.
 pub fn tester(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate-loadtest"));
-    // A node that the tester starts would take it for a setting.
+    // A node started by the tester would read it as a setting.
     command.args(arguments).env_remove("TIDEGATE_BIN");
     command
 }
 
-/// Sends `signal` to `child`, and waits for its end.
+/// Sends `signal` to `child` and waits for its exit.
 pub fn end(child: Child, signal: Signal) -> Output {
     kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), signal).unwrap();
     child.wait_with_output().unwrap()
 }
 
-/// A file of one test.
+/// The path of a test's file.
 pub fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
@@ -147,7 +147,7 @@ pub fn report(name: &str, arguments: &[&str]) -> (Output, Value) {
     (output, serde_json::from_slice(&report).unwrap())
 }
 
-/// Asserts that the counts of `report` are these, and those not named 0.
+/// Asserts that the counts of `report` are these, and that all others are 0.
 pub fn assert_counts(report: &Value, expected: &[(&str, u64)]) {
     for (name, found) in report["counts"].as_object().unwrap() {
         let expected = expected.iter().find(|(own, _)| own == name).map_or(0, |pair| pair.1);
