@@ -68,8 +68,8 @@ use self::{
     keys::Topics,
     pool::Pool,
     publisher::{Publisher, Queue},
-    status::Board,
-    subscriber::{Subscriber, Wanted},
+    status::StatusTracker,
+    subscriber::{DesiredRooms, Subscriber},
 };
 pub use self::{
     keys::{InvalidPrefix, Prefix},
@@ -150,13 +150,13 @@ pub enum RedisStartError {
 
 /// One node's broker on Redis. Dropping it aborts its tasks; [`close`](Broker::close) lets them finish.
 pub struct RedisBroker {
-    wanted: Vec<Arc<Wanted>>,
+    desired: Vec<Arc<DesiredRooms>>,
     queues: Vec<Queue>,
     /// Randomly keyed: clients choose room names, and must not be able to put all load on one connection.
     hasher: RandomState,
     max_publication: usize,
     flush_limit: Duration,
-    board: Arc<Board>,
+    status: Arc<StatusTracker>,
     metrics: Arc<BrokerMetrics>,
     pool: Pool,
     tracker: TaskTracker,
@@ -197,12 +197,16 @@ impl RedisBroker {
         .map_err(|error| RedisStartError::Pool(error.to_string()))?;
         let starting = format!("{}: connecting", config.url);
         let mut broker = Self {
-            wanted: Vec::with_capacity(subscribers),
+            desired: Vec::with_capacity(subscribers),
             queues: Vec::with_capacity(publishers),
             hasher: RandomState::new(),
             max_publication: config.max_publication,
             flush_limit: config.publish_timeout,
-            board: Arc::new(Board::new(subscribers + publishers + 1, &starting, Arc::clone(&metrics))),
+            status: Arc::new(StatusTracker::new(
+                subscribers + publishers + 1,
+                &starting,
+                Arc::clone(&metrics),
+            )),
             metrics,
             pool: pool.clone(),
             tracker,
@@ -210,8 +214,8 @@ impl RedisBroker {
             abort: CancellationToken::new(),
         };
         for index in 0..subscribers {
-            let wanted = Arc::new(Wanted::new(Arc::clone(&broker.metrics)));
-            broker.wanted.push(Arc::clone(&wanted));
+            let desired = Arc::new(DesiredRooms::new(Arc::clone(&broker.metrics)));
+            broker.desired.push(Arc::clone(&desired));
             let subscriber = Subscriber {
                 part: index,
                 connector: Arc::clone(&connector),
@@ -221,10 +225,10 @@ impl RedisBroker {
                 canary_interval: config.canary_interval,
                 canary_timeout: config.canary_timeout,
                 max_publication: config.max_publication,
-                wanted,
+                desired,
                 sink: Arc::clone(&sink),
                 metrics: Arc::clone(&broker.metrics),
-                board: Arc::clone(&broker.board),
+                status: Arc::clone(&broker.status),
                 closing: broker.closing.clone(),
             };
             broker.tracker.spawn(subscriber.run());
@@ -248,21 +252,21 @@ impl RedisBroker {
                 canary_timeout: config.canary_timeout,
                 clock: Arc::clone(&clock),
                 metrics: Arc::clone(&broker.metrics),
-                board: Arc::clone(&broker.board),
+                status: Arc::clone(&broker.status),
                 closing: broker.closing.clone(),
                 abort: broker.abort.clone(),
             };
             broker.tracker.spawn(publisher.run(far_end));
         }
-        let board = Arc::clone(&broker.board);
+        let status = Arc::clone(&broker.status);
         let of = format!("{}: requests", config.url);
-        let watch = pool::watch(pool, config.canary_interval, subscribers + publishers, board, of);
+        let watch = pool::watch(pool, config.canary_interval, subscribers + publishers, status, of);
         broker.tracker.spawn(broker.closing.clone().run_until_cancelled_owned(watch));
         Ok(broker)
     }
 
-    fn wanted(&self, room: &RoomName) -> &Arc<Wanted> {
-        pick(&self.wanted, self.hasher.hash_one(room))
+    fn desired_rooms(&self, room: &RoomName) -> &Arc<DesiredRooms> {
+        pick(&self.desired, self.hasher.hash_one(room))
     }
 
     fn queue(&self, room: &RoomName) -> &Queue {
@@ -288,11 +292,11 @@ impl RedisBroker {
 
 impl Broker for RedisBroker {
     fn subscribe(&self, room: &RoomName) -> Subscribing {
-        self.wanted(room).subscribe(room)
+        self.desired_rooms(room).subscribe(room)
     }
 
     fn unsubscribe(&self, room: &RoomName) {
-        self.wanted(room).unsubscribe(room);
+        self.desired_rooms(room).unsubscribe(room);
     }
 
     fn try_publish(&self, request: PublishRequest) -> Result<(), PublishRequest> {
@@ -311,7 +315,7 @@ impl Broker for RedisBroker {
     }
 
     fn status(&self) -> watch::Receiver<BrokerStatus> {
-        self.board.watch()
+        self.status.watch()
     }
 
     /// Takes at most [`RedisConfig::publish_timeout`].
@@ -323,7 +327,7 @@ impl Broker for RedisBroker {
                 self.abort.cancel();
                 self.tracker.wait().await;
             }
-            self.board.close();
+            self.status.close();
         })
     }
 }
@@ -333,7 +337,7 @@ impl RedisBroker {
     fn end(&self) {
         self.closing.cancel();
         self.pool.close();
-        self.wanted.iter().for_each(|wanted| wanted.close());
+        self.desired.iter().for_each(|desired| desired.close());
         self.queues.iter().for_each(Queue::close);
         self.tracker.close();
     }
@@ -343,13 +347,13 @@ impl Drop for RedisBroker {
     fn drop(&mut self) {
         self.end();
         self.abort.cancel();
-        self.board.close();
+        self.status.close();
     }
 }
 
 impl fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisBroker").field("status", &*self.board.watch().borrow()).finish_non_exhaustive()
+        f.debug_struct("RedisBroker").field("status", &*self.status.watch().borrow()).finish_non_exhaustive()
     }
 }
 

@@ -69,7 +69,7 @@ use super::clock::Clock;
 pub(super) struct Canaries {
     topic: Arc<[u8]>,
     clock: Arc<Clock>,
-    publishers: Box<[Trail]>,
+    publishers: Box<[PublisherState]>,
     /// Counts detected demotions.
     demotions: watch::Sender<u64>,
     /// Changes when a subscriber has one publisher less to wait for, other than by hearing its canary.
@@ -78,7 +78,7 @@ pub(super) struct Canaries {
 
 /// The state of one publisher.
 #[derive(Debug, Default)]
-struct Trail {
+struct PublisherState {
     state: Mutex<State>,
     /// Wakes the publisher.
     asked: Notify,
@@ -173,11 +173,11 @@ pub(super) enum Asked {
 
 impl Canaries {
     pub(super) fn new(topic: Arc<[u8]>, publishers: usize, subscribers: usize, clock: Arc<Clock>) -> Self {
-        let trail = || {
+        let publisher = || {
             let proofs = vec![Proof::NotListening; subscribers].into();
-            Trail { state: Mutex::new(State { proofs, ..State::default() }), asked: Notify::new() }
+            PublisherState { state: Mutex::new(State { proofs, ..State::default() }), asked: Notify::new() }
         };
-        let publishers = (0..publishers).map(|_| trail()).collect();
+        let publishers = (0..publishers).map(|_| publisher()).collect();
         Self { topic, clock, publishers, demotions: watch::Sender::new(0), released: watch::Sender::new(()) }
     }
 
@@ -189,7 +189,7 @@ impl Canaries {
     /// Publisher `index` has a new connection.
     pub(super) fn connected(&self, index: usize) {
         let now = self.clock.now();
-        let mut state = self.trail(index).state.lock();
+        let mut state = self.publisher(index).state.lock();
         state.connection += 1;
         state.link = Link::Up;
         state.sent_before = state.sent;
@@ -204,13 +204,13 @@ impl Canaries {
 
     /// The connection of publisher `index` has ended, and so has every publication on it.
     pub(super) fn disconnected(&self, index: usize) {
-        self.trail(index).state.lock().link = Link::Down;
+        self.publisher(index).state.lock().link = Link::Down;
         self.released.send_replace(());
     }
 
     /// The broker has refused a canary of publisher `index`.
     pub(super) fn refused(&self, index: usize) {
-        let mut state = self.trail(index).state.lock();
+        let mut state = self.publisher(index).state.lock();
         if state.link == Link::Up {
             state.link = Link::Refused;
         }
@@ -221,7 +221,7 @@ impl Canaries {
     /// Since when the connection of publisher `index` leaves a subscriber's unproven; `None` if there is no such
     /// subscriber, or no proof to be had. A publisher holds its publications meanwhile, within reason.
     pub(super) fn unproven_since(&self, index: usize) -> Option<Duration> {
-        let state = self.trail(index).state.lock();
+        let state = self.publisher(index).state.lock();
         state.unproven_since.filter(|_| state.link != Link::Refused)
     }
 
@@ -246,15 +246,15 @@ impl Canaries {
         if !first {
             return;
         }
-        for trail in &self.publishers {
-            trail.state.lock().demoted = true;
-            trail.asked.notify_one();
+        for publisher in &self.publishers {
+            publisher.state.lock().demoted = true;
+            publisher.asked.notify_one();
         }
     }
 
     /// Publisher `index` sends a canary; returns its payload.
     pub(super) fn send(&self, index: usize) -> String {
-        let mut state = self.trail(index).state.lock();
+        let mut state = self.publisher(index).state.lock();
         state.sent += 1;
         // Under the lock: a subscriber that asks for a canary after this gets the next one.
         state.sent_at = self.clock.now();
@@ -266,7 +266,7 @@ impl Canaries {
     /// The broker has acknowledged the last canary of publisher `index`.
     pub(super) fn accepted(&self, index: usize) {
         let at = self.clock.now();
-        let mut state = self.trail(index).state.lock();
+        let mut state = self.publisher(index).state.lock();
         if state.link == Link::Refused {
             state.link = Link::Up;
         }
@@ -277,12 +277,12 @@ impl Canaries {
 
     /// Resolves when publisher `index` should look at [`take_asked`](Self::take_asked) and its proofs again.
     pub(super) fn notified(&self, index: usize) -> Notified<'_> {
-        self.trail(index).asked.notified()
+        self.publisher(index).asked.notified()
     }
 
     /// What publisher `index` is asked to do.
     pub(super) fn take_asked(&self, index: usize) -> Option<Asked> {
-        let mut state = self.trail(index).state.lock();
+        let mut state = self.publisher(index).state.lock();
         if std::mem::take(&mut state.demoted) {
             return Some(Asked::Leave);
         }
@@ -292,7 +292,7 @@ impl Canaries {
         std::mem::take(&mut state.beat).then_some(Asked::Beat)
     }
 
-    fn trail(&self, index: usize) -> &Trail {
+    fn publisher(&self, index: usize) -> &PublisherState {
         self.publishers.get(index).expect("a publisher knows its number")
     }
 }
@@ -341,11 +341,11 @@ impl Listener {
     pub(super) fn subscribed(&mut self) {
         let now = self.canaries.clock.now();
         self.since = Some(now);
-        for trail in &self.canaries.publishers {
-            let mut state = trail.state.lock();
+        for publisher in &self.canaries.publishers {
+            let mut state = publisher.state.lock();
             state.set_proof(self.subscriber, Proof::Unproven, now);
             state.beat = true;
-            trail.asked.notify_one();
+            publisher.asked.notify_one();
         }
     }
 
@@ -359,9 +359,9 @@ impl Listener {
     /// No publisher waits for this subscriber any more.
     fn leave(&self) {
         let now = self.canaries.clock.now();
-        for trail in &self.canaries.publishers {
-            if trail.state.lock().set_proof(self.subscriber, Proof::NotListening, now) {
-                trail.asked.notify_one();
+        for publisher in &self.canaries.publishers {
+            if publisher.state.lock().set_proof(self.subscriber, Proof::NotListening, now) {
+                publisher.asked.notify_one();
             }
         }
     }
@@ -373,13 +373,14 @@ impl Listener {
         if self.proven || self.since.is_none() {
             return false;
         }
-        self.proven = self.canaries.publishers.iter().zip(&mut self.first_open).all(|(trail, first_open)| {
-            let state = trail.state.lock();
-            *first_open = state.first_open();
-            state.link == Link::Down
-                || (state.link == Link::Refused)
-                || state.proofs.get(self.subscriber) == Some(&Proof::Proven)
-        });
+        self.proven =
+            self.canaries.publishers.iter().zip(&mut self.first_open).all(|(publisher, first_open)| {
+                let state = publisher.state.lock();
+                *first_open = state.first_open();
+                state.link == Link::Down
+                    || (state.link == Link::Refused)
+                    || state.proofs.get(self.subscriber) == Some(&Proof::Proven)
+            });
         self.proven
     }
 
@@ -391,13 +392,13 @@ impl Listener {
         let owed = self.owed.get_mut(index).and_then(Option::take);
         let now = self.canaries.clock.now();
         let (after, missed) = {
-            let trail = self.canaries.trail(index);
-            let mut state = trail.state.lock();
+            let publisher = self.canaries.publisher(index);
+            let mut state = publisher.state.lock();
             if number > state.sent_before
                 && self.since.is_some()
                 && state.set_proof(self.subscriber, Proof::Proven, now)
             {
-                trail.asked.notify_one();
+                publisher.asked.notify_one();
             }
             let after = state.sent_instant.filter(|_| state.sent == number).map(|sent| sent.elapsed());
             // The one that is owed first: more than two may have been acknowledged since, on other connections.
@@ -418,7 +419,7 @@ impl Listener {
         let mut next: Option<Duration> = None;
         for index in 0..self.heard.len() {
             let latest = {
-                let state = self.canaries.trail(index).state.lock();
+                let state = self.canaries.publisher(index).state.lock();
                 if let (false, Some(first_open)) = (self.proven, self.first_open.get_mut(index)) {
                     *first_open = state.first_open();
                 }
@@ -457,12 +458,12 @@ impl Listener {
 
     /// Asks the publisher to reconnect, unless it has done so since.
     fn missed(&self, index: usize, missed: Accepted) -> Missed {
-        let trail = self.canaries.trail(index);
+        let publisher = self.canaries.publisher(index);
         // Of two subscribers that ask at once, the one that has missed the newer connection's canary counts.
-        let mut state = trail.state.lock();
+        let mut state = publisher.state.lock();
         state.renew = state.renew.max(Some(missed.connection));
         drop(state);
-        trail.asked.notify_one();
+        publisher.asked.notify_one();
         Missed
     }
 }

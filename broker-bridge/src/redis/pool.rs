@@ -20,7 +20,7 @@ use super::{
     canaries::Canaries,
     connection::{ConnectError, Connector, Role},
     publisher::{hand_over, role_of},
-    status::Board,
+    status::StatusTracker,
 };
 
 /// Connections for requests.
@@ -115,19 +115,25 @@ pub(super) fn pool(
 
 /// Borrows a connection every interval, and reports the result as `part`. A single failure is not reported, because
 /// the pool then opens a new connection.
-pub(super) async fn watch(pool: Pool, interval: Duration, part: usize, board: Arc<Board>, of: String) {
+pub(super) async fn watch(
+    pool: Pool,
+    interval: Duration,
+    part: usize,
+    status: Arc<StatusTracker>,
+    of: String,
+) {
     let mut failures = 0_u32;
     loop {
         let next = Instant::now() + interval;
         match pool.get().await {
             Ok(_) => {
                 failures = 0;
-                board.up(part);
+                status.up(part);
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
                 if failures >= 2 {
-                    board.down(part, format!("{of}: {error}"));
+                    status.down(part, format!("{of}: {error}"));
                 }
             }
         }

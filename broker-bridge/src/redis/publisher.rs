@@ -53,7 +53,7 @@ use super::{
     connection::{ConnectError, Connection, Connector, Role},
     envelope::{self, Encoded},
     keys::{Topics, write_parts},
-    status::Board,
+    status::StatusTracker,
 };
 use crate::{
     BrokerError,
@@ -73,7 +73,7 @@ const FAILURES: u32 = 2;
 pub(super) struct Publisher {
     /// Which of the publishers.
     pub(super) index: usize,
-    /// Its part on the status board.
+    /// Its part of the status.
     pub(super) part: usize,
     pub(super) connector: Arc<Connector>,
     pub(super) topics: Topics,
@@ -85,7 +85,7 @@ pub(super) struct Publisher {
     pub(super) canary_timeout: Duration,
     pub(super) clock: Arc<Clock>,
     pub(super) metrics: Arc<BrokerMetrics>,
-    pub(super) board: Arc<Board>,
+    pub(super) status: Arc<StatusTracker>,
     /// The node closes the broker: send what is queued, then end.
     pub(super) closing: CancellationToken,
     /// End now.
@@ -199,14 +199,14 @@ impl Task {
             // In this order: a demotion that is reported in between also ends this connection.
             self.on.canaries.connected(self.on.index);
             self.demotions = *self.on.canaries.demotions().borrow();
-            self.on.board.up(self.on.part);
+            self.on.status.up(self.on.part);
             self.on.metrics.publisher_connections.inc();
             let end = self.serve(link).await;
             self.on.canaries.disconnected(self.on.index);
             self.on.metrics.publisher_connections.dec();
             let Err(lost) = end else { break };
             self.on.metrics.connection_ended(Part::Publisher, lost.end());
-            self.on.board.down(self.on.part, format!("{}: {lost}", self.on.connector.url()));
+            self.on.status.down(self.on.part, format!("{}: {lost}", self.on.connector.url()));
             backoff.stood(since.elapsed());
         }
     }
@@ -234,7 +234,7 @@ impl Task {
             match result {
                 Ok(link) => return Some(link),
                 Err(error) => {
-                    self.on.board.down(self.on.part, format!("{}: {error}", self.on.connector.url()));
+                    self.on.status.down(self.on.part, format!("{}: {error}", self.on.connector.url()));
                 }
             }
         }
@@ -380,12 +380,12 @@ impl Task {
             self.on.canaries.refused(self.on.index);
             if self.failures >= FAILURES {
                 let text = refused.unwrap_or_default();
-                self.on.board.down(self.on.part, format!("{}: {text}", self.on.connector.url()));
+                self.on.status.down(self.on.part, format!("{}: {text}", self.on.connector.url()));
             }
         } else {
             self.failures = 0;
             self.on.canaries.accepted(self.on.index);
-            self.on.board.up(self.on.part);
+            self.on.status.up(self.on.part);
         }
         None
     }

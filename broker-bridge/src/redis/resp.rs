@@ -92,7 +92,7 @@ pub(super) struct Reader {
     /// The topic of the last returned frame, if its bytes have left `buffer`.
     topic: Bytes,
     /// How many bytes `buffer` must hold before parsing is tried again.
-    wanted: usize,
+    needed: usize,
     /// How many bytes of an oversized payload remain to be skipped.
     skip: u64,
     /// Whether the line end after a skipped payload has yet to be checked.
@@ -107,7 +107,7 @@ impl Reader {
             buffer: BytesMut::new(),
             consumed: 0,
             topic: Bytes::new(),
-            wanted: 0,
+            needed: 0,
             skip: 0,
             skip_end: false,
             max_payload,
@@ -117,7 +117,7 @@ impl Reader {
     /// Reads once from `source`; returns 0 at its end. Cancel safe.
     pub(super) async fn fill(&mut self, source: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
         self.release();
-        let missing = self.wanted.saturating_sub(self.buffer.len());
+        let missing = self.needed.saturating_sub(self.buffer.len());
         if self.buffer.capacity() - self.buffer.len() < missing.max(READ_BYTES / 4) {
             self.buffer.reserve(missing.max(READ_BYTES));
         }
@@ -127,18 +127,18 @@ impl Reader {
     /// The next complete frame, if there is one.
     pub(super) fn next(&mut self) -> Result<Option<Frame<'_>>, Malformed> {
         self.release();
-        if !self.skipped()? || self.buffer.len() < self.wanted {
+        if !self.skipped()? || self.buffer.len() < self.needed {
             return Ok(None);
         }
         let parsed = match parse(&self.buffer, self.max_payload) {
             Ok(parsed) => parsed,
             Err(Stop::Malformed(why)) => return Err(Malformed(why)),
-            Err(Stop::Incomplete { wanted }) => {
-                self.wanted = wanted;
+            Err(Stop::Incomplete { needed }) => {
+                self.needed = needed;
                 return Ok(None);
             }
         };
-        self.wanted = 0;
+        self.needed = 0;
         self.consumed = parsed.end;
         Ok(Some(match parsed.what {
             What::Message { topic, payload } if payload.len() < COPY_BELOW => Frame::Message {
@@ -216,9 +216,9 @@ enum What {
 }
 
 enum Stop {
-    /// More bytes are needed; at least `wanted` in all, if that is known.
+    /// More bytes are needed; at least `needed` in all, if that is known.
     Incomplete {
-        wanted: usize,
+        needed: usize,
     },
     Malformed(&'static str),
 }
@@ -311,7 +311,7 @@ impl Cursor<'_> {
     }
 
     fn peek(&self) -> Result<u8, Stop> {
-        self.bytes.get(self.at).copied().ok_or(Stop::Incomplete { wanted: self.at + 1 })
+        self.bytes.get(self.at).copied().ok_or(Stop::Incomplete { needed: self.at + 1 })
     }
 
     /// A bulk string of at most `max` bytes.
@@ -329,11 +329,11 @@ impl Cursor<'_> {
     /// `length` bytes and their line end.
     fn take(&mut self, length: usize) -> Result<Range<usize>, Stop> {
         let range = self.at..self.at + length;
-        let wanted = range.end + 2;
-        match self.bytes.get(range.end..wanted) {
-            None => Err(Stop::Incomplete { wanted }),
+        let needed = range.end + 2;
+        match self.bytes.get(range.end..needed) {
+            None => Err(Stop::Incomplete { needed }),
             Some(b"\r\n") => {
-                self.at = wanted;
+                self.at = needed;
                 Ok(range)
             }
             Some(_) => Err(Stop::Malformed(UNTERMINATED)),
@@ -367,12 +367,12 @@ impl Cursor<'_> {
             return Err(if window.len() > MAX_LINE {
                 Stop::Malformed("a line is too long")
             } else {
-                Stop::Incomplete { wanted: 0 }
+                Stop::Incomplete { needed: 0 }
             });
         };
         let range = start..start + length;
         match self.bytes.get(range.end + 1) {
-            None => Err(Stop::Incomplete { wanted: range.end + 2 }),
+            None => Err(Stop::Incomplete { needed: range.end + 2 }),
             Some(b'\n') => {
                 self.at = range.end + 2;
                 Ok(range)

@@ -12,7 +12,7 @@ use crate::{BrokerStatus, metrics::BrokerMetrics};
 
 /// Collects the reports of the connections (parts).
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct StatusTracker {
     state: Mutex<State>,
     status: watch::Sender<BrokerStatus>,
     metrics: Arc<BrokerMetrics>,
@@ -26,8 +26,8 @@ struct State {
     closed: bool,
 }
 
-impl Board {
-    /// A board with `parts` parts, all of them down.
+impl StatusTracker {
+    /// A tracker of `parts` parts, all of them down.
     pub(super) fn new(parts: usize, why: &str, metrics: Arc<BrokerMetrics>) -> Self {
         let why: Arc<str> = why.into();
         metrics.up.set(0);
@@ -107,21 +107,21 @@ mod tests {
     #[test]
     fn up_is_when_every_part_is() {
         let metrics = BrokerMetrics::register(&prometheus::Registry::new()).unwrap();
-        let board = Board::new(2, "starting", Arc::clone(&metrics));
-        let mut watch = board.watch();
+        let tracker = StatusTracker::new(2, "starting", Arc::clone(&metrics));
+        let mut watch = tracker.watch();
         assert_eq!(*watch.borrow_and_update(), BrokerStatus::Connecting("starting".into()));
-        board.up(0);
+        tracker.up(0);
         assert!(!watch.has_changed().unwrap(), "the other part still says the same");
-        board.down(1, "refused");
+        tracker.down(1, "refused");
         assert_eq!(*watch.borrow_and_update(), BrokerStatus::Connecting("refused".into()));
-        board.up(1);
+        tracker.up(1);
         assert_eq!(*watch.borrow_and_update(), BrokerStatus::Up);
         assert_eq!(metrics.up.get(), 1);
-        board.down(0, "lost");
+        tracker.down(0, "lost");
         assert_eq!(*watch.borrow_and_update(), BrokerStatus::Interrupted("lost".into()));
         assert_eq!(metrics.up.get(), 0);
-        board.close();
-        board.up(0);
+        tracker.close();
+        tracker.up(0);
         assert_eq!(*watch.borrow_and_update(), BrokerStatus::Closed);
         assert_eq!(metrics.up.get(), 0);
     }

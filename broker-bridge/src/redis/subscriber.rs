@@ -2,9 +2,9 @@
 //!
 //! Owns the connection and its successors, everything that arrives on them, and the reporting of gaps. The parts:
 //!
-//! - `wanted`: the rooms that this node wants, shared with the callers of `subscribe`
+//! - `desired`: the desired rooms, shared with the callers of `subscribe`
 //! - `table`: the commands that were sent and what the server has acknowledged; no I/O
-//! - `pulse`: the health check
+//! - `health`: the health check
 //!
 //! The reading task calls the sink directly, without a queue in between. So a slow sink slows down the reading, and
 //! the backlog builds up in Redis, not in the memory of this process. Redis closes the connection at its
@@ -17,10 +17,10 @@
 //! only after this node's publishers are proven to publish to the same server, so that the gap covers what they
 //! published elsewhere (see `canaries`).
 
-mod pulse;
+mod desired;
+mod health;
 mod shrink;
 mod table;
-mod wanted;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -32,9 +32,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::wanted::Wanted;
+pub(super) use self::desired::DesiredRooms;
 use self::{
-    pulse::{Dead, Pulse},
+    health::{Dead, HealthCheck},
     table::{OutOfStep, Purpose, Refusal, Table},
 };
 use super::{
@@ -46,7 +46,7 @@ use super::{
     envelope,
     keys::Topics,
     resp::{Frame, Malformed, Reader},
-    status::Board,
+    status::StatusTracker,
 };
 use crate::{
     GapCause, Sink,
@@ -55,7 +55,7 @@ use crate::{
 
 /// The owner of one pub/sub connection.
 pub(super) struct Subscriber {
-    /// Which of the subscribers, and its part on the status board.
+    /// Which of the subscribers, and its part of the status.
     pub(super) part: usize,
     pub(super) connector: Arc<Connector>,
     pub(super) topics: Topics,
@@ -65,10 +65,10 @@ pub(super) struct Subscriber {
     pub(super) canary_timeout: Duration,
     /// The largest payload, in bytes.
     pub(super) max_publication: usize,
-    pub(super) wanted: Arc<Wanted>,
+    pub(super) desired: Arc<DesiredRooms>,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) metrics: Arc<BrokerMetrics>,
-    pub(super) board: Arc<Board>,
+    pub(super) status: Arc<StatusTracker>,
     pub(super) closing: CancellationToken,
 }
 
@@ -87,13 +87,13 @@ impl Subscriber {
             let Err(lost) = end else { break };
             task.on.metrics.interruptions.inc();
             task.on.metrics.connection_ended(Part::Subscriber, lost.end());
-            task.on.board.down(task.on.part, format!("{}: {lost}", task.on.connector.url()));
-            task.on.wanted.interrupted();
+            task.on.status.down(task.on.part, format!("{}: {lost}", task.on.connector.url()));
+            task.on.desired.interrupted();
             task.table.lost();
             task.retry_at = None;
             backoff.stood(since.elapsed());
         }
-        task.on.wanted.close();
+        task.on.desired.close();
     }
 }
 
@@ -153,18 +153,18 @@ impl Task {
                 connector.open(Role::Subscriber).await
             };
             tokio::pin!(attempt);
-            let wanted = Arc::clone(&self.on.wanted);
+            let desired = Arc::clone(&self.on.desired);
             let result: Result<Connection, ConnectError> = loop {
                 tokio::select! {
                     () = self.on.closing.cancelled() => return None,
-                    () = wanted.changed() => self.take_changes(),
+                    () = desired.changed() => self.take_changes(),
                     result = &mut attempt => break result,
                 }
             };
             match result {
                 Ok(connection) => return Some(connection),
                 Err(error) => {
-                    self.on.board.down(self.on.part, format!("{}: {error}", self.on.connector.url()));
+                    self.on.status.down(self.on.part, format!("{}: {error}", self.on.connector.url()));
                 }
             }
         }
@@ -177,7 +177,7 @@ impl Task {
         let mut reader = Reader::new(self.on.max_publication.saturating_add(2 * envelope::MAX_WRAPPING));
         let mut out = BytesMut::new();
         let mut unsent = false;
-        let mut pulse = Pulse::new(
+        let mut health = HealthCheck::new(
             Arc::clone(&self.on.canaries),
             self.on.part,
             Arc::clone(&self.on.clock),
@@ -188,9 +188,9 @@ impl Task {
         self.demotions = *demotions.borrow_and_update();
         let mut released = self.on.canaries.released();
         let closing = self.on.closing.clone();
-        let wanted = Arc::clone(&self.on.wanted);
+        let desired = Arc::clone(&self.on.desired);
         loop {
-            if pulse.prove() {
+            if health.prove() {
                 self.table.open();
                 self.report();
             }
@@ -199,42 +199,42 @@ impl Task {
             let retry_at = self.retry_at;
             tokio::select! {
                 () = closing.cancelled() => return Ok(()),
-                read = reader.fill(&mut incoming) => self.read(read?, &mut reader, &mut pulse)?,
+                read = reader.fill(&mut incoming) => self.read(read?, &mut reader, &mut health)?,
                 sent = send(&mut outgoing, &mut out), if unsent => {
                     sent?;
                     unsent = false;
                 }
-                () = wanted.changed() => self.take_changes(),
+                () = desired.changed() => self.take_changes(),
                 Ok(()) = demotions.changed() => return Err(Lost::Demoted),
                 Ok(()) = released.changed(), if !self.table.is_open() => {}
                 () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.retry_at = None;
                     self.table.retry_refused();
                 }
-                () = pulse.timer() => {
+                () = health.timer() => {
                     // Read what has arrived before checking deadlines.
                     if let Some(read) = reader.fill(&mut incoming).now_or_never() {
-                        self.read(read?, &mut reader, &mut pulse)?;
+                        self.read(read?, &mut reader, &mut health)?;
                     }
-                    self.look(&mut pulse, &mut out)?;
+                    self.look(&mut health, &mut out)?;
                 }
             }
         }
     }
 
-    fn read(&mut self, bytes: usize, reader: &mut Reader, pulse: &mut Pulse) -> Result<(), Lost> {
+    fn read(&mut self, bytes: usize, reader: &mut Reader, health: &mut HealthCheck) -> Result<(), Lost> {
         if bytes == 0 {
             return Err(Lost::Closed);
         }
         self.bytes += bytes as u64;
         while let Some(frame) = reader.next()? {
-            self.hear(frame, pulse)?;
+            self.hear(frame, health)?;
         }
         Ok(())
     }
 
-    fn look(&mut self, pulse: &mut Pulse, out: &mut BytesMut) -> Result<(), Lost> {
-        if pulse.look(self.bytes).inspect_err(|_| self.on.metrics.canary_missed.inc())? {
+    fn look(&mut self, health: &mut HealthCheck, out: &mut BytesMut) -> Result<(), Lost> {
+        if health.look(self.bytes).inspect_err(|_| self.on.metrics.canary_missed.inc())? {
             self.table.ask(out);
             self.table.retry_refused();
         }
@@ -242,21 +242,21 @@ impl Task {
     }
 
     fn take_changes(&mut self) {
-        for (room, is_wanted) in self.on.wanted.take_changes() {
+        for (room, is_desired) in self.on.desired.take_changes() {
             let topic = self.on.topics.room(&room);
-            if !is_wanted {
-                self.table.unwant(&topic);
-            } else if self.table.want(&topic, room.clone()) {
+            if !is_desired {
+                self.table.remove(&topic);
+            } else if self.table.add(&topic, room.clone()) {
                 // Unsubscribed and subscribed again before the server was told: the subscription never ended.
-                self.on.wanted.acknowledged(&room);
+                self.on.desired.acknowledged(&room);
             }
         }
         self.report();
     }
 
-    fn hear(&mut self, frame: Frame<'_>, pulse: &mut Pulse) -> Result<(), Lost> {
+    fn hear(&mut self, frame: Frame<'_>, health: &mut HealthCheck) -> Result<(), Lost> {
         match frame {
-            Frame::Message { topic, payload } => match self.table.wanted(topic) {
+            Frame::Message { topic, payload } => match self.table.desired(topic) {
                 Some(Purpose::Room(room)) => {
                     self.on.metrics.received(payload.len());
                     let publication = envelope::decode(payload);
@@ -268,7 +268,7 @@ impl Task {
                     }
                 }
                 Some(Purpose::Canary) => {
-                    let heard = pulse.heard(&payload).inspect_err(|_| self.on.metrics.canary_missed.inc());
+                    let heard = health.heard(&payload).inspect_err(|_| self.on.metrics.canary_missed.inc());
                     if let Some(after) = heard? {
                         self.on.metrics.canary_returned(after);
                     }
@@ -276,7 +276,7 @@ impl Task {
                 None => {}
             },
             Frame::Oversized { topic, bytes } => {
-                if let Some(Purpose::Room(room)) = self.table.wanted(topic) {
+                if let Some(Purpose::Room(room)) = self.table.desired(topic) {
                     tracing::warn!(bytes, "skipped a publication that is larger than this node accepts");
                     self.on.metrics.oversized.inc();
                     self.on.sink.gap(room, GapCause::Oversized);
@@ -285,15 +285,15 @@ impl Task {
             Frame::Subscribed(topic) => {
                 let acknowledged = self.table.subscribed(topic)?;
                 match acknowledged.purpose {
-                    Purpose::Canary => pulse.subscribed(),
+                    Purpose::Canary => health.subscribed(),
                     Purpose::Room(room) => {
                         self.retries = Backoff::new();
                         if acknowledged.after_loss {
                             self.on.metrics.resubscriptions.inc();
                             self.on.sink.gap(room, GapCause::Interrupted);
                         }
-                        if acknowledged.wanted {
-                            self.on.wanted.acknowledged(room);
+                        if acknowledged.desired {
+                            self.on.desired.acknowledged(room);
                         }
                     }
                 }
@@ -303,20 +303,20 @@ impl Task {
                 Some(Purpose::Room(room)) => {
                     tracing::debug!(%room, "the server ended a subscription");
                     self.on.metrics.topic_interruptions.inc();
-                    self.on.wanted.room_interrupted(&room);
+                    self.on.desired.room_interrupted(&room);
                 }
-                Some(Purpose::Canary) => pulse.unsubscribed(),
+                Some(Purpose::Canary) => health.unsubscribed(),
                 None => {}
             },
             Frame::Push(_) => {}
-            Frame::Error(text) => self.refused(&text, pulse)?,
+            Frame::Error(text) => self.refused(&text, health)?,
             Frame::Reply(value) => {
                 self.table.replied()?;
                 if role_of(&value).is_some_and(|role| role != b"master") {
                     self.on.canaries.demoted(self.demotions);
                     return Err(Lost::Demoted);
                 }
-                pulse.answered();
+                health.answered();
             }
         }
         Ok(())
@@ -324,17 +324,17 @@ impl Task {
 
     /// An error answers the oldest pending command, and concerns that command alone, unless another connection may
     /// succeed.
-    fn refused(&mut self, text: &str, pulse: &mut Pulse) -> Result<(), Lost> {
+    fn refused(&mut self, text: &str, health: &mut HealthCheck) -> Result<(), Lost> {
         let answer = Answer::to(text);
         if answer.link == Link::Renew {
             return Err(Lost::Refused(answer.text));
         }
         match self.table.refused(answer.fate == Fate::Later)? {
-            Refusal::Answered => pulse.answered(),
+            Refusal::Answered => health.answered(),
             Refusal::OneByOne | Refusal::Refused(Purpose::Canary) => {}
-            Refusal::StillSubscribed { wanted, later } => {
-                for room in &wanted {
-                    self.on.wanted.acknowledged(room);
+            Refusal::StillSubscribed { desired, later } => {
+                for room in &desired {
+                    self.on.desired.acknowledged(room);
                 }
                 if later {
                     self.retry_later();
@@ -342,20 +342,20 @@ impl Task {
             }
             Refusal::Refused(Purpose::Room(room)) => {
                 self.on.metrics.subscriptions_refused.inc();
-                self.on.wanted.refused(&room, &answer.error());
+                self.on.desired.refused(&room, &answer.error());
             }
             Refusal::StillOwed(purpose) => {
                 match purpose {
-                    Purpose::Room(room) => self.on.wanted.refused_again(&room, &answer.error()),
+                    Purpose::Room(room) => self.on.desired.refused_again(&room, &answer.error()),
                     // There is no proof to wait for.
                     Purpose::Canary => self.table.open(),
                 }
-                self.on.board.down(self.on.part, format!("a subscription was refused: {text}"));
+                self.on.status.down(self.on.part, format!("a subscription was refused: {text}"));
             }
             Refusal::Later { owed } => {
                 self.retry_later();
                 if owed {
-                    self.on.board.down(self.on.part, format!("subscriptions have to wait: {text}"));
+                    self.on.status.down(self.on.part, format!("subscriptions have to wait: {text}"));
                 }
             }
         }
@@ -369,7 +369,7 @@ impl Task {
 
     fn report(&self) {
         if self.table.is_complete() {
-            self.on.board.up(self.on.part);
+            self.on.status.up(self.on.part);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The subscriptions of one connection: which topics are wanted, which commands are in flight, and what the server
+//! The subscriptions of one connection: which topics are desired, which commands are in flight, and what the server
 //! has acknowledged.
 //!
-//! Computes the commands that lead from the acknowledged to the wanted subscriptions. No I/O: commands are written
+//! Computes the commands that lead from the acknowledged to the desired subscriptions. No I/O: commands are written
 //! into a buffer, answers are passed in. A topic has at most one command in flight; a change in the meantime is
-//! handled when the answer has arrived, so flapping converges on the last wish.
+//! handled when the answer has arrived, so flapping converges on the last call.
 //!
 //! Redis answers commands in order. It answers a `SUBSCRIBE` of many topics with one acknowledgement per topic, in
 //! the order of the arguments, or with one error for all. So the queue of commands in flight tells what each answer
@@ -42,8 +42,8 @@ pub(super) struct Acknowledged<'a> {
     pub(super) purpose: &'a Purpose,
     /// It was subscribed before, and the subscription was lost.
     pub(super) after_loss: bool,
-    /// It is still wanted.
-    pub(super) wanted: bool,
+    /// It is still desired.
+    pub(super) desired: bool,
 }
 
 /// The consequence of an error.
@@ -62,10 +62,10 @@ pub(super) enum Refusal {
         /// Some of the topics were subscribed before.
         owed: bool,
     },
-    /// An `UNSUBSCRIBE` was refused. Messages on these topics are ignored, except for topics that are wanted again.
+    /// An `UNSUBSCRIBE` was refused. Messages on these topics are ignored, except for topics that are desired again.
     StillSubscribed {
-        /// The rooms that are wanted again: their subscriptions never ended.
-        wanted: Vec<RoomName>,
+        /// The rooms that are desired again: their subscriptions never ended.
+        desired: Vec<RoomName>,
         /// [`Table::retry_refused`] unsubscribes the others again. After a permanent error that would be pointless.
         later: bool,
     },
@@ -79,11 +79,11 @@ pub(super) struct OutOfStep;
 #[derive(Debug)]
 pub(super) struct Table {
     topics: HashMap<Arc<[u8]>, Topic>,
-    /// Topics whose wanted and actual state may differ. A topic is in it at most once.
+    /// Topics whose desired and actual state may differ. A topic is in it at most once.
     queue: VecDeque<Arc<[u8]>>,
     in_flight: VecDeque<Command>,
     in_flight_topics: usize,
-    /// How many wanted topics were subscribed before and are not now.
+    /// How many desired topics were subscribed before and are not now.
     owed: usize,
     refused: Vec<Arc<[u8]>>,
     /// Rooms may be subscribed, and not only the canaries' topic.
@@ -94,7 +94,7 @@ pub(super) struct Table {
 #[allow(clippy::struct_excessive_bools, reason = "independent facts; their product is no state machine")]
 struct Topic {
     purpose: Purpose,
-    wanted: bool,
+    desired: bool,
     wire: Wire,
     /// It was subscribed, was lost, and has not been acknowledged since.
     owed: bool,
@@ -153,9 +153,9 @@ impl Table {
         table
     }
 
-    /// The purpose of a topic, if it is wanted: the look-up for every publication.
-    pub(super) fn wanted(&self, topic: &[u8]) -> Option<&Purpose> {
-        self.topics.get(topic).filter(|topic| topic.wanted).map(|topic| &topic.purpose)
+    /// The purpose of a topic, if it is desired: the look-up for every publication.
+    pub(super) fn desired(&self, topic: &[u8]) -> Option<&Purpose> {
+        self.topics.get(topic).filter(|topic| topic.desired).map(|topic| &topic.purpose)
     }
 
     /// Whether everything that was subscribed before is subscribed again.
@@ -173,12 +173,12 @@ impl Table {
     }
 
     /// Adds a room; returns whether it is subscribed already.
-    pub(super) fn want(&mut self, topic: &Arc<[u8]>, room: RoomName) -> bool {
+    pub(super) fn add(&mut self, topic: &Arc<[u8]>, room: RoomName) -> bool {
         let Some(entry) = self.topics.get_mut(topic) else {
             self.insert(topic, Purpose::Room(room));
             return false;
         };
-        entry.wanted = true;
+        entry.desired = true;
         let stands = entry.wire == Wire::Subscribed;
         if !stands {
             self.enqueue(topic);
@@ -187,14 +187,14 @@ impl Table {
     }
 
     /// Removes a room. It is told no gap.
-    pub(super) fn unwant(&mut self, topic: &[u8]) {
+    pub(super) fn remove(&mut self, topic: &[u8]) {
         let Some((topic, entry)) = self.topics.get_key_value(topic) else { return };
         let (topic, owed) = (Arc::clone(topic), entry.owed);
         if owed {
             self.owed -= 1;
         }
         if let Some(entry) = self.topics.get_mut(&topic) {
-            entry.wanted = false;
+            entry.desired = false;
             entry.owed = false;
         }
         self.enqueue(&topic);
@@ -211,7 +211,7 @@ impl Table {
                 break;
             }
             entry.queued = false;
-            let batch = match (entry.wanted, entry.wire) {
+            let batch = match (entry.desired, entry.wire) {
                 (true, Wire::Absent) => {
                     entry.wire = Wire::Subscribing;
                     if entry.alone {
@@ -229,7 +229,7 @@ impl Table {
                     shrink::map(&mut self.topics);
                     continue;
                 }
-                // In the wanted state, or handled when the answer arrives.
+                // In the desired state, or handled when the answer arrives.
                 _ => continue,
             };
             batch.push(topic);
@@ -259,7 +259,7 @@ impl Table {
         }
         self.in_flight_topics -= 1;
         let Some((key, entry)) = self.topics.get_key_value(topic) else { return Err(OutOfStep) };
-        if !entry.wanted {
+        if !entry.desired {
             let key = Arc::clone(key);
             self.enqueue(&key);
         }
@@ -270,11 +270,11 @@ impl Table {
         if after_loss {
             self.owed -= 1;
         }
-        Ok(Acknowledged { purpose: &entry.purpose, after_loss, wanted: entry.wanted })
+        Ok(Acknowledged { purpose: &entry.purpose, after_loss, desired: entry.desired })
     }
 
     /// A subscription has ended: the server has acknowledged an `UNSUBSCRIBE`, or has ended the subscription by itself.
-    /// In the second case a topic that is still wanted is subscribed again, is owed a gap, and is returned.
+    /// In the second case a topic that is still desired is subscribed again, is owed a gap, and is returned.
     pub(super) fn unsubscribed(&mut self, topic: &[u8]) -> Option<Purpose> {
         if let Some(Command::Unsubscribe(awaited)) = self.in_flight.front_mut()
             && let Ok(last) = awaited.take(topic)
@@ -288,7 +288,7 @@ impl Table {
         }
         let entry = self.topics.get_mut(topic).filter(|entry| entry.wire == Wire::Subscribed)?;
         // In any other state, a command is in flight whose answer decides.
-        let lost = entry.wanted.then(|| entry.purpose.clone());
+        let lost = entry.desired.then(|| entry.purpose.clone());
         if lost.is_some() && !std::mem::replace(&mut entry.owed, true) {
             self.owed += 1;
         }
@@ -321,18 +321,18 @@ impl Table {
             }
             Command::Unsubscribe(Awaited { topics, answered: 0 }) => {
                 self.in_flight_topics -= topics.len();
-                let mut wanted = Vec::new();
+                let mut desired = Vec::new();
                 for topic in topics {
                     self.set_wire(&topic, Wire::Subscribed);
                     match self.topics.get(&topic) {
-                        Some(Topic { wanted: true, purpose: Purpose::Room(room), .. }) => {
-                            wanted.push(room.clone());
+                        Some(Topic { desired: true, purpose: Purpose::Room(room), .. }) => {
+                            desired.push(room.clone());
                         }
                         _ if later => self.refused.push(topic),
                         _ => {}
                     }
                 }
-                Ok(Refusal::StillSubscribed { wanted, later })
+                Ok(Refusal::StillSubscribed { desired, later })
             }
             // A command that is partly acknowledged cannot fail.
             Command::Subscribe(_) | Command::Unsubscribe(_) => Err(OutOfStep),
@@ -357,14 +357,14 @@ impl Table {
         }
     }
 
-    /// The connection is lost: no topic is subscribed, and wanted ones that were are owed a gap.
+    /// The connection is lost: no topic is subscribed, and desired topics that were subscribed are owed a gap.
     pub(super) fn lost(&mut self) {
         self.open = false;
         self.in_flight.clear();
         self.in_flight_topics = 0;
         self.refused.clear();
         self.queue.clear();
-        self.topics.retain(|_, topic| topic.wanted);
+        self.topics.retain(|_, topic| topic.desired);
         self.owed = 0;
         for (key, topic) in &mut self.topics {
             topic.owed |= topic.wire == Wire::Subscribed || topic.purpose == Purpose::Canary;
@@ -383,7 +383,7 @@ impl Table {
             let Some(entry) = self.topics.get_mut(&topic) else { continue };
             entry.wire = Wire::Absent;
             entry.alone = true;
-            if several || !entry.wanted {
+            if several || !entry.desired {
                 self.enqueue(&topic);
             } else if entry.owed {
                 answer = Refusal::StillOwed(entry.purpose.clone());
@@ -398,7 +398,7 @@ impl Table {
 
     fn insert(&mut self, topic: &Arc<[u8]>, purpose: Purpose) {
         let entry =
-            Topic { purpose, wanted: true, wire: Wire::Absent, owed: false, alone: false, queued: false };
+            Topic { purpose, desired: true, wire: Wire::Absent, owed: false, alone: false, queued: false };
         self.topics.insert(Arc::clone(topic), entry);
         self.enqueue(topic);
     }

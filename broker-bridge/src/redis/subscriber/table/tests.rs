@@ -176,7 +176,7 @@ impl World {
             .collect::<BTreeSet<_>>();
         assert_eq!(self.server.subscribed, expected);
         for topic in &expected {
-            assert!(self.table.wanted(topic).is_some(), "{topic:?} is looked up");
+            assert!(self.table.desired(topic).is_some(), "{topic:?} is looked up");
         }
     }
 }
@@ -187,19 +187,19 @@ fn a_room_that_is_wanted_again_while_its_end_is_refused_stands() {
     for later in [false, true] {
         let mut world = World::new();
         for index in 0..3 {
-            assert!(!world.table.want(&topic(index), room(index)));
+            assert!(!world.table.add(&topic(index), room(index)));
         }
         world.settle();
         for index in 0..2 {
-            world.table.unwant(&topic(index));
+            world.table.remove(&topic(index));
         }
         world.table.write(&mut world.out);
         world.out.clear();
-        assert!(!world.table.want(&topic(0), room(0)), "its end is under way");
+        assert!(!world.table.add(&topic(0), room(0)), "its end is under way");
         let refusal = world.table.refused(later).unwrap();
-        assert_eq!(refusal, Refusal::StillSubscribed { wanted: vec![room(0)], later });
-        assert!(world.table.want(&topic(0), room(0)), "it stands");
-        assert!(world.table.wanted(&topic(1)).is_none(), "what it brings is ignored");
+        assert_eq!(refusal, Refusal::StillSubscribed { desired: vec![room(0)], later });
+        assert!(world.table.add(&topic(0), room(0)), "it stands");
+        assert!(world.table.desired(&topic(1)).is_none(), "what it brings is ignored");
         world.table.retry_refused();
         world.settle();
         let left = (0..3).filter(|&index| world.server.subscribed.contains(&topic(index).to_vec()));
@@ -209,8 +209,8 @@ fn a_room_that_is_wanted_again_while_its_end_is_refused_stands() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Want(usize),
-    Unwant(usize),
+    Add(usize),
+    Remove(usize),
     Exchange,
     Answer(usize),
     Ask,
@@ -221,8 +221,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0usize..6).prop_map(Step::Want),
-        3 => (0usize..6).prop_map(Step::Unwant),
+        4 => (0usize..6).prop_map(Step::Add),
+        3 => (0usize..6).prop_map(Step::Remove),
         4 => Just(Step::Exchange),
         4 => (1usize..4).prop_map(Step::Answer),
         1 => Just(Step::Ask),
@@ -236,20 +236,20 @@ proptest! {
     #[test]
     fn the_last_wish_comes_true(steps in vec(step(), 0..120)) {
         let mut world = World::new();
-        let mut wanted = BTreeSet::new();
+        let mut desired = BTreeSet::new();
         for step in steps {
             match step {
-                Step::Want(index) => {
-                    let stands = world.table.want(&topic(index), room(index));
+                Step::Add(index) => {
+                    let stands = world.table.add(&topic(index), room(index));
                     let on_its_way = |reply: &Reply| matches!(reply, Reply::Unsubscribed(ended) if **ended == *topic(index));
                     let told = world.server.subscribed.contains(&*topic(index))
                         || world.server.answers.iter().any(on_its_way);
                     prop_assert!(!stands || told, "stands, but does not");
-                    wanted.insert(index);
+                    desired.insert(index);
                 }
-                Step::Unwant(index) => {
-                    world.table.unwant(&topic(index));
-                    wanted.remove(&index);
+                Step::Remove(index) => {
+                    world.table.remove(&topic(index));
+                    desired.remove(&index);
                 }
                 Step::Exchange => world.exchange(),
                 Step::Answer(most) => drop(world.answer(most)),
@@ -263,9 +263,9 @@ proptest! {
         world.server.busy = false;
         world.table.retry_refused();
         world.settle();
-        world.expect(wanted.iter().copied());
+        world.expect(desired.iter().copied());
         prop_assert!(world.table.is_complete());
-        prop_assert_eq!(world.table.topics.len(), wanted.len() + 1, "nothing is kept that is not wanted");
+        prop_assert_eq!(world.table.topics.len(), desired.len() + 1, "nothing is kept that is not desired");
         prop_assert_eq!(world.table.in_flight_topics, 0);
     }
 
@@ -273,13 +273,13 @@ proptest! {
     fn one_gap_for_each_room_that_stood_however_often_it_fails(answered in vec(0usize..8, 0..5)) {
         let mut world = World::new();
         for index in 0..5 {
-            world.table.want(&topic(index), room(index));
+            world.table.add(&topic(index), room(index));
         }
         world.settle();
         prop_assert!(world.gaps.is_empty(), "a new room has no gap");
-        world.table.unwant(&topic(0));
+        world.table.remove(&topic(0));
         world.lose();
-        world.table.want(&topic(5), room(5));
+        world.table.add(&topic(5), room(5));
         for most in &answered {
             world.exchange();
             world.answer(*most);
@@ -305,7 +305,7 @@ proptest! {
         let mut world = World::new();
         world.server.forbidden.insert(topic(forbidden).to_vec());
         for index in 0..window.max(forbidden + 1) {
-            world.table.want(&topic(index), room(index));
+            world.table.add(&topic(index), room(index));
         }
         world.settle();
         world.expect((0..window.max(forbidden + 1)).filter(|index| *index != forbidden));
@@ -318,7 +318,7 @@ fn batches_and_the_window_are_bounded() {
     let mut world = World::new();
     world.settle();
     for index in 0..20_000 {
-        world.table.want(&topic(index), room(index));
+        world.table.add(&topic(index), room(index));
     }
     world.exchange();
     assert_eq!(world.server.answers.len(), WINDOW);
@@ -326,7 +326,7 @@ fn batches_and_the_window_are_bounded() {
     world.settle();
     assert_eq!(world.server.subscribed.len(), 20_001);
     for index in 0..20_000 {
-        world.table.unwant(&topic(index));
+        world.table.remove(&topic(index));
     }
     world.settle();
     world.expect([]);
@@ -338,7 +338,7 @@ fn rooms_wait_until_the_connection_is_proven() {
     let canary_alone = BTreeSet::from([CANARY.to_vec()]);
     for lost in [false, true] {
         for index in 0..3 {
-            world.table.want(&topic(index), room(index));
+            world.table.add(&topic(index), room(index));
         }
         world.table.write(&mut world.out);
         world.server.take(&mut world.out);
@@ -364,7 +364,7 @@ fn rooms_wait_until_the_connection_is_proven() {
 #[test]
 fn what_stood_and_is_refused_is_tried_again_and_then_has_its_gap() {
     let mut world = World::new();
-    world.table.want(&topic(1), room(1));
+    world.table.add(&topic(1), room(1));
     world.settle();
     world.lose();
     world.server.forbidden.insert(topic(1).to_vec());
@@ -395,7 +395,7 @@ fn answers_that_fit_no_command_end_the_connection() {
 fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alone() {
     let mut world = World::new();
     for index in 0..3 {
-        world.table.want(&topic(index), room(index));
+        world.table.add(&topic(index), room(index));
     }
     world.settle();
     world.kick(1);
@@ -407,7 +407,7 @@ fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alone() {
     assert_eq!(world.gaps, BTreeMap::from([(room(1), 1)]));
 
     // In the middle of its own UNSUBSCRIBE it is no news, and neither is a topic that nobody knows.
-    world.table.unwant(&topic(2));
+    world.table.remove(&topic(2));
     world.kick(2);
     world.exchange();
     assert_eq!(world.table.unsubscribed(b"room:unknown"), None);
@@ -422,7 +422,7 @@ fn a_server_that_cannot_at_the_moment_is_asked_again_in_whole_batches() {
     let mut world = World::new();
     world.server.busy = true;
     for index in 0..BATCH {
-        world.table.want(&topic(index), room(index));
+        world.table.add(&topic(index), room(index));
     }
     world.settle();
     assert_eq!((world.refusals.len(), world.server.answers.len()), (0, 0), "asked once");
@@ -434,7 +434,7 @@ fn a_server_that_cannot_at_the_moment_is_asked_again_in_whole_batches() {
     world.expect(0..BATCH);
 
     world.server.busy = true;
-    world.table.unwant(&topic(0));
+    world.table.remove(&topic(0));
     world.settle();
     world.server.busy = false;
     world.table.retry_refused();

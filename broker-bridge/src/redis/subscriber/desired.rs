@@ -1,6 +1,6 @@
-//! The rooms that the node wants to be subscribed to on one connection.
+//! The desired subscriptions of one connection.
 //!
-//! Owns the wanted rooms and the callers that wait for acknowledgements. Callers change the set under a short lock and
+//! Owns the desired rooms and the callers that wait for acknowledgements. Callers change the set under a short lock and
 //! wake the connection's task, which alone reports acknowledgements.
 
 use std::{
@@ -15,9 +15,9 @@ use tokio::sync::{Notify, oneshot};
 use super::shrink;
 use crate::{BrokerError, RoomName, Subscribing, metrics::BrokerMetrics};
 
-/// The rooms that are wanted on one connection.
+/// The rooms desired on one connection.
 #[derive(Debug)]
-pub(in crate::redis) struct Wanted {
+pub(in crate::redis) struct DesiredRooms {
     state: Mutex<State>,
     wake: Notify,
     metrics: Arc<BrokerMetrics>,
@@ -25,7 +25,7 @@ pub(in crate::redis) struct Wanted {
 
 #[derive(Debug, Default)]
 struct State {
-    rooms: HashMap<RoomName, Want>,
+    rooms: HashMap<RoomName, DesiredRoom>,
     /// Rooms that were added or removed since the task last looked. A set, so that flapping cannot make it grow.
     changed: HashSet<RoomName>,
     /// Counts lost connections. A room is subscribed if it was acknowledged since the last loss.
@@ -34,7 +34,7 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Want {
+struct DesiredRoom {
     /// The epoch in which it was acknowledged.
     acknowledged: Option<u64>,
     /// Why the server refuses it now, though it was acknowledged before. Further callers get this error at once.
@@ -44,7 +44,7 @@ struct Want {
 
 type Waiter = oneshot::Sender<Result<(), BrokerError>>;
 
-impl Wanted {
+impl DesiredRooms {
     pub(in crate::redis) fn new(metrics: Arc<BrokerMetrics>) -> Self {
         Self { state: Mutex::default(), wake: Notify::new(), metrics }
     }
@@ -56,28 +56,28 @@ impl Wanted {
         if state.closed {
             return Box::pin(future::ready(Err(BrokerError::Closed)));
         }
-        let want = match state.rooms.entry(room.clone()) {
+        let desired = match state.rooms.entry(room.clone()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 state.changed.insert(room.clone());
                 self.metrics.topics.inc();
                 self.wake.notify_one();
-                entry.insert(Want::default())
+                entry.insert(DesiredRoom::default())
             }
         };
-        if want.acknowledged == Some(state.epoch) {
+        if desired.acknowledged == Some(state.epoch) {
             return Box::pin(future::ready(Ok(())));
         }
-        if let Some(error) = &want.refused {
+        if let Some(error) = &desired.refused {
             return Box::pin(future::ready(Err(error.clone())));
         }
         // Remove waiters that gave up whenever the list would grow, so that repeated calls during an outage cannot
         // make it grow without bound.
-        if want.waiters.len() == want.waiters.capacity() {
-            want.waiters.retain(|waiter| !waiter.is_closed());
+        if desired.waiters.len() == desired.waiters.capacity() {
+            desired.waiters.retain(|waiter| !waiter.is_closed());
         }
         let (waiter, answer) = oneshot::channel();
-        want.waiters.push(waiter);
+        desired.waiters.push(waiter);
         Box::pin(async move { answer.await.unwrap_or(Err(BrokerError::Closed)) })
     }
 
@@ -85,13 +85,13 @@ impl Wanted {
     pub(in crate::redis) fn unsubscribe(&self, room: &RoomName) {
         let given_up = {
             let mut state = self.state.lock();
-            let Some(want) = state.rooms.remove(room) else { return };
+            let Some(desired) = state.rooms.remove(room) else { return };
             shrink::map(&mut state.rooms);
             state.changed.insert(room.clone());
             self.metrics.topics.dec();
-            self.metrics.topics_refused.sub(i64::from(want.refused.is_some()));
+            self.metrics.topics_refused.sub(i64::from(desired.refused.is_some()));
             self.wake.notify_one();
-            want.waiters
+            desired.waiters
         };
         let reason = "the room was given up before its subscription was acknowledged";
         settle(given_up, &Err(BrokerError::NotNow(reason.into())));
@@ -102,15 +102,15 @@ impl Wanted {
         self.wake.notified().await;
     }
 
-    /// The rooms that were added or removed, and whether each is wanted now.
+    /// The rooms that were added or removed, and whether each is desired now.
     pub(super) fn take_changes(&self) -> Vec<(RoomName, bool)> {
         let mut state = self.state.lock();
         let changed = std::mem::take(&mut state.changed);
         changed
             .into_iter()
             .map(|room| {
-                let wanted = state.rooms.contains_key(&room);
-                (room, wanted)
+                let desired = state.rooms.contains_key(&room);
+                (room, desired)
             })
             .collect()
     }
@@ -120,10 +120,10 @@ impl Wanted {
         let waiters = {
             let mut state = self.state.lock();
             let epoch = state.epoch;
-            let Some(want) = state.rooms.get_mut(room) else { return };
-            want.acknowledged = Some(epoch);
-            self.metrics.topics_refused.sub(i64::from(want.refused.take().is_some()));
-            std::mem::take(&mut want.waiters)
+            let Some(desired) = state.rooms.get_mut(room) else { return };
+            desired.acknowledged = Some(epoch);
+            self.metrics.topics_refused.sub(i64::from(desired.refused.take().is_some()));
+            std::mem::take(&mut desired.waiters)
         };
         settle(waiters, &Ok(()));
     }
@@ -131,28 +131,28 @@ impl Wanted {
     /// The server refuses this room, which was never acknowledged: it is removed.
     pub(super) fn refused(&self, room: &RoomName, error: &BrokerError) {
         let removed = self.state.lock().rooms.remove(room);
-        if let Some(want) = removed {
+        if let Some(desired) = removed {
             self.metrics.topics.dec();
-            settle(want.waiters, &Err(error.clone()));
+            settle(desired.waiters, &Err(error.clone()));
         }
     }
 
-    /// The server refuses this room, though it was acknowledged before. It stays wanted.
+    /// The server refuses this room, though it was acknowledged before. It stays desired.
     pub(super) fn refused_again(&self, room: &RoomName, error: &BrokerError) {
         let waiters = {
             let mut state = self.state.lock();
-            let Some(want) = state.rooms.get_mut(room) else { return };
-            let first = want.refused.replace(error.clone()).is_none();
+            let Some(desired) = state.rooms.get_mut(room) else { return };
+            let first = desired.refused.replace(error.clone()).is_none();
             self.metrics.topics_refused.add(i64::from(first));
-            std::mem::take(&mut want.waiters)
+            std::mem::take(&mut desired.waiters)
         };
         settle(waiters, &Err(error.clone()));
     }
 
     /// The server has ended this room's subscription: it is no longer acknowledged.
     pub(super) fn room_interrupted(&self, room: &RoomName) {
-        if let Some(want) = self.state.lock().rooms.get_mut(room) {
-            want.acknowledged = None;
+        if let Some(desired) = self.state.lock().rooms.get_mut(room) {
+            desired.acknowledged = None;
         }
     }
 
@@ -170,9 +170,9 @@ impl Wanted {
             std::mem::take(&mut state.rooms)
         };
         self.metrics.topics.sub(i64::try_from(rooms.len()).unwrap_or(i64::MAX));
-        for want in rooms.into_values() {
-            self.metrics.topics_refused.sub(i64::from(want.refused.is_some()));
-            settle(want.waiters, &Err(BrokerError::Closed));
+        for desired in rooms.into_values() {
+            self.metrics.topics_refused.sub(i64::from(desired.refused.is_some()));
+            settle(desired.waiters, &Err(BrokerError::Closed));
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) enum Dead {
 }
 
 /// The health check of one connection.
-pub(super) struct Pulse {
+pub(super) struct HealthCheck {
     clock: Arc<Clock>,
     listener: Listener,
     interval: Duration,
@@ -47,7 +47,7 @@ struct Question {
     bytes: u64,
 }
 
-impl Pulse {
+impl HealthCheck {
     /// A check whose first `HELLO` is due at once.
     pub(super) fn new(
         canaries: Arc<Canaries>,
@@ -68,7 +68,7 @@ impl Pulse {
         }
     }
 
-    /// Resolves when [`Pulse::look`] is due. Cancel safe.
+    /// Resolves when [`HealthCheck::look`] is due. Cancel safe.
     pub(super) async fn timer(&mut self) {
         self.timer.as_mut().await;
     }
@@ -135,19 +135,19 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(3);
     const INTERVAL: Duration = Duration::from_secs(10);
 
-    fn pulse() -> (Pulse, Arc<Canaries>) {
+    fn health_check() -> (HealthCheck, Arc<Canaries>) {
         let clock = Arc::new(Clock::new());
         let canaries = Arc::new(Canaries::new(b"topic"[..].into(), 1, 1, Arc::clone(&clock)));
         canaries.connected(0);
-        (Pulse::new(Arc::clone(&canaries), 0, clock, INTERVAL, LIMIT), canaries)
+        (HealthCheck::new(Arc::clone(&canaries), 0, clock, INTERVAL, LIMIT), canaries)
     }
 
     /// Looks whenever it is time to, with the same number of bytes, until there is something to do.
-    async fn until_asked(pulse: &mut Pulse, bytes: u64) -> Result<Duration, Dead> {
+    async fn until_asked(health: &mut HealthCheck, bytes: u64) -> Result<Duration, Dead> {
         let start = Instant::now();
         loop {
-            pulse.timer().await;
-            if pulse.look(bytes)? {
+            health.timer().await;
+            if health.look(bytes)? {
                 return Ok(start.elapsed());
             }
         }
@@ -155,52 +155,52 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_asks_at_once_and_then_every_interval() {
-        let (mut pulse, _) = pulse();
-        assert_eq!(until_asked(&mut pulse, 0).await, Ok(Duration::ZERO));
+        let (mut health, _) = health_check();
+        assert_eq!(until_asked(&mut health, 0).await, Ok(Duration::ZERO));
         for _ in 0..3 {
-            pulse.answered();
-            assert_eq!(until_asked(&mut pulse, 9).await, Ok(INTERVAL));
+            health.answered();
+            assert_eq!(until_asked(&mut health, 9).await, Ok(INTERVAL));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_a_dead_path_and_a_backlog_is_not() {
-        let (mut pulse, _) = pulse();
-        until_asked(&mut pulse, 0).await.unwrap();
+        let (mut health, _) = health_check();
+        until_asked(&mut health, 0).await.unwrap();
         for bytes in 1..20 {
-            pulse.timer().await;
-            assert_eq!(pulse.look(bytes), Ok(false));
+            health.timer().await;
+            assert_eq!(health.look(bytes), Ok(false));
             tokio::time::sleep(LIMIT / 4).await;
         }
         let start = Instant::now();
-        assert_eq!(until_asked(&mut pulse, 19).await, Err(Dead::Silent(LIMIT)));
+        assert_eq!(until_asked(&mut health, 19).await, Err(Dead::Silent(LIMIT)));
         assert!(start.elapsed() <= LIMIT + LOOK, "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_of_the_process_is_no_silence() {
-        let (mut pulse, _) = pulse();
-        until_asked(&mut pulse, 0).await.unwrap();
+        let (mut health, _) = health_check();
+        until_asked(&mut health, 0).await.unwrap();
         tokio::time::advance(20 * LIMIT).await;
-        pulse.timer().await;
-        assert_eq!(pulse.look(0), Ok(false), "the answer may wait in the socket");
-        assert_eq!(until_asked(&mut pulse, 0).await, Err(Dead::Silent(LIMIT)));
+        health.timer().await;
+        assert_eq!(health.look(0), Ok(false), "the answer may wait in the socket");
+        assert_eq!(until_asked(&mut health, 0).await, Err(Dead::Silent(LIMIT)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_canary_that_others_do_not_bring_is_missed_whatever_else_arrives() {
-        let (mut pulse, canaries) = pulse();
-        until_asked(&mut pulse, 0).await.unwrap();
-        pulse.answered();
-        pulse.subscribed();
+        let (mut health, canaries) = health_check();
+        until_asked(&mut health, 0).await.unwrap();
+        health.answered();
+        health.subscribed();
         canaries.send(0);
         canaries.accepted(0);
         let mut bytes = 0;
         let missed = loop {
-            pulse.timer().await;
+            health.timer().await;
             bytes += 1000;
-            match pulse.look(bytes) {
-                Ok(true) => pulse.answered(),
+            match health.look(bytes) {
+                Ok(true) => health.answered(),
                 Ok(false) => {}
                 Err(dead) => break dead,
             }
