@@ -37,17 +37,17 @@ macro_rules! broker_conformance {
     ($backend:expr) => {
         $crate::broker_conformance! { @cases $backend;
             one_order_for_every_node
-            a_publication_after_the_acknowledgement_arrives
-            publishers_hear_themselves
-            every_field_and_kind_arrives_as_it_was
-            a_room_that_was_given_up_is_silent
-            a_room_can_be_wanted_again
-            flapping_ends_with_the_last_wish
-            many_rooms_at_once
+            publications_after_the_acknowledgement_arrive
+            publishers_receive_their_own_publications
+            every_field_and_data_kind_arrives_unchanged
+            an_unsubscribed_room_delivers_nothing
+            a_room_can_be_subscribed_again
+            flapping_ends_in_the_state_of_the_last_call
+            many_rooms_can_be_subscribed_at_once
             rooms_do_not_mix
             receipts_are_settled_once
-            nothing_is_left_open_by_close
-            nothing_is_left_open_by_drop
+            close_settles_receipts_and_waiters
+            drop_settles_receipts_and_waiters
             a_large_payload_arrives
         }
     };
@@ -92,7 +92,7 @@ pub async fn one_order_for_every_node(backend: &dyn Backend) {
 }
 
 /// Whatever is published once `subscribe` has resolved arrives, from whichever node.
-pub async fn a_publication_after_the_acknowledgement_arrives(backend: &dyn Backend) {
+pub async fn publications_after_the_acknowledgement_arrive(backend: &dyn Backend) {
     let nodes: [Node; 2] = nodes(backend).await;
     for number in 0..50 {
         let room = room(&format!("ack:{number}"));
@@ -104,7 +104,7 @@ pub async fn a_publication_after_the_acknowledgement_arrives(backend: &dyn Backe
 }
 
 /// A node's own publications come back to it like everybody else's.
-pub async fn publishers_hear_themselves(backend: &dyn Backend) {
+pub async fn publishers_receive_their_own_publications(backend: &dyn Backend) {
     let node = node(backend).await;
     let room = room("self");
     node.subscribe(&room).await;
@@ -114,7 +114,7 @@ pub async fn publishers_hear_themselves(backend: &dyn Backend) {
 }
 
 /// Payload, kind and metadata arrive as they were, whatever the payload looks like.
-pub async fn every_field_and_kind_arrives_as_it_was(backend: &dyn Backend) {
+pub async fn every_field_and_data_kind_arrives_unchanged(backend: &dyn Backend) {
     let nodes: [Node; 2] = nodes(backend).await;
     let room = room("fields");
     nodes[1].subscribe(&room).await;
@@ -170,7 +170,7 @@ pub async fn every_field_and_kind_arrives_as_it_was(backend: &dyn Backend) {
 }
 
 /// A room that was given up falls silent, and others do not.
-pub async fn a_room_that_was_given_up_is_silent(backend: &dyn Backend) {
+pub async fn an_unsubscribed_room_delivers_nothing(backend: &dyn Backend) {
     let nodes: [Node; 2] = nodes(backend).await;
     let (given_up, kept) = (room("given-up"), room("kept"));
     nodes[0].subscribe(&given_up).await;
@@ -194,7 +194,7 @@ pub async fn a_room_that_was_given_up_is_silent(backend: &dyn Backend) {
 }
 
 /// A room that was given up can be wanted again, and then misses nothing and repeats nothing.
-pub async fn a_room_can_be_wanted_again(backend: &dyn Backend) {
+pub async fn a_room_can_be_subscribed_again(backend: &dyn Backend) {
     let node = node(backend).await;
     let room = room("again");
     for round in 0..20 {
@@ -207,7 +207,7 @@ pub async fn a_room_can_be_wanted_again(backend: &dyn Backend) {
 }
 
 /// Subscribing and unsubscribing in quick turn ends as the last call says, and loses no subscription.
-pub async fn flapping_ends_with_the_last_wish(backend: &dyn Backend) {
+pub async fn flapping_ends_in_the_state_of_the_last_call(backend: &dyn Backend) {
     let node = node(backend).await;
     for number in 0..30 {
         let room = room(&format!("flap:{number}"));
@@ -227,7 +227,7 @@ pub async fn flapping_ends_with_the_last_wish(backend: &dyn Backend) {
 }
 
 /// Thousands of rooms are acknowledged and each hears its own.
-pub async fn many_rooms_at_once(backend: &dyn Backend) {
+pub async fn many_rooms_can_be_subscribed_at_once(backend: &dyn Backend) {
     const ROOMS: usize = 5_000;
     let nodes: [Node; 2] = nodes(backend).await;
     let rooms = (0..ROOMS).map(|number| room(&format!("many:{number}"))).collect::<Vec<_>>();
@@ -281,7 +281,7 @@ pub async fn receipts_are_settled_once(backend: &dyn Backend) {
 }
 
 /// `close` settles every receipt and every waiter, and what comes after is settled as closed.
-pub async fn nothing_is_left_open_by_close(backend: &dyn Backend) {
+pub async fn close_settles_receipts_and_waiters(backend: &dyn Backend) {
     const BEFORE: usize = 200;
     let nodes: [Node; 2] = nodes(backend).await;
     let room = room("close");
@@ -314,7 +314,7 @@ pub async fn nothing_is_left_open_by_close(backend: &dyn Backend) {
 }
 
 /// A broker that is dropped settles every receipt too, with whatever is true.
-pub async fn nothing_is_left_open_by_drop(backend: &dyn Backend) {
+pub async fn drop_settles_receipts_and_waiters(backend: &dyn Backend) {
     const BEFORE: usize = 200;
     let Node { broker, receipts, .. } = node(backend).await;
     let room = room("drop");

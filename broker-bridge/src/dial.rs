@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn families_take_turns_and_no_address_comes_twice() {
+    fn address_families_alternate_without_duplicates() {
         let found = addresses(&["[::1]:1", "[::2]:1", "[::1]:1", "[::3]:1", "10.0.0.1:1", "10.0.0.2:1"]);
         let expected = ["[::1]:1", "10.0.0.1:1", "[::2]:1", "10.0.0.2:1", "[::3]:1"];
         assert_eq!(interleave(found), addresses(&expected));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_attempt_runs_for_250_ms_before_the_next_starts_beside_it() {
+    async fn the_next_attempt_starts_after_250_ms() {
         let start = Instant::now();
         let started = RefCell::new(Vec::new());
         let all = addresses(&["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"]);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failed_attempt_starts_the_next_at_once_and_a_slow_one_is_not_given_up() {
+    async fn a_failed_attempt_starts_the_next_and_a_slow_one_continues() {
         let start = Instant::now();
         let all = addresses(&["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"]);
         let slow = all[0];
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_failures_are_told_within_the_limit() {
+    async fn all_failures_are_reported_within_the_limit() {
         let start = Instant::now();
         let all = addresses(&["10.0.0.1:1", "10.0.0.2:1"]);
         let silent = all[0];
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_is_resolved_and_one_that_does_not_exist_is_said() {
+    async fn an_unknown_name_is_a_resolution_error() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let stream = dial("localhost", port, LIMIT, TcpStream::connect).await.unwrap();

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_told_from_what_is_none() {
+    fn json_is_distinguished_from_other_text() {
         for text in [
             "null",
             " {\"a\" : [1, -2.50, 1e308, \"\\u00e9\\ud83d\\ude00\", true, {}]}\r\n",

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn measured_brokers_count() {
+    async fn brokers_with_metrics_count_publications() {
         let metrics = BrokerMetrics::register(&prometheus::Registry::new()).unwrap();
         let broker = MemoryBroker::new(&MemoryBus::new(), Arc::new(Recorder::default()))
             .with_metrics(Arc::clone(&metrics));

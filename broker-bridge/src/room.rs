@@ -116,7 +116,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn accepts_exactly_what_it_documents(name in ".{0,210}") {
+        fn room_names_match_the_documented_grammar(name in ".{0,210}") {
             let expected = !name.is_empty()
                 && name.len() <= 200
                 && !name.chars().any(|c| c.is_control() || c.is_whitespace() || c == '{' || c == '}');

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_in_the_file_is_trusted_for_its_names_and_dates_alone() {
+    fn a_certificate_in_the_file_is_trusted_for_its_names_and_dates_only() {
         let certificate = self_made(&["redis.internal", "10.0.0.1"], |_| {});
         let trusting = verifier(&certificate.pem());
         for name in ["redis.internal", "10.0.0.1"] {
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn another_certificate_is_not_trusted_however_alike() {
+    fn a_similar_certificate_is_not_trusted() {
         let (own, other) = (self_made(&["h"], |_| {}), self_made(&["h"], |_| {}));
         let error = verdict(&verifier(&own.pem()), other.der(), "h").unwrap_err();
         assert!(error.contains("is an authority's (CA:TRUE)"), "{error}");
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_common_name_alone_is_refused_by_that_word_whoever_signed() {
+    fn a_certificate_with_only_a_common_name_is_refused_with_that_reason() {
         let named = |params: &mut CertificateParams| {
             params.distinguished_name = DistinguishedName::new();
             params.distinguished_name.push(DnType::CommonName, "h");
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_to_an_authority_in_the_file_are_trusted_as_ever() {
+    fn chains_to_an_authority_in_the_file_are_trusted() {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_no_use_is_told_by_what_is_wrong_with_it() {
+    fn an_unusable_ca_file_is_refused_with_its_error() {
         let client = |pem: &str| Client::new(Some(pem.as_bytes())).err().unwrap().to_string();
         assert!(client("").contains("at least one certificate"));
         let good = self_made(&["h"], |_| {}).pem();

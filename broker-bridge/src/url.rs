@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scheme_chooses_the_broker() {
+    fn the_scheme_selects_the_broker() {
         assert_eq!("memory:".parse(), Ok(BrokerUrl::Memory));
         assert!(matches!("redis://localhost".parse(), Ok(BrokerUrl::Redis(_))));
         assert!(matches!("REDISS://localhost".parse(), Ok(BrokerUrl::Redis(_))));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_served_is_said_plainly() {
+    fn unsupported_urls_are_refused_with_the_reason() {
         for (text, expected) in [
             ("", InvalidBrokerUrl::Scheme),
             ("localhost", InvalidBrokerUrl::Scheme),

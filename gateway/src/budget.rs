@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn each_consumer_has_its_own_place() {
+    fn each_consumer_is_counted_separately() {
         let budget = budget(1000);
         for (bytes, consumer) in (1..).zip(Consumer::ALL) {
             budget.settle(*consumer, bytes);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_have_half_and_leave_an_eighth() {
+    fn requests_use_at_most_half_and_leave_an_eighth() {
         let budget = budget(800);
         let mut bodies = budget.hold(Consumer::Bodies, 200);
         let heads = budget.hold(Consumer::Heads, 100);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_learn_of_the_fullest_session_of_all() {
+    fn shards_see_the_fullest_session_of_the_node() {
         let budget = budget(800);
         assert_eq!(budget.note_fullest(0, 50), 50);
         assert_eq!(budget.note_fullest(1, 20), 50);

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pattern_that_says_most_of_the_name_counts() {
+    fn the_most_specific_pattern_applies() {
         let policies = DeliveryPolicies::new(&[
             policy("*", Some(Overflow::Close), Some(true)),
             policy("price:*", Some(Overflow::Latest), None),

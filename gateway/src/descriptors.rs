@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_of_the_places_is_kept_from_idle_connections() {
+    fn a_tenth_of_the_connections_is_reserved_from_idle_ones() {
         for (connections, most) in [(1, 0), (4, 3), (10, 9), (11, 9), (100_000, 90_000)] {
             let sockets = Sockets { connections, all: connections + REFUSALS };
             assert_eq!(
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_get_what_is_wanted_if_there_is_enough() {
+    fn clients_get_the_configured_connections_if_descriptors_suffice() {
         check(None, 100_000, 100_000, 100_256);
         // 192, 2 times 6 and 4 times 2 are reserved.
         check(Some(100_468), 100_000, 100_000, 100_256);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_not_for_clients() {
+    fn clients_do_not_get_reserved_descriptors() {
         check(Some(1024), 100_000, 796, 812);
         check(Some(1024), 500, 500, 756);
         check(Some(1024), 790, 790, 812);

@@ -117,17 +117,17 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_the_window_alone() {
+    fn a_single_session_does_not_wait_for_the_window() {
         assert_eq!(run(Duration::from_secs(10), &[0, 1], &[vec![0], vec![0]]).last().unwrap().1, 1);
     }
 
     #[test]
-    fn without_a_window_everybody_leaves_at_once() {
+    fn without_a_window_all_sessions_close_at_once() {
         assert_eq!(run(Duration::ZERO, &[3, 4], &[vec![0], vec![0]]).last().unwrap().1, 7);
     }
 
     #[test]
-    fn a_shard_that_was_busy_makes_up_for_nothing() {
+    fn a_delayed_shard_does_not_catch_up() {
         let history = run(Duration::from_secs(10), &[1_000], &[vec![0, 5_000, 5_100, 5_200]]);
         let closed: Vec<usize> = history.iter().map(|(_, closed)| *closed).collect();
         assert_eq!(closed, [1, 11, 21, 31]);
@@ -135,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_closed_before_the_even_share(
+        fn sessions_are_not_closed_before_their_even_share(
             window in 1_u64..20_000,
             shards in prop::collection::vec((0_usize..500, prop::collection::vec(0_u64..25_000, 0..100)), 1..5),
         ) {

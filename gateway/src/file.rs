@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_read_and_none_keeps_its_reader_waiting() {
+    fn only_regular_files_are_read_and_reads_never_block() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_editors_leave_is_no_part_of_a_value() {
+    fn a_byte_order_mark_and_line_ends_are_not_part_of_a_value() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("value");
         let read = |bytes: &[u8]| {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_that_hangs_is_left_behind_and_the_next_one_works() {
+    async fn a_hung_read_is_abandoned_and_the_next_one_works() {
         let mut reads = Reads { deadline: Duration::from_millis(20), ..Reads::default() };
         assert_eq!(reads.run(|| 1).await, Ok(1));
         let mut answers = Vec::new();

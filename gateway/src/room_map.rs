@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_of_rooms_that_were_left_leaves_no_memory_behind() {
+    fn removed_rooms_leave_no_memory_behind() {
         let mut map = RoomMap::<usize, 1>::default();
         for number in 0..10_000 {
             map.insert(room(number), number);
@@ -123,7 +123,7 @@ mod tests {
     proptest! {
         /// With any number of rooms: as a list, as a table, and as a list again.
         #[test]
-        fn it_is_a_map(steps in prop::collection::vec((any::<bool>(), 0_usize..40), 0..300)) {
+        fn a_room_map_behaves_like_a_map(steps in prop::collection::vec((any::<bool>(), 0_usize..40), 0..300)) {
             let (mut map, mut model) = (RoomMap::<usize, 1>::default(), BTreeMap::new());
             for (number, (insert, name)) in steps.into_iter().enumerate() {
                 let room = room(name);

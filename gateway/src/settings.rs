@@ -152,7 +152,7 @@ mod tests {
 
     /// A reload that does not concern users' rates keeps their state.
     #[test]
-    fn new_rates_count_at_once_and_old_ones_keep_their_accounts() {
+    fn changed_rates_apply_at_once_and_unchanged_ones_keep_their_accounts() {
         let live = LiveSettings::new(settings("1/h burst 2"));
         let mut held = live.load();
         let alice = Subject::new("alice").unwrap();

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn crowds_that_have_gone_leave_no_memory_behind() {
+    fn emptied_collections_release_their_memory() {
         check(
             (0..CROWD).map(|n| (n, n)).collect::<HashMap<_, _>>(),
             |crowd| {

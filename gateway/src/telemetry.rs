@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_json_holds_the_ids_and_the_error() {
+    fn a_json_line_contains_the_ids_and_the_error() {
         let lines = lines(LogFormat::Json, "info", trouble);
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
         let line: Value = serde_json::from_str(line).unwrap();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_text_holds_the_same() {
+    fn a_text_line_contains_the_ids_and_the_error() {
         let line = lines(LogFormat::Text, "info", trouble).join("\n");
         for part in
             ["ERROR", "connection=7", "session=\"0af3\"", module_path!(), "cannot publish", "attempt=2"]
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_filter_decides_and_spans_keep_their_ids() {
+    fn the_filter_applies_and_spans_keep_their_ids() {
         let events = || {
             info!(target: "tidegate::auth", "one");
             info!(target: "tidegate::hub", "two");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn another_filter_counts_from_then_on() {
+    fn a_new_filter_applies_at_once() {
         let event = || info!(target: "tidegate::reload", "said");
         let lines = lines_with(LogFormat::Json, "warn", |filter| {
             event();

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_looks_in_a_row_have_to_find_the_same() {
+    fn a_change_needs_two_equal_looks_in_a_row() {
         let mut looks = Looks::default();
         let found = [Some("a"), Some("b"), Some("b"), Some("b"), None, Some("b"), Some("b"), Some("c")];
         let agreed = found.map(|found| looks.agree(found).copied());
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_read_where_there_is_no_file() {
+    async fn a_missing_file_is_not_read() {
         let count = Arc::new(Count::default());
         let until = async |enough: fn(&Count) -> bool| {
             let watching = watch(Arc::clone(&count));

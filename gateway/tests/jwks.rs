@@ -121,7 +121,7 @@ fn with_node(url: &str, ca: &str, check: impl FnOnce(SocketAddr)) {
 }
 
 #[test]
-fn a_server_that_proves_its_name_is_believed() {
+fn a_key_set_server_with_a_trusted_certificate_is_accepted() {
     let server = Server::start();
     with_node(&server.url("localhost"), &server.certificate, |ops| {
         until(ops, "/readyz", "200 OK");
@@ -131,7 +131,7 @@ fn a_server_that_proves_its_name_is_believed() {
 }
 
 #[test]
-fn a_server_without_proof_is_not_even_asked() {
+fn a_key_set_server_without_a_trusted_certificate_gets_no_request() {
     let (server, other) = (Server::start(), Server::start());
     // First another authority, then a host name that the certificate does not have.
     for (host, ca) in [("localhost", &other.certificate), ("127.0.0.1", &server.certificate)] {
@@ -144,7 +144,7 @@ fn a_server_without_proof_is_not_even_asked() {
 }
 
 #[test]
-fn authorities_that_cannot_be_read_keep_a_node_from_starting() {
+fn unreadable_authorities_prevent_a_start() {
     let files = TempDir::new().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let ca_file = files.path().join("ca.pem");

@@ -54,7 +54,7 @@ const LAYERS: [&str; 30] = [
 ];
 
 #[test]
-fn modules_import_only_what_stands_below_them() {
+fn modules_import_only_lower_modules() {
     let arrows = arrows();
     for (from, to) in &arrows {
         println!("{from:12} -> {}", to.iter().map(String::as_str).collect::<Vec<_>>().join(" "));
@@ -71,7 +71,7 @@ fn modules_import_only_what_stands_below_them() {
 
 /// A name at the root would be a way around the rule.
 #[test]
-fn the_root_has_modules_and_nothing_else() {
+fn the_crate_root_contains_only_modules() {
     let root = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     for item in syn::parse_file(&root).unwrap().items {
         assert!(

@@ -174,7 +174,7 @@ fn echo(socket: &mut WebSocket<Tls>, payload: Bytes) {
 
 /// The PROXY header comes before TLS; a refusal by a limit comes within TLS.
 #[test]
-fn tls_begins_after_the_proxy_protocol() {
+fn tls_starts_after_the_proxy_header() {
     let stage = Stage::new(&[
         ("public.trusted_proxies", "127.0.0.1"),
         ("public.proxy_protocol", "true"),
@@ -218,7 +218,7 @@ fn websockets_carry_messages_of_every_size() {
 }
 
 #[test]
-fn an_event_stream_hears_a_post() {
+fn an_event_stream_receives_a_post() {
     let stage = Stage::new(&[]);
     let mut listener = stage.tls(&stage.trusted).unwrap();
     let token = &stage.token;
@@ -264,7 +264,7 @@ fn a_client_that_does_not_read_is_closed_as_slow() {
 }
 
 #[test]
-fn a_changed_certificate_is_for_new_connections() {
+fn a_changed_certificate_applies_to_new_connections() {
     let stage = Stage::new(&[]);
     let mut old = stage.websocket("a");
     let second = put_pair(stage.files.path());
@@ -293,7 +293,7 @@ fn a_changed_certificate_is_for_new_connections() {
 
 /// A client with a ticket skips the full handshake, even after the certificate has changed.
 #[test]
-fn sessions_are_resumed() {
+fn tls_sessions_are_resumed() {
     let stage = Stage::new(&[]);
     for (version, name) in [(&TLS13, ProtocolVersion::TLSv1_3), (&TLS12, ProtocolVersion::TLSv1_2)] {
         let trusted = put_pair(stage.files.path());
@@ -320,7 +320,7 @@ fn sessions_are_resumed() {
 }
 
 #[test]
-fn a_client_of_tls_1_2_alone_is_served() {
+fn a_client_with_only_tls_1_2_is_served() {
     let stage = Stage::new(&[]);
     let config = client(&stage.trusted, &[&TLS12], &[b"http/1.1"]);
     let mut socket = stage.websocket_over(stage.tls_with(&config).unwrap(), "a");
@@ -331,7 +331,7 @@ fn a_client_of_tls_1_2_alone_is_served() {
 }
 
 #[test]
-fn a_client_that_speaks_only_h2_is_told_so() {
+fn a_client_that_offers_only_h2_gets_an_alert() {
     let stage = Stage::new(&[]);
     let refused = stage.tls_with(&client(&stage.trusted, rustls::ALL_VERSIONS, &[b"h2"])).unwrap_err();
     assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
@@ -357,7 +357,7 @@ fn a_drain_does_not_wait_for_handshakes() {
 }
 
 #[test]
-fn what_is_not_tls_is_refused() {
+fn input_that_is_not_tls_is_refused() {
     let stage = Stage::new(&[("public.header_timeout", "300ms")]);
     let mut plain = stage.tcp();
     plain.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
@@ -378,7 +378,7 @@ fn what_is_not_tls_is_refused() {
 }
 
 #[test]
-fn a_node_does_not_start_with_a_wrong_pair() {
+fn a_node_does_not_start_with_a_mismatched_pair() {
     let files = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let complaint = || {

@@ -36,7 +36,7 @@ const SWITCH: &str =
 const AGREED: &str = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n";
 
 #[test]
-fn what_arrives_allocates_nothing() {
+fn receiving_allocates_nothing() {
     // All tests of a process share one heap, so the count runs in its own process.
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output =
@@ -46,7 +46,7 @@ fn what_arrives_allocates_nothing() {
 }
 
 #[test]
-#[ignore = "run by what_arrives_allocates_nothing, in a process of its own"]
+#[ignore = "run by receiving_allocates_nothing, in a process of its own"]
 fn counted() {
     for protocol in [Protocol::Plain, Protocol::Raw, Protocol::Sse, Protocol::Centrifuge, Protocol::SocketIo]
     {

@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_read_out_of_reports_and_held_against_their_bounds() {
+    fn numbers_are_read_from_reports_and_compared_with_their_bounds() {
         let limit = row(
             "fanout-1000",
             vec![(json!({ "cpu_ratio": 1.1, "cpu_ratio_range": [1.0, 1.3] }), Value::Null)],
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_had_fails_nothing() {
+    fn a_skipped_budget_does_not_fail_the_run() {
         let mut skipped = row("storm", Vec::new());
         skipped.outcome = Outcome::Skipped("no redis-server".into());
         let results = results(vec![skipped]);
@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_was_ended_early_says_so_whatever_was_met() {
+    fn an_interrupted_run_is_reported_as_interrupted() {
         let wave = (json!({ "waves": [{ "per_second": 12_000.0 }] }), Value::Null);
         let mut results = results(vec![row("storm", vec![wave])]);
         assert_eq!(results.verdict(), Verdict::AsExpected);
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_that_was_ended_early_has_no_number() {
+    fn an_interrupted_budget_has_no_number() {
         let workshop =
             Workshop { tidegate: None, scratch: "/nowhere".into(), server_cpu: None, client_cpu: None };
         let over = Stop::install(std::time::Duration::ZERO).unwrap();
@@ -583,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn results_are_written_down_with_what_repeats_them() {
+    fn results_are_written_with_the_commands_to_repeat_them() {
         let wave = |rate: f64| (json!({ "waves": [{ "per_second": rate }] }), Value::Null);
         let slow = row("stalled-p99", vec![(json!({ "p99_ratio": 1.0 }), Value::Null)]);
         let text = results(vec![row("storm", vec![wave(12_345.6)]), slow]).markdown();
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_as_many_digits_as_they_are_worth() {
+    fn numbers_have_a_sensible_number_of_digits() {
         let all = [1.15, 1.0, 0.4567, 12.6, 2048.0, 250_000.0].map(written);
         assert_eq!(all, ["1.15", "1", "0.457", "13", "2048", "250k"]);
     }

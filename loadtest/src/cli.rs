@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_definition_is_valid() {
         Cli::command().debug_assert();
         for (size, accepted) in [("61", false), ("62", true), ("1048576", true), ("1048577", false)] {
             let parsed = Cli::try_parse_from(["tidegate-loadtest", "cost", "--size", size]);
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_says_what_it_does() {
+    fn every_flag_has_a_help_text() {
         for scenario in Cli::command().get_subcommands().filter(|scenario| !scenario.is_hide_set()) {
             for flag in scenario.get_arguments().filter(|flag| !flag.is_hide_set()) {
                 assert!(flag.get_help().is_some(), "{} {}", scenario.get_name(), flag.get_id());

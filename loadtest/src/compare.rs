@@ -405,7 +405,7 @@ mod tests {
     use crate::process;
 
     #[test]
-    fn ratios_are_of_rounds_that_stand_beside_each_other() {
+    fn ratios_compare_neighbouring_rounds() {
         let theirs = [Some(2.0), None, Some(9.0), Some(8.0)];
         let ours = [Some(1.0), Some(5.0), Some(3.0), Some(0.0)];
         assert_eq!(ratio(&theirs, &ours), Some(2.5));
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn results_are_written_down_with_their_plots() {
+    fn results_are_written_with_their_plots() {
         let directory = std::env::temp_dir().join(format!("compare-test-{}", process::run_id()));
         fs::create_dir(&directory).unwrap();
         let row = |name, median: f64| Row {

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn publishers_speak_in_turn_and_number_what_they_say() {
+    fn publishers_take_turns_and_number_their_messages() {
         let (mut script, finder) = (Script::new(&load()), Finder::new(1, Shape::dots(62)));
         let said: Vec<_> = (0..8)
             .map(|_| {
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn every_arrival_is_counted_for_what_it_is() {
+    fn every_arrival_is_classified() {
         let mut lanes = Lanes::new(2);
         for mark in [Some((0, 0)), Some((1, 1)), Some((1, 0)), Some((0, 0)), Some((2, 0)), None] {
             lanes.record(mark);
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_the_window_is_on_its_way_and_a_loss_ends_the_round() {
+    fn the_window_bounds_messages_in_flight_and_a_loss_ends_the_round() {
         let stop = Stop::install(Duration::from_secs(60)).unwrap();
         let lossy = |loses_after| Lossy { given: 0, arrived: 0, loses_after, most_on_its_way: 0 };
         let mut faithful = lossy(u64::MAX);

@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_deflated_comes_back(
+        fn deflated_messages_inflate_to_the_original(
             messages in prop::collection::vec(prop::collection::vec(0_u8..4, 0..3000), 1..6),
         ) {
             let mut inflater = Inflater::default();
@@ -109,7 +109,7 @@ mod tests {
         }
 
         #[test]
-        fn nonsense_is_refused_or_bounded(payload in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn invalid_input_is_refused_or_bounded(payload in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut inflater = Inflater::default();
             if let Ok(message) = inflater.inflate(&payload) {
                 prop_assert!(message.len() <= MAX_PAYLOAD);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_agrees_or_does_not() {
+    fn only_matching_answers_agree_to_compression() {
         for (answer, agreed) in [
             ("permessage-deflate; server_no_context_takeover; client_no_context_takeover", true),
             ("permessage-deflate;server_no_context_takeover", true),

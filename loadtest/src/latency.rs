@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_taken_here_can_be_added_there() {
+    fn taken_contents_can_be_added_elsewhere() {
         let (mut here, mut there) = (Latencies::new().unwrap(), Latencies::new().unwrap());
         for nanos in (0..10_000).map(|step| step * 7_919 + 20_000) {
             here.record(nanos);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_a_minute_is_a_minute() {
+    fn latencies_above_a_minute_count_as_a_minute() {
         let mut latencies = Latencies::new().unwrap();
         assert!(latencies.curve().is_empty());
         latencies.record(3600 * SECOND);

@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_visitor_owes_only_what_lies_between() {
+    fn a_visitor_misses_only_messages_between_its_first_and_last() {
         let mut account = Account::visitor();
         let arrivals = [7, 9, 6, 9, 8].map(|sequence| account.record(sequence));
         // Messages before its first one may have been sent before it joined: a 6 after it proves nothing.
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clean_run_owes_nothing() {
+    fn a_clean_run_misses_nothing() {
         let mut ledger = Ledger::new(2);
         ledger.publish(3);
         assert!(!ledger.is_settled());
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_member_is_not_waited_for_but_still_missing() {
+    fn a_lost_member_is_not_awaited_but_counts_as_missing() {
         let mut ledger = Ledger::new(2);
         ledger.publish(2);
         ledger.record(0, 0);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_may_still_arrive() {
+    fn deliveries_that_were_given_up_may_still_arrive() {
         let mut ledger = Ledger::new(1);
         ledger.publish(2);
         ledger.record(0, 1);

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_differ_and_are_the_same_each_time() {
+    fn messages_differ_and_are_reproducible() {
         let object = |sequence| {
             let mut out = Vec::new();
             write_object(&mut out, &[b'0'; NUMBERS], sequence, 512);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_is_too_small_is_told() {
+    fn a_size_that_is_too_small_is_an_error() {
         assert!(Shape::asked(Payload::Json, 255).unwrap_err().to_string().contains("--size 255"));
         assert_eq!(Shape::asked(Payload::Json, 256).unwrap().size(), 256);
         assert_eq!(Shape::new(Payload::Dots, 0).size(), Stamp::MIN_SIZE);

@@ -346,7 +346,7 @@ pub mod tests {
     }
 
     #[test]
-    fn every_client_sits_in_exactly_one_process() {
+    fn every_client_belongs_to_exactly_one_process() {
         let mut other = group(2, 4, Publishers::Members);
         (other.stalled, other.visitors) = (3, 5);
         let groups = vec![group(3, 10, Publishers::One), other];
@@ -384,7 +384,7 @@ pub mod tests {
     }
 
     #[test]
-    fn messages_go_to_rooms_and_voices_in_turn() {
+    fn rooms_and_publishers_take_turns() {
         let group = group(3, 2, Publishers::Members);
         let voices: Vec<_> = (0..7).map(|number| group.voice(number)).collect();
         assert_eq!(voices, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 0)]);

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_http_is_asked() {
+    fn only_plain_http_urls_are_accepted() {
         let url: Url = "http://127.0.0.1:9090/readyz".parse().unwrap();
         assert_eq!((url.socket.port(), url.path.as_str()), (9090, "/readyz"));
         for bad in ["https://127.0.0.1/", "127.0.0.1:9090", "http://", ""] {

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_is_busy_with_all_but_idling() {
+    fn busy_time_excludes_idle_and_stolen_time() {
         let text = "cpu  100 20 30 4000 500 6 7 8 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n";
         assert_eq!(parse_machine(text), Some(163));
         assert_eq!(parse_machine("intr 1 2 3\n"), None);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn more_descriptors_than_allowed_is_an_error_in_words() {
+    fn too_many_descriptors_is_a_clear_error() {
         let error = allow_descriptors(usize::MAX / 2).unwrap_err().to_string();
         assert!(error.contains("ulimit -Hn"), "{error}");
     }

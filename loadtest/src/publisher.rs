@@ -302,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn http_answers_one_after_the_other_and_in_parts() {
+    fn http_answers_are_read_in_sequence_and_in_parts() {
         let two = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 204 No Content\r\n\r\n";
         assert_eq!(hear_http(two).unwrap(), b"");
         for cut in 0..two.len() {
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_has_the_rooms_number_wherever_it_stands() {
+    fn every_placeholder_of_a_topic_is_replaced() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = RedisAddress::Tcp(listener.local_addr().unwrap());
         let redis = Redis { at, auth: Vec::new(), topic: "a{room}:{room}".into() };

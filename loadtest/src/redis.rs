@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_in_parts() {
+    fn answers_are_read_in_parts() {
         for (bytes, answer) in [("+PONG\r\n", "PONG"), (":17\r\n", "17"), ("$4\r\na\r\nb\r\n", "a\r\nb")] {
             let bytes = bytes.as_bytes();
             for cut in 0..bytes.len() {

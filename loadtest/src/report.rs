@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn every_missed_expectation_has_its_line() {
+    fn every_missed_expectation_has_a_line() {
         let expectation = |words: &str, met| Expectation { words: words.into(), met };
         assert_eq!(Verdict::of(&[expectation("a", true)], None), Verdict::AsExpected);
         let mut all = [expectation("a", false), expectation("b", true), expectation("c", false)];
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn times_as_people_write_them() {
+    fn times_have_readable_units() {
         let all = [0.4, 250.0, 1234.0, 45_600.0, 2_500_000.0].map(written);
         assert_eq!(all, ["0 µs", "250 µs", "1.23 ms", "45.6 ms", "2.50 s"]);
     }

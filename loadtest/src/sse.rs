@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn events_arrive_however_they_are_cut() {
+    fn events_arrive_in_any_split() {
         let (front, back) = STREAM.split_at(30);
         let wire = chunked(&[front, back]);
         for cut in 0..wire.len() {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_says_how_the_body_comes() {
+    fn the_head_determines_the_framing_of_the_body() {
         let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n").into_bytes();
         let chunked =
             head("content-type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: Chunked\r\n");

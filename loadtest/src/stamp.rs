@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_known_byte_for_byte() {
+    fn objects_are_checked_byte_for_byte() {
         let shape = Shape::new(Payload::Json, 300);
         let mut finder = Finder::new(0xABCD, shape);
         for sequence in 0..9 {
@@ -259,7 +259,7 @@ mod tests {
         }
 
         #[test]
-        fn no_byte_may_change_unseen(at in 0_usize..100, to in any::<u8>()) {
+        fn every_changed_byte_is_detected(at in 0_usize..100, to in any::<u8>()) {
             let stamp = Stamp { run: 0xABCD, room: 3, publisher: 1, sequence: 77, sent: 1_234_567 };
             let mut payload = payload(stamp, 100);
             prop_assume!(payload[at] != to);
@@ -270,7 +270,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_cut_or_grown_is_a_stamp(cut in 0_usize..100) {
+        fn a_truncated_or_extended_stamp_is_not_a_stamp(cut in 0_usize..100) {
             let stamp = Stamp { run: 0xABCD, room: 0, publisher: 0, sequence: 1, sent: 2 };
             let payload = payload(stamp, 100);
             let finder = Finder::new(0xABCD, dots(100));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_no_stamps() {
+    fn other_payloads_are_not_stamps() {
         let finder = Finder::new(0x2222_2222, dots(64));
         for payload in [&b""[..], b"\"", b"\"\"", b"hello", &[b'"'; 64], &[b'2'; 64], &[0xFF; 64]] {
             assert_eq!(finder.whole(payload), None);

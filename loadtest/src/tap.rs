@@ -366,7 +366,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pushes_in_parts() {
+    fn pushes_are_read_in_parts() {
         let message = b"*3\r\n$7\r\nmessage\r\n$6\r\nroom:1\r\n$4\r\na\r\nb\r\n";
         let subscribed = b"*3\r\n$9\r\nsubscribe\r\n$6\r\nroom:1\r\n:12\r\n";
         for (bytes, push) in [(&message[..], Push::Message(b"a\r\nb")), (subscribed, Push::Subscribed)] {

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_taken_apart() {
+    fn a_url_is_parsed() {
         let Target { entrance, .. } =
             target("--url ws://127.0.0.1:8080/rooms/a%3A{room}?token=secret", 2).unwrap();
         let address = &entrance.address;
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_in_the_url_and_a_token_are_not_both_the_header() {
+    fn a_user_in_the_url_and_a_token_header_are_exclusive() {
         let url = "--url ws://me:hunter2@127.0.0.1/rooms/x";
         let address = target(url, 1).unwrap().entrance.address;
         assert!(address.basic.is_some());
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn many_rooms_need_a_number() {
+    fn many_rooms_need_the_number_placeholder() {
         let url = "--url ws://127.0.0.1/rooms/x";
         assert!(target(url, 1).is_ok());
         let error = format!("{:#}", target(url, 2).unwrap_err());
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_publish() {
+    fn every_way_to_publish_is_parsed() {
         let via = |flags: &str| Ok(target(&format!("--url ws://127.0.0.1/rooms/x?a=b {flags}"), 1)?.via);
         let via: &dyn Fn(&str) -> anyhow::Result<Via> = &via;
         assert!(matches!(via("").unwrap(), Via::Client(to) if to.address.path(0) == "/rooms/x?a=b"));

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_given_token_is_everybodys() {
+    fn a_given_token_is_shared_by_all_clients() {
         let credentials = Credentials::new(Some("t"), None, "x");
         assert_eq!(
             (credentials.of(0).unwrap(), credentials.of(1).unwrap()),

@@ -132,7 +132,7 @@ mod tests {
     const WS: [&str; 2] = ["ws", "wss"];
 
     #[test]
-    fn a_url_is_taken_apart_and_its_rooms_number_stays() {
+    fn a_url_is_parsed_and_its_placeholder_kept() {
         let web = Web::parse("WS://Example.COM/rooms/a%3A{room}?x={room}", &WS).unwrap();
         assert_eq!((web.scheme.as_str(), web.host.as_str(), web.port), ("ws", "example.com", 80));
         assert_eq!(web.authority, "example.com");
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_part_becomes_basic_credentials_and_is_shown_nowhere() {
+    fn the_user_part_becomes_basic_credentials_and_is_not_shown() {
         let web = Web::parse("ws://me:p%40ss%2F@h:1/x", &WS).unwrap();
         assert_eq!(web.authority, "h:1");
         let line = authorization(web.basic.as_ref(), None);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_others_are_redacted() {
+    fn credentials_in_messages_are_redacted() {
         for (text, shown) in [
             ("invalid value 'ws://u:p@h/x' for", "invalid value 'ws://***@h/x' for"),
             ("ws://u:a@b/c@h and http://h/", "ws://***@h and http://h/"),

@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_did_not_ask_for() {
+    fn unrequested_frames_are_refused() {
         assert_eq!(read_frame(&[0x01, 0], false), Err(WireError::Fragmented));
         assert_eq!(read_frame(&[0x80, 0], false), Err(WireError::Fragmented));
         assert_eq!(read_frame(&[0xC1, 0], false), Err(WireError::Reserved(0xC1)));
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_so_that_the_server_can_unmask() {
+    fn masked_frames_can_be_unmasked() {
         let mut wire = Vec::new();
         write_masked(&mut wire, Opcode::Text, &[b"he", b"llo"], 3);
         assert_eq!(&wire[..2], &[0x81, 0x85]);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn compressed_messages_only_where_agreed() {
+    fn compressed_frames_need_negotiation() {
         let frame = [0xC1, 2, 7, 8];
         assert_eq!(read_frame(&frame, false), Err(WireError::Reserved(0xC1)));
         let expected = Frame { opcode: Opcode::Text, payload: &[7, 8], compressed: true };

@@ -513,7 +513,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ramp_is_even_and_ends_with_everybody() {
+    fn a_ramp_is_even_and_ends_with_all_clients() {
         let second = clock::SECOND;
         assert_eq!(
             [0, second / 4, second - 1, second].map(|passed| ramped(passed, second, 1000)),

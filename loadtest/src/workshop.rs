@@ -334,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_stays_if_its_logs_are_wanted() {
+    fn a_failed_run_keeps_its_directory() {
         let mut kept = PathBuf::new();
         let failed = with_scratch("test-failed", |path| -> anyhow::Result<()> {
             path.clone_into(&mut kept);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_found_in_every_report() {
+    fn missing_deliveries_are_found_in_every_report() {
         assert_eq!(missing(&json!({ "counts": { "missing": 2 } })), 2);
         assert_eq!(
             missing(

@@ -15,7 +15,7 @@ use tidegate_tests::{
 use self::support::{Broadcast, assert_counts, faithful, file, report, tester};
 
 #[test]
-fn handshakes_come_to_stand_and_are_charged_to_the_loop() {
+fn handshakes_succeed_and_are_charged_to_the_loop() {
     let flags = ["handshakes", "--connections=40", "--waves=3", "--at-once=8", "--processes=2", "--quiet"];
     let (output, report) = report("handshakes", &flags);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -28,7 +28,7 @@ fn handshakes_come_to_stand_and_are_charged_to_the_loop() {
 }
 
 #[test]
-fn a_start_is_over_when_the_server_says_so() {
+fn a_start_ends_when_the_server_is_ready() {
     let program = binary().unwrap();
     let address = format!("127.0.0.1:{}", free_port());
     let ready = format!("--ready=http://{address}/readyz");
@@ -50,7 +50,7 @@ fn a_start_is_over_when_the_server_says_so() {
 }
 
 #[tokio::test]
-async fn compressed_messages_are_fewer_bytes_and_the_same_messages() {
+async fn compressed_messages_have_fewer_bytes_and_the_same_content() {
     let node = Builder::new()
         .set("compression.enabled", "true")
         .set("limits.commands", "off")
@@ -89,7 +89,7 @@ async fn compressed_messages_are_fewer_bytes_and_the_same_messages() {
 }
 
 #[test]
-fn a_server_that_does_not_compress_is_not_measured_as_if_it_did() {
+fn a_server_that_does_not_compress_fails_the_run() {
     let server = Broadcast::start(faithful);
     let url = format!("--url=ws://{}/x", server.address);
     let output = tester(&["cost", &url, "--deflate", "--members=1"]).output().unwrap();
@@ -104,7 +104,7 @@ fn a_server_that_does_not_compress_is_not_measured_as_if_it_did() {
 }
 
 #[tokio::test]
-async fn what_is_held_for_the_stalled_is_within_their_bound() {
+async fn bytes_held_for_stalled_clients_are_within_their_bound() {
     let node = Builder::new()
         .set("limits.commands", "off")
         .set("limits.bytes", "off")
@@ -134,7 +134,7 @@ async fn what_is_held_for_the_stalled_is_within_their_bound() {
 }
 
 #[test]
-fn budgets_are_measured_and_the_verdict_is_theirs() {
+fn budgets_are_measured_and_judged() {
     let program: PathBuf = binary().unwrap();
     let (tidegate, results) = (format!("--tidegate={}", program.display()), file("BUDGETS.md"));
     let results_flag = format!("--results={}", results.display());

@@ -46,7 +46,7 @@ fn a_faithful_server_loses_nothing() {
 }
 
 #[test]
-fn every_fault_is_counted_exactly_and_named() {
+fn every_fault_is_counted_exactly_and_reported() {
     // Client 0 never gets message 5, client 1 gets 7 twice, clients 2 and 3 get 8 and 9 in the wrong order, and
     // client 4 gets 11 with a digit of its time changed, which is one missing and one foreign.
     let server = Broadcast::start(|client, message, published| match (client, message) {
@@ -94,7 +94,7 @@ fn a_missed_latency_alone_fails_the_run() {
 }
 
 #[test]
-fn a_message_counts_in_whatever_envelope_a_raw_server_puts_it() {
+fn a_raw_server_may_add_any_envelope() {
     let server = Broadcast::start(|_, message, published| {
         let text: String = serde_json::from_slice(&published[message]).unwrap();
         vec![json!({ "from": "somebody", "text": text }).to_string().into_bytes()]
@@ -109,7 +109,7 @@ fn a_message_counts_in_whatever_envelope_a_raw_server_puts_it() {
 }
 
 #[test]
-fn everybody_publishes_in_a_chat() {
+fn all_members_publish_in_a_chat() {
     let server = Broadcast::start(faithful);
     let more = [&url(&server), "--expect-lost=0", "--processes=2"];
     let (output, report) = report("load-chat", &[&["chat"], &SHORT[..], &more].concat());
@@ -118,7 +118,7 @@ fn everybody_publishes_in_a_chat() {
 }
 
 #[test]
-fn a_pause_of_the_server_is_felt_by_every_message_that_was_due() {
+fn a_pause_of_the_server_delays_every_due_message() {
     // A hundred messages in a second, and a pause of 600 ms: those that were due in its first 100 ms, a tenth
     // of all, arrive at least 500 ms late. A slow machine makes that more, never less.
     let server = Broadcast::start(|client, message, published| {
@@ -137,7 +137,7 @@ fn a_pause_of_the_server_is_felt_by_every_message_that_was_due() {
 }
 
 #[test]
-fn what_a_broken_publisher_could_not_send_is_not_expected() {
+fn messages_that_a_broken_publisher_could_not_send_are_not_expected() {
     // The publisher, client 6, is disconnected after ten messages.
     let server = Broadcast::start(|client, message, published| match (client, message) {
         (6, 9) => vec![b"goodbye".to_vec()],
@@ -154,7 +154,7 @@ fn what_a_broken_publisher_could_not_send_is_not_expected() {
 }
 
 #[test]
-fn what_was_not_done_fails_a_run_of_which_nothing_was_expected() {
+fn incomplete_work_fails_a_run_without_expectations() {
     // The publisher, client 6, is disconnected after ten messages.
     let server = Broadcast::start(|client, message, published| match (client, message) {
         (6, 9) => vec![b"goodbye".to_vec()],
@@ -170,7 +170,7 @@ fn what_was_not_done_fails_a_run_of_which_nothing_was_expected() {
 }
 
 #[test]
-fn a_signal_ends_a_run_with_a_code_of_its_own_and_the_report_so_far() {
+fn a_signal_ends_a_run_with_its_own_code_and_the_report_so_far() {
     for (signal, name) in [(Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM"), (Signal::HUP, "SIGHUP")] {
         let server = Broadcast::start(faithful);
         let json = file(&format!("interrupted-{name}.json"));
@@ -204,7 +204,7 @@ fn a_signal_ends_a_run_with_a_code_of_its_own_and_the_report_so_far() {
 }
 
 #[test]
-fn the_time_limit_is_an_end_before_the_time_too() {
+fn the_time_limit_ends_a_run_early() {
     let server = Broadcast::start(faithful);
     let flags = ["--members=6", "--rate=50", "--duration=1h", "--time-limit=1s", "--expect-lost=0"];
     let (output, report) = report("load-limit", &[&["fanout", &url(&server)], &flags[..]].concat());
@@ -213,7 +213,7 @@ fn the_time_limit_is_an_end_before_the_time_too() {
 }
 
 #[test]
-fn a_run_that_is_ended_while_it_connects_has_a_report() {
+fn a_run_that_ends_while_connecting_has_a_report() {
     for (scenario, flags, why) in [
         ("fanout", &["--members=6"][..], "SIGTERM while connecting; 0 of 7 clients were ready"),
         ("storm", &["--connections=6"], "SIGTERM in wave 1 of 3"),
@@ -245,7 +245,7 @@ fn a_run_that_is_ended_while_it_connects_has_a_report() {
 }
 
 #[test]
-fn a_storm_of_which_nobody_came_to_stand_has_no_latency_and_shows_no_password() {
+fn a_storm_without_ready_connections_has_no_latency_and_shows_no_password() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let (tell, heads) = sync_channel(100);
@@ -297,7 +297,7 @@ fn no_error_repeats_a_password() {
 }
 
 #[test]
-fn a_report_that_cannot_be_written_is_told_before_the_run() {
+fn an_unwritable_report_fails_before_the_run() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.set_nonblocking(true).unwrap();
     let url = format!("--url=ws://{}/rooms/x", listener.local_addr().unwrap());
@@ -316,7 +316,7 @@ fn a_report_that_cannot_be_written_is_told_before_the_run() {
 }
 
 #[test]
-fn a_file_says_what_flags_say_and_all_its_mistakes_at_once() {
+fn a_file_replaces_flags_and_reports_all_its_errors_at_once() {
     let server = Broadcast::start(faithful);
     let good = file("good.toml");
     let text = format!(
@@ -340,7 +340,7 @@ fn a_file_says_what_flags_say_and_all_its_mistakes_at_once() {
 }
 
 #[test]
-fn a_storm_counts_who_was_refused_and_why() {
+fn a_storm_counts_refusals_by_reason() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let url = format!("--url=ws://{}/rooms/x", listener.local_addr().unwrap());
     thread::spawn(move || {

@@ -18,7 +18,7 @@ fn complete(name: &str, scenario: &[&str], listeners: u64) {
 }
 
 #[tokio::test]
-async fn every_protocol_and_every_way_to_publish() {
+async fn every_protocol_and_every_way_to_publish_loses_nothing() {
     let redis = RedisServer::start().await.unwrap();
     let node = Builder::new().set("broker.url", &redis.url()).start().await.unwrap();
     let plain = format!("--url=ws://{}/rooms/load:{{room}}", node.public);
@@ -39,7 +39,7 @@ async fn every_protocol_and_every_way_to_publish() {
 }
 
 #[tokio::test]
-async fn tls_with_and_without_trust() {
+async fn tls_needs_a_trusted_certificate_or_insecure() {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let (certificate, key) = (file("node.pem"), file("node.key"));
     std::fs::write(&certificate, cert.pem()).unwrap();
@@ -67,7 +67,7 @@ async fn tls_with_and_without_trust() {
 }
 
 #[tokio::test]
-async fn a_mix_and_a_stalled_client_cost_nobody_else_a_message() {
+async fn mixed_and_stalled_clients_cost_other_clients_no_message() {
     let node = Builder::new().start().await.unwrap();
     let url = format!("--url=ws://{}/rooms/load:{{room}}", node.public);
     let secret = format!("--hs256-secret={SECRET}");

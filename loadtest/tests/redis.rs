@@ -35,7 +35,7 @@ fn run(name: &str, scenario: &[&str], flags: &[String]) -> Value {
 }
 
 #[tokio::test]
-async fn everything_that_redis_is_told_comes_out_once() {
+async fn everything_published_to_redis_is_delivered_once() {
     let (redis, node, mut flags) = node().await;
     flags.push(format!("--redis={}", redis.url()));
     let pace = ["--messages=3000", "--window=700", "--rounds=2", "--warmup=500"];
@@ -59,7 +59,7 @@ async fn everything_that_redis_is_told_comes_out_once() {
 }
 
 #[tokio::test]
-async fn everything_that_clients_say_is_in_redis_once() {
+async fn everything_that_clients_publish_reaches_redis_once() {
     let (redis, _node, mut flags) = node().await;
     flags.push(format!("--redis={}", redis.unix_url()));
     let pace = ["--messages=3000", "--window=700", "--rounds=2", "--warmup=500"];
@@ -71,7 +71,7 @@ async fn everything_that_clients_say_is_in_redis_once() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_hears_somebody_else_says_so() {
+async fn publications_to_another_topic_are_missing() {
     let (redis, _node, mut flags) = node().await;
     // Clients publish to `load:…`, but the subscriber listens to `other:…`.
     flags.extend([format!("--redis={}", redis.url()), "--topic=room:other:{room}".to_owned()]);
@@ -101,7 +101,7 @@ async fn small_rooms_are_compared_with_big_ones() {
 }
 
 #[test]
-fn topics_are_back_after_a_restart_and_no_room_that_is_misses_anything() {
+fn topics_return_after_a_restart_and_rooms_that_are_back_miss_nothing() {
     let program = format!("--tidegate={}", node::binary().unwrap().display());
     let scenario = ["resubscribe", "--connections=10", "--rooms-per-client=20", "--rounds=2", "--rate=200"];
     let flags =

@@ -153,7 +153,7 @@ fn every_fault_is_counted_exactly() {
 }
 
 #[test]
-fn a_refused_upgrade_is_told_and_nothing_is_measured() {
+fn a_refused_upgrade_fails_the_run() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let (ended, end) = mpsc::sync_channel(1);
@@ -173,7 +173,7 @@ fn a_refused_upgrade_is_told_and_nothing_is_measured() {
 }
 
 #[test]
-fn the_limit_and_a_server_in_one_run() {
+fn the_limit_and_a_server_are_measured_in_one_run() {
     let pid = std::process::id().to_string();
     let url = format!("ws://{}/rooms/x", server(20, faithful));
     let html = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare-limit.html");

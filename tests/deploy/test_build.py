@@ -32,7 +32,7 @@ def git(directory, *arguments):
     return ran.stdout.strip()
 
 
-def test_a_release_names_its_commit_and_is_built_anew_for_another_one(script, tmp_path):
+def test_a_release_names_its_commit_and_is_rebuilt_for_another(script, tmp_path):
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "a")
     lines = told(script, tmp_path, PROFILE="release")
@@ -50,7 +50,7 @@ def test_other_builds_do_not_depend_on_commits(script, tmp_path):
     assert [line for line in lines if "rerun-if-changed" in line] == ["cargo::rerun-if-changed=build.rs"]
 
 
-def test_what_the_build_is_told_wins(script, tmp_path):
+def test_build_revision_overrides_git(script, tmp_path):
     for profile in ("debug", "release"):
         assert revision(told(script, tmp_path, PROFILE=profile, BUILD_REVISION=" abc1234 ")) == "abc1234"
 

@@ -68,14 +68,14 @@ def check(tidegate, text, tmp_path, certificate=None):
     )
 
 
-def test_the_node_takes_what_is_rendered(tidegate, values_file, tmp_path, certificate):
+def test_the_node_accepts_the_rendered_configuration(tidegate, values_file, tmp_path, certificate):
     objects = render(files=[values_file])
     checked = check(tidegate, config_text(objects, deployment_name(objects)), tmp_path, certificate)
     assert checked.returncode == 0, checked.stderr
     assert checked.stdout == "configuration is valid\n"
 
 
-def test_what_the_chart_says_of_config_is_current():
+def test_the_config_schema_is_current():
     assert config_schema.SCHEMA.read_text() == config_schema.schema_with_config(), (
         "run python tests/deploy/config_schema.py"
     )
@@ -106,7 +106,7 @@ def toml(value):
     return json.dumps(value)
 
 
-def test_the_chart_refuses_no_value_that_the_node_takes(tidegate, tmp_path):
+def test_the_chart_accepts_every_value_that_the_node_accepts(tidegate, tmp_path):
     schema = json.loads(config_schema.SCHEMA.read_text())
     validators = {}
     for key, _ in config_schema.reference():
@@ -139,7 +139,7 @@ def test_the_chart_refuses_no_value_that_the_node_takes(tidegate, tmp_path):
     "pattern",
     ["a", "*", "a:*", "{sub}", "user:{sub}", "{sub}:a*", "日本/*", "a b", "a*b", "{sub}*", "{sub}{sub}", "{a}", "a\t", ""],
 )
-def test_room_patterns_are_those_of_the_node(tidegate, tmp_path, pattern):
+def test_room_patterns_match_those_of_the_node(tidegate, tmp_path, pattern):
     path = tmp_path / "tidegate.toml"
     path.write_text(f"[rooms.{json.dumps(pattern)}]\npriority = true\n")
     node = subprocess.run([tidegate, "check-config", "--config", path], capture_output=True, check=False, env={})
@@ -152,7 +152,7 @@ def test_room_patterns_are_those_of_the_node(tidegate, tmp_path, pattern):
 
 
 @pytest.mark.parametrize(("key", "kind"), config_schema.reference())
-def test_the_chart_tells_right_from_wrong_for_every_key(key, kind):
+def test_every_kind_of_value_is_checked(key, kind):
     """A new kind of value in the reference would not be checked; this test names the kind to add to `choices`."""
     assert config_schema.value(kind) != config_schema.ANYTHING, f"{key}: config_schema.choices does not know {kind!r}"
 
@@ -177,7 +177,7 @@ def test_no_secret_can_be_given_by_config():
 
 
 @pytest.mark.parametrize("binary", ["helm3", "helm4"])
-def test_values_arrive_as_they_are(binary):
+def test_values_arrive_unchanged(binary):
     config = {
         "origins": ["https://a.example", 'quo"ted', "a\\b", "tab\there", "<&>", "ü€"],
         "demo": False,
@@ -190,13 +190,13 @@ def test_values_arrive_as_they_are(binary):
     assert type(read["limits"]["connections"]) is int
 
 
-def test_what_is_null_is_left_out():
+def test_null_values_are_omitted():
     read = tomllib.loads(config_text(render({"config": {"log": {"format": None}, "limits": {"connections": None}}})))
     assert "format" not in read.get("log", {})
     assert "connections" not in read.get("limits", {})
 
 
-def test_the_defaults_of_the_chart_say_nothing_that_the_node_would_not_say_itself(tidegate):
+def test_every_managed_key_is_a_key_of_the_node(tidegate):
     """Every key that the chart manages is still a key of the node."""
     known = subprocess.run([tidegate, "default-config"], capture_output=True, text=True, check=True).stdout
     guards = (CHART / "templates" / "_guards.tpl").read_text().split("$managed := dict")[1].split("}}")[0]

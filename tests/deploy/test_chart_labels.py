@@ -63,7 +63,7 @@ def labels_of(o):
 
 
 @pytest.mark.parametrize("binary", HELM)
-def test_no_key_stands_twice_and_the_users_wins_everywhere(binary):
+def test_keys_are_unique_and_user_values_win(binary):
     # The loader of `render` refuses a duplicate key.
     common = {"commonLabels": FREE, "commonAnnotations": {"a": "common", "helm.sh/hook-delete-policy": "mine"}}
     kinds = set()
@@ -80,7 +80,7 @@ def test_no_key_stands_twice_and_the_users_wins_everywhere(binary):
 
 @pytest.mark.parametrize("binary", HELM)
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_given_for_one_object_wins_over_what_is_given_for_all(binary, place):
+def test_metadata_for_one_object_wins_over_common_metadata(binary, place):
     given = {"a": "mine", "app.kubernetes.io/part-of": "mine", "grafana_dashboard": "mine"}
     values = merge(REST if "podMonitor" in place else MOST, {"commonLabels": {"a": "common"}})
     found = [o for o in render(merge(values, at(place, given)), binary=binary) if o["kind"] == PLACES[place]]
@@ -100,7 +100,7 @@ def test_what_is_given_for_one_object_wins_over_what_is_given_for_all(binary, pl
         ("metrics.dashboards.annotations", "ConfigMap", "a"),
     ],
 )
-def test_annotations_for_one_object_win_over_presets_and_those_for_all(binary, place, kind, key):
+def test_annotations_for_one_object_win_over_presets_and_common_ones(binary, place, kind, key):
     values = merge(merge(MOST, {"commonAnnotations": {key: "common"}}), at(place, {key: "mine"}))
     found = [o["metadata"]["annotations"][key] for o in render(values, binary=binary) if o["kind"] == kind]
     assert "mine" in found
@@ -125,13 +125,13 @@ def test_labels_of_alerts_win_over_the_rules():
 @pytest.mark.parametrize(
     ("place", "key"), [*(("commonLabels", key) for key in SELECTED), *((place, SELECTED[0]) for place in PLACES)]
 )
-def test_labels_that_selectors_use_are_the_charts(binary, place, key):
+def test_selector_labels_cannot_be_set(binary, place, key):
     with pytest.raises(Refused, match=f"{place}: selectors use the label {key}"):
         render(at(place, {key: "mine"}), binary=binary)
 
 
 @pytest.mark.parametrize("binary", HELM)
 @pytest.mark.parametrize("place", ["commonAnnotations", "podAnnotations"])
-def test_the_checksum_is_the_charts(binary, place):
+def test_the_checksum_annotation_cannot_be_set(binary, place):
     with pytest.raises(Refused, match=f"{place}: only the chart may set the annotation checksum/config"):
         render({place: {"checksum/config": "mine"}}, binary=binary)

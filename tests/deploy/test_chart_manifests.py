@@ -27,7 +27,7 @@ def seconds(time):
     ],
     ids=["default", "no pre-stop", "long"],
 )
-def test_the_grace_period_covers_everything_a_leaving_pod_does(drain, kubernetes):
+def test_the_grace_period_covers_the_whole_drain_of_a_pod(drain, kubernetes):
     values = yaml.safe_load((CHART / "values.yaml").read_text())["drain"] | drain
     objects = render({"drain": drain}, kubernetes=kubernetes)
     told = tomllib.loads(config_text(objects))["drain"]
@@ -43,19 +43,19 @@ def test_the_grace_period_covers_everything_a_leaving_pod_does(drain, kubernetes
     assert (sleep > 0) == (values["preStopSeconds"] > 0 and float(kubernetes) >= 1.30)
 
 
-def test_a_longer_grace_period_may_be_asked_for():
+def test_a_longer_grace_period_can_be_set():
     assert pod_spec(render({"terminationGracePeriodSeconds": 900}))["terminationGracePeriodSeconds"] == 900
 
 
 @pytest.mark.parametrize(("pods", "expected"), [(1, 600), (5, 625), (40, 5000)])
-def test_a_rollout_has_time_for_one_pod_after_the_other(pods, expected):
+def test_the_progress_deadline_covers_all_pods_in_sequence(pods, expected):
     # 30 s to start, 10 s to be ready, 85 s to drain.
     spec = of_kind(render(merge(FLEET, {"replicaCount": pods})), "Deployment")["spec"]
     assert spec["progressDeadlineSeconds"] == expected
     assert spec["progressDeadlineSeconds"] > spec["minReadySeconds"]
 
 
-def test_a_rollout_takes_nothing_away_first(values_file):
+def test_a_rollout_starts_new_pods_before_it_stops_old_ones(values_file):
     objects = render(files=[values_file])
     strategy = of_kind(objects, "Deployment", deployment_name(objects))["spec"]["strategy"]
     assert strategy["type"] == "RollingUpdate"
@@ -66,7 +66,7 @@ def test_a_rollout_takes_nothing_away_first(values_file):
 # Probes and ports
 
 
-def test_only_readiness_asks_about_redis(values_file):
+def test_only_the_readiness_probe_depends_on_redis(values_file):
     objects = render(files=[values_file])
     container = node_container(objects, deployment_name(objects))
     paths = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
@@ -156,7 +156,7 @@ def test_the_development_redis_is_found_by_the_node():
     assert selects(service["spec"]["selector"], labels)
 
 
-def test_every_object_has_a_name_that_kubernetes_takes_however_long_the_release_is():
+def test_object_names_are_valid_for_the_longest_release_name():
     for o in render(files=[CHART / "ci" / "production-values.yaml"], release="r" * 53):
         # Names of Services become host names, names of workloads become labels; others may be longer.
         most = 253 if o["kind"] in ("ConfigMap", "PrometheusRule") else 63
@@ -177,7 +177,7 @@ def test_every_object_carries_the_common_labels():
 @pytest.mark.parametrize(
     ("kind", "expected"), [("none", []), ("hpa", ["HorizontalPodAutoscaler"]), ("keda", ["ScaledObject"])]
 )
-def test_there_is_one_autoscaler_or_none_and_never_a_fixed_number_beside_it(kind, expected):
+def test_there_is_at_most_one_autoscaler_and_no_fixed_number_beside_it(kind, expected):
     values = merge(FLEET, {"autoscaling": {"kind": kind, "keda": {"serverAddress": "http://prometheus:9090"}}})
     objects = render(values)
     scalers = [o for o in objects if o["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")]
@@ -202,7 +202,7 @@ def test_it_grows_fast_and_shrinks_slowly_within_the_limits_of_the_api():
     assert all(policy["periodSeconds"] <= 1800 for policy in up["policies"] + down["policies"])
 
 
-def test_prometheus_being_away_takes_no_pod_away():
+def test_an_outage_of_prometheus_removes_no_pods():
     scaled = of_kind(render(files=[CHART / "ci" / "keda-haproxy-values.yaml"]), "ScaledObject")["spec"]
     assert scaled["fallback"] == {"failureThreshold": 3, "replicas": 6, "behavior": "currentReplicasIfHigher"}
     assert [trigger["type"] for trigger in scaled["triggers"]] == ["prometheus", "cpu"]
@@ -327,7 +327,7 @@ def another(key):
 
 
 @pytest.mark.parametrize(("key", "when"), keys_of_the_node())
-def test_the_chart_knows_which_keys_a_running_node_takes(key, when):
+def test_the_chart_knows_the_keys_that_a_running_node_reloads(key, when):
     managed = {
         "public.listen": {"containerPorts": {"public": 1}},
         "ops.listen": {"containerPorts": {"ops": 1}},
@@ -375,7 +375,7 @@ PRESETS = {
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_know_their_load_balancer(preset):
+def test_presets_set_the_annotations_of_their_load_balancer(preset):
     objects = render({"ingress": {"enabled": True, "preset": preset}})
     annotations = of_kind(objects, "Ingress")["metadata"].get("annotations", {})
     assert PRESETS[preset].items() <= annotations.items()
@@ -405,7 +405,7 @@ def test_annotations_of_the_user_win_over_the_presets():
         ("traefik", "Service", "traefik.ingress.kubernetes.io/service.serversscheme", "https"),
     ],
 )
-def test_presets_speak_tls_to_nodes_that_do(preset, kind, annotation, value):
+def test_presets_use_tls_to_nodes_with_tls(preset, kind, annotation, value):
     values = {"ingress": {"enabled": True, "preset": preset}, "tls": {"existingSecret": "tls"}}
     assert of_kind(render(values), kind, "r-tidegate")["metadata"]["annotations"][annotation] == value
 
@@ -432,7 +432,7 @@ def test_rules_and_dashboards_are_the_files_of_the_chart():
 
 
 @pytest.mark.parametrize("monitor", ["serviceMonitor", "podMonitor"])
-def test_what_is_scraped_is_called_as_rules_and_dashboards_expect(monitor):
+def test_scrape_labels_match_rules_and_dashboards(monitor):
     kind = monitor[0].upper() + monitor[1:]
     spec = of_kind(render({"metrics": {monitor: {"enabled": True}}}), kind)["spec"]
     (endpoint,) = spec.get("endpoints") or spec["podMetricsEndpoints"]

@@ -119,14 +119,14 @@ def test_labels_and_annotations_arrive_as_text_in_any_case(binary, trap):
 
 
 @pytest.mark.parametrize("trap", TRAPS + CAPITALS + ["0", "-1", "~", ".5", "0x1f", "0o17", "off", "Yes", "TRUE", "2001-01-01"])
-def test_the_loader_of_these_tests_sees_what_go_would_see(trap):
+def test_the_test_loader_parses_yaml_like_go(trap):
     (read,) = load(f"a: [{trap}]\n")[0]["a"]
     assert not isinstance(read, str), f"{trap} was read as text"
     (read,) = load(f'a: ["{trap}"]\n')[0]["a"]
     assert read == trap
 
 
-def test_the_loader_of_these_tests_refuses_a_key_that_stands_twice():
+def test_the_test_loader_refuses_duplicate_keys():
     with pytest.raises(yaml.constructor.ConstructorError, match="twice"):
         yaml.load("a: 1\nb: {c: 1, c: 1}\n", Strict)
 
@@ -215,12 +215,12 @@ def test_other_names_that_kubernetes_would_refuse_are_refused(binary, values, wh
         ({"initContainers": [{"name": "a"}], "extraContainers": [{"name": "a"}]}, "name a twice"),
     ],
 )
-def test_what_has_a_name_in_a_list_has_it_once(binary, values, said):
+def test_names_in_lists_are_unique(binary, values, said):
     with pytest.raises(Refused, match=said):
         render(values, binary=binary)
 
 
-def test_every_ci_file_renders_under_a_name_that_is_a_number(values_file):
+def test_every_ci_file_renders_with_a_numeric_name(values_file):
     values = merge(yaml.safe_load(values_file.read_text()) or {}, {"fullnameOverride": "rooms"})
     for o in render(values, release="123", namespace="456"):
         assert o["metadata"].get("namespace", "456") == "456"

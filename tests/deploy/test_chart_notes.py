@@ -44,7 +44,7 @@ def commands(told):
     ],
     ids=["port-forward", "load balancer", "load balancer at a port", "gateway", "ingress", "ingress without tls"],
 )
-def test_the_commands_do_what_they_say(tidegate, tmp_path, values, written):
+def test_the_commands_of_the_notes_work(tidegate, tmp_path, values, written):
     node = Node(tidegate, tmp_path)
     address = f"{node.host}:{node.public}"
     told = render(merge(FLEET, values), notes=True)
@@ -78,7 +78,7 @@ def test_the_commands_do_what_they_say(tidegate, tmp_path, values, written):
         node.stop()
 
 
-def test_notes_name_the_next_three_steps_and_what_is_dangerous():
+def test_notes_list_the_next_three_steps_and_the_risks():
     # Helm 4 only: a dry run of Helm 3 asks a cluster for its version.
     told = render({}, notes=True)
     for step in ("1. ", "2. ", "3. "):

@@ -111,7 +111,7 @@ def test_the_deployment_runs_as_rendered(podman, redis, tidegate, tmp_path):
         raise
 
 
-def test_an_unsound_configuration_ends_the_container_with_a_word(podman, tmp_path):
+def test_an_invalid_configuration_stops_the_container_with_a_message(podman, tmp_path):
     public, ops = free_ports(2)
     values = {
         "fullnameOverride": "broken",
@@ -126,7 +126,7 @@ def test_an_unsound_configuration_ends_the_container_with_a_word(podman, tmp_pat
     assert podman("inspect", "--format", "{{.State.ExitCode}}", container) == "2"
 
 
-def test_the_test_hook_asks_a_running_node(podman, tidegate, tmp_path):
+def test_the_test_hook_queries_a_running_node(podman, tidegate, tmp_path):
     """The hook's own container, with the addresses of a running node."""
     node = Node(tidegate, tmp_path)
     try:

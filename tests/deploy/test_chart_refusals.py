@@ -179,12 +179,12 @@ def test_the_guards_refuse(binary, values, said):
         },
     ],
 )
-def test_a_fleet_may_have_its_redis_and_keys_from_anywhere(values):
+def test_a_fleet_may_use_any_source_of_redis_and_keys(values):
     assert render(values)
 
 
 @pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"])
-def test_kinds_of_redis_are_refused_exactly_as_long_as_the_node_refuses_them(scheme, tidegate):
+def test_the_chart_refuses_the_kinds_of_redis_that_the_node_refuses(scheme, tidegate):
     url = f"{scheme}://a.example:26379/main"
     node = subprocess.run([tidegate, "check-config", "--broker-url", url], capture_output=True, text=True, check=False)
     if "not yet supported" in node.stderr:
@@ -199,7 +199,7 @@ def schema():
     return json.loads((CHART / "values.schema.json").read_text())
 
 
-def test_the_schema_knows_every_value_and_no_other():
+def test_the_schema_lists_exactly_the_values():
     def compare(values, part, path):
         part = schema()["definitions"][part["$ref"].rsplit("/", 1)[1]] if "$ref" in part else part
         if path == ".config":
@@ -253,5 +253,5 @@ def test_a_network_policy_that_cuts_nodes_off_is_refused(values, said):
         {"config": {"auth": {"jwks_url": "https://a/"}}, "networkPolicy": {"extraEgress": [{"ports": [{"port": 443}]}]}},
     ],
 )
-def test_a_network_policy_that_leaves_the_ways_open_is_not(values):
+def test_a_network_policy_that_keeps_nodes_reachable_is_accepted(values):
     assert render(merge(NETWORK, values))

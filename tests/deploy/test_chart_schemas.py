@@ -16,7 +16,7 @@ CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject", "HTT
 
 
 @pytest.mark.parametrize("binary", HELM)
-def test_lint_finds_nothing(binary, values_file):
+def test_lint_passes(binary, values_file):
     said = helm(binary, "lint", CHART, "--strict", "--values", values_file)
     assert "0 chart(s) failed" in said
     assert "[WARNING]" not in said and "[ERROR]" not in said, said
@@ -24,7 +24,7 @@ def test_lint_finds_nothing(binary, values_file):
 
 @pytest.mark.parametrize("kubernetes", KUBERNETES)
 @pytest.mark.parametrize("binary", HELM)
-def test_objects_are_what_kubernetes_takes(binary, kubernetes, values_file):
+def test_objects_match_the_schemas_of_kubernetes(binary, kubernetes, values_file):
     objects = render(files=[values_file], binary=binary, kubernetes=kubernetes)
     assert objects
     for document in objects:
@@ -32,7 +32,7 @@ def test_objects_are_what_kubernetes_takes(binary, kubernetes, values_file):
             kubernetes_validate.validate(document, kubernetes, strict=True)
 
 
-def test_the_newest_kubernetes_is_the_newest_there_is_a_schema_for():
+def test_the_newest_kubernetes_with_a_schema_is_tested():
     assert kubernetes_validate.latest_version().startswith(f"{KUBERNETES[-1]}.")
 
 
@@ -50,7 +50,7 @@ def held_against_models(objects):
     )
 
 
-def test_custom_resources_are_what_their_definitions_take():
+def test_custom_resources_match_their_definitions():
     customs = [o for file in VALUES for o in render(files=[file]) if o["kind"] in CUSTOM]
     assert {o["kind"] for o in customs} == CUSTOM, "every custom resource of the chart is in some values file"
     checked = held_against_models(customs)
@@ -61,7 +61,7 @@ def test_custom_resources_are_what_their_definitions_take():
 @pytest.mark.parametrize(
     "change", [{"pollInterval": 15}, {"pollingInterval": "often"}], ids=["unknown field", "wrong value"]
 )
-def test_the_models_find_what_is_wrong(change):
+def test_the_models_find_errors(change):
     (scaled,) = [o for o in render(files=[CHART / "ci" / "keda-haproxy-values.yaml"]) if o["kind"] == "ScaledObject"]
     wrong = {**scaled, "spec": {**scaled["spec"], **change}}
     checked = held_against_models([wrong])

@@ -51,7 +51,7 @@ def deployments(objects):
 
 
 @pytest.mark.parametrize("binary", HELM)
-def test_it_is_a_part_of_another_chart(binary, parent):
+def test_it_can_be_a_subchart(binary, parent):
     objects = template(binary, parent, VALUES % "false")
     (deployment,) = deployments(objects).values()
     assert deployment["metadata"]["name"] == "r-tidegate"
@@ -61,7 +61,7 @@ def test_it_is_a_part_of_another_chart(binary, parent):
 
 
 @pytest.mark.parametrize("binary", HELM)
-def test_twice_in_one_release_it_is_two_gateways(binary, parent):
+def test_two_aliases_in_one_release_are_two_gateways(binary, parent):
     objects = template(binary, parent, VALUES % "true")
     assert set(deployments(objects)) == {"r-tidegate", "r-chat"}
     named = [(o["kind"], o["metadata"]["name"]) for o in objects]
@@ -74,12 +74,12 @@ def test_twice_in_one_release_it_is_two_gateways(binary, parent):
 
 
 @pytest.mark.parametrize("binary", HELM)
-def test_switched_off_it_is_not_there(binary, parent):
+def test_a_disabled_subchart_renders_nothing(binary, parent):
     assert template(binary, parent, "tidegate: {enabled: false}\nchat: {enabled: false}\n") == []
 
 
 @pytest.mark.parametrize("binary", HELM)
-def test_its_own_mistakes_are_still_refused(binary, parent):
+def test_a_subchart_still_refuses_invalid_values(binary, parent):
     with pytest.raises(Refused, match="connectons"):
         template(binary, parent, "tidegate: {config: {limits: {connectons: 5}}}\nchat: {enabled: false}\n")
     with pytest.raises(Refused, match="enabled"):
@@ -87,7 +87,7 @@ def test_its_own_mistakes_are_still_refused(binary, parent):
 
 
 @pytest.mark.parametrize("binary", HELM)
-def test_alone_it_takes_what_a_parent_would_give_it(binary):
+def test_a_standalone_chart_accepts_values_for_a_parent(binary):
     values = "enabled: true\nglobal: {a: 1}\nx-common: &common {a: b}\nx-list: [1]\ncommonLabels: *common\n"
     objects = load(helm(binary, "template", "r", CHART, "--values", "-", stdin=values))
     assert all(o["metadata"]["labels"]["a"] == "b" for o in objects)

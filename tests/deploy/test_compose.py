@@ -26,7 +26,7 @@ def seconds(time):
     return int(time.removesuffix("s"))
 
 
-def test_it_is_what_compose_takes():
+def test_it_matches_the_compose_schema():
     tool = ROOT / "tests" / ".venv" / "bin" / "check-jsonschema"
     checked = subprocess.run(
         [tool, "--builtin-schema", "vendor.compose-spec", COMPOSE], capture_output=True, text=True, check=False
@@ -34,7 +34,7 @@ def test_it_is_what_compose_takes():
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_node_takes_its_environment(tidegate, tmp_path):
+def test_the_node_accepts_its_environment(tidegate, tmp_path):
     (tmp_path / "hs256").write_text(SECRET)
     nodes = {name: service for name, service in services().items() if name.startswith("tidegate-")}
     assert set(nodes) == {"tidegate-a", "tidegate-b"}
@@ -73,7 +73,7 @@ def fleet(tidegate, tmp_path):
             part.stop()
 
 
-def test_every_address_that_it_names_leads_to_something(tidegate, fleet):
+def test_every_listed_address_is_published(tidegate, fleet):
     named = re.findall(r"http://localhost:(\d+)([^\s\"]*)", COMPOSE.read_text().split("\nname:")[0])
     published = {port.split(":")[1] for service in services().values() for port in service.get("ports", [])}
     assert {port for port, _ in named} == published == {"8000", "3000", "9091"}
@@ -103,7 +103,7 @@ def test_every_address_that_it_names_leads_to_something(tidegate, fleet):
     assert asked.stdout == "200", asked
 
 
-def test_everything_that_is_mounted_is_there():
+def test_every_mounted_file_exists():
     for name, service in services().items():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
@@ -132,7 +132,7 @@ def test_names_agree():
     assert source["url"] == "http://prometheus:9090" and "prometheus" in names
 
 
-def test_nothing_is_open_to_the_network_and_nothing_runs_with_more_than_it_needs():
+def test_ports_are_local_and_containers_unprivileged():
     for name, service in services().items():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name}: {port}"
@@ -142,7 +142,7 @@ def test_nothing_is_open_to_the_network_and_nothing_runs_with_more_than_it_needs
             assert re.search(r":v?\d+\.\d+", image), f"{name}: {image} names no version"
 
 
-def test_prometheus_takes_its_configuration(tmp_path):
+def test_prometheus_accepts_its_configuration(tmp_path):
     # Next to each other, as they are mounted.
     (tmp_path / "prometheus.yaml").write_text((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
     (tmp_path / "rules.yaml").write_text((DEPLOY / "prometheus" / "rules.yaml").read_text())
@@ -153,7 +153,7 @@ def test_prometheus_takes_its_configuration(tmp_path):
     assert "1 rule files found" in checked.stdout
 
 
-def test_haproxy_takes_its_configuration_as_it_is(tmp_path):
+def test_haproxy_accepts_its_configuration(tmp_path):
     # Replace compose's host names with addresses.
     text = (
         (DEPLOY / "proxies" / "haproxy.cfg")

@@ -43,7 +43,7 @@ def built(source, directory):
     )
 
 
-def test_the_files_are_what_the_typed_sources_make(tmp_path):
+def test_the_files_match_the_typed_sources(tmp_path):
     # Next to the sources, so that packages are found.
     out = HERE / "dashboards" / ".built"
     compiled = built(HERE / "dashboards", out)
@@ -56,7 +56,7 @@ def test_the_files_are_what_the_typed_sources_make(tmp_path):
     assert (ROOT / "deploy" / "grafana" / "dashboards").resolve() == CHART / "files" / "dashboards"
 
 
-def test_the_types_find_what_grafana_does_not_know():
+def test_the_types_reject_unknown_grafana_options():
     source = (HERE / "dashboards" / "panels.ts").read_text()
     wrong = HERE / "dashboards" / ".wrong.ts"
     wrong.write_text(source.replace("GraphDrawStyle.Line", '"wiggly"'))
@@ -130,7 +130,7 @@ def busy(tmp_path_factory, tidegate):
         fleet.stop()
 
 
-def test_no_panel_is_without_data(busy, tmp_path):
+def test_every_panel_has_data(busy, tmp_path):
     fleet, start = busy
     node = fleet.nodes[0].name
 
@@ -164,7 +164,7 @@ def test_no_panel_is_without_data(busy, tmp_path):
         assert file.stat().st_size > 10_000
 
 
-def test_the_variables_offer_what_is_there(busy):
+def test_the_variables_list_existing_values(busy):
     fleet, _ = busy
     for dashboard in dashboards():
         for variable in dashboard["templating"]["list"]:
@@ -182,7 +182,7 @@ def test_the_variables_offer_what_is_there(busy):
             eventually(offered, f"{dashboard['title']}: {variable['name']}")
 
 
-def test_every_rule_is_evaluated_and_asks_for_metrics_that_are_there(busy):
+def test_every_rule_is_evaluated_on_existing_metrics(busy):
     fleet, _ = busy
 
     def evaluated():

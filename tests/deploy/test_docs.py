@@ -74,7 +74,7 @@ def commands(program, documents=DOCUMENTS):
 
 
 @pytest.mark.parametrize(("where", "command"), [*commands("kubectl"), *commands("helm")])
-def test_kubectl_and_helm_know_what_they_are_asked(where, command, tmp_path):
+def test_kubectl_and_helm_accept_the_documented_commands(where, command, tmp_path):
     config = tmp_path / "config"
     config.write_text(yaml.safe_dump(NOWHERE))
     for program, tool in (("kubectl", "kubectl"), ("helm", "helm4")):
@@ -99,7 +99,7 @@ def test_kubectl_and_helm_know_what_they_are_asked(where, command, tmp_path):
     assert not mistakes, f"{where}: {command}\n{said}"
 
 
-def test_redis_knows_what_it_is_asked(tmp_path):
+def test_redis_accepts_the_documented_commands(tmp_path):
     redis = Redis(tmp_path)
     try:
         asked = commands("redis-cli")
@@ -177,7 +177,7 @@ def names_in(package):
     return {f"{name}::" if kind == "mod" else name for kind, name in found}
 
 
-def test_cargo_has_what_developers_are_told_to_run(packages):
+def test_documented_cargo_commands_exist(packages):
     seen = set()
     for where, words in arguments("cargo"):
         command = words[0]
@@ -209,7 +209,7 @@ def test_cargo_has_what_developers_are_told_to_run(packages):
     assert seen == {"build", "test", "bench", "clippy"}
 
 
-def test_there_are_tests_where_developers_are_sent():
+def test_documented_test_names_exist():
     here = ROOT / "tests" / "deploy"
     named = [path.stem for path in here.glob("test_*.py")]
     named += re.findall(r"^def (test_\w+)", "\n".join(path.read_text() for path in here.glob("test_*.py")), re.M)
@@ -233,7 +233,7 @@ def test_fuzz_targets_and_budgets_exist():
             assert set(chosen.split(",")) <= budgets, f"{where}: {chosen}"
 
 
-def test_long_runs_and_files_are_as_developers_are_told():
+def test_documented_long_runs_and_files_exist():
     usage = subprocess.run([ROOT / "tests/run", "--help"], capture_output=True, text=True, check=True).stdout
     for where, words in arguments("tests/run"):
         assert all(word in usage for word in words), f"{where}: tests/run {words}"
@@ -264,7 +264,7 @@ def anchors(path):
 
 
 @pytest.mark.parametrize("document", sorted(documents()))
-def test_links_lead_somewhere(document):
+def test_links_resolve(document):
     path = ROOT / document
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):

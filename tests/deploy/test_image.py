@@ -22,7 +22,7 @@ def test_the_dockerfile_is_clean():
     assert checked.returncode == 0, checked.stdout
 
 
-def test_the_context_is_enough_for_cargo_and_nothing_else(podman, tmp_path):
+def test_the_build_context_is_sufficient_and_minimal(podman, tmp_path):
     """.dockerignore as a builder applies it: the workspace loads, and no test, log or history is in the context."""
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /src\n")
     name = "localhost/context:check"
@@ -48,7 +48,7 @@ def test_the_context_is_enough_for_cargo_and_nothing_else(podman, tmp_path):
         podman.run("buildah", "rm", container)
 
 
-def test_it_says_what_it_is(podman):
+def test_the_image_has_its_metadata(podman):
     image = json.loads(podman("inspect", "--type", "image", IMAGE))[0]
     config = image["Config"]
     labels = config["Labels"]
@@ -66,7 +66,7 @@ def test_it_says_what_it_is(podman):
     assert not [entry for entry in config["Env"] if entry.startswith("TIDEGATE")]
 
 
-def test_it_holds_the_binary_and_its_certificates(podman, tidegate):
+def test_the_image_contains_the_binary_and_certificates(podman, tidegate):
     container = podman.run("buildah", "from", IMAGE)
     root = Path(podman.run("buildah", "mount", container))
     try:
@@ -119,7 +119,7 @@ def running(podman, tmp_path):
     podman("rm", "--force", "--time", "0", name, check=False)
 
 
-def test_it_runs_is_healthy_serves_and_leaves(podman, running, tidegate, tmp_path):
+def test_the_container_is_healthy_serves_and_drains(podman, running, tidegate, tmp_path):
     name, public = running
     # The HEALTHCHECK command, in the container, with the container's environment.
     eventually(lambda: podman("healthcheck", "run", name) in ("", "healthy"), "the first health check")
@@ -136,7 +136,7 @@ def test_it_runs_is_healthy_serves_and_leaves(podman, running, tidegate, tmp_pat
         client.stop()
 
 
-def test_a_node_that_is_not_there_is_not_healthy(podman):
+def test_a_container_without_a_node_is_unhealthy(podman):
     (ops,) = free_ports(1)
     podman(
         "run",
@@ -153,7 +153,7 @@ def test_a_node_that_is_not_there_is_not_healthy(podman):
     assert podman("inspect", "--format", "{{.State.ExitCode}}", f"nobody-{ops}") == "1"
 
 
-def test_what_it_is_made_of_can_be_listed(tmp_path):
+def test_the_sbom_lists_the_dependencies(tmp_path):
     """The SBOM of a release, from the lock file that the image is built with."""
     file = tmp_path / "sbom.json"
     subprocess.run(

@@ -121,7 +121,7 @@ def stage(tmp_path, tidegate):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_clients_go_through_stay_and_come_back(kind, stage):
+def test_clients_connect_stay_and_reconnect(kind, stage):
     # The same ratio between heartbeats and the shortened time-out as between the real ones.
     nodes = stage.nodes(
         **{"heartbeat.interval": "600ms", "drain.pause": "3s", "drain.window": "1s", "sse.retry": "200ms"}
@@ -197,7 +197,7 @@ def test_clients_go_through_stay_and_come_back(kind, stage):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_without_heartbeats_the_same_time_out_cuts(kind, stage):
+def test_without_heartbeats_the_time_out_disconnects(kind, stage):
     """The counterpart of the test above: the time-out is in force, and only heartbeats prevent it."""
     proxy = stage.proxy(kind, stage.nodes(**{"heartbeat.interval": "60s"}))
     clients = [stage.client(client, proxy, "quiet") for client in ("ws", "eventsource")]
@@ -233,7 +233,7 @@ def test_a_client_counts_as_the_address_it_comes_from(kind, stage):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_an_early_refusal_is_passed_on_and_poisons_nobody(kind, stage):
+def test_an_early_refusal_is_passed_on_and_affects_no_other_client(kind, stage):
     # A node answers before the body has arrived. If it reset the connection, the proxy would consider the node dead,
     # and with both nodes marked dead, all clients would get 502.
     proxy = stage.proxy(kind, stage.nodes())

@@ -26,7 +26,7 @@ def promtool(*args):
     return subprocess.run(["promtool", *args], capture_output=True, text=True, check=False)
 
 
-def test_the_rules_are_sound():
+def test_the_rules_are_valid():
     checked = promtool("check", "rules", RULES)
     assert checked.returncode == 0, checked.stderr
     assert f"{len(rules())} rules found" in checked.stdout
@@ -40,7 +40,7 @@ def test_the_alerts_pass_their_tests():
     assert "SUCCESS" in tested.stdout
 
 
-def test_the_tests_find_a_rule_that_is_wrong(tmp_path):
+def test_the_rule_tests_detect_a_wrong_rule(tmp_path):
     """promtool fails if an alert does not fire, so the tests can fail."""
     broken = tmp_path / "rules.yaml"
     broken.write_text(RULES.read_text().replace("expr: tidegate_broker_up == 0", "expr: tidegate_broker_up == 2"))
@@ -68,7 +68,7 @@ def test_every_alert_is_tested_to_fire_and_to_be_silent(alert):
 
 
 @pytest.mark.parametrize("alert", alerts())
-def test_every_alert_says_what_to_do(alert):
+def test_every_alert_has_a_severity_a_description_and_a_runbook(alert):
     (rule,) = [rule for rule in rules() if rule.get("alert") == alert]
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
@@ -79,5 +79,5 @@ def test_every_alert_says_what_to_do(alert):
     assert re.findall(r"^\*\*(.+?)\.\*\*", section[1], re.M) == PARTS
 
 
-def test_the_runbook_has_no_section_of_an_alert_that_is_gone():
+def test_the_runbook_has_exactly_the_alerts():
     assert re.findall(r"^### (Tidegate\w+)$", RUNBOOK.read_text(), re.M) == alerts(), "the order is the same, too"

@@ -19,13 +19,13 @@ def deny(config, *checks):
     )
 
 
-def test_licences_bans_and_sources_are_as_allowed():
+def test_licences_bans_and_sources_are_allowed():
     checked = deny(ROOT / ".cargo" / "deny.toml", "licenses", "bans", "sources")
     assert checked.returncode == 0, checked.stderr
     assert "bans ok, licenses ok, sources ok" in checked.stdout + checked.stderr
 
 
-def test_what_is_not_allowed_is_found(tmp_path):
+def test_a_forbidden_licence_is_detected(tmp_path):
     strict = tmp_path / "deny.toml"
     strict.write_text((ROOT / ".cargo" / "deny.toml").read_text().replace('    "Unicode-3.0",\n', ""))
     checked = deny(strict, "licenses")

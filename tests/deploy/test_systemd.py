@@ -38,13 +38,13 @@ needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 
 
 @needs_systemd
-def test_it_is_sound(here):
+def test_the_unit_is_valid(here):
     checked = analyze("verify", here)
     assert checked.returncode == 0 and not checked.stderr, checked.stderr
 
 
 @needs_systemd
-def test_it_is_hardened(here):
+def test_the_unit_is_hardened(here):
     checked = analyze("security", "--offline=true", here)
     overall = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", checked.stdout)[1])
     assert overall <= EXPOSURE, checked.stdout
@@ -80,7 +80,7 @@ def test_its_limit_of_descriptors_is_enough():
     assert int(service()["LimitNOFILE"][0]) > int(re.search(r"^connections = (\d+)$", sample, re.M)[1])
 
 
-def test_what_it_starts_serves_and_leaves(tidegate, tmp_path):
+def test_the_started_node_serves_and_drains(tidegate, tmp_path):
     redis = Redis(tmp_path)
     unit = service()
     public, ops = free_ports(2)
@@ -119,17 +119,17 @@ def test_what_it_starts_serves_and_leaves(tidegate, tmp_path):
         redis.stop()
 
 
-def test_a_reload_is_a_signal_and_nothing_that_needs_credentials():
+def test_a_reload_is_a_signal_without_credentials():
     """systemd runs ExecReload without the service's credentials, so a command that reads them always fails."""
     assert [shlex.split(line) for line in service()["ExecReload"]] == [["/bin/kill", "-HUP", "$MAINPID"]]
 
 
-def test_the_ops_listener_is_this_machines_alone():
+def test_the_ops_listener_is_local():
     sample = tomllib.loads((UNIT.parent / "tidegate.toml").read_text())
     assert sample["ops"]["listen"] == "127.0.0.1:9090"
 
 
-def test_a_wrong_configuration_is_not_tried_again(tidegate, tmp_path):
+def test_an_invalid_configuration_is_not_restarted(tidegate, tmp_path):
     toml = tmp_path / "tidegate.toml"
     toml.write_text("[limits]\nconnectons = 5\n")
     ended = subprocess.run([tidegate, "serve", "--config", toml], capture_output=True, check=False, env={})

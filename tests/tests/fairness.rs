@@ -55,7 +55,7 @@ const PAYLOAD: &str = r#"{"user":"alice","text":"The same to everybody, and to e
 
 #[test]
 #[ignore = "a measurement, for a machine that has nothing else to do"]
-fn how_long_others_wait_for_a_large_room() -> Result<()> {
+fn waiting_time_of_others_beside_a_large_room() -> Result<()> {
     let members = members()?;
     allow_descriptors(members)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -83,7 +83,7 @@ const STALLED_FILL: usize = 30_000;
 
 #[test]
 #[ignore = "a measurement, for a machine that has nothing else to do"]
-fn how_long_others_wait_for_a_room_of_stalled_members() -> Result<()> {
+fn waiting_time_of_others_beside_a_room_of_stalled_members() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let node = runtime.block_on(
         Builder::new()

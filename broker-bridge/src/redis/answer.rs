@@ -110,7 +110,7 @@ mod tests {
 
     /// What real servers say, by the release that says it.
     #[test]
-    fn errors_of_real_servers_are_understood() {
+    fn errors_of_real_servers_are_classified() {
         use {Fate::*, Link::*};
         for (text, fate, link) in [
             ("LOADING Redis is loading the dataset in memory", Later, Keep),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fate_is_one_kind_of_error_and_only_later_may_be_tried_again() {
+    fn each_fate_has_one_error_kind_and_only_later_is_retryable() {
         let kinds = ["BUSY x", "NOPERM x", "ERR x"].map(|text| Answer::to(text).error());
         assert!(matches!(kinds[0], BrokerError::NotNow(_)) && kinds[0].is_retryable());
         assert!(matches!(kinds[1], BrokerError::Forbidden(_)) && !kinds[1].is_retryable());
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_listed_once() {
+    fn each_error_code_is_listed_once() {
         let codes: BTreeSet<_> = TABLE.iter().map(|(code, ..)| *code).collect();
         assert_eq!(codes.len(), TABLE.len());
     }

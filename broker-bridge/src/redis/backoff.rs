@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_connection_that_lasted_starts_anew() {
+    fn only_a_long_connection_resets_the_backoff() {
         let mut backoff = Backoff::new();
         for _ in 0..20 {
             assert!((Backoff::FLOOR..=Backoff::CEILING).contains(&backoff.next()));

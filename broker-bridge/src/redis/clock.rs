@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn time_without_a_look_counts_for_a_second() {
+    async fn an_unobserved_interval_counts_as_a_second() {
         let clock = Clock::new();
         advance(Duration::from_millis(700)).await;
         assert_eq!(clock.now(), Duration::from_millis(700));
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_looks_often_enough_sees_every_second() {
+    async fn frequent_readings_count_every_second() {
         let clock = Clock::new();
         let due = Duration::from_secs(6);
         let start = Instant::now();

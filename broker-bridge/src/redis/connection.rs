@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_that_the_server_repeats_is_not_shown() {
+    fn a_password_repeated_by_the_server_is_not_shown() {
         let connector = connector("redis://u:hunter2@localhost");
         for text in [
             "ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `u`, `hunter2`, ",

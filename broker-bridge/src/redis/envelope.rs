@@ -278,7 +278,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back_identical(publication in publication()) {
+        fn envelopes_read_back_identical(publication in publication()) {
             let bytes = written(&publication);
             prop_assert!(bytes.len() <= publication.data.bytes().len() + MAX_OVERHEAD);
             prop_assert_eq!(decode(bytes), publication);
@@ -292,7 +292,7 @@ mod tests {
         }
 
         #[test]
-        fn behind_a_head_everything_reads_as_it_would_alone(
+        fn messages_after_a_head_are_decoded_unchanged(
             publication in publication(), junk in vec(any::<u8>(), 0..60), head in heads()
         ) {
             for inner in [written(&publication), header(&publication).into(), junk.into()] {
@@ -302,7 +302,7 @@ mod tests {
         }
 
         #[test]
-        fn a_node_writes_nothing_that_reads_as_a_head(publication in publication(), head in heads()) {
+        fn no_envelope_can_be_read_as_a_head(publication in publication(), head in heads()) {
             prop_assert_eq!(head::length(&written(&publication)), 0);
             for kind in [DataKind::Json, DataKind::Text, DataKind::Binary] {
                 let Some(data) = Data::declare(kind, head.clone().into()) else { continue };
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn the_envelope_is_left_out_only_where_nothing_is_lost() {
+    fn the_envelope_is_omitted_only_without_loss() {
         let bare = |kind, bytes: &'static [u8]| {
             let data = Data::declare(kind, Bytes::from_static(bytes)).unwrap();
             encode(&Publication::new(data)).header.is_empty()
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_are_not_the_json_they_claim_to_be_are_text() {
+    fn data_labelled_as_invalid_json_become_text() {
         let deep = "[".repeat(30_000) + &"]".repeat(30_000);
         for data in [
             r#"{"pay":"x"}},"channel":"admin","x":{"y":1"#,
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reserved_event_is_left_out() {
+    fn reserved_events_are_dropped() {
         for name in ["tidegate.gap", "error", "open"] {
             let decoded = decode(envelope(&[&field(KIND, &[1]), &field(EVENT, name.as_bytes())], b"hi"));
             assert_eq!(decoded, Publication::new(Data::text("hi")), "{name}");

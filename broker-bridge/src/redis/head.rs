@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_are_what_the_grammar_says() {
+    fn heads_follow_the_documented_grammar() {
         let longest = format!("{0}-{0}", "9".repeat(20));
         for head in [
             "1-1\n".to_owned(),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_head() {
+    fn other_bytes_are_not_a_head() {
         let long = "9".repeat(21);
         for no_head in [
             "\n".to_owned(),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_inner_bytes_are_read_as_if_they_had_come_alone() {
+    fn the_bytes_after_a_head_are_read_unchanged() {
         let nested = b"\xF5Th1-1\n\xF5Th2-2 u 1-1\nx".to_vec();
         assert_eq!(length(&nested), nested.len() - 1);
         let broken = b"\xF5Th1-1\n\xF5Th2-\nx".to_vec();
@@ -169,7 +169,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_head_ends_where_its_line_ends_or_is_none(
+        fn a_damaged_head_is_one_line_or_none(
             id in "[0-9]{1,20}-[0-9]{1,20}", at: prop::sample::Index, byte: u8
         ) {
             let mut message = [&MAGIC, format!("{id} u 1-1\nrest").as_bytes()].concat();

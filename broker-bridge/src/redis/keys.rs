@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn topics_are_the_documented_ones() {
+    fn topics_have_the_documented_names() {
         let room = RoomName::new("chat:été").unwrap();
         for (prefix, topic) in [("", "room:chat:été"), ("prod/", "prod/room:chat:été")] {
             let topics = Topics::new(&prefix.parse().unwrap());
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_holds_no_braces_and_is_short() {
+    fn a_prefix_is_short_and_has_no_braces() {
         for text in ["{", "}", "a{b}", "{room:x}", "a b", "a\n", "a\u{a0}", &"a".repeat(65)] {
             assert_eq!(text.parse::<Prefix>(), Err(InvalidPrefix), "{text:?}");
         }

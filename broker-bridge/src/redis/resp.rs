@@ -518,7 +518,7 @@ mod tests {
         }
 
         #[test]
-        fn byte_by_byte_too(frames in vec(seen(), 0..3)) {
+        fn byte_by_byte_input_gives_the_same_frames(frames in vec(seen(), 0..3)) {
             let bytes = frames.iter().flat_map(wire).collect::<Vec<_>>();
             prop_assert_eq!(read(bytes.chunks(1)), frames);
         }
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_kept() {
+    fn frame_bounds_are_enforced() {
         let long = "x".repeat(MAX_LINE + 1);
         let deep = "*1\r\n".repeat(MAX_DEPTH + 2);
         for bytes in [

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn up_is_when_every_part_is() {
+    fn the_status_is_up_when_every_part_is_up() {
         let metrics = BrokerMetrics::register(&prometheus::Registry::new()).unwrap();
         let tracker = StatusTracker::new(2, "starting", Arc::clone(&metrics));
         let mut watch = tracker.watch();

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_every_form() {
+    fn every_form_of_url_is_parsed() {
         for (text, expected, shown) in [
             ("redis://localhost", tcp("localhost", 6379), "redis://localhost:6379"),
             ("redis://10.0.0.1:6380/", tcp("10.0.0.1", 6380), "redis://10.0.0.1:6380"),
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_wrong_and_says_what_is_expected() {
+    fn invalid_urls_are_refused_with_the_expected_form() {
         use InvalidBrokerUrl as E;
         for (text, expected) in [
             ("redis:localhost", E::Scheme),
@@ -363,20 +363,20 @@ mod tests {
         }
 
         #[test]
-        fn any_password_survives_its_encoding(password in "\\PC{1,20}") {
+        fn any_password_round_trips_through_percent_encoding(password in "\\PC{1,20}") {
             let text = format!("redis://u:{}@host", utf8_percent_encode(&password, USER));
             let url: RedisUrl = text.parse().unwrap();
             prop_assert_eq!(url.password.as_ref().map(Secret::reveal), Some(password.as_str()));
         }
 
         #[test]
-        fn never_panics(text in "\\PC*") {
+        fn parsing_a_url_never_panics(text in "\\PC*") {
             let _ = text.parse::<RedisUrl>();
             let _ = format!("redis://{text}").parse::<RedisUrl>();
         }
 
         #[test]
-        fn what_is_shown_without_a_password_reads_back(
+        fn a_url_displayed_without_password_parses_again(
             user in proptest::option::of("\\PC{1,8}"), host in "[a-z0-9.-]{1,12}", port in 1u16.., database: u32
         ) {
             let url = RedisUrl { endpoint: Endpoint::Tls { host, port }, user, password: None, database };

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_of_that_name_is_found_among_others() {
+    fn the_named_cookie_is_found_among_others() {
         for line in [
             "session=a.b-_.c",
             "x=1; session=a.b-_.c; y=2",
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn without_that_name_it_is_missing() {
+    fn another_name_is_a_missing_cookie() {
         for line in ["", ";", "session", "=session", "Session=a.b.c", "sessions=a.b.c", "x=session=a.b.c"] {
             assert_eq!(found("session", &[line.as_bytes()]), Err(AuthFailure::Missing), "{line:?}");
         }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn two_of_the_name_are_ambiguous_even_when_equal_or_malformed() {
+    fn two_cookies_of_the_name_are_ambiguous_even_if_equal_or_malformed() {
         for lines in [
             &[b"session=a.b.c; session=d.e.f".as_slice()] as &[&[u8]],
             &[b"session=a.b.c; session=a.b.c"],
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_token_s_shape_is_malformed() {
+    fn a_value_without_the_shape_of_a_token_is_malformed() {
         for line in [
             b"session=".as_slice(),
             b"session= ; x=1",
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_no_larger_than_browsers_keep() {
+    fn a_cookie_larger_than_browsers_store_is_too_long() {
         let longest = "a".repeat(MAX_COOKIE - "session".len());
         assert_eq!(found("session", &[format!("session={longest}").as_bytes()]), Ok(longest.clone()));
         for longer in [format!("session={longest}a"), format!("session={longest}\u{e9}")] {
@@ -168,7 +168,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_panics(junk in any::<Vec<u8>>(), prefix in "(x=1; )?(session=)?") {
+        fn arbitrary_input_never_panics(junk in any::<Vec<u8>>(), prefix in "(x=1; )?(session=)?") {
             let line = [prefix.as_bytes(), &junk].concat();
             if HeaderValue::from_bytes(&line).is_ok() && let Ok(token) = found("session", &[&line]) {
                 prop_assert!(Token::new(&token).is_ok());

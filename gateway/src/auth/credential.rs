@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn each_place_alone() {
+    fn a_token_is_found_in_each_place() {
         let token = Ok("a.b-_.c".to_owned());
         for header in ["Bearer a.b-_.c", "bearer a.b-_.c", "BEARER   a.b-_.c "] {
             assert_eq!(found(&[(AUTHORIZATION, header)], None), token, "{header:?}");
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn no_token_is_missing() {
+    fn a_request_without_a_token_is_missing_it() {
         for query in [None, Some(""), Some("room=token"), Some("Token=a.b.c"), Some("tokens=a.b.c")] {
             assert_eq!(found(&[], query), Err(AuthFailure::Missing), "{query:?}");
         }
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn two_tokens_are_ambiguous_even_when_equal_or_malformed() {
+    fn two_tokens_are_ambiguous_even_if_equal_or_malformed() {
         let header = (AUTHORIZATION, "Bearer a.b.c");
         let list = (PROTOCOL, "tidegate, tidegate.bearer.a.b.c");
         for (lines, query) in [
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_token_s_shape_is_malformed() {
+    fn a_value_without_the_shape_of_a_token_is_malformed() {
         for header in ["Bearer", "Bearer ", "Bearer a b", "Bearer a,b", "Bearer \"a\"", "Bearer é"] {
             assert_eq!(found(&[(AUTHORIZATION, header)], None), Err(AuthFailure::Malformed), "{header:?}");
         }
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_is_looked_at_first() {
+    fn the_length_is_checked_first() {
         let longest = "a".repeat(Token::MAX_BYTES);
         assert!(found(&[(AUTHORIZATION, &format!("Bearer {longest}"))], None).is_ok());
         assert!(found(&[], Some(&format!("token={}", "%61".repeat(Token::MAX_BYTES)))).is_ok());
@@ -234,20 +234,20 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_never_offered_back() {
+    fn a_token_is_never_returned_as_a_subprotocol() {
         let headers = headers(&[(PROTOCOL, "x, tidegate.bearer.a.b.c, tidegate"), (PROTOCOL, "y")]);
         assert_eq!(offered_subprotocols(&headers).collect::<Vec<_>>(), ["x", PLAIN_SUBPROTOCOL, "y"]);
     }
 
     #[test]
-    fn a_token_does_not_show() {
+    fn debug_output_does_not_show_a_token() {
         let token = Token::new("very.secret.token").unwrap();
         assert_eq!(format!("{token:?} {:?}", Some(&token)), "Token(hidden) Some(Token(hidden))");
     }
 
     proptest! {
         #[test]
-        fn nothing_panics(header in any::<Vec<u8>>(), query in "\\PC*", prefix in "(Bearer |tidegate.bearer.)?") {
+        fn arbitrary_input_never_panics(header in any::<Vec<u8>>(), query in "\\PC*", prefix in "(Bearer |tidegate.bearer.)?") {
             let mut headers = HeaderMap::new();
             let value = [prefix.as_bytes(), &header].concat();
             if let Ok(value) = HeaderValue::from_bytes(&value) {

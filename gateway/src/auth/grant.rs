@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_is_exact_or_a_beginning() {
+    fn a_pattern_is_an_exact_name_or_a_prefix() {
         assert!(pattern("lobby").matches(&room("lobby")));
         for other in ["lobb", "lobby2", "Lobby", "*", "lobby*"] {
             assert!(!pattern("lobby").matches(&room(other)), "{other}");
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_says_why() {
+    fn invalid_patterns_are_refused_with_the_reason() {
         let refused = |text: &str| text.parse::<RoomPattern>().unwrap_err();
         assert_eq!(refused(""), InvalidPattern::Room(InvalidRoomName::Empty));
         for inner in ["a*b", "*a", "a**", "**"] {
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_policy_pattern_says_why() {
+    fn invalid_policy_patterns_are_refused_with_the_reason() {
         let refused = |text: &str| text.parse::<PolicyPattern>().unwrap_err();
         assert_eq!(refused("user:{sub}*"), InvalidPattern::OpenSubject);
         assert_eq!(refused("{sub}*"), InvalidPattern::OpenSubject);
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn the_subject_fills_its_place() {
+    fn the_subject_replaces_its_placeholder() {
         assert!(policy("user:{sub}").matches("alice", &room("user:alice")));
         assert!(policy("user:{sub}:*").matches("alice", &room("user:alice:inbox")));
         assert!(policy("{sub}/in").matches("a@example.com", &room("a@example.com/in")));
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_subject_widens_nothing() {
+    fn an_unusual_subject_matches_no_further_rooms() {
         let rooms = ["user:*", "user:a", "user:a*", "user:ab", "user:x:y", "user:x", "user:x:y:z", "user:"];
         for subject in
             ["*", "a*", "x:y", "x/y", "{sub}", "{", "}", "a b", "", "user:*", "x:", ":", "\u{0}", "a\n"]
@@ -506,7 +506,7 @@ mod tests {
 
         /// For a plain subject, substituting it into the pattern and lazy matching give the same result.
         #[test]
-        fn lazy_matching_agrees_with_filling_in(
+        fn lazy_matching_agrees_with_substitution(
             before in "[ab:.]{0,3}", after in "([:.][ab:.]{0,2}\\*?)?", subject in "[ab]{1,3}", name in "[ab:.]{1,9}",
         ) {
             let filled = pattern(&format!("{before}{subject}{after}"));

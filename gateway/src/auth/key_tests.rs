@@ -137,7 +137,7 @@ fn a_key_without_alg_is_pinned_to_the_algorithm_of_its_type() {
 }
 
 #[test]
-fn a_set_passes_over_what_is_not_for_it() {
+fn a_key_set_skips_unsuitable_keys() {
     let with = |mut jwk: Value, member: &str, value: Value| {
         jwk[member] = value;
         jwk
@@ -222,7 +222,7 @@ fn a_document_is_bounded() {
 }
 
 #[test]
-fn secrets_are_as_long_as_their_hash_and_no_pem() {
+fn secrets_are_at_least_as_long_as_their_hash_and_not_pem() {
     let shared = |algorithm, secret: &[u8]| Key::shared(None, algorithm, secret).map(drop);
     for (algorithm, length) in [(Algorithm::Hs256, 32), (Algorithm::Hs384, 48), (Algorithm::Hs512, 64)] {
         assert_eq!(shared(algorithm, &vec![7; length]), Ok(()));
@@ -312,7 +312,7 @@ fn weak_rsa_keys_are_refused_in_pem_too() {
 }
 
 #[test]
-fn a_key_for_pss_alone_is_none_for_pkcs_1() {
+fn a_pss_only_key_is_refused_for_pkcs_1() {
     let only_pss = [6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 10];
     let pem = pem("PUBLIC KEY", &rsa_spki_of(&only_pss, &bytes(RSA_N), &[1, 0, 1]));
     for algorithm in &Algorithm::ALL[3..6] {
@@ -388,7 +388,7 @@ fn keys_are_chosen_by_name_and_algorithm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn however_many_ask_for_a_key_one_fetch_answers_them_all() {
+async fn one_fetch_serves_all_waiting_requests() {
     use super::keyring::Fetching;
     use std::sync::{
         Arc,

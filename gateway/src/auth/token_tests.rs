@@ -82,7 +82,7 @@ fn room(name: &str) -> RoomName {
 }
 
 #[test]
-fn a_good_token_says_who_may_do_what_and_for_how_long() {
+fn a_valid_token_yields_subject_grant_and_expiry() {
     let identity = verify_at(&sign(HEADER, &good_claims().to_string()), NOW).unwrap();
     assert_eq!(identity.subject().as_str(), "alice");
     assert_eq!(identity.expires_at(), UnixSeconds(NOW.0 + 60 + LEEWAY));
@@ -109,7 +109,7 @@ fn nothing_is_allowed_unless_something_grants_it() {
 }
 
 #[test]
-fn policies_grant_besides() {
+fn room_policies_add_grants_to_the_token() {
     let authenticator = authenticator(&[("news:*", "subscribe"), ("user:{sub}:*", "subscribe,publish")]);
     let verify = |token: String| authenticator.verify(&Token::new(&token).unwrap(), NOW).unwrap();
     let alice = verify(without_claim("rooms"));
@@ -128,7 +128,7 @@ fn policies_grant_besides() {
 }
 
 #[test]
-fn the_shape_is_checked() {
+fn the_shape_of_a_token_is_checked() {
     let good = sign(HEADER, &good_claims().to_string());
     let [header, payload, signature]: [&str; 3] = good.split('.').collect::<Vec<_>>().try_into().unwrap();
     for token in [
@@ -229,7 +229,7 @@ fn the_signature_is_checked() {
 }
 
 #[test]
-fn a_header_brings_no_keys_and_no_extensions() {
+fn keys_and_extensions_in_a_header_are_not_used() {
     let claims = good_claims().to_string();
     // The attacker signs with its own key and includes the key in the header. The node must not use it.
     let attacker = [7; 32];
@@ -256,7 +256,7 @@ fn a_header_brings_no_keys_and_no_extensions() {
 }
 
 #[test]
-fn claims_of_a_wrong_kind_are_refused_by_name() {
+fn claims_of_the_wrong_type_are_refused_by_name() {
     use AuthFailure::{
         ForeignAudience, InvalidPattern, InvalidPayload, InvalidRooms, InvalidSubject, InvalidTime,
         UnknownOperation,
@@ -329,7 +329,7 @@ fn claims_of_a_wrong_kind_are_refused_by_name() {
 }
 
 #[test]
-fn unknown_claims_and_unusual_spellings_are_fine() {
+fn unknown_claims_and_unusual_spellings_are_accepted() {
     for token in [
         with_claim("name", "{\"first\":[1,null]}"),
         with_claim("sub", "\"\\u0061lice\""),
@@ -355,7 +355,7 @@ fn grants_are_bounded() {
 }
 
 #[test]
-fn time_is_judged_with_leeway_at_both_ends() {
+fn times_are_checked_with_leeway_at_both_ends() {
     let at = |token: &str, now| verify_at(token, UnixSeconds(now)).map(|_| ());
     let exp = good_claims()["exp"].as_u64().unwrap();
     let token = sign(HEADER, &good_claims().to_string());
@@ -378,7 +378,7 @@ fn time_is_judged_with_leeway_at_both_ends() {
 }
 
 #[test]
-fn equal_grants_are_kept_once_and_what_is_remembered_is_bounded() {
+fn equal_grants_are_shared_and_the_cache_is_bounded() {
     let authenticator = authenticator(&[]);
     let verify = |token: &str| authenticator.verify(&Token::new(token).unwrap(), NOW).unwrap();
     let one = verify(&with_claim("rooms", r#"{"a":["publish"],"b*":["subscribe","publish"],"c":[]}"#));
@@ -401,7 +401,7 @@ fn equal_grants_are_kept_once_and_what_is_remembered_is_bounded() {
 }
 
 #[test]
-fn nothing_shows_a_token_or_a_secret() {
+fn debug_output_shows_no_token_and_no_secret() {
     let token = sign(HEADER, &good_claims().to_string());
     let authenticator = authenticator(&[]);
     let identity = authenticator.verify(&Token::new(&token).unwrap(), NOW).unwrap();
@@ -416,7 +416,7 @@ fn nothing_shows_a_token_or_a_secret() {
 }
 
 #[test]
-fn failures_have_labels_of_their_own() {
+fn each_failure_has_its_own_label() {
     let labels: std::collections::HashSet<_> =
         AuthFailure::ALL.iter().map(|failure| failure.as_str()).collect();
     assert_eq!(labels.len(), AuthFailure::ALL.len());
@@ -424,7 +424,7 @@ fn failures_have_labels_of_their_own() {
 }
 
 #[test]
-fn what_is_minted_verifies() {
+fn minted_tokens_verify() {
     let grants: Vec<Grant> =
         ["chat:*=subscribe", "chat:*=publish", "news=history"].map(|grant| grant.parse().unwrap()).into();
     let alice = Subject::new("alice \"é\"").unwrap();
@@ -442,7 +442,7 @@ fn what_is_minted_verifies() {
 }
 
 #[test]
-fn what_would_not_verify_is_not_minted() {
+fn tokens_that_would_not_verify_are_not_minted() {
     let alice = Subject::new("alice").unwrap();
     let minute = Duration::from_secs(60);
     let refused = |secret, grants: &[Grant], ttl| mint(secret, &alice, grants, ttl, NOW).unwrap_err();
@@ -461,7 +461,7 @@ fn what_would_not_verify_is_not_minted() {
 
 #[test]
 #[should_panic(expected = "weak secrets")]
-fn a_weak_secret_is_not_worked_with() {
+fn a_weak_secret_panics() {
     drop(AuthConfig::with_secret(&[1; 31]));
 }
 
@@ -491,7 +491,7 @@ proptest! {
 
     /// Whatever JSON an issuer signs, a token is valid only with a subject and an expiry.
     #[test]
-    fn signed_json_of_any_kind_is_judged(claims in claims()) {
+    fn any_signed_json_is_accepted_or_refused(claims in claims()) {
         if let Ok(identity) = verify_at(&sign(HEADER, &claims.to_string()), NOW) {
             prop_assert_eq!(Some(identity.subject().as_str()), claims["sub"].as_str());
             prop_assert!(claims["exp"].as_f64().is_some());

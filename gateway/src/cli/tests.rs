@@ -35,7 +35,7 @@ fn config(args: &[&str]) -> Config {
 }
 
 #[test]
-fn clap_finds_no_contradiction() {
+fn the_command_line_definition_is_valid() {
     Cli::command().debug_assert();
 }
 
@@ -46,7 +46,7 @@ fn a_node_is_the_default() {
 }
 
 #[test]
-fn flags_stand_before_and_after_the_command() {
+fn flags_are_accepted_before_and_after_the_command() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tidegate.toml");
     fs::write(&path, "shards = 3\nsse.retry = '7s'").unwrap();
@@ -74,7 +74,7 @@ fn flags_stand_before_and_after_the_command() {
 }
 
 #[test]
-fn a_wrong_configuration_is_said_and_not_served() {
+fn an_invalid_configuration_is_reported_and_not_started() {
     for command in [&[][..], &["serve"], &["check-config"], &["token", "--sub", "a"]] {
         let args: Vec<&str> =
             command.iter().chain(&["--set", "shards=0", "--set=hunter2"]).copied().collect();
@@ -95,14 +95,14 @@ fn a_wrong_configuration_is_said_and_not_served() {
 }
 
 #[test]
-fn a_valid_configuration_is_said_to_be() {
+fn a_valid_configuration_is_reported_as_valid() {
     let said = (Some(Status::Success), "configuration is valid\n".to_owned(), String::new());
     assert_eq!(run(&["check-config"], &[]), said);
     assert_eq!(run(&["check-config", "--set", "shards=2"], &[("TIDEGATE_SHARDS", "0")]), said);
 }
 
 #[test]
-fn a_certificate_and_its_key_are_tried() {
+fn a_certificate_and_its_key_are_checked() {
     let dir = tempfile::tempdir().unwrap();
     let pair = || rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let (own, other) = (pair(), pair());
@@ -169,7 +169,7 @@ fn the_default_configuration_is_a_valid_file() {
 }
 
 #[test]
-fn a_token_is_all_that_is_printed() {
+fn only_the_token_is_printed() {
     use crate::auth::{AuthConfig, Authenticator, Operation, Token};
 
     let args =
@@ -250,7 +250,7 @@ fn a_token_is_signed_with_a_key_from_a_file() {
 }
 
 #[test]
-fn a_token_that_cannot_be_made_says_why() {
+fn a_token_that_cannot_be_made_is_an_error_with_the_reason() {
     let secret = [("TIDEGATE_AUTH__HS256_SECRET", SECRET)];
     for (args, env, reason) in [
         (&["token", "--sub", "alice"][..], &[][..], "TIDEGATE_AUTH__HS256_SECRET"),
@@ -286,7 +286,7 @@ fn help_and_version_are_results_and_misuse_is_not() {
 }
 
 #[test]
-fn a_closed_pipe_is_a_failure_and_no_panic() {
+fn a_closed_pipe_is_a_failure_not_a_panic() {
     struct Closed;
     impl Write for Closed {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -302,7 +302,7 @@ fn a_closed_pipe_is_a_failure_and_no_panic() {
 }
 
 #[test]
-fn a_setting_is_split_where_no_quotes_are() {
+fn a_setting_is_split_at_the_first_unquoted_equals_sign() {
     for (text, split) in [
         ("a=b", Some(("a", "b"))),
         ("a=", Some(("a", ""))),
@@ -330,7 +330,7 @@ fn answer_once(listener: TcpListener, answer: &'static [u8]) -> thread::JoinHand
 }
 
 #[test]
-fn a_healthcheck_asks_the_configured_node() {
+fn a_healthcheck_queries_the_configured_node() {
     for (answer, status) in [
         (&b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..], Status::Success),
         (b"HTTP/1.1 204 \r\n\r\n", Status::Success),
@@ -358,7 +358,7 @@ fn a_healthcheck_asks_the_configured_node() {
 
 /// A node keeps running when its configuration becomes invalid, so its health must still be checkable.
 #[test]
-fn a_healthcheck_finds_the_node_where_its_configuration_says() {
+fn a_healthcheck_uses_the_configured_address() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tidegate.toml");
     let named = path.to_str().unwrap();
@@ -395,7 +395,7 @@ fn a_healthcheck_finds_the_node_where_its_configuration_says() {
 
 /// All commands use the same file, so each sees what the node sees.
 #[test]
-fn the_environment_names_the_file_for_every_command() {
+fn every_command_reads_the_file_named_by_the_environment() {
     let dir = tempfile::tempdir().unwrap();
     let (path, other) = (dir.path().join("tidegate.toml"), dir.path().join("other.toml"));
     fs::write(&path, format!("shards = 3\nauth.hs256_secret = '{SECRET}'")).unwrap();
@@ -419,7 +419,7 @@ fn the_environment_names_the_file_for_every_command() {
 
 /// `check-config` refuses what a start would refuse.
 #[test]
-fn certificates_to_trust_are_tried() {
+fn trusted_certificates_are_checked() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ca.pem");
     let given = |key: &str| format!("{key}={}", path.display());
@@ -441,7 +441,7 @@ fn certificates_to_trust_are_tried() {
 }
 
 #[test]
-fn a_healthcheck_of_nobody_fails() {
+fn a_healthcheck_without_a_node_fails() {
     // Bound and dropped, so nothing listens there.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}/livez?x");
@@ -457,7 +457,7 @@ fn a_healthcheck_of_nobody_fails() {
 }
 
 #[test]
-fn a_healthcheck_does_not_wait_for_ever() {
+fn a_healthcheck_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     // The kernel accepts the connection, but nothing answers.
@@ -469,7 +469,7 @@ fn a_healthcheck_does_not_wait_for_ever() {
 }
 
 #[test]
-fn an_unspecified_address_is_asked_at_the_loopback() {
+fn a_healthcheck_replaces_an_unspecified_address_by_loopback() {
     for (listen, url) in [
         ("127.0.0.1:9090", "http://127.0.0.1:9090/readyz"),
         ("0.0.0.0:9090", "http://127.0.0.1:9090/readyz"),

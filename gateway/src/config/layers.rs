@@ -303,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_named_by_the_file_itself_and_by_keys() {
+    fn sources_that_name_files_are_detected() {
         let flag = |name: &str| vec![(name.to_owned(), "x".to_owned())];
         let none = Sources { flags: flag("broker.url"), ..Sources::default() };
         assert!(!none.name_files());

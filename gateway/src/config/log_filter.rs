@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_with_levels_and_targets_that_exist() {
+    fn filters_with_known_levels_and_targets_are_accepted() {
         for text in [
             "info",
             "off",
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_that_would_make_the_node_mute() {
+    fn filters_that_would_silence_the_node_are_refused() {
         for (wrong, hint) in [
             ("", "the text is empty"),
             ("  ", "the text is empty"),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn each_module_is_a_target() {
+    fn each_module_is_a_log_target() {
         let modules = include_str!("../lib.rs").lines().filter_map(|line| {
             let line = line.strip_prefix("pub ").unwrap_or(line);
             Some(format!("tidegate::{}", line.strip_prefix("mod ")?.strip_suffix(';')?))

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_with_a_name_space_of_its_own() {
+    fn a_container_with_its_own_namespace() {
         let files = [("sys/fs/cgroup/memory.max", "536870912")];
         let system = system("0::/", V2, &files);
         check(&system, Some(GIB / 2));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1() {
+    fn cgroup_version_1_limits_count() {
         let groups = "5:cpu:/user\n4:memory:/user/shell\n0::/init.scope";
         let files = [
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712"),
@@ -201,21 +201,21 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_sees_its_group_in_the_terms_of_its_host() {
+    fn a_container_that_sees_its_cgroup_by_the_host_path() {
         let mounts = "32 24 0:28 /docker/0a1b /sys/fs/cgroup/memory ro master:10 - cgroup cgroup rw,memory";
         let files = [("sys/fs/cgroup/memory/memory.limit_in_bytes", "536870912")];
         check(&system("4:memory:/docker/0a1b", mounts, &files), Some(GIB / 2));
     }
 
     #[test]
-    fn both_versions_at_once() {
+    fn cgroup_versions_1_and_2_together() {
         let mounts = format!("{V1}\n33 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw");
         let files = [("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "536870912")];
         check(&system("4:memory:/a\n0::/a", &mounts, &files), Some(GIB / 2));
     }
 
     #[test]
-    fn without_a_limit_the_machine_counts() {
+    fn without_a_limit_the_memory_of_the_machine_counts() {
         check(&system("0::/", V2, &[("sys/fs/cgroup/memory.max", "max")]), None);
         check(&system("0::/", V2, &[]), None);
         check(&system("", "", &[]), None);
@@ -225,13 +225,13 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_known_there_is_a_budget_all_the_same() {
+    fn an_unknown_machine_gets_a_default_budget() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(share_below(root.path()).bytes, UNKNOWN);
     }
 
     #[test]
-    fn this_machine_says_something() {
+    fn the_memory_of_this_machine_is_found() {
         assert_ne!(share().bytes, UNKNOWN);
     }
 }

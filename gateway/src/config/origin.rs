@@ -284,7 +284,7 @@ mod tests {
 
     /// Cordova, Android's `WebView` and Electron send it for pages that they load from files.
     #[test]
-    fn pages_from_files_can_be_listed() {
+    fn file_pages_can_be_listed() {
         check(
             &["file://"],
             "gateway.example",
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_is_every_subdomain() {
+    fn a_wildcard_matches_every_subdomain() {
         check(
             &["https://*.example", "http://*.dev.example:8000"],
             "gateway.example",
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn no_list_means_the_same_host() {
+    fn without_a_list_only_the_same_host_is_allowed() {
         check(
             &[],
             "gateway.example",
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_is_everything() {
+    fn a_star_allows_every_origin() {
         check(&["*"], "gateway.example", &["https://app.example", "null"], &[]);
         check(&["https://app.example", "*"], "gateway.example", &MALFORMED, &[]);
     }
@@ -353,7 +353,7 @@ mod tests {
     /// Each row: the list, the origins whose cookies are accepted at `gateway.example`, and those whose are
     /// not.
     #[test]
-    fn cookies_count_for_origins_that_are_named() {
+    fn cookies_are_accepted_from_listed_origins() {
         let own = "https://gateway.example";
         let (app, evil) = ("https://app.example", "https://evil.example");
         for (list, counts, ignored) in [
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn own_cookies_count_where_the_own_host_is_allowed() {
+    fn own_cookies_are_accepted_where_the_own_host_is_allowed() {
         for (list, hosts, others) in [
             (
                 &[] as &[&str],
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_refused() {
+    fn invalid_origins_are_refused() {
         for wrong in MALFORMED.into_iter().filter(|text| *text != "*") {
             assert_eq!(wrong.parse::<OriginPattern>(), Err(InvalidOriginPattern), "{wrong:?}");
         }
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_is_written_back_without_its_default_port() {
+    fn a_pattern_is_displayed_without_its_default_port() {
         for (text, written) in [
             ("HTTPS://App.Example:443", "https://app.example"),
             ("http://*.Example:8000", "http://*.example:8000"),
@@ -428,7 +428,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pattern_without_a_wildcard_allows_what_it_says(
+        fn a_pattern_without_a_wildcard_allows_exactly_that_origin(
             scheme in "(https?|[a-z][a-z0-9+.-]{0,5})", host in "[a-zA-Z0-9_-]{1,8}(\\.[a-z0-9]{1,5}){0,2}",
             port in proptest::option::of(any::<u16>()), other in "[a-z]{1,8}\\.example",
         ) {

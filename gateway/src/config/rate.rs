@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_as_people_write_them() {
+    fn rates_are_parsed_in_all_notations() {
         let rate = |text: &str| text.parse::<Rate>().map(|rate| (rate.amount().get(), rate.burst().get()));
         assert_eq!(rate("100/s burst 200"), Ok((100, 200)));
         assert_eq!(rate("600/m"), Ok((600, 600)));
@@ -172,7 +172,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(
+        fn displayed_rates_parse_to_the_same_value(
             amount in 1..=Rate::MAX,
             burst in 1..=Rate::MAX,
             per in prop::sample::select(&[Per::Second, Per::Minute, Per::Hour][..]),
@@ -185,7 +185,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_panics(text in "\\PC*|[0-9]*/[smh]( burst [0-9]*)?") {
+        fn arbitrary_input_never_panics(text in "\\PC*|[0-9]*/[smh]( burst [0-9]*)?") {
             if let Ok(rate) = text.parse::<Rate>() {
                 prop_assert_eq!(rate.to_string().parse(), Ok(rate));
             }

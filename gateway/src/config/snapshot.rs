@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_configuration_is_compared_by_what_it_means() {
+    fn configurations_are_compared_by_value() {
         let before = [("sse.retry", "60s"), ("broker.url", "redis://:old@host:1"), ("shards", "2")];
         assert_eq!(changes(&before, &before), (vec![], vec![]));
         let same = [("sse.retry", "1m"), ("broker.url", "redis://:old@host:1"), ("shards", "02")];
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_compared_wherever_it_comes_from() {
+    fn secrets_are_compared_regardless_of_their_source() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         let by_file = [("auth.hs256_secret_file", path.to_str().unwrap())];
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_a_restart_is_said_as_long_as_it_waits() {
+    fn pending_restarts_are_reported_until_they_are_resolved() {
         let mut running = load(&Sources::default()).snapshot;
         let new = load(&flags(&[("shards", "7"), ("drain.pause", "1s")])).snapshot;
         let waiting = Changes { live: vec![], restart: vec!["shards"] };
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_read_again_and_the_flags_are_those_of_the_start() {
+    fn a_reload_reads_the_file_and_keeps_the_flags() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tidegate.toml");
         let mut sources = flags(&[("drain.pause", "1s")]);

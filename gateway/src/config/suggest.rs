@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn suggests_what_is_near_and_nothing_else() {
+    fn only_similar_names_are_suggested() {
         let known = ["public.listen", "ops.listen", "log.format"];
         let near = |name: &str| suggest(name, known.into_iter());
         assert_eq!(near("public_listen"), ["public.listen"]);

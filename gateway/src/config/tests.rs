@@ -46,7 +46,7 @@ fn said(config: &Config) -> String {
 }
 
 #[test]
-fn the_defaults_are_what_the_reference_promises() {
+fn the_defaults_match_the_reference() {
     let config = load(&Sources::default());
     assert_eq!(config.public.listen, address("127.0.0.1:8080"));
     assert_eq!(config.ops.listen, address("127.0.0.1:9090"));
@@ -63,7 +63,7 @@ fn the_defaults_are_what_the_reference_promises() {
 }
 
 #[test]
-fn rates_are_read_from_every_layer_and_refused_in_words() {
+fn rates_are_read_from_every_layer_and_invalid_ones_refused() {
     let mut sources = file(
         "[limits]\ncommands = '100/s burst 200'\nbytes = '1MiB/s burst 4MiB'\nuser_commands = 0\naccepts = false",
     );
@@ -125,7 +125,7 @@ fn the_table_of_limits_has_every_limit_and_its_default() {
 }
 
 #[test]
-fn the_default_file_says_the_defaults() {
+fn the_default_file_contains_the_defaults() {
     let text = document::default_config();
     assert_eq!(said(&load(&file(&text))), said(&load(&Sources::default())));
     assert_eq!(load(&file(&text)).snapshot, load(&Sources::default()).snapshot);
@@ -164,7 +164,7 @@ fn each_layer_overrides_the_one_below() {
 }
 
 #[test]
-fn a_value_that_does_not_win_is_not_judged() {
+fn an_overridden_value_is_not_validated() {
     let mut sources = file("[public]\nlisten = 'nonsense'");
     sources.flags = flags(&[("public.listen", "[::1]:0")]).flags;
     assert_eq!(load(&sources).public.listen, address("[::1]:0"));
@@ -194,7 +194,7 @@ fn numbers_and_switches_may_be_quoted_or_not() {
 }
 
 #[test]
-fn room_policies_keep_their_order_and_belong_to_one_layer() {
+fn room_policies_keep_their_order_and_come_from_one_layer() {
     let patterns = |config: &Config| -> Vec<String> {
         config.rooms.iter().map(|policy| format!("{}={}", policy.pattern, policy.operations)).collect()
     };
@@ -214,7 +214,7 @@ fn room_policies_keep_their_order_and_belong_to_one_layer() {
 }
 
 #[test]
-fn a_room_pattern_takes_its_keys_one_by_one() {
+fn keys_of_a_room_pattern_can_be_set_one_by_one() {
     use crate::delivery::{DeliveryPolicy, Overflow};
     let policy = |pattern: &str, overflow, priority| DeliveryPolicy {
         pattern: pattern.parse().unwrap(),
@@ -247,7 +247,7 @@ fn a_room_pattern_takes_its_keys_one_by_one() {
 }
 
 #[test]
-fn what_is_wrong_is_said_all_at_once() {
+fn all_errors_are_reported_at_once() {
     let mut sources = file(concat!(
         "shards = 0\n",
         "sards = 4\n",
@@ -345,7 +345,7 @@ fn keys_must_agree_with_each_other() {
 }
 
 #[test]
-fn a_file_that_is_not_toml_says_where() {
+fn a_toml_error_has_its_position() {
     let lines = complaints(&file("[public]\nlisten = \n[auth]\nhs256_secret = \"hunter2\nx"));
     assert!(lines.len() >= 2, "{lines:?}");
     assert!(lines.iter().all(|line| line.starts_with("tidegate.toml:")), "{lines:?}");
@@ -357,7 +357,7 @@ fn a_file_that_is_not_toml_says_where() {
 }
 
 #[test]
-fn sections_and_keys_are_told_apart() {
+fn sections_and_keys_are_distinguished() {
     assert_eq!(
         complaints(&file("public = 'x'\nrooms = 3\n'public.listen' = '[::1]:80'\n[log]\nformat = { a = 1 }")),
         [
@@ -386,7 +386,7 @@ fn sections_and_keys_are_told_apart() {
 }
 
 #[test]
-fn the_environment_of_a_pod_does_no_harm() {
+fn service_variables_of_a_pod_are_ignored() {
     load(&env(&[
         ("PATH", "/bin"),
         ("TIDEGATE", "not ours"),
@@ -408,7 +408,7 @@ fn the_environment_of_a_pod_does_no_harm() {
 }
 
 #[test]
-fn the_environment_says_a_thing_once_and_in_utf8() {
+fn environment_variables_are_unique_and_utf8() {
     assert_eq!(
         complaints(&env(&[("TIDEGATE_SHARDS", "2"), ("tidegate_shards", "2")])),
         ["shards (environment tidegate_shards): expected only one spelling; TIDEGATE_SHARDS is set as well"]
@@ -497,7 +497,7 @@ fn no_secret_is_ever_shown() {
 }
 
 #[test]
-fn a_certificate_and_its_key_come_together() {
+fn a_certificate_needs_its_key() {
     let config = load(&flags(&[("tls.cert", "a.crt"), ("tls.key", "a.key")]));
     let tls = config.tls.expect("both are given");
     assert_eq!((tls.cert, tls.key), ("a.crt".into(), "a.key".into()));
@@ -561,7 +561,7 @@ fn takes_any_text(row: &dyn Row) -> bool {
 proptest! {
     /// `!` is part of no valid value.
     #[test]
-    fn junk_is_refused_by_name(row in 0..TABLE.len(), junk in "\\PC{0,40}!\\PC{0,40}") {
+    fn invalid_input_is_refused_by_name(row in 0..TABLE.len(), junk in "\\PC{0,40}!\\PC{0,40}") {
         let row = TABLE[row];
         prop_assume!(!takes_any_text(row));
         let quoted = toml::Value::String(junk.clone());
@@ -579,7 +579,7 @@ proptest! {
 
     /// Any value for any key gives a configuration or one line per error.
     #[test]
-    fn nothing_panics(
+    fn arbitrary_input_never_panics(
         text in any::<String>(), row in 0..TABLE.len(), name in "[a-z_.\"<>]{0,20}", value in any::<String>()
     ) {
         let row = TABLE[row].name();

@@ -170,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_the_same(bytes in any::<usize>(), ms in any::<u64>()) {
+        fn displayed_values_parse_to_the_same_value(bytes in any::<usize>(), ms in any::<u64>()) {
             let size = ByteSize::bytes(bytes);
             prop_assert_eq!(size.to_string().parse(), Ok(size));
             let time = Duration::from_millis(ms);

@@ -88,7 +88,7 @@ proptest! {
     }
 
     #[test]
-    fn a_frame_in_two_pieces_is_one_frame(id in "[a-z]{0,200}", payload in "[a-z]{0,200}", step in 1..50_usize) {
+    fn a_head_and_a_tail_form_one_frame(id in "[a-z]{0,200}", payload in "[a-z]{0,200}", step in 1..50_usize) {
         let encoding = Encoding::new(&WITH_HEADS, Transport::WebSocket);
         let tail = broadcast(&payload).frame(encoding, 0).into_owned();
         let head = encoding.head(&state(&id), tail.len()).unwrap();
@@ -137,7 +137,7 @@ fn heads_and_bodies_are_not_compressed() {
 }
 
 #[test]
-fn beyond_its_bound_a_cache_still_gives_the_right_bytes() {
+fn a_full_cache_still_returns_the_right_bytes() {
     let cache = Cache::default();
     let encoding = |variant| Encoding::new(&NUMBERED, Transport::Body).with_variant(variant);
     let bytes = |variant: u32| Bytes::from(variant.to_string());

@@ -30,7 +30,7 @@ fn about(elapsed: Duration, expected: Duration) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_answer_begins_the_idle_time_anew() {
+async fn each_answer_restarts_the_idle_timeout() {
     let times = Times { keep_alive: Duration::from_secs(25), ..TIMES };
     let (mut client, server) = duplex(4096);
     let client = async {
@@ -48,7 +48,7 @@ async fn each_answer_begins_the_idle_time_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_never_used_has_the_time_of_a_head() {
+async fn an_unused_connection_has_the_timeout_of_a_head() {
     let (_client, server) = duplex(4096);
     let start = Instant::now();
     let end = serve_one(|| TIMES, b"", server).await;
@@ -77,7 +77,7 @@ async fn idle_connections_make_way_once_the_node_is_crowded() {
 
 /// As after the process was suspended.
 #[tokio::test(start_paused = true)]
-async fn a_pause_of_the_process_is_not_held_against_a_reader() {
+async fn a_pause_of_the_process_does_not_time_out_a_reader() {
     static ANSWER: [u8; 64 * 1024] = [b'x'; 64 * 1024];
     let (mut client, server) = duplex(1024);
     let client = async {
@@ -97,7 +97,7 @@ async fn a_pause_of_the_process_is_not_held_against_a_reader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_stands_still_is_cut_off() {
+async fn a_client_that_stops_reading_is_disconnected() {
     static FLOOD: [u8; 64 * 1024] = [b'x'; 64 * 1024];
     let (mut client, server) = duplex(1024);
     client.write_all(REQUEST).await.unwrap();

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_media_type_is_asked_for_by_name_and_before_others() {
+    fn a_media_type_is_requested_by_name_and_before_others() {
         for (list, expected) in [
             ("text/event-stream", true),
             ("text/html, text/event-stream", true),

@@ -88,7 +88,7 @@ mod tests {
     /// Each row: the allowed origins, headers of a request to `gateway.example`, and whether its cookies
     /// count.
     #[test]
-    fn cookies_count_for_pages_that_are_named() {
+    fn cookies_are_accepted_from_listed_pages() {
         let app = ("origin", "https://app.example");
         let own = ("origin", "https://gateway.example");
         let same = ("sec-fetch-site", "same-origin");

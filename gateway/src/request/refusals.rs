@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_a_few_lines_and_a_count() {
+    fn a_flood_logs_a_few_lines_and_a_count() {
         let limit = Limit::new();
         let admitted = |anyway| limit.admit(|| anyway);
         let first: Vec<_> = (0..1000).filter_map(|_| admitted(false)).collect();

@@ -93,7 +93,7 @@ fn a_publication_is_passed_on_once_with_its_publisher() {
 }
 
 #[test]
-fn sessions_that_are_alike_share_what_a_room_is_sent() {
+fn sessions_with_equal_options_share_an_encoding() {
     let lobby = room("lobby");
     let mut seen: Vec<(String, Encoding)> = Vec::new();
     for (name, _, mut client) in sessions("") {
@@ -157,7 +157,7 @@ fn a_gap_is_reported_or_closes_unless_the_client_ignores_gaps() {
 }
 
 #[test]
-fn every_close_reason_is_sent_while_the_peer_is_there() {
+fn every_close_reason_is_sent_while_the_peer_is_connected() {
     for (name, _, mut client) in sessions("") {
         let mut texts = BTreeSet::new();
         for reason in CloseReason::ALL {
@@ -183,7 +183,7 @@ fn every_close_reason_is_sent_while_the_peer_is_there() {
 }
 
 #[test]
-fn a_heartbeat_is_sent_and_its_answer_costs_nothing() {
+fn a_heartbeat_is_sent_and_its_answer_is_free() {
     for (name, spoken, mut client) in sessions(" commands=5/h") {
         for _ in 0..100 {
             let beat = client.play("heartbeat");

@@ -62,7 +62,7 @@ pub(super) fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn tokens_are_compared_by_what_they_grant() {
+fn tokens_are_compared_by_their_grants() {
     let before = identity("lobby=subscribe;b=subscribe,publish");
     assert!(before.grants_as(&identity("lobby=subscribe;b=subscribe,publish")));
     for other in ["lobby=subscribe", "lobby=subscribe;b=subscribe", "lobby=subscribe;c=subscribe,publish"] {
@@ -109,7 +109,7 @@ fn continuing_over_a_limit_closes_the_session() {
 }
 
 #[test]
-fn pings_are_commands_too() {
+fn pings_count_as_commands() {
     let mut client = open("session plain commands=2/h");
     let answered = (0..50).filter(|_| client.ping(6).is_empty()).count();
     assert_eq!(answered, 2);

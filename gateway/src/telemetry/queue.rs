@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_nobody_reads_keeps_nobody_waiting_and_the_gap_is_told_in_its_place() {
+    fn an_unread_log_blocks_no_writer_and_reports_the_gap_in_place() {
         let ((allow, allowed), (written, wrote)) = (sync_channel(10), sync_channel(10));
         let (told, tell) = sync_channel(10);
         let (dropped, line) = (counter(), [&[b'x'; 999][..], b"\n"].concat());

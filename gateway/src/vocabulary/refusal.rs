@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_without_a_place_sends_clients_to_another_one() {
+    fn refusals_about_this_node_send_clients_to_another() {
         let found: Vec<_> =
             Refusal::ALL.iter().copied().filter(|it| it.is_about_this_node()).map(Refusal::as_str).collect();
         assert_eq!(found, ["connections", "memory", "draining"]);

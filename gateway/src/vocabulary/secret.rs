@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_shows_nothing() {
+    fn a_secret_is_not_displayed() {
         let secret = Secret::new(&b"hunter2"[..]);
         assert_eq!(format!("{secret} {secret:?} {secret:#?}"), "(hidden) Secret(hidden) Secret(hidden)");
         assert_eq!(secret.expose(), b"hunter2");

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_the_rules_is_passed_over() {
+    fn invalid_offers_are_skipped() {
         for offer in [
             "",
             "deflate",
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bit_is_refused_where_it_has_no_meaning() {
+    fn rsv1_is_refused_where_it_has_no_meaning() {
         let reserved = || vec![Seen::Error(ProtocolError::ReservedBits)];
         for first in [0xc9, 0xc8, 0xca, 0xa1, 0x91, 0xe1, 0xf2] {
             assert_eq!(seen(&frame(first, b""), 64), reserved(), "{first:x}");
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inflated_is_bounded_by_size_and_ratio() {
+    fn inflating_is_bounded_by_size_and_ratio() {
         let bomb = |bytes: usize| {
             let frame = compressed(&encode(Opcode::Binary, &vec![0; bytes]), Deflate::Wide);
             let mut frame = frame.to_vec();
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inflated_is_paid_for_as_it_grows() {
+    fn inflated_bytes_are_charged_as_they_grow() {
         let zeros = compressed(&encode(Opcode::Binary, &vec![0; 60_000]), Deflate::Wide);
         let (_, body) = frame::opened(&[&[zeros[0] & !RSV1], &zeros[1..]].concat())
             .map(|(opcode, body)| (opcode, body.to_vec()))
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_utf8_after_inflating() {
+    fn inflated_text_must_be_utf8() {
         let latin = compressed(&encode(Opcode::Text, &[0xe9; 200]), Deflate::Wide);
         let payload = latin.get(2..).expect("a short frame");
         assert_eq!(seen(&frame(0xc1, payload), 512), [Seen::Error(ProtocolError::InvalidUtf8)]);
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_shrink_stays_as_it_is() {
+    fn messages_that_do_not_shrink_stay_uncompressed() {
         let noise: Vec<u8> = (0..64_u8).map(|byte| byte.wrapping_mul(151)).collect();
         for frame in
             [encode(Opcode::Binary, &noise), encode(Opcode::Text, b""), encode(Opcode::Ping, &[0; 100])]
@@ -432,7 +432,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_message_survives(
+        fn messages_survive_compression(
             words in prop::collection::vec("[a-e]{1,3}|\\PC{1,9}", 0..300),
             narrow in any::<bool>(),
             text in any::<bool>(),

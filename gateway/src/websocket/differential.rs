@@ -31,12 +31,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4 * ProptestConfig::default().cases))]
 
     #[test]
-    fn valid_streams_are_seen_alike((stream, _) in valid_stream(), sizes in piece_sizes()) {
+    fn valid_streams_give_the_same_events((stream, _) in valid_stream(), sizes in piece_sizes()) {
         compare(&stream, &sizes);
     }
 
     #[test]
-    fn any_streams_are_seen_alike(stream in any_stream(), sizes in piece_sizes()) {
+    fn any_streams_give_the_same_events(stream in any_stream(), sizes in piece_sizes()) {
         compare(&stream, &sizes);
     }
 }

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn sample_of_section_1_3_is_answered() {
+    fn section_1_3_the_sample_is_answered() {
         let map = headers(&SAMPLE);
         let handshake = accept(&Method::GET, Version::HTTP_11, &map).unwrap();
         assert_eq!(handshake.protocols().collect::<Vec<_>>(), ["chat", "superchat"]);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn section_4_2_1_host_is_there_once() {
+    fn section_4_2_1_exactly_one_host_is_required() {
         assert_eq!(verdict(&sample_with("host", &[])), Err(HandshakeError::Host));
         assert_eq!(verdict(&sample_with("host", &["a", "b"])), Err(HandshakeError::Host));
         assert_eq!(HandshakeError::Host.status(), 400);
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn section_4_4_other_versions_are_told_which_one_is_spoken() {
+    fn section_4_4_other_versions_get_the_supported_version() {
         for values in [&[][..], &["8"], &["013"], &["13", "13"], &["13, 8"], &[""]] {
             let error = verdict(&sample_with("sec-websocket-version", values)).unwrap_err();
             assert_eq!(error, HandshakeError::Version, "{values:?}");
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn offered_protocols_span_lines_and_pass_over_what_is_empty() {
+    fn offered_protocols_span_lines_and_skip_empty_elements() {
         let map = sample_with("sec-websocket-protocol", &["a,, b\t", "", " c ", "\u{fc}"]);
         let handshake = accept(&Method::GET, Version::HTTP_11, &map).unwrap();
         assert_eq!(handshake.protocols().collect::<Vec<_>>(), ["a", "b", "c"]);
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_is_seen_even_behind_a_proxy_that_removed_the_upgrade() {
+    fn an_attempt_is_detected_behind_a_proxy_that_removes_the_upgrade() {
         assert!(is_upgrade(&headers(&SAMPLE)));
         assert!(is_upgrade(&headers(&[("upgrade", "WebSocket")])));
         assert!(is_upgrade(&headers(&[("sec-websocket-key", "x")])));

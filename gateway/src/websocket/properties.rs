@@ -16,7 +16,7 @@ const FIXED_HEAP: usize = 320;
 
 proptest! {
     #[test]
-    fn valid_streams_decode_to_what_was_sent_in_any_division(
+    fn valid_streams_decode_to_the_sent_messages_in_any_split(
         (stream, sent) in valid_stream(),
         sizes in piece_sizes(),
     ) {
@@ -26,7 +26,7 @@ proptest! {
     }
 
     #[test]
-    fn any_stream_is_seen_alike_in_any_division(stream in any_stream(), sizes in piece_sizes()) {
+    fn any_stream_gives_the_same_events_in_any_split(stream in any_stream(), sizes in piece_sizes()) {
         let in_one_piece = decode([&stream[..]], LIMIT);
         prop_assert_eq!(&decode(divide(&stream, &sizes), LIMIT), &in_one_piece);
         prop_assert_eq!(&decode(stream.chunks(1), LIMIT), &in_one_piece);
@@ -34,14 +34,14 @@ proptest! {
 
     /// A prefix gives the first events of the whole stream: no result depends on later bytes.
     #[test]
-    fn what_was_seen_is_never_taken_back(stream in any_stream(), cut: prop::sample::Index) {
+    fn results_do_not_depend_on_later_bytes(stream in any_stream(), cut: prop::sample::Index) {
         let whole = decode([&stream[..]], LIMIT);
         let part = decode([&stream[..cut.index(stream.len() + 1)]], LIMIT);
         prop_assert_eq!(&whole[..part.len()], &part[..]);
     }
 
     #[test]
-    fn memory_stays_within_what_arrived_and_the_limit(
+    fn memory_is_bounded_by_arrived_bytes_and_the_limit(
         stream in any_stream(),
         sizes in piece_sizes(),
         limit in 0..2 * LIMIT,
@@ -58,7 +58,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_encoded_is_a_frame_that_decodes(text in ".{0,300}", mask: [u8; 4], sizes in piece_sizes()) {
+    fn encoded_frames_decode(text in ".{0,300}", mask: [u8; 4], sizes in piece_sizes()) {
         let cut_to_control = |bytes: &[u8]| bytes[..bytes.len().min(125)].to_vec();
         let expected = [
             (Opcode::Text, Seen::Text(text.clone())),
@@ -92,7 +92,7 @@ proptest! {
 
     /// Compares with the standard library after each piece.
     #[test]
-    fn utf8_is_judged_with_each_piece(
+    fn utf8_is_checked_with_each_piece(
         text in ".{0,80}",
         harm: Option<(prop::sample::Index, u8)>,
         sizes in piece_sizes(),

@@ -148,7 +148,7 @@ fn section_5_4_close_comes_between_fragments() {
 }
 
 #[test]
-fn section_5_4_continuation_needs_a_beginning() {
+fn section_5_4_a_continuation_needs_a_first_frame() {
     refused_at_last_byte(&[0x00], ProtocolError::UnexpectedContinuation);
     refused_at_last_byte(&[0x80], ProtocolError::UnexpectedContinuation);
     let mut after_a_whole_message = client_frame(TEXT, b"a");
@@ -179,7 +179,7 @@ fn section_5_5_control_frames_are_short_and_whole() {
 }
 
 #[test]
-fn section_5_5_control_frames_are_not_messages_and_not_under_their_limit() {
+fn section_5_5_control_frames_are_exempt_from_the_message_limit() {
     let stream = [client_frame(PING, &[1; 125]), client_frame(BINARY, b"abc")].concat();
     assert_eq!(decode([&stream[..]], 3), [Seen::Ping(vec![1; 125]), Seen::Binary(b"abc".into())]);
 }
@@ -194,13 +194,13 @@ fn section_5_5_1_close_without_code_and_with_reason() {
 }
 
 #[test]
-fn section_5_5_1_what_follows_a_close_is_ignored() {
+fn section_5_5_1_input_after_a_close_is_ignored() {
     let stream = [client_frame(CLOSE, b""), client_frame(TEXT, b"late"), vec![0xff; 40]].concat();
     check(&stream, &[Seen::Close(None)]);
 }
 
 #[test]
-fn section_7_1_7_what_follows_an_error_is_ignored() {
+fn section_7_1_7_input_after_an_error_is_ignored() {
     let stream = [vec![0xff], client_frame(TEXT, b"late")].concat();
     check(&stream, &error(ProtocolError::ReservedBits));
     let stream = [client_frame(CLOSE, b"x"), client_frame(TEXT, b"late")].concat();
@@ -273,7 +273,7 @@ const WRONG_AT_LAST_BYTE: [&[u8]; 19] = [
 ];
 
 #[test]
-fn section_8_1_wrong_utf8_is_refused_at_the_byte_that_makes_it_wrong() {
+fn section_8_1_invalid_utf8_is_refused_at_the_first_invalid_byte() {
     for wrong in WRONG_AT_LAST_BYTE {
         // In a frame that announces more than it has sent so far.
         let mut stream = client_frame(TEXT, &[wrong, &[b'a'; 100]].concat());
@@ -292,7 +292,7 @@ fn section_8_1_wrong_utf8_is_refused_at_the_byte_that_makes_it_wrong() {
 }
 
 #[test]
-fn section_8_1_characters_may_be_divided_anywhere() {
+fn section_8_1_characters_may_be_split_anywhere() {
     let whole = "κόσμε € 🌊 \u{10ffff}\u{d7ff}\u{e000}\u{0}";
     for cut in 0..=whole.len() {
         let (a, b) = whole.as_bytes().split_at(cut);
@@ -324,7 +324,7 @@ fn section_8_1_binary_messages_are_any_bytes() {
 }
 
 #[test]
-fn whole_messages_are_lent_and_others_are_handed_over() {
+fn whole_messages_are_borrowed_and_others_owned() {
     let mut decoder = Decoder::new();
     let mut input = client_frame(TEXT, b"lent");
     let range = input.as_ptr_range();
@@ -387,7 +387,7 @@ fn an_announced_length_costs_nothing() {
 }
 
 #[test]
-fn growth_is_by_doubling_and_ends_at_the_message() {
+fn the_buffer_doubles_up_to_the_size_of_the_message() {
     let stream = client_frame(TEXT, &vec![b'a'; 100_000]);
     let mut decoder = Decoder::new();
     let mut seen = Vec::new();
@@ -403,7 +403,7 @@ fn growth_is_by_doubling_and_ends_at_the_message() {
 }
 
 #[test]
-fn close_frames_lose_the_end_of_a_long_reason_and_never_half_a_character() {
+fn long_close_reasons_are_cut_at_a_character_boundary() {
     for (reason, kept) in [
         ("", ""),
         ("bye", "bye"),

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn every_budget_is_a_run_that_this_program_knows() {
+    fn every_budget_is_a_valid_command_line() {
         let workshop = workshop();
         for budget in BUDGETS {
             let site = Site { workshop: &workshop, node: budget.node.map(|_| node()) };
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_apart() {
+    fn names_are_unique() {
         for budget in BUDGETS {
             assert_eq!(
                 BUDGETS.iter().filter(|other| other.name == budget.name).count(),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_stands_for_nothing_is_an_error() {
+    fn an_undefined_word_is_an_error() {
         let workshop = workshop();
         let site = Site { workshop: &workshop, node: None };
         assert!(site.flags("cost {node}").unwrap_err().to_string().contains("without a node"));

@@ -53,7 +53,7 @@ fn a_small_fleet() {
 }
 
 #[test]
-fn what_is_measured_at_one_and_at_eight_is_met_at_both() {
+fn costs_match_both_measured_points() {
     let costs = UnitCosts::measured();
     close(costs.alone_in(1.0), costs.delivery);
     close(costs.alone_in(8.0), costs.delivery_of_eight);
@@ -61,7 +61,7 @@ fn what_is_measured_at_one_and_at_eight_is_met_at_both() {
 }
 
 #[test]
-fn each_limit_decides_in_its_turn() {
+fn each_limit_can_decide() {
     for (flags, limit, nodes) in [
         ("--connections 250000 --room-rate 0", Limit::Connections, 3),
         // 25 × 1,000,000 × 4.6 µs, 0.41 for heartbeats, and 2,500 publications on each: (115 + 0.41) ÷ (2.4 − 0.0375).
@@ -79,7 +79,7 @@ fn each_limit_decides_in_its_turn() {
 }
 
 #[test]
-fn redis_is_asked_for_a_copy_per_interested_node() {
+fn redis_sends_a_copy_per_interested_node() {
     // Every node has a member of every room, so each publication has that many copies.
     let report =
         asked("--connections 1000000 --members 100000 --rate 10000 --node-cores 1000 --bandwidth 1000")
@@ -99,7 +99,7 @@ fn redis_is_asked_for_a_copy_per_interested_node() {
 }
 
 #[test]
-fn protocols_tls_and_compression_cost_what_the_table_says() {
+fn protocols_tls_and_compression_use_the_costs_of_the_table() {
     let costs = UnitCosts::measured();
     let us = |flags: &str| asked(flags).unwrap().sizings[0].demand.delivery_us;
     close(us(""), costs.delivery);
@@ -124,7 +124,7 @@ fn protocols_tls_and_compression_cost_what_the_table_says() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_by_name() {
+fn impossible_input_is_refused_by_name() {
     for (flags, words) in [
         ("--connections 10 --members 11", "--members 11"),
         ("--connections 10 --rooms 11", "--rooms 11"),
@@ -155,7 +155,7 @@ fn what_cannot_be_is_refused_by_name() {
 
 /// Evaluates every printed calculation from its printed text.
 #[test]
-fn the_sums_are_right_as_they_are_printed() {
+fn the_printed_calculations_are_right() {
     for flags in [
         "--connections 10000,1000000,10000000",
         "--connections 12345 --members 7 --tls --burst 8 --from-clients 0.3 --rooms-per-connection 3",
@@ -302,7 +302,7 @@ fn the_table_is_complete() {
 
 /// Compares the guide with the output; the failure message tells how to update it.
 #[test]
-fn the_guide_is_what_the_command_prints() {
+fn the_guide_matches_the_output_of_the_command() {
     const BEGIN: &str = "<!-- The table is made from loadtest/src/capacity/costs.rs. -->\n";
     const END: &str = "<!-- End of the table. -->\n";
     const PROMPT: &str = "```console\n$ tidegate-loadtest capacity";

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_what_flags_say() {
+    fn a_file_gives_the_same_settings_as_flags() {
         let text = "members = 7\nrate = 2.5\nduration = \"3s\"\nno-echo = true\nquiet = false\nserver-pid = [1, 2]\n";
         let mut words = vec!["tidegate-loadtest".to_owned(), "fanout".to_owned()];
         words.extend(flags("fanout", text).unwrap());
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_named_at_once() {
+    fn all_errors_of_a_file_are_reported_at_once() {
         let wrong =
             flags("fanout", "membres = 7\nrate = 0\nduration = \"soon\"\nsize = [[1]]\nconfig = \"x\"\n");
         let wrong = wrong.unwrap_err();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_in_the_readme_can_be_pasted() {
+    fn the_example_file_in_the_readme_is_valid() {
         let readme = include_str!("../../README.md");
         let (_, file) = readme.split_once("```toml\n").unwrap();
         let (file, _) = file.split_once("```").unwrap();

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_had_says_what_to_do() {
+    fn a_missing_server_is_an_error_with_instructions() {
         let workshop = Workshop {
             tidegate: Some("/nowhere/tidegate".into()),
             scratch: "/nowhere".into(),

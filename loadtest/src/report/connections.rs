@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wave_of_which_nobody_came_to_stand_has_no_latency() {
+    fn a_wave_without_ready_connections_has_no_latency() {
         let wave = Wave {
             connections: 4,
             standing: 0,

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_terminal_lines_columns_up() {
+    fn the_terminal_aligns_columns() {
         let mut table = Table::new("numbers", &["name", "µs"]);
         table.row(["a".into(), "1".into()]);
         table.row(["longer".into(), "1000".into()]);

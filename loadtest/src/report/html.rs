@@ -65,7 +65,7 @@ mod tests {
     use crate::report::document::{Chart, Expectation, Series};
 
     #[test]
-    fn a_page_needs_nothing_else() {
+    fn a_page_is_self_contained() {
         let mut numbers = Table::new("<numbers>", &["x"]);
         numbers.row(["1 < 2".to_owned()]);
         let series = Series { name: "line".into(), points: vec![(0.0, 1.0), (1.0, 2.0)] };

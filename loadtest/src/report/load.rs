@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn latencies_are_held_against_their_limits() {
+    fn latencies_are_compared_with_their_limits() {
         let limit = |micros| Some(Time(Duration::from_micros(micros)));
         let expect = Expect {
             expect_p50: limit(5_100),
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn what_spoils_a_number_is_told() {
+    fn unreliable_numbers_have_a_warning() {
         let mut report = report(clean());
         (report.tester.busiest, report.tester.starved) = (Some(0.95), Some(0.2));
         report.achieved_rate = Some(50.0);
@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_done_is_not_met_whatever_was_expected() {
+    fn incomplete_work_is_not_met_without_expectations() {
         let counts = Counts { unsent: 3, delivered: 0, ..clean() };
         let mut report = report(counts);
         let troubles =
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_was_ended_early_meets_nothing() {
+    fn an_interrupted_run_meets_no_expectation() {
         let mut report = report(clean());
         report.interrupted = Some("SIGINT after 2.0 of 60.0 s".into());
         let expect = Expect {
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_measured_is_not_shown_as_a_number() {
+    fn unmeasured_values_are_not_shown_as_numbers() {
         let limit = Some(Time(Duration::from_secs(1)));
         let expect =
             Expect { expect_p99: limit, expect_max: limit, expect_achieved: Some(0.9), ..Expect::default() };

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_held_stays_until_it_is_replaced_as_a_whole() {
+    fn a_file_keeps_its_content_until_it_is_replaced_as_a_whole() {
         let directory = directory("replaced");
         let (json, html) = (directory.join("a.json"), directory.join("a.html"));
         fs::write(&json, "old").unwrap();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_cannot_be_written_is_told_at_once() {
+    fn an_unwritable_path_is_reported_before_the_run() {
         let directory = directory("refused");
         let (good, bad) = (directory.join("a.json"), directory.join("absent/a.html"));
         let error = format!("{:#}", Outputs::open(Some(&good), Some(&bad), None).unwrap_err());
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_by_two_names_is_told_at_once() {
+    fn one_file_by_two_names_is_refused_before_the_run() {
         let directory = directory("names");
         let (json, link) = (directory.join("a.json"), directory.join("link"));
         std::os::unix::fs::symlink("a.json", &link).unwrap();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_has_open_is_appended_to() {
+    fn open_descriptors_are_appended_to() {
         let directory = directory("open");
         let log = directory.join("log");
         fs::write(&log, "line\n").unwrap();
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn each_output_is_written_whatever_became_of_the_others() {
+    fn each_output_is_written_even_if_others_fail() {
         let directory = directory("each");
         let (json, html) = (directory.join("gone/a.json"), directory.join("a.html"));
         fs::create_dir(directory.join("gone")).unwrap();
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_stays_one_and_its_target_is_replaced() {
+    fn a_link_is_kept_and_its_target_replaced() {
         let directory = directory("link");
         let (link, target) = (directory.join("link"), directory.join("target"));
         fs::write(&target, "old").unwrap();

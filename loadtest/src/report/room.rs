@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn warnings_name_what_spoils_a_number() {
+    fn warnings_name_unreliable_numbers() {
         let slow = Round { tester_share: 0.95, ..round(6.0) };
         let starved = Round { tester_share: 0.4, server_share: Some(0.3), ..round(6.0) };
         let cut = Round { complete: false, stalls: 2, ..round(6.0) };

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plot_holds_its_points_and_no_markup_of_others() {
+    fn a_plot_contains_its_points_and_escapes_markup() {
         let series = Series { name: "<p99>".into(), points: vec![(0.0, 0.0), (10.0, 350.0)] };
         let chart = Chart { title: "a & b".into(), series: vec![series], ..Chart::default() };
         let drawn = draw(&chart);

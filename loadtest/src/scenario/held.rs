@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_reads_stands_in_the_kernels_queue() {
+    fn unread_bytes_are_found_in_the_send_queue() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let _deaf = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -111,7 +111,7 @@ mod tests {
 
     /// The result does not depend on how the stream is split.
     #[test]
-    fn reads_any_cut_alike() {
+    fn events_are_read_alike_in_any_split() {
         let stream =
             ": hello\nretry: 1500\n\nevent: a\ndata: x\ndata:y\r\ndata\n\nid: r\rdata:  z\r\rdata: é\n\n\n";
         let mut whole = Journal::default();

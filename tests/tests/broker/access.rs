@@ -96,7 +96,7 @@ async fn a_common_name_alone_is_refused_with_that_reason() -> Result<()> {
 }
 
 #[tokio::test]
-async fn trust_in_nothing_is_an_error_at_the_start() -> Result<()> {
+async fn a_ca_file_without_certificates_is_an_error_at_the_start() -> Result<()> {
     let redis = RedisServer::builder().tls().absent()?;
     for pem in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         let config = RedisConfig { ca_pem: Some(pem.into()), ..config(&redis.tls_url()?)? };
@@ -158,7 +158,7 @@ async fn a_room_without_permission_is_refused_and_disturbs_no_other() -> Result<
 }
 
 #[tokio::test]
-async fn a_room_that_lost_its_permission_gets_its_gap_when_it_has_it_again() -> Result<()> {
+async fn a_room_has_a_gap_when_its_lost_permission_returns() -> Result<()> {
     let redis = RedisServer::builder().setting(DOCUMENTED).start().await?;
     let url = redis.url().replace("redis://", "redis://tidegate:s3cret%21@");
     let node = Node::up(&url).await?;

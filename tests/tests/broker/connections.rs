@@ -85,7 +85,7 @@ async fn connections_that_are_cut_come_back_with_one_gap() -> Result<()> {
 }
 
 #[tokio::test]
-async fn failing_again_and_again_before_it_stands_is_still_one_gap() -> Result<()> {
+async fn repeated_failures_to_reconnect_are_one_gap() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let (node, speaker) = (Node::up(&proxy.redis_url()).await?, Node::up(&redis.url()).await?);
@@ -125,7 +125,7 @@ fn unsubscribed(topic: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alone() -> Result<()> {
+async fn a_subscription_ended_by_the_server_interrupts_only_that_room() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let config = RedisConfig { subscribers: 1, ..config(&proxy.redis_url())? };
@@ -247,7 +247,7 @@ async fn a_frozen_redis_is_detected_and_recovered_from() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_absent_at_the_start_is_waited_for() -> Result<()> {
+async fn a_node_waits_for_a_redis_that_is_absent_at_the_start() -> Result<()> {
     let mut redis = RedisServer::builder().absent()?;
     let node = Node::start(config(&redis.url())?)?;
     let status = node.until("told why", |status| match status {
@@ -311,7 +311,7 @@ impl Sink for Gate {
 /// A node that cannot keep up does not buffer messages in memory: it stops reading, and the backlog stays on the server.
 /// When the server's own limit ends the connection, that is a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_backlog_is_the_servers_and_its_limit_is_a_gap() -> Result<()> {
+async fn a_backlog_stays_on_the_server_and_its_limit_is_a_gap() -> Result<()> {
     let redis = RedisServer::builder().setting("client-output-buffer-limit pubsub 1mb 0 0").start().await?;
     let heard = Arc::new(Recorder::default());
     let gate = Arc::new(Gate { open: Mutex::new(false), opened: Condvar::new(), heard: Arc::clone(&heard) });

@@ -150,7 +150,7 @@ async fn a_busy_server_refuses_for_the_moment_and_no_connection_is_lost() -> Res
 
 /// A server that loads its data answers many commands with an error, but delivers publications.
 #[tokio::test]
-async fn a_server_that_loads_is_one_gap_and_loses_nothing_after_it() -> Result<()> {
+async fn a_loading_server_is_one_gap_and_loses_nothing_after_it() -> Result<()> {
     let mut redis = RedisServer::builder()
         .setting("enable-debug-command yes")
         .setting("loading-process-events-interval-bytes 1024")
@@ -188,7 +188,7 @@ async fn a_server_that_loads_is_one_gap_and_loses_nothing_after_it() -> Result<(
 
 /// A room that the users of this server may not access, and one that they may.
 #[tokio::test]
-async fn a_publisher_that_is_cut_meanwhile_is_no_gap() -> Result<()> {
+async fn a_publisher_that_is_disconnected_meanwhile_causes_no_gap() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let node = Node::up(&proxy.redis_url()).await?;

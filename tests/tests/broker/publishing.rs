@@ -59,7 +59,7 @@ async fn an_outage_fills_the_queue_and_recovery_frees_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_waits_through_a_short_outage_is_delivered_in_order() -> Result<()> {
+async fn queued_publications_are_delivered_in_order_after_a_short_outage() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let (node, listener) = (Node::up(&proxy.redis_url()).await?, Node::up(&redis.url()).await?);
@@ -91,7 +91,7 @@ async fn until_no_publisher(node: &Node) -> Result<()> {
 
 /// The server has executed it, but the answer is lost: the node does not know the outcome and does not send it again.
 #[tokio::test]
-async fn what_was_in_flight_is_unknown_and_never_sent_twice() -> Result<()> {
+async fn publications_in_flight_are_unknown_and_never_sent_twice() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let (node, listener) = (Node::up(&proxy.redis_url()).await?, Node::up(&redis.url()).await?);
@@ -117,7 +117,7 @@ async fn what_was_in_flight_is_unknown_and_never_sent_twice() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_answer_that_never_comes_is_given_up() -> Result<()> {
+async fn an_answer_that_never_arrives_times_out() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let config = RedisConfig { publish_timeout: Duration::from_millis(300), ..config(&proxy.redis_url())? };

@@ -93,7 +93,7 @@ async fn a_trusted_proxy_reports_its_clients_addresses() -> Result<()> {
 }
 
 #[tokio::test]
-async fn by_the_standard_header() -> Result<()> {
+async fn the_forwarded_header_reports_client_addresses() -> Result<()> {
     let node =
         behind(&[("limits.attempts_per_address", "1/h burst 2"), ("public.forwarded_header", "forwarded")])
             .start()
@@ -110,7 +110,7 @@ async fn by_the_standard_header() -> Result<()> {
 
 /// Sessions behind a proxy are counted by client, for as long as they last.
 #[tokio::test]
-async fn open_sessions_behind_a_proxy() -> Result<()> {
+async fn open_connections_are_counted_per_client_behind_a_proxy() -> Result<()> {
     let node = behind(&[("limits.connections_per_address", "2")]).start().await?;
     let token = anywhere("alice");
     let target = format!("/rooms/lobby?token={token}");

@@ -120,7 +120,7 @@ async fn each_forbidden_room_name_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_not_http_gets_no_further() -> Result<()> {
+async fn input_that_is_not_http_is_refused() -> Result<()> {
     let node = Builder::new().set("public.header_timeout", "300ms").start().await?;
     let bystander = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
     let descriptors = node.descriptors()?;
@@ -230,7 +230,7 @@ async fn a_close_is_answered_with_its_own_code() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_close_says_what_was_wrong() -> Result<()> {
+async fn a_close_frame_has_the_reason() -> Result<()> {
     let node = Builder::new().set("compression.enabled", "true").start().await?;
     let target = format!("/rooms/lobby?token={}", anywhere("alice"));
     let offer = ("Sec-WebSocket-Extensions", "permessage-deflate");

@@ -95,7 +95,7 @@ async fn one_order_for_sdks_on_both_nodes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn sdks_are_refused_what_is_not_granted() -> Result<()> {
+async fn sdks_are_refused_operations_that_are_not_granted() -> Result<()> {
     let node = alone().await?;
     let listener = Token::new("bob").room("lobby", &["subscribe"]).sign();
     let sdks = [
@@ -122,7 +122,7 @@ async fn sdks_are_refused_what_is_not_granted() -> Result<()> {
 
 /// Unsupported features are reported, not ignored, and end no connection.
 #[tokio::test]
-async fn an_sdk_is_told_which_features_it_does_not_get() -> Result<()> {
+async fn an_sdk_gets_errors_for_unsupported_features() -> Result<()> {
     let node = alone().await?;
     let sdk = Client::node_centrifuge_asks(&url(&node), "lobby", &anywhere("alice")).await?;
     let answers = [

@@ -94,7 +94,7 @@ async fn a_room_of_compressing_clients_costs_fewer_bytes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn negotiation_yields_what_the_client_offers_and_the_node_allows() -> Result<()> {
+async fn negotiation_combines_offer_and_settings() -> Result<()> {
     let node = compressing().await?;
     let off = alone().await?;
     let upgrade = |offer: &str| {

@@ -99,7 +99,7 @@ async fn each_request_gets_its_answer() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_handshake_is_answered_as_the_rfc_says() -> Result<()> {
+async fn a_handshake_is_answered_as_rfc_6455_requires() -> Result<()> {
     let node = alone().await?;
     let token = anywhere("alice");
     let accepted = |response: &Response| {
@@ -355,7 +355,7 @@ async fn a_late_refusal_is_like_any_other() -> Result<()> {
 /// A client that is asked to reconnect does so, and is served when possible; an `EventSource` would never reconnect
 /// after a 503.
 #[tokio::test]
-async fn event_sources_outlive_a_temporary_refusal() -> Result<()> {
+async fn event_sources_survive_a_temporary_refusal() -> Result<()> {
     const PAGE: &str = "http://127.0.0.1:3000";
     let redis = RedisServer::start().await?;
     let node = Builder::new()
@@ -390,7 +390,7 @@ async fn event_sources_outlive_a_temporary_refusal() -> Result<()> {
 
 /// A token may expire while its owner is still sending.
 #[tokio::test]
-async fn a_body_that_ends_after_its_token_is_not_published() -> Result<()> {
+async fn a_body_that_ends_after_its_token_expired_is_not_published() -> Result<()> {
     let node = Builder::new().set("auth.leeway", "0s").set("public.body_timeout", "1m").start().await?;
     let listener = Client::websocket(&node.ws("lobby", &anywhere("bob"), ""), &[]).await?;
     let token = Token::new("alice").room("*", &["publish"]).expires_in(5).sign();

@@ -134,7 +134,7 @@ async fn a_node_waits_for_a_redis_that_is_not_there_yet() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_lost_later_degrades_and_publishers_learn_it() -> Result<()> {
+async fn a_redis_lost_later_degrades_the_node_and_fails_publications() -> Result<()> {
     let mut stage = Stage::set_with(|node| node.set("broker.publish_timeout", "300ms")).await?;
     let token = anywhere("alice");
     let listener = Client::websocket(&stage.a.ws("lobby", &token, ""), &[]).await?;

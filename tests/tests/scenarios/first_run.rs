@@ -70,7 +70,7 @@ const OPEN: &str = "#state[data-state=open]";
 const NOT_OPEN: &str = "#state:not([data-state=open])";
 
 #[tokio::test]
-async fn two_users_talk_on_the_demo_page() -> Result<()> {
+async fn two_users_exchange_messages_on_the_demo_page() -> Result<()> {
     let node = Builder::unconfigured().start().await?;
     node.until_written("#token=").await?;
     let url = printed_url(&node)?;
@@ -157,7 +157,7 @@ async fn the_demo_page_works_when_origins_are_listed() -> Result<()> {
 
 /// Behind a proxy that changes `Host`, the page has a foreign origin. It shows an error and stops retrying.
 #[tokio::test]
-async fn the_demo_page_says_why_it_is_refused() -> Result<()> {
+async fn the_demo_page_shows_why_it_is_refused() -> Result<()> {
     let node = Builder::new().set("demo", "true").start().await?;
     let mut pages = Pages::launch()?;
     let proxy = Nginx::renaming(node.public).await?;

@@ -68,7 +68,7 @@ fn garbage() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn other_protocols_are_told_so_or_cut_off() -> Result<()> {
+async fn other_protocols_are_refused_or_disconnected() -> Result<()> {
     let node = Builder::new().set("public.header_timeout", "300ms").start().await?;
     let witness = Witness::of(&node).await?;
     let before = node.levels_of(1).await?;
@@ -206,7 +206,7 @@ async fn trickle(node: &Node, start: Vec<u8>) -> Result<Vec<u8>> {
 
 /// The node does not read more requests of a client that never reads answers than the sockets hold.
 #[tokio::test]
-async fn unread_answers_do_not_pile_up() -> Result<()> {
+async fn unread_answers_do_not_accumulate() -> Result<()> {
     const CLIENTS: usize = 8;
     let node = Builder::new().start().await?;
     let witness = Witness::of(&node).await?;
@@ -334,7 +334,7 @@ async fn its_share(node: &Node, witness: &mut Witness, count: usize) -> Result<(
 
 /// Fragments without an end hit the limit of a message, and empty ones cost nothing.
 #[tokio::test]
-async fn endless_fragments_meet_the_bound() -> Result<()> {
+async fn endless_fragments_reach_the_limit() -> Result<()> {
     let node = Builder::new().set("limits.message_size", "4KiB").start().await?;
     let token = anywhere("alice");
     let witness = Witness::of(&node).await?;

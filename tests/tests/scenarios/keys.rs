@@ -165,7 +165,7 @@ async fn a_hundred_tokens_of_a_new_key_wait_for_one_fetch() -> Result<()> {
 }
 
 #[tokio::test]
-async fn random_key_names_do_not_make_the_node_a_nuisance() -> Result<()> {
+async fn random_key_names_do_not_cause_many_fetches() -> Result<()> {
     let key = SigningKey::new("known")?;
     let issuer = Issuer::start(&[&key]).await?;
     let node = trusting(&issuer).start().await?;
@@ -323,7 +323,7 @@ fn without_date(response: &Response) -> String {
 }
 
 #[tokio::test]
-async fn only_the_operator_learns_what_is_wrong_with_a_token() -> Result<()> {
+async fn only_the_operator_sees_why_a_token_is_invalid() -> Result<()> {
     let key = SigningKey::new("key")?;
     let issuer = Issuer::start(&[&key]).await?;
     let node = trusting(&issuer)

@@ -82,7 +82,7 @@ async fn two_hundred_sessions_are_closed_one_by_one() -> Result<()> {
 
 /// A message that a client sent before it received the close is published.
 #[tokio::test]
-async fn what_was_sent_before_the_close_is_published() -> Result<()> {
+async fn messages_sent_before_the_close_are_published() -> Result<()> {
     let Stage { redis: _redis, mut a, b } = Stage::set_with(|node| node.set("drain.pause", "500ms")).await?;
     let token = anywhere("alice");
     let speaker = Client::websocket(&a.ws("lobby", &token, "echo=false"), &[]).await?;

@@ -155,7 +155,7 @@ async fn a_filter_that_would_silence_the_node_is_refused() -> Result<()> {
 
 /// The information that a bug report needs.
 #[tokio::test]
-async fn the_first_line_says_what_runs() -> Result<()> {
+async fn the_first_log_line_describes_the_node() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("tidegate.toml");
     std::fs::write(&path, "shards = 2\n")?;

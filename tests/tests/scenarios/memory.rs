@@ -119,7 +119,7 @@ async fn a_client_that_reads_nothing_is_closed_before_memory_runs_out() -> Resul
 
 /// A message to a room counts once, however many queues it waits in.
 #[tokio::test]
-async fn a_crowd_that_is_slow_together_costs_what_it_holds() -> Result<()> {
+async fn a_message_queued_for_a_slow_crowd_counts_once() -> Result<()> {
     const MEMBERS: usize = 200;
     let redis = RedisServer::start().await?;
     let node = Builder::new().set("broker.url", &redis.url()).set("limits.memory", "16MiB").start().await?;

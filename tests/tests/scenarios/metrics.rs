@@ -126,7 +126,7 @@ async fn counts_are_exact() -> Result<()> {
 
 /// Bytes on the wire are counted as TCP carries them, to the byte.
 #[tokio::test]
-async fn network_bytes_are_what_the_wire_carried() -> Result<()> {
+async fn network_byte_counts_match_the_wire() -> Result<()> {
     let node = alone().await?;
     let target = format!("/rooms/lobby?token={}", anywhere("alice"));
     let before = node.samples().await?;

@@ -145,7 +145,7 @@ async fn a_ping_that_does_not_fit_closes_no_session() -> Result<()> {
 }
 
 #[tokio::test]
-async fn only_the_latest_is_kept_for_a_slow_client() -> Result<()> {
+async fn only_the_latest_message_is_kept_for_a_slow_client() -> Result<()> {
     let node = node("latest").await?;
     let token = anywhere("alice");
     let fast = Client::websocket(&node.ws("lobby", &token, ""), &[]).await?;
@@ -277,7 +277,7 @@ async fn a_centrifuge_session_is_notified_of_the_gap_and_stays_subscribed() -> R
 }
 
 #[tokio::test]
-async fn priority_overtakes_what_waits() -> Result<()> {
+async fn priority_messages_overtake_waiting_ones() -> Result<()> {
     let node = Builder::new()
         .set("limits.outbound", "16MiB")
         .set(r#"rooms."alarm".priority"#, "true")

@@ -53,7 +53,7 @@ async fn an_event_source_reconnects_again_and_again() -> Result<()> {
 
 /// A bare WebSocket does not reconnect by itself: the code tells the application.
 #[tokio::test]
-async fn a_web_socket_is_told_to_reconnect() -> Result<()> {
+async fn a_web_socket_close_asks_to_reconnect() -> Result<()> {
     let node = restless().await?;
     let url = node.ws("lobby", &anywhere("alice"), "");
     for client in [Client::node_websocket(&url).await?, Client::python_websocket(&url).await?] {

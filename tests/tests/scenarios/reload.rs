@@ -101,7 +101,7 @@ async fn until_posted(node: &Node, token: &str, status: u16) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_signal_changes_what_may_change_and_open_sessions_stay() -> Result<()> {
+async fn a_signal_applies_live_settings_and_open_sessions_stay() -> Result<()> {
     let files = Files::new("")?;
     let node = files.node().start().await?;
     let (old, new) = (anywhere("alice"), next_token());
@@ -241,7 +241,7 @@ async fn an_endless_file_is_refused_and_the_next_one_is_applied() -> Result<()> 
 
 /// Some editors add a byte-order mark, Windows ends lines with CRLF, and blank lines are invisible.
 #[tokio::test]
-async fn what_an_editor_adds_to_a_file_changes_nothing() -> Result<()> {
+async fn bytes_that_an_editor_adds_to_a_file_change_nothing() -> Result<()> {
     let files = Files::new("")?;
     files.write_secret(&format!("\u{feff}{SECRET}\r\n\r\n"))?;
     let secret = files.path("secret");
@@ -325,7 +325,7 @@ async fn a_shorter_heartbeat_closes_no_client_that_answers() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_age_that_is_set_later_applies_to_open_sessions() -> Result<()> {
+async fn a_maximum_age_set_later_applies_to_open_sessions() -> Result<()> {
     let files = Files::new("")?;
     let node = files.node().start().await?;
     let client = Client::websocket(&node.ws("lobby", &anywhere("alice"), ""), &[]).await?;
@@ -341,7 +341,7 @@ async fn an_age_that_is_set_later_applies_to_open_sessions() -> Result<()> {
 
 /// A Centrifuge client knows how often it is pinged, and gives up on a node that pings less often.
 #[tokio::test]
-async fn a_longer_heartbeat_keeps_what_sessions_were_promised() -> Result<()> {
+async fn a_longer_heartbeat_keeps_the_interval_announced_to_sessions() -> Result<()> {
     let files = Files::new("heartbeat.interval = '1s'\n")?;
     let node = files.node().start().await?;
     let mut socket = RawSocket::connect(node.public, "/connection/websocket").await?;

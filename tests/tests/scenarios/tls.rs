@@ -44,7 +44,7 @@ fn old_hello(version: u8) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_no_tls_is_told_so_and_leaves_nothing() -> Result<()> {
+async fn input_that_is_not_tls_is_refused_and_leaves_nothing() -> Result<()> {
     let pair = Pair::new()?;
     let files = PairOfFiles::of(&pair)?;
     let node = files.node().set("public.header_timeout", "500ms").start().await?;

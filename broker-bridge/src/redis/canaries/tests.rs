@@ -63,7 +63,7 @@ impl World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_arrives_is_not_missed() {
+async fn a_canary_that_arrives_is_not_missed() {
     let mut world = World::new();
     for index in [0, 1, 0] {
         let canary = world.accept(index);
@@ -78,7 +78,7 @@ async fn what_arrives_is_not_missed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_acknowledged_canary_that_does_not_come_is_missed_once_the_connection_has_answered() {
+async fn an_acknowledged_canary_that_does_not_arrive_is_missed() {
     let mut world = World::new();
     assert_eq!(world.asked(0), Some(Asked::Beat), "asked when the topic was subscribed");
     assert_eq!(world.asked(0), None);
@@ -99,7 +99,7 @@ async fn an_acknowledged_canary_that_does_not_come_is_missed_once_the_connection
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_publishers_that_went_the_wrong_way_are_found_out_together() {
+async fn all_publishers_on_the_wrong_server_are_detected_together() {
     let mut world = World::new();
     world.accept(0);
     assert!(world.listener.look(None).is_ok());
@@ -114,7 +114,7 @@ async fn all_publishers_that_went_the_wrong_way_are_found_out_together() {
 /// The subscribers come back while one publisher still is where nobody hears it. What it is acknowledged there is
 /// before the gap only if the rooms, whose subscription tells the gap, wait for it.
 #[tokio::test(start_paused = true)]
-async fn rooms_wait_for_the_last_publisher_that_may_be_at_another_server() {
+async fn rooms_wait_for_publishers_that_may_be_on_another_server() {
     let mut world = World::new();
     world.hear_canary(0);
     assert!(!world.listener.prove());
@@ -156,7 +156,7 @@ async fn rooms_wait_for_the_last_publisher_that_may_be_at_another_server() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_what_cannot_be_proven() {
+async fn unprovable_connections_are_not_waited_for() {
     let mut world = World::new();
     world.canaries.disconnected(0);
     world.canaries.send(1);
@@ -193,7 +193,7 @@ async fn a_canary_of_an_earlier_connection_proves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_without_rooms_has_lost_nothing_when_a_canary_is_overtaken() {
+async fn a_connection_without_rooms_misses_no_overtaken_canary() {
     let mut world = World::new();
     world.accept(0);
     world.canaries.connected(0);
@@ -201,7 +201,7 @@ async fn a_connection_without_rooms_has_lost_nothing_when_a_canary_is_overtaken(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_canary_that_a_later_one_has_overtaken_is_missed_at_once() {
+async fn an_overtaken_canary_is_missed_at_once() {
     let mut world = World::new();
     world.hear_canary(0);
     world.hear_canary(1);
@@ -219,7 +219,7 @@ async fn a_canary_that_a_later_one_has_overtaken_is_missed_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_canary_that_is_owed_is_missed_however_many_have_been_acknowledged_since() {
+async fn an_outstanding_canary_is_missed_after_later_acknowledgements() {
     let mut world = World::new();
     world.hear_canary(0);
     world.hear_canary(1);
@@ -235,7 +235,7 @@ async fn a_canary_that_is_owed_is_missed_however_many_have_been_acknowledged_sin
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_subscribers_the_one_that_has_missed_the_newer_canary_counts() {
+async fn the_newest_missed_canary_decides() {
     let mut world = World::new();
     world.hear_canary(0);
     world.hear_canary(1);
@@ -253,7 +253,7 @@ async fn of_two_subscribers_the_one_that_has_missed_the_newer_canary_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_not_acknowledged_or_sent_too_early_is_owed_to_nobody() {
+async fn unacknowledged_and_early_canaries_are_not_awaited() {
     let mut world = World::new();
     world.canaries.send(0);
     world.canaries.connected(0);
@@ -270,7 +270,7 @@ async fn what_was_not_acknowledged_or_sent_too_early_is_owed_to_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_demotion_concerns_every_connection_that_stands_and_no_later_one() {
+async fn a_demotion_renews_existing_connections_only() {
     let world = World::new();
     let known = *world.canaries.demotions().borrow();
     world.canaries.demoted(known);
@@ -284,7 +284,7 @@ async fn a_demotion_concerns_every_connection_that_stands_and_no_later_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_of_the_process_is_not_held_against_anybody() {
+async fn a_pause_of_the_process_is_not_counted() {
     let mut world = World::new();
     let canary = world.accept(0);
     assert!(world.listener.look(None).unwrap().is_some());

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_asks_at_once_and_then_every_interval() {
+    async fn hello_is_sent_at_once_and_then_every_interval() {
         let (mut health, _) = health_check();
         assert_eq!(until_asked(&mut health, 0).await, Ok(Duration::ZERO));
         for _ in 0..3 {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_a_dead_path_and_a_backlog_is_not() {
+    async fn silence_means_a_dead_connection_and_a_backlog_does_not() {
         let (mut health, _) = health_check();
         until_asked(&mut health, 0).await.unwrap();
         for bytes in 1..20 {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_of_the_process_is_no_silence() {
+    async fn a_pause_of_the_process_does_not_count_as_silence() {
         let (mut health, _) = health_check();
         until_asked(&mut health, 0).await.unwrap();
         tokio::time::advance(20 * LIMIT).await;
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_canary_that_others_do_not_bring_is_missed_whatever_else_arrives() {
+    async fn a_missing_canary_is_detected_while_other_data_arrive() {
         let (mut health, canaries) = health_check();
         until_asked(&mut health, 0).await.unwrap();
         health.answered();

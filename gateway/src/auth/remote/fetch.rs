@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_says_what_it_takes_and_that_it_is_the_only_one() {
+    async fn a_request_accepts_gzip_and_closes_the_connection() {
         let (fetched, head) = fetch(answer("", b"{}")).await;
         assert_eq!(fetched.unwrap(), "{}");
         assert!(head.starts_with("get /keys?set=1 http/1.1\r\n"), "{head}");
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gzip_is_read_whether_or_not_it_was_asked_for() {
+    async fn gzip_is_decoded_even_if_not_requested() {
         let text = br#"{"keys":[]}"#;
         for name in ["gzip", "x-gzip", "GZIP", "identity, gzip"] {
             let headers = format!("Content-Encoding: {name}\r\n");
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_inflated_is_said_and_a_bomb_stops_at_the_bound() {
+    async fn invalid_gzip_is_an_error_and_a_bomb_stops_at_the_bound() {
         let text = [b' '; 1000];
         let whole = gzip(&text);
         let cut = whole.get(..whole.len() - 4).unwrap();

@@ -37,7 +37,7 @@ fn keys_are_tables_in_a_file_and_inline_elsewhere() {
 }
 
 #[test]
-fn what_is_wrong_with_a_key_is_said_of_each() {
+fn each_invalid_key_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str, text: &str| {
         std::fs::write(dir.path().join(name), text).unwrap();
@@ -108,7 +108,7 @@ fn what_is_wrong_with_a_key_is_said_of_each() {
 }
 
 #[test]
-fn a_key_set_is_fetched_by_https_or_from_this_machine() {
+fn a_key_set_url_is_https_or_loopback() {
     for url in [
         "https://login.example/keys?tenant=1",
         "https://login.example",

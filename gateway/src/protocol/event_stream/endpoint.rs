@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn only_temporary_refusals_of_streams_asked_for_by_name_are_streams() {
+    fn only_temporary_refusals_of_requested_streams_are_streams() {
         let stream = &[("accept", "text/event-stream")] as &[(&str, &str)];
         let upgrade = &[("accept", "text/event-stream"), ("upgrade", "websocket")];
         for (refusal, method, headers, expected) in [
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_to_come_back_is_spread_over_that_of_retry_after() {
+    async fn the_retry_time_is_spread_over_retry_after() {
         let parts = request(Method::GET, &[("accept", "text/event-stream")]);
         let mut times = Vec::new();
         for _ in 0..50 {

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_lies_between_once_and_twice() {
+    fn retry_is_between_once_and_twice_the_setting() {
         let written = |write: &dyn Fn(&mut EventStream, &mut Packets)| {
             let mut out = Packets::default();
             write(&mut EventStream { several_rooms: false, retry_millis: 3000 }, &mut out);
@@ -272,7 +272,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_arrives_with_its_line_ends_made_lf(input in "(\\PC|[\r\n:])*") {
+        fn any_text_arrives_with_lf_line_ends(input in "(\\PC|[\r\n:])*") {
             let normal = input.replace("\r\n", "\n").replace('\r', "\n");
             prop_assert_eq!(parse(&text(&input)), (String::new(), normal, String::new()));
         }

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_announced_body_that_has_begun_is_read_to_its_end() {
+    async fn a_started_body_of_known_length_is_read_to_its_end() {
         let budget = budget();
         let mut held = budget.hold(Consumer::Bodies, 0);
         let body = pieces(Some(3000), Some((Arc::clone(&budget), 80_000)));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_body_of_unknown_length_reserves_is_counted() {
+    async fn the_reservation_of_a_body_of_unknown_length_is_counted() {
         let budget = budget();
         let mut held = budget.hold(Consumer::Bodies, 0);
         let bytes = collect(pieces(None, None), &mut held).await.ok().unwrap();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_bodies_are_taken() {
+    fn only_unencoded_bodies_are_accepted() {
         for (values, expected) in [
             (&[] as &[&str], true),
             (&["identity"], true),

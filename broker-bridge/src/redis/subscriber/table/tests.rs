@@ -183,7 +183,7 @@ impl World {
 
 /// Whoever wants a room again whose end the server refuses has to be told that it stands: nothing else will come.
 #[test]
-fn a_room_that_is_wanted_again_while_its_end_is_refused_stands() {
+fn a_room_added_during_a_refused_unsubscribe_stays_subscribed() {
     for later in [false, true] {
         let mut world = World::new();
         for index in 0..3 {
@@ -234,7 +234,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn the_last_wish_comes_true(steps in vec(step(), 0..120)) {
+    fn subscriptions_converge_on_the_last_call(steps in vec(step(), 0..120)) {
         let mut world = World::new();
         let mut desired = BTreeSet::new();
         for step in steps {
@@ -270,7 +270,7 @@ proptest! {
     }
 
     #[test]
-    fn one_gap_for_each_room_that_stood_however_often_it_fails(answered in vec(0usize..8, 0..5)) {
+    fn repeated_failures_are_one_gap_per_subscribed_room(answered in vec(0usize..8, 0..5)) {
         let mut world = World::new();
         for index in 0..5 {
             world.table.add(&topic(index), room(index));
@@ -333,7 +333,7 @@ fn batches_and_the_window_are_bounded() {
 }
 
 #[test]
-fn rooms_wait_until_the_connection_is_proven() {
+fn rooms_are_subscribed_after_the_connection_is_proven() {
     let mut world = World::new();
     let canary_alone = BTreeSet::from([CANARY.to_vec()]);
     for lost in [false, true] {
@@ -362,7 +362,7 @@ fn rooms_wait_until_the_connection_is_proven() {
 }
 
 #[test]
-fn what_stood_and_is_refused_is_tried_again_and_then_has_its_gap() {
+fn a_refused_resubscription_is_retried_and_then_has_a_gap() {
     let mut world = World::new();
     world.table.add(&topic(1), room(1));
     world.settle();
@@ -381,7 +381,7 @@ fn what_stood_and_is_refused_is_tried_again_and_then_has_its_gap() {
 }
 
 #[test]
-fn answers_that_fit_no_command_end_the_connection() {
+fn unexpected_answers_close_the_connection() {
     let mut world = World::new();
     assert_eq!(world.table.subscribed(CANARY), Err(OutOfStep));
     assert_eq!(world.table.replied(), Err(OutOfStep));
@@ -392,7 +392,7 @@ fn answers_that_fit_no_command_end_the_connection() {
 }
 
 #[test]
-fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alone() {
+fn a_subscription_ended_by_the_server_interrupts_only_that_room() {
     let mut world = World::new();
     for index in 0..3 {
         world.table.add(&topic(index), room(index));
@@ -418,7 +418,7 @@ fn a_subscription_that_the_server_ends_is_an_interruption_of_that_room_alone() {
 }
 
 #[test]
-fn a_server_that_cannot_at_the_moment_is_asked_again_in_whole_batches() {
+fn a_busy_server_is_retried_in_whole_batches() {
     let mut world = World::new();
     world.server.busy = true;
     for index in 0..BATCH {
