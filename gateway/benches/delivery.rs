@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p tidegate --bench delivery`
 
-use std::{hint::black_box, sync::Arc};
+use std::{collections::VecDeque, hint::black_box, sync::Arc};
 
 use broker_bridge::{
     Broker, Data, Publication, Publisher, RoomName, SessionId, Sink as _,
@@ -13,6 +13,7 @@ use prometheus::Registry;
 use tidegate::{
     auth::Keyring,
     budget::Budget,
+    clock::Time,
     config::{Config, Sources},
     framing::{Broadcast, Encoding, Format, Frame, MemberState, Transport},
     hub::{FanOut, Hub, HubMetrics},
@@ -29,9 +30,10 @@ fn hub(c: &mut Criterion) {
     let registry = Registry::new();
     let metrics = Arc::new(HubMetrics::register(&registry).expect("the registry is new"));
     let budget = Budget::register(&registry, 1).expect("the registry is new");
-    let fan_out = Arc::new(FanOut::new(Box::new([Arc::clone(&inbox) as _]), metrics, budget));
+    let fan_out =
+        Arc::new(FanOut::new(Box::new([Arc::clone(&inbox) as _]), metrics, budget, Time::default()));
     let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), Arc::clone(&fan_out) as _));
-    let hub = Hub::new(Arc::clone(&fan_out), broker);
+    let hub = Hub::new(Arc::clone(&fan_out), broker, Time::default());
     let rooms: Vec<_> = (0..ROOMS).map(|number| room(&format!("chat:{number}"))).collect();
     for room in &rooms {
         drop(hub.join(room, 0));
@@ -41,7 +43,7 @@ fn hub(c: &mut Criterion) {
 
     let mut group = c.benchmark_group("hub of 100,000 rooms");
     group.bench_function("find a room and post to its shard", |b| {
-        let (mut events, mut done) = (Vec::new(), 0);
+        let (mut events, mut done) = (VecDeque::new(), 0);
         b.iter(|| {
             fan_out.publication(next.next().expect("a cycle does not end"), publication.clone());
             inbox.take(&mut events, std::mem::take(&mut done));

@@ -7,15 +7,15 @@
 //! meanwhile is handled before the next reading, which is on time again. A shard that is late repeatedly is
 //! busy, not suspended: until readings have been on time for some seconds, each late one adds a second.
 //!
-//! Deadlines that do not wait for a peer use real time: the expiry of a token, a drain.
+//! Deadlines that do not wait for a peer use real time: the expiry of a token, a drain. [`Time`] gives it, so
+//! that a simulation can set it.
 
 use std::{
-    cell::RefCell,
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::Mutex;
@@ -26,11 +26,6 @@ const LATE: Duration = Duration::from_secs(1);
 /// After this much time of readings on time, a late one counts as a pause.
 const CALM: Duration = Duration::from_secs(5);
 
-thread_local! {
-    /// The clock of the shard that runs on this thread.
-    static OWN: RefCell<Option<Clock>> = const { RefCell::new(None) };
-}
-
 /// A shard's time, in steps of [`Clock::STEP`] since the shard started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tick(pub u32);
@@ -40,9 +35,57 @@ impl Tick {
     pub const NEVER: Self = Self(u32::MAX);
 
     /// This much later, rounded up to a whole step.
+    #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         let steps = duration.as_nanos().div_ceil(Clock::STEP.as_nanos());
         Self(self.0.saturating_add(u32::try_from(steps).unwrap_or(u32::MAX)))
+    }
+}
+
+/// Real time: from the clocks of the machine, or set by hand.
+#[derive(Clone, Debug, Default)]
+pub struct Time(Option<Arc<Manual>>);
+
+/// A time that stands still until it is advanced.
+#[derive(Debug)]
+struct Manual {
+    start: Instant,
+    /// Nanoseconds since the start.
+    passed: AtomicU64,
+}
+
+impl Time {
+    /// The time of day at which a time begins that is set by hand: in the year 2030.
+    const START: Duration = Duration::from_secs(1_900_000_000);
+
+    /// A time that stands still until it is advanced. Clones share it.
+    pub fn manual() -> Self {
+        Self(Some(Arc::new(Manual { start: Instant::now(), passed: AtomicU64::new(0) })))
+    }
+
+    /// Advances a time that is set by hand.
+    pub fn advance(&self, by: Duration) {
+        if let Some(manual) = &self.0 {
+            let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+            manual.passed.fetch_add(by, Ordering::Relaxed);
+        }
+    }
+
+    /// The time that has passed since some moment; it never goes back.
+    pub fn now(&self) -> Instant {
+        self.0.as_ref().map_or_else(Instant::now, |manual| manual.start + manual.passed())
+    }
+
+    /// The time of day.
+    pub fn unix(&self) -> SystemTime {
+        let manual = |manual: &Arc<Manual>| SystemTime::UNIX_EPOCH + Self::START + manual.passed();
+        self.0.as_ref().map_or_else(SystemTime::now, manual)
+    }
+}
+
+impl Manual {
+    fn passed(&self) -> Duration {
+        Duration::from_nanos(self.passed.load(Ordering::Relaxed))
     }
 }
 
@@ -64,13 +107,10 @@ struct Reading {
     pauses: u32,
 }
 
-/// The time allowed for an operation is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Elapsed;
-
-impl From<Elapsed> for io::Error {
-    fn from(Elapsed: Elapsed) -> Self {
-        io::ErrorKind::TimedOut.into()
+/// A clock that starts now.
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -89,11 +129,6 @@ impl Clock {
         })))
     }
 
-    /// Makes this the clock of the current thread.
-    pub fn use_on_this_thread(&self) {
-        OWN.set(Some(self.clone()));
-    }
-
     /// Reads the clock: the current tick.
     pub fn now(&self) -> Tick {
         let steps = self.time().as_millis() / Self::STEP.as_millis();
@@ -105,15 +140,15 @@ impl Clock {
         self.0.lock().pauses
     }
 
-    /// Waits for this much of the clock's time.
-    pub fn sleep(&self, duration: Duration) -> Sleep {
-        let until = self.time().saturating_add(duration);
-        Sleep { clock: self.clone(), until, timer: Box::pin(tokio::time::sleep(duration)) }
+    /// Reads the clock: the time since it started.
+    pub fn time(&self) -> Duration {
+        self.read_at(Instant::now())
     }
 
-    /// Reads the clock: the time since it started.
-    fn time(&self) -> Duration {
-        self.read_at(Instant::now())
+    /// As if the process had been suspended since the last reading.
+    #[cfg(test)]
+    pub fn suspend(&self, duration: Duration) {
+        self.0.lock().at -= duration;
     }
 
     fn read_at(&self, now: Instant) -> Duration {
@@ -129,42 +164,6 @@ impl Clock {
         reading.calm = if late { Duration::ZERO } else { reading.calm.saturating_add(passed).min(CALM) };
         (reading.at, reading.late) = (now, late);
         reading.time
-    }
-}
-
-/// Runs `future` with a time limit, by the clock of the shard that runs on the current thread; on other
-/// threads, by tokio's clock. The future is polled first, so a result that is there in time counts.
-pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
-    let Some(clock) = OWN.with_borrow(Clone::clone) else {
-        return tokio::time::timeout(duration, future).await.map_err(|_| Elapsed);
-    };
-    tokio::select! {
-        biased;
-        output = future => Ok(output),
-        () = clock.sleep(duration) => Err(Elapsed),
-    }
-}
-
-/// See [`Clock::sleep`]. Relies on the shard's ticks: a clock that is never read stands still.
-#[derive(Debug)]
-pub struct Sleep {
-    clock: Clock,
-    until: Duration,
-    timer: Pin<Box<tokio::time::Sleep>>,
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.timer.as_mut().poll(cx));
-            let left = self.until.saturating_sub(self.clock.time());
-            if left.is_zero() {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(tokio::time::Instant::now() + left);
-        }
     }
 }
 
@@ -209,36 +208,6 @@ mod tests {
             .collect();
         assert_eq!(times, [1, 4, 7, 10].map(|halves| halves * SECOND / 2));
         assert_eq!(clock.pauses(), 4);
-    }
-
-    #[tokio::test]
-    async fn a_sleep_outlasts_a_pause() {
-        let clock = Clock::new();
-        let sleep = clock.sleep(Duration::from_millis(300));
-        // As if the process had been suspended for an hour.
-        clock.0.lock().at -= 3600 * SECOND;
-        let readings = async {
-            loop {
-                clock.now();
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let start = Instant::now();
-        tokio::select! {
-            () = sleep => {}
-            () = readings => {}
-        }
-        assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
-        assert_eq!(clock.pauses(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_result_in_time_counts() {
-        Clock::new().use_on_this_thread();
-        assert_eq!(timeout(Duration::ZERO, async { 1 }).await, Ok(1));
-        assert_eq!(timeout(Duration::ZERO, std::future::pending::<()>()).await, Err(Elapsed));
-        OWN.set(None);
-        assert_eq!(timeout(Duration::ZERO, std::future::pending::<()>()).await, Err(Elapsed));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::{
 use broker_bridge::{Broker, GapCause, Publication, RoomName, Sink, Subscribing};
 use parking_lot::Mutex;
 
-use crate::{budget::Budget, framing::Broadcast, shrink};
+use crate::{budget::Budget, clock::Time, framing::Broadcast, shrink};
 
 mod metrics;
 
@@ -43,14 +43,15 @@ pub trait Mailbox: Send + Sync {
 pub struct Hub {
     fan_out: Arc<FanOut>,
     broker: Arc<dyn Broker>,
+    time: Time,
     /// Rooms without a session, oldest first. At most one entry per room.
     lingering: Mutex<VecDeque<(Instant, RoomName)>>,
 }
 
 impl Hub {
     /// A hub for a fan-out that is already the broker's sink.
-    pub fn new(fan_out: Arc<FanOut>, broker: Arc<dyn Broker>) -> Self {
-        Self { fan_out, broker, lingering: Mutex::default() }
+    pub fn new(fan_out: Arc<FanOut>, broker: Arc<dyn Broker>, time: Time) -> Self {
+        Self { fan_out, broker, time, lingering: Mutex::default() }
     }
 
     /// Adds a session of `shard` to `room`. Resolves when the broker has acknowledged the node's interest.
@@ -76,20 +77,16 @@ impl Hub {
         if entry.is_empty() && !entry.lingering {
             entry.lingering = true;
             drop(rooms);
-            self.lingering.lock().push_back((Instant::now(), room.clone()));
+            self.lingering.lock().push_back((self.time.now(), room.clone()));
         }
     }
 
-    /// Releases interest in rooms that have been without a session for a moment. Runs until cancelled.
-    pub async fn run(&self) {
-        let mut ticks = tokio::time::interval(LINGER / 4);
-        loop {
-            ticks.tick().await;
-            self.forget_rooms(Instant::now());
-        }
-    }
+    /// How often to [forget rooms](Self::forget_rooms).
+    pub const STEP: Duration = LINGER.checked_div(4).expect("not by zero");
 
-    fn forget_rooms(&self, now: Instant) {
+    /// Releases interest in rooms that have been without a session for a moment.
+    pub fn forget_rooms(&self) {
+        let now = self.time.now();
         loop {
             let room = {
                 let mut lingering = self.lingering.lock();
@@ -124,16 +121,22 @@ pub struct FanOut {
     mailboxes: Box<[Arc<dyn Mailbox>]>,
     metrics: Arc<HubMetrics>,
     budget: Arc<Budget>,
+    time: Time,
 }
 
 type Stripe = Mutex<HashMap<RoomName, Room, foldhash::fast::RandomState>>;
 
 impl FanOut {
     /// A fan-out to these shards.
-    pub fn new(mailboxes: Box<[Arc<dyn Mailbox>]>, metrics: Arc<HubMetrics>, budget: Arc<Budget>) -> Self {
+    pub fn new(
+        mailboxes: Box<[Arc<dyn Mailbox>]>,
+        metrics: Arc<HubMetrics>,
+        budget: Arc<Budget>,
+        time: Time,
+    ) -> Self {
         let hasher = foldhash::fast::RandomState::default();
         let stripes = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
-        Self { stripes, hasher, mailboxes, metrics, budget }
+        Self { stripes, hasher, mailboxes, metrics, budget, time }
     }
 
     #[expect(clippy::indexing_slicing, reason = "reduced modulo the number of stripes")]
@@ -165,7 +168,9 @@ impl Sink for FanOut {
             return; // Lingering interest: there are no members to deliver to.
         }
         self.metrics.publications.inc();
-        let broadcast = Broadcast::new(room.clone(), publication, count).counted(&self.budget);
+        let broadcast = Broadcast::new(room.clone(), publication, count)
+            .received_at(self.time.now())
+            .counted(&self.budget);
         let broadcast = Arc::new(broadcast);
         for mailbox in self.mailboxes(shards) {
             if !mailbox.post_broadcast(&broadcast) {
@@ -263,19 +268,21 @@ mod tests {
         hub: Hub,
         inboxes: Box<[Arc<Inbox>]>,
         broker: Arc<dyn Broker>,
+        time: Time,
     }
 
     impl Bench {
         fn new(shards: usize) -> Self {
             let registry = Registry::new();
+            let time = Time::manual();
             let metrics = Arc::new(HubMetrics::register(&registry).unwrap());
             let inboxes: Box<[_]> = (0..shards).map(|_| Arc::new(Inbox::new(1 << 20))).collect();
             let budget = Budget::register(&registry, shards).unwrap();
             let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
-            let fan_out = Arc::new(FanOut::new(mailboxes, metrics, budget));
+            let fan_out = Arc::new(FanOut::new(mailboxes, metrics, budget, time.clone()));
             let sink = Arc::clone(&fan_out);
             let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), sink));
-            Self { hub: Hub::new(fan_out, Arc::clone(&broker)), inboxes, broker }
+            Self { hub: Hub::new(fan_out, Arc::clone(&broker), time.clone()), inboxes, broker, time }
         }
 
         async fn join(&self, name: &str, shard: usize) {
@@ -294,7 +301,7 @@ mod tests {
         /// What has been posted to each shard, by room.
         fn posted(&self) -> Vec<Vec<String>> {
             let names = |inbox: &Arc<Inbox>| {
-                let mut events = Vec::new();
+                let mut events = VecDeque::new();
                 inbox.take(&mut events, 0);
                 let name = |event: &ShardEvent| match event {
                     ShardEvent::Broadcast(broadcast) => broadcast.room().to_string(),
@@ -303,6 +310,11 @@ mod tests {
                 events.iter().map(name).collect()
             };
             self.inboxes.iter().map(names).collect()
+        }
+
+        fn forget_rooms_after(&self, time: Duration) {
+            self.time.advance(time);
+            self.hub.forget_rooms();
         }
 
         fn rooms(&self) -> i64 {
@@ -337,19 +349,18 @@ mod tests {
         let bench = Bench::new(1);
         bench.join("a", 0).await;
         bench.hub.leave(&room("a"), 0);
-        let left = Instant::now();
-        bench.hub.forget_rooms(left + LINGER / 2);
+        bench.forget_rooms_after(LINGER / 2);
         assert_eq!(bench.rooms(), 1);
 
         // A session that returns in time finds the interest still alive.
         bench.join("a", 0).await;
-        bench.hub.forget_rooms(left + LINGER * 2);
+        bench.forget_rooms_after(LINGER * 2);
         assert_eq!(bench.rooms(), 1);
         bench.publish("a", "hi");
         assert_eq!(bench.posted(), [["a"]]);
 
         bench.hub.leave(&room("a"), 0);
-        bench.hub.forget_rooms(Instant::now() + LINGER);
+        bench.forget_rooms_after(LINGER);
         assert_eq!((bench.rooms(), bench.hub.lingering.lock().len()), (0, 0));
     }
 
@@ -369,7 +380,7 @@ mod tests {
             bench.hub.leave(&room(&name.to_string()), 0);
         }
         assert!(capacity(&bench) >= 2 * ROOMS);
-        bench.hub.forget_rooms(Instant::now() + LINGER);
+        bench.forget_rooms_after(LINGER);
         assert_eq!(bench.rooms(), 0);
         assert!(capacity(&bench) <= (STRIPES + 1) * 64, "{} places are kept", capacity(&bench));
     }
@@ -397,9 +408,11 @@ mod tests {
             .inboxes
             .iter()
             .map(|inbox| {
-                let mut events = Vec::new();
+                let mut events = VecDeque::new();
                 inbox.take(&mut events, 0);
-                let Some(ShardEvent::Broadcast(broadcast)) = events.pop() else { panic!("one broadcast") };
+                let Some(ShardEvent::Broadcast(broadcast)) = events.pop_back() else {
+                    panic!("one broadcast")
+                };
                 broadcast.frame(Encoding::new(&FORMAT, Transport::WebSocket), 0).into_owned()
             })
             .collect();

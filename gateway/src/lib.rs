@@ -10,7 +10,8 @@
 //! |---|---|
 //! | [`websocket`] | the RFC 6455 codec |
 //! | [`vocabulary`] | the values that all others share |
-//! | `clock` | a clock that ignores time in which the process was suspended |
+//! | [`clock`] | a clock that ignores time in which the process was suspended |
+//! | `timeout` | time limits by that clock |
 //! | [`file`](mod@file), [`watch`](mod@watch) | reading files that an operator provides, and noticing changes |
 //! | [`auth`] | from a token to an identity and its grants |
 //! | [`delivery`] | what happens to a room's publications in a full outbound queue |
@@ -31,7 +32,8 @@
 //! | [`protocol`] | wire protocols |
 //! | [`session`] | what one client may do and receives |
 //! | [`drain`] | the pace at which a draining node closes its sessions |
-//! | [`shard`] | threads that own sockets |
+//! | [`shard`] | what happens to the connections of one thread |
+//! | [`driver`] | the threads, their sockets, and HTTP on them |
 //! | [`server`] | listeners and routes |
 //! | [`cli`] | the command line |
 //! | [`node`] | a node: everything above, started, drained and stopped |
@@ -44,11 +46,12 @@
 pub mod auth;
 pub mod budget;
 pub mod cli;
-mod clock;
+pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod descriptors;
 pub mod drain;
+pub mod driver;
 pub mod file;
 pub mod framing;
 pub mod health;
@@ -67,6 +70,7 @@ pub mod settings;
 pub mod shard;
 mod shrink;
 pub mod telemetry;
+mod timeout;
 pub mod tls;
 pub mod traffic;
 pub mod vocabulary;

@@ -48,6 +48,7 @@ use self::{
 };
 use crate::{
     auth::Subject,
+    clock::Time,
     config,
     vocabulary::{AddressLimit, Limit},
 };
@@ -85,6 +86,7 @@ impl Drop for RefusalPermit {
 
 /// The limits that all threads of a node share.
 pub struct Limiters {
+    time: Time,
     accepts: ArcSwap<Option<Keyed<()>>>,
     attempts: ArcSwap<Option<Keyed<AddressKey>>>,
     connections: Arc<Crowd<AddressKey>>,
@@ -97,33 +99,38 @@ pub struct Limiters {
 /// Without limits.
 impl Default for Limiters {
     fn default() -> Self {
-        let rate = RefusalPermit::RATE.parse().expect("a rate");
-        Self {
-            accepts: ArcSwap::default(),
-            attempts: ArcSwap::default(),
-            connections: Arc::default(),
-            refusals: Keyed::new(Measure::of(rate)),
-            refused: Arc::default(),
-            user_commands: ArcSwap::default(),
-            user_bytes: ArcSwap::default(),
-        }
+        Self::without_limits(Time::default())
     }
 }
 
 impl Limiters {
     /// Limiters with the rates of `limits`.
-    pub fn new(limits: &config::Limits) -> Self {
-        let limiters = Self::default();
+    pub fn new(limits: &config::Limits, time: Time) -> Self {
+        let limiters = Self::without_limits(time);
         limiters.adopt(limits);
         limiters
     }
 
+    fn without_limits(time: Time) -> Self {
+        let rate = RefusalPermit::RATE.parse().expect("a rate");
+        Self {
+            accepts: ArcSwap::default(),
+            attempts: ArcSwap::default(),
+            connections: Arc::default(),
+            refusals: Keyed::new(Measure::of(rate), time.clone()),
+            refused: Arc::default(),
+            user_commands: ArcSwap::default(),
+            user_bytes: ArcSwap::default(),
+            time,
+        }
+    }
+
     /// Sets the rates of `limits`.
     pub fn adopt(&self, limits: &config::Limits) {
-        adopt(&self.accepts, limits.accepts.map(Measure::of));
-        adopt(&self.attempts, limits.attempts_per_address.map(Measure::of));
-        adopt(&self.user_commands, limits.user_commands.map(Measure::of));
-        adopt(&self.user_bytes, limits.user_bytes.map(Measure::of_bytes));
+        adopt(&self.accepts, limits.accepts.map(Measure::of), &self.time);
+        adopt(&self.attempts, limits.attempts_per_address.map(Measure::of), &self.time);
+        adopt(&self.user_commands, limits.user_commands.map(Measure::of), &self.time);
+        adopt(&self.user_bytes, limits.user_bytes.map(Measure::of_bytes), &self.time);
     }
 
     /// Whether one more connection may be accepted now; `Err` is how long to wait.
@@ -192,9 +199,9 @@ impl Limiters {
     }
 }
 
-fn adopt<K: keyed::Key>(place: &ArcSwap<Option<Keyed<K>>>, measure: Option<Measure>) {
+fn adopt<K: keyed::Key>(place: &ArcSwap<Option<Keyed<K>>>, measure: Option<Measure>, time: &Time) {
     if place.load().as_ref().as_ref().map(Keyed::measure) != measure {
-        place.store(Arc::new(measure.map(Keyed::new)));
+        place.store(Arc::new(measure.map(|measure| Keyed::new(measure, time.clone()))));
     }
 }
 

@@ -22,7 +22,7 @@ use broker_bridge::{
 };
 use parking_lot::Mutex;
 use prometheus::Registry;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::metrics::Metrics;
@@ -32,15 +32,17 @@ use crate::{
         remote::{RemoteError, RemoteKeys},
     },
     budget::Budget,
+    clock::Time,
     config::{Changes, Config, Snapshot},
     drain::Pace,
+    driver::{self, Shard},
     file::{FileError, MAX, Reads, read_text},
     hub::{FanOut, Hub, Mailbox},
     protocol,
     request::Gate,
     server,
     settings::{LiveSettings, Settings},
-    shard::{Context, Inbox, Shard, ShardEvent},
+    shard::{self, Inbox, ShardEvent},
     tls::{Tls, TlsError},
     vocabulary::SessionIds,
     watch::watch,
@@ -49,6 +51,8 @@ use crate::{
 /// The most bytes of publications in an inbox. If a shard cannot keep up, this is the memory that it may cost
 /// before publications are dropped and reported as gaps.
 const INBOX: usize = 64 * 1024 * 1024;
+/// How often unused rate-limit state is removed.
+const SWEEP: Duration = Duration::from_secs(1);
 /// How often a draining node checks whether its shards have ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a draining node waits for a shard that was told to drop everything.
@@ -156,28 +160,32 @@ impl Node {
         let public_address = address(&public, config.public.listen);
         let ops_address = address(&ops, config.ops.listen);
 
+        let time = Time::default();
         let budget = Budget::register(&registry, config.shards)?;
         budget.set_limit(config.limits.memory.get());
         let inboxes: Box<[_]> =
             (0..config.shards).map(|_| Arc::new(Inbox::new(inbox_capacity(&config)))).collect();
         let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
-        let fan_out = Arc::new(FanOut::new(mailboxes, metrics.hub, Arc::clone(&budget)));
+        let fan_out = Arc::new(FanOut::new(mailboxes, metrics.hub, Arc::clone(&budget), time.clone()));
         let broker = start_broker(&config, &fan_out, &registry)?;
-        let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
+        let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker), time.clone()));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
-        let settings = Arc::new(LiveSettings::new(Settings::new(&config, key_files.keyring())));
+        let settings = Arc::new(LiveSettings::new(Settings::new(&config, key_files.keyring()), time.clone()));
         // Shards and routes use the load of all shards, so create the counters first.
         let health: Vec<_> = (0..config.shards).map(|_| Arc::default()).collect();
-        let context = Arc::new(Context {
-            hub: Arc::clone(&hub),
-            broker: Arc::clone(&broker),
-            metrics: metrics.shards,
-            traffic: Arc::clone(&metrics.traffic),
+        let context = Arc::new(driver::Context {
+            shard: Arc::new(shard::Context {
+                hub: Arc::clone(&hub),
+                broker: Arc::clone(&broker),
+                metrics: metrics.shards,
+                traffic: Arc::clone(&metrics.traffic),
+                budget: Arc::clone(&budget),
+                settings: Arc::clone(&settings),
+                time,
+            }),
             requests: Arc::clone(&metrics.requests),
-            budget: Arc::clone(&budget),
             tls: tls.clone(),
             ids: Arc::clone(&ids),
-            settings: Arc::clone(&settings),
             shards: health.clone(),
         });
 
@@ -208,8 +216,14 @@ impl Node {
         let (accepting, running, tasks) =
             (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(server::acceptor::run(public, Arc::clone(&shards), Arc::clone(&gate), accepting.clone()));
-        tasks.spawn(running.clone().run_until_cancelled_owned(async move { hub.run().await }));
-        tasks.spawn(running.clone().run_until_cancelled_owned(settings.keep_house()));
+        tasks.spawn(
+            running
+                .clone()
+                .run_until_cancelled_owned(async move { every(Hub::STEP, || hub.forget_rooms()).await }),
+        );
+        let sweeping = Arc::clone(&settings);
+        let sweep = async move { every(SWEEP, || sweeping.limiters().sweep()).await };
+        tasks.spawn(running.clone().run_until_cancelled_owned(sweep));
         if let Some(tls) = &tls {
             tasks.spawn(running.clone().run_until_cancelled_owned(watch(Arc::clone(tls))));
         }
@@ -377,6 +391,16 @@ fn start_keys(
 
 fn read_ca(path: &Path) -> Result<String, StartError> {
     read_text(path, MAX).map_err(|error| StartError::CaFile { path: path.to_owned(), error })
+}
+
+/// Does something periodically, forever.
+async fn every(time: Duration, mut act: impl FnMut()) {
+    let mut ticks = tokio::time::interval(time);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        act();
+    }
 }
 
 fn start_broker(

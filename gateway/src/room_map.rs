@@ -34,6 +34,11 @@ impl<V, const INLINE: usize> RoomMap<V, INLINE> {
         self.table.as_ref().map_or(self.list.len(), |table| table.len())
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The value of `room`.
     pub fn get(&self, room: &RoomName) -> Option<&V> {
         match &self.table {

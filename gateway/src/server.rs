@@ -10,7 +10,7 @@
 //! | [`ops_listener`] | the second listener's sockets |
 //! | [`acceptor`] | accepts sockets and hands them to the emptiest shard |
 //!
-//! Routes are ordinary axum handlers. The shard takes over an admitted request ([`crate::shard::admission`]).
+//! Routes are ordinary axum handlers. The shard takes over an admitted request ([`crate::driver::admission`]).
 
 use std::sync::Arc;
 

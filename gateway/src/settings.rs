@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     auth::{AuthConfig, Authenticator, CookieName, Keyring},
+    clock::Time,
     config::{Compression, Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
     delivery::DeliveryPolicies,
     descriptors::Sockets,
@@ -98,8 +99,8 @@ pub struct LiveSettings {
 
 impl LiveSettings {
     /// Starts with `settings`.
-    pub fn new(settings: Settings) -> Self {
-        let limiters = Limiters::new(&settings.limits);
+    pub fn new(settings: Settings, time: Time) -> Self {
+        let limiters = Limiters::new(&settings.limits, time);
         Self { settings: ArcSwap::from_pointee(settings), limiters }
     }
 
@@ -117,16 +118,6 @@ impl LiveSettings {
     /// The rate-limit state of addresses and users, with the current rates.
     pub fn limiters(&self) -> &Limiters {
         &self.limiters
-    }
-
-    /// Removes unused rate-limit state, periodically and forever.
-    pub async fn keep_house(self: Arc<Self>) {
-        let mut looks = tokio::time::interval(Duration::from_secs(1));
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            looks.tick().await;
-            self.limiters.sweep();
-        }
     }
 
     /// Updates `held` to the current settings if they differ, and returns the old ones.
@@ -153,7 +144,7 @@ mod tests {
     /// A reload that does not concern users' rates keeps their state.
     #[test]
     fn changed_rates_apply_at_once_and_unchanged_ones_keep_their_accounts() {
-        let live = LiveSettings::new(settings("1/h burst 2"));
+        let live = LiveSettings::new(settings("1/h burst 2"), Time::default());
         let mut held = live.load();
         let alice = Subject::new("alice").unwrap();
         let left = || (0..10).filter(|_| live.limiters().user_command(&alice).is_ok()).count();

@@ -1,64 +1,71 @@
-//! Shards: one thread per core, each the sole owner of its sockets.
+//! The core of a shard: the connections of one thread, their rooms, and what happens to them.
 //!
-//! The acceptor hands each socket to the shard with the fewest. The socket stays there for its whole life,
-//! from HTTP through the upgrade to the close, so a shard needs no migration, no locks, and `Rc` instead of
-//! `Arc`. A shard never parses a payload and knows no wire protocol: sessions ([`crate::session`]) decide
-//! what has to happen, and shards do it.
+//! A shard never parses a payload and knows no wire protocol: sessions ([`crate::session`]) decide what has
+//! to happen, and shards do it. The core has no thread, no runtime, no clock, no sockets and no source of
+//! randomness: a driver gives it all of these. [`crate::driver`] drives it on tokio; `tests/simulation`
+//! drives whole nodes in one thread, from a seed.
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`core`](mod@core) | the shard's tables, its turns, and everything that a driver calls |
+//! | [`transport`] | what the core needs from sockets and responses |
 //! | [`inbox`] | what the rest of the process sends to a shard |
-//! | [`worker`] | the shard's loop and tables |
-//! | [`connection`] | one connection: its session, its queue and its socket |
-//! | [`admission`] | from a request to a connection with active subscriptions |
-//! | [`body`] | a connection whose transport is an HTTP response |
+//! | [`connection`] | one connection: its session, its queue and its transport |
+//! | [`state`] | what the connections share |
+//! | [`joins`] | subscriptions that the broker has not acknowledged yet |
 //! | [`age`] | when a session is told to move to another node |
-//! | [`rounds`] | deliveries to large rooms, slice by slice |
-//! | [`batch`], [`outbound`], [`proxy_protocol`], [`rooms`], [`stream`], [`tally`], [`timers`] | parts of the above |
+//! | [`fanout`], [`rounds`] | deliveries; those to large rooms, slice by slice |
+//! | [`relief`] | which sessions are closed when memory is short |
+//! | [`batch`], [`outbound`], [`rooms`], [`tally`], [`timers`] | parts of the above |
 //!
 //! # A turn
 //!
 //! A shard takes its whole inbox, queues the result for every affected member, and only then writes: one
 //! system call per socket for everything queued there. A room with more members than a slice (256) is not
 //! served within one turn. Each turn serves one slice of one such room, so a room of 20,000 delays pings and
-//! other rooms by at most one slice. Gaps are delivered in the same way. After each slice of writes the shard
-//! polls its sockets.
+//! other rooms by at most one slice. Gaps are delivered in the same way. After each slice of writes the
+//! driver polls its sockets.
+//!
+//! # Driving it
+//!
+//! The driver calls the core when a socket has input or takes output, when a [tick](Core::tick) is due and
+//! when the inbox has events ([`Core::turn`]). It performs the [`Action`]s that result. The core writes to
+//! sockets itself, through [`Transport`], and never calls the driver back.
 
-use std::{
-    io,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::Arc;
 
-use axum::Router;
 use broker_bridge::Broker;
 
-use crate::{
-    budget::Budget, health::ShardHealth, hub::Hub, request::RequestMetrics, settings::LiveSettings, tls::Tls,
-    traffic::Traffic, vocabulary::SessionIds,
-};
+use crate::{budget::Budget, clock::Time, hub::Hub, settings::LiveSettings, traffic::Traffic};
 
-pub mod admission;
 mod age;
 mod batch;
-mod body;
 mod connection;
+mod core;
+mod fanout;
 pub mod inbox;
+mod joins;
 mod metrics;
 mod outbound;
-mod proxy_protocol;
+mod relief;
 mod rooms;
 mod rounds;
-mod stream;
+mod state;
 mod tally;
 mod timers;
-mod worker;
+pub mod transport;
 
-pub use admission::Admission;
-pub use inbox::{Accepted, Entry, Inbox, ShardEvent};
-pub use metrics::ShardMetrics;
-pub use stream::tcp_user_timeout;
+pub use self::{
+    connection::{ConnectionKey, Interest, LINGER, Output, Start},
+    core::{Core, Turn},
+    inbox::{Inbox, ShardEvent},
+    joins::JoinKey,
+    metrics::ShardMetrics,
+    state::{Action, NotAdmitted, Subscription},
+    transport::Transport,
+};
 
-/// What all shards of a node share.
+/// What the shards of a node share.
 pub struct Context {
     /// Rooms and interest.
     pub hub: Arc<Hub>,
@@ -68,82 +75,10 @@ pub struct Context {
     pub metrics: Arc<ShardMetrics>,
     /// Likewise, for traffic.
     pub traffic: Arc<Traffic>,
-    /// Counts requests that do not become sessions.
-    pub requests: Arc<RequestMetrics>,
     /// Accounts for the memory held for clients, and limits it.
     pub budget: Arc<Budget>,
-    /// TLS for new sockets; without it they are plain.
-    pub tls: Option<Arc<Tls>>,
-    /// Generates ids for new sessions.
-    pub ids: Arc<SessionIds>,
     /// Keys, limits and timeouts; a shard checks once per turn whether they have changed.
     pub settings: Arc<LiveSettings>,
-    /// Health and load of every shard on the node.
-    pub shards: Vec<Arc<ShardHealth>>,
-}
-
-impl Context {
-    /// Whether nine tenths of the node's socket limit is in use, so idle sockets should be closed sooner.
-    pub fn is_crowded(&self) -> bool {
-        let open = self.shards.iter().map(|health| health.load()).sum();
-        self.settings.load().sockets.is_crowded(open)
-    }
-}
-
-/// A handle to a running shard.
-pub struct Shard {
-    inbox: Arc<Inbox>,
-    health: Arc<ShardHealth>,
-}
-
-/// Marks the shard as ended when its thread exits, even by a panic.
-struct Ending(Arc<ShardHealth>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.0.ended.store(true, Ordering::Release);
-    }
-}
-
-impl Shard {
-    /// Starts a shard thread that serves `router` on the sockets it accepts.
-    pub fn start(
-        index: usize,
-        inbox: Arc<Inbox>,
-        health: Arc<ShardHealth>,
-        context: Arc<Context>,
-        router: Router,
-    ) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name(format!("shard-{index}")).spawn({
-            let (inbox, health) = (Arc::clone(&inbox), Arc::clone(&health));
-            let ending = Ending(Arc::clone(&health));
-            move || {
-                let _ending = ending;
-                worker::run(&runtime, index, inbox, health, context, router);
-            }
-        })?;
-        Ok(Self { inbox, health })
-    }
-
-    /// The inbox that takes events for this shard.
-    pub fn inbox(&self) -> &Inbox {
-        &self.inbox
-    }
-
-    /// Its health counters.
-    pub fn health(&self) -> &Arc<ShardHealth> {
-        &self.health
-    }
-
-    /// Hands a socket over to this shard.
-    pub fn accept(&self, accepted: Accepted) {
-        self.health.arriving.fetch_add(1, Ordering::Relaxed);
-        self.inbox.post(ShardEvent::Accepted(accepted));
-    }
-
-    /// Whether its thread has exited.
-    pub fn is_finished(&self) -> bool {
-        self.health.ended.load(Ordering::Acquire)
-    }
+    /// The time of day, and time as rate limits count it.
+    pub time: Time,
 }

@@ -20,10 +20,11 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::{Attribute, Item, ItemMod, UseTree};
 
 /// The modules of the crate, from the bottom up, as the table in `lib.rs` has them.
-const LAYERS: [&str; 30] = [
+const LAYERS: [&str; 32] = [
     "websocket",
     "vocabulary",
     "clock",
+    "timeout",
     "file",
     "watch",
     "auth",
@@ -47,6 +48,7 @@ const LAYERS: [&str; 30] = [
     "session",
     "drain",
     "shard",
+    "driver",
     "server",
     "cli",
     "node",
@@ -79,6 +81,90 @@ fn the_crate_root_contains_only_modules() {
             "{}",
             quote::ToTokens::to_token_stream(&item)
         );
+    }
+}
+
+/// The modules that a simulation runs: time, randomness and sockets come to them from outside.
+const CORE: [&str; 16] = [
+    "websocket",
+    "vocabulary",
+    "clock",
+    "delivery",
+    "shrink",
+    "limits",
+    "settings",
+    "budget",
+    "traffic",
+    "room_map",
+    "framing",
+    "hub",
+    "session",
+    "drain",
+    "shard",
+    "protocol",
+];
+/// What they name neither in paths nor in macros.
+const OUTSIDE: [&str; 11] = [
+    "tokio",
+    "tokio_util",
+    "hyper",
+    "hyper_util",
+    "rustls",
+    "socket2",
+    "rustix",
+    "getrandom",
+    "thread",
+    "TcpStream",
+    "File",
+];
+/// Parts of protocols that are routes and not sessions.
+const ROUTES: [[&str; 2]; 2] = [["protocol", "publish"], ["protocol", "endpoint"]];
+
+#[test]
+fn the_core_has_no_runtime_no_sockets_no_entropy_and_no_clock() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = 0;
+    for (path, module) in sources(&root) {
+        let is_core = CORE.iter().any(|core| module.first().is_some_and(|top| top == core));
+        let is_route = ROUTES
+            .iter()
+            .any(|route| module.iter().zip(route).filter(|(own, name)| own == name).count() == 2);
+        if !is_core || is_route {
+            continue;
+        }
+        files += 1;
+        let mut names = Vec::new();
+        let file = syn::parse_file(&fs::read_to_string(&path).unwrap()).unwrap();
+        file.items.iter().filter(|item| !is_for_tests(item)).for_each(|item| {
+            idents(quote::ToTokens::to_token_stream(item), &mut names);
+        });
+        let outside: Vec<_> = names.iter().filter(|name| OUTSIDE.contains(&name.as_str())).collect();
+        assert!(outside.is_empty(), "{} names {outside:?}", path.display());
+        let reads_clock = names
+            .windows(2)
+            .any(|pair| ["Instant", "SystemTime"].contains(&pair[0].as_str()) && pair[1] == "now");
+        assert!(!reads_clock || module == ["clock"], "{} reads the clock", path.display());
+    }
+    println!("{files} files are the core");
+    assert!(files > 60, "{files} files");
+}
+
+fn is_for_tests(item: &Item) -> bool {
+    match item {
+        Item::Mod(ItemMod { attrs, .. }) => is_test(attrs),
+        Item::Use(item) => is_test(&item.attrs),
+        _ => false,
+    }
+}
+
+/// Every identifier among tokens, in order.
+fn idents(tokens: TokenStream, found: &mut Vec<String>) {
+    for token in tokens {
+        match token {
+            TokenTree::Ident(ident) => found.push(ident.to_string()),
+            TokenTree::Group(group) => idents(group.stream(), found),
+            _ => {}
+        }
     }
 }
 

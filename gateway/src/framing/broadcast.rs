@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use broker_bridge::{Publication, RoomName, SessionId};
@@ -29,7 +29,8 @@ const OVERHEAD: usize = 256;
 pub struct Broadcast {
     room: RoomName,
     publication: Publication,
-    received: Instant,
+    /// When the node received it.
+    received: Option<Instant>,
     frames: Cache,
     /// How many shards have not written it yet.
     pending: AtomicUsize,
@@ -43,11 +44,17 @@ impl Broadcast {
         Self {
             room,
             publication,
-            received: Instant::now(),
+            received: None,
             frames: Cache::default(),
             pending: AtomicUsize::new(shards),
             held: None,
         }
+    }
+
+    /// Sets when the node received it.
+    #[must_use]
+    pub fn received_at(self, now: Instant) -> Self {
+        Self { received: Some(now), ..self }
     }
 
     /// Counts what it holds in the budget, for as long as it is held.
@@ -104,9 +111,9 @@ impl Broadcast {
         }
     }
 
-    /// Records that one shard has handed all its writes to the kernel. Returns the age of the broadcast if
-    /// this was the last shard.
-    pub fn written(&self) -> Option<Duration> {
-        (self.pending.fetch_sub(1, Ordering::AcqRel) == 1).then(|| self.received.elapsed())
+    /// Records that one shard has handed all its writes to the kernel. If this was the last shard, returns
+    /// when the node had received the broadcast.
+    pub fn written(&self) -> Option<Instant> {
+        (self.pending.fetch_sub(1, Ordering::AcqRel) == 1).then_some(self.received).flatten()
     }
 }

@@ -9,16 +9,10 @@ use std::{
     num::NonZeroU32,
 };
 
-use governor::{
-    RateLimiter,
-    clock::{Clock, MonotonicClock},
-    middleware::NoOpMiddleware,
-    nanos::Nanos,
-    state::StateStore,
-};
+use governor::{RateLimiter, clock::Clock, middleware::NoOpMiddleware, nanos::Nanos, state::StateStore};
 
 use super::meter::Measure;
-use crate::config;
+use crate::{clock::Time, config};
 
 /// One bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,7 +92,7 @@ impl<C: Clock> Meter<C> {
 }
 
 /// The rates of sessions. Each shard has its own instance for its sessions.
-pub struct SessionMeters<C: Clock = MonotonicClock> {
+pub struct SessionMeters<C: Clock = Time> {
     commands: Option<Meter<C>>,
     bytes: Option<Meter<C>>,
     refusals: Meter<C>,
@@ -113,14 +107,14 @@ const TOLERATED_REFUSALS: &str = "10/s burst 100";
 /// Without limits, except for that of refusals.
 impl Default for SessionMeters {
     fn default() -> Self {
-        Self::with_clock(MonotonicClock)
+        Self::with_clock(Time::default())
     }
 }
 
 impl SessionMeters {
     /// Meters with the rates of `limits`.
-    pub fn new(limits: &config::Limits) -> Self {
-        let mut meters = Self::default();
+    pub fn new(limits: &config::Limits, time: Time) -> Self {
+        let mut meters = Self::with_clock(time);
         meters.adopt(limits);
         meters
     }

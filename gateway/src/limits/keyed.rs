@@ -10,7 +10,7 @@ use std::{
 use foldhash::fast::RandomState;
 use governor::{
     RateLimiter,
-    clock::{Clock, MonotonicClock},
+    clock::Clock,
     middleware::NoOpMiddleware,
     nanos::Nanos,
     state::{StateStore, keyed::ShrinkableKeyedStateStore},
@@ -18,7 +18,7 @@ use governor::{
 use parking_lot::Mutex;
 
 use super::meter::Measure;
-use crate::shrink;
+use crate::{clock::Time, shrink};
 
 /// A key with its own bucket.
 pub trait Key: Clone + Eq + Hash {}
@@ -32,15 +32,15 @@ pub const MAX_KEYS: usize = 1 << 17;
 const STRIPES: usize = 16;
 
 /// A bucket for each key, all with the same rate.
-pub struct Keyed<K: Key, C: Clock = MonotonicClock> {
+pub struct Keyed<K: Key, C: Clock = Time> {
     measure: Measure,
     limiter: RateLimiter<K, Bounded<K>, C, NoOpMiddleware<C::Instant>>,
 }
 
 impl<K: Key> Keyed<K> {
     /// Starts with full buckets.
-    pub fn new(measure: Measure) -> Self {
-        Self::with_clock(measure, MAX_KEYS, MonotonicClock)
+    pub fn new(measure: Measure, time: Time) -> Self {
+        Self::with_clock(measure, MAX_KEYS, time)
     }
 }
 

@@ -2,12 +2,24 @@
 
 use std::{
     num::{NonZero, NonZeroU32},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use governor::Quota;
 
-use crate::config::{ByteRate, Rate};
+use crate::{
+    clock::Time,
+    config::{ByteRate, Rate},
+};
+
+/// Rate limits go by real time.
+impl governor::clock::Clock for Time {
+    type Instant = Instant;
+
+    fn now(&self) -> Instant {
+        Time::now(self)
+    }
+}
 
 /// The parameters of a rate limit: a bucket of `burst` cells that gains one cell per interval. A cell stands
 /// for one or more units.

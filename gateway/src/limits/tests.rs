@@ -25,7 +25,7 @@ fn address(n: u32) -> IpAddr {
 
 #[test]
 fn frequent_attempts_are_refused_and_then_dropped() {
-    let limiters = Limiters::new(&limits(&[("attempts_per_address", "1/h burst 3")]));
+    let limiters = Limiters::new(&limits(&[("attempts_per_address", "1/h burst 3")]), Time::default());
     let decide = |n| {
         let decisions: Vec<_> = (0..20).map(|_| limiters.admit(address(n), None)).collect();
         let accepted = decisions.iter().filter(|decision| matches!(decision, Decision::Accept(None))).count();
@@ -41,7 +41,7 @@ fn frequent_attempts_are_refused_and_then_dropped() {
 
 #[test]
 fn open_connections_are_counted_while_they_are_open() {
-    let limiters = Limiters::new(&limits(&[]));
+    let limiters = Limiters::new(&limits(&[]), Time::default());
     let decisions: Vec<_> = (0..2).map(|_| limiters.admit(address(1), Some(2))).collect();
     assert!(decisions.iter().all(|decision| matches!(decision, Decision::Accept(Some(_)))));
     assert!(matches!(limiters.admit(address(1), Some(2)), Decision::Refuse(AddressLimit::Connections, _)));
@@ -52,7 +52,7 @@ fn open_connections_are_counted_while_they_are_open() {
 
 #[test]
 fn answered_refusals_are_bounded() {
-    let limiters = Limiters::new(&limits(&[("attempts_per_address", "1/h")]));
+    let limiters = Limiters::new(&limits(&[("attempts_per_address", "1/h")]), Time::default());
     let attempts: Vec<_> = (0..1000)
         .flat_map(|n| [limiters.admit(address(n), None), limiters.admit(address(n), None)])
         .collect();
@@ -66,11 +66,14 @@ fn answered_refusals_are_bounded() {
 /// Addresses and users that have come, been refused and gone leave nothing behind.
 #[test]
 fn clients_that_are_gone_leave_nothing() {
-    let limiters = Limiters::new(&limits(&[
-        ("attempts_per_address", "1000000/s burst 2"),
-        ("user_commands", "1000000/s burst 2"),
-        ("user_bytes", "1000000/s burst 1000"),
-    ]));
+    let limiters = Limiters::new(
+        &limits(&[
+            ("attempts_per_address", "1000000/s burst 2"),
+            ("user_commands", "1000000/s burst 2"),
+            ("user_bytes", "1000000/s burst 1000"),
+        ]),
+        Time::default(),
+    );
     for n in 0..100_000 {
         drop(limiters.admit(address(n), Some(1)));
         let user = Subject::new(&format!("user {n}")).unwrap();
@@ -85,7 +88,7 @@ fn clients_that_are_gone_leave_nothing() {
 #[test]
 fn changed_rates_start_anew_and_others_go_on() {
     let first = limits(&[("user_commands", "1/h burst 2"), ("attempts_per_address", "1/h burst 2")]);
-    let limiters = Limiters::new(&first);
+    let limiters = Limiters::new(&first, Time::default());
     let alice = Subject::new("alice").unwrap();
     let commands = || (0..10).filter(|_| limiters.user_command(&alice).is_ok()).count();
     let attempts =

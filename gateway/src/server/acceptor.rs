@@ -16,9 +16,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    driver::{Accepted, Entry, Shard, tcp_user_timeout},
     limits::Decision,
     request::Gate,
-    shard::{Accepted, Entry, Shard, tcp_user_timeout},
     vocabulary::Refusal,
 };
 

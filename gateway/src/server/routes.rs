@@ -21,13 +21,13 @@ use percent_encoding::percent_decode_str;
 use super::upgrade::{self, Accepted};
 use crate::{
     auth::Operation,
+    driver::Admission,
     framing::{Framing, Transport},
     protocol::{
         Ask, Call, Endpoint, On, TABLE,
         endpoint::{Answer, Open},
     },
     request::{Applicant, Gate, Problem, accept, cors},
-    shard::Admission,
     vocabulary::{ProtocolName, Refusal},
     websocket::{Deflate, handshake},
 };

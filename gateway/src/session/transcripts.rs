@@ -30,6 +30,7 @@ use bytes::Bytes;
 use super::{Charge, Effect, Effects, Session, Surroundings};
 use crate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Keyring, Subject, Token, UnixSeconds, mint},
+    clock::Time,
     config::{Config, Sources},
     framing::{Encoding, Framing, Packets, Transport},
     limits::{Allowance, Limiters, bucket::SessionMeters, tests::limits as limits_of},
@@ -181,8 +182,8 @@ pub(super) fn open(line: &str) -> Client {
     let limits = limits_of(&limits);
     Client {
         session: open_session(line),
-        meters: SessionMeters::new(&limits),
-        limiters: Limiters::new(&limits),
+        meters: SessionMeters::new(&limits, Time::default()),
+        limiters: Limiters::new(&limits, Time::default()),
     }
 }
 

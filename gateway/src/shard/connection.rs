@@ -1,52 +1,42 @@
 //! One connection of a shard: a session, its outbound queue and its transport.
 //!
-//! A connection is written from its shard's turn and read from its own task ([`transport`]). Both run on one
-//! thread, so cells are enough. It begins to close in one place ([`Connection::begin_close`]) and is removed
-//! in one place ([`Worker::forget`], through its [`ConnectionGuard`]).
+//! It begins to close in one place ([`Connection::begin_close`]) and is removed in one place
+//! ([`Core::forget`](super::Core::forget)). Its methods get the [`State`] of the shard besides it, so they can
+//! change anything but other connections. What concerns others too (leaving rooms) is left in the state, and
+//! the core does it before it returns to its driver.
 //!
 //! # Idle cost
 //!
-//! Most connections are idle most of the time, and their memory limits how many a node can hold. The task of
-//! an idle WebSocket is one [`ConnectionGuard`]. It holds no buffer (the shard lends one for a read), no timer
-//! (the shard's [`Timers`](super::timers::Timers) hold its key) and no frames.
+//! Most connections are idle most of the time, and their memory limits how many a node can hold. An idle
+//! WebSocket holds no buffer (the driver lends one for a read), no timer (the shard's
+//! [`Timers`](super::timers::Timers) hold its key) and no frames.
 
 mod holding;
+mod input;
 mod queue;
-mod transport;
 mod write;
 
-pub use self::{holding::NOTABLE, queue::BatchDelivery};
+pub use self::{holding::NOTABLE, input::Output, queue::BatchDelivery};
 
-use std::{
-    cell::{Cell, OnceCell, RefCell},
-    collections::VecDeque,
-    future::poll_fn,
-    io,
-    rc::Rc,
-    sync::Arc,
-    task::{Context, Waker},
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, io, rc::Rc, sync::Arc, time::Duration};
 
 use broker_bridge::{
     BrokerError, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, SessionId, Ticket,
 };
 use bytes::Bytes;
-use slotmap::{Key as _, new_key_type};
-use tokio::task::AbortHandle;
+use slotmap::{Key as _, SlotMap, new_key_type};
 
 use super::{
     outbound::{Lane, Outbound},
     rooms::Memberships,
-    stream::Stream,
-    worker::Worker,
+    state::{Action, NotAdmitted, State},
+    transport::{Response as _, Socket as _, Transport},
 };
 use crate::{
     clock::Tick,
     framing::{Encoding, Framing, MemberState},
     limits::ConnectionPermit,
     protocol::{RequestId, RoomFormat},
-    request::refusals,
     session::{Effect, Effects, Session},
     vocabulary::{CloseReason, ProtocolName, ReplyError},
     websocket::{Decoder, Deflate},
@@ -57,66 +47,72 @@ new_key_type! {
     pub struct ConnectionKey;
 }
 
+/// The connections of a shard. Boxed, so that the table does not move them when it grows.
+pub type Connections<T> = SlotMap<ConnectionKey, Box<Connection<T>>>;
+
 /// How long a peer may take to read the close frame and close its side.
-pub(super) const LINGER: Duration = Duration::from_secs(5);
+pub const LINGER: Duration = Duration::from_secs(5);
 /// How many publications of one session may wait for the broker's acknowledgement. At this limit the session
 /// is not read, so one busy client cannot fill the queue shared by all.
 const MAX_IN_FLIGHT: u32 = 64;
 
 /// One connection.
-pub struct Connection {
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of one byte each")]
+pub struct Connection<T: Transport> {
     key: ConnectionKey,
     id: SessionId,
     deflate: Option<Deflate>,
     /// See [`usual_encoding`](Self::usual_encoding).
-    encoding: OnceCell<Encoding>,
+    encoding: Option<Encoding>,
     name: ProtocolName,
-    session: RefCell<Session>,
-    pub(super) memberships: RefCell<Memberships>,
-    outbound: RefCell<Outbound>,
-    attachment: RefCell<Attachment>,
-    decoder: RefCell<Decoder>,
-    phase: Cell<Phase>,
+    session: Session,
+    pub(super) memberships: Memberships,
+    outbound: Outbound,
+    attachment: Attachment<T>,
+    decoder: Decoder,
+    phase: Phase,
     /// Whether it has ever been open.
-    opened: Cell<bool>,
-    /// The task that reads or writes for this connection.
-    waker: RefCell<Option<Waker>>,
+    opened: bool,
+    /// How many of the rooms that its request named the broker has not acknowledged yet.
+    pub(super) joining: u32,
     /// Whether it is in the shard's list of connections to write in this turn.
-    pub(super) dirty: Cell<bool>,
-    /// The socket is full, and its task waits until it is writable. Likewise for a response.
-    wants_write: Cell<bool>,
-    /// The response body has been woken for waiting output and has not polled since.
-    offered: Cell<bool>,
+    pub(super) dirty: bool,
+    /// The socket is full, and the connection waits until it is writable. Likewise for a response.
+    wants_write: bool,
+    /// The response has been woken for waiting output and has not taken any since.
+    offered: bool,
     /// A heartbeat is due at the end of the turn.
-    ping_due: Cell<bool>,
+    ping_due: bool,
     /// Set if the last delivery could not be queued; the connection closes for this reason at the end of the
     /// turn.
-    close_after_turn: Cell<Option<CloseReason>>,
+    close_after_turn: Option<CloseReason>,
     /// Input from the client is no longer parsed.
-    ignores_input: Cell<bool>,
-    in_flight: Cell<u32>,
+    ignores_input: bool,
+    /// Its driver has let go of it. It is removed once it has left its rooms.
+    pub(super) forgotten: bool,
+    in_flight: u32,
     /// Bytes of an incomplete message that have not been charged yet.
-    unpaid: Cell<u32>,
+    unpaid: u32,
     /// Publications that did not fit into the broker's queue, in order. The session is not read while there
     /// are any.
-    blocked: RefCell<VecDeque<PublishRequest>>,
+    blocked: VecDeque<PublishRequest>,
     /// What the tallies include of its outbound queue and blocked publications.
-    counted: Cell<Counted>,
+    counted: Counted,
     /// Whether it is in the shard's list of connections that hold memory.
-    pub(super) holds: Cell<bool>,
+    pub(super) holds: bool,
     created: Tick,
     /// When the last byte was received.
-    last_received: Cell<Tick>,
+    last_received: Tick,
     /// When a ping was handed to the kernel, if no byte has been received since.
-    pinged_at: Cell<Tick>,
+    pinged_at: Tick,
     /// A ping has left the queue, but TLS may not have passed it to the kernel yet.
-    ping_in_tls: Cell<bool>,
-    next_ping: Cell<Tick>,
+    ping_in_tls: bool,
+    next_ping: Tick,
     /// The client has to begin its session before this, unless the request already did.
-    begin_deadline: Cell<Tick>,
+    begin_deadline: Tick,
     /// The tick of its current timer entry in the shard.
-    due: Cell<Tick>,
-    close_by: Cell<Tick>,
+    due: Tick,
+    close_by: Tick,
     _permit: Option<Arc<ConnectionPermit>>,
 }
 
@@ -132,15 +128,24 @@ struct Counted {
 }
 
 /// The transport of a connection.
-enum Attachment {
+enum Attachment<T: Transport> {
     /// The upgrade or the response is still being prepared.
     Pending,
     /// A WebSocket.
-    Socket { stream: Stream, shut: bool },
-    /// The body of an HTTP response; the handle aborts the HTTP connection.
-    Response(AbortHandle),
+    Socket { socket: T::Socket, shut: bool },
+    /// The body of an HTTP response.
+    Response(T::Response),
     /// None any more.
     Detached,
+}
+
+/// What a connection waits for from its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// Input.
+    pub read: bool,
+    /// Space for output.
+    pub write: bool,
 }
 
 /// The phases of a connection.
@@ -156,23 +161,21 @@ pub enum Phase {
 
 /// The parameters of a new connection.
 pub struct Start {
+    /// Its session.
     pub session: Session,
+    /// The protocol's name.
     pub name: ProtocolName,
     /// The negotiated compression.
     pub deflate: Option<Deflate>,
-    pub now: Tick,
-    /// When the client must have begun its session, unless the request already did.
-    pub begin_deadline: Tick,
-    /// When the first ping is due.
-    pub first_ping: Tick,
     /// Its connection permit for the client's address, if the address was known only from the request.
     pub permit: Option<Arc<ConnectionPermit>>,
 }
 
-impl Connection {
-    /// A connection that has no transport yet.
-    pub fn new(key: ConnectionKey, start: Start) -> Self {
-        let Start { session, name, deflate, now, begin_deadline, first_ping, permit } = start;
+impl<T: Transport> Connection<T> {
+    /// A connection that has no transport yet. The client has to begin its session by `begin_deadline`,
+    /// unless the request already did.
+    pub fn new(key: ConnectionKey, start: Start, now: Tick, begin_deadline: Tick, first_ping: Tick) -> Self {
+        let Start { session, name, deflate, permit } = start;
         let mut decoder = Decoder::new();
         if deflate.is_some() {
             decoder.allow_deflate();
@@ -181,35 +184,36 @@ impl Connection {
             key,
             id: session.id(),
             deflate,
-            encoding: OnceCell::new(),
+            encoding: None,
             name,
-            session: RefCell::new(session),
-            memberships: RefCell::default(),
-            outbound: RefCell::default(),
-            attachment: RefCell::new(Attachment::Pending),
-            decoder: RefCell::new(decoder),
-            phase: Cell::new(Phase::Admitting),
-            opened: Cell::new(false),
-            waker: RefCell::default(),
-            dirty: Cell::new(false),
-            wants_write: Cell::new(false),
-            offered: Cell::new(false),
-            ping_due: Cell::new(false),
-            close_after_turn: Cell::new(None),
-            ignores_input: Cell::new(false),
-            in_flight: Cell::new(0),
-            unpaid: Cell::new(0),
-            blocked: RefCell::default(),
-            counted: Cell::default(),
-            holds: Cell::new(false),
+            session,
+            memberships: Memberships::default(),
+            outbound: Outbound::default(),
+            attachment: Attachment::Pending,
+            decoder,
+            phase: Phase::Admitting,
+            opened: false,
+            joining: 0,
+            dirty: false,
+            wants_write: false,
+            offered: false,
+            ping_due: false,
+            close_after_turn: None,
+            ignores_input: false,
+            forgotten: false,
+            in_flight: 0,
+            unpaid: 0,
+            blocked: VecDeque::new(),
+            counted: Counted::default(),
+            holds: false,
             created: now,
-            last_received: Cell::new(now),
-            pinged_at: Cell::new(Tick::NEVER),
-            ping_in_tls: Cell::new(false),
-            next_ping: Cell::new(first_ping),
-            begin_deadline: Cell::new(begin_deadline),
-            due: Cell::new(Tick::default()),
-            close_by: Cell::new(Tick::default()),
+            last_received: now,
+            pinged_at: Tick::NEVER,
+            ping_in_tls: false,
+            next_ping: first_ping,
+            begin_deadline,
+            due: Tick::default(),
+            close_by: Tick::default(),
             _permit: permit,
         }
     }
@@ -227,93 +231,91 @@ impl Connection {
     }
 
     pub fn due(&self) -> Tick {
-        self.due.get()
+        self.due
     }
 
-    pub fn set_due(&self, at: Tick) {
-        self.due.set(at);
+    pub fn set_due(&mut self, at: Tick) {
+        self.due = at;
     }
 
     pub fn phase(&self) -> Phase {
-        self.phase.get()
+        self.phase
     }
 
     /// Marks the subscriptions as active. Returns false if the connection has begun to close in the meantime.
-    pub fn open(&self) -> bool {
-        let admitting = self.phase.get() == Phase::Admitting;
+    pub fn open(&mut self) -> bool {
+        let admitting = self.phase == Phase::Admitting;
         if admitting {
-            self.phase.set(Phase::Open);
-            self.opened.set(true);
+            self.phase = Phase::Open;
+            self.opened = true;
         }
         admitting
     }
 
     pub fn was_open(&self) -> bool {
-        self.opened.get()
+        self.opened
     }
 
     /// The number of the first message in `room` that this connection receives.
     pub fn since(&self, room: &RoomName) -> u64 {
-        self.memberships.borrow().get(room).map_or(u64::MAX, |membership| membership.since)
+        self.memberships.get(room).map_or(u64::MAX, |membership| membership.since)
     }
 
     /// How publications of `room` are encoded for this connection, whose `request` subscribed to it.
-    pub fn encoding_of(&self, room: &RoomName, request: RequestId) -> (Encoding, Option<Rc<MemberState>>) {
-        let mut session = self.session.borrow_mut();
-        let RoomFormat { format, variant, state } = session.format(room, request);
-        let Framing { transport, wrap } = session.framing();
+    pub fn encoding_of(
+        &mut self,
+        room: &RoomName,
+        request: RequestId,
+    ) -> (Encoding, Option<Rc<MemberState>>) {
+        let RoomFormat { format, variant, state } = self.session.format(room, request);
+        let Framing { transport, wrap } = self.session.framing();
         let encoding = Encoding::new(format, transport).with_variant(variant).with_wrap(wrap);
         let state = state.or_else(|| encoding.has_heads().then(Rc::default));
         (encoding.with_deflate(self.deflate), state)
     }
 
     /// The encoding of most of its rooms: that of the first one.
-    pub fn usual_encoding(&self, first: Encoding) -> Encoding {
-        *self.encoding.get_or_init(|| first)
-    }
-
-    /// The same, if it has ever been in a room.
-    pub fn encoding(&self) -> Option<Encoding> {
-        self.encoding.get().copied()
+    pub fn usual_encoding(&mut self, first: Encoding) -> Encoding {
+        *self.encoding.get_or_insert(first)
     }
 
     /// Queues the message that the protocol sends first, if any.
-    pub fn greet(&self, worker: &Worker) {
-        let mut packets = worker.take_packets();
-        self.session.borrow_mut().greet(worker.spread(), &mut packets);
+    pub fn greet(&mut self, shard: &mut State) {
+        let mut packets = shard.take_packets();
+        self.session.greet(shard.spread(), &mut packets);
         if let Some(greeting) = packets.take_joined() {
-            self.queue(worker, greeting.into(), Lane::Session);
+            self.queue(shard, greeting.into(), Lane::Session);
         }
-        worker.give_packets(packets);
+        shard.give_packets(packets);
     }
 
     // ---- called from the shard's turn ----
 
     /// New settings apply: what is queued now was ordered by the old ones.
-    pub fn seal_outbound(&self) {
-        self.outbound.borrow_mut().seal();
+    pub fn seal_outbound(&mut self) {
+        self.outbound.seal();
     }
 
     /// Notifies the session of a gap.
-    pub fn gap(&self, worker: &Worker, room: &RoomName, cause: GapCause) {
-        let mut effects = worker.take_effects();
-        self.session.borrow_mut().gap(room, cause, &mut effects);
-        self.run(worker, &mut effects);
-        worker.give_effects(effects);
+    pub fn gap(&mut self, shard: &mut State, room: &RoomName, cause: GapCause) {
+        let mut effects = shard.take_effects();
+        self.session.gap(room, cause, &mut effects);
+        self.run(shard, &mut effects);
+        shard.give_effects(effects);
     }
 
     /// The broker has accepted or refused one of the session's publications.
-    pub fn settled(&self, worker: &Worker, request: u64, outcome: &Result<(), BrokerError>) {
-        let was_full = self.in_flight.get() >= MAX_IN_FLIGHT;
-        self.in_flight.set(self.in_flight.get().saturating_sub(1));
+    pub fn settled(&mut self, shard: &mut State, request: u64, outcome: &Result<(), BrokerError>) {
+        let was_full = self.in_flight >= MAX_IN_FLIGHT;
+        self.in_flight = self.in_flight.saturating_sub(1);
         if let Err(error) = outcome {
             tracing::debug!(session = %self.id, %error, "a publication was not delivered");
         }
-        let mut effects = worker.take_effects();
+        let mut effects = shard.take_effects();
         let request = RequestId::try_from(request).expect("a ticket holds the id of a request");
-        self.session.borrow_mut().settled(request, outcome, &mut effects);
-        self.run(worker, &mut effects);
-        worker.give_effects(effects);
+        self.session.settled(request, outcome, &mut effects);
+        self.run(shard, &mut effects);
+        shard.give_effects(effects);
         if was_full {
             self.wake();
         }
@@ -322,295 +324,289 @@ impl Connection {
     /// The broker has accepted or refused a subscription that the session asked for. Returns whether the
     /// session becomes a member now.
     pub fn joined(
-        &self,
-        worker: &Worker,
+        &mut self,
+        shard: &mut State,
         request: RequestId,
         room: &RoomName,
         outcome: Result<(), ReplyError>,
     ) -> bool {
-        if matches!(self.phase.get(), Phase::Closing(_)) {
+        if matches!(self.phase, Phase::Closing(_)) {
             return false;
         }
-        let mut effects = worker.take_effects();
-        let member = self.session.borrow_mut().joined(request, room, outcome, &mut effects);
-        self.run(worker, &mut effects);
-        worker.give_effects(effects);
+        let mut effects = shard.take_effects();
+        let member = self.session.joined(request, room, outcome, &mut effects);
+        self.run(shard, &mut effects);
+        shard.give_effects(effects);
         member
     }
 
     /// Handles what is due and returns when to call again.
-    pub fn on_timer(&self, worker: &Worker, now: Tick) -> Option<Tick> {
-        match self.phase.get() {
+    pub fn on_timer(&mut self, shard: &mut State, now: Tick) -> Option<Tick> {
+        match self.phase {
             Phase::Closing(_) => {
-                if now < self.close_by.get() {
-                    return Some(self.close_by.get());
+                if now < self.close_by {
+                    return Some(self.close_by);
                 }
                 self.cut();
                 None
             }
-            Phase::Admitting | Phase::Open if now >= self.expires(now) => {
-                let reason = self.session.borrow().expired();
+            Phase::Admitting | Phase::Open if now >= self.expires(shard, now) => {
+                let reason = self.session.expired();
                 // Before closing as stale, read what the client has already sent, once.
                 let unread = reason == CloseReason::Stale && self.has_unread();
-                if self.begin_deadline.replace(Tick::default()) > Tick::default() && unread {
+                if std::mem::take(&mut self.begin_deadline) > Tick::default() && unread {
                     return Some(now);
                 }
-                self.begin_close(worker, reason);
-                Some(self.close_by.get())
+                self.begin_close(shard, reason);
+                Some(self.close_by)
             }
-            Phase::Admitting => Some(now.after(self.heartbeat_interval(worker)).min(self.expires(now))),
-            Phase::Open if now >= self.ages(worker) => {
-                self.begin_close(worker, CloseReason::MaxAge);
-                Some(self.close_by.get())
+            Phase::Admitting => Some(now.after(self.heartbeat_interval(shard)).min(self.expires(shard, now))),
+            Phase::Open if now >= self.ages(shard) => {
+                self.begin_close(shard, CloseReason::MaxAge);
+                Some(self.close_by)
             }
             Phase::Open => {
                 // Only WebSocket clients answer pings. For other transports the kernel's timeouts apply.
-                if now >= self.silent_by(worker) {
+                if now >= self.silent_by(shard) {
                     if !self.has_unread() {
-                        self.begin_close(worker, CloseReason::HeartbeatTimeout);
-                        return Some(self.close_by.get());
+                        self.begin_close(shard, CloseReason::HeartbeatTimeout);
+                        return Some(self.close_by);
                     }
                     self.note_received(now);
                 }
-                if now >= self.next_ping.get() {
-                    self.outbound.borrow_mut().release();
-                    self.next_ping.set(now.after(self.heartbeat_interval(worker)));
-                    self.ping_due.set(true);
-                    worker.touch(self.key);
+                if now >= self.next_ping {
+                    self.outbound.release();
+                    self.next_ping = now.after(self.heartbeat_interval(shard));
+                    self.ping_due = true;
+                    self.touch(shard);
                 }
-                let silent_by = self.silent_by(worker);
-                Some(self.next_ping.get().min(self.expires(now)).min(silent_by).min(self.ages(worker)))
+                let silent_by = self.silent_by(shard);
+                Some(self.next_ping.min(self.expires(shard, now)).min(silent_by).min(self.ages(shard)))
             }
         }
     }
 
     /// Restarts the heartbeat after a change of settings. The peer was not pinged in time for the new
     /// `heartbeat.timeout` and must not be closed for that.
-    pub fn begin_heartbeat(&self, worker: &Worker) {
-        if matches!(self.phase.get(), Phase::Closing(_)) {
+    pub fn begin_heartbeat(&mut self, shard: &mut State) {
+        if matches!(self.phase, Phase::Closing(_)) {
             return;
         }
-        if let Attachment::Socket { stream, .. } = &*self.attachment.borrow() {
-            stream.set_tcp_user_timeout(worker.settings().heartbeat.timeout);
+        if let Attachment::Socket { socket, .. } = &mut self.attachment {
+            socket.set_heartbeat_timeout(shard.settings.heartbeat.timeout);
         }
-        let now = worker.now();
+        let now = shard.now;
         self.note_received(now);
-        self.next_ping.set(now.after(self.heartbeat_interval(worker).mul_f32(worker.spread())));
-        let first = self.next_ping.get().min(self.expires(now)).min(self.ages(worker));
-        worker.set_timer(Tick(first.0.max(now.0 + 1)), self);
+        let interval = self.heartbeat_interval(shard);
+        self.next_ping = now.after(interval.mul_f32(shard.spread()));
+        let first = self.next_ping.min(self.expires(shard, now)).min(self.ages(shard));
+        shard.set_timer(Tick(first.0.max(now.0 + 1)), self);
     }
 
-    fn heartbeat_interval(&self, worker: &Worker) -> Duration {
-        let interval = worker.settings().heartbeat.interval;
-        self.session.borrow().timing().promised.map_or(interval, |promised| interval.min(promised))
+    fn heartbeat_interval(&self, shard: &State) -> Duration {
+        let interval = shard.settings.heartbeat.interval;
+        self.session.timing().promised.map_or(interval, |promised| interval.min(promised))
     }
 
     /// Records that the peer has sent something.
-    fn note_received(&self, now: Tick) {
-        self.last_received.set(now);
-        self.pinged_at.set(Tick::NEVER);
+    fn note_received(&mut self, now: Tick) {
+        self.last_received = now;
+        self.pinged_at = Tick::NEVER;
     }
 
     /// Records that the kernel has taken a ping for the peer.
-    fn note_pinged(&self, worker: &Worker) {
-        self.pinged_at.set(self.pinged_at.get().min(worker.now()));
-        let silent_by = self.silent_by(worker);
-        if silent_by < self.due.get() && self.phase.get() == Phase::Open {
-            worker.set_timer(silent_by, self);
+    fn note_pinged(&mut self, shard: &mut State) {
+        self.pinged_at = self.pinged_at.min(shard.now);
+        let silent_by = self.silent_by(shard);
+        if silent_by < self.due && self.phase == Phase::Open {
+            shard.set_timer(silent_by, self);
         }
     }
 
     /// When the peer counts as gone: it has sent nothing for `heartbeat.timeout`, and nothing since it was
     /// pinged, for as long as it would have had to answer a ping sent in time. A ping that is queued behind
     /// unread output does not count as sent.
-    fn silent_by(&self, worker: &Worker) -> Tick {
-        let timeout = worker.settings().heartbeat.timeout;
-        let to_answer = timeout.saturating_sub(self.heartbeat_interval(worker));
-        self.last_received.get().after(timeout).max(self.pinged_at.get().after(to_answer))
+    fn silent_by(&self, shard: &State) -> Tick {
+        let timeout = shard.settings.heartbeat.timeout;
+        let to_answer = timeout.saturating_sub(self.heartbeat_interval(shard));
+        self.last_received.after(timeout).max(self.pinged_at.after(to_answer))
     }
 
     /// When its session expires, by the shard's clock.
     ///
     /// A token expires in real time, even if the node was suspended in the meantime.
-    pub fn expires(&self, now: Tick) -> Tick {
-        let ends = self.session.borrow().ends();
-        ends.map_or(self.begin_deadline.get(), |at| now.after(at.since(SystemTime::now().into())))
+    pub fn expires(&self, shard: &State, now: Tick) -> Tick {
+        let ends = self.session.ends();
+        ends.map_or(self.begin_deadline, |at| now.after(at.since(shard.context.time.unix().into())))
     }
 
     /// The shard's clock has been paused, so the token may expire earlier than the timer was set for.
-    pub fn set_expiry_timer(&self, worker: &Worker, now: Tick) {
-        let expires = self.expires(now);
-        if expires < self.due.get() && !matches!(self.phase.get(), Phase::Closing(_)) {
-            worker.set_timer(expires, self);
+    pub fn set_expiry_timer(&mut self, shard: &mut State, now: Tick) {
+        let expires = self.expires(shard, now);
+        if expires < self.due && !matches!(self.phase, Phase::Closing(_)) {
+            shard.set_timer(expires, self);
         }
     }
 
     /// Whether the peer has sent something that has not been read yet.
-    fn has_unread(&self) -> bool {
-        matches!(&*self.attachment.borrow(), Attachment::Socket { stream, .. } if stream.has_unread())
+    fn has_unread(&mut self) -> bool {
+        match &mut self.attachment {
+            Attachment::Socket { socket, .. } => socket.has_unread(),
+            Attachment::Pending | Attachment::Response(_) | Attachment::Detached => false,
+        }
     }
 
     /// When the session reaches its age limit.
-    fn ages(&self, worker: &Worker) -> Tick {
-        worker.end_of_age(self.id, self.created)
+    fn ages(&self, shard: &State) -> Tick {
+        shard.end_of_age(self.id, self.created)
     }
 
     /// Pings the peer. Most connections are idle when pinged, so an empty queue is bypassed and stays without
     /// memory. A ping that does not fit into the queue is skipped: the peer has enough to read already, and a
     /// room's overflow policy may keep the queue full for as long as the peer is slow.
-    fn ping(&self, worker: &Worker) {
-        if matches!(self.phase.get(), Phase::Closing(_)) {
+    fn ping(&mut self, shard: &mut State) {
+        if matches!(self.phase, Phase::Closing(_)) {
             return;
         }
-        let mut packets = worker.take_packets();
-        self.session.borrow_mut().heartbeat(&mut packets);
-        if !packets.is_empty() && !self.send_past_queue(worker, &packets, Lane::Heartbeat) {
-            let limit = worker.settings().limits.outbound.get();
+        let mut packets = shard.take_packets();
+        self.session.heartbeat(&mut packets);
+        if !packets.is_empty() && !self.send_past_queue(shard, &packets, Lane::Heartbeat) {
+            let limit = shard.settings.limits.outbound.get();
             let ping = packets.to_bytes();
-            if self.outbound.borrow_mut().push(ping, Lane::Heartbeat, limit).is_ok() {
-                self.count_outbound(worker);
+            if self.outbound.push(ping, Lane::Heartbeat, limit).is_ok() {
+                self.count_outbound(shard);
             }
         }
         packets.clear();
-        worker.give_packets(packets);
+        shard.give_packets(packets);
     }
 
     /// Begins to close the connection: it leaves its rooms, sends its final message, and is cut off if the
     /// peer does not close its side in time. Only the first reason counts.
-    pub fn begin_close(&self, worker: &Worker, reason: CloseReason) {
-        self.close_with(worker, reason, None);
+    pub fn begin_close(&mut self, shard: &mut State, reason: CloseReason) {
+        self.close_with(shard, reason, None);
     }
 
     /// Likewise, with `words` instead of the protocol's final message.
-    fn close_with(&self, worker: &Worker, reason: CloseReason, words: Option<Bytes>) {
-        if matches!(self.phase.get(), Phase::Closing(_)) {
+    fn close_with(&mut self, shard: &mut State, reason: CloseReason, words: Option<Bytes>) {
+        if matches!(self.phase, Phase::Closing(_)) {
             return;
         }
-        self.phase.set(Phase::Closing(reason));
-        worker.leave_rooms(self);
-        self.drop_blocked(worker);
+        let admitting = std::mem::replace(&mut self.phase, Phase::Closing(reason)) == Phase::Admitting;
+        if admitting {
+            shard.actions.push_back(Action::Admitted(self.key, Err(NotAdmitted::Closed(reason))));
+        }
+        shard.leave_rooms(self.key);
+        self.drop_blocked(shard);
         if reason == CloseReason::OutOfMemory {
-            self.drop_incomplete(worker);
+            self.drop_incomplete(shard);
         }
-        {
-            let mut outbound = self.outbound.borrow_mut();
-            if matches!(reason, CloseReason::SlowConsumer | CloseReason::OutOfMemory) {
-                outbound.clear();
-            }
-            let final_message = || {
-                let mut packets = worker.take_packets();
-                self.session.borrow_mut().farewell(reason, worker.spread(), &mut packets);
-                let words = packets.take_joined();
-                worker.give_packets(packets);
-                words
-            };
-            if let Some(words) = words.or_else(final_message) {
-                outbound.push_last(words);
-            }
+        if matches!(reason, CloseReason::SlowConsumer | CloseReason::OutOfMemory) {
+            self.outbound.clear();
         }
-        self.count_outbound(worker);
-        let by = worker.now().after(LINGER);
-        self.close_by.set(by);
-        worker.set_timer(by, self);
-        worker.touch(self.key);
+        let words = words.or_else(|| {
+            let mut packets = shard.take_packets();
+            self.session.farewell(reason, shard.spread(), &mut packets);
+            let words = packets.take_joined();
+            shard.give_packets(packets);
+            words
+        });
+        if let Some(words) = words {
+            self.outbound.push_last(words);
+        }
+        self.count_outbound(shard);
+        self.close_by = shard.now.after(LINGER);
+        shard.set_timer(self.close_by, self);
+        self.touch(shard);
         self.wake();
+    }
+
+    /// A room that its request named was refused: the connection does not get into service.
+    pub fn give_up(&mut self, shard: &mut State, why: NotAdmitted) {
+        if self.phase == Phase::Admitting {
+            self.phase = Phase::Closing(CloseReason::Lost);
+            shard.actions.push_back(Action::Admitted(self.key, Err(why)));
+            shard.leave_rooms(self.key);
+            self.drop_blocked(shard);
+        }
     }
 
     // ---- called from both ----
 
-    fn run(&self, worker: &Worker, effects: &mut Effects) {
+    fn run(&mut self, shard: &mut State, effects: &mut Effects) {
         for effect in effects.drain() {
             match effect {
                 Effect::Publish(request, room, publication) => {
-                    self.publish(worker, request, room, publication);
+                    self.publish(shard, request, room, publication);
                 }
-                Effect::Join(request, room) => worker.join_later(self.key, request, room),
-                Effect::Leave(room) => worker.leave(&room, self),
-                Effect::Refused(failure) => {
-                    worker.context.requests.auth_failed(failure);
-                    refusals::token_of_session(self.id, failure);
-                }
-                Effect::Limited(limit) => worker.context.metrics.limited(limit),
-                Effect::Expires(_) => self.set_expiry_timer(worker, worker.now()),
+                Effect::Join(request, room) => shard.subscribe(self.key, request, room),
+                Effect::Leave(room) => shard.leave(self.key, room),
+                Effect::Refused(failure) => shard.actions.push_back(Action::TokenRefused(self.id, failure)),
+                Effect::Limited(limit) => shard.context.metrics.limited(limit),
+                Effect::Expires(_) => self.set_expiry_timer(shard, shard.now),
                 // Nothing follows the final message (for a WebSocket, RFC 6455 section 5.5.1).
-                Effect::Send(_) if matches!(self.phase.get(), Phase::Closing(_)) => {}
+                Effect::Send(_) if matches!(self.phase, Phase::Closing(_)) => {}
                 Effect::Send(bytes) => {
-                    self.queue(worker, bytes.into(), Lane::Session);
-                    worker.touch(self.key);
+                    self.queue(shard, bytes.into(), Lane::Session);
+                    self.touch(shard);
                 }
-                Effect::Close(reason) => self.begin_close(worker, reason),
+                Effect::Close(reason) => self.begin_close(shard, reason),
             }
         }
     }
 
-    fn publish(&self, worker: &Worker, request: RequestId, room: RoomName, publication: Publication) {
-        if matches!(self.phase.get(), Phase::Closing(_)) {
+    fn publish(&mut self, shard: &mut State, request: RequestId, room: RoomName, publication: Publication) {
+        if matches!(self.phase, Phase::Closing(_)) {
             return;
         }
         let ticket = Ticket { owner: self.key.data().as_ffi(), request: request.into() };
-        let inbox: Arc<dyn ReceiptSink> = worker.inbox.clone();
+        let inbox: Arc<dyn ReceiptSink> = shard.inbox.clone();
         let request = PublishRequest { room, publication, receipt: Receipt::new(inbox, ticket) };
-        self.in_flight.set(self.in_flight.get() + 1);
+        self.in_flight += 1;
         if self.is_blocked() {
-            self.block(worker, request);
-        } else if let Err(request) = worker.context.broker.try_publish(request) {
-            self.block(worker, request);
-            worker.publish_blocked(self.key);
+            self.block(shard, request);
+        } else if let Err(request) = shard.context.broker.try_publish(request) {
+            self.wait_for_broker(shard, request);
         }
     }
 
     /// The transport has ended, by this error or because the peer closed it.
-    fn lost(&self, worker: &Worker, error: Option<&io::Error>) {
+    pub fn lost(&mut self, shard: &mut State, error: Option<&io::Error>) {
         let timed_out = error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
         let reason = if timed_out { CloseReason::NoProgress } else { CloseReason::Lost };
-        self.begin_close(worker, reason);
+        self.begin_close(shard, reason);
         self.cut();
     }
 
+    /// Marks the connection to be written before the turn ends.
+    pub fn touch(&mut self, shard: &mut State) {
+        if !self.dirty {
+            self.dirty = true;
+            shard.dirty.push_back(self.key);
+        }
+    }
+
     /// Drops the transport, which has ended by itself.
-    pub fn detach(&self) {
-        self.attachment.replace(Attachment::Detached);
+    pub fn detach(&mut self) {
+        self.attachment = Attachment::Detached;
     }
 
     /// Cuts the transport, whatever is still queued.
-    fn cut(&self) {
-        match self.attachment.replace(Attachment::Detached) {
-            Attachment::Response(http) => http.abort(),
-            Attachment::Pending | Attachment::Socket { .. } | Attachment::Detached => {}
-        }
+    fn cut(&mut self) {
         self.wake();
-    }
-
-    fn set_waker(&self, cx: &Context<'_>) {
-        match &mut *self.waker.borrow_mut() {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
+        if let Attachment::Response(mut response) =
+            std::mem::replace(&mut self.attachment, Attachment::Detached)
+        {
+            response.abort();
         }
     }
 
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
+    /// Makes the driver look at the connection again.
+    fn wake(&mut self) {
+        match &mut self.attachment {
+            Attachment::Socket { socket, .. } => socket.wake(),
+            Attachment::Response(response) => response.wake(),
+            Attachment::Pending | Attachment::Detached => {}
         }
-    }
-}
-
-/// Keeps the connection in its shard's tables. When it is dropped, for whatever reason, the connection is
-/// removed from them.
-pub struct ConnectionGuard {
-    pub worker: Rc<Worker>,
-    pub connection: Rc<Connection>,
-}
-
-impl Drop for ConnectionGuard {
-    fn drop(&mut self) {
-        self.worker.forget(&self.connection);
-    }
-}
-
-impl ConnectionGuard {
-    /// Serves the connection over its socket until it ends.
-    pub fn serve_socket(self) -> impl Future<Output = ()> {
-        poll_fn(move |cx| self.connection.poll_socket(&self.worker, cx))
     }
 }

@@ -6,12 +6,11 @@
 //! Bound: broadcasts may hold a fixed number of payload bytes, plus a fixed cost for each. This includes
 //! broadcasts that the shard has taken but not delivered yet. A broadcast that does not fit is dropped and
 //! replaced by a gap event, because blocking the broker's reader would delay every room of the node. All
-//! other events are bounded by their causes: accepted sockets by the connection limit, settled publications
-//! by the sessions' publications in flight, gaps by the number of rooms.
+//! other events are bounded by their causes: settled publications by the sessions' publications in flight,
+//! gaps by the number of rooms.
 
 use std::{
-    collections::HashSet,
-    net::SocketAddr,
+    collections::{HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,19 +21,11 @@ use std::{
 use broker_bridge::{BrokerError, GapCause, ReceiptSink, RoomName, Ticket};
 use parking_lot::Mutex;
 
-use crate::{
-    drain::Pace,
-    framing::Broadcast,
-    hub::Mailbox,
-    limits::{ConnectionPermit, RefusalPermit},
-    vocabulary::AddressLimit,
-};
+use crate::{drain::Pace, framing::Broadcast, hub::Mailbox};
 
 /// An event for a shard to handle.
 #[derive(Debug)]
 pub enum ShardEvent {
-    /// A new socket for this shard.
-    Accepted(Accepted),
     /// A publication for a room with members on this shard.
     Broadcast(Arc<Broadcast>),
     /// Publications of the room may be missing at this point.
@@ -47,28 +38,6 @@ pub enum ShardEvent {
     Stop,
 }
 
-/// A socket as the acceptor hands it over.
-#[derive(Debug)]
-pub struct Accepted {
-    /// The socket, already non-blocking.
-    pub socket: std::net::TcpStream,
-    /// The remote end of the socket.
-    pub peer: SocketAddr,
-    /// Whether the client may connect.
-    pub entry: Entry,
-}
-
-/// What the acceptor knows about a socket's peer.
-#[derive(Debug)]
-pub enum Entry {
-    /// A client, with its connection permit if connections per address are counted.
-    Client(Option<ConnectionPermit>),
-    /// A trusted proxy: the client's address is not known yet.
-    Proxy,
-    /// A client to be refused with a response.
-    Refused(AddressLimit, RefusalPermit),
-}
-
 /// The queue in front of a shard.
 pub struct Inbox {
     state: Mutex<State>,
@@ -77,7 +46,7 @@ pub struct Inbox {
 
 #[derive(Default)]
 struct State {
-    events: Vec<ShardEvent>,
+    events: VecDeque<ShardEvent>,
     /// Bytes that broadcasts count against the capacity: those among the events, and those that the shard has
     /// taken and not finished.
     bytes: usize,
@@ -109,7 +78,7 @@ impl Inbox {
     /// Takes all events, in the order in which they were posted. `into` must be empty; its allocation is
     /// reused for the next events. `done` is the cost of the broadcasts that the shard has finished since the
     /// last call.
-    pub fn take(&self, into: &mut Vec<ShardEvent>, done: usize) {
+    pub fn take(&self, into: &mut VecDeque<ShardEvent>, done: usize) {
         debug_assert!(into.is_empty());
         let mut state = self.state.lock();
         std::mem::swap(&mut state.events, into);
@@ -160,7 +129,7 @@ impl Mailbox for Inbox {
 impl State {
     /// Returns the waker if this was the first event.
     fn push(&mut self, event: ShardEvent) -> Option<Waker> {
-        self.events.push(event);
+        self.events.push_back(event);
         if self.events.len() == 1 { self.waker.take() } else { None }
     }
 }
@@ -191,7 +160,7 @@ mod tests {
     }
 
     fn take(inbox: &Inbox, done: usize) -> Vec<String> {
-        let mut events = Vec::new();
+        let mut events = VecDeque::new();
         inbox.take(&mut events, done);
         let name = |event: &ShardEvent| match event {
             ShardEvent::Broadcast(broadcast) => broadcast.room().to_string(),

@@ -11,7 +11,11 @@ use broker_bridge::RoomName;
 use bytes::Bytes;
 
 use self::members::Members;
-use super::{connection::Connection, outbound::RoomTag};
+use super::{
+    connection::{Connection, ConnectionKey, Connections},
+    outbound::RoomTag,
+    transport::Transport,
+};
 use crate::{
     framing::{Encoding, Frame, MemberState},
     room_map::RoomMap,
@@ -20,7 +24,8 @@ use crate::{
 
 /// The rooms of this shard, with their members.
 ///
-/// Each connection keeps its position in the member list of each of its rooms.
+/// A room knows its members by key, and each connection keeps its position in the member list of each of its
+/// rooms.
 #[derive(Default)]
 pub struct Rooms {
     rooms: HashMap<RoomName, Room, foldhash::fast::RandomState>,
@@ -41,7 +46,7 @@ pub struct Room {
 /// A member of a room: a connection, and how publications are encoded for it.
 #[derive(Clone)]
 pub struct Member {
-    pub connection: Rc<Connection>,
+    pub connection: ConnectionKey,
     /// Set if the room is not encoded as most of the connection's rooms are, which is rare.
     own: Option<Rc<Own>>,
 }
@@ -55,18 +60,19 @@ struct Own {
 
 impl Member {
     /// A member with this encoding of the room.
-    pub fn new(connection: &Rc<Connection>, encoding: Encoding, state: Option<Rc<MemberState>>) -> Self {
+    pub fn new<T: Transport>(
+        connection: &mut Connection<T>,
+        encoding: Encoding,
+        state: Option<Rc<MemberState>>,
+    ) -> Self {
         let is_usual = state.is_none() && connection.usual_encoding(encoding) == encoding;
         let own = (!is_usual).then(|| Rc::new(Own { encoding, state }));
-        Self { connection: Rc::clone(connection), own }
+        Self { connection: connection.key(), own }
     }
 
-    /// How publications are encoded for it.
-    pub fn encoding(&self) -> Encoding {
-        match &self.own {
-            Some(own) => own.encoding,
-            None => self.connection.encoding().expect("set by the first membership"),
-        }
+    /// How publications are encoded for it, if not like those of most of its connection's rooms.
+    pub fn own_encoding(&self) -> Option<Encoding> {
+        self.own.as_ref().map(|own| own.encoding)
     }
 
     /// Whether its messages have per-member heads.
@@ -100,10 +106,14 @@ pub struct Membership {
 impl Rooms {
     /// Makes `connection` a member of `room`, for messages from number `since` on. Returns false if it is one
     /// already.
-    pub fn join(&mut self, room: &RoomName, member: Member, since: u64) -> bool {
-        let connection = Rc::clone(&member.connection);
-        let mut memberships = connection.memberships.borrow_mut();
-        if memberships.get(room).is_some() {
+    pub fn join<T: Transport>(
+        &mut self,
+        room: &RoomName,
+        connection: &mut Connection<T>,
+        member: Member,
+        since: u64,
+    ) -> bool {
+        if connection.memberships.get(room).is_some() {
             return false;
         }
         let known = match self.rooms.entry(room.clone()) {
@@ -116,15 +126,21 @@ impl Rooms {
         };
         known.with_heads += u32::from(member.has_heads());
         let place = known.members.push(member);
-        memberships.insert(room.clone(), Membership { place, since });
+        connection.memberships.insert(room.clone(), Membership { place, since });
         true
     }
 
-    /// Ends one membership of `connection`. Returns whether there was one.
-    pub fn leave(&mut self, room: &RoomName, connection: &Connection) -> bool {
-        let membership = connection.memberships.borrow_mut().remove(room);
+    /// Ends one membership of the connection with this key. Returns whether there was one.
+    pub fn leave<T: Transport>(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionKey,
+        connections: &mut Connections<T>,
+    ) -> bool {
+        let connection = connections.get_mut(connection);
+        let membership = connection.and_then(|connection| connection.memberships.remove(room));
         if let Some(Membership { place, .. }) = membership {
-            self.remove(room, place);
+            self.remove(room, place, connections);
         }
         membership.is_some()
     }
@@ -139,10 +155,11 @@ impl Rooms {
         self.rooms.get_mut(room)
     }
 
-    fn remove(&mut self, room: &RoomName, place: u32) {
+    fn remove<T: Transport>(&mut self, room: &RoomName, place: u32, connections: &mut Connections<T>) {
         let Some(Room { members, with_heads, .. }) = self.rooms.get_mut(room) else { return };
         let removed = members.remove(place, |moved, place| {
-            if let Some(membership) = moved.connection.memberships.borrow_mut().get_mut(room) {
+            let connection = connections.get_mut(moved.connection);
+            if let Some(membership) = connection.and_then(|moved| moved.memberships.get_mut(room)) {
                 membership.place = place;
             }
         });

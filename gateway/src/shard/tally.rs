@@ -9,7 +9,6 @@ use prometheus::IntCounter;
 use super::ShardMetrics;
 use crate::{
     budget::{Budget, Consumer},
-    health::Meter,
     traffic::Traffic,
 };
 
@@ -50,10 +49,7 @@ impl Tally {
     }
 
     /// Moves all other counts into the node's metrics.
-    pub fn settle(&self, meter: &Meter, traffic: &Traffic, metrics: &ShardMetrics) {
-        let (read, written) = meter.take();
-        add(&traffic.network_bytes_in, read);
-        add(&traffic.network_bytes_out, written);
+    pub fn settle(&self, traffic: &Traffic, metrics: &ShardMetrics) {
         add(&traffic.messages_in, self.messages_in.take());
         add(&traffic.payload_bytes_in, self.payload_in.take());
         let deliveries = self.deliveries.take();

@@ -18,12 +18,12 @@ use super::{Call, Endpoint, On, Route};
 use crate::{
     auth::Operation,
     budget::{Consumer, Held, READ_BUFFER},
-    clock,
     request::{
         Gate, Problem,
         gate::{header_text, request_name},
         query::Query,
     },
+    timeout,
     vocabulary::{Outcome, ProtocolName, Refusal},
 };
 
@@ -159,7 +159,7 @@ fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
 async fn body_bytes(gate: &Gate, body: Body, held: &mut Held) -> Result<Bytes, Problem> {
     let settings = gate.settings();
     let (time, size) = (settings.body_timeout, settings.limits.message_size.get());
-    let read = clock::timeout(time, collect(Limited::new(body, size), held));
+    let read = timeout::timeout(time, collect(Limited::new(body, size), held));
     match read.await {
         Err(_) => {
             let detail = format!("expected the whole body within {time:?}");

@@ -4,7 +4,11 @@ use broker_bridge::PublishRequest;
 
 use super::{Attachment, Connection, Counted, Phase};
 use crate::{
-    shard::{tally::Tally, worker::Worker},
+    shard::{
+        state::{Action, State},
+        tally::Tally,
+        transport::{Socket as _, Transport},
+    },
     vocabulary::CloseReason,
     websocket::Decoder,
 };
@@ -14,116 +18,121 @@ pub const NOTABLE: usize = 1024;
 /// What a blocked publication costs besides its payload.
 const PER_PUBLICATION: usize = 256;
 
-impl Connection {
+impl<T: Transport> Connection<T> {
     /// Bytes held for this session: output for its client, publications for the broker, and an incomplete
     /// message.
     pub fn fullness(&self) -> usize {
-        let waiting = self.outbound.borrow().cost() + self.unsent();
-        waiting + self.decoder.borrow().heap_bytes() + self.counted.get().blocked
+        let waiting = self.outbound.cost() + self.unsent();
+        waiting + self.decoder.heap_bytes() + self.counted.blocked
     }
 
     /// The bytes of the queued publications, and the oldest and the newest of them; `None` if there are none.
     pub fn publications(&self) -> Option<(usize, [usize; 2])> {
-        let outbound = self.outbound.borrow();
-        outbound.ends().map(|ends| (outbound.shared(), ends))
+        self.outbound.ends().map(|ends| (self.outbound.shared(), ends))
     }
 
     /// Updates the tally of what the queue and the socket hold.
-    pub(super) fn count_outbound(&self, worker: &Worker) {
-        let before = self.counted.get();
-        let now = {
-            let outbound = self.outbound.borrow();
-            Counted { queued: outbound.len(), outbound: outbound.held() + self.unsent(), ..before }
-        };
-        self.counted.set(now);
-        shift(&worker.tally.outbound_bytes, before.queued, now.queued);
-        shift(&worker.tally.outbound_held, before.outbound, now.outbound);
+    pub(super) fn count_outbound(&mut self, shard: &mut State) {
+        let before = self.counted;
+        let outbound = self.outbound.held() + self.unsent();
+        let now = Counted { queued: self.outbound.len(), outbound, ..before };
+        self.counted = now;
+        shift(&shard.tally.outbound_bytes, before.queued, now.queued);
+        shift(&shard.tally.outbound_held, before.outbound, now.outbound);
     }
 
     /// Adds the connection to the shard's list of connections that hold memory, if it holds enough.
-    pub fn note_holding(&self, worker: &Worker) {
-        if !self.holds.get() && self.fullness() >= NOTABLE {
-            self.holds.set(true);
-            worker.note_holder(self.key);
+    pub fn note_holding(&mut self, shard: &mut State) {
+        if !self.holds && self.fullness() >= NOTABLE {
+            self.holds = true;
+            shard.new_holders.push(self.key);
         }
     }
 
     /// Frees memory, because the node is short of it and this connection holds much. Begins to close the
     /// connection; if it is closing already, drops the rest of its output.
-    pub fn free_memory(&self, worker: &Worker) {
-        if matches!(self.phase.get(), Phase::Closing(_)) {
-            self.outbound.borrow_mut().discard();
-            self.count_outbound(worker);
+    pub fn free_memory(&mut self, shard: &mut State) {
+        if matches!(self.phase, Phase::Closing(_)) {
+            self.outbound.discard();
+            self.count_outbound(shard);
             self.cut();
         } else {
-            self.begin_close(worker, CloseReason::OutOfMemory);
+            self.begin_close(shard, CloseReason::OutOfMemory);
         }
     }
 
     /// Drops everything it holds: the connection has ended.
-    pub fn release_memory(&self, worker: &Worker) {
-        self.outbound.borrow_mut().discard();
-        self.count_outbound(worker);
-        self.drop_blocked(worker);
-        self.drop_incomplete(worker);
+    pub fn release_memory(&mut self, shard: &mut State) {
+        self.outbound.discard();
+        self.count_outbound(shard);
+        self.drop_blocked(shard);
+        self.drop_incomplete(shard);
     }
 
     // ---- publications that wait for the broker ----
 
     /// Whether a publication waits for room in the broker's queue.
     pub(super) fn is_blocked(&self) -> bool {
-        self.counted.get().blocked > 0
+        self.counted.blocked > 0
     }
 
-    pub(super) fn block(&self, worker: &Worker, request: PublishRequest) {
-        self.count_blocked(worker, self.counted.get().blocked + cost(&request));
-        self.blocked.borrow_mut().push_back(request);
+    pub(super) fn block(&mut self, shard: &mut State, request: PublishRequest) {
+        self.count_blocked(shard, self.counted.blocked + cost(&request));
+        self.blocked.push_back(request);
     }
 
-    /// Hands the blocked publications to the broker, in order, as its queue gets room.
-    pub async fn publish_blocked(&self, worker: &Worker) {
-        loop {
-            let Some(request) = self.blocked.borrow_mut().pop_front() else { break };
-            // Counted until the queue has taken it.
-            let cost = cost(&request);
-            worker.context.broker.publish(request).await;
-            self.count_blocked(worker, self.counted.get().blocked.saturating_sub(cost));
+    /// Has the driver hand a publication to the broker once its queue has space. Counted until then.
+    pub(super) fn wait_for_broker(&mut self, shard: &mut State, request: PublishRequest) {
+        let cost = cost(&request);
+        self.count_blocked(shard, self.counted.blocked + cost);
+        shard.actions.push_back(Action::Publish(self.key, request, cost));
+    }
+
+    /// The broker's queue has taken a publication that was waiting; hands over those that wait behind it, in
+    /// order.
+    pub fn handed_over(&mut self, shard: &mut State, cost: usize) {
+        self.count_blocked(shard, self.counted.blocked.saturating_sub(cost));
+        while let Some(request) = self.blocked.pop_front() {
+            self.count_blocked(shard, self.counted.blocked.saturating_sub(self::cost(&request)));
+            if let Err(request) = shard.context.broker.try_publish(request) {
+                return self.wait_for_broker(shard, request);
+            }
         }
         self.wake();
     }
 
-    pub(super) fn drop_blocked(&self, worker: &Worker) {
-        let dropped: usize = self.blocked.take().iter().map(cost).sum();
-        self.count_blocked(worker, self.counted.get().blocked.saturating_sub(dropped));
+    pub(super) fn drop_blocked(&mut self, shard: &mut State) {
+        let dropped: usize = std::mem::take(&mut self.blocked).iter().map(cost).sum();
+        self.count_blocked(shard, self.counted.blocked.saturating_sub(dropped));
     }
 
-    fn count_blocked(&self, worker: &Worker, now: usize) {
-        let before = self.counted.get();
-        self.counted.set(Counted { blocked: now, ..before });
-        shift(&worker.tally.publications_held, before.blocked, now);
+    fn count_blocked(&mut self, shard: &mut State, now: usize) {
+        let before = self.counted;
+        self.counted = Counted { blocked: now, ..before };
+        shift(&shard.tally.publications_held, before.blocked, now);
     }
 
     // ---- incomplete messages ----
 
     /// Updates the tally of what the decoder holds; it was `before`.
-    pub(super) fn count_incomplete(worker: &Worker, before: usize, after: usize) {
-        shift(&worker.tally.incomplete_held, before, after);
+    pub(super) fn count_incomplete(shard: &State, before: usize, after: usize) {
+        shift(&shard.tally.incomplete_held, before, after);
     }
 
     /// Drops an incomplete message. Input from the client cannot be parsed after that.
-    pub(super) fn drop_incomplete(&self, worker: &Worker) {
-        let held = self.decoder.borrow().heap_bytes();
+    pub(super) fn drop_incomplete(&mut self, shard: &mut State) {
+        let held = self.decoder.heap_bytes();
         if held > 0 {
-            self.ignores_input.set(true);
-            self.decoder.replace(Decoder::new());
-            Self::count_incomplete(worker, held, 0);
+            self.ignores_input = true;
+            self.decoder = Decoder::new();
+            Self::count_incomplete(shard, held, 0);
         }
     }
 
     /// Bytes that TLS has taken and the socket has not.
     fn unsent(&self) -> usize {
-        match &*self.attachment.borrow() {
-            Attachment::Socket { stream, .. } => stream.unsent(),
+        match &self.attachment {
+            Attachment::Socket { socket, .. } => socket.unsent(),
             Attachment::Pending | Attachment::Response(_) | Attachment::Detached => 0,
         }
     }

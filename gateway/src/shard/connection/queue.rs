@@ -5,14 +5,15 @@ use broker_bridge::{RoomName, SessionId};
 use super::{Connection, Phase};
 use crate::{
     delivery::Overflow,
-    framing::{Broadcast, Frame},
+    framing::{Broadcast, Encoding, Frame},
     protocol::Then,
     shard::{
         batch::Batch,
         outbound::{Full, Lane, RoomLane},
         rooms::Member,
+        state::State,
         tally::Tally,
-        worker::Worker,
+        transport::Transport,
     },
     vocabulary::CloseReason,
 };
@@ -40,151 +41,152 @@ impl BatchDelivery<'_> {
     }
 }
 
-impl Connection {
+impl<T: Transport> Connection<T> {
     /// Queues a batch, unless this session is excluded from it. The caller writes at the end of its turn.
-    pub fn deliver(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
+    pub fn deliver(&mut self, shard: &mut State, member: &Member, delivery: &BatchDelivery<'_>) {
         if self.receives(delivery) {
-            self.enqueue(worker, member, delivery);
+            self.enqueue(shard, member, delivery);
         }
     }
 
     /// Delivers a batch and writes it at once. If nothing is queued, the write bypasses the queue.
-    pub fn deliver_now(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
+    pub fn deliver_now(&mut self, shard: &mut State, member: &Member, delivery: &BatchDelivery<'_>) {
         if !self.receives(delivery) {
             return;
         }
         if !member.has_heads() {
-            let frame = delivery.batch.frame(member.encoding(), delivery.threshold);
-            if self.send_past_queue(worker, frame.as_ref(), Lane::Room(delivery.lane)) {
-                return Self::count(worker, delivery.batch);
+            let frame = delivery.batch.frame(self.encoding_for(member), delivery.threshold);
+            if self.send_past_queue(shard, frame.as_ref(), Lane::Room(delivery.lane)) {
+                return Self::count(shard, delivery.batch);
             }
         }
-        self.enqueue(worker, member, delivery);
-        self.flush(worker);
+        self.enqueue(shard, member, delivery);
+        self.flush(shard);
     }
 
     /// Delivers a batch without its first `before_join` publications, which came before this member joined.
     /// Writes at once.
     pub fn deliver_rest(
-        &self,
-        worker: &Worker,
+        &mut self,
+        shard: &mut State,
         member: &Member,
         delivery: &BatchDelivery<'_>,
         before_join: usize,
     ) {
         if before_join < delivery.batch.len() && self.receives(delivery) {
-            self.enqueue_each(worker, member, delivery, before_join);
-            self.flush(worker);
+            self.enqueue_each(shard, member, delivery, before_join);
+            self.flush(shard);
         }
     }
 
-    fn receives(&self, delivery: &BatchDelivery<'_>) -> bool {
-        !matches!(self.phase.get(), Phase::Closing(_)) && delivery.exclude != Some(self.id)
+    fn encoding_for(&self, member: &Member) -> Encoding {
+        member.own_encoding().or(self.encoding).expect("set by the first membership")
     }
 
-    fn enqueue(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>) {
+    fn receives(&self, delivery: &BatchDelivery<'_>) -> bool {
+        !matches!(self.phase, Phase::Closing(_)) && delivery.exclude != Some(self.id)
+    }
+
+    fn enqueue(&mut self, shard: &mut State, member: &Member, delivery: &BatchDelivery<'_>) {
         if delivery.overflow == Overflow::Close && !member.has_heads() {
-            let frame = delivery.batch.frame(member.encoding(), delivery.threshold).into_owned();
-            if self.queue_within(worker, frame.into(), Lane::Room(delivery.lane), delivery.limit) {
-                Self::count(worker, delivery.batch);
+            let frame = delivery.batch.frame(self.encoding_for(member), delivery.threshold).into_owned();
+            if self.queue_within(shard, frame.into(), Lane::Room(delivery.lane), delivery.limit) {
+                Self::count(shard, delivery.batch);
             }
         } else {
-            self.enqueue_each(worker, member, delivery, 0);
+            self.enqueue_each(shard, member, delivery, 0);
         }
     }
 
     /// Queues the publications of a batch one by one, without the first `skip`.
-    fn enqueue_each(&self, worker: &Worker, member: &Member, delivery: &BatchDelivery<'_>, skip: usize) {
+    fn enqueue_each(
+        &mut self,
+        shard: &mut State,
+        member: &Member,
+        delivery: &BatchDelivery<'_>,
+        skip: usize,
+    ) {
         let &BatchDelivery { batch, threshold, limit, lane, overflow, .. } = delivery;
         let Some(room) = batch.first().map(Broadcast::room) else { return };
-        for (shared, payload) in batch.frames(member.encoding(), threshold).skip(skip) {
+        for (shared, payload) in batch.frames(self.encoding_for(member), threshold).skip(skip) {
             let frame = member.frame(shared.into_owned());
             let queued = match overflow {
-                Overflow::Close => self.queue_within(worker, frame, Lane::Room(lane), limit),
-                _ => self.queue_over(worker, frame, lane, overflow, room),
+                Overflow::Close => self.queue_within(shard, frame, Lane::Room(lane), limit),
+                _ => self.queue_over(shard, frame, lane, overflow, room),
             };
             if !queued {
                 return;
             }
-            Tally::add(&worker.tally.deliveries, 1);
-            Tally::add(&worker.tally.payload_out, payload);
+            Tally::add(&shard.tally.deliveries, 1);
+            Tally::add(&shard.tally.payload_out, payload);
         }
     }
 
-    fn count(worker: &Worker, batch: &Batch) {
-        Tally::add(&worker.tally.deliveries, batch.len());
-        Tally::add(&worker.tally.payload_out, batch.payload_len());
+    fn count(shard: &State, batch: &Batch) {
+        Tally::add(&shard.tally.deliveries, batch.len());
+        Tally::add(&shard.tally.payload_out, batch.payload_len());
     }
 
     /// Queues bytes if the bound allows; otherwise marks the connection as a slow consumer.
-    pub(super) fn queue(&self, worker: &Worker, frame: Frame, lane: Lane) -> bool {
-        let limit = worker.settings().limits.outbound.get();
-        self.queue_within(worker, frame, lane, limit)
+    pub(super) fn queue(&mut self, shard: &mut State, frame: Frame, lane: Lane) -> bool {
+        let limit = shard.settings.limits.outbound.get();
+        self.queue_within(shard, frame, lane, limit)
     }
 
-    fn queue_within(&self, worker: &Worker, frame: Frame, lane: Lane, limit: usize) -> bool {
-        let pushed = self.outbound.borrow_mut().push(frame, lane, limit);
+    fn queue_within(&mut self, shard: &mut State, frame: Frame, lane: Lane, limit: usize) -> bool {
+        let pushed = self.outbound.push(frame, lane, limit);
         if pushed == Err(Full) {
-            self.close_after_turn(worker, CloseReason::SlowConsumer);
+            self.close_after_turn(shard, CloseReason::SlowConsumer);
             return false;
         }
-        self.count_outbound(worker);
+        self.count_outbound(shard);
         true
     }
 
     /// Queues a publication of a room whose older publications are dropped for newer ones, and reports the
     /// gap.
     fn queue_over(
-        &self,
-        worker: &Worker,
+        &mut self,
+        shard: &mut State,
         frame: Frame,
         lane: RoomLane,
         overflow: Overflow,
         room: &RoomName,
     ) -> bool {
-        if self.close_after_turn.get().is_some() {
+        if self.close_after_turn.is_some() {
             return false; // It would follow a gap that the session has not been notified of.
         }
-        let limit = worker.settings().limits.outbound.get();
-        let has_notice = {
-            let mut outbound = self.outbound.borrow_mut();
-            let full = !outbound.fits(frame.len(), limit);
-            let behind = overflow == Overflow::Latest && self.wants_write.get();
-            if !(full || behind) || !outbound.may_drop(lane.room) {
-                drop(outbound);
-                return self.queue(worker, frame, Lane::Room(lane));
-            }
-            outbound.has_gap_notice(lane.room)
-        };
+        let limit = shard.settings.limits.outbound.get();
+        let full = !self.outbound.fits(frame.len(), limit);
+        let behind = overflow == Overflow::Latest && self.wants_write;
+        if !(full || behind) || !self.outbound.may_drop(lane.room) {
+            return self.queue(shard, frame, Lane::Room(lane));
+        }
         let mut notice = None;
-        if !has_notice {
-            let mut packets = worker.take_packets();
-            let then = self.session.borrow_mut().dropped(room, &mut packets);
+        if !self.outbound.has_gap_notice(lane.room) {
+            let mut packets = shard.take_packets();
+            let then = self.session.dropped(room, &mut packets);
             notice = packets.take_joined();
-            worker.give_packets(packets);
+            shard.give_packets(packets);
             if let Then::Close(reason) = then {
-                self.close_after_turn(worker, reason);
+                self.close_after_turn(shard, reason);
                 return false;
             }
         }
         let all = overflow == Overflow::Latest;
-        let pushed = self.outbound.borrow_mut().push_over(frame, lane, limit, all, notice);
-        self.count_outbound(worker);
+        let pushed = self.outbound.push_over(frame, lane, limit, all, notice);
+        self.count_outbound(shard);
         let Ok(dropped) = pushed else {
-            self.close_after_turn(worker, CloseReason::SlowConsumer);
+            self.close_after_turn(shard, CloseReason::SlowConsumer);
             return false;
         };
-        Tally::add(
-            if all { &worker.tally.dropped_for_latest } else { &worker.tally.dropped_oldest },
-            dropped,
-        );
+        Tally::add(if all { &shard.tally.dropped_for_latest } else { &shard.tally.dropped_oldest }, dropped);
         true
     }
 
-    /// Closes the connection at the end of the turn. Not at once: the shard is iterating over a room's
-    /// members.
-    fn close_after_turn(&self, worker: &Worker, reason: CloseReason) {
-        self.close_after_turn.set(self.close_after_turn.get().or(Some(reason)));
-        worker.touch(self.key);
+    /// Closes the connection at the end of the turn: one notice covers everything that did not fit into it.
+    fn close_after_turn(&mut self, shard: &mut State, reason: CloseReason) {
+        self.close_after_turn = self.close_after_turn.or(Some(reason));
+        self.touch(shard);
     }
 }

@@ -1,6 +1,9 @@
 //! Which of a connection's bytes go to its socket, and when.
 
-use std::io::{self, IoSlice};
+use std::{
+    io::{self, IoSlice},
+    mem,
+};
 
 use bytes::Bytes;
 
@@ -9,9 +12,9 @@ use crate::{
     framing::{Frame, Packets},
     shard::{
         outbound::{Lane, Outbound},
-        stream::Stream,
+        state::State,
         tally::Tally,
-        worker::Worker,
+        transport::{Response as _, Socket as _, Transport},
     },
     vocabulary::CloseReason,
 };
@@ -55,95 +58,92 @@ impl Pieces for Packets {
     }
 }
 
-impl Connection {
+impl<T: Transport> Connection<T> {
     /// Writes the queued output, with one system call if the socket takes it, and closes a connection that
-    /// was too slow. If the socket does not take everything, the connection's task writes the rest.
-    pub fn flush(&self, worker: &Worker) {
+    /// was too slow. If the socket does not take everything, the rest is written once it is writable.
+    pub fn flush(&mut self, shard: &mut State) {
         if let Some(reason) = self.close_after_turn.take() {
             if reason == CloseReason::SlowConsumer {
-                Tally::add(&worker.tally.slow_consumers, 1);
+                Tally::add(&shard.tally.slow_consumers, 1);
             }
-            self.begin_close(worker, reason);
+            self.begin_close(shard, reason);
         }
-        if self.ping_due.take() {
-            self.ping(worker);
+        if mem::take(&mut self.ping_due) {
+            self.ping(shard);
         }
-        let outcome = match &*self.attachment.borrow() {
+        let outcome = match &mut self.attachment {
             Attachment::Pending | Attachment::Detached => Ok(()),
-            Attachment::Response(_) => {
-                if !self.outbound.borrow().is_empty() && self.offered.replace(true) {
-                    self.wants_write.set(true);
+            Attachment::Response(response) => {
+                if !self.outbound.is_empty() && mem::replace(&mut self.offered, true) {
+                    self.wants_write = true;
                 }
-                self.wake();
+                response.wake();
                 Ok(())
             }
-            Attachment::Socket { stream, .. } => {
-                let outcome = self.write(worker, stream);
-                self.count_outbound(worker);
+            Attachment::Socket { .. } => {
+                let outcome = self.write(shard);
+                self.count_outbound(shard);
                 outcome
             }
         };
         match outcome {
             Ok(()) => {
                 if self.has_output() {
-                    self.note_holding(worker);
+                    self.note_holding(shard);
                 }
                 self.shut_if_done();
             }
-            Err(error) => self.lost(worker, Some(&error)),
+            Err(error) => self.lost(shard, Some(&error)),
         }
     }
 
     /// Writes bytes directly if nothing is queued before them, and queues what the socket does not take.
     /// Returns false if the caller has to queue all of it: there is no socket, or it is full.
-    pub(super) fn send_past_queue(&self, worker: &Worker, bytes: &impl Pieces, lane: Lane) -> bool {
+    pub(super) fn send_past_queue(&mut self, shard: &mut State, bytes: &impl Pieces, lane: Lane) -> bool {
         match self.write_past_queue(bytes.pieces()) {
             Ok(0) => return false,
             Ok(written) => {
                 let length: usize = bytes.pieces().iter().map(|piece| piece.len()).sum();
                 let is_whole = written == length;
                 if is_whole && lane == Lane::Heartbeat {
-                    self.has_sent_ping(worker);
+                    self.has_sent_ping(shard);
                 }
                 if !is_whole {
-                    self.outbound.borrow_mut().push_started(bytes.to_frame(), written, lane);
-                    self.count_outbound(worker);
+                    self.outbound.push_started(bytes.to_frame(), written, lane);
+                    self.count_outbound(shard);
                 }
                 if self.has_output() {
-                    self.flush(worker);
+                    self.flush(shard);
                 }
             }
-            Err(error) => self.lost(worker, Some(&error)),
+            Err(error) => self.lost(shard, Some(&error)),
         }
         true
     }
 
     /// Whether any output waits for the socket.
     pub(super) fn has_output(&self) -> bool {
-        !self.outbound.borrow().is_empty()
-            || matches!(&*self.attachment.borrow(), Attachment::Socket { stream, .. } if stream.has_unsent())
+        !self.outbound.is_empty()
+            || matches!(&self.attachment, Attachment::Socket { socket, .. } if socket.has_unsent())
     }
 
     /// Writes bytes directly if nothing is queued, and there is a socket that is not known to be full.
     /// Returns how many bytes were taken.
-    fn write_past_queue(&self, [first, second]: [&[u8]; 2]) -> io::Result<usize> {
-        if self.wants_write.get() || !self.outbound.borrow().is_empty() {
+    fn write_past_queue(&mut self, [first, second]: [&[u8]; 2]) -> io::Result<usize> {
+        if self.wants_write || !self.outbound.is_empty() {
             return Ok(0);
         }
-        let outcome = match &*self.attachment.borrow() {
-            // With TLS, this write also sends the records that still wait.
-            Attachment::Socket { stream, .. } if second.is_empty() => {
-                stream.try_write(&[IoSlice::new(first)])
-            }
-            Attachment::Socket { stream, .. } => {
-                stream.try_write(&[IoSlice::new(first), IoSlice::new(second)])
-            }
-            Attachment::Pending | Attachment::Response(_) | Attachment::Detached => Ok(0),
+        let Attachment::Socket { socket, .. } = &mut self.attachment else { return Ok(0) };
+        // With TLS, this write also sends the records that still wait.
+        let outcome = if second.is_empty() {
+            socket.write(&[IoSlice::new(first)])
+        } else {
+            socket.write(&[IoSlice::new(first), IoSlice::new(second)])
         };
         match outcome {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.wants_write.set(true);
-                self.wake();
+                self.wants_write = true;
+                socket.wake();
                 Ok(0)
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
@@ -151,36 +151,38 @@ impl Connection {
         }
     }
 
-    fn write(&self, worker: &Worker, stream: &Stream) -> io::Result<()> {
-        let mut outbound = self.outbound.borrow_mut();
-        // With TLS, records of what has left the queue may still wait for the socket.
-        while (!outbound.is_empty() || stream.has_unsent()) && !self.wants_write.get() {
-            let outcome = if outbound.is_empty() {
-                stream.try_flush().map(|()| 0)
-            } else if let Some(frame) = outbound.only() {
-                stream.try_write(&[IoSlice::new(frame)])
+    fn write(&mut self, shard: &mut State) -> io::Result<()> {
+        while let Attachment::Socket { socket, .. } = &mut self.attachment
+            // With TLS, records of what has left the queue may still wait for the socket.
+            && (!self.outbound.is_empty() || socket.has_unsent())
+            && !self.wants_write
+        {
+            let outcome = if self.outbound.is_empty() {
+                socket.flush().map(|()| 0)
+            } else if let Some(frame) = self.outbound.only() {
+                socket.write(&[IoSlice::new(frame)])
             } else {
                 let mut slices = [IoSlice::new(&[]); Outbound::BATCH];
-                let used = outbound.gather(&mut slices);
-                stream.try_write(slices.get(..used).unwrap_or_default())
+                let used = self.outbound.gather(&mut slices);
+                socket.write(slices.get(..used).unwrap_or_default())
             };
             match outcome {
                 Ok(written) => {
+                    let has_unsent = socket.has_unsent();
                     // TLS takes nothing while it holds unsent records, so the kernel has everything that was
                     // taken before.
-                    if self.ping_in_tls.take() {
-                        self.note_pinged(worker);
+                    let mut pinged = mem::take(&mut self.ping_in_tls);
+                    if self.outbound.advance(written) {
+                        self.ping_in_tls = has_unsent;
+                        pinged |= !has_unsent;
                     }
-                    if outbound.advance(written) {
-                        self.ping_in_tls.set(stream.has_unsent());
-                        if !stream.has_unsent() {
-                            self.note_pinged(worker);
-                        }
+                    if pinged {
+                        self.note_pinged(shard);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wants_write.set(true);
-                    self.wake();
+                    self.wants_write = true;
+                    socket.wake();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -190,28 +192,28 @@ impl Connection {
     }
 
     /// A ping has bypassed the queue, into TLS or the kernel.
-    fn has_sent_ping(&self, worker: &Worker) {
-        self.ping_in_tls.set(self.has_output());
-        if !self.ping_in_tls.get() {
-            self.note_pinged(worker);
+    fn has_sent_ping(&mut self, shard: &mut State) {
+        self.ping_in_tls = self.has_output();
+        if !self.ping_in_tls {
+            self.note_pinged(shard);
         }
     }
 
     /// Once the final message is out, shuts the socket for writing. The connection then ends when the peer
     /// closes its side or at the deadline. Closing at once could destroy the final message, since a close
     /// with unread input resets the connection (RFC 9293 §3.10.4).
-    fn shut_if_done(&self) {
-        if !matches!(self.phase.get(), Phase::Closing(_)) || self.has_output() {
+    fn shut_if_done(&mut self) {
+        if !matches!(self.phase, Phase::Closing(_)) || self.has_output() {
             return;
         }
-        if let Attachment::Socket { stream, shut } = &mut *self.attachment.borrow_mut()
+        if let Attachment::Socket { socket, shut } = &mut self.attachment
             && !*shut
         {
             *shut = true;
-            stream.shutdown_write();
-            if stream.has_unsent() {
-                self.wants_write.set(true);
-                self.wake();
+            socket.shutdown_write();
+            if socket.has_unsent() {
+                self.wants_write = true;
+                socket.wake();
             }
         }
     }

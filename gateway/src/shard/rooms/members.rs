@@ -40,7 +40,7 @@ impl<T> Members<T> {
     /// Removes and returns the member at `place`, and calls `moved` for every other member whose position
     /// changes.
     #[expect(clippy::cast_possible_truncation, reason = "places were given by `push`")]
-    pub fn remove(&mut self, place: u32, moved: impl Fn(&T, u32)) -> T {
+    pub fn remove(&mut self, place: u32, mut moved: impl FnMut(&T, u32)) -> T {
         let mut place = place as usize;
         if place < self.served {
             // Move the gap to the end of the served members. The one that fills it then is not served yet.

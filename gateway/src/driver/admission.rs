@@ -17,8 +17,7 @@ use std::{
 };
 
 use axum::body::Body as RouterBody;
-use broker_bridge::RoomName;
-use futures_util::future::try_join_all;
+use broker_bridge::SessionId;
 use http::{Request, Response};
 use tokio::{net::TcpStream, task::AbortHandle};
 use tower::ServiceExt as _;
@@ -26,23 +25,23 @@ use tower::ServiceExt as _;
 use super::{
     Accepted, Entry,
     body::ShardBody,
-    connection::{ConnectionGuard, ConnectionKey, LINGER, Phase, Start},
+    connection::{ConnectionGuard, Response as ResponseBody, Socket},
     proxy_protocol::{self, Source},
     stream::Stream,
     worker::Worker,
 };
 use crate::{
     auth::Identity,
-    clock,
     framing::{Framing, Transport},
     http1::{self, End, Linger, Progress, RequestBody, Times},
     limits::{ConnectionPermit, Decision},
     protocol::Opening,
-    request::{Applicant, Problem},
+    request::Applicant,
     session::Session,
+    shard::{ConnectionKey, LINGER, NotAdmitted, Start},
+    timeout,
     vocabulary::{
-        CloseReason, HandshakeResult, Outcome, Peer, PeerStatus, ProtocolName, Refusal, RequestName,
-        Unanswered,
+        CloseReason, HandshakeResult, Peer, PeerStatus, ProtocolName, Refusal, RequestName, Unanswered,
     },
     websocket::Deflate,
 };
@@ -76,7 +75,8 @@ struct HttpConnection {
 
 impl Worker {
     /// Serves HTTP on an accepted socket.
-    pub fn accept(self: &Rc<Self>, accepted: Accepted) {
+    pub fn accept(&self, accepted: Accepted) {
+        let Some(worker) = self.this.upgrade() else { return };
         let Accepted { socket, peer, entry } = accepted;
         let socket = TcpStream::from_std(socket);
         self.health.arriving.fetch_sub(1, Ordering::Relaxed);
@@ -88,7 +88,7 @@ impl Worker {
             }
         };
         let http = Rc::<HttpConnection>::default();
-        let serving = serve_http(Rc::clone(self), stream, peer, entry, Rc::clone(&http));
+        let serving = serve_http(worker, stream, peer, entry, Rc::clone(&http));
         let task = self.tasks.spawn_local(serving);
         http.task.set(task.abort_handle()).expect("set once, here");
     }
@@ -125,36 +125,38 @@ impl Worker {
         response: Response<RouterBody>,
         http: &HttpConnection,
     ) -> Response<ShardBody> {
-        let metrics = &self.context.metrics;
-        let guard = self.open_session(&admission, permit);
-        let protocol = guard.connection.name();
         // Refuse requests that passed the gate before draining began; the drain has not counted them.
-        let admitted = if self.draining.is_cancelled() {
-            Err(Refusal::Draining.into())
-        } else {
-            self.join_all(&guard, &admission.opening.rooms).await.map_err(Problem::from)
-        };
-        let admitted = admitted.and_then(|()| {
-            if guard.connection.open() {
-                return Ok(());
+        if self.draining.is_cancelled() {
+            return applicant.refuse(Refusal::Draining.into()).map(ShardBody::Router);
+        }
+        let protocol = admission.protocol;
+        let rooms = &admission.opening.rooms;
+        let id = self.context.ids.next();
+        let start = admission.start(id, permit);
+        let (key, admitted) = self.open(|core| core.open(start, rooms));
+        let guard = ConnectionGuard { worker: Rc::clone(&self), key };
+        let refused = match admitted.await {
+            Ok(Ok(())) => None,
+            Ok(Err(NotAdmitted::Subscribing(refusal))) => Some(refusal.into()),
+            Ok(Err(NotAdmitted::Closed(reason))) => {
+                let expired =
+                    admission.identity.as_deref().map(|identity| applicant.gate.check_expiry(identity));
+                Some(expired.and_then(Result::err).unwrap_or_else(|| why_closed(reason).into()))
             }
-            // The session began to close while it waited for the broker.
-            admission.identity.as_deref().map_or(Ok(()), |identity| applicant.gate.check_expiry(identity))?;
-            Err(why_closed(guard.connection.phase()).into())
-        });
-        if let Err(problem) = admitted {
+            Err(_) => Some(Refusal::Draining.into()), // the shard has ended
+        };
+        if let Some(problem) = refused {
             return applicant.refuse(problem).map(ShardBody::Router);
         }
-        metrics.connection_opened(protocol);
         self.context.requests.handshake(
             protocol,
             HandshakeResult::Ok,
             applicant.began.elapsed().as_secs_f64(),
         );
         tracing::debug!(
-            session = %guard.connection.id(),
+            session = %id,
             protocol = protocol.as_str(),
-            rooms = admission.opening.rooms.len(),
+            rooms = rooms.len(),
             "session opened"
         );
         match admission.framing.transport {
@@ -164,26 +166,20 @@ impl Worker {
             }
             Transport::Body => {
                 if let Some(task) = http.task.get() {
-                    guard.connection.attach_response(task.clone());
+                    self.with_core(|core| core.attach_response(key, ResponseBody::new(task.clone())));
                 }
-                http.session.set(Some(guard.connection.key()));
+                http.session.set(Some(key));
                 http.progress.end_with_client();
                 response.map(|_| ShardBody::Session(guard))
             }
         }
     }
+}
 
-    /// Creates the session and its connection, so publications can queue from the first subscription on.
-    fn open_session(
-        self: &Rc<Self>,
-        admission: &Admission,
-        permit: Option<Arc<ConnectionPermit>>,
-    ) -> ConnectionGuard {
-        let heartbeat = self.settings().heartbeat.interval;
-        let now = self.now();
-        let first_ping = now.after(heartbeat.mul_f32(0.5 + self.spread() / 2.0));
-        let id = self.context.ids.next();
-        let Admission { identity, opening, protocol, framing, deflate } = admission;
+impl Admission {
+    /// The parameters of the connection.
+    fn start(&self, id: SessionId, permit: Option<Arc<ConnectionPermit>>) -> Start {
+        let Self { identity, opening, protocol, framing, deflate } = self;
         let (identity, state) = (identity.clone(), (opening.protocol)());
         let session = if opening.signs_in_later {
             Session::to_begin(id, identity, state, *framing)
@@ -191,31 +187,7 @@ impl Worker {
             let identity = identity.expect("a session that is not signed in later has an identity");
             Session::new(id, identity, state, *framing)
         };
-        let begin_deadline = now.after(TIME_TO_BEGIN);
-        let (name, deflate) = (*protocol, *deflate);
-        let guard = self.open(Start { session, name, deflate, now, begin_deadline, first_ping, permit });
-        guard.connection.greet(self);
-        guard
-    }
-
-    async fn join_all(&self, guard: &ConnectionGuard, rooms: &[RoomName]) -> Result<(), Refusal> {
-        let mut subscribing = Vec::with_capacity(rooms.len());
-        for room in rooms {
-            if self.join(room, 0, &guard.connection) {
-                subscribing.push(self.context.hub.join(room, self.index));
-            }
-        }
-        let time = self.settings().subscribe_timeout;
-        let all = clock::timeout(time, try_join_all(subscribing));
-        match all.await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => {
-                let session = guard.connection.id();
-                tracing::debug!(%session, %error, "a subscription failed");
-                Err(Outcome::from(&error).refusal)
-            }
-            Err(_) => Err(Refusal::Broker),
-        }
+        Start { session, name: *protocol, deflate: *deflate, permit }
     }
 }
 
@@ -240,7 +212,7 @@ async fn serve_http(
         Entry::Refused(limit, permit) => (PeerStatus::Refused(limit), Some(permit)),
     };
     let Some(mut stream) = accept_tls(&worker, stream, peer).await else { return };
-    stream.begin_http(&worker.context.budget, Arc::clone(&http.progress));
+    stream.begin_http(&worker.context.shard.budget, Arc::clone(&http.progress));
     let times = || {
         let settings = worker.settings();
         let head = settings.header_timeout;
@@ -250,9 +222,9 @@ async fn serve_http(
     };
     let failed = |error: &hyper::Error| {
         if is_timed_out(error)
-            && let Some(session) = http.session.get().and_then(|key| worker.connection(key))
+            && let Some(key) = http.session.get()
         {
-            session.begin_close(&worker, CloseReason::NoProgress);
+            worker.with_core(|core| core.close(key, CloseReason::NoProgress));
         }
     };
     let respond = |request| Rc::clone(&worker).respond(request, (peer, status), Rc::clone(&http));
@@ -260,9 +232,10 @@ async fn serve_http(
     let mut served = http1::serve(stream, progress, times, &draining, respond, failed).await;
     served.stream.end_http();
     if let (Some(guard), End::Done) = (http.upgrading.take(), &served.end) {
-        guard.connection.attach_socket(&worker, served.stream, &served.read_ahead);
+        let socket = Socket::new(served.stream);
+        worker.with_core(|core| core.attach_socket(guard.key, socket, &served.read_ahead));
         // Use a new task: this one still holds the remains of the handshake.
-        worker.tasks.spawn_local(guard.serve_socket());
+        worker.tasks.spawn_local(poll_fn(move |cx| guard.poll_socket(cx)));
         return;
     }
     let has_answered = served.has_answered(&http.progress);
@@ -291,9 +264,9 @@ async fn serve_http(
 }
 
 /// The refusal for a session that began to close before it was open.
-fn why_closed(phase: Phase) -> Refusal {
-    match phase {
-        Phase::Closing(CloseReason::OutOfMemory) => Refusal::Memory,
+fn why_closed(reason: CloseReason) -> Refusal {
+    match reason {
+        CloseReason::OutOfMemory => Refusal::Memory,
         _ => Refusal::Draining,
     }
 }
@@ -314,7 +287,7 @@ fn is_about_memory(error: &hyper::Error) -> bool {
 async fn close_gracefully(worker: &Worker, mut stream: Stream) {
     let draining = async {
         worker.draining.cancelled().await;
-        worker.clock().sleep(DRAIN_LINGER).await;
+        timeout::sleep(worker.clock(), DRAIN_LINGER).await;
     };
     tokio::select! {
         () = Box::pin(http1::linger(&mut stream, CLOSE_LINGER)) => {}
@@ -334,7 +307,7 @@ async fn read_proxy_header(
         return Some((stream, peer.into(), entry));
     }
     let time = worker.settings().header_timeout;
-    let header = clock::timeout(time, proxy_protocol::read(&stream));
+    let header = timeout::timeout(time, proxy_protocol::read(&stream));
     let header = worker.draining.run_until_cancelled(header).await?;
     let client = match header.map_err(io::Error::from).flatten() {
         Ok(Source::Client(client)) => client,
@@ -353,7 +326,7 @@ async fn read_proxy_header(
         Entry::Proxy
     } else {
         let most = worker.settings().limits.connections_per_address;
-        match worker.context.settings.limiters().admit(client.ip(), most) {
+        match worker.context.shard.settings.limiters().admit(client.ip(), most) {
             Decision::Accept(permit) => Entry::Client(permit),
             Decision::Refuse(limit, permit) => Entry::Refused(limit, permit),
             Decision::Drop(limit) => {
@@ -377,7 +350,7 @@ async fn accept_tls(worker: &Worker, stream: Stream, peer: Peer) -> Option<Strea
         }
     };
     let time = worker.settings().header_timeout;
-    let handshake = clock::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
+    let handshake = timeout::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
     let ended = tokio::select! {
         ended = handshake => ended,
         () = worker.draining.cancelled() => return None,
@@ -402,8 +375,6 @@ async fn accept_tls(worker: &Worker, stream: Stream, peer: Peer) -> Option<Strea
     None
 }
 
-/// How long a client may take to begin its session, in protocols where the client sends a first message.
-const TIME_TO_BEGIN: Duration = Duration::from_secs(15);
 /// How long a closed connection lingers for a distant client that has just sent the rest of a request.
 const CLOSE_LINGER: Linger = Linger { silence: LINGER, total: Duration::from_secs(10) };
 /// How long it lingers while the node is draining.
@@ -415,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_session_closed_before_it_opens_is_refused_with_the_reason() {
-        assert_eq!(why_closed(Phase::Closing(CloseReason::OutOfMemory)), Refusal::Memory);
-        assert_eq!(why_closed(Phase::Closing(CloseReason::Drain)), Refusal::Draining);
+        assert_eq!(why_closed(CloseReason::OutOfMemory), Refusal::Memory);
+        assert_eq!(why_closed(CloseReason::Drain), Refusal::Draining);
     }
 }

@@ -31,9 +31,7 @@ impl Body for ShardBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
             Self::Router(body) => Pin::new(body).poll_frame(cx),
-            Self::Session(guard) => {
-                guard.connection.poll_response(&guard.worker, cx).map(|frame| frame.map(Frame::data).map(Ok))
-            }
+            Self::Session(guard) => guard.poll_response(cx).map(|frame| frame.map(Frame::data).map(Ok)),
         }
     }
 

@@ -13,11 +13,14 @@
 
 use std::{
     collections::{BinaryHeap, HashMap},
-    rc::Rc,
+    sync::Arc,
 };
 
-use super::Worker;
-use crate::shard::connection::{Connection, ConnectionKey, NOTABLE};
+use super::{
+    Core,
+    connection::{ConnectionKey, NOTABLE},
+    transport::Transport,
+};
 
 /// Connections of this shard that hold memory, or did when last checked.
 #[derive(Default)]
@@ -54,19 +57,13 @@ impl QueueCounts {
     }
 }
 
-impl Worker {
-    /// Adds a connection that now holds memory and did not before.
-    pub fn note_holder(&self, key: ConnectionKey) {
-        let full = {
-            let mut holders = self.holders.borrow_mut();
-            holders.keys.push(key);
-            holders.keys.len() > holders.clean_at.max(FEW)
-        };
-        if full {
+impl<T: Transport> Core<T> {
+    /// Adds the connections that hold memory and did not before.
+    pub(super) fn note_holders(&mut self) {
+        self.holders.keys.append(&mut self.state.new_holders);
+        if self.holders.keys.len() > self.holders.clean_at.max(FEW) {
             let kept: Vec<_> = self.take_holders().into_iter().map(|(_, key)| key).collect();
-            let mut holders = self.holders.borrow_mut();
-            holders.clean_at = 2 * kept.len();
-            holders.keys = kept;
+            self.holders = Holders { clean_at: 2 * kept.len(), keys: kept };
         }
     }
 
@@ -74,15 +71,16 @@ impl Worker {
     /// turn closed some already), continues until the node is clearly below it. While another shard has a
     /// session more than twice as full as any here, that shard goes first, unless the node is far over its
     /// limit. Returns whether any was closed; there may be more to close then.
-    pub(super) fn relieve(&self, goes_on: bool) -> bool {
-        let budget = &self.context.budget;
+    pub(super) fn relieve(&mut self, goes_on: bool) -> bool {
+        let context = Arc::clone(&self.state.context);
+        let budget = &context.budget;
         let must = if goes_on { budget.held() > budget.relieved() } else { budget.is_over() };
         if !must {
             return false;
         }
         let mut holders = BinaryHeap::from(self.take_holders());
         let own = holders.peek().map_or(0, |(bytes, _)| *bytes);
-        let fullest = budget.note_fullest(self.index, own);
+        let fullest = budget.note_fullest(self.state.index, own);
         let far_over = budget.held() > budget.limit() + budget.limit() / 8;
         let least = if far_over { 0 } else { fullest / 2 };
         let mut closed = 0_usize;
@@ -92,17 +90,17 @@ impl Worker {
             && bytes >= least
         {
             holders.pop();
-            if let Some(connection) = self.connection(key) {
-                connection.holds.set(false);
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.holds = false;
                 tracing::debug!(session = %connection.id(), bytes, "closing a session to free memory");
-                connection.free_memory(self);
-                connection.note_holding(self);
-                self.tally.settle_memory(budget);
+                connection.free_memory(&mut self.state);
+                connection.note_holding(&mut self.state);
+                self.state.tally.settle_memory(budget);
                 closed += 1;
             }
         }
-        budget.note_fullest(self.index, holders.peek().map_or(0, |(bytes, _)| *bytes));
-        self.holders.borrow_mut().keys.extend(holders.into_iter().map(|(_, key)| key));
+        budget.note_fullest(self.state.index, holders.peek().map_or(0, |(bytes, _)| *bytes));
+        self.holders.keys.extend(holders.into_iter().map(|(_, key)| key));
         if closed > 0 {
             tracing::warn!(
                 sessions = closed,
@@ -115,39 +113,38 @@ impl Worker {
     }
 
     /// While memory is short, tells the other shards how full the fullest session here is.
-    pub(super) fn note_fullest(&self) {
-        let budget = &self.context.budget;
+    pub(super) fn note_fullest(&mut self) {
+        let context = Arc::clone(&self.state.context);
+        let budget = &context.budget;
         if !budget.is_short() {
-            return budget.forget_fullest(self.index);
+            return budget.forget_fullest(self.state.index);
         }
         let holders = self.take_holders();
-        budget.note_fullest(self.index, holders.iter().map(|(bytes, _)| *bytes).max().unwrap_or_default());
-        self.holders.borrow_mut().keys.extend(holders.into_iter().map(|(_, key)| key));
+        let fullest = holders.iter().map(|(bytes, _)| *bytes).max().unwrap_or_default();
+        budget.note_fullest(self.state.index, fullest);
+        self.holders.keys.extend(holders.into_iter().map(|(_, key)| key));
     }
 
     /// Empties the list. Returns the connections that still hold memory, and about how much closing each
     /// would free.
-    fn take_holders(&self) -> Vec<(usize, ConnectionKey)> {
-        let keys = std::mem::take(&mut self.holders.borrow_mut().keys);
+    fn take_holders(&mut self) -> Vec<(usize, ConnectionKey)> {
+        let mut keys = std::mem::take(&mut self.holders.keys);
         let mut counts = QueueCounts::default();
-        let holding: Vec<Rc<Connection>> = keys
-            .into_iter()
-            .filter_map(|key| {
-                let connection = self.connection(key)?;
-                let holds = connection.fullness() >= NOTABLE;
-                connection.holds.set(holds);
-                holds.then_some(connection)
-            })
-            .collect();
-        for (_, ends) in holding.iter().filter_map(|connection| connection.publications()) {
-            counts.add(ends);
-        }
-        let freed = |connection: Rc<Connection>| {
+        keys.retain(|key| {
+            let Some(connection) = self.connections.get_mut(*key) else { return false };
+            connection.holds = connection.fullness() >= NOTABLE;
+            if let Some((_, ends)) = connection.publications().filter(|_| connection.holds) {
+                counts.add(ends);
+            }
+            connection.holds
+        });
+        let freed = |key| {
+            let connection = self.connections.get(key)?;
             let shared =
                 connection.publications().map_or(0, |(bytes, ends)| bytes - bytes / counts.holders(ends));
-            (connection.fullness().saturating_sub(shared), connection.key())
+            Some((connection.fullness().saturating_sub(shared), key))
         };
-        holding.into_iter().map(freed).collect()
+        keys.into_iter().filter_map(freed).collect()
     }
 }
 

@@ -1,0 +1,127 @@
+//! Drives shards on tokio: one thread per core, each the sole owner of its sockets.
+//!
+//! The acceptor hands each socket to the shard with the fewest. The socket stays there for its whole life,
+//! from HTTP through the upgrade to the close, so a shard needs no migration and no locks. The thread runs
+//! the [core](crate::shard) in turns and one small task per socket; all of them share the core.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`arrivals`] | sockets on their way to a shard |
+//! | [`worker`] | the loop that runs the core's turns and performs its actions |
+//! | [`admission`] | HTTP on an accepted socket, and from a request to a session |
+//! | [`connection`] | a session's socket, or the response that carries it |
+//! | [`body`] | response bodies |
+//! | [`stream`] | a client's socket, plain or with TLS |
+//! | [`proxy_protocol`] | the header of a proxy that announces its client |
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
+
+use axum::Router;
+
+use crate::{
+    health::ShardHealth,
+    request::RequestMetrics,
+    shard::{self, Inbox},
+    tls::Tls,
+    vocabulary::SessionIds,
+};
+
+pub mod admission;
+mod arrivals;
+mod body;
+mod connection;
+mod proxy_protocol;
+mod stream;
+mod worker;
+
+pub use self::{
+    admission::Admission,
+    arrivals::{Accepted, Entry},
+    stream::tcp_user_timeout,
+};
+use self::{arrivals::Arrivals, worker::Worker};
+
+/// What the drivers of a node's shards share.
+pub struct Context {
+    /// What the shards share.
+    pub shard: Arc<shard::Context>,
+    /// Counts requests that do not become sessions.
+    pub requests: Arc<RequestMetrics>,
+    /// TLS for new sockets; without it they are plain.
+    pub tls: Option<Arc<Tls>>,
+    /// Generates ids for new sessions.
+    pub ids: Arc<SessionIds>,
+    /// Health and load of every shard on the node.
+    pub shards: Vec<Arc<ShardHealth>>,
+}
+
+impl Context {
+    /// Whether nine tenths of the node's socket limit is in use, so idle sockets should be closed sooner.
+    pub fn is_crowded(&self) -> bool {
+        let open = self.shards.iter().map(|health| health.load()).sum();
+        self.shard.settings.load().sockets.is_crowded(open)
+    }
+}
+
+/// A handle to a running shard.
+pub struct Shard {
+    inbox: Arc<Inbox>,
+    arrivals: Arc<Arrivals>,
+    health: Arc<ShardHealth>,
+}
+
+/// Marks the shard as ended when its thread exits, even by a panic.
+struct Ending(Arc<ShardHealth>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+    }
+}
+
+impl Shard {
+    /// Starts a shard thread that serves `router` on the sockets it accepts.
+    pub fn start(
+        index: usize,
+        inbox: Arc<Inbox>,
+        health: Arc<ShardHealth>,
+        context: Arc<Context>,
+        router: Router,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let arrivals = Arc::new(Arrivals::default());
+        std::thread::Builder::new().name(format!("shard-{index}")).spawn({
+            let (inbox, arrivals, health) = (Arc::clone(&inbox), Arc::clone(&arrivals), Arc::clone(&health));
+            let ending = Ending(Arc::clone(&health));
+            move || {
+                let _ending = ending;
+                Worker::run(&runtime, index, inbox, arrivals, health, context, router);
+            }
+        })?;
+        Ok(Self { inbox, arrivals, health })
+    }
+
+    /// The inbox that takes events for this shard.
+    pub fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    /// Its health counters.
+    pub fn health(&self) -> &Arc<ShardHealth> {
+        &self.health
+    }
+
+    /// Hands a socket over to this shard.
+    pub fn accept(&self, accepted: Accepted) {
+        self.health.arriving.fetch_add(1, Ordering::Relaxed);
+        self.arrivals.post(accepted);
+    }
+
+    /// Whether its thread has exited.
+    pub fn is_finished(&self) -> bool {
+        self.health.ended.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,214 @@
+//! Fan-out to the members of a room: within the turn in a small room, slice by slice in a large one.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use broker_bridge::{GapCause, RoomName};
+
+use super::{
+    Core,
+    batch::Batch,
+    connection::BatchDelivery,
+    outbound::{Outbound, RoomLane, RoomTag},
+    rooms::Member,
+    rounds::{Round, SLICE, Step, Waiting},
+    state::{KEPT, State},
+    transport::Transport,
+};
+use crate::framing::Broadcast;
+
+/// Queued deliveries after which a turn writes and yields before it continues with its events.
+const TURN: usize = 16 * SLICE;
+/// What reporting a gap to a session costs, in deliveries: it ends the membership and needs a message of its
+/// own.
+const PER_GAP: usize = 4;
+
+/// What has been queued and not written yet.
+#[derive(Default)]
+pub struct Written {
+    /// The members served in the current slice of a round. Kept for its capacity.
+    slice: Vec<Member>,
+    /// Broadcasts that are fully written on this shard when the writes end.
+    broadcasts: Vec<Arc<Broadcast>>,
+    /// The most bytes that any session's queue has grown.
+    queued: usize,
+    /// Deliveries queued.
+    deliveries: usize,
+}
+
+impl Written {
+    /// Whether it is time to write, if queues may hold this many bytes.
+    pub fn is_much(&self, outbound: usize) -> bool {
+        self.queued > outbound / 2 || self.deliveries >= TURN
+    }
+}
+
+impl<T: Transport> Core<T> {
+    /// Queues the batch for every member, or begins a round with it.
+    pub(super) fn deliver(&mut self) {
+        let Some(room) = self.batch.first().map(Broadcast::room) else { return };
+        if let Some(round) = self.rounds.get_mut(room) {
+            self.batch.take().for_each(|broadcast| round.wait(Waiting::Publication(broadcast)));
+            return;
+        }
+        if let Some(known) = self.rooms.get(room) {
+            let delivery = delivery(&self.state, &self.batch, known.tag, known.with_heads > 0);
+            let frames = delivery.frames();
+            if known.members.len() * frames > SLICE {
+                let room = room.clone();
+                let step = Step::Publications(Box::new(std::mem::take(&mut self.batch)));
+                self.rounds.begin(&room, step);
+                return;
+            }
+            for member in known.members.iter() {
+                if let Some(connection) = self.connections.get_mut(member.connection) {
+                    connection.deliver(&mut self.state, member, &delivery);
+                    connection.touch(&mut self.state);
+                }
+            }
+            self.written.queued += self.batch.payload_len() + frames * Outbound::PER_FRAME;
+            self.written.deliveries += known.members.len() * frames;
+        }
+        finish(self.batch.take(), &mut self.written, &mut self.done);
+    }
+
+    /// Begins a round that reports a gap to every member.
+    pub(super) fn report_gap(&mut self, room: &RoomName, cause: GapCause) {
+        match self.rounds.get_mut(room) {
+            Some(round) => round.wait(Waiting::Gap(cause)),
+            None => self.rounds.begin(room, Step::Gap(cause)),
+        }
+    }
+
+    /// Continues the rounds in turn, until a slice of members has been served.
+    pub(super) fn serve_rounds(&mut self) {
+        let mut left = SLICE;
+        while left > 0 {
+            let Some((room, round)) = self.rounds.take() else { return };
+            let weight = self.weight(&room, &round);
+            let served = self.serve(room, round, left.div_ceil(weight));
+            left -= (served * weight).min(left);
+        }
+    }
+
+    /// What one step of a round costs per member, in deliveries.
+    fn weight(&self, room: &RoomName, round: &Round) -> usize {
+        match &round.step {
+            Step::Gap(_) => PER_GAP,
+            // Any tag will do here.
+            Step::Publications(batch) => self
+                .rooms
+                .get(room)
+                .map_or(1, |known| delivery(&self.state, batch, known.tag, known.with_heads > 0).frames()),
+        }
+    }
+
+    /// Continues a round with at most `most` members. Returns how many members' worth of the turn it has
+    /// used.
+    fn serve(&mut self, room: RoomName, mut round: Round, most: usize) -> usize {
+        let mut slice = std::mem::take(&mut self.written.slice);
+        let found = self
+            .rooms
+            .get_mut(&room)
+            .map(|known| (known.tag, known.with_heads > 0, known.members.next_slice(most, &mut slice)));
+        if let Some((tag, with_heads, _)) = found {
+            self.serve_slice(&room, &round, &slice, tag, with_heads);
+            // Whoever has left because of this step must not get the next one.
+            self.settle();
+        }
+        let served = slice.len().max(1);
+        slice.clear();
+        self.written.slice = slice;
+        if let Some((.., false)) = found {
+            self.rounds.put_back(room, round);
+            return served;
+        }
+        // If the room has no members any more, finish the waiting messages at once.
+        loop {
+            if let Step::Publications(batch) = &mut round.step {
+                finish(batch.take(), &mut self.written, &mut self.done);
+            }
+            if !round.advance() {
+                self.rounds.end(&round);
+                return served;
+            }
+            if found.is_some() {
+                self.rounds.put_back(room, round);
+                return served;
+            }
+        }
+    }
+
+    fn serve_slice(&mut self, room: &RoomName, round: &Round, slice: &[Member], tag: RoomTag, heads: bool) {
+        for member in slice {
+            let Some(connection) = self.connections.get_mut(member.connection) else { continue };
+            let before_join =
+                if round.has_newcomers() { round.count_before(connection.since(room)) } else { 0 };
+            match &round.step {
+                Step::Publications(batch) => {
+                    let delivery = delivery(&self.state, batch, tag, heads);
+                    match before_join {
+                        0 => connection.deliver_now(&mut self.state, member, &delivery),
+                        some => connection.deliver_rest(&mut self.state, member, &delivery, some),
+                    }
+                }
+                Step::Gap(cause) if before_join == 0 => connection.gap(&mut self.state, room, *cause),
+                Step::Gap(_) => {}
+            }
+        }
+    }
+
+    /// Writes a slice of the connections with queued output. Returns whether that was the last.
+    pub(super) fn write_slice(&mut self) -> bool {
+        // Connections touched during these writes are written in this turn too.
+        for _ in 0..SLICE {
+            let Some(key) = self.state.dirty.pop_front() else { break };
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.dirty = false;
+                connection.flush(&mut self.state);
+            }
+        }
+        if !self.state.dirty.is_empty() {
+            return false;
+        }
+        if self.state.dirty.capacity() > KEPT {
+            self.state.dirty = VecDeque::new();
+        }
+        let written = &mut self.written;
+        (written.queued, written.deliveries) = (0, 0);
+        if !written.broadcasts.is_empty() {
+            let context = &self.state.context;
+            let now = context.time.now();
+            for received in written.broadcasts.drain(..).filter_map(|broadcast| broadcast.written()) {
+                let age = now.saturating_duration_since(received);
+                context.metrics.fanout_seconds.observe(age.as_secs_f64());
+            }
+        }
+        if written.broadcasts.capacity() > KEPT {
+            written.broadcasts = Vec::new();
+        }
+        true
+    }
+}
+
+/// The delivery of a batch, with what is the same for all members.
+fn delivery<'a>(state: &State, batch: &'a Batch, tag: RoomTag, with_heads: bool) -> BatchDelivery<'a> {
+    let settings = &state.settings;
+    let policy = batch.first().map_or_else(Default::default, |first| settings.delivery.of(first.room()));
+    BatchDelivery {
+        batch,
+        exclude: batch.first().and_then(Broadcast::exclude),
+        threshold: settings.compression.threshold.get(),
+        limit: settings.limits.outbound.get(),
+        lane: RoomLane { room: tag, priority: policy.priority },
+        overflow: policy.overflow,
+        with_heads,
+    }
+}
+
+/// The shard is done with these broadcasts, but for the writes.
+fn finish(broadcasts: impl Iterator<Item = Arc<Broadcast>>, written: &mut Written, done: &mut usize) {
+    for broadcast in broadcasts {
+        *done += broadcast.cost();
+        written.broadcasts.push(broadcast);
+    }
+}
