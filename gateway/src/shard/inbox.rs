@@ -50,7 +50,7 @@ struct State {
     /// Bytes that broadcasts count against the capacity: those among the events, and those that the shard has
     /// taken and not finished.
     bytes: usize,
-    /// Rooms with an overflow gap posted since the shard last took events.
+    /// Rooms whose last event is an overflow gap, of those posted since the shard last took events.
     overflowed: HashSet<RoomName>,
     waker: Option<Waker>,
 }
@@ -110,6 +110,10 @@ impl Mailbox for Inbox {
             let mut state = self.state.lock();
             if state.bytes == 0 || state.bytes + size <= self.capacity.load(Ordering::Relaxed) {
                 state.bytes += size;
+                if !state.overflowed.is_empty() {
+                    // A smaller one may fit behind a gap. What is dropped after it needs a gap of its own.
+                    state.overflowed.remove(broadcast.room());
+                }
                 (true, state.push(ShardEvent::Broadcast(Arc::clone(broadcast))))
             } else if state.overflowed.insert(broadcast.room().clone()) {
                 (false, state.push(ShardEvent::Gap(broadcast.room().clone(), GapCause::Overflow)))
@@ -184,6 +188,15 @@ mod tests {
         assert_eq!(take(&inbox, cost), ["a:overflow"]);
         assert!(inbox.post_broadcast(&broadcast("a", 100)));
         assert_eq!(take(&inbox, 2 * cost), ["a"]);
+    }
+
+    #[test]
+    fn what_is_dropped_behind_a_smaller_broadcast_has_a_gap_of_its_own() {
+        let (small, large) = (broadcast("a", 10), broadcast("a", 1000));
+        let inbox = Inbox::new(large.cost() + 2 * small.cost());
+        let posts = [&large, &large, &small, &large, &large, &small];
+        assert_eq!(posts.map(|post| inbox.post_broadcast(post)), [true, false, true, false, false, true]);
+        assert_eq!(take(&inbox, 0), ["a", "a:overflow", "a", "a:overflow", "a"]);
     }
 
     #[test]
