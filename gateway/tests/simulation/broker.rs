@@ -1,0 +1,255 @@
+//! A model of a broker: it reorders nothing, but it loses, stalls, refuses and answers late, and it tells the
+//! gaps that it must tell.
+//!
+//! Nothing happens by itself. The simulation says when a node's connection accepts a publication, confirms a
+//! subscription or delivers something.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use broker_bridge::{
+    Broker, BrokerError, BrokerStatus, GapCause, Publication, PublishRequest, RoomName, Sink, Subscribing,
+};
+use futures_util::future::BoxFuture;
+use tokio::sync::{oneshot, watch};
+
+/// Something on its way to a node: a publication of a room, or a gap.
+type Arrival = (RoomName, Result<Publication, GapCause>);
+
+/// What all nodes share.
+#[derive(Default)]
+pub struct Bus {
+    /// Every publication that was accepted, by room and in order.
+    pub log: BTreeMap<RoomName, Vec<Publication>>,
+    pub links: Vec<Link>,
+}
+
+/// A node's connection to the bus.
+pub struct Link {
+    sink: Arc<dyn Sink>,
+    rooms: BTreeMap<RoomName, Subscription>,
+    /// What is on its way to the node.
+    arriving: VecDeque<Arrival>,
+    /// What the node has handed over.
+    publishing: VecDeque<PublishRequest>,
+    /// How many publications the node may hand over before one is accepted.
+    queue: usize,
+    pub is_up: bool,
+}
+
+/// A node's subscription to a room.
+#[derive(Default)]
+struct Subscription {
+    is_confirmed: bool,
+    /// Whether the node has missed publications since it was confirmed.
+    is_interrupted: bool,
+    waiting: Vec<oneshot::Sender<Result<(), BrokerError>>>,
+}
+
+pub type SharedBus = Arc<Mutex<Bus>>;
+
+impl Bus {
+    /// Accepts a publication: it is delivered to all nodes whose subscription is confirmed.
+    pub fn accept(&mut self, room: &RoomName, publication: Publication) {
+        for link in &mut self.links {
+            if link.is_up && link.rooms.get(room).is_some_and(|subscription| subscription.is_confirmed) {
+                link.arriving.push_back((room.clone(), Ok(publication.clone())));
+            }
+        }
+        self.log.entry(room.clone()).or_default().push(publication);
+    }
+
+    /// Accepts the next publication of a node, or refuses it. Returns whether there was any.
+    pub fn accept_next(&mut self, link: usize, refuse: bool) -> bool {
+        if !self.links[link].is_up {
+            return false;
+        }
+        let Some(request) = self.links[link].publishing.pop_front() else { return false };
+        if refuse {
+            request.receipt.settle(Err(BrokerError::NotNow("busy".into())));
+        } else {
+            self.accept(&request.room, request.publication);
+            request.receipt.settle(Ok(()));
+        }
+        true
+    }
+
+    /// Takes the next thing on its way to a node. To be passed to [`deliver`] without the lock.
+    fn next_arrival(&mut self, link: usize) -> Option<(Arc<dyn Sink>, Arrival)> {
+        let link = self.links.get_mut(link)?;
+        let arrival = link.arriving.pop_front()?;
+        Some((Arc::clone(&link.sink), arrival))
+    }
+
+    /// Confirms or refuses the subscription to one of the rooms that wait. Returns whether there was any.
+    pub fn confirm_next(&mut self, link: usize, which: usize, refuse: bool) -> bool {
+        let link = &mut self.links[link];
+        if !link.is_up {
+            return false;
+        }
+        let waiting: Vec<_> =
+            link.rooms.iter().filter(|(_, room)| !room.is_confirmed).map(|(name, _)| name.clone()).collect();
+        if waiting.is_empty() {
+            return false;
+        }
+        let name = &waiting[which % waiting.len()];
+        let outcome = if refuse { Err(BrokerError::Refused("no".into())) } else { Ok(()) };
+        let subscription = link.rooms.get_mut(name).unwrap();
+        for waiting in subscription.waiting.drain(..) {
+            drop(waiting.send(outcome.clone()));
+        }
+        if refuse {
+            link.rooms.remove(name);
+        } else {
+            subscription.is_confirmed = true;
+        }
+        true
+    }
+
+    /// The node's connection is lost, and with it what was on its way. Of the publications that wait, so many
+    /// were accepted, but the node never learns it.
+    pub fn interrupt(&mut self, link: usize, accepted: usize) {
+        for _ in 0..accepted {
+            let Some(request) = self.links[link].publishing.pop_front() else { break };
+            self.accept(&request.room, request.publication);
+            request.receipt.settle(Err(BrokerError::Unknown));
+        }
+        let link = &mut self.links[link];
+        link.is_up = false;
+        link.arriving.clear();
+        for room in link.rooms.values_mut().filter(|room| room.is_confirmed) {
+            room.is_confirmed = false;
+            room.is_interrupted = true;
+        }
+        for request in link.publishing.drain(..) {
+            request.receipt.settle(Err(BrokerError::Unknown));
+        }
+    }
+
+    /// The node is connected again: its subscriptions stand, and each that was interrupted is told a gap.
+    pub fn restore(&mut self, link: usize) {
+        let link = &mut self.links[link];
+        link.is_up = true;
+        for (name, room) in link.rooms.iter_mut().filter(|(_, room)| room.is_interrupted) {
+            (room.is_confirmed, room.is_interrupted) = (true, false);
+            link.arriving.push_back((name.clone(), Err(GapCause::Interrupted)));
+            for waiting in room.waiting.drain(..) {
+                drop(waiting.send(Ok(())));
+            }
+        }
+    }
+
+    /// Whether nothing is under way on these connections.
+    pub fn is_quiet_for(&self, mut links: impl Iterator<Item = usize>) -> bool {
+        links.all(|link| {
+            let link = &self.links[link];
+            link.is_up
+                && link.arriving.is_empty()
+                && link.publishing.is_empty()
+                && link.rooms.values().all(|room| room.is_confirmed)
+        })
+    }
+
+    /// The node is gone.
+    pub fn remove(&mut self, link: usize) {
+        self.interrupt(link, 0);
+        self.links[link].rooms.clear();
+        self.links[link].is_up = true;
+    }
+
+    /// How many rooms a node is subscribed to.
+    pub fn rooms(&self, link: usize) -> usize {
+        self.links[link].rooms.len()
+    }
+}
+
+/// Delivers the next thing on its way to a node. Returns whether there was any.
+pub fn deliver(bus: &SharedBus, link: usize) -> bool {
+    let next = lock(bus).next_arrival(link);
+    let Some((sink, (room, what))) = next else { return false };
+    match what {
+        Ok(publication) => sink.publication(&room, publication),
+        Err(cause) => sink.gap(&room, cause),
+    }
+    true
+}
+
+pub fn lock(bus: &SharedBus) -> MutexGuard<'_, Bus> {
+    bus.lock().unwrap()
+}
+
+/// One node's broker.
+pub struct ModelBroker {
+    bus: SharedBus,
+    link: usize,
+    status: watch::Sender<BrokerStatus>,
+}
+
+impl ModelBroker {
+    /// Connects a node whose queue takes this many publications.
+    pub fn new(bus: &SharedBus, sink: Arc<dyn Sink>, queue: usize) -> Self {
+        let mut shared = lock(bus);
+        shared.links.push(Link {
+            sink,
+            rooms: BTreeMap::new(),
+            arriving: VecDeque::new(),
+            publishing: VecDeque::new(),
+            queue,
+            is_up: true,
+        });
+        Self {
+            bus: Arc::clone(bus),
+            link: shared.links.len() - 1,
+            status: watch::Sender::new(BrokerStatus::Up),
+        }
+    }
+
+    /// The number of the node's connection.
+    pub fn link(&self) -> usize {
+        self.link
+    }
+}
+
+impl Broker for ModelBroker {
+    fn subscribe(&self, room: &RoomName) -> Subscribing {
+        let mut bus = lock(&self.bus);
+        let subscription = bus.links[self.link].rooms.entry(room.clone()).or_default();
+        if subscription.is_confirmed {
+            return Box::pin(async { Ok(()) });
+        }
+        let (sender, receiver) = oneshot::channel();
+        subscription.waiting.push(sender);
+        Box::pin(async move { receiver.await.unwrap_or(Err(BrokerError::Closed)) })
+    }
+
+    fn unsubscribe(&self, room: &RoomName) {
+        let subscription = lock(&self.bus).links[self.link].rooms.remove(room);
+        for waiting in subscription.into_iter().flat_map(|subscription| subscription.waiting) {
+            drop(waiting.send(Err(BrokerError::NotNow("unsubscribed".into()))));
+        }
+    }
+
+    fn try_publish(&self, request: PublishRequest) -> Result<(), PublishRequest> {
+        let mut bus = lock(&self.bus);
+        let link = &mut bus.links[self.link];
+        if link.publishing.len() >= link.queue {
+            return Err(request);
+        }
+        link.publishing.push_back(request);
+        Ok(())
+    }
+
+    fn publish(&self, _: PublishRequest) -> BoxFuture<'_, ()> {
+        unreachable!("the simulation waits for space by itself")
+    }
+
+    fn status(&self) -> watch::Receiver<BrokerStatus> {
+        self.status.subscribe()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}

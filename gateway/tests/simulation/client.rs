@@ -1,0 +1,370 @@
+//! Clients of every protocol: what they send, and what they understand of what they get.
+
+use broker_bridge::RoomName;
+use serde_json::{Value, json};
+use tidegate::framing::Transport;
+
+use crate::{random::Random, transport::Shared};
+
+/// A protocol and its options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Plain { echo: bool, close_on_gap: bool },
+    Json { echo: bool, several: bool },
+    Lines { several: bool },
+    Events { several: bool },
+    Centrifuge,
+}
+
+/// What a client has understood.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The number of a publication.
+    Publication(RoomName, u64),
+    /// Publications may be missing.
+    Gap(RoomName),
+    /// The session has begun.
+    Connected,
+    /// The client is in the room.
+    Joined(RoomName),
+    /// It is not, or not any more.
+    Left(RoomName),
+    /// It has been told to leave the room, and why.
+    Unsubscribed(RoomName, u64),
+    /// The answer to a publication.
+    Published,
+    /// The node ends the session.
+    Closed,
+    /// The node asks whether the client is there.
+    Ping(Vec<u8>),
+}
+
+/// A request that has not been answered.
+#[derive(Clone, Debug)]
+enum Request {
+    Connect,
+    Subscribe(RoomName),
+    Unsubscribe(RoomName),
+    Publish,
+}
+
+/// One client.
+pub struct Client {
+    pub kind: Kind,
+    pub pipe: Shared,
+    /// The room of a session that has one.
+    pub room: RoomName,
+    input: Vec<u8>,
+    next_request: u64,
+    waiting: Vec<(u64, Request)>,
+    /// The room of the event that is being read, and its name and data.
+    event: (Option<RoomName>, String, String),
+    mask: Random,
+}
+
+impl Kind {
+    pub fn any(random: &mut Random) -> Self {
+        let (echo, several) = (random.one_in(2), random.one_in(2));
+        match random.below(6) {
+            0 => Self::Plain { echo, close_on_gap: several },
+            1 => Self::Json { echo, several },
+            2 => Self::Lines { several },
+            3 => Self::Events { several },
+            _ => Self::Centrifuge,
+        }
+    }
+
+    /// The protocol's name, the transport and the query of the request.
+    pub fn request(self) -> (&'static str, Transport, String) {
+        match self {
+            Self::Plain { echo, close_on_gap } => {
+                let gap = if close_on_gap { "close" } else { "ignore" };
+                ("plain", Transport::WebSocket, format!("echo={echo}&gap={gap}"))
+            }
+            Self::Json { echo, .. } => ("ndjson", Transport::WebSocket, format!("echo={echo}")),
+            Self::Lines { .. } => ("ndjson", Transport::Body, String::new()),
+            Self::Events { .. } => ("sse", Transport::Body, String::new()),
+            Self::Centrifuge => ("centrifuge", Transport::WebSocket, String::new()),
+        }
+    }
+
+    /// How many rooms its request names at most.
+    pub fn rooms(self) -> usize {
+        match self {
+            Self::Plain { .. } => 1,
+            Self::Json { several, .. } | Self::Lines { several } | Self::Events { several } => {
+                if several {
+                    4
+                } else {
+                    1
+                }
+            }
+            Self::Centrifuge => 0,
+        }
+    }
+
+    /// Whether it is told of every gap, or closed.
+    pub fn hears_gaps(self) -> bool {
+        self != Self::Plain { echo: true, close_on_gap: false }
+            && self != Self::Plain { echo: false, close_on_gap: false }
+    }
+
+    /// Whether it gets its own publications.
+    pub fn has_echo(self) -> bool {
+        !matches!(self, Self::Plain { echo: false, .. } | Self::Json { echo: false, .. })
+    }
+
+    pub fn is_web_socket(self) -> bool {
+        self.request().1 == Transport::WebSocket
+    }
+}
+
+impl Client {
+    pub fn new(kind: Kind, pipe: &Shared, room: RoomName, random: &mut Random) -> Self {
+        Self {
+            kind,
+            pipe: Shared::clone(pipe),
+            room,
+            input: Vec::new(),
+            next_request: 1,
+            waiting: Vec::new(),
+            event: (None, String::new(), String::new()),
+            mask: Random::new(random.next()),
+        }
+    }
+
+    // ---- what it sends ----
+
+    pub fn connect(&mut self, token: &str) {
+        self.request(Request::Connect, &json!({ "connect": { "token": token } }));
+    }
+
+    pub fn subscribe(&mut self, room: &RoomName) {
+        let message = json!({ "subscribe": { "channel": room.as_str() } });
+        self.request(Request::Subscribe(room.clone()), &message);
+    }
+
+    pub fn unsubscribe(&mut self, room: &RoomName) {
+        let message = json!({ "unsubscribe": { "channel": room.as_str() } });
+        self.request(Request::Unsubscribe(room.clone()), &message);
+    }
+
+    /// Publishes, if the protocol can.
+    pub fn publish(&mut self, room: &RoomName, data: &str) -> bool {
+        match self.kind {
+            Kind::Plain { .. } => self.frame(1, data.as_bytes()),
+            Kind::Json { .. } => {
+                let message = json!({ "room": room.as_str(), "data": data });
+                self.frame(1, message.to_string().as_bytes());
+            }
+            Kind::Centrifuge => {
+                let message = json!({ "publish": { "channel": room.as_str(), "data": data } });
+                self.request(Request::Publish, &message);
+            }
+            Kind::Lines { .. } | Kind::Events { .. } => return false,
+        }
+        true
+    }
+
+    pub fn pong(&mut self, payload: &[u8]) {
+        match self.kind {
+            Kind::Centrifuge => self.frame(1, b"{}"),
+            _ => self.frame(10, payload),
+        }
+    }
+
+    pub fn ping(&mut self) {
+        self.frame(9, b"?");
+    }
+
+    pub fn close(&mut self) {
+        self.frame(8, &[0x03, 0xe8]);
+    }
+
+    pub fn junk(&mut self, random: &mut Random) {
+        let bytes: Vec<u8> = (0..random.between(1, 40)).map(|_| random.below(256) as u8).collect();
+        self.pipe.borrow_mut().to_node.extend(bytes);
+    }
+
+    fn request(&mut self, request: Request, message: &Value) {
+        let id = self.next_request;
+        self.next_request += 1;
+        self.waiting.push((id, request));
+        let mut message = message.clone();
+        message["id"] = id.into();
+        self.frame(1, message.to_string().as_bytes());
+    }
+
+    /// A masked frame (RFC 6455 §5.2).
+    fn frame(&mut self, opcode: u8, payload: &[u8]) {
+        let mask: [u8; 4] = (self.mask.next() as u32).to_be_bytes();
+        let mut frame = vec![0x80 | opcode];
+        if payload.len() < 126 {
+            frame.push(0x80 | payload.len() as u8);
+        } else {
+            frame.push(0x80 | 0x7e);
+            frame.extend((payload.len() as u16).to_be_bytes());
+        }
+        frame.extend(mask);
+        frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        let mut pipe = self.pipe.borrow_mut();
+        if !pipe.client_ended && !pipe.is_reset {
+            pipe.to_node.extend(frame);
+        }
+    }
+
+    // ---- what it reads ----
+
+    /// Reads at most `most` bytes.
+    pub fn read(&mut self, most: usize) -> Vec<Heard> {
+        {
+            let mut pipe = self.pipe.borrow_mut();
+            let read = pipe.to_client.len().min(most);
+            self.input.extend(pipe.to_client.drain(..read));
+        }
+        let mut heard = Vec::new();
+        while self.understand(&mut heard) {}
+        heard
+    }
+
+    /// Understands the next frame or line. Returns false if it is not there yet.
+    fn understand(&mut self, heard: &mut Vec<Heard>) -> bool {
+        if self.kind.is_web_socket() {
+            let Some((opcode, payload)) = self.next_frame() else { return false };
+            match opcode {
+                1 | 2 => self.message(&payload, heard),
+                8 => heard.push(Heard::Closed),
+                9 => heard.push(Heard::Ping(payload)),
+                10 => {}
+                other => panic!("opcode {other}"),
+            }
+            return true;
+        }
+        let Some(end) = self.input.iter().position(|byte| *byte == b'\n') else { return false };
+        let line: Vec<u8> = self.input.drain(..=end).collect();
+        let line = String::from_utf8(line).unwrap();
+        match self.kind {
+            Kind::Lines { .. } => Self::object(line.trim_end(), heard),
+            _ => self.field(line.trim_end_matches('\n'), heard),
+        }
+        true
+    }
+
+    fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        let (first, second) = (*self.input.first()?, *self.input.get(1)?);
+        assert_eq!(first & 0xf0, 0x80, "whole frames without extensions");
+        assert_eq!(second & 0x80, 0, "a server does not mask");
+        let (head, length) = match second {
+            126 => (4, usize::from(u16::from_be_bytes([*self.input.get(2)?, *self.input.get(3)?]))),
+            127 => panic!("a frame of more than 64 KiB"),
+            short => (2, usize::from(short)),
+        };
+        if self.input.len() < head + length {
+            return None;
+        }
+        let frame: Vec<u8> = self.input.drain(..head + length).collect();
+        Some((first & 0x0f, frame[head..].to_vec()))
+    }
+
+    fn message(&mut self, payload: &[u8], heard: &mut Vec<Heard>) {
+        let text = String::from_utf8(payload.to_vec()).unwrap();
+        match self.kind {
+            Kind::Plain { .. } => heard.push(Heard::Publication(self.room.clone(), number(&text))),
+            Kind::Json { .. } => Self::object(&text, heard),
+            Kind::Centrifuge => text.lines().for_each(|line| self.push(line, heard)),
+            Kind::Lines { .. } | Kind::Events { .. } => unreachable!("no WebSocket"),
+        }
+    }
+
+    /// An object of `tidegate.json`.
+    fn object(text: &str, heard: &mut Vec<Heard>) {
+        let object: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("no JSON: {text}"));
+        if object.get("close").is_some() {
+            heard.push(Heard::Closed);
+        } else if object.get("gap").is_some() {
+            heard.push(Heard::Gap(room(&object["room"])));
+        } else if let Some(data) = object.get("data") {
+            heard.push(Heard::Publication(room(&object["room"]), data.as_str().map_or(0, number)));
+        } else if object.get("base64").is_some() {
+            heard.push(Heard::Publication(room(&object["room"]), 0)); // junk
+        } else if object.get("error").is_none() && object != json!({}) {
+            panic!("an unknown object: {text}");
+        }
+    }
+
+    /// A field of an event stream.
+    fn field(&mut self, line: &str, heard: &mut Vec<Heard>) {
+        if let Some(id) = line.strip_prefix("id: ") {
+            self.event.0 = Some(RoomName::new(id).unwrap());
+        } else if let Some(name) = line.strip_prefix("event: ") {
+            name.clone_into(&mut self.event.1);
+        } else if let Some(data) = line.strip_prefix("data: ") {
+            data.clone_into(&mut self.event.2);
+        } else if line.is_empty() {
+            let (id, name, data) = std::mem::take(&mut self.event);
+            if name == "tidegate.gap" {
+                let data: Value = serde_json::from_str(&data).unwrap();
+                heard.push(Heard::Gap(room(&data["room"])));
+            } else {
+                let room = id.unwrap_or_else(|| self.room.clone());
+                heard.push(Heard::Publication(room, number(&data)));
+            }
+        } else {
+            assert!(line.starts_with("retry: ") || line == ":", "an unknown field: {line}");
+        }
+    }
+
+    /// A reply or a push of the Centrifuge protocol.
+    fn push(&mut self, line: &str, heard: &mut Vec<Heard>) {
+        let object: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        if object == json!({}) {
+            return heard.push(Heard::Ping(Vec::new()));
+        }
+        if let Some(push) = object.get("push") {
+            let data = &push["pub"]["data"];
+            if push.get("pub").is_some() {
+                heard.push(Heard::Publication(room(&push["channel"]), data.as_str().map_or(0, number)));
+            } else if let Some(code) = push["unsubscribe"]["code"].as_u64() {
+                heard.push(Heard::Unsubscribed(room(&push["channel"]), code));
+            } else {
+                heard.push(Heard::Gap(room(&push["message"]["data"]["tidegate.gap"]["room"])));
+            }
+            return;
+        }
+        let id = object["id"].as_u64().unwrap_or_else(|| panic!("neither push nor reply: {line}"));
+        let place = self.waiting.iter().position(|(request, _)| *request == id);
+        let place = place.unwrap_or_else(|| panic!("a second answer to one request, or one to none: {line}"));
+        let (_, request) = self.waiting.remove(place);
+        let failed = object.get("error").is_some();
+        match request {
+            Request::Connect | Request::Unsubscribe(_) if failed => {}
+            Request::Connect => heard.push(Heard::Connected),
+            Request::Subscribe(room) if failed => heard.push(Heard::Left(room)),
+            Request::Subscribe(room) => heard.push(Heard::Joined(room)),
+            Request::Unsubscribe(room) => heard.push(Heard::Left(room)),
+            Request::Publish => heard.push(Heard::Published),
+        }
+    }
+
+    /// Whether it has sent a request for this room that has not been answered.
+    pub fn is_asking(&self, room: &RoomName) -> bool {
+        self.waiting.iter().any(|(_, request)| match request {
+            Request::Subscribe(asked) | Request::Unsubscribe(asked) => asked == room,
+            Request::Connect | Request::Publish => false,
+        })
+    }
+
+    /// How many requests have not been answered.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+fn room(value: &Value) -> RoomName {
+    RoomName::new(value.as_str().unwrap_or_else(|| panic!("no room: {value}"))).unwrap()
+}
+
+/// The number of a publication, which its data contains between `#`. Zero for what junk has published.
+pub fn number(data: &str) -> u64 {
+    data.split('#').nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
+}

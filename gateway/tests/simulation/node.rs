@@ -1,0 +1,432 @@
+//! A simulated node: the real hub, settings, limits and shard cores, driven one step at a time.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use broker_bridge::{Broker, PublishRequest, RoomName, Subscribing};
+use futures_util::task::noop_waker;
+use prometheus::{Registry, proto::MetricFamily};
+use tidegate::{
+    auth::AuthConfig,
+    budget::Budget,
+    clock::{Clock, Tick, Time},
+    config::{Config, Sources},
+    drain::Pace,
+    hub::{FanOut, Hub, HubMetrics, Mailbox},
+    protocol,
+    settings::{LiveSettings, Settings},
+    shard::{
+        Action, ConnectionKey, Context as ShardContext, Core, Inbox, JoinKey, NotAdmitted, Output,
+        ShardEvent, ShardMetrics, Start, Subscription, Turn,
+    },
+    traffic::Traffic,
+    vocabulary::SessionIds,
+};
+
+use crate::{
+    broker::{ModelBroker, SharedBus},
+    random::Random,
+    transport::{self, Shared, SimResponse, SimSocket, Simulated},
+};
+
+/// The secret that tokens are signed with.
+pub const SECRET: [u8; 32] = [7; 32];
+/// A turn writes to a bounded number of sockets: one slice of touched connections and one slice of a round,
+/// each with a flush after it.
+const WRITES_PER_TURN: usize = 4 * 256;
+
+/// One node.
+pub struct Node {
+    pub link: usize,
+    pub shards: Vec<Shard>,
+    pub settings: Arc<LiveSettings>,
+    pub ids: SessionIds,
+    pub hub: Arc<Hub>,
+    pub budget: Arc<Budget>,
+    pub is_draining: bool,
+    registry: Registry,
+    time: Time,
+}
+
+/// One shard and what its driver keeps.
+pub struct Shard {
+    pub core: Core<Simulated>,
+    inbox: Arc<Inbox>,
+    broker: Arc<dyn Broker>,
+    turn: Turn,
+    /// Subscriptions that wait for the broker.
+    subscribing: BTreeMap<JoinKey, Subscribing>,
+    /// Publications that wait for space in the broker's queue, in order.
+    publishing: Vec<(ConnectionKey, PublishRequest, usize)>,
+    /// The connections, in the order in which they were opened.
+    pub links: Vec<Link>,
+    /// Admissions that have ended and were not looked at.
+    admitted: BTreeMap<ConnectionKey, Result<(), NotAdmitted>>,
+}
+
+/// A connection of a shard and what its driver keeps.
+pub struct Link {
+    pub key: ConnectionKey,
+    pub pipe: Shared,
+    kind: Carrier,
+    /// What the task of the connection waits for. Nothing else makes it run, but a wake-up.
+    waits: Waits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    Socket { tls: bool },
+    Response,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// The transport is not attached yet.
+    Admission,
+    For {
+        read: bool,
+        write: bool,
+    },
+}
+
+/// The settings of a node.
+pub fn settings(text: &str) -> Settings {
+    let sources = Sources { file: Some(("simulation.toml".into(), text.to_owned())), ..Sources::default() };
+    let config = Config::load(&sources).unwrap();
+    Settings::new(&config, AuthConfig::with_secret(&SECRET).keys)
+}
+
+impl Node {
+    pub fn new(
+        bus: &SharedBus,
+        text: &str,
+        shards: usize,
+        time: &Time,
+        now: Tick,
+        random: &mut Random,
+    ) -> Self {
+        let registry = Registry::new();
+        let budget = Budget::register(&registry, shards).unwrap();
+        let inboxes: Vec<_> = (0..shards).map(|_| Arc::new(Inbox::new(64 * 1024))).collect();
+        let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
+        let metrics = Arc::new(HubMetrics::register(&registry).unwrap());
+        let fan_out = Arc::new(FanOut::new(mailboxes, metrics, Arc::clone(&budget), time.clone()));
+        let queue = random.between(2, 32);
+        let model = ModelBroker::new(bus, Arc::clone(&fan_out) as _, queue);
+        let link = model.link();
+        let broker: Arc<dyn Broker> = Arc::new(model);
+        let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker), time.clone()));
+        let settings = Arc::new(LiveSettings::new(settings(text), time.clone()));
+        let names = protocol::names();
+        let context = Arc::new(ShardContext {
+            hub: Arc::clone(&hub),
+            broker: Arc::clone(&broker),
+            metrics: Arc::new(ShardMetrics::register(&registry, &names).unwrap()),
+            traffic: Arc::new(Traffic::register(&registry).unwrap()),
+            budget: Arc::clone(&budget),
+            settings: Arc::clone(&settings),
+            time: time.clone(),
+        });
+        let shards = inboxes
+            .into_iter()
+            .enumerate()
+            .map(|(index, inbox)| Shard {
+                core: Core::new(index, Arc::clone(&context), Arc::clone(&inbox), now, random.next()),
+                inbox,
+                broker: Arc::clone(&broker),
+                turn: Turn::Idle,
+                subscribing: BTreeMap::new(),
+                publishing: Vec::new(),
+                links: Vec::new(),
+                admitted: BTreeMap::new(),
+            })
+            .collect();
+        let ids = SessionIds::new(link as u64 + 1);
+        Self { link, shards, settings, ids, hub, budget, is_draining: false, registry, time: time.clone() }
+    }
+
+    pub fn limit_memory(&self, bytes: usize) {
+        self.budget.set_limit(bytes);
+    }
+
+    /// Begins to close all sessions within this time.
+    pub fn drain(&mut self, window: Duration) {
+        self.is_draining = true;
+        let pace = Arc::new(Pace::new(self.time.now(), window));
+        for shard in &self.shards {
+            shard.inbox.post(ShardEvent::Drain(Arc::clone(&pace)));
+        }
+    }
+
+    /// The sum of a metric's samples.
+    pub fn metric(&self, name: &str) -> i64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        family.map_or(0, |family| samples(family).map(|(_, value)| value).sum())
+    }
+
+    /// The samples of a metric, by their labels.
+    pub fn metrics(&self, name: &str) -> Vec<(String, i64)> {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        family.map_or_else(Vec::new, |family| samples(family).collect())
+    }
+}
+
+fn samples(family: &MetricFamily) -> impl Iterator<Item = (String, i64)> {
+    family.get_metric().iter().map(|metric| {
+        let labels: Vec<_> = metric.get_label().iter().map(|label| label.value().to_owned()).collect();
+        (labels.join(" "), (metric.get_gauge().get_value() + metric.get_counter().get_value()) as i64)
+    })
+}
+
+impl Shard {
+    /// Opens a connection whose client is at the other end of the pipe.
+    pub fn open(&mut self, start: Start, rooms: &[RoomName], kind: Carrier, pipe: &Shared) -> ConnectionKey {
+        let key = self.core.open(start, rooms);
+        self.links.push(Link { key, pipe: Shared::clone(pipe), kind, waits: Waits::Admission });
+        self.perform();
+        key
+    }
+
+    /// Does one of the things that could be done now. Returns whether there was any.
+    pub fn step(&mut self, now: Tick, random: &mut Random) -> bool {
+        let first = random.below(4);
+        (0..4).any(|offset| match (first + offset) % 4 {
+            0 => self.take_turn(now),
+            1 => self.run_task(random),
+            2 => self.poll_subscription(random),
+            _ => self.hand_over(random),
+        })
+    }
+
+    /// The regular tick.
+    pub fn tick(&mut self, now: Tick) {
+        self.core.tick(now);
+        self.perform();
+        // A tick always ends with a turn.
+        self.turn = Turn::More;
+        self.take_turn(now);
+    }
+
+    fn take_turn(&mut self, now: Tick) -> bool {
+        let waker = noop_waker();
+        let ready = self.inbox.poll_ready(&Context::from_waker(&waker)).is_ready();
+        if matches!(self.turn, Turn::Idle | Turn::Drained) && !ready {
+            return false;
+        }
+        let before = transport::writes();
+        self.turn = self.core.turn(now);
+        assert!(transport::writes() - before <= WRITES_PER_TURN, "a turn writes to too many sockets");
+        self.perform();
+        true
+    }
+
+    /// Runs the task of a connection that is ready or has been woken.
+    fn run_task(&mut self, random: &mut Random) -> bool {
+        let runnable: Vec<_> =
+            (0..self.links.len()).filter(|index| self.links[*index].is_runnable(&self.admitted)).collect();
+        if runnable.is_empty() {
+            return false;
+        }
+        let index = runnable[random.below(runnable.len())];
+        self.run_link(index, random);
+        self.perform();
+        true
+    }
+
+    fn run_link(&mut self, index: usize, random: &mut Random) {
+        let Link { key, pipe, kind, waits } = &mut self.links[index];
+        let (key, pipe) = (*key, Shared::clone(pipe));
+        pipe.borrow_mut().is_woken = false;
+        if *waits == Waits::Admission {
+            let Some(outcome) = self.admitted.remove(&key) else { return };
+            if outcome.is_err() || pipe.borrow().is_reset {
+                pipe.borrow_mut().is_closed = true;
+                return self.forget(index);
+            }
+            pipe.borrow_mut().is_answered = true;
+            match *kind {
+                Carrier::Socket { tls } => {
+                    self.core.attach_socket(key, SimSocket::new(&pipe, tls), &[][..].into());
+                }
+                Carrier::Response => self.core.attach_response(key, SimResponse(Shared::clone(&pipe))),
+            }
+            *waits = Waits::For { read: false, write: false };
+            pipe.borrow_mut().is_woken = true;
+            return;
+        }
+        match kind {
+            Carrier::Response => self.run_response(index, key, &pipe),
+            Carrier::Socket { .. } => self.run_socket(index, key, &pipe, random),
+        }
+    }
+
+    fn run_response(&mut self, index: usize, key: ConnectionKey, pipe: &Shared) {
+        if pipe.borrow().is_reset || pipe.borrow().is_closed {
+            pipe.borrow_mut().is_closed = true;
+            return self.forget(index);
+        }
+        // hyper takes output while its own buffer has space.
+        if pipe.borrow().space() == 0 {
+            self.links[index].waits = Waits::For { read: false, write: true };
+            return;
+        }
+        match self.core.take_output(key) {
+            Output::Bytes(bytes) => {
+                let mut pipe = pipe.borrow_mut();
+                pipe.to_client.extend(bytes);
+                pipe.is_woken = true;
+            }
+            Output::Pending => self.links[index].waits = Waits::For { read: false, write: false },
+            Output::End => {
+                pipe.borrow_mut().is_closed = true;
+                self.forget(index);
+            }
+        }
+    }
+
+    fn run_socket(&mut self, index: usize, key: ConnectionKey, pipe: &Shared, random: &mut Random) {
+        let Some((_, interest)) = self.core.socket(key) else { return self.forget(index) };
+        if interest.write && (pipe.borrow().space() > 0 || pipe.borrow().is_reset) {
+            self.core.writable(key);
+            pipe.borrow_mut().is_woken = true;
+            return;
+        }
+        if !interest.read {
+            self.links[index].waits = Waits::For { read: false, write: interest.write };
+            return;
+        }
+        let input = {
+            let mut pipe = pipe.borrow_mut();
+            let all = pipe.to_node.len();
+            if pipe.is_reset {
+                Err(io::ErrorKind::ConnectionReset.into())
+            } else if all > 0 {
+                let read = random.between(1, all);
+                Ok(Some(pipe.to_node.drain(..read).collect::<Vec<u8>>()))
+            } else if pipe.client_ended {
+                Ok(Some(Vec::new()))
+            } else {
+                Ok(None)
+            }
+        };
+        match input {
+            Ok(None) => self.links[index].waits = Waits::For { read: true, write: interest.write },
+            Ok(Some(bytes)) if bytes.is_empty() => {
+                self.core.lost(key, None);
+                self.forget(index);
+            }
+            Ok(Some(mut bytes)) => {
+                self.core.received(key, &mut bytes);
+                pipe.borrow_mut().is_woken = true;
+            }
+            Err(error) => {
+                let error: io::Error = error;
+                self.core.lost(key, Some(&error));
+                self.forget(index);
+            }
+        }
+    }
+
+    fn forget(&mut self, index: usize) {
+        let link = self.links.remove(index);
+        self.core.forget(link.key);
+        self.admitted.remove(&link.key);
+    }
+
+    fn poll_subscription(&mut self, random: &mut Random) -> bool {
+        let keys: Vec<_> = self.subscribing.keys().copied().collect();
+        let first = random.below(keys.len());
+        for offset in 0..keys.len() {
+            let key = keys[(first + offset) % keys.len()];
+            if self.poll(key) {
+                self.perform();
+                return true;
+            }
+        }
+        false
+    }
+
+    fn poll(&mut self, key: JoinKey) -> bool {
+        let waker = noop_waker();
+        let Some(subscribing) = self.subscribing.get_mut(&key) else { return false };
+        let Poll::Ready(outcome) = subscribing.as_mut().poll(&mut Context::from_waker(&waker)) else {
+            return false;
+        };
+        self.subscribing.remove(&key);
+        self.core.subscribed(key, outcome);
+        true
+    }
+
+    fn hand_over(&mut self, random: &mut Random) -> bool {
+        if self.publishing.is_empty() {
+            return false;
+        }
+        let (key, request, cost) = self.publishing.remove(random.below(self.publishing.len()));
+        match self.broker.try_publish(request) {
+            Ok(()) => {
+                self.core.handed_over(key, cost);
+                self.perform();
+                true
+            }
+            Err(request) => {
+                self.publishing.push((key, request, cost));
+                false
+            }
+        }
+    }
+
+    fn perform(&mut self) {
+        while let Some(action) = self.core.next_action() {
+            match action {
+                Action::Subscribe(key, Subscription(subscribing)) => {
+                    self.subscribing.insert(key, subscribing);
+                }
+                Action::Abandon(key) => drop(self.subscribing.remove(&key)),
+                Action::Publish(key, request, cost) => self.publishing.push((key, request, cost)),
+                Action::Admitted(key, outcome) => drop(self.admitted.insert(key, outcome)),
+                Action::TokenRefused(..) => {}
+            }
+        }
+    }
+
+    /// Whether nothing is left to do without something new.
+    pub fn is_quiet(&self) -> bool {
+        let waker = noop_waker();
+        self.subscribing.is_empty()
+            && self.publishing.is_empty()
+            && matches!(self.turn, Turn::Idle | Turn::Drained)
+            && self.inbox.poll_ready(&Context::from_waker(&waker)).is_pending()
+            && !self.links.iter().any(|link| link.is_runnable(&self.admitted))
+    }
+
+    /// Whether it has drained, and what it had for the broker has been handed over.
+    pub fn is_drained(&self) -> bool {
+        self.turn == Turn::Drained && self.publishing.is_empty()
+    }
+}
+
+impl Link {
+    fn is_runnable(&self, admitted: &BTreeMap<ConnectionKey, Result<(), NotAdmitted>>) -> bool {
+        let pipe = self.pipe.borrow();
+        match self.waits {
+            Waits::Admission => admitted.contains_key(&self.key),
+            // A response's connection notices when its client goes.
+            Waits::For { .. } if self.kind == Carrier::Response && (pipe.is_reset || pipe.is_closed) => true,
+            Waits::For { read, write } => {
+                let readable = !pipe.to_node.is_empty() || pipe.client_ended || pipe.is_reset;
+                let writable = pipe.space() > 0 || pipe.is_reset;
+                pipe.is_woken || read && readable || write && writable
+            }
+        }
+    }
+}
+
+/// The length of a tick.
+pub const STEP: Duration = Clock::STEP;
