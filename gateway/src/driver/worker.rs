@@ -11,7 +11,7 @@ use std::{
 use axum::Router;
 use broker_bridge::PublishRequest;
 use futures_util::FutureExt as _;
-use slotmap::SecondaryMap;
+use slotmap::SparseSecondaryMap;
 use tokio::{
     sync::oneshot,
     task::{AbortHandle, LocalSet},
@@ -31,6 +31,9 @@ use crate::{
 
 /// The most bytes in one read. All connections of the shard share one buffer.
 const SCRATCH: usize = 64 * 1024;
+
+/// How many joins may be completed before other tasks get their turn.
+const JOINS_AT_ONCE: usize = 16;
 
 /// The core that this driver drives.
 pub type Core = ShardCore<Tokio>;
@@ -56,9 +59,9 @@ pub struct Worker {
     /// The clock's count of pauses at the last turn.
     pauses: Cell<u32>,
     /// Those who wait for an admission.
-    applicants: RefCell<SecondaryMap<ConnectionKey, oneshot::Sender<Result<(), NotAdmitted>>>>,
+    applicants: RefCell<SparseSecondaryMap<ConnectionKey, oneshot::Sender<Result<(), NotAdmitted>>>>,
     /// The tasks that wait for the broker to acknowledge a subscription.
-    subscribing: RefCell<SecondaryMap<JoinKey, AbortHandle>>,
+    subscribing: RefCell<SparseSecondaryMap<JoinKey, AbortHandle>>,
 }
 
 impl Worker {
@@ -136,13 +139,13 @@ impl Worker {
         let now = self.clock.now();
         let was_paused = self.pauses.replace(self.clock.pauses()) != self.clock.pauses();
         self.with_core(|core| {
+            if was_paused {
+                core.resume(now);
+            }
             if let Some(due) = tick {
                 self.health.beats.fetch_add(1, Ordering::Relaxed);
                 self.context.shard.metrics.lag_seconds.observe(due.elapsed().as_secs_f64());
                 core.tick(now);
-            }
-            if was_paused {
-                core.resume();
             }
             let turn = core.turn(now);
             if core.is_draining() {
@@ -156,15 +159,16 @@ impl Worker {
     pub fn with_core<R>(&self, act: impl FnOnce(&mut Core) -> R) -> R {
         let mut core = self.core.borrow_mut();
         let result = act(&mut core);
+        let mut at_once = JOINS_AT_ONCE;
         while let Some(action) = core.next_action() {
-            self.perform(&mut core, action);
+            self.perform(&mut core, action, &mut at_once);
         }
         result
     }
 
-    fn perform(&self, core: &mut Core, action: Action) {
+    fn perform(&self, core: &mut Core, action: Action, at_once: &mut usize) {
         match action {
-            Action::Subscribe(key, subscription) => self.subscribe(core, key, subscription),
+            Action::Subscribe(key, subscription) => self.subscribe(core, key, subscription, at_once),
             Action::Abandon(key) => {
                 if let Some(task) = self.subscribing.borrow_mut().remove(key) {
                     task.abort();
@@ -184,9 +188,19 @@ impl Worker {
         }
     }
 
-    fn subscribe(&self, core: &mut Core, key: JoinKey, Subscription(mut acknowledged): Subscription) {
-        // Most rooms have members already, and need no answer from the broker.
-        if let Some(outcome) = (&mut acknowledged).now_or_never() {
+    fn subscribe(
+        &self,
+        core: &mut Core,
+        key: JoinKey,
+        Subscription(mut acknowledged): Subscription,
+        at_once: &mut usize,
+    ) {
+        // Most rooms have members already, and need no answer from the broker. But one client that joins very
+        // many rooms must not hold up the others.
+        if *at_once > 0
+            && let Some(outcome) = (&mut acknowledged).now_or_never()
+        {
+            *at_once -= 1;
             return core.subscribed(key, outcome);
         }
         let Some(worker) = self.this.upgrade() else { return };
@@ -231,7 +245,11 @@ impl Worker {
     fn settle_meter(&self) {
         let (read, written) = self.health.meter.take();
         let traffic = &self.context.shard.traffic;
-        traffic.network_bytes_in.inc_by(read);
-        traffic.network_bytes_out.inc_by(written);
+        if read > 0 {
+            traffic.network_bytes_in.inc_by(read);
+        }
+        if written > 0 {
+            traffic.network_bytes_out.inc_by(written);
+        }
     }
 }

@@ -27,6 +27,7 @@ use bytes::Bytes;
 use slotmap::{Key as _, SlotMap, new_key_type};
 
 use super::{
+    joins::{Join, JoinKey},
     outbound::{Lane, Outbound},
     rooms::Memberships,
     state::{Action, NotAdmitted, State},
@@ -73,8 +74,8 @@ pub struct Connection<T: Transport> {
     phase: Phase,
     /// Whether it has ever been open.
     opened: bool,
-    /// How many of the rooms that its request named the broker has not acknowledged yet.
-    pub(super) joining: u32,
+    /// What it waits for from the broker: before it is open, the rooms that its request named.
+    pub(super) joins: Vec<JoinKey>,
     /// Whether it is in the shard's list of connections to write in this turn.
     pub(super) dirty: bool,
     /// The socket is full, and the connection waits until it is writable. Likewise for a response.
@@ -193,7 +194,7 @@ impl<T: Transport> Connection<T> {
             decoder,
             phase: Phase::Admitting,
             opened: false,
-            joining: 0,
+            joins: Vec::new(),
             dirty: false,
             wants_write: false,
             offered: false,
@@ -496,6 +497,7 @@ impl<T: Transport> Connection<T> {
         if admitting {
             shard.actions.push_back(Action::Admitted(self.key, Err(NotAdmitted::Closed(reason))));
         }
+        self.abandon_joins(shard);
         shard.leave_rooms(self.key);
         self.drop_blocked(shard);
         if reason == CloseReason::OutOfMemory {
@@ -526,8 +528,27 @@ impl<T: Transport> Connection<T> {
         if self.phase == Phase::Admitting {
             self.phase = Phase::Closing(CloseReason::Lost);
             shard.actions.push_back(Action::Admitted(self.key, Err(why)));
+            self.abandon_joins(shard);
             shard.leave_rooms(self.key);
-            self.drop_blocked(shard);
+        }
+    }
+
+    /// Joins a room once the broker acknowledges it. A session that has asked for the room by a request
+    /// becomes a member at the same moment as it gets the reply: it receives everything that is published
+    /// after that, and nothing from before.
+    pub fn await_join(&mut self, shard: &mut State, room: RoomName, request: Option<RequestId>) {
+        let join = shard.join(Join { connection: self.key, room, request });
+        self.joins.push(join);
+    }
+
+    fn abandon_joins(&mut self, shard: &mut State) {
+        for key in std::mem::take(&mut self.joins) {
+            let Some(join) = shard.joins.end(key) else { continue };
+            shard.actions.push_back(Action::Abandon(key));
+            // Rooms that its request named are among its rooms already.
+            if join.request.is_some() {
+                shard.context.hub.leave(&join.room, shard.index);
+            }
         }
     }
 
@@ -539,7 +560,7 @@ impl<T: Transport> Connection<T> {
                 Effect::Publish(request, room, publication) => {
                     self.publish(shard, request, room, publication);
                 }
-                Effect::Join(request, room) => shard.subscribe(self.key, request, room),
+                Effect::Join(request, room) => self.await_join(shard, room, Some(request)),
                 Effect::Leave(room) => shard.leave(self.key, room),
                 Effect::Refused(failure) => shard.actions.push_back(Action::TokenRefused(self.id, failure)),
                 Effect::Limited(limit) => shard.context.metrics.limited(limit),

@@ -152,15 +152,13 @@ impl<T: Transport> Core<T> {
         }
         // Close only some sessions per turn, and serve the others in between.
         self.is_relieving = self.relieve(self.is_relieving);
-        if self.is_relieving {
-            self.is_writing = true;
-            self.settle();
-        }
+        self.settle();
         self.depart();
+        let has_late_joins = self.end_late_joins();
         if self.is_drained() {
             return Turn::Drained;
         }
-        if self.is_relieving || !self.rounds.is_empty() || !self.departures.is_empty() {
+        if self.is_relieving || has_late_joins || !self.rounds.is_empty() || !self.departures.is_empty() {
             return Turn::More;
         }
         Turn::Idle
@@ -225,18 +223,14 @@ impl<T: Transport> Core<T> {
                 self.state.set_timer(Tick(next.0.max(now.0 + 1)), connection);
             }
         }
-        while let Some(join) = self.state.joins.take_due(now) {
-            self.state.actions.push_back(Action::Abandon(join));
-            self.end_join(join, Err(BrokerError::Unavailable));
-        }
         self.note_fullest();
         self.close_share();
         self.settle();
     }
 
     /// The shard's clock was paused. Timers follow it; tokens expire in real time and may have expired.
-    pub fn resume(&mut self) {
-        let now = self.state.now;
+    pub fn resume(&mut self, now: Tick) {
+        self.refresh(now);
         for connection in self.connections.values_mut() {
             connection.set_expiry_timer(&mut self.state, now);
         }
@@ -348,8 +342,7 @@ impl<T: Transport> Core<T> {
         for room in rooms {
             if self.join(room, 0, key) {
                 let connection = self.connections.get_mut(key).expect("inserted above");
-                connection.joining += 1;
-                self.state.join(Join { connection: key, room: room.clone(), request: None });
+                connection.await_join(&mut self.state, room.clone(), None);
             }
         }
         self.admit_if_joined(key);
@@ -359,7 +352,7 @@ impl<T: Transport> Core<T> {
 
     fn admit_if_joined(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if connection.joining == 0 && connection.open() {
+        if connection.joins.is_empty() && connection.open() {
             self.state.context.metrics.connection_opened(connection.name());
             self.state.actions.push_back(Action::Admitted(key, Ok(())));
         }
@@ -369,6 +362,11 @@ impl<T: Transport> Core<T> {
     /// an incomplete message.
     pub fn held_for(&self, key: ConnectionKey) -> usize {
         self.connections.get(key).map_or(0, |connection| connection.fullness())
+    }
+
+    /// How many bytes are queued for the client of this connection, with what each frame costs.
+    pub fn queued_for(&self, key: ConnectionKey) -> usize {
+        self.connections.get(key).map_or(0, |connection| connection.queued())
     }
 
     /// How many connections there are.
@@ -532,8 +530,10 @@ impl<T: Transport> Core<T> {
 
     fn end_join(&mut self, key: JoinKey, outcome: Result<(), BrokerError>) {
         let Some(Join { connection, room, request }) = self.state.joins.end(key) else { return };
+        let Some(member) = self.connections.get_mut(connection) else { return };
+        member.joins.retain(|join| *join != key);
         if let Err(error) = &outcome {
-            tracing::debug!(%error, "a subscription failed");
+            tracing::debug!(session = %member.id(), %error, "a subscription failed");
         }
         match request {
             None => self.end_admission(connection, outcome),
@@ -541,10 +541,21 @@ impl<T: Transport> Core<T> {
         }
     }
 
+    /// Gives up some of the joins that the broker has not acknowledged in time. Returns whether there may be
+    /// more.
+    fn end_late_joins(&mut self) -> bool {
+        for _ in 0..SLICE {
+            let Some(join) = self.state.joins.take_due(self.state.now) else { return false };
+            self.state.actions.push_back(Action::Abandon(join));
+            self.end_join(join, Err(BrokerError::Unavailable));
+        }
+        self.settle();
+        true
+    }
+
     /// One of the rooms that opened a session is acknowledged, or refused.
     fn end_admission(&mut self, key: ConnectionKey, outcome: Result<(), BrokerError>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.joining -= 1;
         match outcome {
             Ok(()) => self.admit_if_joined(key),
             Err(error) => {

@@ -139,20 +139,25 @@ impl<T: Transport> Core<T> {
     }
 
     fn serve_slice(&mut self, room: &RoomName, round: &Round, slice: &[Member], tag: RoomTag, heads: bool) {
+        let delivery = match &round.step {
+            Step::Publications(batch) => Some(delivery(&self.state, batch, tag, heads)),
+            Step::Gap(_) => None,
+        };
         for member in slice {
             let Some(connection) = self.connections.get_mut(member.connection) else { continue };
             let before_join =
                 if round.has_newcomers() { round.count_before(connection.since(room)) } else { 0 };
-            match &round.step {
-                Step::Publications(batch) => {
-                    let delivery = delivery(&self.state, batch, tag, heads);
-                    match before_join {
-                        0 => connection.deliver_now(&mut self.state, member, &delivery),
-                        some => connection.deliver_rest(&mut self.state, member, &delivery, some),
-                    }
+            match (&round.step, &delivery) {
+                (Step::Publications(_), Some(delivery)) if before_join == 0 => {
+                    connection.deliver_now(&mut self.state, member, delivery);
                 }
-                Step::Gap(cause) if before_join == 0 => connection.gap(&mut self.state, room, *cause),
-                Step::Gap(_) => {}
+                (Step::Publications(_), Some(delivery)) => {
+                    connection.deliver_rest(&mut self.state, member, delivery, before_join);
+                }
+                (Step::Gap(cause), _) if before_join == 0 => {
+                    connection.gap(&mut self.state, room, *cause);
+                }
+                _ => {}
             }
         }
     }

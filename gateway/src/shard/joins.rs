@@ -21,6 +21,9 @@ pub struct Join {
     pub request: Option<RequestId>,
 }
 
+/// How many deadlines of ended joins are kept.
+const KEPT: usize = 1024;
+
 /// All of them, with their deadlines.
 #[derive(Debug, Default)]
 pub struct Joins {
@@ -38,7 +41,12 @@ impl Joins {
 
     /// Takes one out. `None` if it has been given up.
     pub fn end(&mut self, key: JoinKey) -> Option<Join> {
-        self.waiting.remove(key)
+        let join = self.waiting.remove(key);
+        // Most joins end long before their deadline.
+        if self.deadlines.len() > 2 * self.waiting.len() + KEPT {
+            self.deadlines.retain(|key| self.waiting.contains_key(*key));
+        }
+        join
     }
 
     /// The next one that is to be given up at `now`.

@@ -72,12 +72,13 @@ impl<T: Transport> Core<T> {
     /// session more than twice as full as any here, that shard goes first, unless the node is far over its
     /// limit. Returns whether any was closed; there may be more to close then.
     pub(super) fn relieve(&mut self, goes_on: bool) -> bool {
-        let context = Arc::clone(&self.state.context);
-        let budget = &context.budget;
+        let budget = &self.state.context.budget;
         let must = if goes_on { budget.held() > budget.relieved() } else { budget.is_over() };
         if !must {
             return false;
         }
+        let context = Arc::clone(&self.state.context);
+        let budget = &context.budget;
         let mut holders = BinaryHeap::from(self.take_holders());
         let own = holders.peek().map_or(0, |(bytes, _)| *bytes);
         let fullest = budget.note_fullest(self.state.index, own);
@@ -114,11 +115,11 @@ impl<T: Transport> Core<T> {
 
     /// While memory is short, tells the other shards how full the fullest session here is.
     pub(super) fn note_fullest(&mut self) {
+        if !self.state.context.budget.is_short() {
+            return self.state.context.budget.forget_fullest(self.state.index);
+        }
         let context = Arc::clone(&self.state.context);
         let budget = &context.budget;
-        if !budget.is_short() {
-            return budget.forget_fullest(self.state.index);
-        }
         let holders = self.take_holders();
         let fullest = holders.iter().map(|(bytes, _)| *bytes).max().unwrap_or_default();
         budget.note_fullest(self.state.index, fullest);

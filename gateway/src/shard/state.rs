@@ -18,7 +18,7 @@ use crate::{
     clock::Tick,
     framing::Packets,
     limits::bucket::SessionMeters,
-    protocol::{Command, RequestId},
+    protocol::Command,
     session::Effects,
     settings::Settings,
     vocabulary::{CloseReason, Refusal},
@@ -141,18 +141,13 @@ impl State {
         if self.is_draining { Tick::NEVER } else { self.age.end(session, created) }
     }
 
-    /// Joins a room that a session has asked for. The session becomes a member at the same moment as it gets
-    /// the reply: it receives everything that is published after that, and nothing from before.
-    pub fn subscribe(&mut self, connection: ConnectionKey, request: RequestId, room: RoomName) {
-        self.join(Join { connection, room, request: Some(request) });
-    }
-
     /// Announces a member to the hub, and waits for the broker.
-    pub fn join(&mut self, join: Join) {
+    pub fn join(&mut self, join: Join) -> JoinKey {
         let subscribing = self.context.hub.join(&join.room, self.index);
         let deadline = self.now.after(self.settings.subscribe_timeout);
         let key = self.joins.begin(join, deadline);
         self.actions.push_back(Action::Subscribe(key, Subscription(subscribing)));
+        key
     }
 
     /// Ends one membership of a connection.

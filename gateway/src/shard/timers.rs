@@ -36,6 +36,16 @@ impl<K> Timers<K> {
         self.due.push(Due { at, key });
     }
 
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.due.len()
+    }
+
+    /// Removes the entries that no longer matter. Visits every entry.
+    pub fn retain(&mut self, matters: impl Fn(&K) -> bool) {
+        self.due.retain(|due| matters(&due.key));
+    }
+
     /// The next entry due at or before `now`, with the tick it was set for. Entries of the same tick come in
     /// no particular order.
     pub fn take_due(&mut self, now: Tick) -> Option<(Tick, K)> {

@@ -61,6 +61,7 @@ pub struct Shard {
     turn: Turn,
     /// Subscriptions that wait for the broker.
     subscribing: BTreeMap<JoinKey, Subscribing>,
+    polls_at_once: bool,
     /// Publications that wait for space in the broker's queue, in order.
     publishing: Vec<(ConnectionKey, PublishRequest, usize)>,
     /// The connections, in the order in which they were opened.
@@ -141,6 +142,7 @@ impl Node {
                 broker: Arc::clone(&broker),
                 turn: Turn::Idle,
                 subscribing: BTreeMap::new(),
+                polls_at_once: random.one_in(2),
                 publishing: Vec::new(),
                 links: Vec::new(),
                 admitted: BTreeMap::new(),
@@ -245,8 +247,8 @@ impl Shard {
         let (key, pipe) = (*key, Shared::clone(pipe));
         pipe.borrow_mut().is_woken = false;
         if *waits == Waits::Admission {
-            let Some(outcome) = self.admitted.remove(&key) else { return };
-            if outcome.is_err() || pipe.borrow().is_reset {
+            let outcome = self.admitted.remove(&key);
+            if outcome.is_none_or(|outcome| outcome.is_err()) || pipe.borrow().is_reset {
                 pipe.borrow_mut().is_closed = true;
                 return self.forget(index);
             }
@@ -387,6 +389,10 @@ impl Shard {
             match action {
                 Action::Subscribe(key, Subscription(subscribing)) => {
                     self.subscribing.insert(key, subscribing);
+                    // A driver may look at once, or later.
+                    if self.polls_at_once {
+                        self.poll(key);
+                    }
                 }
                 Action::Abandon(key) => drop(self.subscribing.remove(&key)),
                 Action::Publish(key, request, cost) => self.publishing.push((key, request, cost)),
@@ -416,7 +422,7 @@ impl Link {
     fn is_runnable(&self, admitted: &BTreeMap<ConnectionKey, Result<(), NotAdmitted>>) -> bool {
         let pipe = self.pipe.borrow();
         match self.waits {
-            Waits::Admission => admitted.contains_key(&self.key),
+            Waits::Admission => admitted.contains_key(&self.key) || pipe.is_reset,
             // A response's connection notices when its client goes.
             Waits::For { .. } if self.kind == Carrier::Response && (pipe.is_reset || pipe.is_closed) => true,
             Waits::For { read, write } => {

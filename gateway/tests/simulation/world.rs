@@ -59,7 +59,10 @@ priority = true
 "#;
 /// The most bytes that a connection may hold beyond its queue: an incomplete message, a frame that is written
 /// whole, what TLS holds, and publications that wait for the broker.
-const BESIDES_QUEUE: usize = 2 * 2048 + 2 * 8192 + 64 * (2048 + 256);
+const BESIDES_QUEUE: usize = BESIDES_BOUND + 2 * 2048 + 2 * 8192 + 64 * (2048 + 256);
+/// The most that a queue may hold beyond its bound: an empty one takes a frame of any size, also one joined
+/// from publications that came together, and the final message is always taken.
+const BESIDES_BOUND: usize = (64 + 4) * 1024;
 
 /// A client and what the checks know of it.
 struct Peer {
@@ -109,6 +112,9 @@ pub struct World {
     last_of: BTreeMap<(u64, RoomName), u64>,
     next_number: u64,
     next_peer: u64,
+    most_peers: usize,
+    /// How many gaps each client has been told in each room, while they are counted.
+    told: Option<BTreeMap<(u64, RoomName), u64>>,
     /// The client whose life is printed (`SIMULATION_TRACE`).
     traced: Option<u64>,
     pub counts: Counts,
@@ -157,13 +163,26 @@ impl World {
             last_of: BTreeMap::new(),
             next_number: 1,
             next_peer: 1,
+            most_peers: 40,
+            told: None,
             traced: crate::from_env("SIMULATION_TRACE"),
             counts: Counts::default(),
         };
         for _ in 0..world.random.between(1, 3) {
             world.add_node();
         }
+        if world.random.one_in(8) {
+            world.add_crowd();
+        }
         world
+    }
+
+    /// More clients than one slice serves, most of them in one room.
+    fn add_crowd(&mut self) {
+        self.most_peers = 700;
+        for _ in 0..self.random.between(300, 600) {
+            self.open();
+        }
     }
 
     fn add_node(&mut self) {
@@ -182,6 +201,7 @@ impl World {
         }
         self.come_to_rest();
         self.check_complete();
+        self.check_one_gap();
         self.close_all();
     }
 
@@ -319,7 +339,9 @@ impl World {
     }
 
     fn any_room(&mut self) -> RoomName {
-        RoomName::new(ROOMS[self.random.below(ROOMS.len())]).unwrap()
+        let is_crowded = self.most_peers > 40 && self.random.one_in(2);
+        let room = if is_crowded { 0 } else { self.random.below(ROOMS.len()) };
+        RoomName::new(ROOMS[room]).unwrap()
     }
 
     /// The data of a new publication of this publisher.
@@ -337,7 +359,7 @@ impl World {
     // ---- clients ----
 
     fn open(&mut self) {
-        if self.peers.len() >= 40 {
+        if self.peers.len() >= self.most_peers {
             return;
         }
         let node = self.random.below(self.nodes.len());
@@ -583,6 +605,9 @@ impl World {
         }
         assert!(peer.is_open, "client {} hears {heard:?} before it is answered", peer.number);
         assert!(!peer.is_closed, "client {} hears {heard:?} after the end", peer.number);
+        if let (Some(told), Heard::Gap(room) | Heard::Unsubscribed(room, _)) = (&mut self.told, &heard) {
+            *told.entry((peer.number, room.clone())).or_default() += 1;
+        }
         match heard {
             Heard::Publication(room, number @ 1..) => self.check_publication(index, &room, number),
             Heard::Gap(room) => {
@@ -603,7 +628,8 @@ impl World {
                 let known = peer.rooms.get_mut(&room).filter(|known| known.is_member);
                 let known = known.unwrap_or_else(|| panic!("a gap in {room}, where the client is not"));
                 known.is_member = false;
-                if self.random.one_in(2) && !peer.client.is_asking(&room) {
+                let rejoins = self.told.is_some() || self.random.one_in(2);
+                if rejoins && !peer.client.is_asking(&room) {
                     peer.client.subscribe(&room);
                 }
             }
@@ -660,6 +686,8 @@ impl World {
         let outbound = node.settings.load().limits.outbound.get().max(8 * 1024);
         for shard in &node.shards {
             for link in &shard.links {
+                let queued = shard.core.queued_for(link.key);
+                assert!(queued <= outbound + BESIDES_BOUND, "{queued} bytes are queued for a client");
                 let holds = shard.core.held_for(link.key);
                 assert!(holds <= outbound + BESIDES_QUEUE, "a connection holds {holds} bytes");
             }
@@ -730,6 +758,34 @@ impl World {
                     self.check_nothing_missing(&who, index, room, known.next..end);
                 }
             }
+        }
+    }
+
+    /// One interruption is one gap for each client in each room, also if the client joins again at once, while
+    /// others have yet to be told.
+    fn check_one_gap(&mut self) {
+        let link = self.nodes[self.random.below(self.nodes.len())].link;
+        {
+            let mut bus = lock(&self.bus);
+            bus.interrupt(link, 0);
+            bus.restore(link);
+        }
+        self.told = Some(BTreeMap::new());
+        for _ in 0..20_000 {
+            match self.random.below(4) {
+                0 => drop(broker::deliver(&self.bus, link)),
+                1 => drop(lock(&self.bus).confirm_next(link, 0, false)),
+                2 => self.node_works(),
+                _ => {
+                    if let Some(index) = self.any_peer() {
+                        self.read(index, usize::MAX);
+                    }
+                }
+            }
+        }
+        self.come_to_rest();
+        for ((client, room), gaps) in self.told.take().unwrap() {
+            assert_eq!(gaps, 1, "client {client} is told {gaps} gaps in {room} for one interruption");
         }
     }
 

@@ -26,6 +26,11 @@ impl<T: Transport> Connection<T> {
         waiting + self.decoder.heap_bytes() + self.counted.blocked
     }
 
+    /// What its outbound queue costs, in bytes.
+    pub fn queued(&self) -> usize {
+        self.outbound.cost()
+    }
+
     /// The bytes of the queued publications, and the oldest and the newest of them; `None` if there are none.
     pub fn publications(&self) -> Option<(usize, [usize; 2])> {
         self.outbound.ends().map(|ends| (self.outbound.shared(), ends))
