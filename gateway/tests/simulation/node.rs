@@ -207,6 +207,12 @@ impl Shard {
         })
     }
 
+    /// Does everything that could be done now, but turns; then takes one.
+    pub fn step_by_turn(&mut self, now: Tick, random: &mut Random) {
+        while self.run_task(random) || self.poll_subscription(random) || self.hand_over(random) {}
+        self.take_turn(now);
+    }
+
     /// The regular tick.
     pub fn tick(&mut self, now: Tick) {
         self.core.tick(now);

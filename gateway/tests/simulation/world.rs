@@ -115,6 +115,8 @@ pub struct World {
     most_peers: usize,
     /// How many gaps each client has been told in each room, while they are counted.
     told: Option<BTreeMap<(u64, RoomName), u64>>,
+    /// Clients do nothing wrong any more.
+    is_calm: bool,
     /// The client whose life is printed (`SIMULATION_TRACE`).
     traced: Option<u64>,
     pub counts: Counts,
@@ -165,6 +167,7 @@ impl World {
             next_peer: 1,
             most_peers: 40,
             told: None,
+            is_calm: false,
             traced: crate::from_env("SIMULATION_TRACE"),
             counts: Counts::default(),
         };
@@ -202,6 +205,7 @@ impl World {
         self.come_to_rest();
         self.check_complete();
         self.check_one_gap();
+        self.check_calm();
         self.close_all();
     }
 
@@ -386,7 +390,7 @@ impl World {
         let start = self.start(node, kind, &rooms, number);
         let tls = self.random.one_in(2);
         let carrier = if kind.is_web_socket() { Carrier::Socket { tls } } else { Carrier::Response };
-        if kind == Kind::Centrifuge && !self.random.one_in(20) {
+        if kind == Kind::Centrifuge && (self.is_calm || !self.random.one_in(20)) {
             client.connect(self.token(number).expose());
         }
         self.nodes[node].shards[shard].open(start, &rooms, carrier, &pipe);
@@ -407,7 +411,7 @@ impl World {
     fn token(&mut self, number: u64) -> Token {
         let subject = Subject::new(&format!("user-{}", number % 7)).unwrap();
         let grants: [Grant; 1] = ["*=subscribe,publish".parse().unwrap()];
-        let ttl = Duration::from_secs(if self.random.one_in(4) { 20 } else { 100_000 });
+        let ttl = Duration::from_secs(if !self.is_calm && self.random.one_in(4) { 20 } else { 100_000 });
         let now = self.time.unix().into();
         mint::mint(&SECRET, &subject, &grants, ttl, now).unwrap()
     }
@@ -635,7 +639,7 @@ impl World {
             }
             Heard::Closed => peer.is_closed = true,
             Heard::Ping(payload) => {
-                if !self.random.one_in(10) {
+                if self.is_calm || !self.random.one_in(10) {
                     peer.client.pong(&payload);
                 }
             }
@@ -764,29 +768,61 @@ impl World {
     /// One interruption is one gap for each client in each room, also if the client joins again at once, while
     /// others have yet to be told.
     fn check_one_gap(&mut self) {
+        self.is_calm = true;
+        let room = self.any_room();
+        for peer in self.peers.iter_mut().filter(|peer| peer.is_open && !peer.is_closed) {
+            let is_member = peer.rooms.get(&room).is_some_and(|known| known.is_member);
+            if peer.client.kind == Kind::Centrifuge && !is_member && !peer.client.is_asking(&room) {
+                peer.client.subscribe(&room);
+            }
+        }
+        self.come_to_rest();
         let link = self.nodes[self.random.below(self.nodes.len())].link;
         {
             let mut bus = lock(&self.bus);
             bus.interrupt(link, 0);
             bus.restore(link);
         }
+        while broker::deliver(&self.bus, link) {}
         self.told = Some(BTreeMap::new());
-        for _ in 0..20_000 {
-            match self.random.below(4) {
-                0 => drop(broker::deliver(&self.bus, link)),
-                1 => drop(lock(&self.bus).confirm_next(link, 0, false)),
-                2 => self.node_works(),
-                _ => {
-                    if let Some(index) = self.any_peer() {
-                        self.read(index, usize::MAX);
-                    }
-                }
+        for _ in 0..50 {
+            for shard in self.nodes.iter_mut().flat_map(|node| &mut node.shards) {
+                shard.step_by_turn(self.now, &mut self.random);
+            }
+            for index in (0..self.peers.len()).rev() {
+                self.read(index, usize::MAX);
             }
         }
         self.come_to_rest();
         for ((client, room), gaps) in self.told.take().unwrap() {
             assert_eq!(gaps, 1, "client {client} is told {gaps} gaps in {room} for one interruption");
         }
+    }
+
+    /// Who does nothing wrong, while nothing fails, stays.
+    fn check_calm(&mut self) {
+        self.most_peers = usize::MAX;
+        let first = self.next_peer;
+        (0..10).for_each(|_| self.open());
+        self.come_to_rest();
+        for _ in 0..100 {
+            self.tick();
+            self.publish_from_backend();
+            for node in 0..self.nodes.len() {
+                while broker::deliver(&self.bus, self.nodes[node].link) {}
+                for shard in &mut self.nodes[node].shards {
+                    while shard.step(self.now, &mut self.random) {}
+                }
+            }
+            for index in (0..self.peers.len()).rev() {
+                self.read(index, usize::MAX);
+            }
+        }
+        self.come_to_rest();
+        let stayed = self.peers.iter().filter(|peer| peer.number >= first && !peer.is_closed && peer.is_open);
+        let opened = usize::try_from(self.next_peer - first).unwrap();
+        assert_eq!(stayed.count(), opened, "somebody who does nothing wrong is closed");
+        self.check_complete();
     }
 
     /// All clients go, and nothing of them stays.
