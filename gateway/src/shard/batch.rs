@@ -10,8 +10,10 @@ use bytes::{Bytes, BytesMut};
 use super::ShardEvent;
 use crate::framing::{Broadcast, Cache, Encoding};
 
-/// The most payload bytes joined in one batch. Beyond this, copying costs more than it saves.
+/// The most bytes joined in one batch. Beyond this, copying costs more than it saves.
 const MAX_BYTES: usize = 64 * 1024;
+/// About what each publication has around its payload.
+const PER_PUBLICATION: usize = 64;
 
 /// Broadcasts of one room, in order, the same for all of its members.
 #[derive(Debug, Default)]
@@ -23,9 +25,9 @@ pub struct Batch {
 
 impl Batch {
     /// Whether the batch may be delivered after `event` is handled.
-    pub fn may_wait(&self, event: &ShardEvent) -> bool {
+    pub fn may_wait(&self, event: &ShardEvent, outbound: usize) -> bool {
         match event {
-            ShardEvent::Broadcast(broadcast) => self.takes(broadcast),
+            ShardEvent::Broadcast(broadcast) => self.takes(broadcast, outbound),
             // The broker's acknowledgements come in between the publications of a busy session. They say
             // nothing about the room, so they may overtake its publications.
             ShardEvent::Settled(_, outcome) => outcome.is_ok(),
@@ -34,19 +36,21 @@ impl Batch {
     }
 
     /// Whether `broadcast` may join the batch: it is for the same room, neither it nor the batch excludes a
-    /// session, and the total stays within the bound.
-    pub fn takes(&self, broadcast: &Broadcast) -> bool {
+    /// session, and the total stays within the bound. That is at most half of `outbound`, what a session's
+    /// queue may hold: nobody must look slow because much arrived at once.
+    pub fn takes(&self, broadcast: &Broadcast, outbound: usize) -> bool {
+        let around = PER_PUBLICATION * (self.broadcasts.len() + 1);
         self.broadcasts.last().is_none_or(|last| {
             last.room() == broadcast.room()
                 && last.exclude().is_none()
                 && broadcast.exclude().is_none()
-                && self.payload + broadcast.payload_len() <= MAX_BYTES
+                && self.payload + broadcast.payload_len() + around <= MAX_BYTES.min(outbound / 2)
         })
     }
 
     /// Adds a broadcast that it [takes](Self::takes).
     pub fn push(&mut self, broadcast: Arc<Broadcast>) {
-        debug_assert!(self.takes(&broadcast));
+        debug_assert!(self.takes(&broadcast, usize::MAX));
         self.payload += broadcast.payload_len();
         self.broadcasts.push(broadcast);
     }
@@ -114,6 +118,9 @@ mod tests {
     use super::*;
     use crate::framing::{Format, Transport};
 
+    /// What a queue may hold.
+    const OUTBOUND: usize = 1024 * 1024;
+
     static PLAIN: Format =
         Format { write: |_, publication, _, out| out.put(publication.data.bytes()), head: None };
 
@@ -126,14 +133,16 @@ mod tests {
     fn only_broadcasts_for_all_members_are_joined() {
         let mut batch = Batch::default();
         batch.push(broadcast("a", "one", None));
-        assert!(batch.takes(&broadcast("a", "two", None)));
-        assert!(!batch.takes(&broadcast("b", "two", None)), "another room");
-        assert!(!batch.takes(&broadcast("a", "two", Some(SessionId(1)))), "not for everybody");
-        assert!(!batch.takes(&broadcast("a", &"x".repeat(MAX_BYTES), None)), "too much");
+        assert!(batch.takes(&broadcast("a", "two", None), OUTBOUND));
+        assert!(!batch.takes(&broadcast("b", "two", None), OUTBOUND), "another room");
+        assert!(!batch.takes(&broadcast("a", "two", Some(SessionId(1))), OUTBOUND), "not for everybody");
+        assert!(!batch.takes(&broadcast("a", &"x".repeat(MAX_BYTES), None), OUTBOUND), "too much");
+        assert!(batch.takes(&broadcast("a", "two", None), 2 * (6 + 2 * PER_PUBLICATION)));
+        assert!(!batch.takes(&broadcast("a", "two", None), 2 * (5 + 2 * PER_PUBLICATION)), "half of a queue");
 
         let mut alone = Batch::default();
         alone.push(broadcast("a", "one", Some(SessionId(1))));
-        assert!(!alone.takes(&broadcast("a", "two", None)));
+        assert!(!alone.takes(&broadcast("a", "two", None), OUTBOUND));
     }
 
     #[test]
@@ -141,11 +150,13 @@ mod tests {
         let mut batch = Batch::default();
         batch.push(broadcast("a", "one", None));
         let ticket = Ticket { owner: 1, request: 1 };
-        assert!(batch.may_wait(&ShardEvent::Settled(ticket, Ok(()))));
-        assert!(batch.may_wait(&ShardEvent::Broadcast(broadcast("a", "two", None))));
-        assert!(!batch.may_wait(&ShardEvent::Settled(ticket, Err(BrokerError::Unavailable))));
-        assert!(!batch.may_wait(&ShardEvent::Gap(RoomName::new("a").unwrap(), GapCause::Interrupted)));
-        assert!(!batch.may_wait(&ShardEvent::Broadcast(broadcast("b", "two", None))));
+        assert!(batch.may_wait(&ShardEvent::Settled(ticket, Ok(())), OUTBOUND));
+        assert!(batch.may_wait(&ShardEvent::Broadcast(broadcast("a", "two", None)), OUTBOUND));
+        assert!(!batch.may_wait(&ShardEvent::Settled(ticket, Err(BrokerError::Unavailable)), OUTBOUND));
+        assert!(
+            !batch.may_wait(&ShardEvent::Gap(RoomName::new("a").unwrap(), GapCause::Interrupted), OUTBOUND)
+        );
+        assert!(!batch.may_wait(&ShardEvent::Broadcast(broadcast("b", "two", None)), OUTBOUND));
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl<T: Transport> Core<T> {
             self.state.inbox.take(&mut self.events, mem::take(&mut self.done));
         }
         while let Some(event) = self.events.pop_front() {
-            if !self.batch.may_wait(&event) {
+            if !self.batch.may_wait(&event, self.state.settings.limits.outbound.get()) {
                 self.deliver();
             }
             match event {

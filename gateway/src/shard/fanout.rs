@@ -127,7 +127,7 @@ impl<T: Transport> Core<T> {
             if let Step::Publications(batch) = &mut round.step {
                 finish(batch.take(), &mut self.written, &mut self.done);
             }
-            if !round.advance() {
+            if !round.advance(self.state.settings.limits.outbound.get()) {
                 self.rounds.end(&round);
                 return served;
             }

@@ -147,22 +147,22 @@ impl Round {
 
     /// Advances to the next step: one gap, or as many publications as one batch takes. Returns false if
     /// nothing is waiting.
-    pub fn advance(&mut self) -> bool {
-        let Some(next) = self.next() else { return false };
+    pub fn advance(&mut self, outbound: usize) -> bool {
+        let Some(next) = self.next(outbound) else { return false };
         self.number += self.length;
         self.length = next.length();
         self.step = next;
         true
     }
 
-    fn next(&mut self) -> Option<Step> {
+    fn next(&mut self, outbound: usize) -> Option<Step> {
         if let Some(&Waiting::Gap(cause)) = self.waiting.front() {
             self.waiting.pop_front();
             return Some(Step::Gap(cause));
         }
         let mut batch = Batch::default();
         while let Some(Waiting::Publication(next)) = self.waiting.front()
-            && batch.takes(next)
+            && batch.takes(next, outbound)
         {
             batch.push(Arc::clone(next));
             self.waiting.pop_front();
@@ -186,6 +186,9 @@ mod tests {
     use broker_bridge::{Data, Publication};
 
     use super::*;
+
+    /// What a queue may hold.
+    const OUTBOUND: usize = 1024 * 1024;
 
     fn room() -> RoomName {
         RoomName::new("lobby").unwrap()
@@ -215,7 +218,7 @@ mod tests {
             let (room, mut round) = rounds.take().unwrap();
             round.wait(Waiting::Publication(publication()));
             assert!(round.has_newcomers());
-            assert!(round.advance());
+            assert!(round.advance(OUTBOUND));
             // The two waiting publications go out together: the first of them to one member, the second to
             // both.
             assert_eq!(
@@ -223,9 +226,9 @@ mod tests {
                 (0, 0, 1)
             );
             round.wait(Waiting::Gap(GapCause::Interrupted));
-            assert!(round.advance());
+            assert!(round.advance(OUTBOUND));
             assert!(!round.has_newcomers());
-            assert!(!round.advance());
+            assert!(!round.advance(OUTBOUND));
             rounds.end(&round);
             // In a later round, both are ordinary members.
             rounds.begin(&room, Step::Gap(GapCause::Overflow));

@@ -60,9 +60,9 @@ priority = true
 /// The most bytes that a connection may hold beyond its queue: an incomplete message, a frame that is written
 /// whole, what TLS holds, and publications that wait for the broker.
 const BESIDES_QUEUE: usize = BESIDES_BOUND + 2 * 2048 + 2 * 8192 + 64 * (2048 + 256);
-/// The most that a queue may hold beyond its bound: an empty one takes a frame of any size, also one joined
-/// from publications that came together, and the final message is always taken.
-const BESIDES_BOUND: usize = (64 + 4) * 1024;
+/// The most that a queue may hold beyond its bound: an empty one takes a frame of any size, and the final
+/// message is always taken.
+const BESIDES_BOUND: usize = 4 * 1024;
 
 /// A client and what the checks know of it.
 struct Peer {
@@ -370,7 +370,12 @@ impl World {
         if self.nodes[node].is_draining {
             return;
         }
+        let shard = self.random.below(self.nodes[node].shards.len());
         let kind = Kind::any(&mut self.random);
+        self.open_at(node, shard, kind);
+    }
+
+    fn open_at(&mut self, node: usize, shard: usize, kind: Kind) {
         let mut rooms: Vec<RoomName> = Vec::new();
         let most = kind.rooms();
         let wanted = if most > 1 { self.random.between(2, most) } else { most };
@@ -386,7 +391,6 @@ impl World {
         let pipe = Pipe::new(capacity);
         let first = rooms.first().cloned().unwrap_or_else(|| RoomName::new(ROOMS[0]).unwrap());
         let mut client = Client::new(kind, &pipe, first, &mut self.random);
-        let shard = self.random.below(self.nodes[node].shards.len());
         let start = self.start(node, kind, &rooms, number);
         let tls = self.random.one_in(2);
         let carrier = if kind.is_web_socket() { Carrier::Socket { tls } } else { Carrier::Response };
@@ -770,6 +774,12 @@ impl World {
     fn check_one_gap(&mut self) {
         self.is_calm = true;
         let room = self.any_room();
+        let node = self.random.below(self.nodes.len());
+        if self.random.one_in(3) && !self.nodes[node].is_draining {
+            // More than are told of a gap in one turn.
+            (0..200).for_each(|_| self.open_at(node, 0, Kind::Centrifuge));
+            self.come_to_rest();
+        }
         for peer in self.peers.iter_mut().filter(|peer| peer.is_open && !peer.is_closed) {
             let is_member = peer.rooms.get(&room).is_some_and(|known| known.is_member);
             if peer.client.kind == Kind::Centrifuge && !is_member && !peer.client.is_asking(&room) {
@@ -777,7 +787,7 @@ impl World {
             }
         }
         self.come_to_rest();
-        let link = self.nodes[self.random.below(self.nodes.len())].link;
+        let link = self.nodes[node].link;
         {
             let mut bus = lock(&self.bus);
             bus.interrupt(link, 0);
