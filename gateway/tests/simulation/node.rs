@@ -117,7 +117,7 @@ impl Node {
         let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
         let metrics = Arc::new(HubMetrics::register(&registry).unwrap());
         let fan_out = Arc::new(FanOut::new(mailboxes, metrics, Arc::clone(&budget), time.clone()));
-        let queue = random.between(2, 32);
+        let queue = if random.one_in(2) { random.between(2, 32) } else { random.between(100, 300) };
         let model = ModelBroker::new(bus, Arc::clone(&fan_out) as _, queue);
         let link = model.link();
         let broker: Arc<dyn Broker> = Arc::new(model);

@@ -538,7 +538,9 @@ impl World {
                 }
             }
             (Kind::Plain { .. } | Kind::Json { .. } | Kind::Centrifuge, 4..8) => {
-                for _ in 0..self.random.between(1, 5) {
+                // Sometimes more than may be in flight.
+                let count = if self.random.one_in(30) { 100 } else { self.random.between(1, 5) };
+                for _ in 0..count {
                     let data = self.data(self.peers[index].number);
                     self.counts.publications += 1;
                     self.peers[index].client.publish(&room, &data);
