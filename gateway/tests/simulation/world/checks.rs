@@ -1,0 +1,143 @@
+//! What must be true after each step.
+
+use broker_bridge::RoomName;
+
+use super::{BESIDES_BOUND, BESIDES_QUEUE, World};
+use crate::{
+    broker::lock,
+    client::{Heard, number},
+};
+
+impl World {
+    /// Looks at what the broker has accepted.
+    pub(super) fn learn(&mut self) {
+        let bus = lock(&self.bus);
+        for (room, log) in &bus.log {
+            let known = self.known.entry(room.clone()).or_default();
+            for publication in log.iter().skip(*known) {
+                let number = number(publication.data.as_text().unwrap_or_default());
+                let place = (room.clone(), *known);
+                *known += 1;
+                if number == 0 {
+                    continue;
+                }
+                let twice = self.places.insert(number, place);
+                assert!(twice.is_none(), "publication {number} was accepted twice");
+                let publisher = self.publishers[&number];
+                if publisher > 0 {
+                    let last = self.last_of.insert((publisher, room.clone()), number);
+                    assert!(
+                        last.is_none_or(|last| last < number),
+                        "publisher {publisher} is out of order in {room}: {number} after {last:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    pub(super) fn hear(&mut self, index: usize, heard: Heard) {
+        self.learn();
+        let peer = &mut self.peers[index];
+        if self.traced == Some(peer.number) {
+            println!("step {}: client {} hears {heard:?}", self.counts.steps, peer.number);
+        }
+        if peer.is_wild {
+            return;
+        }
+        assert!(peer.is_open, "client {} hears {heard:?} before it is answered", peer.number);
+        assert!(!peer.is_closed, "client {} hears {heard:?} after the end", peer.number);
+        if let (Some(told), Heard::Gap(room) | Heard::Unsubscribed(room, _)) = (&mut self.told, &heard) {
+            *told.entry((peer.number, room.clone())).or_default() += 1;
+        }
+        match heard {
+            Heard::Publication(room, number @ 1..) => self.check_publication(index, &room, number),
+            Heard::Gap(room) => {
+                self.counts.gaps += 1;
+                let known = peer.rooms.get_mut(&room).filter(|known| known.is_member);
+                let known = known.unwrap_or_else(|| panic!("a gap in {room}, where the client is not"));
+                known.has_gap = true;
+            }
+            Heard::Joined(room) => self.join(index, room),
+            Heard::Left(room) => {
+                if let Some(known) = peer.rooms.get_mut(&room) {
+                    known.is_member = false;
+                }
+            }
+            Heard::Unsubscribed(room, code) => {
+                self.counts.gaps += 1;
+                assert_eq!(code, 2500, "insufficient state");
+                let known = peer.rooms.get_mut(&room).filter(|known| known.is_member);
+                let known = known.unwrap_or_else(|| panic!("a gap in {room}, where the client is not"));
+                known.is_member = false;
+                let rejoins = self.told.is_some() || self.random.one_in(2);
+                if rejoins && !peer.client.is_asking(&room) {
+                    peer.client.subscribe(&room);
+                }
+            }
+            Heard::Closed => peer.is_closed = true,
+            Heard::Ping(payload) => {
+                if self.is_calm || !self.random.one_in(10) {
+                    peer.client.pong(&payload);
+                }
+            }
+            Heard::Connected | Heard::Published | Heard::Publication(_, 0) => {}
+        }
+    }
+
+    fn check_publication(&mut self, index: usize, room: &RoomName, number: u64) {
+        self.counts.deliveries += 1;
+        let peer = &self.peers[index];
+        let who = format!("client {} ({:?}) in {room}", peer.number, peer.client.kind);
+        let (of, place) =
+            self.places.get(&number).unwrap_or_else(|| panic!("{who}: {number} was never accepted"));
+        assert_eq!(of, room, "{who}: {number} is of another room");
+        let place = *place;
+        let known = peer.rooms.get(room).unwrap_or_else(|| panic!("{who}: it is not there"));
+        assert!(known.is_member, "{who}: it has left, and gets {number}");
+        assert!(place >= known.unseen, "{who}: {number} comes twice or out of order");
+        let own = self.publishers[&number] == peer.number;
+        assert!(!own || peer.client.kind.has_echo(), "{who}: its own {number}");
+        if place > known.next && !known.has_gap && peer.client.kind.hears_gaps() {
+            self.check_nothing_missing(&who, index, room, known.next..place);
+        }
+        let known = self.peers[index].rooms.get_mut(room).unwrap();
+        known.unseen = place + 1;
+        if place >= known.next {
+            (known.next, known.has_gap) = (place + 1, false);
+        }
+    }
+
+    /// Nothing of this part of a room's log may be missing, but what is not for this client.
+    pub(super) fn check_nothing_missing(
+        &self,
+        who: &str,
+        index: usize,
+        room: &RoomName,
+        part: std::ops::Range<usize>,
+    ) {
+        let peer = &self.peers[index];
+        let bus = lock(&self.bus);
+        for publication in &bus.log[room][part] {
+            let number = number(publication.data.as_text().unwrap_or_default());
+            let is_own = number == 0 || self.publishers[&number] == peer.number;
+            assert!(
+                is_own && (number == 0 || !peer.client.kind.has_echo()),
+                "{who}: {number} is lost, and no gap was told"
+            );
+        }
+    }
+
+    /// No queue is larger than it may be.
+    pub(super) fn check_bounds(&mut self) {
+        let node = &self.nodes[self.random.below(self.nodes.len())];
+        let outbound = node.settings.load().limits.outbound.get().max(8 * 1024);
+        for shard in &node.shards {
+            for link in &shard.links {
+                let queued = shard.core.queued_for(link.key);
+                assert!(queued <= outbound + BESIDES_BOUND, "{queued} bytes are queued for a client");
+                let holds = shard.core.held_for(link.key);
+                assert!(holds <= outbound + BESIDES_QUEUE, "a connection holds {holds} bytes");
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What must be true once everything has come to rest.
+
+use std::collections::BTreeMap;
+
+use super::World;
+use crate::{
+    broker::{self, lock},
+    client::Kind,
+    node::Shard,
+};
+
+impl World {
+    /// Everything that fails is mended, and everybody reads.
+    pub(super) fn come_to_rest(&mut self) {
+        for round in 0..2_000_000 {
+            {
+                let mut bus = lock(&self.bus);
+                for node in &self.nodes {
+                    if !bus.links[node.link].is_up {
+                        bus.restore(node.link);
+                    }
+                    while bus.accept_next(node.link, false) {}
+                    while bus.confirm_next(node.link, 0, false) {}
+                }
+            }
+            for node in 0..self.nodes.len() {
+                while broker::deliver(&self.bus, self.nodes[node].link) {}
+                for shard in 0..self.nodes[node].shards.len() {
+                    let mut steps = 0;
+                    while self.nodes[node].shards[shard].step(self.now, &mut self.random) {
+                        steps += 1;
+                        assert!(steps < 1_000_000, "a shard does not come to rest");
+                    }
+                }
+            }
+            self.learn();
+            for index in (0..self.peers.len()).rev() {
+                self.peers[index].is_stalled = false;
+                self.peers[index].client.pipe.borrow_mut().capacity = 64 * 1024;
+                self.read(index, usize::MAX);
+            }
+            if self.is_quiet() {
+                return;
+            }
+            // A session that is closing waits for its client or its deadline.
+            if round % 4 == 3 {
+                self.tick();
+            }
+            assert!(round < 5_000, "the simulation does not come to rest");
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        lock(&self.bus).is_quiet_for(self.nodes.iter().map(|node| node.link))
+            && self.nodes.iter().flat_map(|node| &node.shards).all(Shard::is_quiet)
+            && self.peers.iter().all(|peer| peer.client.pipe.borrow().to_client.is_empty())
+    }
+
+    /// Everybody who is in a room has got everything.
+    pub(super) fn check_complete(&mut self) {
+        for index in 0..self.peers.len() {
+            let peer = &self.peers[index];
+            if peer.is_closed || peer.is_wild || !peer.is_open || peer.client.pipe.borrow().client_ended {
+                continue;
+            }
+            assert_eq!(peer.client.waiting(), 0, "client {} has not been answered", peer.number);
+            for (room, known) in &peer.rooms {
+                if !known.is_member || known.has_gap || !peer.client.kind.hears_gaps() {
+                    continue;
+                }
+                let who = format!("client {} ({:?}) in {room} at the end", peer.number, peer.client.kind);
+                let end = self.known.get(room).copied().unwrap_or(0);
+                if known.next < end {
+                    self.check_nothing_missing(&who, index, room, known.next..end);
+                }
+            }
+        }
+    }
+
+    /// One interruption is one gap for each client in each room, also if the client joins again at once, while
+    /// others have yet to be told.
+    pub(super) fn check_one_gap(&mut self) {
+        self.is_calm = true;
+        let room = self.any_room();
+        let node = self.random.below(self.nodes.len());
+        if self.random.one_in(3) && !self.nodes[node].is_draining {
+            // More than are told of a gap in one turn.
+            (0..200).for_each(|_| self.open_at(node, 0, Kind::Centrifuge));
+            self.come_to_rest();
+        }
+        for peer in self.peers.iter_mut().filter(|peer| peer.is_open && !peer.is_closed) {
+            let is_member = peer.rooms.get(&room).is_some_and(|known| known.is_member);
+            if peer.client.kind == Kind::Centrifuge && !is_member && !peer.client.is_asking(&room) {
+                peer.client.subscribe(&room);
+            }
+        }
+        self.come_to_rest();
+        let link = self.nodes[node].link;
+        {
+            let mut bus = lock(&self.bus);
+            bus.interrupt(link, 0);
+            bus.restore(link);
+        }
+        while broker::deliver(&self.bus, link) {}
+        self.told = Some(BTreeMap::new());
+        for _ in 0..50 {
+            for shard in self.nodes.iter_mut().flat_map(|node| &mut node.shards) {
+                shard.step_by_turn(self.now, &mut self.random);
+            }
+            for index in (0..self.peers.len()).rev() {
+                self.read(index, usize::MAX);
+            }
+        }
+        self.come_to_rest();
+        for ((client, room), gaps) in self.told.take().unwrap() {
+            assert_eq!(gaps, 1, "client {client} is told {gaps} gaps in {room} for one interruption");
+        }
+    }
+
+    /// Who does nothing wrong, while nothing fails, stays.
+    pub(super) fn check_calm(&mut self) {
+        self.most_peers = usize::MAX;
+        let first = self.next_peer;
+        (0..10).for_each(|_| self.open());
+        self.come_to_rest();
+        for _ in 0..100 {
+            self.tick();
+            self.publish_from_backend();
+            for node in 0..self.nodes.len() {
+                while broker::deliver(&self.bus, self.nodes[node].link) {}
+                for shard in &mut self.nodes[node].shards {
+                    while shard.step(self.now, &mut self.random) {}
+                }
+            }
+            for index in (0..self.peers.len()).rev() {
+                self.read(index, usize::MAX);
+            }
+        }
+        self.come_to_rest();
+        let stayed = self.peers.iter().filter(|peer| peer.number >= first && !peer.is_closed && peer.is_open);
+        let opened = usize::try_from(self.next_peer - first).unwrap();
+        assert_eq!(stayed.count(), opened, "somebody who does nothing wrong is closed");
+        self.check_complete();
+    }
+
+    /// All clients go, and nothing of them stays.
+    pub(super) fn close_all(&mut self) {
+        for peer in &self.peers {
+            peer.client.pipe.borrow_mut().is_reset = true;
+        }
+        self.come_to_rest();
+        for _ in 0..100 {
+            self.tick();
+        }
+        self.come_to_rest();
+        for node in 0..self.nodes.len() {
+            self.check_empty(node);
+            for shard in &self.nodes[node].shards {
+                assert_eq!(shard.core.joining(), 0, "subscriptions are left");
+            }
+            let link = self.nodes[node].link;
+            assert_eq!(lock(&self.bus).rooms(link), 0, "subscriptions are left at the broker");
+        }
+    }
+
+    /// A node without connections has nothing left of them.
+    pub(super) fn check_empty(&self, node: usize) {
+        let node = &self.nodes[node];
+        for shard in &node.shards {
+            assert!(shard.core.is_empty(), "{} connections are left", shard.core.len());
+        }
+        for name in ["tidegate_connections", "tidegate_subscriptions", "tidegate_outbound_bytes"] {
+            assert_eq!(node.metric(name), 0, "{name}");
+        }
+        let held = node.metrics("tidegate_memory_held_bytes");
+        assert!(held.iter().all(|(_, count)| *count == 0), "memory is counted that nobody holds: {held:?}");
+        let (opened, closed) = (
+            node.metric("tidegate_connections_opened_total"),
+            node.metric("tidegate_connections_closed_total"),
+        );
+        assert_eq!(opened, closed, "each session ends once, for one reason");
+    }
+}
