@@ -15,13 +15,14 @@
 //! 1. **A subscriber proves its connection before it subscribes to rooms.** A new connection first subscribes to the
 //!    canaries' topic and asks every publisher for a canary. It subscribes to rooms, and tells their gaps, only when each
 //!    publisher's connection is proven, has ended, or cannot be proven because the server refuses its canaries.
-//! 2. **A publisher holds its publications while a connection is unproven**, for each subscriber that listens. They wait in
-//!    the queue, where nothing has happened to them yet.
+//! 2. **A publisher holds its publications while a connection is unproven**, for each subscriber that listens, and when
+//!    it is asked to reconnect. They wait in the queue, where nothing has happened to them yet.
 //! 3. **A missed canary renews both ends.** A subscriber has missed a canary that was sent after the topic was subscribed
 //!    and acknowledged, if a later one of the same publisher has come, or if a command that was sent after the
 //!    acknowledgement has been answered and the time limit is over. (Redis answers a connection in order: on the same
 //!    server the canary would have come first, however long the backlog is.) Canaries of connections that had ended when
-//!    the rooms were subscribed do not count: the gap covers what these connections carried.
+//!    the rooms were subscribed do not count: the gap covers what these connections carried. Publishers that this
+//!    subscriber has not heard at all are renewed with the one it has missed.
 //!
 //! # Why a gap covers everything that was lost
 //!
@@ -42,8 +43,11 @@
 //! acknowledged is proven or missed within the time limit. A publisher that cannot connect carries nothing, so nobody
 //! waits for it. If no proof ever succeeds, no room is subscribed and nothing is published: to members this is an outage
 //! like any other, and one gap ends it. Rule 2 is not needed for the proof. It keeps publications from being lost at
-//! all, and it keeps one node from publishing to a server that the others have left. It gives up after a while
-//! ([`Canaries::unproven_since`]), so that a subscriber with a long backlog does not stop the publishers.
+//! all, and it keeps one node from publishing to a server that the others have left: their sessions may have been told
+//! their gaps already. So a hold ends with a fact, and not with a time: the subscriber has heard a canary, or the
+//! publisher has reconnected. That is why a pending request to reconnect holds, too: the subscriber that has asked for it
+//! is gone at once, and nobody is left to wait for. Only a subscriber that serves rooms may have a long backlog before the
+//! canary, which must not stop the publishers: for its sake a publisher waits a limited time ([`Canaries::holds`]).
 //!
 //! What other nodes publish is theirs to prove: this module knows nothing about a node that is at another server with
 //! all its connections.
@@ -94,6 +98,8 @@ struct State {
     sent_before: u64,
     /// Whether a canary of this connection has arrived, by subscriber.
     proofs: Box<[Proof]>,
+    /// Which subscribers' connections serve rooms, so that a backlog may delay the canary.
+    serving: Box<[bool]>,
     /// Since when one of them is unproven.
     unproven_since: Option<Duration>,
     /// The number of the last canary, and when it was sent.
@@ -128,6 +134,17 @@ enum Proof {
     Proven,
 }
 
+impl PublisherState {
+    /// Asks for a connection that is newer than this one.
+    fn renew(&self, connection: u64) {
+        // Of two subscribers that ask at once, the one that has missed the newer connection's canary counts.
+        let mut state = self.state.lock();
+        state.renew = state.renew.max(Some(connection));
+        drop(state);
+        self.asked.notify_one();
+    }
+}
+
 impl State {
     /// The first connection that may still carry publications: the current one, or the next one.
     fn first_open(&self) -> u64 {
@@ -140,6 +157,22 @@ impl State {
             *place = proof;
         }
         self.judge(now)
+    }
+
+    fn set_serving(&mut self, subscriber: usize, serving: bool) {
+        if let Some(place) = self.serving.get_mut(subscriber) {
+            *place = serving;
+        }
+    }
+
+    /// Whether the connection is about to be replaced.
+    fn is_leaving(&self) -> bool {
+        self.demoted || self.renew == Some(self.connection)
+    }
+
+    /// Whether a subscriber is unproven that serves no rooms yet.
+    fn is_awaited(&self) -> bool {
+        self.proofs.iter().zip(&self.serving).any(|(proof, serving)| *proof == Proof::Unproven && !serving)
     }
 
     fn judge(&mut self, now: Duration) -> bool {
@@ -175,7 +208,9 @@ impl Canaries {
     pub(super) fn new(topic: Arc<[u8]>, publishers: usize, subscribers: usize, clock: Arc<Clock>) -> Self {
         let publisher = || {
             let proofs = vec![Proof::NotListening; subscribers].into();
-            PublisherState { state: Mutex::new(State { proofs, ..State::default() }), asked: Notify::new() }
+            let serving = vec![false; subscribers].into();
+            let state = Mutex::new(State { proofs, serving, ..State::default() });
+            PublisherState { state, asked: Notify::new() }
         };
         let publishers = (0..publishers).map(|_| publisher()).collect();
         Self { topic, clock, publishers, demotions: watch::Sender::new(0), released: watch::Sender::new(()) }
@@ -218,11 +253,17 @@ impl Canaries {
         self.released.send_replace(());
     }
 
-    /// Since when the connection of publisher `index` leaves a subscriber's unproven; `None` if there is no such
-    /// subscriber, or no proof to be had. A publisher holds its publications meanwhile, within reason.
-    pub(super) fn unproven_since(&self, index: usize) -> Option<Duration> {
+    /// Whether publisher `index` holds its publications: it is asked to reconnect, or its connection is unproven for a
+    /// subscriber and there is a proof to be had. For subscribers that serve rooms it waits no longer than `patience`.
+    pub(super) fn holds(&self, index: usize, patience: Duration) -> bool {
         let state = self.publisher(index).state.lock();
-        state.unproven_since.filter(|_| state.link != Link::Refused)
+        if state.is_leaving() {
+            return true;
+        }
+        match state.unproven_since.filter(|_| state.link != Link::Refused) {
+            Some(since) => state.is_awaited() || self.clock.now() < since + patience,
+            None => false,
+        }
     }
 
     /// Changes when a publisher need not be waited for any more ([`Listener::prove`]).
@@ -344,6 +385,7 @@ impl Listener {
         for publisher in &self.canaries.publishers {
             let mut state = publisher.state.lock();
             state.set_proof(self.subscriber, Proof::Unproven, now);
+            state.set_serving(self.subscriber, self.proven);
             state.beat = true;
             publisher.asked.notify_one();
         }
@@ -381,6 +423,11 @@ impl Listener {
                     || (state.link == Link::Refused)
                     || state.proofs.get(self.subscriber) == Some(&Proof::Proven)
             });
+        if self.proven {
+            for publisher in &self.canaries.publishers {
+                publisher.state.lock().set_serving(self.subscriber, true);
+            }
+        }
         self.proven
     }
 
@@ -456,14 +503,19 @@ impl Listener {
             && self.first_open.get(index).is_some_and(|first_open| accepted.connection >= *first_open)
     }
 
-    /// Asks the publisher to reconnect, unless it has done so since.
+    /// Asks the publisher to reconnect, unless it has done so since, and so all publishers that have not been heard.
+    /// They may be at the same other server, and nobody holds them back when this connection has ended.
     fn missed(&self, index: usize, missed: Accepted) -> Missed {
-        let publisher = self.canaries.publisher(index);
-        // Of two subscribers that ask at once, the one that has missed the newer connection's canary counts.
-        let mut state = publisher.state.lock();
-        state.renew = state.renew.max(Some(missed.connection));
-        drop(state);
-        publisher.asked.notify_one();
+        self.canaries.publisher(index).renew(missed.connection);
+        for publisher in &self.canaries.publishers {
+            let state = publisher.state.lock();
+            let (link, connection) = (state.link, state.connection);
+            let unproven = state.proofs.get(self.subscriber) == Some(&Proof::Unproven);
+            drop(state);
+            if unproven && link == Link::Up {
+                publisher.renew(connection);
+            }
+        }
         Missed
     }
 }

@@ -46,7 +46,7 @@ impl World {
 
     /// Which publishers hold their publications.
     fn holding(&self) -> [bool; 2] {
-        [0, 1].map(|index| self.canaries.unproven_since(index).is_some())
+        [0, 1].map(|index| self.canaries.holds(index, 2 * LIMIT))
     }
 
     fn asked(&self, index: usize) -> Option<Asked> {
@@ -82,6 +82,9 @@ async fn an_acknowledged_canary_that_does_not_arrive_is_missed() {
     let mut world = World::new();
     assert_eq!(world.asked(0), Some(Asked::Beat), "asked when the topic was subscribed");
     assert_eq!(world.asked(0), None);
+    assert_eq!(world.asked(1), Some(Asked::Beat));
+    world.hear_canary(1);
+    assert_eq!(world.asked(1), None, "it is proven, and only looks again");
     world.accept(0);
     let before = Some(world.clock.now());
     let due = world.listener.look(before).unwrap().expect("it is owed");
@@ -94,7 +97,6 @@ async fn an_acknowledged_canary_that_does_not_arrive_is_missed() {
     }
     assert_eq!(world.listener.look(Some(world.clock.now())), Err(Missed));
     assert_eq!(world.asked(0), Some(Asked::Renew));
-    assert_eq!(world.asked(1), Some(Asked::Beat));
     assert_eq!(world.asked(1), None, "the other publisher has nothing to do with it");
 }
 
@@ -152,6 +154,48 @@ async fn rooms_wait_for_publishers_that_may_be_on_another_server() {
     world.canaries.connected(1);
     assert_eq!(world.holding(), [false, true]);
     world.hear_canary(1);
+    assert_eq!(world.holding(), [false, false]);
+}
+
+/// Another node may have told its gaps already, so what is acknowledged at the old server now is lost to its sessions.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_published_between_doubt_and_reconnection() {
+    let mut world = World::new();
+    let mut other = Listener::new(Arc::clone(&world.canaries), 1, LIMIT);
+    other.subscribed();
+    world.accept(0);
+    assert!(world.listener.look(None).is_ok());
+    assert!(other.look(None).is_ok());
+    // A busy machine runs the subscribers late.
+    world.pass(3 * LIMIT).await;
+    assert_eq!(world.holding(), [true, true], "nobody has heard them");
+    let answered = Some(world.clock.now());
+    assert_eq!(world.listener.look(answered), Err(Missed));
+    assert_eq!(other.look(answered), Err(Missed));
+    world.listener.leave();
+    drop(other);
+    assert_eq!(world.holding(), [true, true], "they have yet to see that they are asked to reconnect");
+    for index in [0, 1] {
+        assert_eq!(world.asked(index), Some(Asked::Renew));
+        world.canaries.disconnected(index);
+        world.canaries.connected(index);
+    }
+    assert_eq!(world.holding(), [false, false], "nobody listens");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_does_not_stop_the_publishers() {
+    let mut world = World::new();
+    world.hear_canary(0);
+    world.canaries.disconnected(1);
+    assert!(world.listener.prove());
+    for index in [0, 1] {
+        world.canaries.disconnected(index);
+        world.canaries.connected(index);
+    }
+    world.pass((2 * LIMIT).saturating_sub(Duration::from_millis(1))).await;
+    assert_eq!(world.holding(), [true, true]);
+    world.pass(Duration::from_millis(1)).await;
     assert_eq!(world.holding(), [false, false]);
 }
 
