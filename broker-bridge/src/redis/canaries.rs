@@ -44,8 +44,8 @@
 //! waits for it. If no proof ever succeeds, no room is subscribed and nothing is published: to members this is an outage
 //! like any other, and one gap ends it. Rule 2 is not needed for the proof. It keeps publications from being lost at
 //! all, and it keeps one node from publishing to a server that the others have left: their sessions may have been told
-//! their gaps already. So a hold ends with a fact, and not with a time: the subscriber has heard a canary, or the
-//! publisher has reconnected. That is why a pending request to reconnect holds, too: the subscriber that has asked for it
+//! their gaps already. So a hold ends with a fact, and not with a time: the subscriber has heard a canary, the
+//! publisher has reconnected, the subscriber's connection has ended, or the server refuses canaries. That is why a pending request to reconnect holds, too: the subscriber that has asked for it
 //! is gone at once, and nobody is left to wait for. Only a subscriber that serves rooms may have a long backlog before the
 //! canary, which must not stop the publishers: for its sake a publisher waits a limited time ([`Canaries::holds`]).
 //!
