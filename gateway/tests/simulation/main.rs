@@ -1,7 +1,7 @@
 //! Whole nodes in one thread, from a seed: shard cores, sessions of every protocol, hub, limits and settings
 //! are the real ones; sockets, the broker, clients and time are simulated. After every step it is checked
-//! that nothing is lost without a gap, doubled or out of order, that queues keep their bounds, and that
-//! everything is accounted for.
+//! that nothing is lost without a gap, doubled or out of order, and that queues keep their bounds; at the end
+//! of a seed, that everything has arrived and is accounted for.
 //!
 //! `cargo test -p tidegate --test simulation` runs for ten seconds, or for as long as `SIMULATION_SECONDS`
 //! says. A seed that fails is printed with the command that runs it again, and the fewest steps with which it
