@@ -22,6 +22,7 @@ mod broker;
 mod client;
 mod node;
 mod random;
+mod service;
 mod transport;
 mod world;
 

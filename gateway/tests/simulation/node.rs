@@ -21,24 +21,25 @@ use tidegate::{
     protocol,
     settings::{LiveSettings, Settings},
     shard::{
-        Action, ConnectionKey, Context as ShardContext, Core, Inbox, JoinKey, NotAdmitted, Output,
-        ShardEvent, ShardMetrics, Start, Subscription, Turn,
+        Action, ConnectionKey, Context as ShardContext, Core, Inbox, Interest, JoinKey, NotAdmitted, Output,
+        ShardEvent, ShardMetrics, Start, Subscription, Turn, transport::Socket as _,
     },
     traffic::Traffic,
-    vocabulary::SessionIds,
+    vocabulary::{CloseReason, SessionIds},
 };
 
 use crate::{
     broker::{ModelBroker, SharedBus},
     random::Random,
+    service::Service,
     transport::{self, Shared, SimResponse, SimSocket, Simulated},
 };
 
 /// The secret that tokens are signed with.
 pub const SECRET: [u8; 32] = [7; 32];
-/// A turn writes to a bounded number of sockets: one slice of touched connections and one slice of a round,
-/// each with a flush after it.
-const WRITES_PER_TURN: usize = 4 * 256;
+/// A turn writes to a bounded number of sockets, so that all others have to wait for no more than that: to a
+/// slice of the members in rounds, and to a slice of the connections with queued output.
+const SOCKETS_PER_TURN: usize = 2 * 256;
 
 /// One node.
 pub struct Node {
@@ -77,6 +78,7 @@ pub struct Link {
     kind: Carrier,
     /// What the task of the connection waits for. Nothing else makes it run, but a wake-up.
     waits: Waits,
+    service: Service,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +180,23 @@ impl Node {
         let family = families.iter().find(|family| family.name() == name);
         family.map_or_else(Vec::new, |family| samples(family).collect())
     }
+
+    /// A node without connections has nothing left of them.
+    pub fn check_empty(&self) {
+        for shard in &self.shards {
+            assert!(shard.core.is_empty(), "{} connections are left", shard.core.len());
+        }
+        for name in ["tidegate_connections", "tidegate_subscriptions", "tidegate_outbound_bytes"] {
+            assert_eq!(self.metric(name), 0, "{name}");
+        }
+        let held = self.metrics("tidegate_memory_held_bytes");
+        assert!(held.iter().all(|(_, count)| *count == 0), "memory is counted that nobody holds: {held:?}");
+        let (opened, closed) = (
+            self.metric("tidegate_connections_opened_total"),
+            self.metric("tidegate_connections_closed_total"),
+        );
+        assert_eq!(opened, closed, "each session ends once, for one reason");
+    }
 }
 
 fn samples(family: &MetricFamily) -> impl Iterator<Item = (String, i64)> {
@@ -191,7 +210,8 @@ impl Shard {
     /// Opens a connection whose client is at the other end of the pipe.
     pub fn open(&mut self, start: Start, rooms: &[RoomName], kind: Carrier, pipe: &Shared) -> ConnectionKey {
         let key = self.core.open(start, rooms);
-        self.links.push(Link { key, pipe: Shared::clone(pipe), kind, waits: Waits::Admission });
+        let service = Service::default();
+        self.links.push(Link { key, pipe: Shared::clone(pipe), kind, waits: Waits::Admission, service });
         self.perform();
         key
     }
@@ -200,7 +220,7 @@ impl Shard {
     pub fn step(&mut self, now: Tick, random: &mut Random) -> bool {
         let first = random.below(4);
         (0..4).any(|offset| match (first + offset) % 4 {
-            0 => self.take_turn(now),
+            0 => self.take_turn(now, random),
             1 => self.run_task(random),
             2 => self.poll_subscription(random),
             _ => self.hand_over(random),
@@ -210,29 +230,68 @@ impl Shard {
     /// Does everything that could be done now, but turns; then takes one.
     pub fn step_by_turn(&mut self, now: Tick, random: &mut Random) {
         while self.run_task(random) || self.poll_subscription(random) || self.hand_over(random) {}
-        self.take_turn(now);
+        self.take_turn(now, random);
     }
 
     /// The regular tick.
-    pub fn tick(&mut self, now: Tick) {
+    pub fn tick(&mut self, now: Tick, random: &mut Random) {
         self.core.tick(now);
         self.perform();
         // A tick always ends with a turn.
         self.turn = Turn::More;
-        self.take_turn(now);
+        self.take_turn(now, random);
     }
 
-    fn take_turn(&mut self, now: Tick) -> bool {
+    /// Begins to close a connection.
+    pub fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
+        self.core.close(key, reason);
+        self.perform();
+    }
+
+    fn take_turn(&mut self, now: Tick, random: &mut Random) -> bool {
         let waker = noop_waker();
         let ready = self.inbox.poll_ready(&Context::from_waker(&waker)).is_ready();
         if matches!(self.turn, Turn::Idle | Turn::Drained) && !ready {
             return false;
         }
-        let before = transport::writes();
+        self.run_overdue(random);
+        let joining = self.core.joining();
+        transport::begin_turn();
         self.turn = self.core.turn(now);
-        assert!(transport::writes() - before <= WRITES_PER_TURN, "a turn writes to too many sockets");
+        // Whoever asked for a room in vain is answered, besides.
+        let most = SOCKETS_PER_TURN + joining.saturating_sub(self.core.joining());
+        assert!(transport::written() <= most, "a turn writes to {} sockets", transport::written());
         self.perform();
+        self.check_service();
         true
+    }
+
+    /// Runs the tasks that have been passed over too often.
+    fn run_overdue(&mut self, random: &mut Random) {
+        for index in (0..self.links.len()).rev() {
+            let link = &mut self.links[index];
+            let is_runnable = link.is_runnable(&self.admitted);
+            if link.service.must_run(is_runnable) {
+                self.run_link(index, random);
+            }
+        }
+        self.perform();
+    }
+
+    /// No ready socket waits for long.
+    fn check_service(&mut self) {
+        let connections = self.links.len();
+        for link in self.links.iter_mut().filter(|link| link.waits != Waits::Admission) {
+            let mut queued = self.core.queued_for(link.key);
+            let interest = match self.core.socket(link.key) {
+                Some((socket, interest)) => {
+                    queued += socket.unsent();
+                    interest
+                }
+                None => Interest { read: false, write: false },
+            };
+            link.service.check(&link.pipe.borrow(), interest, queued, connections);
+        }
     }
 
     /// Runs the task of a connection that is ready or has been woken.
@@ -249,7 +308,7 @@ impl Shard {
     }
 
     fn run_link(&mut self, index: usize, random: &mut Random) {
-        let Link { key, pipe, kind, waits } = &mut self.links[index];
+        let Link { key, pipe, kind, waits, .. } = &mut self.links[index];
         let (key, pipe) = (*key, Shared::clone(pipe));
         pipe.borrow_mut().is_woken = false;
         if *waits == Waits::Admission {
@@ -288,7 +347,7 @@ impl Shard {
         match self.core.take_output(key) {
             Output::Bytes(bytes) => {
                 let mut pipe = pipe.borrow_mut();
-                pipe.to_client.extend(bytes);
+                pipe.send(&bytes);
                 pipe.is_woken = true;
             }
             Output::Pending => self.links[index].waits = Waits::For { read: false, write: false },
@@ -301,11 +360,15 @@ impl Shard {
 
     fn run_socket(&mut self, index: usize, key: ConnectionKey, pipe: &Shared, random: &mut Random) {
         let Some((_, interest)) = self.core.socket(key) else { return self.forget(index) };
-        if interest.write && (pipe.borrow().space() > 0 || pipe.borrow().is_reset) {
+        let can_write = pipe.borrow().space() > 0 || pipe.borrow().is_reset;
+        let interest = if interest.write && can_write {
             self.core.writable(key);
-            pipe.borrow_mut().is_woken = true;
-            return;
-        }
+            // Like tokio's driver, which reads as soon as the socket takes no more.
+            let Some((_, interest)) = self.core.socket(key) else { return self.forget(index) };
+            interest
+        } else {
+            interest
+        };
         if !interest.read {
             self.links[index].waits = Waits::For { read: false, write: interest.write };
             return;
@@ -317,7 +380,7 @@ impl Shard {
                 Err(io::ErrorKind::ConnectionReset.into())
             } else if all > 0 {
                 let read = random.between(1, all);
-                Ok(Some(pipe.to_node.drain(..read).collect::<Vec<u8>>()))
+                Ok(Some(pipe.receive(read)))
             } else if pipe.client_ended {
                 Ok(Some(Vec::new()))
             } else {

@@ -14,12 +14,18 @@ use tidegate::shard::transport::{Response, Socket, Transport};
 const TLS_BUFFER: usize = 8 * 1024;
 
 thread_local! {
-    static WRITES: Cell<usize> = const { Cell::new(0) };
+    /// The number of the turn, and how many sockets have been written to in it.
+    static TURN: Cell<(u64, usize)> = const { Cell::new((0, 0)) };
 }
 
-/// How often sockets have been written to, on this thread.
-pub fn writes() -> usize {
-    WRITES.get()
+/// A turn begins.
+pub fn begin_turn() {
+    TURN.set((TURN.get().0 + 1, 0));
+}
+
+/// How many sockets have been written to since the turn began.
+pub fn written() -> usize {
+    TURN.get().1
 }
 
 /// What is between a node and one client.
@@ -30,6 +36,11 @@ pub struct Pipe {
     pub capacity: usize,
     /// Bytes on their way to the node.
     pub to_node: VecDeque<u8>,
+    /// How many bytes the node has sent and received so far.
+    pub sent: u64,
+    pub received: u64,
+    /// The number of the turn in which the node has last written.
+    turn: u64,
     /// The node has answered the request: the session is open.
     pub is_answered: bool,
     /// The node has ended its side.
@@ -53,6 +64,18 @@ impl Pipe {
 
     pub fn space(&self) -> usize {
         self.capacity.saturating_sub(self.to_client.len())
+    }
+
+    /// The node sends these bytes.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.to_client.extend(bytes);
+        self.sent += bytes.len() as u64;
+    }
+
+    /// The node receives so many bytes.
+    pub fn receive(&mut self, count: usize) -> Vec<u8> {
+        self.received += count as u64;
+        self.to_node.drain(..count).collect()
     }
 }
 
@@ -78,8 +101,12 @@ impl SimSocket {
     }
 
     fn push(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        WRITES.set(WRITES.get() + 1);
         let mut pipe = self.pipe.borrow_mut();
+        let (turn, written) = TURN.get();
+        if pipe.turn != turn {
+            pipe.turn = turn;
+            TURN.set((turn, written + 1));
+        }
         if pipe.is_reset {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -88,7 +115,7 @@ impl SimSocket {
         if taken == 0 && !bytes.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        pipe.to_client.extend(bytes.iter().take(taken));
+        pipe.send(&bytes[..taken]);
         Ok(taken)
     }
 }

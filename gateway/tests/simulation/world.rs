@@ -15,7 +15,7 @@ use tidegate::clock::{Tick, Time};
 
 use crate::{
     broker::{self, Bus, SharedBus, lock},
-    client::Client,
+    client::{Client, Kind},
     node::{Node, STEP, Shard, settings},
     random::Random,
 };
@@ -166,25 +166,35 @@ impl World {
             traced: crate::from_env("SIMULATION_TRACE"),
             counts: Counts::default(),
         };
-        for _ in 0..world.random.between(1, 3) {
-            world.add_node();
+        let is_crowded = world.random.one_in(8);
+        let is_alone = is_crowded && world.random.one_in(2);
+        for _ in 0..if is_alone { 1 } else { world.random.between(1, 3) } {
+            let shards = if is_alone { 1 } else { world.random.between(1, 3) };
+            world.add_node(shards);
         }
-        if world.random.one_in(8) {
+        if is_crowded {
             world.add_crowd();
         }
         world
     }
 
-    /// More clients than one slice serves, most of them in one room.
+    /// More clients than a few slices serve, most of them in one room.
     fn add_crowd(&mut self) {
-        self.most_peers = 700;
-        for _ in 0..self.random.between(300, 600) {
-            self.open();
+        self.most_peers = 1200;
+        let first = RoomName::new(ROOMS[0]).unwrap();
+        for _ in 0..self.random.between(700, 1100) {
+            if self.random.one_in(4) {
+                self.open();
+                continue;
+            }
+            let kind = Kind::Plain { echo: true, close_on_gap: self.random.one_in(2) };
+            let node = self.random.below(self.nodes.len());
+            let shard = self.random.below(self.nodes[node].shards.len());
+            self.open_in(node, shard, kind, vec![first.clone()]);
         }
     }
 
-    fn add_node(&mut self) {
-        let shards = self.random.between(1, 3);
+    fn add_node(&mut self, shards: usize) {
         let node = Node::new(&self.bus, SETTINGS, shards, &self.time, self.now, &mut self.random);
         if self.random.one_in(3) {
             node.limit_memory(self.random.between(8, 64) * 1024);
@@ -240,7 +250,7 @@ impl World {
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
             for shard in &mut node.shards {
-                shard.tick(self.now);
+                shard.tick(self.now, &mut self.random);
             }
             if self.now.0.is_multiple_of(3) {
                 node.hub.forget_rooms();
@@ -270,7 +280,7 @@ impl World {
 
     /// A node has drained: another takes its place.
     fn replace_node(&mut self, index: usize) {
-        self.check_empty(index);
+        self.nodes[index].check_empty();
         lock(&self.bus).remove(self.nodes[index].link);
         let shards = self.random.between(1, 3);
         self.nodes[index] = Node::new(&self.bus, SETTINGS, shards, &self.time, self.now, &mut self.random);

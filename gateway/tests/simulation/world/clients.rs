@@ -43,6 +43,10 @@ impl World {
                 rooms.push(room);
             }
         }
+        self.open_in(node, shard, kind, rooms);
+    }
+
+    pub(super) fn open_in(&mut self, node: usize, shard: usize, kind: Kind, rooms: Vec<RoomName>) {
         let number = self.next_peer;
         self.next_peer += 1;
         let capacity = self.random.between(64, 4096);

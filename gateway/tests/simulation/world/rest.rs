@@ -154,30 +154,12 @@ impl World {
         }
         self.come_to_rest();
         for node in 0..self.nodes.len() {
-            self.check_empty(node);
+            self.nodes[node].check_empty();
             for shard in &self.nodes[node].shards {
                 assert_eq!(shard.core.joining(), 0, "subscriptions are left");
             }
             let link = self.nodes[node].link;
             assert_eq!(lock(&self.bus).rooms(link), 0, "subscriptions are left at the broker");
         }
-    }
-
-    /// A node without connections has nothing left of them.
-    pub(super) fn check_empty(&self, node: usize) {
-        let node = &self.nodes[node];
-        for shard in &node.shards {
-            assert!(shard.core.is_empty(), "{} connections are left", shard.core.len());
-        }
-        for name in ["tidegate_connections", "tidegate_subscriptions", "tidegate_outbound_bytes"] {
-            assert_eq!(node.metric(name), 0, "{name}");
-        }
-        let held = node.metrics("tidegate_memory_held_bytes");
-        assert!(held.iter().all(|(_, count)| *count == 0), "memory is counted that nobody holds: {held:?}");
-        let (opened, closed) = (
-            node.metric("tidegate_connections_opened_total"),
-            node.metric("tidegate_connections_closed_total"),
-        );
-        assert_eq!(opened, closed, "each session ends once, for one reason");
     }
 }
