@@ -21,6 +21,8 @@ use crate::{
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod transcript;
+#[cfg(test)]
 mod transcripts;
 
 /// The session of one client.

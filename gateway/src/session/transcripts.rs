@@ -17,7 +17,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -27,7 +26,10 @@ use std::{
 use broker_bridge::{BrokerError, Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 
-use super::{Charge, Effect, Effects, Session, Surroundings};
+use super::{
+    Charge, Effect, Effects, Session, Surroundings,
+    transcript::{self, Input, Opened, Refused, Transcript},
+};
 use crate::{
     auth::{AuthConfig, Authenticator, Grant, Identity, Keyring, Subject, Token, UnixSeconds, mint},
     clock::Time,
@@ -123,20 +125,12 @@ const ROOM: &str = "lobby";
 const SESSION: SessionId = SessionId(7);
 
 /// Replays the steps and compares all output with the file.
-fn check(transcript: &str) {
-    let mut lines = transcript.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-    let first = lines.next().expect("a transcript begins with its session");
-    let mut client = open(first);
-    let mut played = format!("{first}\n");
-    let expected =
-        std::iter::once(first).chain(lines.clone()).fold(String::new(), |all, line| all + line + "\n");
-    for step in lines.filter_map(|line| line.strip_prefix("> ")) {
-        writeln!(played, "> {step}").expect("a string takes everything");
-        for said in client.play(&with_tokens(step)) {
-            writeln!(played, "{said}").expect("a string takes everything");
-        }
+fn check(text: &str) {
+    let Transcript { session, steps } = Transcript::new(text);
+    let mut client = open_as(&session);
+    for step in steps {
+        assert_eq!(client.play(&with_tokens(&step.input)), step.effects, "> {}", step.input);
     }
-    assert_eq!(played, expected);
 }
 
 /// A session and its limits.
@@ -177,52 +171,44 @@ impl Client {
 }
 
 pub(super) fn open(line: &str) -> Client {
-    let limits: Vec<_> = line.split(' ').filter_map(|word| word.split_once('=')).collect();
-    let limits: Vec<_> = limits.into_iter().filter(|(_, value)| value.contains('/')).collect();
+    open_as(&Opened::new(line))
+}
+
+fn open_as(opened: &Opened) -> Client {
+    let limits: Vec<_> = opened.limits.iter().map(|(name, rate)| (name.as_str(), rate.as_str())).collect();
     let limits = limits_of(&limits);
     Client {
-        session: open_session(line),
+        session: open_session(opened),
         meters: SessionMeters::new(&limits, Time::default()),
         limiters: Limiters::new(&limits, Time::default()),
     }
 }
 
-fn open_session(line: &str) -> Session {
-    let mut words = line.split(' ');
-    assert_eq!(words.next(), Some("session"));
-    let protocol = words.next().expect("a protocol");
-    let options: Vec<&str> = words.collect();
-    let (opening, framing) = opening(protocol, &options);
+fn open_session(opened: &Opened) -> Session {
+    let (opening, framing) = opening(opened);
     let state = (opening.protocol)();
     if opening.signs_in_later {
         return Session::to_begin(SESSION, None, state, framing);
     }
-    let operations = if options.contains(&"publish") { "subscribe,publish" } else { "subscribe" };
+    let operations = if opened.may_publish { "subscribe,publish" } else { "subscribe" };
     let identity = Arc::new(identity(&format!("{ROOM}={operations}")));
     Session::new(SESSION, identity, state, framing)
 }
 
-/// Opens a session as a request would: for one room, or (`several_rooms`) for two, with the options as its
-/// query. If there are several transports, `websocket` selects that one.
-fn opening(protocol: &str, options: &[&str]) -> (Opening, Framing) {
-    let name = if protocol == "event_stream" { "sse" } else { protocol };
-    let endpoint = TABLE.iter().find(|endpoint| endpoint.name.as_str() == name).expect("a protocol");
-    let several = options.contains(&"several_rooms");
-    let mut routes = endpoint.routes.iter().filter(|route| several == (route.path == "/rooms"));
-    let on_web_sockets = options.contains(&"websocket");
+/// Opens a session as a request would.
+fn opening(opened: &Opened) -> (Opening, Framing) {
+    let endpoint = TABLE.iter().find(|endpoint| endpoint.name.as_str() == opened.protocol);
+    let several = opened.several_rooms;
+    let mut routes = endpoint.expect("a protocol").routes.iter();
     let (transport, open) = routes
         .find_map(|route| match route.on {
+            _ if several != (route.path == "/rooms") => None,
             On::WebSocket { open, .. } => Some((Transport::WebSocket, open)),
-            On::Stream { open, .. } if !on_web_sockets => Some((Transport::Body, open)),
+            On::Stream { open, .. } if !opened.on_web_socket => Some((Transport::Body, open)),
             On::Stream { .. } | On::Request { .. } => None,
         })
         .expect("a route");
-    let mut query: Vec<&str> =
-        options.iter().copied().filter(|option| option.contains('=') && !option.contains('/')).collect();
-    if several {
-        query.extend(["room=lobby", "room=harbour"]);
-    }
-    let request = http::Request::get(format!("/?{}", query.join("&"))).body(()).expect("a request");
+    let request = http::Request::get(format!("/?{}", opened.query.join("&"))).body(()).expect("a request");
     let flags = vec![("sse.retry".to_owned(), "1s".to_owned())];
     let config = Config::load(&Sources { flags, ..Sources::default() }).expect("a configuration");
     let settings = Settings::new(&config, Arc::new(Keyring::new(Vec::new(), Vec::new())));
@@ -234,12 +220,10 @@ fn opening(protocol: &str, options: &[&str]) -> (Opening, Framing) {
 fn play(client: &mut Client, step: &str) -> Vec<String> {
     let Client { session, meters, limiters } = client;
     let mut effects = Effects::default();
-    let (what, rest) = step.split_once(' ').unwrap_or((step, ""));
-    match what {
-        "client" => {
-            let (kind, payload) = rest.split_once(' ').unwrap_or((rest, ""));
-            let payload = unescape(payload);
-            let message = if kind == "text" { Message::Text(payload) } else { Message::Binary(payload) };
+    match Input::new(step) {
+        Input::Client { is_text, payload } => {
+            let charge = Charge::default().received(payload.len());
+            let message = if is_text { Message::Text(payload) } else { Message::Binary(payload) };
             let authenticator = authenticator();
             let around = Surroundings {
                 authenticator: &authenticator,
@@ -247,33 +231,24 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
                 rooms_per_session: 2,
                 allowance: Allowance { session: meters, node: limiters },
             };
-            let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
-            let charge = Charge::default().received(bytes.len());
             session.receive(message, charge, &around, &mut Vec::new(), &mut effects);
         }
-        "room" => {
-            let (name, rest) = rest.split_once(' ').expect("a room and a payload");
-            let (kind, payload) = rest.split_once(' ').unwrap_or((rest, ""));
-            let (kind, event) =
-                kind.split_once('/').map_or((kind, None), |(kind, event)| (kind, Some(event)));
-            let payload = unescape(payload);
-            let data = if kind == "text" { Data::detect(payload) } else { Data::binary(payload) };
-            let event = event.map(|event| EventName::new(event).expect("an event's name"));
+        Input::Room { room: name, is_text, event, payload } => {
+            let data = if is_text { Data::detect(payload) } else { Data::binary(payload) };
+            let event = event.map(|event| EventName::new(&event).expect("an event's name"));
             let publication = Publication { event, ..Publication::new(data) };
-            let RoomFormat { format, .. } = session.format(&room(name), 0);
+            let RoomFormat { format, .. } = session.format(&room(&name), 0);
             let encoding = Encoding::new(format, session.framing().transport);
-            effects.push(Effect::Send(encoding.encode(&room(name), &publication)));
+            effects.push(Effect::Send(encoding.encode(&room(&name), &publication)));
         }
-        "gap" => {
-            let (name, cause) = rest.split_once(' ').expect("a room and a cause");
+        Input::Gap { room: name, cause } => {
             let cause = [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow, GapCause::Dropped]
                 .into_iter()
                 .find(|known| known.as_str() == cause);
-            session.gap(&room(name), cause.expect("a cause"), &mut effects);
+            session.gap(&room(&name), cause.expect("a cause"), &mut effects);
         }
-        "settled" => {
-            let (request, outcome) = rest.split_once(' ').unwrap_or(("0", rest));
-            let outcome = match outcome {
+        Input::Settled { request, outcome } => {
+            let outcome = match outcome.as_str() {
                 "ok" => Ok(()),
                 "unavailable" => Err(BrokerError::Unavailable),
                 "unknown" => Err(BrokerError::Unknown),
@@ -282,34 +257,27 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
                 "refused" => Err(BrokerError::Refused("ERR".into())),
                 other => panic!("no outcome {other}"),
             };
-            session.settled(request.parse().expect("a request"), &outcome, &mut effects);
+            session.settled(request.try_into().expect("a request"), &outcome, &mut effects);
         }
-        "joined" | "refused" => {
-            let (request, name) = rest.split_once(' ').expect("a request and a room");
-            let (name, refusal) = match name.split_once(' ') {
-                None => (name, ReplyError::Unavailable),
-                Some((name, "forbidden")) => (name, ReplyError::Forbidden),
-                Some((_, other)) => panic!("no refusal {other}"),
-            };
-            let request = request.parse().expect("a request");
-            let member = session.joined(
-                request,
-                &room(name),
-                if what == "joined" { Ok(()) } else { Err(refusal) },
-                &mut effects,
-            );
+        Input::Joined { request, room: name, outcome } => {
+            let outcome = outcome.map_err(|refused| match refused {
+                Refused::Unavailable => ReplyError::Unavailable,
+                Refused::Forbidden => ReplyError::Forbidden,
+            });
+            let request = request.try_into().expect("a request");
+            let member = session.joined(request, &room(&name), outcome, &mut effects);
             let member = if member { "member" } else { "no member" };
             let mut all: Vec<_> = effects.drain().map(|effect| said(session, effect)).collect();
             all.push(member.to_owned());
             return all;
         }
-        "heartbeat" => {
+        Input::Heartbeat => {
             let mut packets = Packets::default();
             session.heartbeat(&mut packets);
             packets.take().for_each(|packet| effects.push(Effect::Send(packet)));
         }
-        "farewell" => {
-            let reason = match rest {
+        Input::Farewell(reason) => {
+            let reason = match reason.as_str() {
                 "drain" => CloseReason::Drain,
                 "slow_consumer" => CloseReason::SlowConsumer,
                 "memory" => CloseReason::OutOfMemory,
@@ -323,7 +291,6 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
             session.farewell(reason, 0.5, &mut packets);
             packets.take().for_each(|packet| effects.push(Effect::Send(packet)));
         }
-        other => panic!("no step {other}"),
     }
     effects.drain().map(|effect| said(session, effect)).collect()
 }
@@ -381,43 +348,7 @@ fn token(subject: &str, grants: &str, seconds: u64) -> Token {
 
 /// Replaces `<token SUBJECT GRANTS SECONDS>` with tokens.
 pub(super) fn with_tokens(step: &str) -> String {
-    let mut parts = step.split("<token ");
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (words, rest) = part.split_once('>').expect("a token's end");
-        let words: Vec<&str> = words.split(' ').collect();
-        let seconds = words[2].parse().expect("seconds");
-        text.push_str(token(words[0], words[1], seconds).expose());
-        text.push_str(rest);
-    }
-    text
-}
-
-/// Undoes `escape_ascii`, as far as transcripts need it.
-fn unescape(text: &str) -> Bytes {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = match (first, tail) {
-            (b'\\', [b'n', tail @ ..]) => {
-                bytes.push(b'\n');
-                tail
-            }
-            (b'\\', [b'r', tail @ ..]) => {
-                bytes.push(b'\r');
-                tail
-            }
-            (b'\\', [b'x', high, low, tail @ ..]) => {
-                let digits = [*high, *low];
-                let digits = std::str::from_utf8(&digits).expect("two digits");
-                bytes.push(u8::from_str_radix(digits, 16).expect("two hexadecimal digits"));
-                tail
-            }
-            _ => {
-                bytes.push(*first);
-                tail
-            }
-        };
-    }
-    bytes.into()
+    transcript::with_tokens(step, |subject, grants, seconds| {
+        token(subject, grants, seconds).expose().to_owned()
+    })
 }

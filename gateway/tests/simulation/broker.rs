@@ -63,17 +63,40 @@ impl Bus {
 
     /// Accepts the next publication of a node, or refuses it. Returns whether there was any.
     pub fn accept_next(&mut self, link: usize, refuse: bool) -> bool {
-        if !self.links[link].is_up {
-            return false;
+        if refuse || !self.links[link].is_up {
+            return self.settle_next(link, Err(BrokerError::NotNow("busy".into())));
         }
-        let Some(request) = self.links[link].publishing.pop_front() else { return false };
-        if refuse {
-            request.receipt.settle(Err(BrokerError::NotNow("busy".into())));
-        } else {
-            self.accept(&request.room, request.publication);
-            request.receipt.settle(Ok(()));
+        if let Some(PublishRequest { room, publication, .. }) = self.links[link].publishing.front() {
+            let (room, publication) = (room.clone(), publication.clone());
+            self.accept(&room, publication);
         }
-        true
+        self.settle_next(link, Ok(()))
+    }
+
+    /// Answers the next publication of a node, which nobody gets by that. Returns whether there was any.
+    pub fn settle_next(&mut self, link: usize, outcome: Result<(), BrokerError>) -> bool {
+        let link = &mut self.links[link];
+        let next = if link.is_up { link.publishing.pop_front() } else { None };
+        let is_any = next.is_some();
+        if let Some(request) = next {
+            request.receipt.settle(outcome);
+        }
+        is_any
+    }
+
+    /// What a node has handed over and has not been settled, in order.
+    pub fn publishing(&self, link: usize) -> impl Iterator<Item = (&RoomName, &Publication)> {
+        self.links[link].publishing.iter().map(|request| (&request.room, &request.publication))
+    }
+
+    /// Sets how many publications a node may hand over before one is accepted.
+    pub fn set_queue(&mut self, link: usize, queue: usize) {
+        self.links[link].queue = queue;
+    }
+
+    /// Tells a node of a gap.
+    pub fn tell_gap(&mut self, link: usize, room: &RoomName, cause: GapCause) {
+        self.links[link].arriving.push_back((room.clone(), Err(cause)));
     }
 
     /// Takes the next thing on its way to a node. To be passed to [`deliver`] without the lock.
@@ -85,27 +108,29 @@ impl Bus {
 
     /// Confirms or refuses the subscription to one of the rooms that wait. Returns whether there was any.
     pub fn confirm_next(&mut self, link: usize, which: usize, refuse: bool) -> bool {
-        let link = &mut self.links[link];
-        if !link.is_up {
-            return false;
-        }
+        let Link { rooms, is_up, .. } = &self.links[link];
         let waiting: Vec<_> =
-            link.rooms.iter().filter(|(_, room)| !room.is_confirmed).map(|(name, _)| name.clone()).collect();
-        if waiting.is_empty() {
+            rooms.iter().filter(|(_, room)| !room.is_confirmed).map(|(name, _)| name.clone()).collect();
+        if !is_up || waiting.is_empty() {
             return false;
         }
-        let name = &waiting[which % waiting.len()];
         let outcome = if refuse { Err(BrokerError::Refused("no".into())) } else { Ok(()) };
-        let subscription = link.rooms.get_mut(name).unwrap();
+        self.confirm(link, &waiting[which % waiting.len()], &outcome);
+        true
+    }
+
+    /// Confirms or refuses the subscription to a room, if it waits.
+    pub fn confirm(&mut self, link: usize, room: &RoomName, outcome: &Result<(), BrokerError>) {
+        let rooms = &mut self.links[link].rooms;
+        let Some(subscription) = rooms.get_mut(room) else { return };
         for waiting in subscription.waiting.drain(..) {
             drop(waiting.send(outcome.clone()));
         }
-        if refuse {
-            link.rooms.remove(name);
+        if outcome.is_err() {
+            rooms.remove(room);
         } else {
             subscription.is_confirmed = true;
         }
-        true
     }
 
     /// The node's connection is lost, and with it what was on its way. Of the publications that wait, so many

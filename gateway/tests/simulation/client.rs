@@ -4,7 +4,7 @@ use broker_bridge::RoomName;
 use serde_json::{Value, json};
 use tidegate::framing::Transport;
 
-use crate::{random::Random, transport::Shared};
+use crate::{random::Random, transport::Shared, wire};
 
 /// A protocol and its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub struct Client {
     /// The room of the event that is being read, and its name and data.
     event: (Option<RoomName>, String, String),
     mask: Random,
+    /// Whether compression was agreed.
+    pub deflate: bool,
 }
 
 impl Kind {
@@ -130,6 +132,7 @@ impl Client {
             waiting: Vec::new(),
             event: (None, String::new(), String::new()),
             mask: Random::new(random.next()),
+            deflate: false,
         }
     }
 
@@ -195,18 +198,14 @@ impl Client {
         self.frame(1, message.to_string().as_bytes());
     }
 
-    /// A masked frame (RFC 6455 §5.2).
     fn frame(&mut self, opcode: u8, payload: &[u8]) {
-        let mask: [u8; 4] = (self.mask.next() as u32).to_be_bytes();
-        let mut frame = vec![0x80 | opcode];
-        if payload.len() < 126 {
-            frame.push(0x80 | payload.len() as u8);
+        let mask = (self.mask.next() as u32).to_be_bytes();
+        let is_deflated = self.deflate && opcode < 8 && self.mask.one_in(2);
+        let frame = if is_deflated {
+            wire::masked_and_deflated(opcode, payload, mask)
         } else {
-            frame.push(0x80 | 0x7e);
-            frame.extend((payload.len() as u16).to_be_bytes());
-        }
-        frame.extend(mask);
-        frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+            wire::masked(opcode, payload, mask)
+        };
         let mut pipe = self.pipe.borrow_mut();
         if !pipe.client_ended && !pipe.is_reset {
             pipe.to_node.extend(frame);
@@ -230,7 +229,8 @@ impl Client {
     /// Understands the next frame or line. Returns false if it is not there yet.
     fn understand(&mut self, heard: &mut Vec<Heard>) -> bool {
         if self.kind.is_web_socket() {
-            let Some((opcode, payload)) = self.next_frame() else { return false };
+            let frame = wire::next_frame(&mut self.input, self.deflate);
+            let Some((opcode, payload)) = frame else { return false };
             match opcode {
                 1 | 2 => self.message(&payload, heard),
                 8 => heard.push(Heard::Closed),
@@ -248,22 +248,6 @@ impl Client {
             _ => self.field(line.trim_end_matches('\n'), heard),
         }
         true
-    }
-
-    fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
-        let (first, second) = (*self.input.first()?, *self.input.get(1)?);
-        assert_eq!(first & 0xf0, 0x80, "whole frames without extensions");
-        assert_eq!(second & 0x80, 0, "a server does not mask");
-        let (head, length) = match second {
-            126 => (4, usize::from(u16::from_be_bytes([*self.input.get(2)?, *self.input.get(3)?]))),
-            127 => panic!("a frame of more than 64 KiB"),
-            short => (2, usize::from(short)),
-        };
-        if self.input.len() < head + length {
-            return None;
-        }
-        let frame: Vec<u8> = self.input.drain(..head + length).collect();
-        Some((first & 0x0f, frame[head..].to_vec()))
     }
 
     fn message(&mut self, payload: &[u8], heard: &mut Vec<Heard>) {

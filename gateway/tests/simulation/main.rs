@@ -20,10 +20,14 @@
 
 mod broker;
 mod client;
+mod golden;
 mod node;
 mod random;
 mod service;
+#[path = "../../src/session/transcript.rs"]
+mod transcript;
 mod transport;
+mod wire;
 mod world;
 
 use std::{
@@ -42,6 +46,7 @@ fn from_env(name: &str) -> Option<u64> {
 }
 
 fn run(seed: u64, steps: u64) -> Counts {
+    golden::play(seed);
     let mut world = World::new(seed);
     world.run(steps);
     world.counts
