@@ -173,13 +173,13 @@ fn welcome(protocol: Protocol, deflate: bool) -> Vec<u8> {
 fn frame(text: &[u8], deflate: bool) -> Vec<u8> {
     let mut frame = Vec::new();
     if !deflate {
-        write_unmasked(&mut frame, Opcode::Text, text);
+        write_unmasked(&mut frame, Opcode::Text, &[text]);
         return frame;
     }
     let mut out = Vec::with_capacity(text.len() + 1024);
     Compress::new(Compression::new(6), false).compress_vec(text, &mut out, FlushCompress::Sync).unwrap();
     out.truncate(out.len() - 4);
-    write_unmasked(&mut frame, Opcode::Text, &out);
+    write_unmasked(&mut frame, Opcode::Text, &[&out]);
     frame[0] |= 0x40;
     frame
 }

@@ -131,7 +131,7 @@ impl Books {
                     self.arrive(member);
                 }
             }
-            Event::Joined { .. } | Event::Left { .. } => {}
+            Event::Accepted | Event::Joined { .. } | Event::Left { .. } => {}
             Event::Refused { why } => {
                 self.news.refused_publications += 1;
                 self.news.first_refusal.get_or_insert(why);

@@ -7,6 +7,7 @@ pub mod capacity;
 pub mod file;
 pub mod flow;
 pub mod load;
+pub mod relay;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -73,6 +74,10 @@ pub enum Scenario {
     Intake(flow::Intake),
     /// How much clients can publish into Redis, compared with a pipelined PUBLISH
     Publish(flow::Publish),
+    /// The physical limit through Redis: a bare relay of messages between clients, in many small rooms
+    Relay(relay::Relay),
+    /// Tidegate on Redis and `relay` in alternating rounds, at several rates, and the ratios between them
+    CompareRelay(relay::CompareRelay),
     /// Restart Redis under a node with many topics: how soon are they back?
     Resubscribe(flow::Resubscribe),
     /// How long a server takes from its start until it is ready
@@ -89,6 +94,9 @@ pub enum Scenario {
     /// The bare subscriber that `intake` and `publish` compare with
     #[command(hide = true)]
     TapServer(flow::TapServer),
+    /// The process that `relay` measures
+    #[command(hide = true)]
+    RelayServer(relay::RelayServer),
     /// The process that `handshakes` measures
     #[command(hide = true)]
     HandshakeServer(HandshakeServer),

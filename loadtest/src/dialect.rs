@@ -79,6 +79,8 @@ pub enum Heard<'a> {
     Left(Cow<'a, str>),
     /// The client must answer with this payload.
     Reply(&'static [u8]),
+    /// A publication was accepted, if the protocol says so.
+    Accepted,
     /// A publication was refused.
     Refused(String),
     /// The server has ended the connection.
@@ -248,6 +250,7 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
         Reply { id: id @ SUBSCRIBE_IDS..PUBLISH_IDS, .. } => {
             Some(Heard::Answered(u32::try_from(id - SUBSCRIBE_IDS).ok()))
         }
+        Reply { id: PUBLISH_IDS.., .. } => Some(Heard::Accepted),
         Reply { .. } => None,
     }
 }
@@ -321,7 +324,12 @@ mod tests {
         );
         assert_eq!(
             heard(Dialect::Centrifuge, &lines),
-            [Heard::Reply(b"{}"), Heard::Message(publication.as_bytes()), Heard::Answered(Some(0))]
+            [
+                Heard::Reply(b"{}"),
+                Heard::Message(publication.as_bytes()),
+                Heard::Answered(Some(0)),
+                Heard::Accepted
+            ]
         );
         for (line, words) in [
             (

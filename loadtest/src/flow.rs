@@ -212,7 +212,7 @@ impl MemberBooks {
     /// Records an event of the swarm.
     pub fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } | Event::Joined { .. } | Event::Left { .. } => {}
+            Event::Standing { .. } | Event::Accepted | Event::Joined { .. } | Event::Left { .. } => {}
             Event::Message { member, payload, .. } => {
                 let stamp = self.finder.find(self.entrance.dialect, payload);
                 // Each room has one member; a message that arrives at another is astray.
@@ -289,7 +289,11 @@ impl Way for Clients {
             Event::Lost { member, why, .. } => {
                 failure.get_or_insert_with(|| format!("client {}: {why}", member + 1));
             }
-            Event::Standing { .. } | Event::Message { .. } | Event::Joined { .. } | Event::Left { .. } => {}
+            Event::Standing { .. }
+            | Event::Message { .. }
+            | Event::Accepted
+            | Event::Joined { .. }
+            | Event::Left { .. } => {}
         })?;
         if let Some(why) = failure {
             bail!("a publication failed: {why}");

@@ -17,7 +17,7 @@
 //! | [`workshop`], [`probe`] | servers started by the tester, and requests to them |
 //! | [`room`] | rounds that measure what a delivery costs |
 //! | [`capacity`] | the size of a fleet, computed from unit costs |
-//! | [`flow`], [`tap`], [`redis`] | rounds that measure throughput, and Redis without a gateway |
+//! | [`flow`], [`tap`], [`relay`], [`redis`] | rounds that measure throughput, Redis without a gateway, and the smallest gateway |
 //! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and the sum of their updates |
 //! | [`worker`], [`books`] | one of these processes: its share of the clients and of the schedule |
 //! | [`process`] | CPU time, memory, pinning, descriptors |
@@ -49,6 +49,7 @@ mod probe;
 mod process;
 mod publisher;
 mod redis;
+mod relay;
 mod report;
 mod room;
 mod scenario;
@@ -107,6 +108,9 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::CompareRooms(args) => scenario::compare_rooms::run(&args),
         Scenario::Intake(args) => scenario::flow::intake(&args),
         Scenario::Publish(args) => scenario::flow::publish(&args),
+        Scenario::Relay(args) => scenario::relay::relay(&args),
+        Scenario::CompareRelay(args) => scenario::relay::compare(&args),
+        Scenario::RelayServer(args) => relay::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Resubscribe(args) => scenario::resubscribe::run(&args),
         Scenario::Handshakes(args) => scenario::handshakes::run(&args),
         Scenario::HandshakeServer(args) => scenario::handshakes::serve(&args).map(|()| Verdict::AsExpected),

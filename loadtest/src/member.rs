@@ -408,6 +408,10 @@ impl Member {
                 }
                 Heard::Reply(payload) => self.answer(Opcode::Text, payload),
                 Heard::Next => self.step(),
+                Heard::Accepted => {
+                    on(Event::Accepted);
+                    Ok(())
+                }
                 Heard::Refused(why) => {
                     on(Event::Refused { why });
                     Ok(())

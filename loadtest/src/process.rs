@@ -153,6 +153,18 @@ pub fn waited(pid: u32) -> f64 {
     crate::clock::seconds(nanos.unwrap_or(0))
 }
 
+/// How often the threads of `pid` that run now have given up or lost their CPU to another thread.
+pub fn context_switches(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/task");
+    let mut all = 0;
+    for task in fs::read_dir(&path).with_context(|| format!("cannot read {path}"))? {
+        // A thread may end meanwhile.
+        let status = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+        all += parse_switches(&status);
+    }
+    Ok(all)
+}
+
 /// Pins this process, and every process that it starts from now on, to `cpu`.
 pub fn pin_to(cpu: usize) -> anyhow::Result<()> {
     if cpu >= CpuSet::MAX_CPU {
@@ -234,6 +246,12 @@ fn parse_smaps_rollup(text: &str) -> Option<Memory> {
     })
 }
 
+/// Voluntary and involuntary switches in a thread's `status`.
+fn parse_switches(status: &str) -> u64 {
+    let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+    lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +280,13 @@ mod tests {
         let expected = Memory { rss: 2000 * 1024, pss: 1500 * 1024, uss: 1500 * 1024 };
         assert_eq!(parse_smaps_rollup(text), Some(expected));
         assert_eq!(parse_smaps_rollup("Rss: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn both_kinds_of_switches_count() {
+        let text = "Threads:\t3\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t7\n";
+        assert_eq!((parse_switches(text), parse_switches("")), (157, 0));
+        assert!(context_switches(std::process::id()).unwrap() > 0);
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Publisher {
         }
         for (payload, room) in batch.chunks_exact(size).zip(rooms) {
             match speech {
-                Speech::Yardstick { .. } => websocket::write_unmasked(out, Opcode::Text, payload),
+                Speech::Yardstick { .. } => websocket::write_unmasked(out, Opcode::Text, &[payload]),
                 Speech::Http(path, head) => {
                     out.extend_from_slice(b"POST ");
                     numbered(out, path, *room)?;

@@ -1,6 +1,7 @@
-//! Commands to Redis, one at a time, on one connection.
+//! Commands to Redis, one at a time, on one connection, and what Redis pushes to subscribers.
 //!
-//! Owns the connection and the greeting of both this and the [`tap`](crate::tap). Not optimised for speed;
+//! Owns the connection and the greeting of this, the [`tap`](crate::tap) and the [`relay`](crate::relay), and
+//! reads the pushes of the latter two. Commands are not optimised for speed;
 //! [`publisher`](crate::publisher) publishes in bulk.
 
 use std::{
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest accepted answer. `INFO` has some 10 KiB.
 const MAX_ANSWER: usize = 1024 * 1024;
+
+/// The longest accepted push.
+pub const MAX_PUSH: usize = 2 * 1024 * 1024;
 
 /// A connection for commands.
 #[derive(Debug)]
@@ -114,6 +118,33 @@ pub fn number(line: &[u8]) -> anyhow::Result<usize> {
     text.parse().with_context(|| format!("not a length: {:?}", String::from_utf8_lossy(line)))
 }
 
+/// A push to a subscriber.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Push<'a> {
+    Message { topic: &'a [u8], payload: &'a [u8] },
+    Subscribed { topic: &'a [u8] },
+}
+
+/// Reads one push from the front of `bytes`; returns it and the rest, or `None` while it is incomplete.
+pub fn read_push(bytes: &[u8]) -> anyhow::Result<Option<(Push<'_>, &[u8])>> {
+    let Some((head, rest)) = line(bytes) else { return Ok(None) };
+    ensure!(head == b"*3", "Redis said {:?} to a subscriber", String::from_utf8_lossy(head));
+    let Some((kind, rest)) = read_bulk(rest)? else { return Ok(None) };
+    let Some((topic, rest)) = read_bulk(rest)? else { return Ok(None) };
+    if kind == b"message" {
+        return Ok(read_bulk(rest)?.map(|(payload, rest)| (Push::Message { topic, payload }, rest)));
+    }
+    ensure!(kind == b"subscribe", "Redis said {:?} to a subscriber", String::from_utf8_lossy(kind));
+    Ok(line(rest).map(|(_count, rest)| (Push::Subscribed { topic }, rest)))
+}
+
+fn read_bulk(bytes: &[u8]) -> anyhow::Result<Option<(&[u8], &[u8])>> {
+    let Some((head, rest)) = line(bytes) else { return Ok(None) };
+    let length = number(head)?;
+    ensure!(length <= MAX_PUSH / 2, "a push of {length} bytes");
+    Ok(rest.split_at_checked(length).and_then(|(body, rest)| Some((body, rest.get(2..)?))))
+}
+
 /// Reads one answer from the front of `bytes`, with its length, or `None` when it is incomplete.
 fn read_answer(bytes: &[u8]) -> anyhow::Result<Option<(String, usize)>> {
     let Some((head, rest)) = line(bytes) else { return Ok(None) };
@@ -158,5 +189,24 @@ mod tests {
         let info = "# CPU\r\nused_cpu_sys:1.5\r\nused_cpu_sys_children:9\r\n";
         assert_eq!(field(info, "used_cpu_sys").unwrap(), "1.5");
         assert!(field(info, "used_cpu").is_err());
+    }
+
+    #[test]
+    fn pushes_are_read_in_parts() {
+        let message = b"*3\r\n$7\r\nmessage\r\n$6\r\nroom:1\r\n$4\r\na\r\nb\r\n";
+        let subscribed = b"*3\r\n$9\r\nsubscribe\r\n$6\r\nroom:1\r\n:12\r\n";
+        for (bytes, push) in [
+            (&message[..], Push::Message { topic: b"room:1", payload: b"a\r\nb" }),
+            (subscribed, Push::Subscribed { topic: b"room:1" }),
+        ] {
+            for cut in 0..bytes.len() {
+                assert_eq!(read_push(&bytes[..cut]).unwrap(), None, "{cut}");
+            }
+            let two = [bytes, bytes].concat();
+            assert_eq!(read_push(&two).unwrap(), Some((push, bytes)));
+        }
+        for bad in [&b"-ERR x\r\n"[..], b"*2\r\n$4\r\n", b"*3\r\n$4\r\npong\r\n$1\r\nx\r\n"] {
+            assert!(read_push(bad).is_err(), "{bad:?}");
+        }
     }
 }

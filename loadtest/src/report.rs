@@ -9,6 +9,7 @@ pub mod flow;
 pub mod html;
 pub mod load;
 pub mod outputs;
+pub mod relay;
 pub mod resubscribe;
 pub mod room;
 pub mod rooms;

@@ -318,7 +318,7 @@ impl Sender {
 impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } | Event::Joined { .. } | Event::Left { .. } => {}
+            Event::Standing { .. } | Event::Accepted | Event::Joined { .. } | Event::Left { .. } => {}
             // The connection after the members publishes; ignore what it receives.
             Event::Message { member, .. } if member >= self.members => {}
             Event::Message { member, payload, at } => match self.finder.find(self.dialect, payload) {

@@ -9,6 +9,7 @@ pub mod handshakes;
 pub mod held;
 pub mod idle;
 pub mod load;
+pub mod relay;
 pub mod resubscribe;
 pub mod start;
 pub mod storm;

@@ -58,6 +58,8 @@ pub enum Event<'a> {
     /// The server has removed it from a room with a code that allows it to resubscribe. Only for members that
     /// [stay](Seat::stays); the connection of any other ends.
     Left { member: usize, channel: &'a str },
+    /// One of its publications was accepted, if the protocol says so.
+    Accepted,
     /// One of its publications was refused.
     Refused { why: String },
     /// Its connection has ended; `stood` tells whether it had been ready.

@@ -31,7 +31,7 @@ use crate::{
     ledger::Counts,
     payload::Shape,
     process,
-    redis::{self, Link},
+    redis::{self, Link, MAX_PUSH, Push, read_push},
     stamp::Finder,
     stop::Stop,
     target::{NUMBER, Redis},
@@ -40,9 +40,6 @@ use crate::{
 
 /// The size of one read.
 const READ_SIZE: usize = 64 * 1024;
-
-/// The longest accepted push.
-const MAX_PUSH: usize = 2 * 1024 * 1024;
 
 /// How many publications may be counted before the count is reported, while more are waiting.
 const TELLING: u64 = 1024;
@@ -296,11 +293,11 @@ impl Reader {
             while let Some((push, rest)) = read_push(bytes)? {
                 bytes = rest;
                 match push {
-                    Push::Subscribed => {
+                    Push::Subscribed { .. } => {
                         *subscribed += 1;
                         connection.awaited -= 1;
                     }
-                    Push::Message(payload) => {
+                    Push::Message { payload, .. } => {
                         *count += 1;
                         if let Some((finder, lanes)) = books {
                             let stamp = finder.within(payload);
@@ -331,53 +328,5 @@ impl Connection {
             self.socket.set_nonblocking(true)?;
         }
         Ok(())
-    }
-}
-
-/// A push to a subscriber.
-#[derive(Debug, PartialEq, Eq)]
-enum Push<'a> {
-    Message(&'a [u8]),
-    Subscribed,
-}
-
-/// Reads one push from the front of `bytes`; returns it and the rest, or `None` while it is incomplete.
-fn read_push(bytes: &[u8]) -> anyhow::Result<Option<(Push<'_>, &[u8])>> {
-    let Some((head, rest)) = redis::line(bytes) else { return Ok(None) };
-    ensure!(head == b"*3", "Redis said {:?} to a subscriber", String::from_utf8_lossy(head));
-    let Some((kind, rest)) = read_bulk(rest)? else { return Ok(None) };
-    let Some((_topic, rest)) = read_bulk(rest)? else { return Ok(None) };
-    if kind == b"message" {
-        return Ok(read_bulk(rest)?.map(|(payload, rest)| (Push::Message(payload), rest)));
-    }
-    ensure!(kind == b"subscribe", "Redis said {:?} to a subscriber", String::from_utf8_lossy(kind));
-    Ok(redis::line(rest).map(|(_count, rest)| (Push::Subscribed, rest)))
-}
-
-fn read_bulk(bytes: &[u8]) -> anyhow::Result<Option<(&[u8], &[u8])>> {
-    let Some((head, rest)) = redis::line(bytes) else { return Ok(None) };
-    let length = redis::number(head)?;
-    ensure!(length <= MAX_PUSH / 2, "a push of {length} bytes");
-    Ok(rest.split_at_checked(length).and_then(|(body, rest)| Some((body, rest.get(2..)?))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pushes_are_read_in_parts() {
-        let message = b"*3\r\n$7\r\nmessage\r\n$6\r\nroom:1\r\n$4\r\na\r\nb\r\n";
-        let subscribed = b"*3\r\n$9\r\nsubscribe\r\n$6\r\nroom:1\r\n:12\r\n";
-        for (bytes, push) in [(&message[..], Push::Message(b"a\r\nb")), (subscribed, Push::Subscribed)] {
-            for cut in 0..bytes.len() {
-                assert_eq!(read_push(&bytes[..cut]).unwrap(), None, "{cut}");
-            }
-            let two = [bytes, bytes].concat();
-            assert_eq!(read_push(&two).unwrap(), Some((push, bytes)));
-        }
-        for bad in [&b"-ERR x\r\n"[..], b"*2\r\n$4\r\n", b"*3\r\n$4\r\npong\r\n$1\r\nx\r\n"] {
-            assert!(read_push(bad).is_err(), "{bad:?}");
-        }
     }
 }

@@ -137,10 +137,13 @@ pub fn write_masked(out: &mut Vec<u8>, opcode: Opcode, parts: &[&[u8]], seed: u6
     out.extend(payload.zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
 }
 
-/// Appends a server's frame: unmasked, final. The yardstick sends these.
-pub fn write_unmasked(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
-    write_header(out, opcode, payload.len(), 0);
-    out.extend_from_slice(payload);
+/// Appends a server's frame: unmasked, final, with the concatenated `parts` as its payload. The yardsticks
+/// send these.
+pub fn write_unmasked(out: &mut Vec<u8>, opcode: Opcode, parts: &[&[u8]]) {
+    write_header(out, opcode, parts.iter().map(|part| part.len()).sum(), 0);
+    for part in parts {
+        out.extend_from_slice(part);
+    }
 }
 
 /// The length of the frame that [`write_unmasked`] appends for `payload` bytes.
@@ -177,6 +180,11 @@ pub fn upgrade_request(authority: &str, path: &str, authorization: &str, deflate
     )
     .into_bytes()
 }
+
+/// The answer to every [`upgrade_request`] of this tester, for a server of its own: the key is always the
+/// same.
+pub const UPGRADED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                            Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// Reads the answer to [`upgrade_request`]: the length of its head once the connection is a `WebSocket`,
 /// `None` while it is incomplete.
@@ -259,7 +267,7 @@ mod tests {
     fn server_frames(payloads: &[Vec<u8>]) -> Vec<u8> {
         let mut wire = Vec::new();
         for payload in payloads {
-            write_unmasked(&mut wire, Opcode::Binary, payload);
+            write_unmasked(&mut wire, Opcode::Binary, &[payload]);
         }
         wire
     }

@@ -273,7 +273,7 @@ impl<'a> Test<'a> {
 impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } | Event::Left { .. } => {}
+            Event::Standing { .. } | Event::Accepted | Event::Left { .. } => {}
             Event::Joined { .. } => self.joined += 1,
             Event::Message { member, payload, .. } => {
                 let stamp = self.finder.find(self.entrance.dialect, payload);

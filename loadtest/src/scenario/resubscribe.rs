@@ -345,7 +345,7 @@ impl<'a> Test<'a> {
 impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } => {}
+            Event::Standing { .. } | Event::Accepted => {}
             Event::Joined { room } => {
                 if let Some(is_back) = self.is_back.get_mut(room as usize)
                     && !std::mem::replace(is_back, true)
