@@ -8,7 +8,7 @@
 //! | connections | used for | bound |
 //! |---|---|---|
 //! | [`subscribers`](RedisConfig::subscribers) pub/sub connections, own reader | receiving; a room belongs to one of them by hash | no queue: the sink is called in line |
-//! | [`publishers`](RedisConfig::publishers) multiplexed connections | `PUBLISH` in pipelines; a room belongs to one of them by hash | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes) each |
+//! | [`publishers`](RedisConfig::publishers) connections, own writer | `PUBLISH` in pipelines; a room belongs to one of them by hash | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes) each |
 //! | a small pool | requests and their answers; at present only health checks | [`POOL`] connections |
 //!
 //! # Health checks

@@ -3,7 +3,7 @@
 //! Owns everything up to the server's answer to the greeting. The caller decides what a connection is used for and
 //! when to retry. No error contains the password, even if the server repeats it.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{fmt::Write as _, io, net::SocketAddr, time::Duration};
 
 use bytes::{BufMut, BytesMut};
 use rustls::pki_types::ServerName;
@@ -212,15 +212,31 @@ pub(super) fn write_command(out: &mut BytesMut, parts: &[&[u8]]) {
 
 /// Appends the header of a command with `parts` parts, including its name.
 pub(super) fn write_header(out: &mut BytesMut, parts: usize) {
-    out.put_slice(format!("*{parts}\r\n").as_bytes());
+    write_length(out, '*', parts);
 }
 
 /// Appends one part of a command.
 pub(super) fn write_part(out: &mut BytesMut, part: &[u8]) {
-    out.put_slice(format!("${}\r\n", part.len()).as_bytes());
-    out.put_slice(part);
-    out.put_slice(b"\r\n");
+    write_pieces(out, &[part]);
 }
+
+/// Appends one part of a command, given in pieces.
+pub(super) fn write_pieces(out: &mut BytesMut, pieces: &[&[u8]]) {
+    write_length(out, '$', pieces.iter().map(|piece| piece.len()).sum());
+    for piece in pieces {
+        out.put_slice(piece);
+    }
+    out.put_slice(LINE_END);
+}
+
+/// Appends the line that announces a command of `length` parts (`*`) or a part of `length` bytes (`$`). After the
+/// bytes of a part the caller appends [`LINE_END`].
+pub(super) fn write_length(out: &mut BytesMut, kind: char, length: usize) {
+    write!(out, "{kind}{length}\r\n").expect("a buffer in memory takes everything");
+}
+
+/// What follows each part of a command.
+pub(super) const LINE_END: &[u8] = b"\r\n";
 
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -287,5 +303,8 @@ mod tests {
         let mut out = BytesMut::new();
         write_command(&mut out, &[b"PING", b"a\r\nb"]);
         assert_eq!(&out[..], b"*2\r\n$4\r\nPING\r\n$4\r\na\r\nb\r\n");
+        out.clear();
+        write_pieces(&mut out, &[b"one", b"", b"two"]);
+        assert_eq!(&out[..], b"$6\r\nonetwo\r\n");
     }
 }

@@ -54,24 +54,83 @@ use crate::{Data, DataKind, EventName, InvalidEventName, Publication, Publisher,
 pub(super) const MAX_WRAPPING: usize = head::MAX_BYTES + MAX_OVERHEAD;
 
 /// The most that an envelope of this version adds to the payload, in bytes.
-const MAX_OVERHEAD: usize =
-    FIXED_BYTES + (2 + 1) + (2 + EventName::MAX_BYTES) + (2 + MAX_USER_BYTES) + 2 * (2 + 16);
+const MAX_OVERHEAD: usize = FIXED_BYTES
+    + field_bytes(1)
+    + field_bytes(EventName::MAX_BYTES)
+    + field_bytes(MAX_USER_BYTES)
+    + 2 * field_bytes(SESSION_BYTES);
 
-/// A publication as it goes to Redis: `header`, then `data`. The header of a raw message is empty.
+/// A publication as it goes to Redis: a header, which is empty for a raw message, and then the data.
 #[derive(Debug)]
 pub(super) struct Encoded<'a> {
-    /// What precedes the data.
-    pub(super) header: Vec<u8>,
-    /// The payload, not copied.
-    pub(super) data: &'a [u8],
+    publication: &'a Publication,
+    user: Option<&'a str>,
+    /// The length of all fields together. Zero means raw: an envelope has at least its kind.
+    fields: usize,
 }
 
 /// Encodes `publication`, raw where no envelope is needed.
 pub(super) fn encode(publication: &Publication) -> Encoded<'_> {
-    let data: &[u8] = publication.data.bytes();
-    // Redis limits strings to 512 MiB, so the length fits.
-    let header = if is_said_raw(publication) { Vec::new() } else { header(publication) };
-    Encoded { header, data }
+    if is_said_raw(publication) {
+        Encoded { publication, user: None, fields: 0 }
+    } else {
+        enveloped(publication)
+    }
+}
+
+fn enveloped(publication: &Publication) -> Encoded<'_> {
+    let Publication { event, publisher, exclude, .. } = publication;
+    // Any other user breaks the contract of `Publisher`. No user is better than a wrong one.
+    let user = publisher.as_ref().and_then(|by| by.user.as_deref()).filter(|user| is_user(user));
+    let fields = field_bytes(1)
+        + event.as_ref().map_or(0, |event| field_bytes(event.as_str().len()))
+        + user.map_or(0, |user| field_bytes(user.len()))
+        + publisher.as_ref().map_or(0, |_| field_bytes(SESSION_BYTES))
+        + exclude.map_or(0, |_| field_bytes(SESSION_BYTES));
+    Encoded { publication, user, fields }
+}
+
+impl<'a> Encoded<'a> {
+    /// The payload.
+    pub(super) fn data(&self) -> &'a Bytes {
+        self.publication.data.bytes()
+    }
+
+    /// How many bytes precede the payload.
+    pub(super) fn header_bytes(&self) -> usize {
+        if self.fields == 0 { 0 } else { FIXED_BYTES + self.fields }
+    }
+
+    /// Appends what precedes the payload: [`header_bytes`](Self::header_bytes) bytes.
+    pub(super) fn put_header(&self, out: &mut impl BufMut) {
+        if self.fields == 0 {
+            return;
+        }
+        let Publication { data, event, publisher, exclude } = self.publication;
+        out.put_slice(&MAGIC);
+        out.put_u8(VERSION);
+        out.put_u16(u16::try_from(self.fields).expect("five fields of at most 257 bytes"));
+        let kind = match data.kind() {
+            DataKind::Json => 0,
+            DataKind::Text => 1,
+            DataKind::Binary => 2,
+        };
+        put(out, KIND, &[kind]);
+        if let Some(event) = event {
+            put(out, EVENT, event.as_str().as_bytes());
+        }
+        if let Some(user) = self.user {
+            put(out, USER, user.as_bytes());
+        }
+        if let Some(Publisher { session, .. }) = publisher {
+            put(out, SESSION, &session.0.to_be_bytes());
+        }
+        if let Some(session) = exclude {
+            put(out, EXCLUDE, &session.0.to_be_bytes());
+        }
+        // Redis limits strings to 512 MiB, so the length fits.
+        out.put_u32(u32::try_from(data.bytes().len()).unwrap_or(u32::MAX));
+    }
 }
 
 /// Decodes one Redis message. Never fails: every sequence of bytes is a publication.
@@ -85,6 +144,7 @@ const VERSION: u8 = 1;
 /// Magic, version and both lengths.
 const FIXED_BYTES: usize = 3 + 1 + 2 + 4;
 const MAX_USER_BYTES: usize = 255;
+const SESSION_BYTES: usize = 16;
 
 const KIND: u8 = 1;
 const EVENT: u8 = 2;
@@ -103,42 +163,15 @@ fn is_said_raw(publication: &Publication) -> bool {
     }
 }
 
-fn header(publication: &Publication) -> Vec<u8> {
-    let Publication { data, event, publisher, exclude } = publication;
-    let mut fields = Vec::with_capacity(MAX_OVERHEAD);
-    let kind = match data.kind() {
-        DataKind::Json => 0,
-        DataKind::Text => 1,
-        DataKind::Binary => 2,
-    };
-    put(&mut fields, KIND, &[kind]);
-    if let Some(event) = event {
-        put(&mut fields, EVENT, event.as_str().as_bytes());
-    }
-    if let Some(Publisher { user, session }) = publisher {
-        // Any other user breaks the contract of `Publisher`. No user is better than a wrong one.
-        if let Some(user) = user.as_ref().filter(|user| is_user(user)) {
-            put(&mut fields, USER, user.as_bytes());
-        }
-        put(&mut fields, SESSION, &session.0.to_be_bytes());
-    }
-    if let Some(session) = exclude {
-        put(&mut fields, EXCLUDE, &session.0.to_be_bytes());
-    }
-
-    let mut header = Vec::with_capacity(FIXED_BYTES + fields.len());
-    header.put_slice(&MAGIC);
-    header.put_u8(VERSION);
-    header.put_u16(u16::try_from(fields.len()).expect("five fields of at most 257 bytes"));
-    header.put_slice(&fields);
-    header.put_u32(u32::try_from(data.bytes().len()).unwrap_or(u32::MAX));
-    header
+fn put(out: &mut impl BufMut, tag: u8, value: &[u8]) {
+    out.put_u8(tag);
+    out.put_u8(u8::try_from(value.len()).expect("no field is longer than 255 bytes"));
+    out.put_slice(value);
 }
 
-fn put(fields: &mut Vec<u8>, tag: u8, value: &[u8]) {
-    fields.put_u8(tag);
-    fields.put_u8(u8::try_from(value.len()).expect("no field is longer than 255 bytes"));
-    fields.put_slice(value);
+/// The size of a field with a value of `length` bytes.
+const fn field_bytes(length: usize) -> usize {
+    2 + length
 }
 
 /// Decodes an envelope; `None` if any byte does not fit.
@@ -218,8 +251,19 @@ mod tests {
     use super::*;
 
     fn written(publication: &Publication) -> Bytes {
-        let Encoded { header, data } = encode(publication);
-        [&header, data].concat().into()
+        [&put_header(&encode(publication))[..], publication.data.bytes()].concat().into()
+    }
+
+    /// The header of an envelope, needed or not.
+    fn header(publication: &Publication) -> Vec<u8> {
+        put_header(&enveloped(publication))
+    }
+
+    fn put_header(encoded: &Encoded<'_>) -> Vec<u8> {
+        let mut header = Vec::new();
+        encoded.put_header(&mut header);
+        assert_eq!(header.len(), encoded.header_bytes());
+        header
     }
 
     fn data() -> impl Strategy<Value = Data> {
@@ -364,7 +408,7 @@ mod tests {
     fn the_envelope_is_omitted_only_without_loss() {
         let bare = |kind, bytes: &'static [u8]| {
             let data = Data::declare(kind, Bytes::from_static(bytes)).unwrap();
-            encode(&Publication::new(data)).header.is_empty()
+            put_header(&encode(&Publication::new(data))).is_empty()
         };
         assert!(bare(DataKind::Text, b""));
         assert!(bare(DataKind::Text, b"{}"));

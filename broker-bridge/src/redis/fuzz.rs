@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use tokio::io::AsyncReadExt as _;
 
 use super::{
-    envelope::{self, Encoded},
+    envelope,
     resp::{Frame, Reader},
 };
 use crate::Publication;
@@ -17,8 +17,11 @@ pub fn decode(message: Bytes) -> Publication {
 
 /// Encodes one Redis message.
 pub fn encode(publication: &Publication) -> Vec<u8> {
-    let Encoded { header, data } = envelope::encode(publication);
-    [&header, data].concat()
+    let encoded = envelope::encode(publication);
+    let mut message = Vec::with_capacity(encoded.header_bytes() + encoded.data().len());
+    encoded.put_header(&mut message);
+    message.extend_from_slice(encoded.data());
+    message
 }
 
 /// One frame from a server, or the error that ended the stream.

@@ -8,14 +8,7 @@
 //! The prefix comes from the configuration, and is empty by default. Neither the prefix nor a room name contains
 //! braces: they mark the hash tag of a key in Redis Cluster, and keys of a room will carry its topic there.
 
-use std::{
-    fmt,
-    io::{self, Write},
-    str::FromStr,
-    sync::Arc,
-};
-
-use redis::{RedisWrite, ToRedisArgs};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::RoomName;
 
@@ -78,41 +71,18 @@ impl Topics {
 
     /// The topic of `room`.
     pub(super) fn room(&self, room: &RoomName) -> Arc<[u8]> {
-        [self.prefix.as_bytes(), ROOM, room.as_str().as_bytes()].concat().into()
+        self.pieces(room).concat().into()
     }
 
-    /// The topic of `room` as a command argument, written without allocating.
-    pub(super) fn argument<'a>(&'a self, room: &'a RoomName) -> TopicArgument<'a> {
-        TopicArgument { prefix: &self.prefix, room }
+    /// The topic of `room` in pieces, for a caller that joins them in a buffer of its own.
+    pub(super) fn pieces<'a>(&'a self, room: &'a RoomName) -> [&'a [u8]; 3] {
+        [self.prefix.as_bytes(), ROOM, room.as_str().as_bytes()]
     }
 
     /// The topic of the canaries of `node`.
     pub(super) fn canary(&self, node: u128) -> Arc<[u8]> {
         format!("{}tidegate:canary:{node:032x}", self.prefix).into_bytes().into()
     }
-}
-
-/// See [`Topics::argument`].
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TopicArgument<'a> {
-    prefix: &'a str,
-    room: &'a RoomName,
-}
-
-impl ToRedisArgs for TopicArgument<'_> {
-    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
-        write_parts(out, [self.prefix.as_bytes(), ROOM, self.room.as_str().as_bytes()]);
-    }
-}
-
-/// Writes one argument in parts.
-pub(super) fn write_parts<'a, W: ?Sized + RedisWrite>(
-    out: &mut W,
-    parts: impl IntoIterator<Item = &'a [u8]>,
-) {
-    let mut argument = out.writer_for_next_arg();
-    let written: io::Result<()> = parts.into_iter().try_for_each(|part| argument.write_all(part));
-    written.expect("a command is written to memory");
 }
 
 const ROOM: &[u8] = b"room:";
@@ -127,7 +97,6 @@ mod tests {
         for (prefix, topic) in [("", "room:chat:été"), ("prod/", "prod/room:chat:été")] {
             let topics = Topics::new(&prefix.parse().unwrap());
             assert_eq!(&*topics.room(&room), topic.as_bytes());
-            assert_eq!(topics.argument(&room).to_redis_args(), [topic.as_bytes()]);
         }
         let canary = Topics::new(&"p:".parse().unwrap()).canary(10);
         assert_eq!(&*canary, b"p:tidegate:canary:0000000000000000000000000000000a");

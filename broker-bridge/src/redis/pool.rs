@@ -7,19 +7,18 @@
 //! Uses `deadpool`, but not the manager of `deadpool-redis`, which opens connections by itself, without this
 //! crate's TLS trust and address racing.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use deadpool::managed::{self, RecycleError, RecycleResult};
 use deadpool_redis::{Metrics, Runtime};
-use redis::{Value, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{Answer, Link},
     canaries::Canaries,
-    connection::{ConnectError, Connector, Role},
-    publisher::{hand_over, role_of},
+    connection::{ConnectError, Connection, Connector, Role},
     status::StatusTracker,
 };
 
@@ -28,6 +27,12 @@ pub(super) type Pool = managed::Pool<Manager>;
 
 /// The maximum number of connections in the pool.
 pub(super) const SIZE: usize = 4;
+
+/// The maximum number of requests in flight on one connection.
+const IN_FLIGHT: usize = 8;
+
+/// Reads and writes a connection's bytes.
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Opens connections, and decides whether one may be reused.
 pub(super) struct Manager {
@@ -67,7 +72,7 @@ impl managed::Manager for Manager {
         // Counted before the server says that it is the master: a demotion after that ends this connection.
         let demotions = *self.canaries.demotions().borrow();
         let stream = self.connector.open(Role::Request).await?;
-        let (connection, driver) = hand_over(stream, Some(self.time_limit)).await?;
+        let (connection, driver) = hand_over(stream, self.time_limit).await?;
         // Ends with its connection, or with the broker.
         self.tracker.spawn(self.closing.clone().run_until_cancelled_owned(driver));
         Ok(Pooled { connection, demotions })
@@ -138,5 +143,44 @@ pub(super) async fn watch(
             }
         }
         sleep_until(next).await;
+    }
+}
+
+/// Turns a greeted connection into one of the client library, which does not greet the server again. `time_limit` bounds
+/// the wait for an answer.
+async fn hand_over(
+    stream: Connection,
+    time_limit: Duration,
+) -> Result<(MultiplexedConnection, Driver), ConnectError> {
+    let greeted = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
+    let config = AsyncConnectionConfig::new()
+        .set_response_timeout(Some(time_limit))
+        .set_pipeline_buffer_size(IN_FLIGHT);
+    let (connection, driver) = MultiplexedConnection::new_with_config(&greeted, stream, config)
+        .await
+        .map_err(|error| ConnectError::Refused(error.to_string()))?;
+    Ok((connection, Box::pin(driver)))
+}
+
+/// The `role` in an answer to `HELLO`, as the client library parses it.
+fn role_of(hello: &Value) -> Option<&[u8]> {
+    fn text(value: &Value) -> Option<&[u8]> {
+        match value {
+            Value::BulkString(bytes) => Some(bytes),
+            Value::SimpleString(text) => Some(text.as_bytes()),
+            _ => None,
+        }
+    }
+    match hello {
+        Value::Map(pairs) => {
+            pairs.iter().find(|(key, _)| text(key) == Some(b"role")).and_then(|(_, role)| text(role))
+        }
+        Value::Array(items) => items
+            .chunks_exact(2)
+            .find_map(|pair| {
+                matches!(pair, [key, _] if text(key) == Some(b"role")).then(|| text(pair.last()?))
+            })
+            .flatten(),
+        _ => None,
     }
 }

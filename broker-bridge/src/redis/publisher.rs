@@ -1,10 +1,14 @@
-//! One connection for publications and the task that owns it. The queue before it is `queue`.
+//! One connection for publications and the task that owns it. The parts:
+//!
+//! - `queue`: the queue before the connection
+//! - `output`: the commands to be sent, as bytes
+//! - `pipeline`: one connection, and what is in flight on it
 //!
 //! Owns the order of a room on the way out and the fate of each publication.
 //!
-//! The task drains the queue into pipelines of `PUBLISH` and keeps a few of them in flight on one multiplexed
-//! connection. A pool would spread a room over many connections and lose its order; a round trip per publication
-//! would be slow.
+//! The task writes what the queue holds as `PUBLISH` commands, without waiting for the answers to earlier ones, and
+//! settles each publication by its own answer. A pool would spread a room over many connections and lose its order; a
+//! round trip per publication would be slow.
 //!
 //! # Proof
 //!
@@ -20,39 +24,36 @@
 //!
 //! A publication is sent on one connection only. If the connection is lost before the answer, the publication is
 //! settled as [`BrokerError::Unknown`]. Publications that still wait in the queue are sent on the next connection, or
-//! settled as [`BrokerError::Unavailable`] when their time limit is over. The client library does not reconnect by
-//! itself: a lost connection is dropped together with the library's queue.
+//! settled as [`BrokerError::Unavailable`] when their time limit is over. A lost connection is dropped together with
+//! what it had yet to send.
 
+mod output;
+mod pipeline;
 mod queue;
 
-use std::{
-    collections::VecDeque,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, future::poll_fn, io, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use redis::{
-    AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, RedisWrite, ToRedisArgs, Value,
-    aio::MultiplexedConnection,
-};
+use futures_util::FutureExt;
 use tokio::{
     sync::mpsc,
+    task::unconstrained,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
-use self::queue::Outgoing;
 pub(super) use self::queue::Queue;
+use self::{
+    pipeline::{Answered, Limits, Pipeline, Reply},
+    queue::Outgoing,
+};
 use super::{
-    answer::{Answer, Link as After},
+    answer::{Answer, Link},
     backoff::Backoff,
     canaries::{Asked, Canaries},
     clock::{Clock, LOOK},
-    connection::{ConnectError, Connection, Connector, Role},
-    envelope::{self, Encoded},
-    keys::{Topics, write_parts},
+    connection::{ConnectError, Connection, Connector, Role, role_of},
+    keys::Topics,
+    resp::Malformed,
     status::StatusTracker,
 };
 use crate::{
@@ -60,12 +61,8 @@ use crate::{
     metrics::{BrokerMetrics, End, Part},
 };
 
-/// The maximum number of publications in one pipeline.
-const PIPELINE: usize = 128;
-/// A pipeline is complete when its payloads reach this many bytes: the library copies them twice.
-const PIPELINE_BYTES: usize = 256 * 1024;
-/// The maximum number of pipelines in flight.
-const IN_FLIGHT: usize = 4;
+/// The maximum number of publications that are taken out of the queue before they can be sent.
+const WAITING: usize = 128;
 /// After this many refused canaries in a row, the connection is reported as down.
 const FAILURES: u32 = 2;
 
@@ -113,15 +110,6 @@ struct Task {
     demotions: u64,
 }
 
-/// A connection and its driver. Dropping it closes the connection and discards what was not sent.
-struct Link {
-    connection: MultiplexedConnection,
-    driver: Driver,
-}
-
-/// Reads and writes a connection's bytes.
-type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 impl Asked {
     /// Why the connection must be closed, if that is asked.
     fn reason_to_leave(self) -> Option<Lost> {
@@ -136,10 +124,14 @@ impl Asked {
 /// Why an established connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
-    #[error("the connection was lost")]
-    Disconnected,
+    #[error("the server closed the connection")]
+    Closed,
     #[error("{0}")]
-    Failed(#[from] RedisError),
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    #[error("the server's answer fits no command")]
+    OutOfStep,
     #[error("no answer within {0:?}")]
     Silent(Duration),
     #[error("the server said: {0}")]
@@ -153,7 +145,8 @@ enum Lost {
 impl Lost {
     fn end(&self) -> End {
         match self {
-            Self::Disconnected | Self::Failed(_) => End::Closed,
+            Self::Closed | Self::Io(_) => End::Closed,
+            Self::Malformed(_) | Self::OutOfStep => End::Protocol,
             Self::Silent(_) => End::Silent,
             Self::Refused(_) => End::Refused,
             Self::Demoted => End::Demoted,
@@ -162,38 +155,10 @@ impl Lost {
     }
 }
 
-/// A pipeline and its answers.
-struct Flight {
-    cargo: Cargo,
-    answers: Result<Vec<Value>, RedisError>,
-}
-
-impl Flight {
-    /// Settles its publications, if it carries any: by their answers, or else as unknown.
-    fn settle(self) {
-        if let (Cargo::Publications(batch), Ok(answers)) = (self.cargo, self.answers) {
-            settle(batch, answers);
-        }
-    }
-}
-
-enum Cargo {
-    Publications(Vec<Outgoing>),
-    /// `HELLO`, and a publication to the canaries' topic.
-    Canary,
-}
-
-/// What a pipeline in flight carries.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Canary,
-    Publications,
-}
-
 impl Task {
     async fn run(&mut self) {
         let mut backoff = Backoff::new();
-        while let Some(link) = self.connect(&mut backoff).await {
+        while let Some(connection) = self.connect(&mut backoff).await {
             let since = Instant::now();
             self.failures = 0;
             // In this order: a demotion that is reported in between also ends this connection.
@@ -201,7 +166,7 @@ impl Task {
             self.demotions = *self.on.canaries.demotions().borrow();
             self.on.status.up(self.on.part);
             self.on.metrics.publisher_connections.inc();
-            let end = self.serve(link).await;
+            let end = self.serve(connection).await;
             self.on.canaries.disconnected(self.on.index);
             self.on.metrics.publisher_connections.dec();
             let Err(lost) = end else { break };
@@ -213,7 +178,7 @@ impl Task {
 
     /// Retries until it succeeds, and settles publications whose time limit is over; `None` when the node closes the
     /// broker and nothing is left to send.
-    async fn connect(&mut self, backoff: &mut Backoff) -> Option<Link> {
+    async fn connect(&mut self, backoff: &mut Backoff) -> Option<Connection> {
         loop {
             let attempt = attempt(Arc::clone(&self.on.connector), backoff.next());
             tokio::pin!(attempt);
@@ -232,7 +197,7 @@ impl Task {
                 }
             };
             match result {
-                Ok(link) => return Some(link),
+                Ok(connection) => return Some(connection),
                 Err(error) => {
                     self.on.status.down(self.on.part, format!("{}: {error}", self.on.connector.url()));
                 }
@@ -241,39 +206,31 @@ impl Task {
     }
 
     /// Serves one connection until it is lost, or until the node closes the broker and nothing is left to send.
-    async fn serve(&mut self, link: Link) -> Result<(), Lost> {
-        let Link { connection, mut driver } = link;
-        let mut flights = FuturesUnordered::new();
-        // When each pipeline was sent, and its time limit. Answers come in order.
-        let mut due = VecDeque::new();
+    async fn serve(&mut self, connection: Connection) -> Result<(), Lost> {
+        let limits = Limits { publication: self.on.time_limit, canary: self.on.canary_timeout };
+        // Returning drops it, which settles what is in flight.
+        let mut pipeline = Pipeline::new(connection, limits, Arc::clone(&self.on.clock));
         let mut next_canary = Instant::now();
-        let mut canary_flies = false;
         let mut timer = pin!(sleep_until(next_canary));
         let canaries = Arc::clone(&self.on.canaries);
         let mut asked = pin!(canaries.notified(self.on.index));
+        let closing = self.on.closing.clone();
+        let mut closing = pin!(closing.cancelled());
         // Why to close the connection once everything in flight is answered. Nothing more is sent meanwhile.
         let mut leaving = None;
-        let lost = loop {
+        loop {
             let now = Instant::now();
-            if !canary_flies && leaving.is_none() && next_canary <= now {
-                flights.push(launch(&connection, self.canary()));
-                due.push_back((self.on.clock.now(), self.on.canary_timeout, Kind::Canary));
-                canary_flies = true;
+            if leaving.is_none() && next_canary <= now && pipeline.has_room_for_canary() {
+                pipeline.canary(canaries.topic(), canaries.send(self.on.index).as_bytes());
                 next_canary = now + self.on.canary_interval;
             }
             let holding = self.is_holding();
             if holding {
                 self.expire();
+            } else if leaving.is_none() {
+                self.send(&mut pipeline);
             }
-            while flights.len() < IN_FLIGHT && leaving.is_none() && !holding {
-                let batch = self.batch();
-                if batch.is_empty() {
-                    break;
-                }
-                flights.push(launch(&connection, self.pipeline(batch)));
-                due.push_back((self.on.clock.now(), self.on.time_limit, Kind::Publications));
-            }
-            if flights.is_empty() {
+            if pipeline.is_idle() {
                 if let Some(lost) = leaving {
                     return Err(lost);
                 }
@@ -283,23 +240,18 @@ impl Task {
             }
             // The timer is reset rarely, to keep the cost per message low.
             let look = self.next_look(now, holding);
-            if (holding || !flights.is_empty()) && timer.deadline() > look {
+            if (holding || !pipeline.is_idle()) && timer.deadline() > look {
                 timer.as_mut().reset(look);
             }
-            let landed = tokio::select! {
+            tokio::select! {
                 // Answers first: they may have arrived just before the connection was lost.
                 biased;
-                Some(flight) = flights.next() => flight,
-                () = &mut driver => break Lost::Disconnected,
-                () = self.on.closing.cancelled(), if !self.queue.is_closed() => {
-                    self.queue.close();
-                    continue;
-                }
+                turn = poll_fn(|cx| pipeline.poll_turn(cx)) => turn?,
+                () = closing.as_mut(), if !self.queue.is_closed() => self.queue.close(),
                 // Bounded: what waits while publications are held stays in the queue, and counts there.
                 Some(outgoing) = self.queue.recv(),
-                    if flights.len() < IN_FLIGHT && leaving.is_none() && self.waiting.len() < PIPELINE => {
+                    if pipeline.has_room() && leaving.is_none() && self.waiting.len() < WAITING => {
                     self.waiting.push_back(outgoing);
-                    continue;
                 }
                 () = asked.as_mut() => {
                     asked.set(canaries.notified(self.on.index));
@@ -308,47 +260,51 @@ impl Task {
                         next_canary = Instant::now();
                     }
                     leaving = leaving.or(asked.and_then(Asked::reason_to_leave));
-                    continue;
                 }
                 () = timer.as_mut() => {
                     let look = Instant::now() + LOOK;
-                    timer.as_mut().reset(if flights.is_empty() { next_canary } else { look });
-                    let Some((since, limit, _)) = due.front().copied() else { continue };
-                    if self.on.clock.now() < since + limit {
-                        continue;
-                    }
-                    // Read what has arrived before checking the deadline.
-                    if (&mut driver).now_or_never().is_some() {
-                        break Lost::Disconnected;
-                    }
-                    match flights.next().now_or_never() {
-                        Some(Some(flight)) => flight,
-                        _ => break Lost::Silent(limit),
+                    timer.as_mut().reset(if pipeline.is_idle() { next_canary } else { look });
+                    if let Some((due, limit)) = pipeline.due() && due <= self.on.clock.now() {
+                        // Read what has arrived before checking the deadline, whatever this task has done already.
+                        let turn = unconstrained(poll_fn(|cx| pipeline.poll_turn(cx))).now_or_never();
+                        turn.transpose()?;
+                        if !self.hear(&mut pipeline, &mut leaving)? {
+                            return Err(Lost::Silent(limit));
+                        }
                     }
                 }
+            }
+            self.hear(&mut pipeline, &mut leaving)?;
+            pipeline.yield_if_busy().await;
+        }
+    }
+
+    /// Sends what waits, as much as the connection takes.
+    fn send(&mut self, pipeline: &mut Pipeline) {
+        let mut now = None;
+        while pipeline.has_room()
+            && let Some(outgoing) = self.waiting.pop_front().or_else(|| self.queue.try_recv().ok())
+        {
+            let now = *now.get_or_insert_with(|| self.on.clock.now());
+            pipeline.publish(outgoing, &self.on.topics, now);
+        }
+    }
+
+    /// Handles the answers that have been read, and notes in `leaving` why the connection must be closed, if so. Returns
+    /// whether there were any.
+    fn hear(&mut self, pipeline: &mut Pipeline, leaving: &mut Option<Lost>) -> Result<bool, Lost> {
+        let mut any = false;
+        while let Some(answered) = pipeline.next()? {
+            any = true;
+            let lost = match answered {
+                Answered::Publication(outgoing, reply) => settle(outgoing, reply).map(Lost::Refused),
+                Answered::Canary { hello, published } => self.canary_landed(&hello, published),
             };
-            due.pop_front();
-            // The server answers in order, so this answer means that it now works on the next pipeline. The time limit
-            // of a canary starts now. That of a publication does not: its outcome is promised within the limit.
-            if let Some((since, _, Kind::Canary)) = due.front_mut() {
-                *since = self.on.clock.now();
+            if leaving.is_none() {
+                *leaving = lost;
             }
-            match (landed.cargo, landed.answers) {
-                // Dropping the batch settles it as unknown.
-                (_, Err(error)) => break Lost::Failed(error),
-                (Cargo::Publications(batch), Ok(answers)) => {
-                    leaving = leaving.or(settle(batch, answers).map(Lost::Refused));
-                }
-                (Cargo::Canary, Ok(answers)) => {
-                    canary_flies = false;
-                    leaving = leaving.or(self.canary_landed(&answers));
-                }
-            }
-        };
-        // Without its driver the connection resolves at once: with answers that had arrived, or with an error.
-        drop(driver);
-        flights.map(Flight::settle).collect::<()>().await;
-        Err(lost)
+        }
+        Ok(any)
     }
 
     /// When to look at the deadlines again.
@@ -360,27 +316,21 @@ impl Task {
     }
 
     /// Handles the answers to a canary; returns why the connection must be closed, if so.
-    fn canary_landed(&mut self, answers: &[Value]) -> Option<Lost> {
-        let [hello, published] = answers else { return None };
-        if role_of(hello).is_some_and(|role| role != b"master") {
+    fn canary_landed(&mut self, hello: &Reply, published: Reply) -> Option<Lost> {
+        if hello.as_ref().ok().and_then(role_of).is_some_and(|role| role != b"master") {
             self.on.canaries.demoted(self.demotions);
             return Some(Lost::Demoted);
         }
-        let mut refused = None;
-        for answer in [hello, published] {
-            let Value::ServerError(error) = answer else { continue };
-            let answer = Answer::to_server_error(error);
-            if answer.link == After::Renew {
-                return Some(Lost::Refused(answer.text));
+        for answer in [hello, &published].into_iter().filter_map(|reply| reply.as_ref().err()) {
+            if answer.link == Link::Renew {
+                return Some(Lost::Refused(Arc::clone(&answer.text)));
             }
-            refused = Some(answer.text);
         }
-        if let Value::ServerError(_) = published {
+        if let Err(answer) = published {
             self.failures = self.failures.saturating_add(1);
             self.on.canaries.refused(self.on.index);
             if self.failures >= FAILURES {
-                let text = refused.unwrap_or_default();
-                self.on.status.down(self.on.part, format!("{}: {text}", self.on.connector.url()));
+                self.on.status.down(self.on.part, format!("{}: {}", self.on.connector.url(), answer.text));
             }
         } else {
             self.failures = 0;
@@ -401,9 +351,9 @@ impl Task {
         self.waiting.is_empty() && self.queue.is_closed() && self.queue.is_empty()
     }
 
-    /// Takes publications out of the queue, up to one pipeline.
+    /// Takes publications out of the queue, up to [`WAITING`].
     fn take(&mut self) {
-        while self.waiting.len() < PIPELINE
+        while self.waiting.len() < WAITING
             && let Ok(outgoing) = self.queue.try_recv()
         {
             self.waiting.push_back(outgoing);
@@ -419,135 +369,20 @@ impl Task {
             self.take();
         }
     }
-
-    fn batch(&mut self) -> Vec<Outgoing> {
-        self.take();
-        let mut bytes = 0;
-        let mut batch = Vec::new();
-        while batch.len() < PIPELINE
-            && bytes < PIPELINE_BYTES
-            && let Some(mut outgoing) = self.waiting.pop_front()
-        {
-            bytes += outgoing.payload_bytes();
-            outgoing.sent = true;
-            batch.push(outgoing);
-        }
-        batch
-    }
-
-    fn pipeline(&self, batch: Vec<Outgoing>) -> (redis::Pipeline, usize, Cargo) {
-        let mut pipeline = redis::Pipeline::with_capacity(batch.len());
-        for request in batch.iter().filter_map(|outgoing| outgoing.request.as_ref()) {
-            pipeline
-                .cmd("PUBLISH")
-                .arg(self.on.topics.argument(&request.room))
-                .arg(envelope::encode(&request.publication));
-        }
-        let count = batch.len();
-        (pipeline, count, Cargo::Publications(batch))
-    }
-
-    fn canary(&self) -> (redis::Pipeline, usize, Cargo) {
-        let mut pipeline = redis::Pipeline::with_capacity(2);
-        let canary = self.on.canaries.send(self.on.index);
-        pipeline.cmd("HELLO").arg(3);
-        pipeline.cmd("PUBLISH").arg(&**self.on.canaries.topic()).arg(canary);
-        (pipeline, 2, Cargo::Canary)
-    }
 }
 
-/// Hands a pipeline to the connection; its place in the order is fixed when this returns.
-fn launch(
-    connection: &MultiplexedConnection,
-    (pipeline, count, cargo): (redis::Pipeline, usize, Cargo),
-) -> impl Future<Output = Flight> + use<> {
-    let mut connection = connection.clone();
-    // The first poll puts the pipeline into the connection's queue, which is longer than `IN_FLIGHT`. Without
-    // `unconstrained`, tokio's budget could delay the first poll, and a later pipeline could overtake this one.
-    let mut reply = Box::pin(tokio::task::unconstrained(async move {
-        connection.send_packed_commands(&pipeline, 0, count).await
-    }));
-    let mut early = reply.as_mut().now_or_never();
-    async move {
-        let answers = match early.take() {
-            Some(answers) => answers,
-            None => reply.await,
-        };
-        Flight { cargo, answers }
-    }
-}
-
-/// Waits, connects and hands the connection to the client library, which does not greet the server again.
-async fn attempt(connector: Arc<Connector>, delay: Duration) -> Result<Link, ConnectError> {
+/// Waits, and then connects.
+async fn attempt(connector: Arc<Connector>, delay: Duration) -> Result<Connection, ConnectError> {
     sleep(delay).await;
-    let stream = connector.open(Role::Publisher).await?;
-    let (connection, driver) = hand_over(stream, None).await?;
-    Ok(Link { connection, driver })
+    connector.open(Role::Publisher).await
 }
 
-/// Turns a greeted connection into one of the client library. `response_timeout` bounds the wait for answers; without
-/// it there is no bound.
-pub(super) async fn hand_over(
-    stream: Connection,
-    response_timeout: Option<Duration>,
-) -> Result<(MultiplexedConnection, Driver), ConnectError> {
-    let greeted = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
-    let config = AsyncConnectionConfig::new()
-        .set_response_timeout(response_timeout)
-        .set_pipeline_buffer_size(2 * IN_FLIGHT);
-    let (connection, driver) = MultiplexedConnection::new_with_config(&greeted, stream, config)
-        .await
-        .map_err(|error| ConnectError::Refused(error.to_string()))?;
-    Ok((connection, Box::pin(driver)))
+/// Settles a publication by its own answer. Returns the server's error if the connection must be closed.
+fn settle(outgoing: Outgoing, reply: Reply) -> Option<Arc<str>> {
+    let outcome = reply.as_ref().map(|_| ()).map_err(Answer::error);
+    outgoing.settle(outcome);
+    reply.err().filter(|answer| answer.link == Link::Renew).map(|answer| answer.text)
 }
 
-/// Settles each publication by its own answer. Returns the server's error if the connection must be closed.
-fn settle(batch: Vec<Outgoing>, answers: Vec<Value>) -> Option<Arc<str>> {
-    let mut renew = None;
-    let mut answers = answers.into_iter();
-    for outgoing in batch {
-        let outcome = match answers.next() {
-            Some(Value::ServerError(error)) => {
-                let answer = Answer::to_server_error(&error);
-                if answer.link == After::Renew {
-                    renew = Some(Arc::clone(&answer.text));
-                }
-                Err(answer.error())
-            }
-            Some(_) => Ok(()),
-            // The library promises one answer per command; without one the outcome is unknown.
-            None => Err(BrokerError::Unknown),
-        };
-        outgoing.settle(outcome);
-    }
-    renew
-}
-
-/// The `role` in an answer to `HELLO`, as the client library parses it.
-pub(super) fn role_of(hello: &Value) -> Option<&[u8]> {
-    fn text(value: &Value) -> Option<&[u8]> {
-        match value {
-            Value::BulkString(bytes) => Some(bytes),
-            Value::SimpleString(text) => Some(text.as_bytes()),
-            _ => None,
-        }
-    }
-    match hello {
-        Value::Map(pairs) => {
-            pairs.iter().find(|(key, _)| text(key) == Some(b"role")).and_then(|(_, role)| text(role))
-        }
-        Value::Array(items) => items
-            .chunks_exact(2)
-            .find_map(|pair| {
-                matches!(pair, [key, _] if text(key) == Some(b"role")).then(|| text(pair.last()?))
-            })
-            .flatten(),
-        _ => None,
-    }
-}
-
-impl ToRedisArgs for Encoded<'_> {
-    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
-        write_parts(out, [&self.header, self.data]);
-    }
-}
+#[cfg(test)]
+mod tests;

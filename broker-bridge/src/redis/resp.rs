@@ -1,7 +1,8 @@
-//! Reads RESP3 (<https://redis.io/docs/latest/develop/reference/protocol-spec/>) from a pub/sub connection.
+//! Reads RESP3 (<https://redis.io/docs/latest/develop/reference/protocol-spec/>) from the connections that carry
+//! publications, in either direction.
 //!
 //! Owns the read buffer and the frames: `message`, `subscribe` and `unsubscribe` pushes, and the few plain replies
-//! of such a connection. Other pushes are distinguished from replies, since they answer no command. Sends nothing,
+//! of such connections. Other pushes are distinguished from replies, since they answer no command. Sends nothing,
 //! and keeps no subscription state. A client library would be correct, too; this reader exists because a library's
 //! parser and queue cost about six times the CPU per message, and because the queue between its socket and its stream
 //! is unbounded.
@@ -70,8 +71,10 @@ pub(super) enum Frame<'a> {
 /// A reply that is neither a publication nor an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
-    /// A string of any kind, or a scalar written as one.
+    /// A string of any kind, or another scalar, as it was written.
     Text(Vec<u8>),
+    /// An integer. `PUBLISH` answers with one, so it costs no allocation.
+    Integer(i64),
     /// A list; a map is a list of keys and values in turn.
     List(Vec<Value>),
     /// Null.
@@ -228,6 +231,7 @@ fn parse(bytes: &[u8], max_payload: usize) -> Result<Parsed, Stop> {
     let what = match cursor.peek()? {
         b'>' => cursor.push(max_payload)?,
         b'-' => What::Error(cursor.line()?),
+        b'!' => What::Error(cursor.sized(MAX_LINE)?),
         _ => What::Reply(cursor.value(0)?),
     };
     Ok(Parsed { what, end: cursor.at })
@@ -284,7 +288,13 @@ impl Cursor<'_> {
                 let range = self.take(length)?;
                 return Ok(self.text(range));
             }
-            b'+' | b'-' | b':' | b',' | b'(' | b'#' => {
+            b':' => {
+                let range = self.line()?;
+                let integer =
+                    std::str::from_utf8(part(self.bytes, range)).ok().and_then(|text| text.parse().ok());
+                return integer.map(Value::Integer).ok_or(Stop::Malformed("expected an integer"));
+            }
+            b'+' | b'-' | b',' | b'(' | b'#' => {
                 let range = self.line()?;
                 return Ok(self.text(range));
             }
@@ -319,6 +329,11 @@ impl Cursor<'_> {
         if self.peek()? != b'$' {
             return Err(Stop::Malformed("expected a string"));
         }
+        self.sized(max)
+    }
+
+    /// A type byte, a length of at most `max`, and as many bytes.
+    fn sized(&mut self, max: usize) -> Result<Range<usize>, Stop> {
         let length = self.length()?.and_then(|length| usize::try_from(length).ok());
         match length.filter(|length| *length <= max) {
             Some(length) => self.take(length),
@@ -469,6 +484,7 @@ mod tests {
         match value {
             Value::Null => b"_\r\n".to_vec(),
             Value::Text(bytes) => bulk(bytes),
+            Value::Integer(integer) => format!(":{integer}\r\n").into_bytes(),
             Value::List(values) => {
                 let mut bytes = format!("*{}\r\n", values.len()).into_bytes();
                 bytes.extend(values.iter().flat_map(value_wire));
@@ -478,7 +494,11 @@ mod tests {
     }
 
     fn value() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![Just(Value::Null), vec(any::<u8>(), 0..20).prop_map(Value::Text)];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            vec(any::<u8>(), 0..20).prop_map(Value::Text),
+            any::<i64>().prop_map(Value::Integer),
+        ];
         leaf.prop_recursive(4, 16, 4, |inner| vec(inner, 0..4).prop_map(Value::List))
     }
 
@@ -558,9 +578,23 @@ mod tests {
             ">0\r\n".to_owned(),
             "$1\r\nabc".to_owned(),
             "|1\r\n".to_owned(),
+            ":\r\n".to_owned(),
+            ":9223372036854775808\r\n".to_owned(),
+            ":1 \r\n".to_owned(),
+            format!("!{}\r\n", MAX_LINE + 1),
         ] {
             assert_eq!(read([bytes.as_bytes()]), [Seen::Malformed], "{bytes:.40}");
         }
+    }
+
+    #[test]
+    fn an_error_is_an_error_in_both_forms() {
+        let error = Seen::Error("BUSY a script".to_owned());
+        let integer = |integer| Seen::Reply(Value::Integer(integer));
+        assert_eq!(
+            read([&b"-BUSY a script\r\n!13\r\nBUSY a script\r\n:-7\r\n:+7\r\n"[..]]),
+            [error.clone(), error, integer(-7), integer(7)]
+        );
     }
 
     #[test]

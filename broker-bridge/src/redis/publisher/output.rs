@@ -1,0 +1,224 @@
+//! Commands that a connection for publications has yet to send.
+//!
+//! Owns the bound on their bytes and the encoding of a publication. A publication is written once, from where the
+//! session has left it into the buffer that goes to the socket; a large payload is not copied at all.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut, buf::Chain};
+use tokio::io::AsyncWrite;
+
+use crate::{
+    PublishRequest,
+    redis::{
+        connection::{LINE_END, write_command, write_length, write_pieces},
+        envelope,
+        keys::Topics,
+    },
+};
+
+/// The buffer is full when it holds this many bytes: enough for a system call to cost little for each publication.
+const FULL: usize = 64 * 1024;
+/// A payload of this many bytes goes to the socket from where it is. A smaller one is cheaper to copy.
+const LARGE: usize = 16 * 1024;
+
+/// The buffer. Holds at most [`FULL`] bytes, one command of at most a few hundred more, and one large payload.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    buffer: BytesMut,
+    /// A payload that is not copied, and the line end after it. It follows the buffer, so nothing is appended until it
+    /// is sent.
+    large: Option<Chain<Bytes, &'static [u8]>>,
+}
+
+impl Output {
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffer.is_empty() && self.large.is_none()
+    }
+
+    /// Whether commands have to wait until some of this is sent.
+    pub(super) fn is_full(&self) -> bool {
+        self.buffer.len() >= FULL || self.large.is_some()
+    }
+
+    /// Appends a `PUBLISH`. The buffer must not be full.
+    pub(super) fn publish(&mut self, topics: &Topics, request: &PublishRequest) {
+        debug_assert!(!self.is_full());
+        let encoded = envelope::encode(&request.publication);
+        let data = encoded.data();
+        self.buffer.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
+        write_pieces(&mut self.buffer, &topics.pieces(&request.room));
+        write_length(&mut self.buffer, '$', encoded.header_bytes() + data.len());
+        encoded.put_header(&mut self.buffer);
+        if data.len() < LARGE {
+            self.buffer.put_slice(data);
+            self.buffer.put_slice(LINE_END);
+        } else {
+            self.large = Some(data.clone().chain(LINE_END));
+        }
+    }
+
+    /// Appends any other command, a small one. The buffer must not be full.
+    pub(super) fn command(&mut self, parts: &[&[u8]]) {
+        debug_assert!(!self.is_full());
+        write_command(&mut self.buffer, parts);
+    }
+
+    /// Writes once, and removes what was written. Must not be called if there is nothing to write.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: Pin<&mut impl AsyncWrite>,
+    ) -> Poll<io::Result<()>> {
+        let written = if let Some(large) = &self.large {
+            let slices = [&self.buffer, large.first_ref().chunk(), large.last_ref()].map(IoSlice::new);
+            ready!(stream.poll_write_vectored(cx, &slices))?
+        } else {
+            ready!(stream.poll_write(cx, &self.buffer))?
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        let buffered = written.min(self.buffer.len());
+        self.buffer.advance(buffered);
+        if let Some(large) = &mut self.large {
+            large.advance(written - buffered);
+            if !large.has_remaining() {
+                self.large = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::{Data, Publication, Receipt, RoomName, SessionId};
+
+    /// Takes at most `most` bytes of each write, the first slice only or all of them.
+    struct Socket {
+        most: usize,
+        vectored: bool,
+        got: Vec<u8>,
+    }
+
+    impl AsyncWrite for Socket {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let taken = bytes.len().min(self.most);
+            self.got.extend(bytes.iter().take(taken));
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let first = slices.iter().position(|slice| !slice.is_empty()).unwrap();
+            let end = if self.vectored { slices.len() } else { first + 1 };
+            let some = slices[first..end].iter().flat_map(|slice| slice.iter().copied()).take(self.most);
+            self.poll_write(cx, &some.collect::<Vec<_>>())
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn request(publication: Publication) -> PublishRequest {
+        PublishRequest { room: RoomName::new("été").unwrap(), publication, receipt: Receipt::ignored() }
+    }
+
+    fn topics() -> Topics {
+        Topics::new(&"p:".parse().unwrap())
+    }
+
+    /// What a socket gets that takes `most` bytes at once.
+    fn sent(requests: &[PublishRequest], most: usize, vectored: bool) -> Vec<u8> {
+        let mut output = Output::default();
+        let mut socket = Socket { most, vectored, got: Vec::new() };
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut write = |output: &mut Output| {
+            assert!(matches!(output.poll_write(&mut cx, Pin::new(&mut socket)), Poll::Ready(Ok(()))));
+        };
+        for request in requests {
+            while output.is_full() {
+                write(&mut output);
+            }
+            output.publish(&topics(), request);
+        }
+        while !output.is_empty() {
+            write(&mut output);
+        }
+        socket.got
+    }
+
+    fn command(parts: &[&[u8]]) -> Vec<u8> {
+        let mut command = BytesMut::new();
+        write_command(&mut command, parts);
+        command.into()
+    }
+
+    #[test]
+    fn commands_arrive_whole_however_little_the_socket_takes() {
+        let excluding = Publication { exclude: Some(SessionId(7)), ..Publication::new(Data::text("hi")) };
+        let sizes = [0, 1, LARGE - 1, LARGE, LARGE + 1, 3 * FULL, 5];
+        let requests = sizes
+            .map(|size| request(Publication::new(Data::text("x".repeat(size)))))
+            .into_iter()
+            .chain([request(excluding.clone())])
+            .collect::<Vec<_>>();
+        let mut enveloped = Vec::new();
+        envelope::encode(&excluding).put_header(&mut enveloped);
+        enveloped.extend(b"hi");
+        let expected = sizes
+            .map(|size| "x".repeat(size).into_bytes())
+            .into_iter()
+            .chain([enveloped])
+            .flat_map(|message| command(&[b"PUBLISH", "p:room:été".as_bytes(), &message]))
+            .collect::<Vec<_>>();
+        for most in [1, 7, 1000, FULL, usize::MAX] {
+            for vectored in [false, true] {
+                assert!(
+                    sent(&requests, most, vectored) == expected,
+                    "{most} bytes at once, vectored: {vectored}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_small_payloads_are_copied_and_the_buffer_is_bounded() {
+        let mut output = Output::default();
+        let mut count = 0;
+        while !output.is_full() {
+            output.publish(&topics(), &request(Publication::new(Data::text("x".repeat(LARGE - 1)))));
+            count += 1;
+        }
+        assert_eq!(count, 4);
+        assert!(output.buffer.len() < FULL + LARGE);
+
+        let mut output = Output::default();
+        let large = request(Publication::new(Data::text("x".repeat(LARGE))));
+        output.publish(&topics(), &large);
+        assert!(output.is_full(), "nothing fits behind it");
+        let kept = output.large.as_ref().unwrap().first_ref();
+        assert_eq!(kept.as_ptr(), large.publication.data.bytes().as_ptr());
+        assert!(output.buffer.len() < 100);
+    }
+}

@@ -1,0 +1,415 @@
+//! One connection, from the task's view: a server of a few lines is at the other end, and the clock is paused.
+
+use std::{
+    pin::Pin,
+    sync::atomic::{AtomicUsize, Ordering},
+    task::{Context, Poll},
+};
+
+use parking_lot::Mutex;
+use prometheus::Registry;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex},
+    task::{JoinHandle, yield_now},
+};
+
+use super::*;
+use crate::{
+    Data, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, Ticket,
+    redis::connection::write_command,
+};
+
+/// The time limit for a publication.
+const LIMIT: Duration = Duration::from_secs(5);
+/// The time limit for a canary.
+const CANARY_LIMIT: Duration = Duration::from_secs(3);
+const INTERVAL: Duration = Duration::from_secs(2);
+
+type Outcome = Result<(), BrokerError>;
+
+/// The outcomes, in the order in which they were settled.
+#[derive(Default)]
+struct Outcomes(Mutex<Vec<(u64, Outcome)>>);
+
+impl ReceiptSink for Outcomes {
+    fn settle(&self, ticket: Ticket, outcome: Outcome) {
+        self.0.lock().push((ticket.request, outcome));
+    }
+}
+
+/// A publisher that serves one connection, and the server at the other end.
+struct Stage {
+    queue: Queue,
+    outcomes: Arc<Outcomes>,
+    next: u64,
+    closing: CancellationToken,
+    server: DuplexStream,
+    task: JoinHandle<(Task, Result<(), Lost>)>,
+}
+
+impl Stage {
+    /// A socket of `buffer` bytes in each direction.
+    fn new(buffer: usize) -> Self {
+        Self::with(buffer, LIMIT, |stream| Box::new(stream))
+    }
+
+    fn with(buffer: usize, limit: Duration, stream: impl FnOnce(DuplexStream) -> Connection) -> Self {
+        let (client, server) = duplex(buffer);
+        let clock = Arc::new(Clock::new());
+        let metrics = BrokerMetrics::register(&Registry::new()).unwrap();
+        let (queue, receiver) = Queue::new(16 << 20, limit, Arc::clone(&clock), Arc::clone(&metrics));
+        let canaries = Arc::new(Canaries::new(b"canary"[..].into(), 1, 0, Arc::clone(&clock)));
+        let closing = CancellationToken::new();
+        canaries.connected(0);
+        let on = Publisher {
+            index: 0,
+            part: 0,
+            connector: Arc::new(Connector::new("redis://127.0.0.1:1".parse().unwrap(), None, LIMIT).unwrap()),
+            topics: Topics::new(&"".parse().unwrap()),
+            time_limit: limit,
+            canaries,
+            canary_interval: INTERVAL,
+            canary_timeout: CANARY_LIMIT,
+            clock,
+            metrics: Arc::clone(&metrics),
+            status: Arc::new(StatusTracker::new(1, "starting", metrics)),
+            closing: closing.clone(),
+            abort: CancellationToken::new(),
+        };
+        let mut task = Task { on, queue: receiver, waiting: VecDeque::new(), failures: 0, demotions: 0 };
+        let connection = stream(client);
+        #[allow(clippy::disallowed_methods, reason = "the test waits for it")]
+        let task = tokio::spawn(async move {
+            let end = task.serve(connection).await;
+            (task, end)
+        });
+        Self { queue, outcomes: Arc::default(), next: 0, closing, server, task }
+    }
+
+    /// The same after the first canary.
+    async fn proven(buffer: usize) -> Self {
+        let mut stage = Self::new(buffer);
+        stage.hear_canary(1).await;
+        stage.say("%1\r\n+role\r\n+master\r\n:0\r\n").await;
+        stage
+    }
+
+    fn publish(&mut self, text: &str) {
+        let sink: Arc<dyn ReceiptSink> = Arc::clone(&self.outcomes) as _;
+        let request = PublishRequest {
+            room: RoomName::new("r").unwrap(),
+            publication: Publication::new(Data::text(text)),
+            receipt: Receipt::new(sink, Ticket { owner: 0, request: self.next }),
+        };
+        self.next += 1;
+        assert!(self.queue.try_publish(request).is_ok());
+    }
+
+    fn publish_all(&mut self, texts: &[&str]) {
+        for text in texts {
+            self.publish(text);
+        }
+    }
+
+    /// The server reads exactly this command.
+    async fn hear(&mut self, parts: &[&[u8]]) {
+        let mut expected = bytes::BytesMut::new();
+        write_command(&mut expected, parts);
+        let mut got = vec![0; expected.len()];
+        self.server.read_exact(&mut got).await.unwrap();
+        assert_eq!(got.escape_ascii().to_string(), expected.escape_ascii().to_string());
+    }
+
+    async fn hear_publications(&mut self, texts: &[&str]) {
+        for text in texts {
+            self.hear(&[b"PUBLISH", b"room:r", text.as_bytes()]).await;
+        }
+    }
+
+    async fn hear_canary(&mut self, number: u64) {
+        self.hear(&[b"HELLO", b"3"]).await;
+        self.hear(&[b"PUBLISH", b"canary", format!("0:{number}").as_bytes()]).await;
+    }
+
+    async fn say(&mut self, answers: &str) {
+        self.server.write_all(answers.as_bytes()).await.unwrap();
+    }
+
+    /// Nothing more has been sent, and nothing is about to be.
+    async fn hear_nothing(&mut self) {
+        settled().await;
+        let mut byte = [0];
+        assert!(self.server.read(&mut byte).now_or_never().is_none(), "{byte:?}");
+    }
+
+    /// The outcomes so far, in order.
+    async fn outcomes(&self) -> Vec<Outcome> {
+        settled().await;
+        let outcomes = self.outcomes.0.lock();
+        assert!(outcomes.iter().map(|(request, _)| *request).eq(0..outcomes.len() as u64), "the order");
+        outcomes.iter().map(|(_, outcome)| outcome.clone()).collect()
+    }
+
+    async fn end(&mut self) -> (Task, Result<(), Lost>) {
+        (&mut self.task).await.unwrap()
+    }
+}
+
+/// Everything that can happen without time passing has happened.
+async fn settled() {
+    for _ in 0..20 {
+        yield_now().await;
+    }
+}
+
+fn unknown(count: usize) -> Vec<Outcome> {
+    vec![Err(BrokerError::Unknown); count]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_begins_with_a_canary_and_keeps_order_through_a_narrow_socket() {
+    let mut stage = Stage::new(7);
+    let long = "x".repeat(100_000);
+    let texts = ["a", &long, "", "b", &long, "c"];
+    stage.publish_all(&texts);
+    stage.hear_canary(1).await;
+    stage.hear_publications(&texts).await;
+    stage.say("%1\r\n+role\r\n+master\r\n:0\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n").await;
+    assert_eq!(stage.outcomes().await, vec![Ok(()); 5]);
+    stage.say(":1\r").await;
+    assert_eq!(stage.outcomes().await.len(), 5, "half of an answer is none");
+    stage.say("\n").await;
+    assert_eq!(stage.outcomes().await, vec![Ok(()); 6]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_publication_is_settled_by_its_own_answer() {
+    let mut stage = Stage::proven(1 << 20).await;
+    let texts = ["a", "b", "c", "d", "e"];
+    for pieces in [1, 3, usize::MAX] {
+        stage.outcomes.0.lock().clear();
+        stage.next = 0;
+        stage.publish_all(&texts);
+        stage.hear_publications(&texts).await;
+        let answers = ":1\r\n-ERR a\r\n>2\r\n$10\r\ninvalidate\r\n_\r\n:0\r\n-NOPERM b\r\n!6\r\nBUSY c\r\n";
+        for piece in answers.as_bytes().chunks(pieces) {
+            stage.server.write_all(piece).await.unwrap();
+            settled().await;
+        }
+        let expected = vec![
+            Ok(()),
+            Err(BrokerError::Refused("ERR a".into())),
+            Ok(()),
+            Err(BrokerError::Forbidden("NOPERM b".into())),
+            Err(BrokerError::NotNow("BUSY c".into())),
+        ];
+        assert_eq!(stage.outcomes().await, expected, "in pieces of {pieces} bytes");
+    }
+    stage.closing.cancel();
+    assert!(stage.end().await.1.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_connection_ends_it_when_the_rest_is_answered() {
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.publish_all(&["a", "b", "c"]);
+    stage.hear_publications(&["a", "b", "c"]).await;
+    stage.say(":1\r\n-READONLY no\r\n").await;
+    settled().await;
+    stage.publish("d");
+    stage.hear_nothing().await;
+    stage.say(":1\r\n").await;
+    let (task, end) = stage.end().await;
+    assert!(matches!(end, Err(Lost::Refused(text)) if *text == *"READONLY no"));
+    let refused = Err(BrokerError::NotNow("READONLY no".into()));
+    assert_eq!(
+        stage.outcomes().await,
+        [Ok(()), refused, Ok(())],
+        "the last one waits for the next connection"
+    );
+    drop(task);
+    assert_eq!(stage.outcomes().await.last(), Some(&Err(BrokerError::Closed)), "it was never sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_with_half_of_the_answers_leaves_the_rest_unknown() {
+    for last in [":1\r\n:1\r\n", ":1\r\n:1\r\n:", ":1\r\n:1\r\n?"] {
+        let mut stage = Stage::proven(1 << 20).await;
+        stage.publish_all(&["a", "b", "c", "d"]);
+        stage.hear_publications(&["a", "b", "c", "d"]).await;
+        stage.say(last).await;
+        let (client, server) = duplex(1);
+        drop((client, std::mem::replace(&mut stage.server, server)));
+        let (_, end) = stage.end().await;
+        let malformed = matches!(end, Err(Lost::Malformed(_)));
+        assert!(
+            malformed == last.ends_with('?') && (malformed || matches!(end, Err(Lost::Closed))),
+            "{end:?}"
+        );
+        assert_eq!(stage.outcomes().await, [vec![Ok(()); 2], unknown(2)].concat(), "{last:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_a_command_ends_the_connection() {
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.say(":1\r\n").await;
+    assert!(matches!(stage.end().await.1, Err(Lost::OutOfStep)));
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.say("-ERR max number of clients reached\r\n").await;
+    assert!(matches!(stage.end().await.1, Err(Lost::Refused(text)) if text.contains("max number")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bounded_number_of_publications_is_in_flight() {
+    let mut stage = Stage::proven(1 << 20).await;
+    let texts = vec!["x"; 600];
+    stage.publish_all(&texts);
+    stage.hear_publications(texts.split_at(512).0).await;
+    stage.hear_nothing().await;
+    stage.say(&":1\r\n".repeat(50)).await;
+    stage.hear_publications(texts.split_at(50).0).await;
+    stage.hear_nothing().await;
+    stage.say(&":1\r\n".repeat(512)).await;
+    stage.hear_publications(texts.split_at(38).0).await;
+    assert_eq!(stage.outcomes().await.len(), 562);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bounded_number_of_bytes_is_in_flight() {
+    let mut stage = Stage::proven(4 << 20).await;
+    let large = "x".repeat(600 * 1024);
+    stage.publish_all(&[&large, &large, "small"]);
+    stage.hear_publications(&[&large, &large]).await;
+    stage.hear_nothing().await;
+    stage.say(":1\r\n").await;
+    stage.hear_publications(&["small"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_restarts_the_time_limit_of_a_canary_and_not_of_a_publication() {
+    let mut stage = Stage::proven(1 << 20).await;
+    let start = Instant::now();
+    stage.publish("a");
+    stage.hear_publications(&["a"]).await;
+    stage.hear_canary(2).await;
+    assert_eq!(start.elapsed(), INTERVAL);
+    sleep_until(start + Duration::from_secs(4)).await;
+    stage.say(":1\r\n").await;
+    let (_, end) = stage.end().await;
+    assert!(matches!(end, Err(Lost::Silent(CANARY_LIMIT))), "{end:?}");
+    let waited = start.elapsed();
+    assert!((7000..=7500).contains(&waited.as_millis()), "{waited:?}");
+
+    let mut stage = Stage::proven(1 << 20).await;
+    let start = Instant::now();
+    stage.publish_all(&["a", "b"]);
+    stage.hear_publications(&["a", "b"]).await;
+    sleep_until(start + Duration::from_secs(4)).await;
+    stage.say(":1\r\n").await;
+    let (_, end) = stage.end().await;
+    assert!(matches!(end, Err(Lost::Silent(LIMIT))), "{end:?}");
+    let waited = start.elapsed();
+    assert!((5000..=5500).contains(&waited.as_millis()), "{waited:?}");
+    assert_eq!(stage.outcomes().await, [Ok(()), Err(BrokerError::Unknown)]);
+}
+
+/// A connection that is found readable only when it is asked twice at the same time: the thread was busy, and the
+/// timer was noticed before the socket.
+struct Late {
+    inner: DuplexStream,
+    asked: Instant,
+}
+
+impl AsyncRead for Late {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let now = Instant::now();
+        if std::mem::replace(&mut self.asked, now) == now {
+            Pin::new(&mut self.inner).poll_read(cx, out)
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+impl AsyncWrite for Late {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_arrived_is_read_before_a_time_limit_is_judged() {
+    // So short that the first look is after it.
+    let limit = LOOK * 4 / 5;
+    let late = |inner| Box::new(Late { inner, asked: Instant::now() }) as Connection;
+    let mut stage = Stage::with(1 << 20, limit, late);
+    stage.hear_canary(1).await;
+    stage.say("%1\r\n+role\r\n+master\r\n:0\r\n").await;
+    settled().await;
+    sleep(Duration::from_secs(1)).await;
+    let start = Instant::now();
+    stage.publish("a");
+    stage.hear_publications(&["a"]).await;
+    sleep(Duration::from_millis(100)).await;
+    stage.say(":1\r\n").await;
+    assert_eq!(stage.outcomes().await, [], "it is not noticed");
+    while stage.outcomes().await.is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(start.elapsed(), LOOK);
+    assert_eq!(stage.outcomes().await, [Ok(())]);
+}
+
+/// A server that never stops to push, and does not take what is written any more.
+struct Endless(Arc<AtomicUsize>);
+
+impl AsyncRead for Endless {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // The end keeps a test that fails from running forever.
+        if self.0.fetch_add(1, Ordering::Relaxed) < 1000 {
+            out.put_slice(b">1\r\n$1\r\nx\r\n");
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Endless {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_connection_yields_and_a_broken_one_is_read_to_its_end() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let mut stage = Stage::with(1, LIMIT, |_| Box::new(Endless(Arc::clone(&reads))));
+    for turn in 1..=10 {
+        yield_now().await;
+        let reads = reads.load(Ordering::Relaxed);
+        assert!(reads <= 2 * turn, "{reads} reads in {turn} turns");
+    }
+    let (_, end) = stage.end().await;
+    assert!(matches!(&end, Err(Lost::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe), "{end:?}");
+    assert_eq!(reads.load(Ordering::Relaxed), 1001);
+}
