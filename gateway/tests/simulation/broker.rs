@@ -119,6 +119,14 @@ impl Bus {
         true
     }
 
+    /// Confirms all subscriptions of a node.
+    pub fn confirm_all(&mut self, link: usize) {
+        let waiting: Vec<_> = self.subscribed(link).filter(|_| self.links[link].is_up).cloned().collect();
+        for room in waiting {
+            self.confirm(link, &room, &Ok(()));
+        }
+    }
+
     /// Confirms or refuses the subscription to a room, if it waits.
     pub fn confirm(&mut self, link: usize, room: &RoomName, outcome: &Result<(), BrokerError>) {
         let rooms = &mut self.links[link].rooms;
@@ -184,9 +192,9 @@ impl Bus {
         self.links[link].is_up = true;
     }
 
-    /// How many rooms a node is subscribed to.
-    pub fn rooms(&self, link: usize) -> usize {
-        self.links[link].rooms.len()
+    /// The rooms that a node is subscribed to.
+    pub fn subscribed(&self, link: usize) -> impl Iterator<Item = &RoomName> {
+        self.links[link].rooms.keys()
     }
 }
 

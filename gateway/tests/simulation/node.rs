@@ -40,6 +40,8 @@ pub const SECRET: [u8; 32] = [7; 32];
 /// A turn writes to a bounded number of sockets, so that all others have to wait for no more than that: to a
 /// slice of the members in rounds, and to a slice of the connections with queued output.
 const SOCKETS_PER_TURN: usize = 2 * 256;
+/// What is in a full inbox is handled within so many turns.
+const MOST_TURNS_TO_STOP: usize = 2_000;
 
 /// One node.
 pub struct Node {
@@ -167,6 +169,20 @@ impl Node {
         }
     }
 
+    /// Stops at once, whatever its shards have to do. Their sockets are closed.
+    pub fn stop(&mut self, now: Tick, random: &mut Random) {
+        for shard in &mut self.shards {
+            shard.inbox.post(ShardEvent::Stop);
+            let turns = (0..MOST_TURNS_TO_STOP).position(|_| {
+                shard.take_turn(now, random);
+                shard.turn == Turn::Stopped
+            });
+            assert!(turns.is_some(), "a shard does not stop within {MOST_TURNS_TO_STOP} turns");
+            shard.core.end();
+            shard.links.iter().for_each(|link| link.pipe.borrow_mut().is_closed = true);
+        }
+    }
+
     /// The sum of a metric's samples.
     pub fn metric(&self, name: &str) -> i64 {
         let families = self.registry.gather();
@@ -242,6 +258,12 @@ impl Shard {
         self.take_turn(now, random);
     }
 
+    /// The shard's clock stood still, while time went on.
+    pub fn resume(&mut self, now: Tick) {
+        self.core.resume(now);
+        self.perform();
+    }
+
     /// Begins to close a connection.
     pub fn close(&mut self, key: ConnectionKey, reason: CloseReason) {
         self.core.close(key, reason);
@@ -251,7 +273,7 @@ impl Shard {
     fn take_turn(&mut self, now: Tick, random: &mut Random) -> bool {
         let waker = noop_waker();
         let ready = self.inbox.poll_ready(&Context::from_waker(&waker)).is_ready();
-        if matches!(self.turn, Turn::Idle | Turn::Drained) && !ready {
+        if self.turn == Turn::Stopped || matches!(self.turn, Turn::Idle | Turn::Drained) && !ready {
             return false;
         }
         self.run_overdue(random);
@@ -320,7 +342,11 @@ impl Shard {
             pipe.borrow_mut().is_answered = true;
             match *kind {
                 Carrier::Socket { tls } => {
-                    self.core.attach_socket(key, SimSocket::new(&pipe, tls), &[][..].into());
+                    // A client may send before it has read the answer, and that may come with its request.
+                    let early = pipe.borrow().to_node.len();
+                    let early = if random.one_in(2) { random.below(early + 1) } else { 0 };
+                    let early = pipe.borrow_mut().receive(early);
+                    self.core.attach_socket(key, SimSocket::new(&pipe, tls), &early.into());
                 }
                 Carrier::Response => self.core.attach_response(key, SimResponse(Shared::clone(&pipe))),
             }

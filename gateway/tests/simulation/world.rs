@@ -25,6 +25,8 @@ const ROOMS: [&str; 6] = ["one", "two", "three", "four", "drop", "last"];
 const SETTINGS: &str = r#"
 limits.outbound = "4KiB"
 limits.message_size = "2KiB"
+limits.rooms_per_session = 700
+compression.threshold = "64B"
 heartbeat.interval = "5s"
 heartbeat.timeout = "10s"
 broker.subscribe_timeout = "3s"
@@ -36,11 +38,14 @@ overflow = "drop_oldest"
 overflow = "latest"
 priority = true
 "#;
+/// How many rooms there are for clients that are in more than they can leave at once.
+const MANY: usize = 600;
 /// Other settings, to change to.
 const OTHER_SETTINGS: &str = r#"
 limits.outbound = "8KiB"
 limits.message_size = "2KiB"
 limits.commands = "200/s burst 100"
+limits.rooms_per_session = 700
 heartbeat.interval = "3s"
 heartbeat.timeout = "7s"
 broker.subscribe_timeout = "2s"
@@ -74,6 +79,9 @@ struct Peer {
     rooms: BTreeMap<RoomName, Membership>,
     /// Where its own publications are in the log.
     number: u64,
+    /// When its token expires (Unix time, in seconds), and since when the nodes could have noticed that.
+    expires: u64,
+    expired: Option<Tick>,
 }
 
 /// What a client knows of a room.
@@ -219,7 +227,7 @@ impl World {
         match self.random.below(1000) {
             0..350 => self.node_works(),
             350..550 => self.broker_works(),
-            550..800 => self.client_works(),
+            550..800 => self.clients_work(),
             800..850 => self.client_acts(),
             850..880 => self.publish_from_backend(),
             880..910 => self.open(),
@@ -227,8 +235,14 @@ impl World {
             960..985 => self.client_misbehaves(),
             985..993 => self.broker_fails(),
             993..997 => self.reload(),
-            997..998 => self.drain(),
-            998..999 => self.jump(),
+            997 => self.drain_or_stop(),
+            998 => match self.random.below(3) {
+                0 => {
+                    let seconds = self.random.between(2, 600) as u64;
+                    self.pause(Duration::from_secs(seconds));
+                }
+                _ => self.jump(),
+            },
             _ => self.burst(),
         }
         self.learn();
@@ -240,19 +254,29 @@ impl World {
     fn node_works(&mut self) {
         let node = self.random.below(self.nodes.len());
         let shard = self.random.below(self.nodes[node].shards.len());
-        self.nodes[node].shards[shard].step(self.now, &mut self.random);
+        for _ in 0..self.pace() {
+            self.nodes[node].shards[shard].step(self.now, &mut self.random);
+        }
+    }
+
+    /// How much nodes and clients do at a time, so that most of a crowd keeps up.
+    fn pace(&self) -> usize {
+        self.peers.len().div_ceil(50).max(1)
     }
 
     fn tick(&mut self) {
         self.counts.ticks += 1;
-        self.now = Tick(self.now.0 + 1);
-        self.time.advance(STEP);
+        // Some come late.
+        let steps =
+            if !self.is_calm && self.random.one_in(50) { self.random.between(2, 10) as u32 } else { 1 };
+        self.now = Tick(self.now.0 + steps);
+        self.time.advance(STEP * steps);
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
             for shard in &mut node.shards {
                 shard.tick(self.now, &mut self.random);
             }
-            if self.now.0.is_multiple_of(3) {
+            if self.counts.ticks.is_multiple_of(3) {
                 node.hub.forget_rooms();
                 node.settings.limiters().sweep();
             }
@@ -260,8 +284,18 @@ impl World {
         for index in 0..self.nodes.len() {
             let node = &self.nodes[index];
             if node.is_draining && node.shards.iter().all(Shard::is_drained) {
+                self.nodes[index].check_empty();
                 self.replace_node(index);
             }
+        }
+        self.check_expired();
+    }
+
+    /// The nodes' machine is suspended: time goes on, but not for the shards.
+    fn pause(&mut self, time: Duration) {
+        self.time.advance(time);
+        for shard in self.nodes.iter_mut().flat_map(|node| &mut node.shards) {
+            shard.resume(self.now);
         }
     }
 
@@ -271,16 +305,15 @@ impl World {
             self.tick();
             for _ in 0..8 {
                 self.node_works();
-                self.client_works();
+                self.clients_work();
                 self.broker_works();
             }
             self.learn();
         }
     }
 
-    /// A node has drained: another takes its place.
+    /// A node is gone: another takes its place.
     fn replace_node(&mut self, index: usize) {
-        self.nodes[index].check_empty();
         lock(&self.bus).remove(self.nodes[index].link);
         let shards = self.random.between(1, 3);
         self.nodes[index] = Node::new(&self.bus, SETTINGS, shards, &self.time, self.now, &mut self.random);
@@ -292,9 +325,12 @@ impl World {
         self.nodes[node].settings.replace(settings(text));
     }
 
-    fn drain(&mut self) {
+    fn drain_or_stop(&mut self) {
         let node = self.random.below(self.nodes.len());
-        if !self.nodes[node].is_draining {
+        if self.random.one_in(4) {
+            self.nodes[node].stop(self.now, &mut self.random);
+            self.replace_node(node);
+        } else if !self.nodes[node].is_draining {
             let window = Duration::from_millis(self.random.below(5_000) as u64);
             self.nodes[node].drain(window);
         }
@@ -307,6 +343,7 @@ impl World {
         let refuse = self.random.one_in(40);
         match self.random.below(4) {
             0 => drop(lock(&self.bus).accept_next(link, refuse)),
+            1 if self.random.one_in(10) => lock(&self.bus).confirm_all(link),
             1 => drop(lock(&self.bus).confirm_next(link, self.random.below(8), refuse)),
             _ => {
                 for _ in 0..self.random.between(1, 6) {
@@ -348,6 +385,9 @@ impl World {
     }
 
     fn any_room(&mut self) -> RoomName {
+        if self.random.one_in(20) {
+            return many(self.random.below(MANY));
+        }
         let is_crowded = self.most_peers > 40 && self.random.one_in(2);
         let room = if is_crowded { 0 } else { self.random.below(ROOMS.len()) };
         RoomName::new(ROOMS[room]).unwrap()
@@ -364,4 +404,9 @@ impl World {
         };
         format!("#{number}#{}", "x".repeat(length))
     }
+}
+
+/// One of many rooms.
+fn many(number: usize) -> RoomName {
+    RoomName::new(&format!("many-{number}")).unwrap()
 }

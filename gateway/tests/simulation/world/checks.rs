@@ -1,12 +1,18 @@
 //! What must be true after each step.
 
 use broker_bridge::RoomName;
+use tidegate::auth::UnixSeconds;
 
 use super::{BESIDES_BOUND, BESIDES_QUEUE, World};
 use crate::{
     broker::lock,
     client::{Heard, number},
 };
+
+/// `auth.leeway`, in seconds.
+const LEEWAY: u64 = 5;
+/// In ticks: the time that a client has to read its final message, and some that come late.
+const LATE: u32 = 50 + 100;
 
 impl World {
     /// Looks at what the broker has accepted.
@@ -124,6 +130,21 @@ impl World {
                 is_own && (number == 0 || !peer.client.kind.has_echo()),
                 "{who}: {number} is lost, and no gap was told"
             );
+        }
+    }
+
+    /// A session ends with its token, in real time, however long its node stood still.
+    pub(super) fn check_expired(&mut self) {
+        let unix = UnixSeconds::from(self.time.unix()).0;
+        for peer in &mut self.peers {
+            let pipe = peer.client.pipe.borrow();
+            let is_over = pipe.is_closed || pipe.node_ended || pipe.is_reset || pipe.client_ended;
+            if is_over || unix <= peer.expires + LEEWAY {
+                continue;
+            }
+            let since = *peer.expired.get_or_insert(self.now);
+            let late = self.now.0 - since.0;
+            assert!(late <= LATE, "client {} goes on {late} ticks after its token has expired", peer.number);
         }
     }
 

@@ -1,18 +1,20 @@
 //! What clients do, and what they should not do.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use broker_bridge::RoomName;
 use http::Request;
 use tidegate::{
-    auth::{Grant, Identity, Subject, Token, mint},
+    auth::{Grant, Identity, Subject, Token, UnixSeconds, mint},
     framing::{Framing, Transport},
+    limits::Decision,
     protocol::{Ask, On, TABLE},
     session::Session,
     shard::Start,
+    websocket::Deflate,
 };
 
-use super::{Membership, Peer, ROOMS, World};
+use super::{MANY, Membership, Peer, ROOMS, World, many};
 use crate::{
     client::{Client, Kind},
     node::{Carrier, SECRET},
@@ -43,6 +45,15 @@ impl World {
                 rooms.push(room);
             }
         }
+        if most > 1 && !self.is_calm && self.random.one_in(20) {
+            // More than are left at once.
+            rooms.extend(
+                (0..self.random.between(257, MANY))
+                    .map(many)
+                    .filter(|room| !rooms.contains(room))
+                    .collect::<Vec<_>>(),
+            );
+        }
         self.open_in(node, shard, kind, rooms);
     }
 
@@ -53,11 +64,16 @@ impl World {
         let pipe = Pipe::new(capacity);
         let first = rooms.first().cloned().unwrap_or_else(|| RoomName::new(ROOMS[0]).unwrap());
         let mut client = Client::new(kind, &pipe, first, &mut self.random);
-        let start = self.start(node, kind, &rooms, number);
+        let (token, expires) = self.token(number);
+        let mut start = self.start(node, kind, &rooms, &token);
+        if kind.is_web_socket() && self.random.one_in(3) {
+            start.deflate = Some(if self.random.one_in(2) { Deflate::Wide } else { Deflate::Narrow });
+            client.deflate = true;
+        }
         let tls = self.random.one_in(2);
         let carrier = if kind.is_web_socket() { Carrier::Socket { tls } } else { Carrier::Response };
         if kind == Kind::Centrifuge && (self.is_calm || !self.random.one_in(20)) {
-            client.connect(self.token(number).expose());
+            client.connect(token.expose());
         }
         self.nodes[node].shards[shard].open(start, &rooms, carrier, &pipe);
         self.counts.sessions += 1;
@@ -70,19 +86,21 @@ impl World {
             asked: rooms,
             rooms: BTreeMap::new(),
             number,
+            expires,
+            expired: None,
         });
     }
 
-    /// A token for any room. Some expire soon.
-    fn token(&mut self, number: u64) -> Token {
+    /// A token for any room, and when it expires. Some expire soon.
+    fn token(&mut self, number: u64) -> (Token, u64) {
         let subject = Subject::new(&format!("user-{}", number % 7)).unwrap();
         let grants: [Grant; 1] = ["*=subscribe,publish".parse().unwrap()];
         let ttl = Duration::from_secs(if !self.is_calm && self.random.one_in(4) { 20 } else { 100_000 });
-        let now = self.time.unix().into();
-        mint::mint(&SECRET, &subject, &grants, ttl, now).unwrap()
+        let now = UnixSeconds::from(self.time.unix());
+        (mint::mint(&SECRET, &subject, &grants, ttl, now).unwrap(), now.0 + ttl.as_secs())
     }
 
-    fn start(&mut self, node: usize, kind: Kind, rooms: &[RoomName], number: u64) -> Start {
+    fn start(&mut self, node: usize, kind: Kind, rooms: &[RoomName], token: &Token) -> Start {
         let (name, transport, query) = kind.request();
         let endpoint = TABLE.iter().find(|endpoint| endpoint.name.as_str() == name).unwrap();
         let open = endpoint.routes.iter().find_map(|route| match route.on {
@@ -107,29 +125,33 @@ impl World {
         let session = if opening.signs_in_later {
             Session::to_begin(id, None, protocol, framing)
         } else {
-            let token = self.token(number);
             let now = self.time.unix().into();
-            let identity: Identity = settings.authenticator.verify(&token, now).unwrap();
+            let identity: Identity = settings.authenticator.verify(token, now).unwrap();
             Session::new(id, Arc::new(identity), protocol, framing)
         };
-        Start { session, name: endpoint.name, deflate: None, permit: None }
+        let address = IpAddr::from([192, 0, 2, self.random.below(5) as u8]);
+        let decision = self.nodes[node].settings.limiters().admit(address, Some(usize::MAX));
+        let Decision::Accept(permit) = decision else { panic!("not admitted: {decision:?}") };
+        Start { session, name: endpoint.name, deflate: None, permit: permit.map(Arc::new) }
     }
 
     fn any_peer(&mut self) -> Option<usize> {
         (!self.peers.is_empty()).then(|| self.random.below(self.peers.len()))
     }
 
-    /// A client reads some of what has come.
-    pub(super) fn client_works(&mut self) {
-        let Some(index) = self.any_peer() else { return };
-        if self.peers[index].is_stalled {
-            return;
+    /// Clients read some of what has come.
+    pub(super) fn clients_work(&mut self) {
+        for _ in 0..self.pace() {
+            let Some(index) = self.any_peer() else { return };
+            if self.peers[index].is_stalled {
+                continue;
+            }
+            let most = match self.random.below(3) {
+                0 => self.random.between(1, 30),
+                _ => 4096,
+            };
+            self.read(index, most);
         }
-        let most = match self.random.below(3) {
-            0 => self.random.between(1, 30),
-            _ => 4096,
-        };
-        self.read(index, most);
     }
 
     pub(super) fn read(&mut self, index: usize, most: usize) {

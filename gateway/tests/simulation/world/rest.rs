@@ -1,6 +1,6 @@
 //! What must be true once everything has come to rest.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::World;
 use crate::{
@@ -20,7 +20,7 @@ impl World {
                         bus.restore(node.link);
                     }
                     while bus.accept_next(node.link, false) {}
-                    while bus.confirm_next(node.link, 0, false) {}
+                    bus.confirm_all(node.link);
                 }
             }
             for node in 0..self.nodes.len() {
@@ -123,8 +123,11 @@ impl World {
         let first = self.next_peer;
         (0..10).for_each(|_| self.open());
         self.come_to_rest();
-        for _ in 0..100 {
+        for tick in 0..100 {
             self.tick();
+            if tick == 50 {
+                self.pause(Duration::from_secs(1800));
+            }
             self.publish_from_backend();
             for node in 0..self.nodes.len() {
                 while broker::deliver(&self.bus, self.nodes[node].link) {}
@@ -149,7 +152,7 @@ impl World {
             peer.client.pipe.borrow_mut().is_reset = true;
         }
         self.come_to_rest();
-        for _ in 0..100 {
+        for _ in 0..150 {
             self.tick();
         }
         self.come_to_rest();
@@ -159,7 +162,9 @@ impl World {
                 assert_eq!(shard.core.joining(), 0, "subscriptions are left");
             }
             let link = self.nodes[node].link;
-            assert_eq!(lock(&self.bus).rooms(link), 0, "subscriptions are left at the broker");
+            assert_eq!(lock(&self.bus).subscribed(link).count(), 0, "subscriptions are left at the broker");
+            let accounts = self.nodes[node].settings.limiters().accounts();
+            assert_eq!(accounts, 0, "limits are counted that nobody uses");
         }
     }
 }
