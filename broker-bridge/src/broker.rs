@@ -1,12 +1,17 @@
 //! The contract between a gateway node and its broker.
 //!
-//! A broker instance belongs to one node. It reports to one [`Sink`], which it gets when it is created, so the handler
-//! exists before the first subscription is sent.
+//! A broker instance belongs to one node. Each subscription has a [`Sink`], to which the broker reports what arrives.
+//!
+//! # Affinity
+//!
+//! A broker may have several connections, each served by a thread of its own. A caller chooses one by its [`Affinity`]: if
+//! that is the number of its thread, what it publishes and what it hears crosses no other thread.
 //!
 //! # What a broker promises
 //!
 //! **Order.** All nodes that are subscribed to a room receive the room's publications in one order.
-//! Publications that one caller hands over for one room, one after the other, keep that order.
+//! Publications that are handed over for one room with one affinity, one after the other, keep that order. So do those of
+//! which the earlier one was acknowledged before the later one was handed over, whatever their affinity.
 //!
 //! **Acknowledgement.** [`Broker::subscribe`] resolves once the broker has acknowledged the subscription:
 //! every publication accepted from then on reaches the sink, or the sink is told of a gap. A [`Receipt`] is
@@ -31,8 +36,8 @@ use crate::{Publication, RoomName};
 
 /// The interface between a node and its broker. The [module](self) says what each call promises.
 pub trait Broker: Send + Sync + 'static {
-    /// Subscribes to the room's publications. Calling this again for a room that is already subscribed is
-    /// cheap and waits for the same acknowledgement.
+    /// Subscribes to the room's publications, with this affinity. Calling this again for a room that is already subscribed is
+    /// cheap and waits for the same acknowledgement: the sink and the affinity must be those of the first call.
     ///
     /// The request is registered when this returns; dropping the future does not cancel it.
     ///
@@ -41,10 +46,11 @@ pub trait Broker: Send + Sync + 'static {
     /// the sink is told of the gap once it succeeds. If the broker temporarily cannot subscribe, the future waits, as it
     /// does while the broker is unreachable. If the node unsubscribes from the room in the meantime, the future resolves
     /// to [`BrokerError::NotNow`].
-    fn subscribe(&self, room: &RoomName) -> Subscribing;
+    fn subscribe(&self, room: &RoomName, sink: Arc<dyn Sink>, affinity: Affinity) -> Subscribing;
 
-    /// Unsubscribes from the room. A few publications may still arrive.
-    fn unsubscribe(&self, room: &RoomName);
+    /// Unsubscribes from the room. The affinity is that of its subscription. Its sink may still get a few publications, even after
+    /// the room is subscribed again with another sink.
+    fn unsubscribe(&self, room: &RoomName, affinity: Affinity);
 
     /// Hands a publication over if the outgoing queue has room for it, and gives the request back if not.
     #[allow(
@@ -69,14 +75,30 @@ pub trait Broker: Send + Sync + 'static {
 /// it with a time-out of their own.
 pub type Subscribing = BoxFuture<'static, Result<(), BrokerError>>;
 
-/// Receives what arrives for this node. Called from the broker's reading tasks, without a queue in between, so it
+/// Selects one of a broker's connections, and so the thread that serves it. Any number is allowed: a broker takes it
+/// modulo the number of its connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Affinity(pub usize);
+
+impl Affinity {
+    /// The one of `all` that this affinity selects.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub(crate) fn of<T>(self, all: &[T]) -> &T {
+        all.get(self.0 % all.len()).expect("a remainder is below the length")
+    }
+}
+
+/// Receives what arrives for one subscription. Called from the broker's reading tasks, without a queue in between, so it
 /// must not block. It may subscribe and unsubscribe; it must not publish.
 pub trait Sink: Send + Sync + 'static {
-    /// A publication of a subscribed room. Calls for one room come from one task at a time, in order.
-    fn publication(&self, room: &RoomName, publication: Publication);
+    /// A publication of the room. Calls come from one task at a time, in order.
+    fn publication(&self, publication: Publication);
 
-    /// Publications of this room may be missing before the next one.
-    fn gap(&self, room: &RoomName, cause: GapCause);
+    /// Publications of the room may be missing before the next one.
+    fn gap(&self, cause: GapCause);
 }
 
 /// Why publications may be missing.
@@ -111,6 +133,8 @@ pub struct PublishRequest {
     pub room: RoomName,
     /// The message.
     pub publication: Publication,
+    /// The connection to use.
+    pub affinity: Affinity,
     /// Reports the outcome.
     pub receipt: Receipt,
 }

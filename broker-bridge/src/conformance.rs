@@ -21,14 +21,14 @@ use tokio::{
 };
 
 use crate::{
-    Broker, BrokerError, Data, DataKind, EventName, GapCause, Publication, PublishRequest, Publisher,
-    Receipt, ReceiptSink, RoomName, SessionId, Sink, Ticket,
+    Affinity, Broker, BrokerError, Data, DataKind, EventName, GapCause, Publication, PublishRequest,
+    Publisher, Receipt, ReceiptSink, RoomName, SessionId, Sink, Subscribing, Ticket,
 };
 
 /// What several brokers share: a bus, a server.
 pub trait Backend: Sync {
     /// A new node on this backend, up and without subscriptions.
-    fn node(&self, sink: Arc<dyn Sink>) -> BoxFuture<'_, Box<dyn Broker>>;
+    fn node(&self) -> BoxFuture<'_, Box<dyn Broker>>;
 }
 
 /// Writes one `#[tokio::test]` per promise of the contract, run on the [`Backend`] that the expression makes.
@@ -176,7 +176,7 @@ pub async fn an_unsubscribed_room_delivers_nothing(backend: &dyn Backend) {
     nodes[0].subscribe(&given_up).await;
     nodes[0].subscribe(&kept).await;
     nodes[1].subscribe(&given_up).await;
-    nodes[0].broker.unsubscribe(&given_up);
+    nodes[0].unsubscribe(&given_up);
     // A few may still arrive; it is silent once ten in a row did not.
     let mut silent = 0;
     let until = Instant::now() + PATIENCE;
@@ -202,7 +202,7 @@ pub async fn a_room_can_be_subscribed_again(backend: &dyn Backend) {
         node.publish(&room, Publication::new(Data::text(round.to_string()))).await;
         let heard = node.heard.wait(&room, "this round", |heard| heard.len() > round).await;
         assert_eq!(texts(&heard), (0..=round).map(|round| round.to_string()).collect::<Vec<_>>());
-        node.broker.unsubscribe(&room);
+        node.unsubscribe(&room);
     }
 }
 
@@ -211,13 +211,13 @@ pub async fn flapping_ends_in_the_state_of_the_last_call(backend: &dyn Backend) 
     let node = node(backend).await;
     for number in 0..30 {
         let room = room(&format!("flap:{number}"));
-        let mut last = node.broker.subscribe(&room);
+        let mut last = node.ask(&room);
         for turn in 0..number {
-            node.broker.unsubscribe(&room);
+            node.unsubscribe(&room);
             if turn % 3 == 0 {
                 tokio::task::yield_now().await;
             }
-            last = node.broker.subscribe(&room);
+            last = node.ask(&room);
         }
         bounded("the last subscription", last).await.expect("acknowledged");
         node.publish(&room, Publication::new(Data::text("here"))).await;
@@ -231,7 +231,7 @@ pub async fn many_rooms_can_be_subscribed_at_once(backend: &dyn Backend) {
     const ROOMS: usize = 5_000;
     let nodes: [Node; 2] = nodes(backend).await;
     let rooms = (0..ROOMS).map(|number| room(&format!("many:{number}"))).collect::<Vec<_>>();
-    let acknowledgements = rooms.iter().map(|room| nodes[0].broker.subscribe(room)).collect::<Vec<_>>();
+    let acknowledgements = rooms.iter().map(|room| nodes[0].ask(room)).collect::<Vec<_>>();
     for acknowledged in bounded("all acknowledgements", join_all(acknowledgements)).await {
         acknowledged.expect("acknowledged");
     }
@@ -301,9 +301,9 @@ pub async fn close_settles_receipts_and_waiters(backend: &dyn Backend) {
     );
 
     assert_eq!(*nodes[0].broker.status().borrow(), crate::BrokerStatus::Closed);
-    let late = bounded("a late subscription", nodes[0].broker.subscribe(&room)).await;
+    let late = bounded("a late subscription", nodes[0].ask(&room)).await;
     assert_eq!(late, Err(BrokerError::Closed));
-    nodes[0].broker.unsubscribe(&room);
+    nodes[0].unsubscribe(&room);
     nodes[0].publish(&room, Publication::new(Data::text("late"))).await;
     let taken = nodes[0].broker.try_publish(nodes[0].request(&room, Publication::new(Data::text("late"))));
     assert!(taken.is_ok(), "a closed broker settles instead of giving back");
@@ -316,7 +316,7 @@ pub async fn close_settles_receipts_and_waiters(backend: &dyn Backend) {
 /// A broker that is dropped settles every receipt too, with whatever is true.
 pub async fn drop_settles_receipts_and_waiters(backend: &dyn Backend) {
     const BEFORE: usize = 200;
-    let Node { broker, receipts, .. } = node(backend).await;
+    let Node { broker, receipts, heard } = node(backend).await;
     let room = room("drop");
     let mut asked = 0;
     for _ in 0..BEFORE {
@@ -325,7 +325,7 @@ pub async fn drop_settles_receipts_and_waiters(backend: &dyn Backend) {
         // Given back or taken: either way its receipt is settled when it is dropped.
         drop(broker.try_publish(request));
     }
-    let waiting = broker.subscribe(&room);
+    let waiting = broker.subscribe(&room, heard.sink(&room), Affinity(0));
     drop(broker);
     let settled = receipts.wait(asked).await;
     assert!(settled.values().all(|outcomes| outcomes.len() == 1), "{settled:?}");
@@ -360,7 +360,7 @@ pub enum Heard {
     Gap(GapCause),
 }
 
-/// A sink that remembers.
+/// Remembers what the sinks of a node's rooms are told.
 #[derive(Debug, Default)]
 pub struct Recorder {
     rooms: Mutex<BTreeMap<RoomName, Vec<Heard>>>,
@@ -397,19 +397,30 @@ impl Recorder {
         }
     }
 
+    /// The sink of a room.
+    pub fn sink(self: &Arc<Self>, room: &RoomName) -> Arc<dyn Sink> {
+        Arc::new(RoomRecorder { recorder: Arc::clone(self), room: room.clone() })
+    }
+
     fn hear(&self, room: &RoomName, heard: Heard) {
         self.rooms.lock().entry(room.clone()).or_default().push(heard);
         self.changed.notify_waiters();
     }
 }
 
-impl Sink for Recorder {
-    fn publication(&self, room: &RoomName, publication: Publication) {
-        self.hear(room, Heard::Publication(publication));
+/// The sink of one room.
+struct RoomRecorder {
+    recorder: Arc<Recorder>,
+    room: RoomName,
+}
+
+impl Sink for RoomRecorder {
+    fn publication(&self, publication: Publication) {
+        self.recorder.hear(&self.room, Heard::Publication(publication));
     }
 
-    fn gap(&self, room: &RoomName, cause: GapCause) {
-        self.hear(room, Heard::Gap(cause));
+    fn gap(&self, cause: GapCause) {
+        self.recorder.hear(&self.room, Heard::Gap(cause));
     }
 }
 
@@ -432,7 +443,8 @@ impl Receipts {
             Ticket { owner: 0, request: state.0 }
         };
         let sink: Arc<dyn ReceiptSink> = Arc::clone(self) as _;
-        PublishRequest { room: room.clone(), publication, receipt: Receipt::new(sink, ticket) }
+        let receipt = Receipt::new(sink, ticket);
+        PublishRequest { room: room.clone(), publication, affinity: affinity_of(room), receipt }
     }
 
     /// What has been settled so far.
@@ -489,8 +501,16 @@ struct Node {
 }
 
 impl Node {
+    fn ask(&self, room: &RoomName) -> Subscribing {
+        self.broker.subscribe(room, self.heard.sink(room), affinity_of(room))
+    }
+
     async fn subscribe(&self, room: &RoomName) {
-        bounded("an acknowledgement", self.broker.subscribe(room)).await.expect("acknowledged");
+        bounded("an acknowledgement", self.ask(room)).await.expect("acknowledged");
+    }
+
+    fn unsubscribe(&self, room: &RoomName) {
+        self.broker.unsubscribe(room, affinity_of(room));
     }
 
     async fn publish(&self, room: &RoomName, publication: Publication) {
@@ -503,9 +523,8 @@ impl Node {
 }
 
 async fn node(backend: &dyn Backend) -> Node {
-    let heard = Arc::new(Recorder::default());
-    let broker = bounded("a node", backend.node(Arc::clone(&heard) as _)).await;
-    Node { broker, heard, receipts: Arc::default() }
+    let broker = bounded("a node", backend.node()).await;
+    Node { broker, heard: Arc::default(), receipts: Arc::default() }
 }
 
 async fn nodes<const N: usize>(backend: &dyn Backend) -> [Node; N] {
@@ -515,6 +534,11 @@ async fn nodes<const N: usize>(backend: &dyn Backend) -> [Node; N] {
 
 fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a valid room name")
+}
+
+/// Spreads rooms over affinities, always in the same way.
+pub fn affinity_of(room: &RoomName) -> Affinity {
+    Affinity(room.as_str().bytes().map(usize::from).sum())
 }
 
 /// The texts of the publications; panics on anything else, so a gap where none belongs is seen.

@@ -32,8 +32,8 @@ pub mod tls;
 pub mod url;
 
 pub use broker::{
-    Broker, BrokerError, BrokerStatus, GapCause, PublishRequest, Receipt, ReceiptSink, Sink, Subscribing,
-    Ticket,
+    Affinity, Broker, BrokerError, BrokerStatus, GapCause, PublishRequest, Receipt, ReceiptSink, Sink,
+    Subscribing, Ticket,
 };
 pub use publication::{
     Data, DataKind, EventName, InvalidEventName, InvalidJson, Publication, Publisher, SessionId,

@@ -27,7 +27,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing, metrics::BrokerMetrics,
+    Affinity, Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing,
+    metrics::BrokerMetrics,
 };
 
 /// What the brokers of one process share. Cloning shares the same bus.
@@ -60,19 +61,18 @@ impl fmt::Debug for MemoryBus {
 /// One node's broker on a [`MemoryBus`]. Dropping it closes it.
 pub struct MemoryBroker {
     bus: MemoryBus,
-    node: Member,
+    id: u64,
     metrics: Option<Arc<BrokerMetrics>>,
     status: watch::Sender<BrokerStatus>,
     closed: AtomicBool,
 }
 
 impl MemoryBroker {
-    /// A node on `bus` that reports to `sink`.
-    pub fn new(bus: &MemoryBus, sink: Arc<dyn Sink>) -> Self {
-        let id = bus.0.next_node.fetch_add(1, Ordering::Relaxed);
+    /// A node on `bus`.
+    pub fn new(bus: &MemoryBus) -> Self {
         Self {
             bus: bus.clone(),
-            node: Member { id, sink, metrics: None },
+            id: bus.0.next_node.fetch_add(1, Ordering::Relaxed),
             metrics: None,
             status: watch::Sender::new(BrokerStatus::Up),
             closed: AtomicBool::new(false),
@@ -83,7 +83,6 @@ impl MemoryBroker {
     #[must_use]
     pub fn with_metrics(mut self, metrics: Arc<BrokerMetrics>) -> Self {
         metrics.up.set(1);
-        self.node.metrics = Some(Arc::clone(&metrics));
         self.metrics = Some(metrics);
         self
     }
@@ -107,7 +106,7 @@ impl MemoryBroker {
             if let Some(metrics) = &member.metrics {
                 metrics.received(publication.data.bytes().len());
             }
-            member.sink.publication(room, publication.clone());
+            member.sink.publication(publication.clone());
         }
         drop(order);
         self.settle(request, Ok(()));
@@ -119,8 +118,8 @@ impl MemoryBroker {
         }
         for stripe in &self.bus.0.stripes {
             stripe.members.lock().retain(|_, members| {
-                if members.iter().any(|member| member.id == self.node.id) {
-                    *members = without(members, self.node.id);
+                if members.iter().any(|member| member.id == self.id) {
+                    *members = without(members, self.id);
                     self.topics_changed(-1);
                 }
                 !members.is_empty()
@@ -140,27 +139,28 @@ impl MemoryBroker {
 }
 
 impl Broker for MemoryBroker {
-    fn subscribe(&self, room: &RoomName) -> Subscribing {
+    fn subscribe(&self, room: &RoomName, sink: Arc<dyn Sink>, _: Affinity) -> Subscribing {
         let mut members = self.bus.0.stripe(room).members.lock();
         // Checked under the lock, so that `close_now` cannot run in between.
         if self.closed.load(Ordering::Acquire) {
             return Box::pin(future::ready(Err(BrokerError::Closed)));
         }
         let members = members.entry(room.clone()).or_default();
-        if !members.iter().any(|member| member.id == self.node.id) {
-            *members = members.iter().chain([&self.node]).cloned().collect();
+        if !members.iter().any(|member| member.id == self.id) {
+            let member = Member { id: self.id, sink, metrics: self.metrics.clone() };
+            *members = members.iter().cloned().chain([member]).collect();
             self.topics_changed(1);
         }
         Box::pin(future::ready(Ok(())))
     }
 
-    fn unsubscribe(&self, room: &RoomName) {
+    fn unsubscribe(&self, room: &RoomName, _: Affinity) {
         let mut rooms = self.bus.0.stripe(room).members.lock();
         let Some(members) = rooms.get_mut(room) else { return };
-        if !members.iter().any(|member| member.id == self.node.id) {
+        if !members.iter().any(|member| member.id == self.id) {
             return;
         }
-        *members = without(members, self.node.id);
+        *members = without(members, self.id);
         if members.is_empty() {
             rooms.remove(room);
         }
@@ -193,7 +193,7 @@ impl Drop for MemoryBroker {
 
 impl fmt::Debug for MemoryBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryBroker").field("node", &self.node.id).finish_non_exhaustive()
+        f.debug_struct("MemoryBroker").field("node", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -241,54 +241,56 @@ mod tests {
     struct Bus(MemoryBus);
 
     impl Backend for Bus {
-        fn node(&self, sink: Arc<dyn Sink>) -> BoxFuture<'_, Box<dyn Broker>> {
-            Box::pin(async move { Box::new(MemoryBroker::new(&self.0, sink)) as Box<dyn Broker> })
+        fn node(&self) -> BoxFuture<'_, Box<dyn Broker>> {
+            Box::pin(async move { Box::new(MemoryBroker::new(&self.0)) as Box<dyn Broker> })
         }
     }
 
     crate::broker_conformance!(Bus(MemoryBus::new()));
 
-    /// A sink that changes its subscriptions while it is told something, as a hub may.
+    /// A sink that changes its subscription while it is told something, as a hub may.
     struct Fickle {
-        broker: Mutex<Option<Arc<MemoryBroker>>>,
-        heard: Recorder,
+        this: std::sync::Weak<Fickle>,
+        broker: MemoryBroker,
+        room: RoomName,
+        heard: AtomicU64,
     }
 
     impl Sink for Fickle {
-        fn publication(&self, room: &RoomName, publication: crate::Publication) {
-            self.heard.publication(room, publication);
-            if let Some(broker) = &*self.broker.lock() {
-                broker.unsubscribe(room);
-                drop(broker.subscribe(room));
-            }
+        fn publication(&self, _: crate::Publication) {
+            self.heard.fetch_add(1, Ordering::Relaxed);
+            self.broker.unsubscribe(&self.room, Affinity(0));
+            let this = self.this.upgrade().expect("the test holds it");
+            drop(self.broker.subscribe(&self.room, this, Affinity(0)));
         }
 
-        fn gap(&self, _: &RoomName, _: crate::GapCause) {}
+        fn gap(&self, _: crate::GapCause) {}
     }
 
     #[tokio::test]
-    async fn a_sink_may_change_its_subscriptions() {
-        let sink = Arc::new(Fickle { broker: Mutex::default(), heard: Recorder::default() });
-        let broker = Arc::new(MemoryBroker::new(&MemoryBus::new(), Arc::clone(&sink) as _));
-        *sink.broker.lock() = Some(Arc::clone(&broker));
-        let room = RoomName::new("r").unwrap();
-        broker.subscribe(&room).await.unwrap();
+    async fn a_sink_may_change_its_subscription() {
+        let sink = Arc::new_cyclic(|this| Fickle {
+            this: this.clone(),
+            broker: MemoryBroker::new(&MemoryBus::new()),
+            room: RoomName::new("r").unwrap(),
+            heard: AtomicU64::new(0),
+        });
+        sink.broker.subscribe(&sink.room, Arc::clone(&sink) as _, Affinity(0)).await.unwrap();
         let receipts = Arc::new(Receipts::default());
         for text in ["1", "2"] {
-            broker.publish(receipts.request(&room, crate::Publication::new(crate::Data::text(text)))).await;
+            let publication = crate::Publication::new(crate::Data::text(text));
+            sink.broker.publish(receipts.request(&sink.room, publication)).await;
         }
-        assert_eq!(sink.heard.of(&room).len(), 2);
-        sink.broker.lock().take();
+        assert_eq!(sink.heard.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
     async fn brokers_with_metrics_count_publications() {
         let metrics = BrokerMetrics::register(&prometheus::Registry::new()).unwrap();
-        let broker = MemoryBroker::new(&MemoryBus::new(), Arc::new(Recorder::default()))
-            .with_metrics(Arc::clone(&metrics));
-        let room = RoomName::new("r").unwrap();
-        broker.subscribe(&room).await.unwrap();
-        broker.subscribe(&room).await.unwrap();
+        let broker = MemoryBroker::new(&MemoryBus::new()).with_metrics(Arc::clone(&metrics));
+        let (room, heard) = (RoomName::new("r").unwrap(), Arc::new(Recorder::default()));
+        broker.subscribe(&room, heard.sink(&room), Affinity(0)).await.unwrap();
+        broker.subscribe(&room, heard.sink(&room), Affinity(0)).await.unwrap();
         assert_eq!((metrics.up.get(), metrics.topics.get()), (1, 1));
         let receipts = Arc::new(Receipts::default());
         broker.publish(receipts.request(&room, crate::Publication::new(crate::Data::text("12345")))).await;

@@ -7,9 +7,13 @@
 //!
 //! | connections | used for | bound |
 //! |---|---|---|
-//! | [`subscribers`](RedisConfig::subscribers) pub/sub connections, own reader | receiving; a room belongs to one of them by hash | no queue: the sink is called in line |
-//! | [`publishers`](RedisConfig::publishers) connections, own writer | `PUBLISH` in pipelines; a room belongs to one of them by hash | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes) each |
+//! | [`subscribers`](RedisConfig::subscribers) pub/sub connections, own reader | receiving; the [affinity](Affinity) of a subscription chooses one of them | no queue: the sink is called in line |
+//! | [`publishers`](RedisConfig::publishers) connections, own writer | `PUBLISH` in pipelines; the affinity of a publication chooses one of them | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes), shared out |
 //! | a small pool | requests and their answers; at present only health checks | [`POOL`] connections |
+//!
+//! The tasks of the first two are handed out as [`Part`]s: a part has one connection of each kind, or of one if there
+//! are fewer of the other, and whoever gets it polls its tasks. So a gateway's shard reads and writes Redis on its own
+//! thread. Everything that is not per message runs on the runtime on which the broker was started.
 //!
 //! # Health checks
 //!
@@ -43,6 +47,7 @@ mod envelope;
 pub mod fuzz;
 mod head;
 mod keys;
+mod part;
 mod pool;
 mod publisher;
 mod resp;
@@ -50,15 +55,14 @@ mod status;
 mod subscriber;
 mod url;
 
-use std::{
-    fmt,
-    hash::{BuildHasher, RandomState},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -66,6 +70,7 @@ use self::{
     clock::Clock,
     connection::Connector,
     keys::Topics,
+    part::Tasks,
     pool::Pool,
     publisher::{Publisher, Queue},
     status::StatusTracker,
@@ -73,11 +78,12 @@ use self::{
 };
 pub use self::{
     keys::{InvalidPrefix, Prefix},
+    part::Part,
     url::{Endpoint, RedisUrl, Secret},
 };
 use crate::{
-    Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing, metrics::BrokerMetrics,
-    tls::TrustError,
+    Affinity, Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing,
+    metrics::BrokerMetrics, tls::TrustError,
 };
 
 /// The configuration of a [`RedisBroker`].
@@ -91,7 +97,7 @@ pub struct RedisConfig {
     pub subscribers: usize,
     /// The number of connections for publications; at least one.
     pub publishers: usize,
-    /// The size of each one's queue, in bytes; each publication counts as 256 bytes more than its payload.
+    /// The size of their queues together, in bytes; each publication counts as 256 bytes more than its payload.
     pub publish_queue_bytes: usize,
     /// The largest payload, in bytes. A larger one is refused when published here, and a gap when received.
     pub max_publication: usize,
@@ -115,7 +121,7 @@ impl RedisConfig {
             prefix: Prefix::default(),
             subscribers: 2,
             publishers: 2,
-            publish_queue_bytes: 8 * 1024 * 1024,
+            publish_queue_bytes: 16 * 1024 * 1024,
             max_publication: 4 * 1024 * 1024,
             connect_timeout: Duration::from_secs(5),
             publish_timeout: Duration::from_secs(5),
@@ -152,8 +158,6 @@ pub enum RedisStartError {
 pub struct RedisBroker {
     desired: Vec<Arc<DesiredRooms>>,
     queues: Vec<Queue>,
-    /// Randomly keyed: clients choose room names, and must not be able to put all load on one connection.
-    hasher: RandomState,
     max_publication: usize,
     flush_limit: Duration,
     status: Arc<StatusTracker>,
@@ -168,17 +172,31 @@ pub struct RedisBroker {
 pub const POOL: usize = pool::SIZE;
 
 impl RedisBroker {
-    /// Starts the tasks on the ambient tokio runtime and returns at once.
+    /// Starts everything on the ambient tokio runtime and returns at once.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn start(config: RedisConfig, metrics: Arc<BrokerMetrics>) -> Result<Self, RedisStartError> {
+        let (broker, parts) = Self::new(config, metrics)?;
+        for task in parts.into_iter().flatten() {
+            broker.tracker.spawn(task);
+        }
+        Ok(broker)
+    }
+
+    /// A broker and its parts, as many as it has subscribers or publishers. What has an affinity goes through the part of
+    /// that number, modulo the number of subscribers or publishers. Nothing happens on a part until its tasks are
+    /// polled; the rest runs on the ambient tokio runtime.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
     #[allow(clippy::needless_pass_by_value, reason = "the broker takes ownership")]
-    pub fn start(
+    pub fn new(
         config: RedisConfig,
-        sink: Arc<dyn Sink>,
         metrics: Arc<BrokerMetrics>,
-    ) -> Result<Self, RedisStartError> {
+    ) -> Result<(Self, Vec<Part>), RedisStartError> {
         let ca_pem = config.ca_pem.as_ref().map(String::as_bytes);
         let connector = Arc::new(Connector::new(config.url.clone(), ca_pem, config.connect_timeout)?);
         let topics = Topics::new(&config.prefix);
@@ -199,7 +217,6 @@ impl RedisBroker {
         let mut broker = Self {
             desired: Vec::with_capacity(subscribers),
             queues: Vec::with_capacity(publishers),
-            hasher: RandomState::new(),
             max_publication: config.max_publication,
             flush_limit: config.publish_timeout,
             status: Arc::new(StatusTracker::new(
@@ -213,7 +230,13 @@ impl RedisBroker {
             closing,
             abort: CancellationToken::new(),
         };
-        for index in 0..subscribers {
+        let tasks = Tasks {
+            runtime: Handle::current(),
+            tracker: broker.tracker.clone(),
+            closing: broker.closing.clone(),
+        };
+        let mut parts: Vec<Part> = (0..subscribers.max(publishers)).map(|_| Part::new()).collect();
+        for (index, part) in parts.iter_mut().enumerate().take(subscribers) {
             let desired = Arc::new(DesiredRooms::new(Arc::clone(&broker.metrics)));
             broker.desired.push(Arc::clone(&desired));
             let subscriber = Subscriber {
@@ -226,16 +249,15 @@ impl RedisBroker {
                 canary_timeout: config.canary_timeout,
                 max_publication: config.max_publication,
                 desired,
-                sink: Arc::clone(&sink),
                 metrics: Arc::clone(&broker.metrics),
                 status: Arc::clone(&broker.status),
                 closing: broker.closing.clone(),
             };
-            broker.tracker.spawn(subscriber.run());
+            part.push(tasks.task(Arc::new(move || Box::pin(subscriber.clone().run()))));
         }
-        for index in 0..publishers {
+        for (index, part) in parts.iter_mut().enumerate().take(publishers) {
             let (queue, far_end) = Queue::new(
-                config.publish_queue_bytes,
+                config.publish_queue_bytes / publishers,
                 config.publish_timeout,
                 Arc::clone(&clock),
                 Arc::clone(&broker.metrics),
@@ -256,21 +278,17 @@ impl RedisBroker {
                 closing: broker.closing.clone(),
                 abort: broker.abort.clone(),
             };
-            broker.tracker.spawn(publisher.run(far_end));
+            let far_end = Arc::new(Mutex::new(far_end));
+            part.push(tasks.task(Arc::new(move || {
+                let (publisher, far_end) = (publisher.clone(), Arc::clone(&far_end));
+                Box::pin(async move { publisher.run(far_end.lock_owned().await).await })
+            })));
         }
         let status = Arc::clone(&broker.status);
         let of = format!("{}: requests", config.url);
         let watch = pool::watch(pool, config.canary_interval, subscribers + publishers, status, of);
         broker.tracker.spawn(broker.closing.clone().run_until_cancelled_owned(watch));
-        Ok(broker)
-    }
-
-    fn desired_rooms(&self, room: &RoomName) -> &Arc<DesiredRooms> {
-        pick(&self.desired, self.hasher.hash_one(room))
-    }
-
-    fn queue(&self, room: &RoomName) -> &Queue {
-        pick(&self.queues, self.hasher.hash_one(room))
+        Ok((broker, parts))
     }
 
     /// Settles a request that must not be queued, and returns any other.
@@ -291,17 +309,17 @@ impl RedisBroker {
 }
 
 impl Broker for RedisBroker {
-    fn subscribe(&self, room: &RoomName) -> Subscribing {
-        self.desired_rooms(room).subscribe(room)
+    fn subscribe(&self, room: &RoomName, sink: Arc<dyn Sink>, affinity: Affinity) -> Subscribing {
+        affinity.of(&self.desired).subscribe(room, sink)
     }
 
-    fn unsubscribe(&self, room: &RoomName) {
-        self.desired_rooms(room).unsubscribe(room);
+    fn unsubscribe(&self, room: &RoomName, affinity: Affinity) {
+        affinity.of(&self.desired).unsubscribe(room);
     }
 
     fn try_publish(&self, request: PublishRequest) -> Result<(), PublishRequest> {
         match self.refuse(request) {
-            Some(request) => self.queue(&request.room).try_publish(request),
+            Some(request) => request.affinity.of(&self.queues).try_publish(request),
             None => Ok(()),
         }
     }
@@ -309,7 +327,7 @@ impl Broker for RedisBroker {
     fn publish(&self, request: PublishRequest) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let Some(request) = self.refuse(request) {
-                self.queue(&request.room).publish(request).await;
+                request.affinity.of(&self.queues).publish(request).await;
             }
         })
     }
@@ -355,11 +373,6 @@ impl fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBroker").field("status", &*self.status.watch().borrow()).finish_non_exhaustive()
     }
-}
-
-#[allow(clippy::cast_possible_truncation, reason = "the remainder is below the length of a slice")]
-fn pick<T>(all: &[T], hash: u64) -> &T {
-    all.get((hash % all.len() as u64) as usize).expect("the remainder is below the length, which is not zero")
 }
 
 fn random_id() -> u128 {

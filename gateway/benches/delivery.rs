@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, hint::black_box, sync::Arc};
 
 use broker_bridge::{
-    Broker, Data, Publication, Publisher, RoomName, SessionId, Sink as _,
+    Affinity, Broker, Data, Publication, PublishRequest, Publisher, Receipt, RoomName, SessionId,
     memory::{MemoryBroker, MemoryBus},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -30,10 +30,14 @@ fn hub(c: &mut Criterion) {
     let registry = Registry::new();
     let metrics = Arc::new(HubMetrics::register(&registry).expect("the registry is new"));
     let budget = Budget::register(&registry, 1).expect("the registry is new");
-    let fan_out =
-        Arc::new(FanOut::new(Box::new([Arc::clone(&inbox) as _]), metrics, budget, Time::default()));
-    let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), Arc::clone(&fan_out) as _));
-    let hub = Hub::new(Arc::clone(&fan_out), broker, Time::default());
+    let fan_out = FanOut::new(Box::new([Arc::clone(&inbox) as _]), metrics, budget, Time::default());
+    let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new()));
+    let hub = Hub::new(fan_out, Arc::clone(&broker));
+    let publish = |room: &RoomName, publication: Publication| {
+        let (affinity, receipt) = (Affinity::default(), Receipt::ignored());
+        let request = PublishRequest { room: room.clone(), publication, affinity, receipt };
+        broker.try_publish(request).expect("the memory broker has no queue");
+    };
     let rooms: Vec<_> = (0..ROOMS).map(|number| room(&format!("chat:{number}"))).collect();
     for room in &rooms {
         drop(hub.join(room, 0));
@@ -45,7 +49,7 @@ fn hub(c: &mut Criterion) {
     group.bench_function("find a room and post to its shard", |b| {
         let (mut events, mut done) = (VecDeque::new(), 0);
         b.iter(|| {
-            fan_out.publication(next.next().expect("a cycle does not end"), publication.clone());
+            publish(next.next().expect("a cycle does not end"), publication.clone());
             inbox.take(&mut events, std::mem::take(&mut done));
             for event in events.drain(..) {
                 if let ShardEvent::Broadcast(broadcast) = event {
@@ -58,7 +62,7 @@ fn hub(c: &mut Criterion) {
         hub.leave(room, 0);
     }
     group.bench_function("find a room that everybody has left", |b| {
-        b.iter(|| fan_out.publication(next.next().expect("a cycle does not end"), publication.clone()));
+        b.iter(|| publish(next.next().expect("a cycle does not end"), publication.clone()));
     });
 }
 

@@ -159,9 +159,9 @@ pub struct Broker {
     pub url: BrokerUrl,
     /// Prefix of every topic name, before `room:`.
     pub prefix: Prefix,
-    /// Number of connections that receive publications.
+    /// Number of connections that receive publications; at most one per shard.
     pub subscribers: usize,
-    /// Number of connections that send publications.
+    /// Number of connections that send publications; at most one per shard.
     pub publishers: usize,
     /// Maximum total size of the publications that wait to be sent.
     pub publish_queue: ByteSize,
@@ -295,9 +295,10 @@ impl Config {
                 format!("expected {} as well", lacks_key.name)
             });
         }
+        let shards = from.read(&key::SHARDS).unwrap_or_else(available_shards);
         let mut config = Self {
             tls: cert.zip(key).map(|(cert, key)| Tls { cert, key }),
-            shards: from.read(&key::SHARDS).unwrap_or_else(available_shards),
+            shards,
             origins: from.read(&key::ORIGINS),
             demo: from.read(&key::DEMO).unwrap_or(!auth.has_key()),
             public: Public {
@@ -314,8 +315,8 @@ impl Config {
             broker: Broker {
                 url: broker_url.unwrap_or(BrokerUrl::Memory),
                 prefix: from.read(&key::BROKER_PREFIX),
-                subscribers: from.read(&key::BROKER_SUBSCRIBERS),
-                publishers: from.read(&key::BROKER_PUBLISHERS),
+                subscribers: broker_connections(from.read(&key::BROKER_SUBSCRIBERS), shards),
+                publishers: broker_connections(from.read(&key::BROKER_PUBLISHERS), shards),
                 publish_queue: from.read(&key::BROKER_PUBLISH_QUEUE),
                 max_publication: from.read(&key::BROKER_MAX_PUBLICATION),
                 connect_timeout: from.read(&key::BROKER_CONNECT_TIMEOUT),
@@ -479,8 +480,17 @@ impl Auth {
     }
 }
 
+/// The most connections to the broker of each kind, unless configured.
+const MOST_BROKER_CONNECTIONS: usize = 8;
+
 fn available_shards() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get).min(256)
+}
+
+/// How many connections of a kind the shards use. Each shard uses one; by default not more than a few, because a large
+/// fleet of large nodes would exhaust Redis.
+fn broker_connections(configured: Option<usize>, shards: usize) -> usize {
+    configured.unwrap_or(MOST_BROKER_CONNECTIONS).min(shards)
 }
 
 /// Whether the addresses exclude each other.

@@ -20,6 +20,8 @@ use std::{
 };
 
 use axum::Router;
+use broker_bridge::redis::Part;
+use futures_util::future::join_all;
 
 use crate::{
     health::ShardHealth,
@@ -73,7 +75,7 @@ pub struct Shard {
     health: Arc<ShardHealth>,
 }
 
-/// Marks the shard as ended when its thread exits, even by a panic.
+/// Marks the shard as ended when it has no sessions any more, and gets none, even by a panic.
 struct Ending(Arc<ShardHealth>);
 
 impl Drop for Ending {
@@ -83,13 +85,15 @@ impl Drop for Ending {
 }
 
 impl Shard {
-    /// Starts a shard thread that serves `router` on the sockets it accepts.
+    /// Starts a shard thread that serves `router` on the sockets it accepts, and its part of the broker. The thread
+    /// outlives the sessions: it serves the broker until that is closed.
     pub fn start(
         index: usize,
         inbox: Arc<Inbox>,
         health: Arc<ShardHealth>,
         context: Arc<Context>,
         router: Router,
+        part: Part,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let arrivals = Arc::new(Arrivals::default());
@@ -97,8 +101,10 @@ impl Shard {
             let (inbox, arrivals, health) = (Arc::clone(&inbox), Arc::clone(&arrivals), Arc::clone(&health));
             let ending = Ending(Arc::clone(&health));
             move || {
-                let _ending = ending;
+                let broker: Vec<_> = part.into_iter().map(|task| runtime.spawn(task)).collect();
                 Worker::run(&runtime, index, inbox, arrivals, health, context, router);
+                drop(ending);
+                runtime.block_on(join_all(broker));
             }
         })?;
         Ok(Self { inbox, arrivals, health })
@@ -120,7 +126,7 @@ impl Shard {
         self.arrivals.post(accepted);
     }
 
-    /// Whether its thread has exited.
+    /// Whether all its sessions have ended, and it accepts no more.
     pub fn is_finished(&self) -> bool {
         self.health.ended.load(Ordering::Acquire)
     }

@@ -14,7 +14,7 @@ pub struct ShardHealth {
     pub arriving: AtomicUsize,
     /// How often its loop has ticked.
     pub beats: AtomicU64,
-    /// Whether its thread has exited, for any reason.
+    /// Whether it serves sessions no more, for any reason.
     pub ended: AtomicBool,
 }
 

@@ -1,13 +1,21 @@
 //! The rooms of this node: which shards have members, and the node's interest in each room's topic.
 //!
-//! The hub knows neither sockets nor payloads. [`FanOut`] is the broker's sink: it finds the room and posts
-//! to the inboxes of the shards that have members there. Shards call [`Hub`] when sessions join and leave.
+//! The hub knows neither sockets nor payloads. Each room is the broker's [`Sink`] for its topic: it posts to the inboxes
+//! of the shards that have members. Shards call [`Hub`] when sessions join and leave.
+//!
+//! # Affinity
+//!
+//! A room is received by the thread of the shard that its first member is on ([`Affinity`]), for as long as the node's
+//! interest lasts. If the last member leaves and the room is forgotten, a later member begins a new room, with a sink of
+//! its own and maybe by another thread. What the old subscription still receives goes to the old sink, which has no
+//! members: so nobody hears a publication twice.
 //!
 //! # Locks
 //!
 //! Rooms are split into stripes, each behind its own mutex. A stripe is locked for map operations, and while
 //! the broker registers or releases interest (which never blocks): so the broker sees a room's last leave and
-//! next join in the order in which they happened. Nothing is posted to a shard while a stripe is locked.
+//! next join in the order in which they happened. Nothing is posted to a shard while a lock is held, and a publication
+//! locks its room only.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,8 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_bridge::{Broker, GapCause, Publication, RoomName, Sink, Subscribing};
+use broker_bridge::{Affinity, Broker, GapCause, Publication, RoomName, Sink, Subscribing};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::{budget::Budget, clock::Time, framing::Broadcast, shrink};
 
@@ -41,43 +50,58 @@ pub trait Mailbox: Send + Sync {
 
 /// The interface for shards when sessions join and leave rooms.
 pub struct Hub {
+    stripes: Box<[Stripe]>,
+    hasher: foldhash::fast::RandomState,
     fan_out: Arc<FanOut>,
     broker: Arc<dyn Broker>,
-    time: Time,
     /// Rooms without a session, oldest first. At most one entry per room.
     lingering: Mutex<VecDeque<(Instant, RoomName)>>,
 }
 
+type Stripe = Mutex<HashMap<RoomName, Interest, foldhash::fast::RandomState>>;
+
+/// The node's interest in a room.
+struct Interest {
+    room: Arc<Room>,
+    /// That of the shard of the first member.
+    affinity: Affinity,
+    /// Whether the room has an entry in [`Hub::lingering`].
+    lingering: bool,
+}
+
 impl Hub {
-    /// A hub for a fan-out that is already the broker's sink.
-    pub fn new(fan_out: Arc<FanOut>, broker: Arc<dyn Broker>, time: Time) -> Self {
-        Self { fan_out, broker, time, lingering: Mutex::default() }
+    /// A hub without rooms.
+    pub fn new(fan_out: FanOut, broker: Arc<dyn Broker>) -> Self {
+        let hasher = foldhash::fast::RandomState::default();
+        let stripes = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
+        Self { stripes, hasher, fan_out: Arc::new(fan_out), broker, lingering: Mutex::default() }
     }
 
     /// Adds a session of `shard` to `room`. Resolves when the broker has acknowledged the node's interest.
     /// Every [`join`](Self::join) needs one [`leave`](Self::leave), even if the future is dropped or fails.
     pub fn join(&self, room: &RoomName, shard: usize) -> Subscribing {
-        let mut rooms = self.fan_out.stripe(room.as_str()).lock();
-        let entry = rooms.entry(room.clone()).or_insert_with(|| {
+        let mut rooms = self.stripe(room.as_str()).lock();
+        let interest = rooms.entry(room.clone()).or_insert_with(|| {
             self.fan_out.metrics.rooms.inc();
-            Room::new(self.fan_out.mailboxes.len())
+            let room = Arc::new(Room::new(room.clone(), Arc::clone(&self.fan_out)));
+            Interest { room, affinity: Affinity(shard), lingering: false }
         });
-        entry.enter(shard);
-        self.broker.subscribe(room)
+        interest.room.enter(shard);
+        self.broker.subscribe(room, Arc::clone(&interest.room) as _, interest.affinity)
     }
 
     /// Removes a session of `shard` from `room`.
     pub fn leave(&self, room: &RoomName, shard: usize) {
-        let mut rooms = self.fan_out.stripe(room.as_str()).lock();
-        let Some(entry) = rooms.get_mut(room) else {
+        let mut rooms = self.stripe(room.as_str()).lock();
+        let Some(interest) = rooms.get_mut(room) else {
             debug_assert!(false, "left a room that nobody had joined");
             return;
         };
-        entry.exit(shard);
-        if entry.is_empty() && !entry.lingering {
-            entry.lingering = true;
+        let is_last = interest.room.exit(shard);
+        if is_last && !interest.lingering {
+            interest.lingering = true;
             drop(rooms);
-            self.lingering.lock().push_back((self.time.now(), room.clone()));
+            self.lingering.lock().push_back((self.fan_out.time.now(), room.clone()));
         }
     }
 
@@ -86,7 +110,7 @@ impl Hub {
 
     /// Releases interest in rooms that have been without a session for a moment.
     pub fn forget_rooms(&self) {
-        let now = self.time.now();
+        let now = self.fan_out.time.now();
         loop {
             let room = {
                 let mut lingering = self.lingering.lock();
@@ -100,31 +124,35 @@ impl Hub {
                 }
             };
             let Some((_, room)) = room else { return };
-            let mut rooms = self.fan_out.stripe(room.as_str()).lock();
-            let Some(entry) = rooms.get_mut(&room) else { continue };
-            entry.lingering = false;
-            if entry.is_empty() {
+            let mut rooms = self.stripe(room.as_str()).lock();
+            let Some(interest) = rooms.get_mut(&room) else { continue };
+            interest.lingering = false;
+            if interest.room.is_empty() {
+                let affinity = interest.affinity;
                 rooms.remove(&room);
                 shrink::map(&mut *rooms);
                 self.fan_out.metrics.rooms.dec();
                 // With the stripe locked, so a subsequent join reaches the broker after this.
-                self.broker.unsubscribe(&room);
+                self.broker.unsubscribe(&room, affinity);
             }
         }
     }
+
+    #[expect(clippy::indexing_slicing, reason = "reduced modulo the number of stripes")]
+    fn stripe(&self, room: &str) -> &Stripe {
+        // The map uses the low and high bits of the same hash, so use bits from the middle.
+        let hash = self.hasher.hash_one(room) >> 24;
+        &self.stripes[usize::try_from(hash % STRIPES as u64).expect("below the number of stripes")]
+    }
 }
 
-/// The broker's sink: finds the room's shards and posts to them. Never blocks.
+/// The way to the shards, which all rooms share.
 pub struct FanOut {
-    stripes: Box<[Stripe]>,
-    hasher: foldhash::fast::RandomState,
     mailboxes: Box<[Arc<dyn Mailbox>]>,
     metrics: Arc<HubMetrics>,
     budget: Arc<Budget>,
     time: Time,
 }
-
-type Stripe = Mutex<HashMap<RoomName, Room, foldhash::fast::RandomState>>;
 
 impl FanOut {
     /// A fan-out to these shards.
@@ -134,21 +162,7 @@ impl FanOut {
         budget: Arc<Budget>,
         time: Time,
     ) -> Self {
-        let hasher = foldhash::fast::RandomState::default();
-        let stripes = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
-        Self { stripes, hasher, mailboxes, metrics, budget, time }
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "reduced modulo the number of stripes")]
-    fn stripe(&self, room: &str) -> &Stripe {
-        // The map uses the low and high bits of the same hash, so use bits from the middle.
-        let hash = self.hasher.hash_one(room) >> 24;
-        &self.stripes[usize::try_from(hash % STRIPES as u64).expect("below the number of stripes")]
-    }
-
-    /// The shards with members in `room`.
-    fn shards_of(&self, room: &RoomName) -> ShardSet {
-        self.stripe(room.as_str()).lock().get(room).map_or_else(ShardSet::default, Room::shards)
+        Self { mailboxes, metrics, budget, time }
     }
 
     fn mailboxes(&self, shards: ShardSet) -> impl Iterator<Item = &dyn Mailbox> {
@@ -160,73 +174,79 @@ impl FanOut {
     }
 }
 
-impl Sink for FanOut {
-    fn publication(&self, room: &RoomName, publication: Publication) {
-        let shards = self.shards_of(room);
+/// A room with members on this node. Posts what arrives to the shards that have them; never blocks.
+struct Room {
+    name: RoomName,
+    /// The number of sessions per shard.
+    members: Mutex<SmallVec<[u32; 4]>>,
+    fan_out: Arc<FanOut>,
+}
+
+impl Room {
+    fn new(name: RoomName, fan_out: Arc<FanOut>) -> Self {
+        let members = Mutex::new(SmallVec::from_elem(0, fan_out.mailboxes.len()));
+        Self { name, members, fan_out }
+    }
+
+    fn enter(&self, shard: usize) {
+        if let Some(count) = self.members.lock().get_mut(shard) {
+            *count += 1;
+        }
+    }
+
+    /// Returns whether nobody is left.
+    fn exit(&self, shard: usize) -> bool {
+        let mut members = self.members.lock();
+        if let Some(count) = members.get_mut(shard) {
+            debug_assert!(*count > 0, "more sessions left than came");
+            *count = count.saturating_sub(1);
+        }
+        members.iter().all(|&count| count == 0)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.members.lock().iter().all(|&count| count == 0)
+    }
+
+    fn shards(&self) -> ShardSet {
+        let mut shards = ShardSet::default();
+        for (shard, _) in self.members.lock().iter().enumerate().filter(|(_, count)| **count > 0) {
+            shards.insert(shard);
+        }
+        shards
+    }
+}
+
+impl Sink for Room {
+    fn publication(&self, publication: Publication) {
+        let shards = self.shards();
         let count = shards.len();
         if count == 0 {
             return; // Lingering interest: there are no members to deliver to.
         }
-        self.metrics.publications.inc();
-        let broadcast = Broadcast::new(room.clone(), publication, count)
-            .received_at(self.time.now())
-            .counted(&self.budget);
+        let fan_out = &self.fan_out;
+        fan_out.metrics.publications.inc();
+        let broadcast = Broadcast::new(self.name.clone(), publication, count)
+            .received_at(fan_out.time.now())
+            .counted(&fan_out.budget);
         let broadcast = Arc::new(broadcast);
-        for mailbox in self.mailboxes(shards) {
+        for mailbox in fan_out.mailboxes(shards) {
             if !mailbox.post_broadcast(&broadcast) {
-                self.metrics.inbox_overflows.inc();
-                self.metrics.gap(GapCause::Overflow);
+                fan_out.metrics.inbox_overflows.inc();
+                fan_out.metrics.gap(GapCause::Overflow);
                 broadcast.written();
             }
         }
     }
 
-    fn gap(&self, room: &RoomName, cause: GapCause) {
-        let shards = self.shards_of(room);
+    fn gap(&self, cause: GapCause) {
+        let shards = self.shards();
         if shards.len() > 0 {
-            self.metrics.gap(cause);
+            self.fan_out.metrics.gap(cause);
         }
-        for mailbox in self.mailboxes(shards) {
-            mailbox.post_gap(room, cause);
+        for mailbox in self.fan_out.mailboxes(shards) {
+            mailbox.post_gap(&self.name, cause);
         }
-    }
-}
-
-/// The members of a room on this node: the number of sessions per shard.
-struct Room {
-    members: Box<[u32]>,
-    /// Whether the room has an entry in [`Hub::lingering`].
-    lingering: bool,
-}
-
-impl Room {
-    fn new(shards: usize) -> Self {
-        Self { members: vec![0; shards].into_boxed_slice(), lingering: false }
-    }
-
-    fn enter(&mut self, shard: usize) {
-        if let Some(count) = self.members.get_mut(shard) {
-            *count += 1;
-        }
-    }
-
-    fn exit(&mut self, shard: usize) {
-        if let Some(count) = self.members.get_mut(shard) {
-            debug_assert!(*count > 0, "more sessions left than came");
-            *count = count.saturating_sub(1);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.members.iter().all(|&count| count == 0)
-    }
-
-    fn shards(&self) -> ShardSet {
-        let mut shards = ShardSet::default();
-        for (shard, _) in self.members.iter().enumerate().filter(|(_, count)| **count > 0) {
-            shards.insert(shard);
-        }
-        shards
     }
 }
 
@@ -279,10 +299,9 @@ mod tests {
             let inboxes: Box<[_]> = (0..shards).map(|_| Arc::new(Inbox::new(1 << 20))).collect();
             let budget = Budget::register(&registry, shards).unwrap();
             let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
-            let fan_out = Arc::new(FanOut::new(mailboxes, metrics, budget, time.clone()));
-            let sink = Arc::clone(&fan_out);
-            let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new(), sink));
-            Self { hub: Hub::new(fan_out, Arc::clone(&broker), time.clone()), inboxes, broker, time }
+            let fan_out = FanOut::new(mailboxes, metrics, budget, time.clone());
+            let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new()));
+            Self { hub: Hub::new(fan_out, Arc::clone(&broker)), inboxes, broker, time }
         }
 
         async fn join(&self, name: &str, shard: usize) {
@@ -293,6 +312,7 @@ mod tests {
             let request = PublishRequest {
                 room: room(name),
                 publication: Publication::new(Data::text(text)),
+                affinity: Affinity(0),
                 receipt: Receipt::ignored(),
             };
             self.broker.try_publish(request).unwrap();
@@ -369,7 +389,7 @@ mod tests {
         const ROOMS: usize = 20_000;
         let bench = Bench::new(1);
         let capacity = |bench: &Bench| {
-            let stripes = bench.hub.fan_out.stripes.iter();
+            let stripes = bench.hub.stripes.iter();
             stripes.map(|stripe| stripe.lock().capacity()).sum::<usize>()
                 + bench.hub.lingering.lock().capacity()
         };

@@ -15,10 +15,10 @@ use std::{
 };
 
 use broker_bridge::{
-    Broker, BrokerUrl,
+    Affinity, Broker, BrokerUrl,
     memory::{MemoryBroker, MemoryBus},
     metrics::BrokerMetrics,
-    redis::{RedisBroker, RedisConfig, RedisStartError},
+    redis::{Part, RedisBroker, RedisConfig, RedisStartError},
 };
 use parking_lot::Mutex;
 use prometheus::Registry;
@@ -166,9 +166,9 @@ impl Node {
         let inboxes: Box<[_]> =
             (0..config.shards).map(|_| Arc::new(Inbox::new(inbox_capacity(&config)))).collect();
         let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
-        let fan_out = Arc::new(FanOut::new(mailboxes, metrics.hub, Arc::clone(&budget), time.clone()));
-        let broker = start_broker(&config, &fan_out, &registry)?;
-        let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker), time.clone()));
+        let fan_out = FanOut::new(mailboxes, metrics.hub, Arc::clone(&budget), time.clone());
+        let (broker, parts) = start_broker(&config, &registry)?;
+        let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let ids = Arc::new(SessionIds::new(getrandom::u64().map_err(StartError::Random)?));
         let settings = Arc::new(LiveSettings::new(Settings::new(&config, key_files.keyring()), time.clone()));
         // Shards and routes use the load of all shards, so create the counters first.
@@ -205,10 +205,11 @@ impl Node {
         let shards = inboxes
             .iter()
             .zip(health)
+            .zip(parts.into_iter().chain(std::iter::repeat_with(Part::new)))
             .enumerate()
-            .map(|(index, (inbox, health))| {
-                let routes = server::public_routes(Arc::clone(&gate));
-                Shard::start(index, Arc::clone(inbox), health, Arc::clone(&context), routes)
+            .map(|(index, ((inbox, health), part))| {
+                let routes = server::public_routes(Arc::clone(&gate), Affinity(index));
+                Shard::start(index, Arc::clone(inbox), health, Arc::clone(&context), routes, part)
             })
             .collect::<io::Result<Arc<[Shard]>>>()
             .map_err(StartError::Shard)?;
@@ -403,16 +404,14 @@ async fn every(time: Duration, mut act: impl FnMut()) {
     }
 }
 
-fn start_broker(
-    config: &Config,
-    fan_out: &Arc<FanOut>,
-    registry: &Registry,
-) -> Result<Arc<dyn Broker>, StartError> {
-    let sink = Arc::clone(fan_out);
+/// The broker, and what the shards' threads do for it.
+fn start_broker(config: &Config, registry: &Registry) -> Result<(Arc<dyn Broker>, Vec<Part>), StartError> {
     let measured = BrokerMetrics::register(registry)?;
     let broker = &config.broker;
     Ok(match &broker.url {
-        BrokerUrl::Memory => Arc::new(MemoryBroker::new(&MemoryBus::new(), sink).with_metrics(measured)),
+        BrokerUrl::Memory => {
+            (Arc::new(MemoryBroker::new(&MemoryBus::new()).with_metrics(measured)), Vec::new())
+        }
         BrokerUrl::Redis(url) => {
             let redis = RedisConfig {
                 prefix: broker.prefix.clone(),
@@ -427,7 +426,8 @@ fn start_broker(
                 ca_pem: broker.ca_file.as_deref().map(read_ca).transpose()?,
                 ..RedisConfig::new(url.clone())
             };
-            Arc::new(RedisBroker::start(redis, sink, measured)?)
+            let (broker, parts) = RedisBroker::new(redis, measured)?;
+            (Arc::new(broker), parts)
         }
     })
 }

@@ -15,6 +15,7 @@
 use std::sync::Arc;
 
 use axum::{Router, extract::Request, middleware::from_fn_with_state};
+use broker_bridge::Affinity;
 
 use crate::{
     request::{Gate, Problem},
@@ -30,9 +31,9 @@ pub mod peer;
 mod routes;
 mod upgrade;
 
-/// All routes of the public listener.
-pub fn public_routes(gate: Arc<Gate>) -> Router {
-    let mut routes = routes::routes();
+/// All routes of the public listener. What they publish has this affinity.
+pub fn public_routes(gate: Arc<Gate>, affinity: Affinity) -> Router {
+    let mut routes = routes::routes(affinity);
     if gate.demo {
         routes = routes.merge(demo::routes());
     }

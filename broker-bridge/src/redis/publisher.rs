@@ -35,7 +35,7 @@ use std::{collections::VecDeque, future::poll_fn, io, pin::pin, sync::Arc, time:
 
 use futures_util::FutureExt;
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedMutexGuard, mpsc},
     task::unconstrained,
     time::{Instant, sleep, sleep_until},
 };
@@ -53,6 +53,7 @@ use super::{
     clock::{Clock, LOOK},
     connection::{ConnectError, Connection, Connector, Role, role_of},
     keys::Topics,
+    part::Counted,
     resp::Malformed,
     status::StatusTracker,
 };
@@ -67,6 +68,7 @@ const WAITING: usize = 128;
 const FAILURES: u32 = 2;
 
 /// The owner of one connection for publications.
+#[derive(Clone)]
 pub(super) struct Publisher {
     /// Which of the publishers.
     pub(super) index: usize,
@@ -91,7 +93,7 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Sends what arrives from `queue` until the node closes the broker.
-    pub(super) async fn run(self, queue: mpsc::Receiver<Outgoing>) {
+    pub(super) async fn run(self, queue: OwnedMutexGuard<mpsc::Receiver<Outgoing>>) {
         let abort = self.abort.clone();
         let mut task = Task { on: self, queue, waiting: VecDeque::new(), failures: 0, demotions: 0 };
         // Dropping what is left settles it.
@@ -101,7 +103,8 @@ impl Publisher {
 
 struct Task {
     on: Publisher,
-    queue: mpsc::Receiver<Outgoing>,
+    /// Locked for as long as the task lives: if its thread ends, the next one takes over the queue.
+    queue: OwnedMutexGuard<mpsc::Receiver<Outgoing>>,
     /// Taken out of the queue, and not yet sent.
     waiting: VecDeque<Outgoing>,
     /// How many canaries in a row were refused.
@@ -155,6 +158,27 @@ impl Lost {
     }
 }
 
+/// Reports a connection for as long as it lives.
+struct Connected {
+    canaries: Arc<Canaries>,
+    index: usize,
+    _counted: Counted,
+}
+
+impl Connected {
+    fn new(on: &Publisher) -> Self {
+        on.canaries.connected(on.index);
+        let counted = Counted::new(&on.metrics.publisher_connections);
+        Self { canaries: Arc::clone(&on.canaries), index: on.index, _counted: counted }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.canaries.disconnected(self.index);
+    }
+}
+
 impl Task {
     async fn run(&mut self) {
         let mut backoff = Backoff::new();
@@ -162,13 +186,11 @@ impl Task {
             let since = Instant::now();
             self.failures = 0;
             // In this order: a demotion that is reported in between also ends this connection.
-            self.on.canaries.connected(self.on.index);
+            let connected = Connected::new(&self.on);
             self.demotions = *self.on.canaries.demotions().borrow();
             self.on.status.up(self.on.part);
-            self.on.metrics.publisher_connections.inc();
             let end = self.serve(connection).await;
-            self.on.canaries.disconnected(self.on.index);
-            self.on.metrics.publisher_connections.dec();
+            drop(connected);
             let Err(lost) = end else { break };
             self.on.metrics.connection_ended(Part::Publisher, lost.end());
             self.on.status.down(self.on.part, format!("{}: {lost}", self.on.connector.url()));

@@ -22,7 +22,7 @@ mod health;
 mod shrink;
 mod table;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
@@ -45,15 +45,42 @@ use super::{
     connection::{ConnectError, Connection, Connector, Role, role_of},
     envelope,
     keys::Topics,
+    part::Counted,
     resp::{Frame, Malformed, Reader},
     status::StatusTracker,
 };
 use crate::{
-    GapCause, Sink,
+    GapCause, RoomName, Sink,
     metrics::{BrokerMetrics, End, Part},
 };
 
+/// After a read of this many bytes, others get their turn.
+const MANY_BYTES: usize = 16 * 1024;
+
+/// A room with the sink of its subscription.
+#[derive(Clone)]
+pub(super) struct Room {
+    pub(super) name: RoomName,
+    pub(super) sink: Arc<dyn Sink>,
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)
+    }
+}
+
+/// By name: a room has one subscription at a time.
+impl PartialEq for Room {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Room {}
+
 /// The owner of one pub/sub connection.
+#[derive(Clone)]
 pub(super) struct Subscriber {
     /// Which of the subscribers, and its part of the status.
     pub(super) part: usize,
@@ -66,7 +93,6 @@ pub(super) struct Subscriber {
     /// The largest payload, in bytes.
     pub(super) max_publication: usize,
     pub(super) desired: Arc<DesiredRooms>,
-    pub(super) sink: Arc<dyn Sink>,
     pub(super) metrics: Arc<BrokerMetrics>,
     pub(super) status: Arc<StatusTracker>,
     pub(super) closing: CancellationToken,
@@ -78,12 +104,13 @@ impl Subscriber {
         let table = Table::new(self.canaries.topic());
         let mut task =
             Task { table, bytes: 0, retry_at: None, retries: Backoff::new(), demotions: 0, on: self };
+        task.take_over();
         let mut backoff = Backoff::new();
         while let Some(connection) = task.connect(&mut backoff).await {
             let since = Instant::now();
-            task.on.metrics.subscriber_connections.inc();
+            let counted = Counted::new(&task.on.metrics.subscriber_connections);
             let end = task.serve(connection).await;
-            task.on.metrics.subscriber_connections.dec();
+            drop(counted);
             let Err(lost) = end else { break };
             task.on.metrics.interruptions.inc();
             task.on.metrics.connection_ended(Part::Subscriber, lost.end());
@@ -142,6 +169,23 @@ struct Task {
 }
 
 impl Task {
+    /// Takes the rooms of a task that is gone, as its thread is. There are none at the start.
+    fn take_over(&mut self) {
+        let rooms = self.on.desired.take_over();
+        if rooms.is_empty() {
+            return;
+        }
+        self.on.metrics.interruptions.inc();
+        self.on.status.down(self.on.part, "a thread has ended that served a connection to the broker");
+        for (room, was_acknowledged) in rooms {
+            let topic = self.on.topics.room(&room.name);
+            self.table.add(&topic, room);
+            if was_acknowledged {
+                self.table.owe(&topic);
+            }
+        }
+    }
+
     /// Retries until it succeeds; `None` when the node closes the broker. Takes the callers' changes meanwhile, so
     /// that they do not pile up.
     async fn connect(&mut self, backoff: &mut Backoff) -> Option<Connection> {
@@ -199,7 +243,15 @@ impl Task {
             let retry_at = self.retry_at;
             tokio::select! {
                 () = closing.cancelled() => return Ok(()),
-                read = reader.fill(&mut incoming) => self.read(read?, &mut reader, &mut health)?,
+                read = reader.fill(&mut incoming) => {
+                    let bytes = read?;
+                    self.read(bytes, &mut reader, &mut health)?;
+                    // There may be more. First come others that this thread serves, such as the sessions that have to
+                    // write what has just arrived.
+                    if bytes >= MANY_BYTES {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 sent = send(&mut outgoing, &mut out), if unsent => {
                     sent?;
                     unsent = false;
@@ -242,13 +294,16 @@ impl Task {
     }
 
     fn take_changes(&mut self) {
-        for (room, is_desired) in self.on.desired.take_changes() {
-            let topic = self.on.topics.room(&room);
-            if !is_desired {
-                self.table.remove(&topic);
-            } else if self.table.add(&topic, room.clone()) {
-                // Unsubscribed and subscribed again before the server was told: the subscription never ended.
-                self.on.desired.acknowledged(&room);
+        for (name, desired) in self.on.desired.take_changes() {
+            let topic = self.on.topics.room(&name);
+            match desired {
+                None => self.table.remove(&topic),
+                Some(room) => {
+                    if self.table.add(&topic, room) {
+                        // Unsubscribed and subscribed again before the server was told: the subscription never ended.
+                        self.on.desired.acknowledged(&name);
+                    }
+                }
             }
         }
         self.report();
@@ -261,10 +316,10 @@ impl Task {
                     self.on.metrics.received(payload.len());
                     let publication = envelope::decode(payload);
                     if publication.data.bytes().len() <= self.on.max_publication {
-                        self.on.sink.publication(room, publication);
+                        room.sink.publication(publication);
                     } else {
                         self.on.metrics.oversized.inc();
-                        self.on.sink.gap(room, GapCause::Oversized);
+                        room.sink.gap(GapCause::Oversized);
                     }
                 }
                 Some(Purpose::Canary) => {
@@ -279,7 +334,7 @@ impl Task {
                 if let Some(Purpose::Room(room)) = self.table.desired(topic) {
                     tracing::warn!(bytes, "skipped a publication that is larger than this node accepts");
                     self.on.metrics.oversized.inc();
-                    self.on.sink.gap(room, GapCause::Oversized);
+                    room.sink.gap(GapCause::Oversized);
                 }
             }
             Frame::Subscribed(topic) => {
@@ -290,10 +345,10 @@ impl Task {
                         self.retries = Backoff::new();
                         if acknowledged.after_loss {
                             self.on.metrics.resubscriptions.inc();
-                            self.on.sink.gap(room, GapCause::Interrupted);
+                            room.sink.gap(GapCause::Interrupted);
                         }
                         if acknowledged.desired {
-                            self.on.desired.acknowledged(room);
+                            self.on.desired.acknowledged(&room.name);
                         }
                     }
                 }
@@ -301,9 +356,9 @@ impl Task {
             }
             Frame::Unsubscribed(topic) => match self.table.unsubscribed(topic) {
                 Some(Purpose::Room(room)) => {
-                    tracing::debug!(%room, "the server ended a subscription");
+                    tracing::debug!(room = %room.name, "the server ended a subscription");
                     self.on.metrics.topic_interruptions.inc();
-                    self.on.desired.room_interrupted(&room);
+                    self.on.desired.room_interrupted(&room.name);
                 }
                 Some(Purpose::Canary) => health.unsubscribed(),
                 None => {}
@@ -334,7 +389,7 @@ impl Task {
             Refusal::OneByOne | Refusal::Refused(Purpose::Canary) => {}
             Refusal::StillSubscribed { desired, later } => {
                 for room in &desired {
-                    self.on.desired.acknowledged(room);
+                    self.on.desired.acknowledged(&room.name);
                 }
                 if later {
                     self.retry_later();
@@ -342,11 +397,11 @@ impl Task {
             }
             Refusal::Refused(Purpose::Room(room)) => {
                 self.on.metrics.subscriptions_refused.inc();
-                self.on.desired.refused(&room, &answer.error());
+                self.on.desired.refused(&room.name, &answer.error());
             }
             Refusal::StillOwed(purpose) => {
                 match purpose {
-                    Purpose::Room(room) => self.on.desired.refused_again(&room, &answer.error()),
+                    Purpose::Room(room) => self.on.desired.refused_again(&room.name, &answer.error()),
                     // There is no proof to wait for.
                     Purpose::Canary => self.table.open(),
                 }

@@ -276,21 +276,22 @@ table! {
         doc: "Prefix of every topic name, before `room:`.",
         more: "Lets several gateways share one Redis server.",
     };
-    BROKER_SUBSCRIBERS: Count = Key {
+    BROKER_SUBSCRIBERS: Auto<Count> = Key {
         name: "broker.subscribers",
-        kind: Count { min: 1, max: 64 },
-        default: Is("2"),
+        kind: Auto(Count { min: 1, max: 64 }),
+        default: Is(r#""auto""#),
         reload: Restart,
-        doc: "Number of connections that receive publications. Rooms are spread over them.",
-        more: "",
+        doc: "Number of connections that receive publications.",
+        more: "`auto` is one per shard, and 8 at most. The shards share them; with more connections than shards, each \
+               shard has one.",
     };
-    BROKER_PUBLISHERS: Count = Key {
+    BROKER_PUBLISHERS: Auto<Count> = Key {
         name: "broker.publishers",
-        kind: Count { min: 1, max: 64 },
-        default: Is("2"),
+        kind: Auto(Count { min: 1, max: 64 }),
+        default: Is(r#""auto""#),
         reload: Restart,
-        doc: "Number of connections that send publications. Rooms are spread over them.",
-        more: "",
+        doc: "Number of connections that send publications.",
+        more: "Like `broker.subscribers`.",
     };
     BROKER_PUBLISH_QUEUE: Size = Key {
         name: "broker.publish_queue",
@@ -298,7 +299,7 @@ table! {
         default: Is(r#""16MiB""#),
         reload: Restart,
         doc: "Maximum total size of the publications that wait to be sent to the broker.",
-        more: "At least `limits.message_size`.",
+        more: "Shared out evenly among `broker.publishers`. At least `limits.message_size`.",
     };
     BROKER_MAX_PUBLICATION: Size = Key {
         name: "broker.max_publication",

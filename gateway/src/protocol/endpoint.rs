@@ -3,7 +3,7 @@
 use std::{fmt, pin::Pin, sync::Arc};
 
 use axum::body::Body;
-use broker_bridge::RoomName;
+use broker_bridge::{Affinity, RoomName};
 use http::{HeaderMap, Method, Response, request::Parts};
 
 use super::Protocol;
@@ -123,6 +123,8 @@ impl Ask<'_> {
 pub struct Call {
     /// The checks for requests.
     pub gate: Arc<Gate>,
+    /// The broker's connection that this thread serves.
+    pub affinity: Affinity,
     /// Its head.
     pub request: Arc<Parts>,
     /// Its body.

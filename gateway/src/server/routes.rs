@@ -12,7 +12,7 @@ use axum::{
     extract::{Request, State},
     routing::any,
 };
-use broker_bridge::RoomName;
+use broker_bridge::{Affinity, RoomName};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
@@ -53,14 +53,14 @@ struct Stream {
     open: Open,
 }
 
-/// A route for each path of the table.
-pub fn routes() -> Router<Arc<Gate>> {
+/// A route for each path of the table. What they publish has this affinity.
+pub fn routes(affinity: Affinity) -> Router<Arc<Gate>> {
     let mut router = Router::new();
     for (name, path) in paths(&TABLE) {
         let path = Arc::new(path);
         let handler = move |State(gate): State<Arc<Gate>>, request: Request| {
             let path = Arc::clone(&path);
-            async move { serve(gate, &path, request).await }
+            async move { serve(gate, affinity, &path, request).await }
         };
         router = router.route(name, any(handler));
     }
@@ -93,7 +93,7 @@ fn paths(table: &[&'static Endpoint]) -> BTreeMap<&'static str, Path> {
     paths
 }
 
-async fn serve(gate: Arc<Gate>, path: &Path, request: Request) -> Response<Body> {
+async fn serve(gate: Arc<Gate>, affinity: Affinity, path: &Path, request: Request) -> Response<Body> {
     let began = Instant::now();
     let (request, body) = request.into_parts();
     let room = match path.has_room.then(|| room_of_path(request.uri.path())).transpose() {
@@ -107,7 +107,7 @@ async fn serve(gate: Arc<Gate>, path: &Path, request: Request) -> Response<Body>
     }
     if let Some((_, answer)) = path.requests.iter().find(|(method, _)| *method == request.method) {
         let request = Arc::new(request);
-        let call = Call { gate: Arc::clone(&gate), request: Arc::clone(&request), body, room };
+        let call = Call { gate: Arc::clone(&gate), affinity, request: Arc::clone(&request), body, room };
         return match answer(call).await {
             Ok(response) => gate.expose(&request, response),
             Err(problem) => gate.refuse(&request, problem),

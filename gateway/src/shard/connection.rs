@@ -582,7 +582,8 @@ impl<T: Transport> Connection<T> {
         }
         let ticket = Ticket { owner: self.key.data().as_ffi(), request: request.into() };
         let inbox: Arc<dyn ReceiptSink> = shard.inbox.clone();
-        let request = PublishRequest { room, publication, receipt: Receipt::new(inbox, ticket) };
+        let (affinity, receipt) = (shard.affinity(), Receipt::new(inbox, ticket));
+        let request = PublishRequest { room, publication, affinity, receipt };
         self.in_flight += 1;
         if self.is_blocked() {
             self.block(shard, request);

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use broker_bridge::{PublishRequest, RoomName, SessionId};
+use broker_bridge::{Affinity, PublishRequest, RoomName, SessionId};
 
 use super::{
     Context, Inbox,
@@ -127,6 +127,11 @@ impl State {
             effects: Effects::default(),
             packets: Packets::default(),
         }
+    }
+
+    /// The broker's connection that this shard's thread serves.
+    pub fn affinity(&self) -> Affinity {
+        Affinity(self.index)
     }
 
     /// Sets when the connection's timer fires, replacing the previous one.

@@ -10,13 +10,14 @@ use std::{
 };
 
 use broker_bridge::{
-    Broker, BrokerError, BrokerStatus, GapCause, Publication, PublishRequest, RoomName, Sink, Subscribing,
+    Affinity, Broker, BrokerError, BrokerStatus, GapCause, Publication, PublishRequest, RoomName, Sink,
+    Subscribing,
 };
 use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
-/// Something on its way to a node: a publication of a room, or a gap.
-type Arrival = (RoomName, Result<Publication, GapCause>);
+/// Something on its way to a node: a publication for a subscription, or a gap.
+type Arrival = (Arc<dyn Sink>, Result<Publication, GapCause>);
 
 /// What all nodes share.
 #[derive(Default)]
@@ -28,7 +29,6 @@ pub struct Bus {
 
 /// A node's connection to the bus.
 pub struct Link {
-    sink: Arc<dyn Sink>,
     rooms: BTreeMap<RoomName, Subscription>,
     /// What is on its way to the node.
     arriving: VecDeque<Arrival>,
@@ -40,8 +40,8 @@ pub struct Link {
 }
 
 /// A node's subscription to a room.
-#[derive(Default)]
 struct Subscription {
+    sink: Arc<dyn Sink>,
     is_confirmed: bool,
     /// Whether the node has missed publications since it was confirmed.
     is_interrupted: bool,
@@ -54,8 +54,11 @@ impl Bus {
     /// Accepts a publication: it is delivered to all nodes whose subscription is confirmed.
     pub fn accept(&mut self, room: &RoomName, publication: Publication) {
         for link in &mut self.links {
-            if link.is_up && link.rooms.get(room).is_some_and(|subscription| subscription.is_confirmed) {
-                link.arriving.push_back((room.clone(), Ok(publication.clone())));
+            if link.is_up
+                && let Some(subscription) = link.rooms.get(room)
+                && subscription.is_confirmed
+            {
+                link.arriving.push_back((Arc::clone(&subscription.sink), Ok(publication.clone())));
             }
         }
         self.log.entry(room.clone()).or_default().push(publication);
@@ -96,14 +99,15 @@ impl Bus {
 
     /// Tells a node of a gap.
     pub fn tell_gap(&mut self, link: usize, room: &RoomName, cause: GapCause) {
-        self.links[link].arriving.push_back((room.clone(), Err(cause)));
+        let link = &mut self.links[link];
+        if let Some(subscription) = link.rooms.get(room) {
+            link.arriving.push_back((Arc::clone(&subscription.sink), Err(cause)));
+        }
     }
 
     /// Takes the next thing on its way to a node. To be passed to [`deliver`] without the lock.
-    fn next_arrival(&mut self, link: usize) -> Option<(Arc<dyn Sink>, Arrival)> {
-        let link = self.links.get_mut(link)?;
-        let arrival = link.arriving.pop_front()?;
-        Some((Arc::clone(&link.sink), arrival))
+    fn next_arrival(&mut self, link: usize) -> Option<Arrival> {
+        self.links.get_mut(link)?.arriving.pop_front()
     }
 
     /// Confirms or refuses the subscription to one of the rooms that wait. Returns whether there was any.
@@ -165,9 +169,9 @@ impl Bus {
     pub fn restore(&mut self, link: usize) {
         let link = &mut self.links[link];
         link.is_up = true;
-        for (name, room) in link.rooms.iter_mut().filter(|(_, room)| room.is_interrupted) {
+        for room in link.rooms.values_mut().filter(|room| room.is_interrupted) {
             (room.is_confirmed, room.is_interrupted) = (true, false);
-            link.arriving.push_back((name.clone(), Err(GapCause::Interrupted)));
+            link.arriving.push_back((Arc::clone(&room.sink), Err(GapCause::Interrupted)));
             for waiting in room.waiting.drain(..) {
                 drop(waiting.send(Ok(())));
             }
@@ -201,10 +205,10 @@ impl Bus {
 /// Delivers the next thing on its way to a node. Returns whether there was any.
 pub fn deliver(bus: &SharedBus, link: usize) -> bool {
     let next = lock(bus).next_arrival(link);
-    let Some((sink, (room, what))) = next else { return false };
+    let Some((sink, what)) = next else { return false };
     match what {
-        Ok(publication) => sink.publication(&room, publication),
-        Err(cause) => sink.gap(&room, cause),
+        Ok(publication) => sink.publication(publication),
+        Err(cause) => sink.gap(cause),
     }
     true
 }
@@ -222,10 +226,9 @@ pub struct ModelBroker {
 
 impl ModelBroker {
     /// Connects a node whose queue takes this many publications.
-    pub fn new(bus: &SharedBus, sink: Arc<dyn Sink>, queue: usize) -> Self {
+    pub fn new(bus: &SharedBus, queue: usize) -> Self {
         let mut shared = lock(bus);
         shared.links.push(Link {
-            sink,
             rooms: BTreeMap::new(),
             arriving: VecDeque::new(),
             publishing: VecDeque::new(),
@@ -246,9 +249,10 @@ impl ModelBroker {
 }
 
 impl Broker for ModelBroker {
-    fn subscribe(&self, room: &RoomName) -> Subscribing {
+    fn subscribe(&self, room: &RoomName, sink: Arc<dyn Sink>, _: Affinity) -> Subscribing {
         let mut bus = lock(&self.bus);
-        let subscription = bus.links[self.link].rooms.entry(room.clone()).or_default();
+        let new = || Subscription { sink, is_confirmed: false, is_interrupted: false, waiting: Vec::new() };
+        let subscription = bus.links[self.link].rooms.entry(room.clone()).or_insert_with(new);
         if subscription.is_confirmed {
             return Box::pin(async { Ok(()) });
         }
@@ -257,7 +261,7 @@ impl Broker for ModelBroker {
         Box::pin(async move { receiver.await.unwrap_or(Err(BrokerError::Closed)) })
     }
 
-    fn unsubscribe(&self, room: &RoomName) {
+    fn unsubscribe(&self, room: &RoomName, _: Affinity) {
         let subscription = lock(&self.bus).links[self.link].rooms.remove(room);
         for waiting in subscription.into_iter().flat_map(|subscription| subscription.waiting) {
             drop(waiting.send(Err(BrokerError::NotNow("unsubscribed".into()))));

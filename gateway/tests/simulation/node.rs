@@ -120,12 +120,12 @@ impl Node {
         let inboxes: Vec<_> = (0..shards).map(|_| Arc::new(Inbox::new(64 * 1024))).collect();
         let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
         let metrics = Arc::new(HubMetrics::register(&registry).unwrap());
-        let fan_out = Arc::new(FanOut::new(mailboxes, metrics, Arc::clone(&budget), time.clone()));
+        let fan_out = FanOut::new(mailboxes, metrics, Arc::clone(&budget), time.clone());
         let queue = if random.one_in(2) { random.between(2, 32) } else { random.between(100, 300) };
-        let model = ModelBroker::new(bus, Arc::clone(&fan_out) as _, queue);
+        let model = ModelBroker::new(bus, queue);
         let link = model.link();
         let broker: Arc<dyn Broker> = Arc::new(model);
-        let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker), time.clone()));
+        let hub = Arc::new(Hub::new(fan_out, Arc::clone(&broker)));
         let settings = Arc::new(LiveSettings::new(settings(text), time.clone()));
         let names = protocol::names();
         let context = Arc::new(ShardContext {

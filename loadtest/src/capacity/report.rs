@@ -352,14 +352,14 @@ impl Report {
         let (sent, most) = (number(redis.sent * 8.0 / 1e9), number(fleet.bandwidth));
         let sum = format!("⌈{sent} ÷ ({most} × {})⌉", number(fleet.utilisation));
         lines.push(line("shards of Redis by Gbit/s", sum, number(redis.by_bandwidth.ceil()), ""));
-        let sum = format!("{nodes} × ({} + 2 + 4)", fleet.subscribers);
+        let sum = format!("{nodes} × ({} + {} + 4)", fleet.subscribers(), fleet.publishers());
         lines.push(line(
             "connections to Redis: subscribers, publishers, pool",
             sum,
             number(redis.connections),
             "",
         ));
-        let sum = format!("{nodes} × {} × {}", fleet.subscribers, number(OUTPUT_BUFFER));
+        let sum = format!("{nodes} × {} × {}", fleet.subscribers(), number(OUTPUT_BUFFER));
         lines.push(line(
             "output buffers of Redis at most (pubsub 32mb)",
             sum,
@@ -367,7 +367,7 @@ impl Report {
             "",
         ));
         if let Some(patience) = redis.patience {
-            let each = redis.sent / f64::from(*nodes) / f64::from(fleet.subscribers);
+            let each = redis.sent / f64::from(*nodes) / fleet.subscribers();
             let sum = format!("{} ÷ {}", number(OUTPUT_BUFFER), number(each));
             lines.push(line("a node may stop reading for", sum, number(patience), "s"));
         }

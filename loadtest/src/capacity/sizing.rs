@@ -354,7 +354,7 @@ impl Demand {
         let sent = copies * message;
         let by_cores = cores / fleet.utilisation;
         let by_bandwidth = sent * 8.0 / (fleet.bandwidth * 1e9 * fleet.utilisation);
-        let (nodes, subscribers) = (f64::from(nodes), f64::from(fleet.subscribers));
+        let (nodes, subscribers) = (f64::from(nodes), fleet.subscribers());
         let each = sent / (nodes * subscribers);
         Redis {
             cores,
@@ -362,7 +362,7 @@ impl Demand {
             shards: whole(by_cores.max(by_bandwidth).max(1.0)),
             by_cores,
             by_bandwidth,
-            connections: nodes * (subscribers + 2.0 + 4.0),
+            connections: nodes * (subscribers + fleet.publishers() + 4.0),
             patience: (each > 0.0).then(|| OUTPUT_BUFFER / each),
             output_buffers: nodes * subscribers * OUTPUT_BUFFER,
         }

@@ -110,9 +110,30 @@ pub struct Fleet {
     /// New connections per second that a node accepts: limits.accepts
     #[arg(long, default_value_t = 10_000.0, value_parser = positive)]
     pub accepts: f64,
-    /// Connections on which a node receives from Redis: broker.subscribers
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub subscribers: u32,
+    /// Connections on which a node receives from Redis: broker.subscribers [default: one per core, at most 8]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub subscribers: Option<u32>,
+    /// Connections on which a node publishes to Redis: broker.publishers [default: one per core, at most 8]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub publishers: Option<u32>,
+}
+
+impl Fleet {
+    /// How many connections a node receives on.
+    pub fn subscribers(&self) -> f64 {
+        self.one_per_core(self.subscribers)
+    }
+
+    /// How many connections a node publishes on.
+    pub fn publishers(&self) -> f64 {
+        self.one_per_core(self.publishers)
+    }
+
+    /// The number of connections of a node with one shard per core: no shard uses more than one, and by default there
+    /// are no more than eight.
+    fn one_per_core(&self, configured: Option<u32>) -> f64 {
+        f64::from(configured.unwrap_or(8)).min(self.node_cores.ceil())
+    }
 }
 
 fn number(text: &str, range: impl std::ops::RangeBounds<f64>, expected: &str) -> Result<f64, String> {

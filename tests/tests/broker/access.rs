@@ -1,7 +1,7 @@
 //! TLS, users and permissions, and that secrets are never logged.
 
 use anyhow::{Result, ensure};
-use broker_bridge::{Broker, BrokerError, BrokerStatus, redis::RedisConfig};
+use broker_bridge::{Broker, BrokerError, BrokerStatus, conformance::affinity_of, redis::RedisConfig};
 use tidegate_tests::{eventually::eventually, redis_server::RedisServer};
 
 use crate::stage::{Node, brief, config, has, room, rooms};
@@ -22,7 +22,7 @@ async fn tls_and_the_documented_permissions_are_enough() -> Result<()> {
     }
     for room in &rooms {
         node.heard.wait(room, "its publication", has("over TLS")).await;
-        node.broker.unsubscribe(room);
+        node.broker.unsubscribe(room, affinity_of(room));
     }
     eventually("canaries come back", async || match node.sample("tidegate_broker_canary_seconds_count") {
         Ok(count) if count >= 3 => Ok(()),
@@ -127,8 +127,8 @@ async fn a_room_without_permission_is_refused_and_disturbs_no_other() -> Result<
     let node = Node::up_with(RedisConfig { subscribers: 1, publishers: 1, ..config(&url)? }).await?;
     let (allowed, forbidden) = (rooms(40), room("forbidden"));
     // All at once, so that they are in one batch.
-    let mut waiting = allowed.iter().map(|room| node.broker.subscribe(room)).collect::<Vec<_>>();
-    waiting.insert(20, node.broker.subscribe(&forbidden));
+    let mut waiting = allowed.iter().map(|room| node.ask(room)).collect::<Vec<_>>();
+    waiting.insert(20, node.ask(&forbidden));
     let outcomes = futures_util::future::join_all(waiting).await;
     for (index, outcome) in outcomes.iter().enumerate() {
         match outcome {
@@ -171,7 +171,7 @@ async fn a_room_has_a_gap_when_its_lost_permission_returns() -> Result<()> {
     node.until("told of the refusal", refused).await?;
     ensure!(node.sample("tidegate_broker_topics_refused")? == 1);
     // A new request is refused at once, and finally.
-    let asked = node.broker.subscribe(&room).await;
+    let asked = node.ask(&room).await;
     ensure!(matches!(&asked, Err(BrokerError::Forbidden(why)) if why.contains("NOPERM")), "{asked:?}");
     redis.cli(&["ACL", "SETUSER", "tidegate", "&room:*"], b"").await?;
     node.until_up().await?;

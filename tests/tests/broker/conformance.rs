@@ -1,9 +1,7 @@
 //! The broker contract, over TCP and over a Unix socket.
 
-use std::sync::Arc;
-
 use broker_bridge::{
-    Broker, Sink,
+    Broker,
     conformance::Backend,
     metrics::BrokerMetrics,
     redis::{RedisBroker, RedisConfig},
@@ -29,11 +27,10 @@ impl Server {
 }
 
 impl Backend for Server {
-    fn node(&self, sink: Arc<dyn Sink>) -> BoxFuture<'_, Box<dyn Broker>> {
+    fn node(&self) -> BoxFuture<'_, Box<dyn Broker>> {
         Box::pin(async move {
             let metrics = BrokerMetrics::register(&Registry::new()).expect("a fresh registry");
-            let broker =
-                RedisBroker::start(self.config.clone(), sink, metrics).expect("a valid configuration");
+            let broker = RedisBroker::start(self.config.clone(), metrics).expect("a valid configuration");
             broker.status().wait_for(broker_bridge::BrokerStatus::is_up).await.expect("not closed");
             Box::new(broker) as Box<dyn Broker>
         })

@@ -8,13 +8,16 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use broker_bridge::{
-    Broker, BrokerStatus, GapCause, Publication, RoomName, Sink, conformance::Recorder, redis::RedisConfig,
+    Affinity, Broker, BrokerStatus, GapCause, Publication, RoomName, Sink,
+    conformance::affinity_of,
+    redis::{Part, RedisConfig},
 };
 use tidegate_tests::{
     eventually::eventually,
     fault_proxy::{Direction, FaultProxy, Flow, Target, Which},
     redis_server::RedisServer,
 };
+use tokio::runtime::{self, Runtime};
 
 use crate::stage::{Node, brief, config, has, room, rooms};
 
@@ -49,7 +52,7 @@ async fn a_redis_that_was_killed_is_one_gap_for_each_of_200_rooms() -> Result<()
     ensure!(node.sample("tidegate_broker_up")? == 0);
     // Requested while the server is down: acknowledged later, and without a gap.
     let new = room("new");
-    let waiting = node.broker.subscribe(&new);
+    let waiting = node.ask(&new);
     redis.restart().await?;
     node.until_up().await?;
     waiting.await?;
@@ -256,7 +259,7 @@ async fn a_node_waits_for_a_redis_that_is_absent_at_the_start() -> Result<()> {
     });
     status.await?;
     let room = room("early");
-    let waiting = node.broker.subscribe(&room);
+    let waiting = node.ask(&room);
     redis.restart().await?;
     node.until_up().await?;
     waiting.await?;
@@ -283,7 +286,7 @@ async fn a_replica_is_not_taken_for_a_master() -> Result<()> {
 struct Gate {
     open: Mutex<bool>,
     opened: Condvar,
-    heard: Arc<Recorder>,
+    heard: Arc<dyn Sink>,
 }
 
 impl Gate {
@@ -294,17 +297,17 @@ impl Gate {
 }
 
 impl Sink for Gate {
-    fn publication(&self, room: &RoomName, publication: Publication) {
+    fn publication(&self, publication: Publication) {
         // A sink must not block; this one notifies the runtime first.
         tokio::task::block_in_place(|| {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             drop(self.opened.wait_while(open, |open| !*open));
         });
-        self.heard.publication(room, publication);
+        self.heard.publication(publication);
     }
 
-    fn gap(&self, room: &RoomName, cause: GapCause) {
-        self.heard.gap(room, cause);
+    fn gap(&self, cause: GapCause) {
+        self.heard.gap(cause);
     }
 }
 
@@ -313,13 +316,11 @@ impl Sink for Gate {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_backlog_stays_on_the_server_and_its_limit_is_a_gap() -> Result<()> {
     let redis = RedisServer::builder().setting("client-output-buffer-limit pubsub 1mb 0 0").start().await?;
-    let heard = Arc::new(Recorder::default());
-    let gate = Arc::new(Gate { open: Mutex::new(false), opened: Condvar::new(), heard: Arc::clone(&heard) });
-    let config = RedisConfig { subscribers: 1, ..config(&redis.unix_url())? };
-    let node = Node::start_with(config, Arc::clone(&gate) as _, heard)?;
-    node.until_up().await?;
+    let node = Node::up_with(RedisConfig { subscribers: 1, ..config(&redis.unix_url())? }).await?;
     let room = room("flood");
-    node.subscribe(&room).await?;
+    let heard = node.heard.sink(&room);
+    let gate = Arc::new(Gate { open: Mutex::new(false), opened: Condvar::new(), heard });
+    node.broker.subscribe(&room, Arc::clone(&gate) as _, Affinity(0)).await?;
 
     let mut speaker = connection(&redis).await?;
     let mut sent = 0;
@@ -358,4 +359,66 @@ async fn a_backlog_stays_on_the_server_and_its_limit_is_a_gap() -> Result<()> {
 
 async fn connection(server: &RedisServer) -> Result<redis::aio::MultiplexedConnection> {
     Ok(redis::Client::open(server.url())?.get_multiplexed_async_connection().await?)
+}
+
+/// The thread that serves one part of a broker. Ends when it is dropped.
+struct PartThread(Option<Runtime>);
+
+impl PartThread {
+    fn start(part: Part) -> Result<Self> {
+        let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        for task in part {
+            runtime.spawn(task);
+        }
+        Ok(Self(Some(runtime)))
+    }
+}
+
+impl Drop for PartThread {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// When a thread ends that serves connections, its rooms are interrupted and go on, and no other room notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rooms_of_a_thread_that_ends_are_interrupted_and_go_on() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let (node, parts) = Node::in_parts(config(&redis.url())?)?;
+    let mut threads = parts.into_iter().map(PartThread::start).collect::<Result<Vec<_>>>()?;
+    node.until_up().await?;
+    let speaker = Node::up(&redis.url()).await?;
+    let rooms = rooms(20);
+    node.subscribe_all(&rooms).await?;
+    let (lost, kept): (Vec<_>, Vec<_>) =
+        rooms.into_iter().partition(|room| affinity_of(room).0.is_multiple_of(2));
+    ensure!(!lost.is_empty() && !kept.is_empty());
+    for room in lost.iter().chain(&kept) {
+        speaker.publish(room, "before").await;
+        node.heard.wait(room, "what was published before", has("before")).await;
+    }
+
+    drop(threads.remove(0));
+    for room in &lost {
+        node.heard.wait(room, "its gap", has("[interrupted]")).await;
+    }
+    node.until_up().await?;
+    for room in lost.iter().chain(&kept) {
+        // By its own publishers: one of them was on that thread, too.
+        node.publish(room, "after").await;
+        node.heard.wait(room, "what was published after", has("after")).await;
+    }
+    for room in &lost {
+        ensure!(brief(&node.heard.of(room)) == ["before", "[interrupted]", "after"]);
+    }
+    for room in &kept {
+        ensure!(brief(&node.heard.of(room)) == ["before", "after"]);
+    }
+    let settled = node.receipts.wait(lost.len() + kept.len()).await;
+    ensure!(settled.values().all(|outcomes| outcomes == &[Ok(())]), "{settled:?}");
+    ensure!(node.sample("tidegate_broker_interruptions_total")? == 1);
+    node.broker.close().await;
+    Ok(())
 }

@@ -83,7 +83,7 @@ async fn publishers_and_subscribers_on_different_servers_are_both_replaced() -> 
     eventually("each receives what the other publishes", async || {
         node.publish(&rooms[0], "ping").await;
         let heard = brief(&other.heard.of(&rooms[0]));
-        drop(other.broker.subscribe(&rooms[0]).await);
+        drop(other.ask(&rooms[0]).await);
         if heard.iter().any(|text| text == "ping") { Ok(()) } else { Err(heard) }
     })
     .await?;
@@ -130,7 +130,7 @@ async fn a_busy_server_refuses_for_the_moment_and_no_connection_is_lost() -> Res
             ),
             "{settled:?}"
         );
-        let waiting = node.broker.subscribe(&room("new"));
+        let waiting = node.ask(&room("new"));
         redis.cli(&["SCRIPT", "KILL"], b"").await?;
         // It only had to wait.
         tokio::time::timeout(tidegate_tests::PATIENCE, waiting).await??;

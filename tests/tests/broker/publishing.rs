@@ -19,6 +19,7 @@ async fn an_outage_fills_the_queue_and_recovery_frees_it() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
     let config = RedisConfig {
+        publishers: 1,
         publish_queue_bytes: 64 * 1024,
         publish_timeout: Duration::from_millis(300),
         ..config(&proxy.redis_url())?

@@ -4,10 +4,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use broker_bridge::{
-    Broker, BrokerStatus, BrokerUrl, Data, Publication, RoomName, Sink,
-    conformance::{Heard, Receipts, Recorder},
+    Broker, BrokerStatus, BrokerUrl, Data, Publication, RoomName, Subscribing,
+    conformance::{Heard, Receipts, Recorder, affinity_of},
     metrics::BrokerMetrics,
-    redis::{RedisBroker, RedisConfig},
+    redis::{Part, RedisBroker, RedisConfig},
 };
 use prometheus::{Encoder, Registry, TextEncoder};
 use tidegate_tests::PATIENCE;
@@ -41,15 +41,16 @@ impl Node {
 
     /// A node whose broker may or may not come up.
     pub fn start(config: RedisConfig) -> Result<Self> {
-        let heard = Arc::new(Recorder::default());
-        Self::start_with(config, Arc::clone(&heard) as _, heard)
+        let registry = Registry::new();
+        let broker = RedisBroker::start(config, BrokerMetrics::register(&registry)?)?;
+        Ok(Self { broker, heard: Arc::default(), receipts: Arc::default(), registry })
     }
 
-    /// A node with the test's own sink.
-    pub fn start_with(config: RedisConfig, sink: Arc<dyn Sink>, heard: Arc<Recorder>) -> Result<Self> {
+    /// A node whose parts are polled by the test.
+    pub fn in_parts(config: RedisConfig) -> Result<(Self, Vec<Part>)> {
         let registry = Registry::new();
-        let broker = RedisBroker::start(config, sink, BrokerMetrics::register(&registry)?)?;
-        Ok(Self { broker, heard, receipts: Arc::default(), registry })
+        let (broker, parts) = RedisBroker::new(config, BrokerMetrics::register(&registry)?)?;
+        Ok((Self { broker, heard: Arc::default(), receipts: Arc::default(), registry }, parts))
     }
 
     pub async fn until_up(&self) -> Result<()> {
@@ -72,13 +73,18 @@ impl Node {
         found.with_context(|| format!("not {what}: {:?}", *self.broker.status().borrow()))?.context("closed")
     }
 
+    /// Asks for a subscription.
+    pub fn ask(&self, room: &RoomName) -> Subscribing {
+        self.broker.subscribe(room, self.heard.sink(room), affinity_of(room))
+    }
+
     pub async fn subscribe(&self, room: &RoomName) -> Result<()> {
-        Ok(timeout(PATIENCE, self.broker.subscribe(room)).await.context("no acknowledgement")??)
+        Ok(timeout(PATIENCE, self.ask(room)).await.context("no acknowledgement")??)
     }
 
     /// Subscribes to all of them at once.
     pub async fn subscribe_all(&self, rooms: &[RoomName]) -> Result<()> {
-        let all = rooms.iter().map(|room| self.broker.subscribe(room)).collect::<Vec<_>>();
+        let all = rooms.iter().map(|room| self.ask(room)).collect::<Vec<_>>();
         for acknowledged in timeout(PATIENCE, futures_util::future::join_all(all)).await? {
             acknowledged?;
         }

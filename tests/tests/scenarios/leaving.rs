@@ -80,6 +80,60 @@ async fn two_hundred_sessions_are_closed_one_by_one() -> Result<()> {
     Ok(())
 }
 
+/// A shard whose sessions have all ended still reads its rooms from Redis for the sessions of other shards.
+#[tokio::test]
+async fn a_shard_without_sessions_still_reads_redis_for_the_others() -> Result<()> {
+    let stage = Stage::set_with(|node| {
+        node.set("shards", "2").set("broker.subscribers", "2").set("drain.window", "2s")
+    })
+    .await?;
+    let Stage { redis: _redis, mut a, b } = stage;
+    let token = anywhere("alice");
+    let (on_a, on_b) = (a.ws("lobby", &token, ""), b.ws("lobby", &token, ""));
+    // Sockets are assigned to the shards in turn, and the shard of a room's first member reads the room.
+    let mut members = Vec::new();
+    for _ in 0..40 {
+        members.push(Client::websocket(&on_a, &[]).await?);
+    }
+    let mut number = 0;
+    members.retain(|_| {
+        number += 1;
+        number % 2 == 0
+    });
+    a.until_samples("one shard has no session", |samples| {
+        samples.sum("tidegate_connections", &[]) == members.len() as u64
+    })
+    .await?;
+
+    let (speaker, witness) = (Client::websocket(&on_b, &[]).await?, Client::websocket(&on_b, &[]).await?);
+    let all_have_left = try_join_all(members.iter().map(|member| member.ended()));
+    tokio::pin!(all_have_left);
+    let mut sent = Vec::new();
+    a.terminate()?;
+    let ends = loop {
+        let next = Payload::text(sent.len().to_string());
+        sent.push(next.clone());
+        tokio::select! {
+            ends = &mut all_have_left => break ends?,
+            spoken = async { speaker.send(next.clone()).await.and(witness.hears(&next).await) } => drop(spoken?),
+        }
+    };
+    ensure!(ends.iter().all(|end| matches!(end.code(), Some(1001 | 1012))), "{ends:?}");
+    let mut counts = Vec::new();
+    for member in &members {
+        let heard = member.now().payloads();
+        ensure!(sent.starts_with(&heard), "each hears everything until its own close: {heard:?}");
+        counts.push(heard.len());
+    }
+    counts.sort_unstable();
+    ensure!(
+        counts.first() != counts.last(),
+        "publications are under way while sessions are closed: {counts:?}"
+    );
+    ensure!(a.exited().await?.code() == Some(0));
+    Ok(())
+}
+
 /// A message that a client sent before it received the close is published.
 #[tokio::test]
 async fn messages_sent_before_the_close_are_published() -> Result<()> {

@@ -100,7 +100,7 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
-    use crate::{Data, Publication, Receipt, RoomName, SessionId};
+    use crate::{Affinity, Data, Publication, Receipt, RoomName, SessionId};
 
     /// Takes at most `most` bytes of each write, the first slice only or all of them.
     struct Socket {
@@ -141,7 +141,12 @@ mod tests {
     }
 
     fn request(publication: Publication) -> PublishRequest {
-        PublishRequest { room: RoomName::new("été").unwrap(), publication, receipt: Receipt::ignored() }
+        PublishRequest {
+            room: RoomName::new("été").unwrap(),
+            publication,
+            affinity: Affinity::default(),
+            receipt: Receipt::ignored(),
+        }
     }
 
     fn topics() -> Topics {

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    Data, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, Ticket,
+    Affinity, Data, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, Ticket,
     redis::connection::write_command,
 };
 
@@ -76,6 +76,8 @@ impl Stage {
             closing: closing.clone(),
             abort: CancellationToken::new(),
         };
+        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+        let receiver = receiver.try_lock_owned().expect("nobody else has it");
         let mut task = Task { on, queue: receiver, waiting: VecDeque::new(), failures: 0, demotions: 0 };
         let connection = stream(client);
         #[allow(clippy::disallowed_methods, reason = "the test waits for it")]
@@ -99,6 +101,7 @@ impl Stage {
         let request = PublishRequest {
             room: RoomName::new("r").unwrap(),
             publication: Publication::new(Data::text(text)),
+            affinity: Affinity::default(),
             receipt: Receipt::new(sink, Ticket { owner: 0, request: self.next }),
         };
         self.next += 1;

@@ -12,8 +12,8 @@ use futures_util::future;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use super::shrink;
-use crate::{BrokerError, RoomName, Subscribing, metrics::BrokerMetrics};
+use super::{Room, shrink};
+use crate::{BrokerError, RoomName, Sink, Subscribing, metrics::BrokerMetrics};
 
 /// The rooms desired on one connection.
 #[derive(Debug)]
@@ -28,14 +28,15 @@ struct State {
     rooms: HashMap<RoomName, DesiredRoom>,
     /// Rooms that were added or removed since the task last looked. A set, so that flapping cannot make it grow.
     changed: HashSet<RoomName>,
-    /// Counts lost connections. A room is subscribed if it was acknowledged since the last loss.
+    /// Counts lost connections, from 1. A room is subscribed if it was acknowledged since the last loss.
     epoch: u64,
     closed: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct DesiredRoom {
-    /// The epoch in which it was acknowledged.
+    room: Room,
+    /// The last epoch in which it was acknowledged; 0 if the server has ended that subscription since.
     acknowledged: Option<u64>,
     /// Why the server refuses it now, though it was acknowledged before. Further callers get this error at once.
     refused: Option<BrokerError>,
@@ -46,11 +47,11 @@ type Waiter = oneshot::Sender<Result<(), BrokerError>>;
 
 impl DesiredRooms {
     pub(in crate::redis) fn new(metrics: Arc<BrokerMetrics>) -> Self {
-        Self { state: Mutex::default(), wake: Notify::new(), metrics }
+        Self { state: Mutex::new(State { epoch: 1, ..State::default() }), wake: Notify::new(), metrics }
     }
 
     /// See [`Broker::subscribe`](crate::Broker::subscribe).
-    pub(in crate::redis) fn subscribe(&self, room: &RoomName) -> Subscribing {
+    pub(in crate::redis) fn subscribe(&self, room: &RoomName, sink: Arc<dyn Sink>) -> Subscribing {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.closed {
@@ -62,7 +63,8 @@ impl DesiredRooms {
                 state.changed.insert(room.clone());
                 self.metrics.topics.inc();
                 self.wake.notify_one();
-                entry.insert(DesiredRoom::default())
+                let room = Room { name: room.clone(), sink };
+                entry.insert(DesiredRoom { room, acknowledged: None, refused: None, waiters: Vec::new() })
             }
         };
         if desired.acknowledged == Some(state.epoch) {
@@ -102,17 +104,27 @@ impl DesiredRooms {
         self.wake.notified().await;
     }
 
-    /// The rooms that were added or removed, and whether each is desired now.
-    pub(super) fn take_changes(&self) -> Vec<(RoomName, bool)> {
+    /// The rooms that were added or removed, and what each is now if it is desired.
+    pub(super) fn take_changes(&self) -> Vec<(RoomName, Option<Room>)> {
         let mut state = self.state.lock();
         let changed = std::mem::take(&mut state.changed);
         changed
             .into_iter()
-            .map(|room| {
-                let desired = state.rooms.contains_key(&room);
-                (room, desired)
+            .map(|name| {
+                let desired = state.rooms.get(&name).map(|desired| desired.room.clone());
+                (name, desired)
             })
             .collect()
+    }
+
+    /// All desired rooms, for a task that takes over from one that is gone, and whether each was acknowledged. No room
+    /// is acknowledged any more.
+    pub(super) fn take_over(&self) -> Vec<(Room, bool)> {
+        let mut state = self.state.lock();
+        state.changed.clear();
+        state.epoch += 1;
+        let rooms = state.rooms.values();
+        rooms.map(|desired| (desired.room.clone(), desired.acknowledged.is_some())).collect()
     }
 
     /// The server has acknowledged this room.
@@ -152,7 +164,7 @@ impl DesiredRooms {
     /// The server has ended this room's subscription: it is no longer acknowledged.
     pub(super) fn room_interrupted(&self, room: &RoomName) {
         if let Some(desired) = self.state.lock().rooms.get_mut(room) {
-            desired.acknowledged = None;
+            desired.acknowledged = desired.acknowledged.and(Some(0));
         }
     }
 

@@ -28,6 +28,8 @@ pub(super) enum Dead {
 /// The health check of one connection.
 pub(super) struct HealthCheck {
     clock: Arc<Clock>,
+    /// Runs only while this check is polled: time in which the thread was busy is no silence.
+    own_clock: Clock,
     listener: Listener,
     interval: Duration,
     time_limit: Duration,
@@ -42,7 +44,7 @@ pub(super) struct HealthCheck {
 /// A `HELLO` without an answer yet.
 struct Question {
     sent_at: Duration,
-    /// When bytes last arrived, and how many there had been in all.
+    /// When bytes last arrived, by the check's own clock, and how many there had been in all.
     moved_at: Duration,
     bytes: u64,
 }
@@ -58,6 +60,7 @@ impl HealthCheck {
     ) -> Self {
         Self {
             clock,
+            own_clock: Clock::new(),
             listener: Listener::new(canaries, subscriber, time_limit),
             interval,
             time_limit,
@@ -76,19 +79,19 @@ impl HealthCheck {
     /// Checks the deadlines, given how many bytes have arrived so far; returns whether to send `HELLO` now. The caller
     /// has read the socket.
     pub(super) fn look(&mut self, bytes: u64) -> Result<bool, Dead> {
-        let now = self.clock.now();
+        let (now, own) = (self.clock.now(), self.own_clock.now());
         if let Some(question) = &mut self.question {
             if bytes > question.bytes {
                 question.bytes = bytes;
-                question.moved_at = now;
-            } else if now >= question.moved_at + self.time_limit {
+                question.moved_at = own;
+            } else if own >= question.moved_at + self.time_limit {
                 return Err(Dead::Silent(self.time_limit));
             }
         }
         let owed = self.listener.look(self.answered)?;
         let ask = self.question.is_none() && Instant::now() >= self.next;
         if ask {
-            self.question = Some(Question { sent_at: now, moved_at: now, bytes });
+            self.question = Some(Question { sent_at: now, moved_at: own, bytes });
             self.next = Instant::now() + self.interval;
         }
         let look = Instant::now() + LOOK;

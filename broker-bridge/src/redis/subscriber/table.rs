@@ -17,11 +17,8 @@ use std::{
 
 use bytes::BytesMut;
 
-use super::shrink;
-use crate::{
-    RoomName,
-    redis::connection::{write_command, write_header, write_part},
-};
+use super::{Room, shrink};
+use crate::redis::connection::{write_command, write_header, write_part};
 
 /// The maximum number of topics in one command.
 const BATCH: usize = 512;
@@ -32,7 +29,7 @@ const WINDOW: usize = 16 * BATCH;
 /// The purpose of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    Room(RoomName),
+    Room(Room),
     Canary,
 }
 
@@ -65,7 +62,7 @@ pub(super) enum Refusal {
     /// An `UNSUBSCRIBE` was refused. Messages on these topics are ignored, except for topics that are desired again.
     StillSubscribed {
         /// The rooms that are desired again: their subscriptions never ended.
-        desired: Vec<RoomName>,
+        desired: Vec<Room>,
         /// [`Table::retry_refused`] unsubscribes the others again. After a permanent error that would be pointless.
         later: bool,
     },
@@ -173,11 +170,13 @@ impl Table {
     }
 
     /// Adds a room; returns whether it is subscribed already.
-    pub(super) fn add(&mut self, topic: &Arc<[u8]>, room: RoomName) -> bool {
+    pub(super) fn add(&mut self, topic: &Arc<[u8]>, room: Room) -> bool {
         let Some(entry) = self.topics.get_mut(topic) else {
             self.insert(topic, Purpose::Room(room));
             return false;
         };
+        // It may be a new subscription with another sink.
+        entry.purpose = Purpose::Room(room);
         entry.desired = true;
         let stands = entry.wire == Wire::Subscribed;
         if !stands {
@@ -403,9 +402,11 @@ impl Table {
         self.enqueue(topic);
     }
 
-    fn owe(&mut self, topic: &[u8]) {
-        if let Some(entry) = self.topics.get_mut(topic) {
-            entry.owed = true;
+    /// The topic was subscribed before, on a connection that is lost: it is owed a gap.
+    pub(super) fn owe(&mut self, topic: &[u8]) {
+        if let Some(entry) = self.topics.get_mut(topic)
+            && !std::mem::replace(&mut entry.owed, true)
+        {
             self.owed += 1;
         }
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use broker_bridge::{
-    BrokerError, Data, DataKind, EventName, Publication, PublishRequest, Publisher, Receipt, ReceiptSink,
-    RoomName, Ticket,
+    Affinity, BrokerError, Data, DataKind, EventName, Publication, PublishRequest, Publisher, Receipt,
+    ReceiptSink, RoomName, Ticket,
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
@@ -41,13 +41,19 @@ pub static ENDPOINT: Endpoint = Endpoint {
 pub const X_EVENT: HeaderName = HeaderName::from_static("x-event");
 
 async fn answer(call: Call) -> Result<Response<Body>, Problem> {
-    let Call { gate, request, body, room } = call;
+    let Call { gate, affinity, request, body, room } = call;
     let room = room.expect("the path of the route names a room");
-    publish(&gate, &request, body, room).await
+    publish(&gate, affinity, &request, body, room).await
 }
 
 /// Publishes the body to `room` and answers 202 once the broker has acknowledged it.
-async fn publish(gate: &Gate, parts: &Parts, body: Body, room: RoomName) -> Result<Response<Body>, Problem> {
+async fn publish(
+    gate: &Gate,
+    affinity: Affinity,
+    parts: &Parts,
+    body: Body,
+    room: RoomName,
+) -> Result<Response<Body>, Problem> {
     // A draining node serves this as well, as long as requests arrive: it needs no session.
     gate.check_connections()?;
     gate.check_origin(parts)?;
@@ -69,7 +75,7 @@ async fn publish(gate: &Gate, parts: &Parts, body: Body, room: RoomName) -> Resu
     let (sink, outcome) = oneshot::channel();
     let sink = Arc::new(Once(Mutex::new(Some(sink))));
     let receipt = Receipt::new(sink, Ticket { owner: 0, request: 0 });
-    gate.broker.publish(PublishRequest { room, publication, receipt }).await;
+    gate.broker.publish(PublishRequest { room, publication, affinity, receipt }).await;
     match outcome.await.unwrap_or(Err(BrokerError::Closed)) {
         Ok(()) => {
             let mut response = Response::new(Body::empty());

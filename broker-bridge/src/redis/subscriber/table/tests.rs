@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::{RoomName, conformance::Recorder};
 
 /// A server that reads commands and answers them when it is told to.
 #[derive(Default)]
@@ -84,8 +85,12 @@ struct World {
 
 const CANARY: &[u8] = b"canary";
 
-fn room(index: usize) -> RoomName {
+fn name(index: usize) -> RoomName {
     RoomName::new(&format!("r{index}")).unwrap()
+}
+
+fn room(index: usize) -> Room {
+    Room { name: name(index), sink: Arc::<Recorder>::default().sink(&name(index)) }
 }
 
 fn topic(index: usize) -> Arc<[u8]> {
@@ -133,20 +138,20 @@ impl World {
                 }
                 Reply::Unsubscribed(topic) => {
                     if let Some(Purpose::Room(room)) = self.table.unsubscribed(&topic) {
-                        self.ended.push(room);
+                        self.ended.push(room.name);
                     }
                 }
                 Reply::Subscribed(topic) => {
                     let acknowledged = self.table.subscribed(&topic).unwrap();
                     match (acknowledged.purpose, acknowledged.after_loss) {
-                        (Purpose::Room(room), true) => *self.gaps.entry(room.clone()).or_default() += 1,
+                        (Purpose::Room(room), true) => *self.gaps.entry(room.name.clone()).or_default() += 1,
                         (Purpose::Room(_), false) => {}
                         (Purpose::Canary, _) => self.table.open(),
                     }
                 }
                 Reply::Error => {
                     if let Refusal::Refused(Purpose::Room(room)) = self.table.refused(false).unwrap() {
-                        self.refusals.push(room);
+                        self.refusals.push(room.name);
                     }
                 }
             }
@@ -291,11 +296,11 @@ proptest! {
         }
         world.settle();
         for index in 1..5 {
-            prop_assert_eq!(world.gaps.get(&room(index)), Some(&1), "room {}", index);
+            prop_assert_eq!(world.gaps.get(&name(index)), Some(&1), "room {}", index);
         }
-        prop_assert_eq!(world.gaps.get(&room(0)), None, "given up before the loss");
+        prop_assert_eq!(world.gaps.get(&name(0)), None, "given up before the loss");
         if answered.is_empty() {
-            prop_assert_eq!(world.gaps.get(&room(5)), None, "new since the loss");
+            prop_assert_eq!(world.gaps.get(&name(5)), None, "new since the loss");
         }
         prop_assert!(world.table.is_complete());
     }
@@ -309,7 +314,7 @@ proptest! {
         }
         world.settle();
         world.expect((0..window.max(forbidden + 1)).filter(|index| *index != forbidden));
-        prop_assert_eq!(world.refusals, [room(forbidden)]);
+        prop_assert_eq!(world.refusals, [name(forbidden)]);
     }
 }
 
@@ -377,7 +382,7 @@ fn a_refused_resubscription_is_retried_and_then_has_a_gap() {
     world.table.retry_refused();
     world.settle();
     assert!(world.table.is_complete());
-    assert_eq!(world.gaps, BTreeMap::from([(room(1), 1)]));
+    assert_eq!(world.gaps, BTreeMap::from([(name(1), 1)]));
 }
 
 #[test]
@@ -400,11 +405,11 @@ fn a_subscription_ended_by_the_server_interrupts_only_that_room() {
     world.settle();
     world.kick(1);
     assert!(world.answer(1));
-    assert_eq!(world.ended, [room(1)]);
+    assert_eq!(world.ended, [name(1)]);
     assert!(!world.table.is_complete(), "it is owed");
     world.settle();
     world.expect([0, 1, 2]);
-    assert_eq!(world.gaps, BTreeMap::from([(room(1), 1)]));
+    assert_eq!(world.gaps, BTreeMap::from([(name(1), 1)]));
 
     // In the middle of its own UNSUBSCRIBE it is no news, and neither is a topic that nobody knows.
     world.table.remove(&topic(2));
@@ -413,7 +418,7 @@ fn a_subscription_ended_by_the_server_interrupts_only_that_room() {
     assert_eq!(world.table.unsubscribed(b"room:unknown"), None);
     world.settle();
     world.expect([0, 1]);
-    assert_eq!(world.ended, [room(1)]);
+    assert_eq!(world.ended, [name(1)]);
     assert_eq!(world.gaps.len(), 1);
 }
 
