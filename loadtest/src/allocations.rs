@@ -37,10 +37,11 @@ const AGREED: &str = "Sec-WebSocket-Extensions: permessage-deflate; server_no_co
 
 #[test]
 fn receiving_allocates_nothing() {
-    // All tests of a process share one heap, so the count runs in its own process.
+    // All tests of a process share one heap, so the count runs in its own process, and on its only thread:
+    // the harness allocates too.
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let output =
-        command.args(["--ignored", "--exact", "allocations::counted", "--nocapture"]).output().unwrap();
+    let flags = ["--ignored", "--exact", "allocations::counted", "--nocapture", "--test-threads=1"];
+    let output = command.args(flags).output().unwrap();
     let words = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && words.contains("1 passed"), "{output:?}");
 }

@@ -5,6 +5,8 @@
 
 pub mod list;
 mod site;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt::Write as _, fs, io::Write as _, process::Command, time::Instant};
 
@@ -17,6 +19,7 @@ use self::{
     site::Site,
 };
 use crate::{
+    acks,
     cli::Budgets,
     process::{self, Cpu},
     report::{
@@ -67,6 +70,8 @@ struct Row {
     commands: Vec<String>,
     /// The node's additional settings.
     settings: Vec<String>,
+    /// Why the two sides of the comparison cannot be compared, if they cannot.
+    sizes: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -171,7 +176,9 @@ fn listed() -> Document {
 
 /// Why `budget` cannot be measured on this machine.
 fn lacking(budget: &Budget) -> Option<String> {
-    let redis = budget.node.is_some_and(|node| node.redis).then_some("redis-server");
+    // A scenario that starts the gateway's program starts a Redis too.
+    let redis = budget.node.is_some_and(|node| node.redis) || budget.run.contains("{program}");
+    let redis = redis.then_some("redis-server");
     let strip = (budget.found == Found::Stripped).then_some("strip");
     let programs = redis.into_iter().chain(strip);
     programs
@@ -261,6 +268,7 @@ impl Row {
             others: 0.0,
             commands,
             settings: budget.node.as_ref().map(site::settings).unwrap_or_default(),
+            sizes: None,
         }
     }
 
@@ -280,6 +288,10 @@ impl Row {
             Found::Stripped => Err(anyhow::anyhow!("no run to measure")),
         };
         self.conclude(budget, reports.iter().map(each).collect());
+        self.sizes = reports.last().and_then(|(report, beside)| {
+            let bytes = |report: &Value| number(report, "/median/wire_bytes").ok();
+            acks::warning(&[(self.name, bytes(report)?), ("what it is compared with", bytes(beside)?)])
+        });
         if let (Found::Rounds { range, .. }, Some((report, _))) = (budget.found, reports.first()) {
             let end = |which: usize| report.pointer(range)?.get(which)?.as_f64();
             self.range = end(0).zip(end(1)).map(|(low, high)| (low * budget.factor, high * budget.factor));
@@ -356,6 +368,7 @@ impl Results {
             if let Outcome::Failed(why) = &row.outcome {
                 warnings.push(format!("{} could not be measured: {why}", row.name));
             }
+            warnings.extend(row.sizes.iter().map(|words| format!("{}: {words}", row.name)));
         }
         let loud = self.budgets.iter().filter(|row| row.others > QUIET).count();
         if loud > 0 {
@@ -478,128 +491,5 @@ impl Neighbours {
         let now = Self::watch();
         let others = now.machine - self.machine - now.own.since(self.own).total();
         (others / self.begun.elapsed().as_secs_f64().max(1e-3)).max(0.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn budget(name: &str) -> &'static Budget {
-        BUDGETS.iter().find(|budget| budget.name == name).unwrap()
-    }
-
-    fn row(name: &str, reports: Vec<(Value, Value)>) -> Row {
-        let workshop =
-            Workshop { tidegate: None, scratch: "/nowhere".into(), server_cpu: Some(0), client_cpu: Some(1) };
-        let of = budget(name);
-        let mut row = Row::new(of, 5, &workshop);
-        row.read(of, &Measured { of, others: 0.0, reports: Ok(reports) });
-        row
-    }
-
-    fn results(budgets: Vec<Row>) -> Results {
-        Results {
-            machine: Machine::this(),
-            tidegate: "tidegate 1".into(),
-            rounds: 5,
-            interrupted: None,
-            budgets,
-            preamble: "preamble\n".into(),
-        }
-    }
-
-    #[test]
-    fn numbers_are_read_from_reports_and_compared_with_their_bounds() {
-        let limit = row(
-            "fanout-1000",
-            vec![(json!({ "cpu_ratio": 1.1, "cpu_ratio_range": [1.0, 1.3] }), Value::Null)],
-        );
-        assert_eq!((limit.median, limit.range, limit.outcome), (Some(1.1), Some((1.0, 1.3)), Outcome::Met));
-
-        let pair = |of: f64, to: f64| {
-            (json!({ "median": { "server_cpu": of } }), json!({ "median": { "server_cpu": to } }))
-        };
-        let ratio = row("centrifuge", vec![pair(1.0, 2.0), pair(6.0, 2.0), pair(2.4, 2.0)]);
-        assert_eq!(
-            (ratio.median, ratio.range, &ratio.outcome),
-            (Some(1.2), Some((0.5, 3.0)), &Outcome::Missed)
-        );
-
-        let wave = |rate: f64| (json!({ "waves": [{ "per_second": rate }] }), Value::Null);
-        let storm = row("storm", vec![wave(9_000.0), wave(11_000.0), wave(12_000.0)]);
-        assert_eq!(
-            (storm.median, &storm.outcome),
-            (Some(11_000.0), &Outcome::Met),
-            "at least is not at most"
-        );
-
-        let cpu = row("idle-cpu", vec![(json!({ "slope": { "cpu": 4e-7 } }), Value::Null)]);
-        assert!((cpu.median.unwrap() - 0.4).abs() < 1e-9, "{:?}", cpu.median);
-
-        let broken = row("storm", vec![(json!({}), Value::Null)]);
-        assert!(matches!(&broken.outcome, Outcome::Failed(why) if why.contains("/waves/0/per_second")));
-
-        let Verdict::Unexpected(words) = results(vec![ratio, storm, broken]).verdict() else { panic!() };
-        assert_eq!(words.lines().count(), 2, "what was met is not named: {words}");
-        assert!(words.contains("centrifuge: MISSED: 1.2 × plain WebSocket (0.5 to 3); ≤ 1.15"), "{words}");
-    }
-
-    #[test]
-    fn a_skipped_budget_does_not_fail_the_run() {
-        let mut skipped = row("storm", Vec::new());
-        skipped.outcome = Outcome::Skipped("no redis-server".into());
-        let results = results(vec![skipped]);
-        assert_eq!(results.verdict(), Verdict::AsExpected);
-        assert!(results.document().to_string().contains("skipped: no redis-server"));
-    }
-
-    #[test]
-    fn an_interrupted_run_is_reported_as_interrupted() {
-        let wave = (json!({ "waves": [{ "per_second": 12_000.0 }] }), Value::Null);
-        let mut results = results(vec![row("storm", vec![wave])]);
-        assert_eq!(results.verdict(), Verdict::AsExpected);
-        results.interrupted = Some("SIGTERM".into());
-        assert_eq!(results.verdict(), Verdict::Interrupted("ended early by SIGTERM".into()));
-    }
-
-    #[test]
-    fn an_interrupted_budget_has_no_number() {
-        let workshop =
-            Workshop { tidegate: None, scratch: "/nowhere".into(), server_cpu: None, client_cpu: None };
-        let over = Stop::install(std::time::Duration::ZERO).unwrap();
-        let of = Budget { node: None, ..*budget("handshakes") };
-        let error = measure(&of, 5, &workshop, &over).unwrap_err();
-        assert_eq!(error.to_string(), "ended after 0 of 5 rounds");
-    }
-
-    #[test]
-    fn budgets_of_one_run_share_it() {
-        let shared = |one: &str, other: &str| budget(one).is_measured_with(budget(other));
-        assert!(shared("idle-bytes", "idle-cpu") && shared("stalled-p99", "stalled-bytes"));
-        assert!(!shared("idle-bytes", "idle-bytes-tls") && !shared("fanout-1000", "p99"));
-    }
-
-    #[test]
-    fn results_are_written_with_the_commands_to_repeat_them() {
-        let wave = |rate: f64| (json!({ "waves": [{ "per_second": rate }] }), Value::Null);
-        let slow = row("stalled-p99", vec![(json!({ "p99_ratio": 1.0 }), Value::Null)]);
-        let text = results(vec![row("storm", vec![wave(12_345.6)]), slow]).markdown();
-        for words in [
-            "| storm | New connections, HS256 verified, per second on one core | ≥ 10000 | 12346 | 12346 to 12346 | met | 0% |",
-            "```sh\ntidegate-loadtest storm --client-cpu=1 $node --connections=15000",
-            "the node with `--set='limits.outbound=256KiB'",
-            "```sh\npreamble\n```",
-        ] {
-            assert!(text.contains(words), "{words}: {text}");
-        }
-    }
-
-    #[test]
-    fn numbers_have_a_sensible_number_of_digits() {
-        let all = [1.15, 1.0, 0.4567, 12.6, 2048.0, 250_000.0].map(written);
-        assert_eq!(all, ["1.15", "1", "0.457", "13", "2048", "250k"]);
     }
 }

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use self::peer::{Kind, Peer};
 use crate::{
+    acks,
     cli::Compare,
     report::{
         Machine, Verdict,
@@ -48,6 +49,8 @@ struct Measure {
     has_limit: bool,
     /// Whether a server has to be restarted for it.
     fresh: bool,
+    /// Whether a delivery is one write, whose size matters.
+    sized: bool,
 }
 
 /// All results.
@@ -81,6 +84,8 @@ struct Row {
     /// The median of the rounds' ratios to our server, and to the bare loop.
     to_ours: Option<f64>,
     to_limit: Option<f64>,
+    /// Bytes on the wire per delivery in the last round, if a delivery is one write.
+    wire_bytes: Option<f64>,
     /// Why the first failed round failed.
     failure: Option<String>,
 }
@@ -176,6 +181,7 @@ fn measures(args: &Compare) -> Vec<Measure> {
         factor: 1.0,
         has_limit: true,
         fresh: false,
+        sized: burst == 1,
     };
     let paced = vec![
         "cost".into(),
@@ -202,6 +208,7 @@ fn measures(args: &Compare) -> Vec<Measure> {
             factor: 1e-3,
             has_limit: true,
             fresh: false,
+            sized: true,
         },
         Measure {
             title: "Memory of an idle connection",
@@ -212,6 +219,7 @@ fn measures(args: &Compare) -> Vec<Measure> {
             factor: 1.0,
             has_limit: false,
             fresh: true,
+            sized: false,
         },
         Measure {
             title: "CPU of a new connection",
@@ -222,6 +230,7 @@ fn measures(args: &Compare) -> Vec<Measure> {
             factor: 1.0,
             has_limit: false,
             fresh: true,
+            sized: false,
         },
     ]
 }
@@ -230,8 +239,15 @@ fn measured(measure: &Measure, kinds: &[Kind], args: &Compare, workshop: &Worksh
     let start = |kind: Kind| Peer::start(kind, workshop, &args.scripts);
     let mut peers: Vec<anyhow::Result<Peer>> =
         if measure.fresh { Vec::new() } else { kinds.iter().map(|&kind| start(kind)).collect() };
-    let row =
-        |name| Row { name, rounds: Vec::new(), median: None, to_ours: None, to_limit: None, failure: None };
+    let row = |name| Row {
+        name,
+        rounds: Vec::new(),
+        median: None,
+        to_ours: None,
+        to_limit: None,
+        wire_bytes: None,
+        failure: None,
+    };
     let mut rows: Vec<Row> = kinds.iter().map(|kind| row(kind.name())).collect();
     let mut limit = row(YARDSTICK);
     for _ in 0..args.rounds {
@@ -280,10 +296,12 @@ fn measured(measure: &Measure, kinds: &[Kind], args: &Compare, workshop: &Worksh
     Measured { title: measure.title, file: measure.file, unit: measure.unit, command, servers: rows }
 }
 
-/// Runs this program once and returns the number.
-fn one(measure: &Measure, flags: &[String], workshop: &Workshop) -> anyhow::Result<f64> {
-    let number = workshop.run(flags)?.pointer(measure.found).and_then(Value::as_f64);
-    Ok(number.context("the run has no result")? * measure.factor)
+/// Runs this program once and returns the number, and the bytes of a delivery.
+fn one(measure: &Measure, flags: &[String], workshop: &Workshop) -> anyhow::Result<(f64, Option<f64>)> {
+    let report = workshop.run(flags)?;
+    let number = report.pointer(measure.found).and_then(Value::as_f64).context("the run has no result")?;
+    let bytes = report.pointer("/median/wire_bytes").and_then(Value::as_f64).filter(|_| measure.sized);
+    Ok((number * measure.factor, bytes))
 }
 
 /// The median of the ratios of neighbouring rounds.
@@ -293,9 +311,12 @@ pub fn ratio(theirs: &[Option<f64>], ours: &[Option<f64>]) -> Option<f64> {
 }
 
 impl Row {
-    fn note(&mut self, measure: &Measure, outcome: anyhow::Result<f64>) {
+    fn note(&mut self, measure: &Measure, outcome: anyhow::Result<(f64, Option<f64>)>) {
         match outcome {
-            Ok(number) => self.rounds.push(Some(number)),
+            Ok((number, bytes)) => {
+                self.rounds.push(Some(number));
+                self.wire_bytes = bytes;
+            }
             Err(why) => {
                 self.rounds.push(None);
                 self.failure.get_or_insert_with(|| format!("{}, {}: {why:#}", self.name, measure.title));
@@ -309,12 +330,13 @@ impl Results {
         let Some(measured) = self.measures.get(number) else { return Table::default() };
         let mut table = Table::new(
             &format!("{}, {} (medians of {} rounds)", measured.title, measured.unit, self.rounds),
-            &["server", "median", "× ours", "× bare loop"],
+            &["server", "median", "× ours", "× bare loop", "bytes of a delivery"],
         );
         let times = |ratio: Option<f64>| or_nothing(ratio, |ratio| format!("{ratio:.2}"));
         for row in &measured.servers {
             let median = row.median.map_or("failed".to_owned(), svg::short);
-            table.row([row.name.to_owned(), median, times(row.to_ours), times(row.to_limit)]);
+            let bytes = or_nothing(row.wire_bytes, |bytes| format!("{bytes:.0}"));
+            table.row([row.name.to_owned(), median, times(row.to_ours), times(row.to_limit), bytes]);
         }
         table
     }
@@ -328,6 +350,11 @@ impl Results {
             "× ours: relative to tidegate-redis for socket-io, which also uses Redis, and to tidegate otherwise"
                 .into(),
         );
+        facts.push(
+            "bytes of a delivery: on the wire, with frames and envelopes. On loopback the server's CPU depends on them in \
+             two modes: see \"Sizes on the wire\" in README.md"
+                .into(),
+        );
         let early =
             self.interrupted.iter().map(|why| format!("ended early by {why}: not everything was measured"));
         Document {
@@ -335,9 +362,18 @@ impl Results {
             facts,
             tables: (0..self.measures.len()).map(|number| self.table(number)).collect(),
             charts: Vec::new(),
-            warnings: early.chain(self.failures()).collect(),
+            warnings: early.chain(self.sizes()).chain(self.failures()).collect(),
             expectations: Vec::new(),
         }
+    }
+
+    /// A warning for every measurement whose servers cannot be compared.
+    fn sizes(&self) -> impl Iterator<Item = String> {
+        self.measures.iter().filter_map(|measured| {
+            let sides = measured.servers.iter().filter_map(|row| Some((row.name, row.wire_bytes?)));
+            let words = acks::warning(&sides.collect::<Vec<_>>())?;
+            Some(format!("{}: {words}", measured.title))
+        })
     }
 
     fn failures(&self) -> impl Iterator<Item = String> {
@@ -387,7 +423,7 @@ impl Results {
             text += &[
                 format!("## {}\n\n", measured.title),
                 format!("{}, medians of {} rounds of `{}`\n\n", measured.unit, self.rounds, measured.command),
-                format!("| {head} |\n|---|---:|---:|---:|\n{}\n", rows.concat()),
+                format!("| {head} |\n|---|---:|---:|---:|---:|\n{}\n", rows.concat()),
                 format!("![{}](results/{}.svg)\n\n", measured.title, measured.file),
             ]
             .concat();
@@ -422,6 +458,7 @@ mod tests {
             median: Some(median),
             to_ours: Some(1.5),
             to_limit: None,
+            wire_bytes: Some(if name == "ws" { 260.0 } else { 377.0 }),
             failure: None,
         };
         let results = Results {
@@ -443,9 +480,13 @@ mod tests {
         };
         results.draw(&directory).unwrap();
         let text = results.markdown();
-        for words in
-            ["- nchan is skipped: no nginx", "| ws | 3000 | 1.50 | – |", "(results/memory.svg)", "- x: y"]
-        {
+        for words in [
+            "- nchan is skipped: no nginx",
+            "| ws | 3000 | 1.50 | – | 260 |",
+            "- Memory: loopback acknowledges deliveries of tidegate (377 bytes)",
+            "(results/memory.svg)",
+            "- x: y",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         assert!(fs::read_to_string(directory.join("memory.svg")).unwrap().contains("3000"));

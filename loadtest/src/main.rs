@@ -20,12 +20,14 @@
 //! | [`flow`], [`tap`], [`relay`], [`redis`] | rounds that measure throughput, Redis without a gateway, and the smallest gateway |
 //! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and the sum of their updates |
 //! | [`worker`], [`books`] | one of these processes: its share of the clients and of the schedule |
-//! | [`process`] | CPU time, memory, pinning, descriptors |
+//! | [`acks`] | which sizes of messages can be compared |
+//! | [`process`], [`syscalls`] | CPU time, memory, pinning, descriptors; system calls |
 //! | [`report`] | warnings, expectations, tables, plots, JSON |
 //! | [`clock`], [`stop`], [`exit`] | the time, the reasons to end a run, and the exit codes |
 //!
 //! Linux only: the tester reads `/proc` and waits with epoll. `README.md` explains each number.
 
+mod acks;
 #[cfg(test)]
 mod allocations;
 mod books;
@@ -57,6 +59,7 @@ mod sse;
 mod stamp;
 mod stop;
 mod swarm;
+mod syscalls;
 mod tap;
 mod target;
 mod timeline;

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::process::Command;
+
 use serde_json::Value;
 use tidegate_tests::node;
 
@@ -46,6 +48,25 @@ fn the_relay_delivers_everything_once() {
     let echo = run("relay-echo", &["relay", "--echo"]);
     assert_counts(&echo, &[("expected", EACH), ("delivered", EACH)]);
     assert!((number(&echo, "/rates/0/legs/0/median/answer_bytes") - PLAIN).abs() < 1.0, "{echo}");
+}
+
+#[test]
+fn system_calls_are_counted() {
+    // The kernel must let this user trace; a container may not.
+    let trace = ["stat", "-e", "raw_syscalls:sys_enter", "true"];
+    if !Command::new("perf").args(trace).output().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: perf is not installed, or may not trace");
+        return;
+    }
+    let counted = run("relay-syscalls", &["relay", "--syscalls"]);
+    // One more round at each rate.
+    let all = EACH + 2 * (20 + 40);
+    assert_counts(&counted, &[("expected", all), ("delivered", all)]);
+    for rate in ["/rates/0", "/rates/1"] {
+        // A message is read, published, received and sent to two members: at least five, and not many more.
+        let calls = number(&counted, &format!("{rate}/legs/0/syscalls"));
+        assert!((4.0..12.0).contains(&calls), "{calls} system calls per message: {counted}");
+    }
 }
 
 #[test]

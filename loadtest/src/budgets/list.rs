@@ -55,6 +55,23 @@ const REDIS: Wanted = Wanted { redis: true, ..PLAIN };
 const ROOMS: &str = "compare-rooms {centrifuge} {redis} --rounds=1 --expect-lost=0";
 const RESUBSCRIBE: &str = "resubscribe {program} {server-cpu} --rounds=1 --expect-lost=0";
 
+/// The rates are those of [`RELAY_CPU`].
+const RELAY: &str =
+    "compare-relay {program} {server-cpu} --rates=2000,5000,10000,20000,30000 --expect-lost=0";
+const RELAY_CENTRIFUGE: &str = "compare-relay {program} {server-cpu} --protocol=centrifuge \
+                                --rates=2000,5000,10000,20000,30000 --expect-lost=0";
+
+/// The gateway's CPU over the relay's at each rate of [`RELAY`], and its p50 at 20,000/s.
+const RELAY_CPU: [Found; 5] = [
+    Found::Rounds { median: "/rates/0/legs/1/cpu_ratio", range: "/rates/0/legs/1/cpu_ratio_range" },
+    Found::Rounds { median: "/rates/1/legs/1/cpu_ratio", range: "/rates/1/legs/1/cpu_ratio_range" },
+    Found::Rounds { median: "/rates/2/legs/1/cpu_ratio", range: "/rates/2/legs/1/cpu_ratio_range" },
+    Found::Rounds { median: "/rates/3/legs/1/cpu_ratio", range: "/rates/3/legs/1/cpu_ratio_range" },
+    Found::Rounds { median: "/rates/4/legs/1/cpu_ratio", range: "/rates/4/legs/1/cpu_ratio_range" },
+];
+const RELAY_P50: Found =
+    Found::Rounds { median: "/rates/3/legs/1/p50_ratio", range: "/rates/3/legs/1/p50_ratio_range" };
+
 const IDLE: &str = "idle {node} --connections=3000,15000 --window=25s";
 /// `drop_oldest` keeps stalled clients connected: by default the node closes them as slow consumers after
 /// seconds, and they cost nothing. The kernel adds its own bound: 16 KiB may be unsent (`TCP_NOTSENT_LOWAT`)
@@ -70,6 +87,20 @@ const UNDEFLATED: &str =
     "cost {node} --payload=json --size=1024 --members=1000 --messages=1000 --rounds=1 --expect-lost=0";
 
 const LIMIT: Found = Found::Rounds { median: "/cpu_ratio", range: "/cpu_ratio_range" };
+
+/// What the budgets of `compare-relay` have in common.
+const RELAYED: Budget = Budget {
+    name: "",
+    title: "",
+    unit: "× a bare relay",
+    bound: Bound::AtMost(1.20),
+    node: None,
+    run: RELAY,
+    found: RELAY_P50,
+    factor: 1.0,
+};
+const RELAYED_CENTRIFUGE: Budget =
+    Budget { unit: "× a bare relay with as many bytes on the wire", run: RELAY_CENTRIFUGE, ..RELAYED };
 
 /// All budgets.
 pub const BUDGETS: &[Budget] = &[
@@ -159,7 +190,7 @@ pub const BUDGETS: &[Budget] = &[
         name: "rooms",
         title: "CPU per delivery in 100,000 rooms of one member",
         unit: "× in 10 rooms of 10,000",
-        bound: Bound::AtMost(1.3),
+        bound: Bound::AtMost(1.5),
         node: Some(REDIS),
         run: ROOMS,
         found: Found::Run("/ratio"),
@@ -174,6 +205,80 @@ pub const BUDGETS: &[Budget] = &[
         run: ROOMS,
         found: Found::Run("/bytes_per_room"),
         factor: 1.0,
+    },
+    Budget {
+        name: "relay-2000",
+        title: "CPU per delivery through Redis, 256 B, 1,000 rooms of two members, 2,000 messages/s",
+        found: RELAY_CPU[0],
+        ..RELAYED
+    },
+    Budget {
+        name: "relay-5000",
+        title: "CPU per delivery through Redis, 256 B, 1,000 rooms of two members, 5,000 messages/s",
+        found: RELAY_CPU[1],
+        ..RELAYED
+    },
+    Budget {
+        name: "relay-10000",
+        title: "CPU per delivery through Redis, 256 B, 1,000 rooms of two members, 10,000 messages/s",
+        found: RELAY_CPU[2],
+        ..RELAYED
+    },
+    Budget {
+        name: "relay-20000",
+        title: "CPU per delivery through Redis, 256 B, 1,000 rooms of two members, 20,000 messages/s",
+        found: RELAY_CPU[3],
+        ..RELAYED
+    },
+    Budget {
+        name: "relay-30000",
+        title: "CPU per delivery through Redis, 256 B, 1,000 rooms of two members, 30,000 messages/s",
+        found: RELAY_CPU[4],
+        ..RELAYED
+    },
+    Budget {
+        name: "relay-p50",
+        title: "p50 through Redis, 256 B, 1,000 rooms of two members, 20,000 messages/s",
+        bound: Bound::AtMost(1.5),
+        found: RELAY_P50,
+        ..RELAYED
+    },
+    Budget {
+        name: "relay-centrifuge-2000",
+        title: "CPU per delivery by Centrifuge JSON through Redis, 256 B, 1,000 rooms of two members, 2,000 messages/s",
+        found: RELAY_CPU[0],
+        ..RELAYED_CENTRIFUGE
+    },
+    Budget {
+        name: "relay-centrifuge-5000",
+        title: "CPU per delivery by Centrifuge JSON through Redis, 256 B, 1,000 rooms of two members, 5,000 messages/s",
+        found: RELAY_CPU[1],
+        ..RELAYED_CENTRIFUGE
+    },
+    Budget {
+        name: "relay-centrifuge-10000",
+        title: "CPU per delivery by Centrifuge JSON through Redis, 256 B, 1,000 rooms of two members, 10,000 messages/s",
+        found: RELAY_CPU[2],
+        ..RELAYED_CENTRIFUGE
+    },
+    Budget {
+        name: "relay-centrifuge-20000",
+        title: "CPU per delivery by Centrifuge JSON through Redis, 256 B, 1,000 rooms of two members, 20,000 messages/s",
+        found: RELAY_CPU[3],
+        ..RELAYED_CENTRIFUGE
+    },
+    Budget {
+        name: "relay-centrifuge-30000",
+        title: "CPU per delivery by Centrifuge JSON through Redis, 256 B, 1,000 rooms of two members, 30,000 messages/s",
+        found: RELAY_CPU[4],
+        ..RELAYED_CENTRIFUGE
+    },
+    Budget {
+        name: "relay-centrifuge-p50",
+        title: "p50 by Centrifuge JSON through Redis, 256 B, 1,000 rooms of two members, 20,000 messages/s",
+        bound: Bound::AtMost(1.5),
+        found: RELAY_P50,
+        ..RELAYED_CENTRIFUGE
     },
     Budget {
         name: "resubscribe",

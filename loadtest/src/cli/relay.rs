@@ -78,6 +78,9 @@ pub struct SmallRooms {
     /// How long messages are published in the unmeasured round before the first
     #[arg(long, default_value = "1s")]
     pub warmup: Time,
+    /// Also count the server's system calls, by `perf`, in one more round at each rate
+    #[arg(long)]
+    pub syscalls: bool,
     /// Give up missing messages when nothing has arrived for this long
     #[arg(long, default_value = "2s")]
     pub patience: Time,

@@ -10,6 +10,7 @@ use super::{
     unmet,
 };
 use crate::{
+    acks,
     cli::relay::{CompareRelay, SmallRooms},
     latency::Latency,
     ledger::Counts,
@@ -51,6 +52,8 @@ pub struct Leg {
     /// The same for the median latency.
     pub p50_ratio: Option<f64>,
     pub p50_ratio_range: Option<(f64, f64)>,
+    /// System calls of the server per message, in a round of its own; `None` if they are not counted.
+    pub syscalls: Option<f64>,
 }
 
 /// One round.
@@ -100,6 +103,7 @@ impl Leg {
             cpu_ratio_range: None,
             p50_ratio: None,
             p50_ratio_range: None,
+            syscalls: None,
         }
     }
 
@@ -189,6 +193,9 @@ impl RelayReport {
                 percent(BUSY)
             ));
         }
+        let legs = self.rates.first().map_or(&[][..], |rate| &rate.legs);
+        let sizes = legs.iter().filter_map(|leg| Some((leg.name.as_str(), leg.median?.wire_bytes)));
+        self.warnings.extend(acks::warning(&sizes.collect::<Vec<_>>()));
         if let Some(why) = &self.interrupted {
             self.warnings.push(format!("ended early by {why}: the report covers the run up to then"));
         }
@@ -254,6 +261,7 @@ impl RelayReport {
                 "× relay",
                 "p99 µs",
                 "switches per message",
+                "system calls",
                 "Redis CPU µs per message",
                 "bytes per delivery",
             ],
@@ -274,6 +282,7 @@ impl RelayReport {
                     times(leg.p50_ratio),
                     of(|median| Some(median.p99_us), 0),
                     of(|median| median.switches, 2),
+                    or_nothing(leg.syscalls, |calls| format!("{calls:.2}")),
                     of(|median| median.redis_cpu, 2),
                     of(|median| Some(median.wire_bytes), 0),
                 ]);
@@ -325,5 +334,112 @@ impl RelayReport {
                 .collect(),
         };
         plots.into_iter().map(plot).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::report::Verdict;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: CompareRelay,
+    }
+
+    fn args(flags: &str) -> CompareRelay {
+        let words = ["test", "--rates=1000,2000", "--rounds=3", "--expect-lost=0"];
+        Only::parse_from(words.into_iter().chain(flags.split_whitespace())).args
+    }
+
+    fn leg(name: &str, cpu: [f64; 3], p50: f64, bytes: f64) -> Leg {
+        let rounds = cpu.map(|cpu| RelayRound {
+            complete: true,
+            server_cpu: Some(cpu),
+            wire_bytes: Some(bytes),
+            answer_bytes: Some(0.0),
+            latency: Some(Latency { p50, ..Latency::default() }),
+            ..RelayRound::default()
+        });
+        Leg { rounds: rounds.into(), ..Leg::new(name.into()) }
+    }
+
+    /// A report of the relay, an old and a new gateway; at the second rate all cost twice as much.
+    fn report(flags: &str, bytes: f64) -> RelayReport {
+        let args = args(flags);
+        let mut report = RelayReport::new("test".into(), &args.small);
+        report.counts = Counts { expected: 9, delivered: 9, ..Counts::default() };
+        for (rate, times) in report.rates.iter_mut().zip([1.0, 2.0]) {
+            let cpu = |cpu: [f64; 3]| cpu.map(|cpu| cpu * times);
+            rate.legs = vec![
+                leg("relay", cpu([10.0, 11.0, 12.0]), 100.0, 260.0),
+                leg("old", cpu([20.0, 22.0, 20.0]), 200.0 * times, bytes),
+                leg("new", cpu([11.0, 14.0, 13.2]), 100.0 * times, bytes),
+            ];
+        }
+        report.conclude(&args.small, Some(&args));
+        report
+    }
+
+    fn near(one: Option<f64>, other: f64) -> bool {
+        one.is_some_and(|one| (one - other).abs() < 1e-9)
+    }
+
+    #[test]
+    fn every_gateway_is_compared_with_the_relay_at_every_rate() {
+        let report = report("", 260.0);
+        for rate in &report.rates {
+            let [relay, old, new] = &rate.legs[..] else { panic!() };
+            assert_eq!(relay.cpu_ratio, None);
+            assert!(near(old.cpu_ratio, 20.0 / 11.0) && near(new.cpu_ratio, 1.2), "{new:?}");
+            let (low, high) = new.cpu_ratio_range.unwrap();
+            assert!(near(Some(low), 1.1) && near(Some(high), 14.0 / 11.0), "rounds are compared in turn");
+        }
+        assert!(near(report.rates[1].legs[1].p50_ratio, 4.0));
+        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+        assert_eq!(Verdict::of(&report.expectations, None), Verdict::AsExpected);
+        let text = report.document().to_string();
+        assert!(
+            text.contains("2000 new") && text.contains("1.200") && text.contains("1.100 to 1.273"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_bound_is_checked_for_every_gateway_at_every_rate() {
+        let missed = |flags: &str| {
+            let report = report(flags, 260.0);
+            report.expectations.iter().filter(|it| !it.met).map(|it| it.words.clone()).collect::<Vec<_>>()
+        };
+        assert!(missed("--expect-ratio=1.9 --expect-p50-ratio=4").is_empty());
+        let old = missed("--expect-ratio=1.3");
+        assert_eq!(old.len(), 2, "{old:?}");
+        assert!(old[0].starts_with("--expect-ratio 1.3: old at 1000/s: 1.818"), "{old:?}");
+        let p50 = missed("--expect-p50-ratio=1.5");
+        assert_eq!(p50.len(), 3, "{p50:?}");
+        assert!(p50[2].contains("new at 2000/s: 2.000"), "{p50:?}");
+    }
+
+    #[test]
+    fn an_incomplete_round_is_no_measurement() {
+        let args = args("--expect-ratio=9");
+        let mut report = report("", 260.0);
+        report.expectations.clear();
+        report.rates[0].legs[2].rounds.iter_mut().for_each(|round| round.complete = false);
+        report.conclude(&args.small, Some(&args));
+        assert!(report.rates[0].legs[2].median.is_none());
+        let missed: Vec<_> = report.expectations.iter().filter(|it| !it.met).collect();
+        assert_eq!(missed.len(), 2, "{missed:?}");
+        assert!(missed[0].words.contains("rounds of new at 1000/s: 0 of 3"), "{missed:?}");
+        assert!(missed[1].words.contains("nothing was measured"), "{missed:?}");
+    }
+
+    #[test]
+    fn sides_of_unequal_sizes_are_named() {
+        let warnings = report("", 377.0).warnings;
+        assert!(warnings[0].contains("old (377 bytes), new (377 bytes)"), "{warnings:?}");
     }
 }

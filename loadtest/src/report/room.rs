@@ -7,7 +7,7 @@ use super::{
     document::{Chart, Document, Expectation, Series, Table},
     median, or_nothing, ratio, unmet,
 };
-use crate::{cli::RoomArgs, latency::Latency, ledger::Counts, room::Round};
+use crate::{acks, cli::RoomArgs, latency::Latency, ledger::Counts, room::Round};
 
 /// Above this fraction of a core the tester may limit the rate.
 pub const BUSY: f64 = 0.9;
@@ -309,6 +309,13 @@ impl RoomReport {
 }
 
 impl CompareReport {
+    /// A warning if both sides cannot be compared. Batches are not: how many messages share a write depends on
+    /// the side.
+    fn sizes(&self) -> Option<String> {
+        let (limit, server) = self.limit.median.zip(self.server.median).filter(|_| self.limit.burst == 1)?;
+        acks::warning(&[("the bare loop", limit.wire_bytes), ("the server", server.wire_bytes)])
+    }
+
     /// The report for people.
     pub fn document(&self) -> Document {
         let Self { limit, server, .. } = self;
@@ -336,6 +343,7 @@ impl CompareReport {
             (None, None) => {}
         }
         let warnings = limit.warnings.iter().map(|words| format!("the bare loop: {words}"));
+        let warnings = warnings.chain(self.sizes());
         Document {
             title: server.what.clone(),
             facts,
@@ -452,6 +460,11 @@ mod tests {
         assert!((low - 1.0).abs() < 1e-9 && (high - 7.0 / 6.0).abs() < 1e-9);
         assert_eq!(compared(1.11).verdict(), Verdict::AsExpected);
         assert!(matches!(compared(1.05).verdict(), Verdict::Unexpected(_)));
+        let larger = report(vec![Round { wire_bytes: 377_000, ..round(6.0) }; 3], Counts::default());
+        let apart = CompareReport::new(report(vec![round(6.0); 3], Counts::default()), larger);
+        let warnings = apart.document().warnings;
+        assert!(warnings[0].contains("the server (377 bytes) on the server's time"), "{warnings:?}");
+        assert!(compared(1.11).document().warnings.is_empty());
         let mut broken = CompareReport::new(report(vec![], Counts::default()), server());
         broken.judge(None, Some(2.0), None);
         let Verdict::Unexpected(words) = broken.verdict() else {

@@ -30,6 +30,7 @@ use crate::{
     stamp::{Finder, Stamp},
     stop::Stop,
     swarm::{Event, Swarm},
+    syscalls::Syscalls,
     target::{Entrance, NUMBER, Protocol, PublishArg, Redis, TargetArgs, Via},
     websocket,
     workshop::{Node, Processes, SECRET, Wanted, Workshop, with_scratch},
@@ -141,6 +142,15 @@ fn rounds(
                 }
                 leg.rounds.push(side.round(measured.rate, small.duration.0, small, stop)?);
             }
+        }
+    }
+    for measured in report.rates.iter_mut().filter(|_| small.syscalls) {
+        for (side, leg) in sides.iter_mut().zip(&mut measured.legs) {
+            let count = Syscalls::count(side.pid).context("--syscalls")?;
+            let round = side.round(measured.rate, small.duration.0, small, stop)?;
+            #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+            let each = ratio(count.finish()? as f64, round.messages as f64);
+            leg.syscalls = each.filter(|_| round.complete);
         }
     }
     Ok(report
