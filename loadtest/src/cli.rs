@@ -14,7 +14,9 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 
 pub use self::capacity::Capacity;
-pub use self::load::{Chat, Fanout, Handshakes, Idle, Mixed, Rooms, Slow, Storm};
+pub use self::load::{
+    Chat, Fanout, Handshakes, HeartbeatServer, Heartbeats, Idle, Mixed, Rooms, Slow, Storm,
+};
 use crate::{
     budgets::list::{BUDGETS, Budget},
     compare::peer::Kind,
@@ -66,6 +68,8 @@ pub enum Scenario {
     Yardstick(Yardstick),
     /// The physical limit of TLS connects: a `storm` on a bare loop of rustls handshakes
     Handshakes(Handshakes),
+    /// The physical limit of idle connections: an `idle` on a bare loop of ping and pong
+    Heartbeats(Heartbeats),
     /// `cost` and `yardstick` in alternating rounds, and the ratio between them
     CompareLimit(CompareLimit),
     /// Many rooms of one member compared with a few big ones, same connections and deliveries: CPU and memory
@@ -100,6 +104,9 @@ pub enum Scenario {
     /// The process that `handshakes` measures
     #[command(hide = true)]
     HandshakeServer(HandshakeServer),
+    /// The process that `heartbeats` measures
+    #[command(hide = true)]
+    HeartbeatServer(HeartbeatServer),
     /// A process that holds clients for another scenario and takes orders on standard input
     #[command(hide = true)]
     Worker,

@@ -117,6 +117,8 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::Resubscribe(args) => scenario::resubscribe::run(&args),
         Scenario::Handshakes(args) => scenario::handshakes::run(&args),
         Scenario::HandshakeServer(args) => scenario::handshakes::serve(&args).map(|()| Verdict::AsExpected),
+        Scenario::Heartbeats(args) => scenario::heartbeats::run(&args),
+        Scenario::HeartbeatServer(args) => scenario::heartbeats::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Start(args) => scenario::start::run(&args),
         Scenario::Budgets(args) => budgets::run(&args),
         Scenario::Compare(args) => compare::run(&args),

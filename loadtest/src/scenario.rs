@@ -6,6 +6,7 @@ pub mod compare_rooms;
 pub mod cost;
 pub mod flow;
 pub mod handshakes;
+pub mod heartbeats;
 pub mod held;
 pub mod idle;
 pub mod load;

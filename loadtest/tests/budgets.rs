@@ -28,6 +28,21 @@ fn handshakes_succeed_and_are_charged_to_the_loop() {
 }
 
 #[test]
+fn a_bare_loop_holds_idle_connections() {
+    for tls in [false, true] {
+        let (connections, interval) = ("--connections=20,60", "--interval=200ms");
+        let mut flags = vec!["heartbeats", connections, interval, "--window=500ms", "--quiet"];
+        flags.extend(tls.then_some("--tls"));
+        let (output, report) = report(&format!("heartbeats-{tls}"), &flags);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let levels = report["levels"].as_array().unwrap();
+        let held: Vec<_> = levels.iter().map(|level| (&level["connections"], &level["lost"])).collect();
+        assert_eq!(held, [(&json!(0), &json!(0)), (&json!(20), &json!(0)), (&json!(60), &json!(0))]);
+        assert!(levels.iter().all(|level| level["cpu_per_second"].is_number()), "{report}");
+    }
+}
+
+#[test]
 fn a_start_ends_when_the_server_is_ready() {
     let program = binary().unwrap();
     let address = format!("127.0.0.1:{}", free_port());

@@ -73,6 +73,7 @@ const RELAY_P50: Found =
     Found::Rounds { median: "/rates/3/legs/1/p50_ratio", range: "/rates/3/legs/1/p50_ratio_range" };
 
 const IDLE: &str = "idle {node} --connections=3000,15000 --window=25s";
+const HEARTBEATS: &str = "idle {node} --connections=15000 --window=25s";
 /// `drop_oldest` keeps stalled clients connected: by default the node closes them as slow consumers after
 /// seconds, and they cost nothing. The kernel adds its own bound: 16 KiB may be unsent (`TCP_NOTSENT_LOWAT`)
 /// when it accepts another buffer of up to 64 KiB.
@@ -343,12 +344,16 @@ pub const BUDGETS: &[Budget] = &[
     Budget {
         name: "idle-cpu",
         title: "CPU of an idle connection, heartbeats every 25 s",
-        unit: "µs per second",
-        bound: Bound::AtMost(0.5),
+        unit: "× a bare loop of ping and pong",
+        bound: Bound::AtMost(1.2),
         node: Some(PLAIN),
-        run: IDLE,
-        found: Found::Run("/slope/cpu"),
-        factor: 1e6,
+        run: HEARTBEATS,
+        found: Found::Ratio {
+            of: "/slope/cpu",
+            to: "heartbeats {server-cpu} --connections=15000 --window=25s",
+            at: "/slope/cpu",
+        },
+        factor: 1.0,
     },
     Budget {
         name: "idle-bytes-tls",
@@ -363,12 +368,16 @@ pub const BUDGETS: &[Budget] = &[
     Budget {
         name: "idle-cpu-tls",
         title: "CPU of an idle connection under TLS, heartbeats every 25 s",
-        unit: "µs per second",
-        bound: Bound::AtMost(0.5),
+        unit: "× a bare loop of ping and pong",
+        bound: Bound::AtMost(1.2),
         node: Some(TLS),
-        run: IDLE,
-        found: Found::Run("/slope/cpu"),
-        factor: 1e6,
+        run: HEARTBEATS,
+        found: Found::Ratio {
+            of: "/slope/cpu",
+            to: "heartbeats --tls {server-cpu} --connections=15000 --window=25s",
+            at: "/slope/cpu",
+        },
+        factor: 1.0,
     },
     Budget {
         name: "storm",

@@ -227,6 +227,45 @@ pub struct Handshakes {
 
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
+pub struct Heartbeats {
+    /// Pin the bare loop to this CPU
+    #[arg(long)]
+    pub server_cpu: Option<usize>,
+    /// Numbers of connections to hold, ascending; each level is measured
+    #[arg(long, value_delimiter = ',', default_value = "3000,15000")]
+    pub connections: Vec<u32>,
+    /// How often each connection is pinged
+    #[arg(long, default_value = "25s")]
+    pub interval: Time,
+    /// How long idle CPU is measured at each level
+    #[arg(long, default_value = "10s")]
+    pub window: Time,
+    /// Use TLS 1.3
+    #[arg(long)]
+    pub tls: bool,
+    /// Spread clients over this many source addresses (127.0.0.2 and up)
+    #[arg(long, default_value_t = 16)]
+    pub addresses: u8,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct HeartbeatServer {
+    #[arg(long)]
+    pub cert: Option<PathBuf>,
+    #[arg(long)]
+    pub key: Option<PathBuf>,
+    #[arg(long)]
+    pub connections: u32,
+    #[arg(long)]
+    pub interval: Time,
+    #[arg(long)]
+    pub cpu: Option<usize>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(args_override_self = true)]
 pub struct Idle {
     /// Numbers of connections to hold, ascending; each level is measured
     #[arg(long, value_delimiter = ',', default_value = "3000,15000")]

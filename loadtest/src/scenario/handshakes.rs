@@ -46,7 +46,11 @@ const LISTENER: u64 = u64::MAX;
 pub fn run(args: &Handshakes) -> anyhow::Result<Verdict> {
     workshop::with_scratch("handshakes", |scratch| {
         let (ca, key) = certificate(scratch)?;
-        let server = Running::start(args, &ca, &key)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("handshake-server").arg("--cert").arg(&ca).arg("--key").arg(key);
+        command.arg(format!("--connections={}", args.connections));
+        command.args(args.server_cpu.map(|cpu| format!("--cpu={cpu}")));
+        let server = Running::spawn(command)?;
         let target = TargetArgs {
             url: format!("wss://{}/", server.address),
             protocol: Protocol::Bare,
@@ -69,7 +73,7 @@ pub fn run(args: &Handshakes) -> anyhow::Result<Verdict> {
             expect_refused: Some(0),
             expect_connect_p99: None,
             target,
-            run: Run { server_pid: vec![server.child.id()], ..args.run.clone() },
+            run: Run { server_pid: vec![server.pid()], ..args.run.clone() },
         })
     })
 }
@@ -92,7 +96,7 @@ pub fn serve(args: &HandshakeServer) -> anyhow::Result<()> {
 
 /// The gateway's settings: tickets are created and sent, and no session is stored. Only one version is
 /// allowed, so no other is measured by mistake.
-fn config(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
+pub(super) fn config(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate)?.collect();
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -193,26 +197,28 @@ impl Connection {
     }
 }
 
-/// The loop's process, killed when this is dropped.
-struct Running {
+/// A bare loop's process, killed when this is dropped.
+pub(super) struct Running {
     child: Child,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 impl Running {
-    fn start(args: &Handshakes, certificate: &Path, key: &Path) -> anyhow::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("handshake-server").arg("--cert").arg(certificate).arg("--key").arg(key);
-        command.arg(format!("--connections={}", args.connections));
-        command.args(args.server_cpu.map(|cpu| format!("--cpu={cpu}")));
+    /// Starts a process that prints its address.
+    pub(super) fn spawn(mut command: Command) -> anyhow::Result<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().context("standard output is piped")?;
         // Created here, so that the process is killed if what follows fails.
         let mut running = Self { child, address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
-        running.address = line.trim().parse().context("the loop of handshakes did not start")?;
+        running.address = line.trim().parse().context("the bare loop did not start")?;
         Ok(running)
+    }
+
+    /// The process to measure.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 
