@@ -24,6 +24,7 @@ use broker_bridge::redis::Part;
 use futures_util::future::join_all;
 
 use crate::{
+    crypto::CryptoThreads,
     health::ShardHealth,
     request::RequestMetrics,
     shard::{self, Inbox},
@@ -54,6 +55,8 @@ pub struct Context {
     pub requests: Arc<RequestMetrics>,
     /// TLS for new sockets; without it they are plain.
     pub tls: Option<Arc<Tls>>,
+    /// Does the cryptography that takes long.
+    pub crypto: Arc<CryptoThreads>,
     /// Generates ids for new sessions.
     pub ids: Arc<SessionIds>,
     /// Health and load of every shard on the node.

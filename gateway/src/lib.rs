@@ -19,6 +19,7 @@
 //! | [`descriptors`] | how many sockets the process may open |
 //! | [`telemetry`] | logs |
 //! | [`tls`] | the public listener's certificate |
+//! | [`crypto`] | threads for TLS handshakes and for signatures of tokens |
 //! | `shrink` | how containers free memory after a peak |
 //! | [`limits`] | rate and connection limits |
 //! | [`settings`] | the settings that may change while the node runs |
@@ -48,6 +49,7 @@ pub mod budget;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod crypto;
 pub mod delivery;
 pub mod descriptors;
 pub mod drain;

@@ -34,6 +34,7 @@ use crate::{
     budget::Budget,
     clock::Time,
     config::{Changes, Config, Snapshot},
+    crypto::{CryptoError, CryptoThreads},
     drain::Pace,
     driver::{self, Shard},
     file::{FileError, MAX, Reads, read_text},
@@ -121,6 +122,9 @@ pub enum StartError {
     /// The certificate or its key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The threads for cryptography cannot be started.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
 }
 
 /// Why a running node rejects a valid configuration.
@@ -150,16 +154,15 @@ impl Node {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry, &protocol::names())?;
         // Don't open a port until the node can serve.
-        let tls = config.tls.clone().map(|files| Tls::load(files, &registry)).transpose()?;
-        let tls = tls.map(Arc::new);
+        let load = |files| Tls::load(files, &registry).map(Arc::new);
+        let tls = config.tls.clone().map(load).transpose()?;
         let (key_files, remote_keys) = start_keys(&config, &registry)?;
         let public = bind("public.listen", config.public.listen)?;
         let ops = bind("ops.listen", config.ops.listen)?;
-        let address =
-            |listener: &tokio::net::TcpListener, fallback| listener.local_addr().unwrap_or(fallback);
-        let public_address = address(&public, config.public.listen);
-        let ops_address = address(&ops, config.ops.listen);
+        let public_address = public.local_addr().unwrap_or(config.public.listen);
+        let ops_address = ops.local_addr().unwrap_or(config.ops.listen);
 
+        let crypto = Arc::new(CryptoThreads::start(config.shards, &registry)?);
         let time = Time::default();
         let budget = Budget::register(&registry, config.shards)?;
         budget.set_limit(config.limits.memory.get());
@@ -185,6 +188,7 @@ impl Node {
             }),
             requests: Arc::clone(&metrics.requests),
             tls: tls.clone(),
+            crypto: Arc::clone(&crypto),
             ids: Arc::clone(&ids),
             shards: health.clone(),
         });
@@ -195,6 +199,7 @@ impl Node {
             metrics: metrics.requests,
             traffic: metrics.traffic,
             budget,
+            crypto,
             ids,
             shards: health.clone(),
             refuse: protocol::refuse,

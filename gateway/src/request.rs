@@ -24,7 +24,7 @@ pub mod query;
 pub mod refusals;
 
 pub use self::{
-    gate::{Applicant, Gate},
+    gate::{Applicant, Gate, verify},
     metrics::RequestMetrics,
     problem::Problem,
 };

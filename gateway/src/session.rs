@@ -20,10 +20,13 @@ use crate::{
 
 #[cfg(test)]
 mod conformance;
+mod identity;
 #[cfg(test)]
 mod transcript;
 #[cfg(test)]
 mod transcripts;
+#[cfg(test)]
+mod waiting;
 
 /// The session of one client.
 #[derive(Debug)]
@@ -41,6 +44,8 @@ pub struct Session {
     account: OnceCell<Box<RateAccount>>,
     /// Whether a ping has not been answered yet.
     pinged: bool,
+    /// What waits for the verification of a token. Boxed: sessions rarely have it.
+    verifying: Option<Box<identity::Verifying>>,
 }
 
 /// A room that the client has subscribed to.
@@ -104,6 +109,9 @@ pub enum Effect {
     Leave(RoomName),
     /// Queue these bytes for the client.
     Send(Bytes),
+    /// Verify this token on another thread; the outcome goes to [`Session::verified`]. Give the session no
+    /// input until then, beyond what has been read already.
+    Verify(Token),
     /// The identity expires at this time.
     Expires(UnixSeconds),
     /// Count a refused token.
@@ -196,6 +204,7 @@ impl Session {
             subscriptions: RoomMap::default(),
             account: OnceCell::new(),
             pinged: false,
+            verifying: None,
         }
     }
 
@@ -262,6 +271,8 @@ impl Session {
         commands: &mut Vec<Command>,
         effects: &mut Effects,
     ) {
+        let (Message::Text(bytes) | Message::Binary(bytes)) = &message;
+        let size = bytes.len();
         self.protocol.decode(message, commands);
         if commands.is_empty() && std::mem::take(&mut self.pinged) {
             return;
@@ -275,12 +286,18 @@ impl Session {
         }
         for command in commands.drain(..) {
             match paid.and_then(|()| around.allowance.command(self.account(), self.user())) {
-                Ok(()) => self.handle(command, around, effects),
+                Ok(()) => match &mut self.verifying {
+                    Some(verifying) => verifying.behind.push(command),
+                    None => self.handle(command, around, effects),
+                },
                 Err(limit) => self.decline(&command, limit, around, effects),
             }
             if matches!(effects.last(), Some(Effect::Close(_))) {
                 break; // the session is closing
             }
+        }
+        if let Some(verifying) = &mut self.verifying {
+            verifying.bytes += size;
         }
     }
 
@@ -380,7 +397,7 @@ impl Session {
         }
         match command {
             Command::Connect { request, token } => self.connect(request, token, around, effects),
-            Command::Refresh { request, token } => self.refresh(request, &token, around, effects),
+            Command::Refresh { request, token } => self.verify(request, true, &token, around, effects),
             Command::Subscribe { request, room, recover } => {
                 self.subscribe(room, Subscription { request, recover }, around, effects);
             }
@@ -428,57 +445,6 @@ impl Session {
         self.identity.as_deref().map(Identity::subject)
     }
 
-    fn connect(
-        &mut self,
-        request: RequestId,
-        token: Option<String>,
-        around: &Surroundings<'_>,
-        effects: &mut Effects,
-    ) {
-        if let Some(token) = token {
-            let Some(identity) = self.verify(request, &token, around, effects) else { return };
-            self.identity = Some(identity);
-        }
-        let Some(identity) = &self.identity else {
-            effects.push(Effect::Refused(AuthFailure::Missing));
-            return self.answer(request, &Reply::Failed(ReplyError::Unauthorized), effects);
-        };
-        effects.push(Effect::Expires(identity.expires_at()));
-        let ttl = announced(identity.remaining(around.now));
-        self.begun = true;
-        self.answer(request, &Reply::Connected { session: self.id, ttl }, effects);
-    }
-
-    fn refresh(&mut self, request: RequestId, token: &str, around: &Surroundings<'_>, effects: &mut Effects) {
-        let Some(identity) = self.verify(request, token, around, effects) else { return };
-        if self.identity.as_ref().is_none_or(|own| own.subject() != identity.subject()) {
-            // A session cannot change its user.
-            return effects.push(Effect::Close(CloseReason::InvalidToken));
-        }
-        effects.push(Effect::Expires(identity.expires_at()));
-        let ttl = announced(identity.remaining(around.now));
-        let before = self.identity.replace(identity);
-        self.answer(request, &Reply::Refreshed { session: self.id, ttl }, effects);
-        // Most new tokens only extend the expiry: then a session in thousands of rooms need not check them
-        // all.
-        let same = before.zip(self.identity.as_ref()).is_some_and(|(before, now)| before.grants_as(now));
-        if !same {
-            self.expel(effects);
-        }
-    }
-
-    /// Ends the subscriptions that the identity does not grant any more.
-    fn expel(&mut self, effects: &mut Effects) {
-        let identity = self.identity.as_deref();
-        let lost = self
-            .subscriptions
-            .extract(|room| !identity.is_some_and(|own| own.may(Operation::Subscribe, room)));
-        for room in lost {
-            effects.push(Effect::Leave(room.clone()));
-            self.notify(&News::Expelled(&room), &room, effects);
-        }
-    }
-
     fn subscribe(
         &mut self,
         room: RoomName,
@@ -508,32 +474,6 @@ impl Session {
         self.subscriptions.remove(room);
         effects.push(Effect::Leave(room.clone()));
         self.answer(request, &Reply::Unsubscribed, effects);
-    }
-
-    fn verify(
-        &mut self,
-        request: RequestId,
-        token: &str,
-        around: &Surroundings<'_>,
-        effects: &mut Effects,
-    ) -> Option<Arc<Identity>> {
-        let verified = Token::new(token).and_then(|token| around.authenticator.verify(&token, around.now));
-        match verified {
-            Ok(identity) => return Some(Arc::new(identity)),
-            Err(failure) => {
-                effects.push(Effect::Refused(failure));
-                match failure {
-                    AuthFailure::Expired => {
-                        self.answer(request, &Reply::Failed(ReplyError::TokenExpired), effects);
-                    }
-                    AuthFailure::UnknownKey if around.authenticator.keys().want_key() => {
-                        self.answer(request, &Reply::Failed(ReplyError::KeyAwaited), effects);
-                    }
-                    _ => effects.push(Effect::Close(CloseReason::InvalidToken)),
-                }
-            }
-        }
-        None
     }
 
     fn granted(&self, operation: Operation, room: &RoomName) -> Option<&Identity> {

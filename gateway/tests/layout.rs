@@ -20,7 +20,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::{Attribute, Item, ItemMod, UseTree};
 
 /// The modules of the crate, from the bottom up, as the table in `lib.rs` has them.
-const LAYERS: [&str; 32] = [
+const LAYERS: [&str; 33] = [
     "websocket",
     "vocabulary",
     "clock",
@@ -33,6 +33,7 @@ const LAYERS: [&str; 32] = [
     "descriptors",
     "telemetry",
     "tls",
+    "crypto",
     "shrink",
     "limits",
     "settings",

@@ -79,7 +79,7 @@ fuzz_target!(|input: &[u8]| {
                     }
                     Effect::Send(bytes) => assert_is_one_object(&bytes),
                     Effect::Close(_) => return,
-                    Effect::Expires(_) | Effect::Refused(_) | Effect::Limited(_) => {}
+                    Effect::Expires(_) | Effect::Refused(_) | Effect::Limited(_) | Effect::Verify(_) => {}
                 }
             }
             std::mem::swap(&mut pending, &mut effects);

@@ -73,6 +73,11 @@ impl Keyring {
         self.current.read().url.is_some()
     }
 
+    /// Whether any key is public. Verifying with one takes many times as long as with a shared secret.
+    pub fn has_public_keys(&self) -> bool {
+        self.current().all().any(|key| !key.algorithm().is_shared())
+    }
+
     /// Coordinates fetches of the URL; `None` without a URL.
     pub fn fetching(&self) -> Option<&Fetching> {
         self.fetching.as_ref()

@@ -21,6 +21,7 @@ const TARGETS: &[&str] = &[
     "tidegate::cli",
     "tidegate::clock",
     "tidegate::config",
+    "tidegate::crypto",
     "tidegate::delivery",
     "tidegate::descriptors",
     "tidegate::drain",

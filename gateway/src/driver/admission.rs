@@ -342,7 +342,7 @@ async fn read_proxy_header(
 /// head.
 async fn accept_tls(worker: &Worker, stream: Stream, peer: Peer) -> Option<Stream> {
     let Some(tls) = &worker.context.tls else { return Some(stream) };
-    let stream = match stream.with_tls(tls.current()) {
+    let mut stream = match stream.with_tls(tls.current()) {
         Ok(stream) => stream,
         Err(error) => {
             tracing::warn!(%error, "cannot create a TLS connection");
@@ -350,7 +350,7 @@ async fn accept_tls(worker: &Worker, stream: Stream, peer: Peer) -> Option<Strea
         }
     };
     let time = worker.settings().header_timeout;
-    let handshake = timeout::timeout(time, poll_fn(|cx| stream.poll_handshake(cx)));
+    let handshake = timeout::timeout(time, stream.handshake(&worker.context.crypto));
     let ended = tokio::select! {
         ended = handshake => ended,
         () = worker.draining.cancelled() => return None,

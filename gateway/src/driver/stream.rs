@@ -5,6 +5,7 @@ mod tls;
 
 use std::{
     cell::RefCell,
+    future::poll_fn,
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::Pin,
@@ -22,7 +23,13 @@ use tokio::{
 use intake::Intake;
 use tls::{Handshake, Tls, Wire};
 
-use crate::{budget::Budget, health::Meter, http1::Progress, limits::ConnectionPermit};
+use crate::{
+    budget::Budget,
+    crypto::{CryptoThreads, Stage, Work},
+    health::Meter,
+    http1::Progress,
+    limits::ConnectionPermit,
+};
 
 /// The shortest time without progress after which the kernel gives up a connection.
 const LEAST_TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -105,22 +112,46 @@ impl Stream {
         self.intake = None;
     }
 
-    /// Adds TLS to a socket from which nothing has been read. Call [`Stream::poll_handshake`] next.
+    /// Adds TLS to a socket from which nothing has been read. Call [`Stream::handshake`] next.
     pub fn with_tls(mut self, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
         self.tls = Some(Box::new(RefCell::new(Tls::new(config)?)));
         Ok(self)
     }
 
-    /// Completes the TLS handshake; ready at once for a plain socket.
-    pub fn poll_handshake(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(tls) = &self.tls else { return Poll::Ready(Ok(())) };
-        loop {
-            match tls.borrow_mut().handshake(&self.socket)? {
-                Handshake::Done => return Poll::Ready(Ok(())),
-                Handshake::WantsRead => ready!(self.socket.tcp.poll_read_ready(cx))?,
-                Handshake::WantsWrite => ready!(self.socket.tcp.poll_write_ready(cx))?,
+    /// Completes the TLS handshake; ready at once for a plain socket. The socket stays on this thread; the
+    /// state of TLS visits one of `crypto`'s for the steps that take long. If the future is dropped in such a
+    /// step, that state is lost: don't use the stream then.
+    pub async fn handshake(&mut self, crypto: &CryptoThreads) -> io::Result<()> {
+        let mut stage = Stage::First;
+        while let Some(tls) = &mut self.tls {
+            let tls = tls.get_mut();
+            match tls.handshake(&self.socket)? {
+                Handshake::Done => break,
+                // A client that sends nothing has no job, so it holds up no other.
+                Handshake::WantsRead => poll_fn(|cx| self.socket.tcp.poll_read_ready(cx)).await?,
+                Handshake::WantsWrite => poll_fn(|cx| self.socket.tcp.poll_write_ready(cx)).await?,
+                Handshake::WantsProcessing if tls.is_nearly_done() => {
+                    tls.process().map_err(|error| tls.fail(&self.socket, error))?;
+                }
+                Handshake::WantsProcessing => {
+                    self.process_elsewhere(crypto, stage).await?;
+                    stage = Stage::Later;
+                }
             }
         }
+        Ok(())
+    }
+
+    async fn process_elsewhere(&mut self, crypto: &CryptoThreads, stage: Stage) -> io::Result<()> {
+        let Some(mut tls) = self.tls.take() else { return Ok(()) };
+        let job = move || {
+            let processed = tls.get_mut().process();
+            (tls, processed)
+        };
+        let (mut tls, processed) = crypto.run(Work::Handshake, stage, job).await?;
+        let outcome = processed.map_err(|error| tls.get_mut().fail(&self.socket, error));
+        self.tls = Some(tls);
+        outcome
     }
 
     /// Whether the peer has sent anything in its TLS handshake.

@@ -21,9 +21,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Context, arrivals::Arrivals, connection::Tokio};
 use crate::{
+    auth::Token,
     clock::Clock,
     health::ShardHealth,
-    request::refusals,
+    request::{refusals, verify},
     settings::Settings,
     shard::{Action, ConnectionKey, Core as ShardCore, Inbox, JoinKey, NotAdmitted, Subscription, Turn},
     timeout,
@@ -175,6 +176,7 @@ impl Worker {
                 }
             }
             Action::Publish(key, request, cost) => self.publish(key, request, cost),
+            Action::Verify(key, token) => self.verify(key, token),
             Action::Admitted(key, outcome) => {
                 if let Some(applicant) = self.applicants.borrow_mut().remove(key) {
                     // The client may have gone.
@@ -217,6 +219,14 @@ impl Worker {
         self.tasks.spawn_local(async move {
             worker.context.shard.broker.publish(request).await;
             worker.with_core(|core| core.handed_over(key, cost));
+        });
+    }
+
+    fn verify(&self, key: ConnectionKey, token: Token) {
+        let Some(worker) = self.this.upgrade() else { return };
+        self.tasks.spawn_local(async move {
+            let outcome = verify(worker.settings(), &worker.context.crypto, token).await;
+            worker.with_core(|core| core.verified(key, outcome));
         });
     }
 

@@ -15,9 +15,10 @@ use tracing::field::DisplayValue;
 
 use super::{Problem, RequestMetrics, cors, refusals};
 use crate::{
-    auth::{AuthFailure, Authenticator, Identity, Operation, Token, credential},
+    auth::{AuthFailure, Identity, Operation, Token, credential},
     budget::Budget,
     config::Origins,
+    crypto::{CryptoThreads, Stage, Work},
     health::ShardHealth,
     settings::{LiveSettings, Settings},
     traffic::Traffic,
@@ -36,6 +37,8 @@ pub struct Gate {
     pub traffic: Arc<Traffic>,
     /// Accounts for the request bodies held in memory.
     pub budget: Arc<Budget>,
+    /// Verifies tokens that public keys have signed.
+    pub crypto: Arc<CryptoThreads>,
     /// Generates ids for publishers without a session.
     pub ids: Arc<SessionIds>,
     /// The health and load of each shard.
@@ -200,12 +203,12 @@ impl Gate {
     /// Verifies the token, and counts a failure.
     async fn verify(
         &self,
-        settings: &Settings,
+        settings: &Arc<Settings>,
         request: &Parts,
         found: Result<Token, AuthFailure>,
     ) -> Result<Arc<Identity>, AuthFailure> {
         let verified = match found {
-            Ok(token) => verify_awaiting_key(&settings.authenticator, &token).await,
+            Ok(token) => self.verify_awaiting_key(settings, token).await,
             Err(failure) => Err(failure),
         };
         verified.map(Arc::new).inspect_err(|failure| {
@@ -213,6 +216,36 @@ impl Gate {
             refusals::token(request, *failure);
         })
     }
+
+    async fn verify_awaiting_key(
+        &self,
+        settings: &Arc<Settings>,
+        token: Token,
+    ) -> Result<Identity, AuthFailure> {
+        let verified = verify(Arc::clone(settings), &self.crypto, token.clone()).await;
+        if matches!(verified, Err(AuthFailure::UnknownKey))
+            && settings.authenticator.keys().wait_for_key().await
+        {
+            return verify(Arc::clone(settings), &self.crypto, token).await;
+        }
+        verified
+    }
+}
+
+/// Verifies a token: on a thread of `crypto` if there is a public key, because that takes as long as a dozen
+/// deliveries.
+pub async fn verify(
+    settings: Arc<Settings>,
+    crypto: &CryptoThreads,
+    token: Token,
+) -> Result<Identity, AuthFailure> {
+    let is_long = settings.authenticator.keys().has_public_keys();
+    let verify = move || settings.authenticator.verify(&token, SystemTime::now().into());
+    if !is_long {
+        return verify();
+    }
+    // A panic is not the client's fault, but it proves nothing about the token either.
+    crypto.run(Work::Token, Stage::Later, verify).await.unwrap_or(Err(AuthFailure::BadSignature))
 }
 
 /// A request for a session. It stays in the extensions of the response until the session is open or refused.
@@ -234,14 +267,6 @@ impl Applicant {
         self.gate.metrics.handshake(self.protocol, problem.refusal().into(), seconds);
         self.gate.refuse(&self.request, problem)
     }
-}
-
-async fn verify_awaiting_key(authenticator: &Authenticator, token: &Token) -> Result<Identity, AuthFailure> {
-    let verified = authenticator.verify(token, SystemTime::now().into());
-    if matches!(verified, Err(AuthFailure::UnknownKey)) && authenticator.keys().wait_for_key().await {
-        return authenticator.verify(token, SystemTime::now().into());
-    }
-    verified
 }
 
 /// The token that the client has put into the request explicitly.

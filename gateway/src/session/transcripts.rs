@@ -136,8 +136,8 @@ fn check(text: &str) {
 /// A session and its limits.
 pub(super) struct Client {
     pub(super) session: Session,
-    meters: SessionMeters,
-    limiters: Limiters,
+    pub(super) meters: SessionMeters,
+    pub(super) limiters: Limiters,
 }
 
 impl Client {
@@ -309,6 +309,7 @@ fn said(session: &mut Session, effect: Effect) -> String {
         }
         Effect::Join(request, room) => format!("join {room} for {request}"),
         Effect::Leave(room) => format!("leave {room}"),
+        Effect::Verify(_) => "verify a token".to_owned(),
         Effect::Expires(at) => format!("expires in {} s", at.since(NOW).as_secs()),
         Effect::Limited(limit) => format!("limited {}", limit.as_str()),
         Effect::Refused(failure) => format!("refused {}", failure.as_str()),
@@ -327,8 +328,8 @@ pub(super) fn room(name: &str) -> RoomName {
     RoomName::new(name).expect("a room's name")
 }
 
-const NOW: UnixSeconds = UnixSeconds(1_000_000);
-const SECRET: [u8; 32] = [7; 32];
+pub(super) const NOW: UnixSeconds = UnixSeconds(1_000_000);
+pub(super) const SECRET: [u8; 32] = [7; 32];
 
 fn identity(grants: &str) -> Identity {
     authenticator().verify(&token("alice", grants, 60), NOW).expect("a valid token")
@@ -339,7 +340,7 @@ fn authenticator() -> Authenticator {
 }
 
 /// A token with these grants (separated by `;`) that expires in `seconds`.
-fn token(subject: &str, grants: &str, seconds: u64) -> Token {
+pub(super) fn token(subject: &str, grants: &str, seconds: u64) -> Token {
     let minted = UnixSeconds(NOW.0 - 60 + seconds);
     let subject = Subject::new(subject).expect("a subject");
     let grants: Vec<Grant> = grants.split(';').map(|grant| grant.parse().expect("a grant")).collect();

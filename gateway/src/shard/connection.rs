@@ -126,6 +126,8 @@ struct Counted {
     outbound: usize,
     /// Bytes of publications that wait for room in the broker's queue.
     blocked: usize,
+    /// Bytes of messages that wait for the verification of a token.
+    behind: usize,
 }
 
 /// The transport of a connection.
@@ -500,6 +502,7 @@ impl<T: Transport> Connection<T> {
         self.abandon_joins(shard);
         shard.leave_rooms(self.key);
         self.drop_blocked(shard);
+        self.drop_behind(shard);
         if reason == CloseReason::OutOfMemory {
             self.drop_incomplete(shard);
         }
@@ -563,6 +566,7 @@ impl<T: Transport> Connection<T> {
                 Effect::Join(request, room) => self.await_join(shard, room, Some(request)),
                 Effect::Leave(room) => shard.leave(self.key, room),
                 Effect::Refused(failure) => shard.actions.push_back(Action::TokenRefused(self.id, failure)),
+                Effect::Verify(token) => shard.actions.push_back(Action::Verify(self.key, token)),
                 Effect::Limited(limit) => shard.context.metrics.limited(limit),
                 Effect::Expires(_) => self.set_expiry_timer(shard, shard.now),
                 // Nothing follows the final message (for a WebSocket, RFC 6455 section 5.5.1).

@@ -26,6 +26,7 @@ use super::{
     transport::Transport,
 };
 use crate::{
+    auth::{AuthFailure, Identity},
     clock::{Clock, Tick},
     drain::Pace,
     protocol::RequestId,
@@ -466,6 +467,11 @@ impl<T: Transport> Core<T> {
             #[expect(clippy::cast_possible_wrap, reason = "a publication is bounded far below")]
             Tally::shift(&self.state.tally.publications_held, -(cost as i64));
         }
+    }
+
+    /// A token has been verified, see [`Action::Verify`].
+    pub fn verified(&mut self, key: ConnectionKey, outcome: Result<Identity, AuthFailure>) {
+        self.with(key, |connection, state| connection.verified(state, outcome));
     }
 
     // ---- rooms ----

@@ -14,7 +14,7 @@ use super::{
     transport::Transport,
 };
 use crate::{
-    auth::AuthFailure,
+    auth::{AuthFailure, Token},
     clock::Tick,
     framing::Packets,
     limits::bucket::SessionMeters,
@@ -39,6 +39,9 @@ pub enum Action {
     /// Hand this to the broker once its queue has space, then call
     /// [`Core::handed_over`](super::Core::handed_over) with the key and the cost.
     Publish(ConnectionKey, PublishRequest, usize),
+    /// Verify this token, then call [`Core::verified`](super::Core::verified). It may take a while: do it where
+    /// no session waits for it.
+    Verify(ConnectionKey, Token),
     /// The connection is in service, or will never be.
     Admitted(ConnectionKey, Result<(), NotAdmitted>),
     /// A session's client has sent a token that was refused.

@@ -12,7 +12,7 @@ use broker_bridge::{Broker, PublishRequest, RoomName, Subscribing};
 use futures_util::task::noop_waker;
 use prometheus::{Registry, proto::MetricFamily};
 use tidegate::{
-    auth::AuthConfig,
+    auth::{Algorithm, Key, Keyring, Token},
     budget::Budget,
     clock::{Clock, Tick, Time},
     config::{Config, Sources},
@@ -37,6 +37,12 @@ use crate::{
 
 /// The secret that tokens are signed with.
 pub const SECRET: [u8; 32] = [7; 32];
+/// A key that signs nothing. A node that has a public key verifies tokens on another thread, and sessions wait.
+const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE3vYXTDq3gzpic6rdxqWlScD7R5lL
+bdTrE90RXLwcD0qjw6Whw3J6YWkLX4Lvk6viHfh244Q4Qi836uniU2ja5A==
+-----END PUBLIC KEY-----
+";
 /// A turn writes to a bounded number of sockets, so that all others have to wait for no more than that: to a
 /// slice of the members in rounds, and to a slice of the connections with queued output.
 const SOCKETS_PER_TURN: usize = 2 * 256;
@@ -67,6 +73,9 @@ pub struct Shard {
     polls_at_once: bool,
     /// Publications that wait for space in the broker's queue, in order.
     publishing: Vec<(ConnectionKey, PublishRequest, usize)>,
+    /// Tokens that are being verified.
+    verifying: Vec<(ConnectionKey, Token)>,
+    time: Time,
     /// The connections, in the order in which they were opened.
     pub links: Vec<Link>,
     /// Admissions that have ended and were not looked at.
@@ -103,7 +112,9 @@ enum Waits {
 pub fn settings(text: &str) -> Settings {
     let sources = Sources { file: Some(("simulation.toml".into(), text.to_owned())), ..Sources::default() };
     let config = Config::load(&sources).unwrap();
-    Settings::new(&config, AuthConfig::with_secret(&SECRET).keys)
+    let secret = Key::shared(None, Algorithm::Hs256, &SECRET).unwrap();
+    let unused = Key::public(Some("unused"), Algorithm::Es256, PUBLIC_KEY.as_bytes()).unwrap();
+    Settings::new(&config, Arc::new(Keyring::new(vec![secret, unused], Vec::new())))
 }
 
 impl Node {
@@ -148,6 +159,8 @@ impl Node {
                 subscribing: BTreeMap::new(),
                 polls_at_once: random.one_in(2),
                 publishing: Vec::new(),
+                verifying: Vec::new(),
+                time: time.clone(),
                 links: Vec::new(),
                 admitted: BTreeMap::new(),
             })
@@ -234,18 +247,23 @@ impl Shard {
 
     /// Does one of the things that could be done now. Returns whether there was any.
     pub fn step(&mut self, now: Tick, random: &mut Random) -> bool {
-        let first = random.below(4);
-        (0..4).any(|offset| match (first + offset) % 4 {
+        let first = random.below(5);
+        (0..5).any(|offset| match (first + offset) % 5 {
             0 => self.take_turn(now, random),
             1 => self.run_task(random),
             2 => self.poll_subscription(random),
+            3 => self.verify(random),
             _ => self.hand_over(random),
         })
     }
 
     /// Does everything that could be done now, but turns; then takes one.
     pub fn step_by_turn(&mut self, now: Tick, random: &mut Random) {
-        while self.run_task(random) || self.poll_subscription(random) || self.hand_over(random) {}
+        while self.run_task(random)
+            || self.poll_subscription(random)
+            || self.verify(random)
+            || self.hand_over(random)
+        {}
         self.take_turn(now, random);
     }
 
@@ -479,6 +497,17 @@ impl Shard {
         }
     }
 
+    fn verify(&mut self, random: &mut Random) -> bool {
+        if self.verifying.is_empty() {
+            return false;
+        }
+        let (key, token) = self.verifying.remove(random.below(self.verifying.len()));
+        let outcome = self.core.settings().authenticator.verify(&token, self.time.unix().into());
+        self.core.verified(key, outcome);
+        self.perform();
+        true
+    }
+
     fn perform(&mut self) {
         while let Some(action) = self.core.next_action() {
             match action {
@@ -492,6 +521,7 @@ impl Shard {
                 Action::Abandon(key) => drop(self.subscribing.remove(&key)),
                 Action::Publish(key, request, cost) => self.publishing.push((key, request, cost)),
                 Action::Admitted(key, outcome) => drop(self.admitted.insert(key, outcome)),
+                Action::Verify(key, token) => self.verifying.push((key, token)),
                 Action::TokenRefused(..) => {}
             }
         }
@@ -502,6 +532,7 @@ impl Shard {
         let waker = noop_waker();
         self.subscribing.is_empty()
             && self.publishing.is_empty()
+            && self.verifying.is_empty()
             && matches!(self.turn, Turn::Idle | Turn::Drained)
             && self.inbox.poll_ready(&Context::from_waker(&waker)).is_pending()
             && !self.links.iter().any(|link| link.is_runnable(&self.admitted))

@@ -202,6 +202,18 @@ export const node = dashboard(
               [`sum(${rate("tidegate_sockets_dropped_total")})`, "dropped"],
             ],
           ),
+          graph(
+            "Waiting for cryptography",
+            "Steps of TLS handshakes and verifications of tokens that wait for a thread. It stays low while the node has processor time left beside its established sessions.",
+            "short",
+            [[`tidegate_crypto_waiting{${this_}}`, "{{work}}"]],
+          ),
+          graph(
+            "Cryptography",
+            "Steps of TLS handshakes and verifications of tokens, per second.",
+            "cps",
+            [[rate("tidegate_crypto_wait_seconds_count"), "{{work}}"]],
+          ),
           graph("Accounts of limits", "Addresses and users that have used part of a limit.", "short", [
             [`tidegate_limit_accounts{${this_}}`, "accounts"],
           ]),

@@ -115,6 +115,55 @@ async fn input_that_is_not_tls_is_refused_and_leaves_nothing() -> Result<()> {
     node.ensure_sound()
 }
 
+/// The shard's thread leaves hellos to the thread for cryptography, one job for each piece that arrives. That
+/// thread waits for no client.
+#[tokio::test]
+async fn stalled_handshakes_hold_no_thread() -> Result<()> {
+    const STALLED: u32 = 50;
+    let pair = Pair::new()?;
+    let files = PairOfFiles::of(&pair)?;
+    let node = files.node().set("shards", "1").start().await?;
+    let done = "tidegate_crypto_wait_seconds_count";
+    let until_done = |count: u32| {
+        let node = &node;
+        async move {
+            let what = format!("{count} steps of handshakes");
+            node.until_samples(&what, |samples| {
+                samples.sum(done, &["work=\"handshake\""]) >= u64::from(count)
+                    && samples.sum("tidegate_crypto_waiting", &[]) == 0
+            })
+            .await
+        }
+    };
+    let hello = hello_of(&pair)?;
+    let (begin, end) = hello.split_at(hello.len() / 2);
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        let mut stream = TcpStream::connect(node.public).await?;
+        stream.set_nodelay(true)?;
+        stream.write_all(begin).await?;
+        stalled.push(stream);
+    }
+    until_done(STALLED).await?;
+
+    let witness = witness(&node, &pair, "witness").await?;
+    until_done(STALLED + 1).await?;
+
+    for stream in &mut stalled {
+        stream.write_all(end).await?;
+        let mut answer = [0; 6];
+        timeout(PATIENCE, stream.read_exact(&mut answer)).await.context("the node's hello")??;
+        ensure!(matches!(answer, [22, 3, 3, _, _, 2]), "no hello: {answer:?}");
+    }
+    let samples = until_done(2 * STALLED + 1).await?;
+    let steps = samples.sum(done, &["work=\"handshake\""]);
+    ensure!(steps == u64::from(2 * STALLED + 1), "{steps} steps");
+    ensure!(samples.sum(done, &["work=\"token\""]) == 0, "a shared secret needs no other thread");
+    ensure!(witness.finish().await? > 0);
+    drop(stalled);
+    node.ensure_sound()
+}
+
 /// The first bytes of a client.
 fn hello_of(pair: &Pair) -> Result<Vec<u8>> {
     let mut roots = rustls::RootCertStore::empty();

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection};
 
 /// Plaintext accepted before its records have gone to the kernel, in bytes. This is what a stalled client
 /// costs here, besides its outbound queue.
@@ -34,6 +34,8 @@ pub enum Handshake {
     WantsRead,
     /// It waits for room in the socket.
     WantsWrite,
+    /// It waits for [`Tls::process`]: the peer has sent something.
+    WantsProcessing,
 }
 
 /// The server side of a TLS connection.
@@ -56,24 +58,41 @@ impl Tls {
         Ok(Self { connection, closing: false, received: false, unsent: 0 })
     }
 
-    /// Continues the handshake as far as the socket allows.
+    /// Continues the handshake as far as the socket allows. Does not process what the peer has sent.
     pub fn handshake(&mut self, wire: &impl Wire) -> io::Result<Handshake> {
-        loop {
-            match self.flush(wire) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::WantsWrite),
-                Err(error) => return Err(error),
-            }
-            if !self.connection.is_handshaking() {
-                return Ok(Handshake::Done);
-            }
-            match self.fill(wire) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::WantsRead),
-                Err(error) => return Err(error),
-            }
+        match self.flush(wire) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Handshake::WantsWrite),
+            Err(error) => return Err(error),
         }
+        if !self.connection.is_handshaking() {
+            return Ok(Handshake::Done);
+        }
+        match self.receive(wire) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(Handshake::WantsProcessing),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Handshake::WantsRead),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Processes what the peer has sent. In a handshake this includes the key exchange and the signature.
+    pub fn process(&mut self) -> Result<(), rustls::Error> {
+        self.connection.process_new_packets().map(drop)
+    }
+
+    /// Whether the key exchange and the signature are done: what is left of the handshake takes microseconds.
+    pub fn is_nearly_done(&self) -> bool {
+        // After a retry request, TLS 1.3 has both still to do, and TLS 1.2 the key exchange.
+        self.connection.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+            && matches!(self.connection.handshake_kind(), Some(HandshakeKind::Full | HandshakeKind::Resumed))
+    }
+
+    /// Ends the connection after [`Tls::process`] has failed.
+    pub fn fail(&mut self, wire: &impl Wire, error: rustls::Error) -> io::Error {
+        // Send the alert that tells why. The connection ends whether it arrives or not.
+        drop(self.close(wire));
+        io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
     /// Whether the peer has sent anything. A probe that only connects has not.
@@ -150,13 +169,16 @@ impl Tls {
     }
 
     fn fill(&mut self, wire: &impl Wire) -> io::Result<usize> {
+        let read = self.receive(wire)?;
+        match self.process() {
+            Ok(()) => Ok(read),
+            Err(error) => Err(self.fail(wire, error)),
+        }
+    }
+
+    fn receive(&mut self, wire: &impl Wire) -> io::Result<usize> {
         let read = self.connection.read_tls(&mut Reading(wire))?;
         self.received |= read > 0;
-        if let Err(error) = self.connection.process_new_packets() {
-            // Send the alert that tells why. The connection ends whether it arrives or not.
-            drop(self.close(wire));
-            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-        }
         Ok(read)
     }
 }

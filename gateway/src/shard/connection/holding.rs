@@ -23,7 +23,7 @@ impl<T: Transport> Connection<T> {
     /// message.
     pub fn fullness(&self) -> usize {
         let waiting = self.outbound.cost() + self.unsent();
-        waiting + self.decoder.heap_bytes() + self.counted.blocked
+        waiting + self.decoder.heap_bytes() + self.counted.behind + self.counted.blocked
     }
 
     /// What its outbound queue costs, in bytes.
@@ -71,6 +71,7 @@ impl<T: Transport> Connection<T> {
         self.outbound.discard();
         self.count_outbound(shard);
         self.drop_blocked(shard);
+        self.drop_behind(shard);
         self.drop_incomplete(shard);
     }
 
@@ -122,6 +123,19 @@ impl<T: Transport> Connection<T> {
     /// Updates the tally of what the decoder holds; it was `before`.
     pub(super) fn count_incomplete(shard: &State, before: usize, after: usize) {
         shift(&shard.tally.incomplete_held, before, after);
+    }
+
+    /// Updates the tally of the commands that wait for the verification of a token.
+    pub(super) fn count_behind(&mut self, shard: &State) {
+        let before = self.counted;
+        self.counted = Counted { behind: self.session.held(), ..before };
+        shift(&shard.tally.incomplete_held, before.behind, self.counted.behind);
+    }
+
+    /// Drops the commands that wait for the verification of a token.
+    pub(super) fn drop_behind(&mut self, shard: &State) {
+        self.session.drop_held();
+        self.count_behind(shard);
     }
 
     /// Drops an incomplete message. Input from the client cannot be parsed after that.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::{Attachment, Connection, Interest, MAX_IN_FLIGHT, Phase};
 use crate::{
+    auth::{AuthFailure, Identity},
     limits::Allowance,
     protocol::Message,
     session::{Charge, Effect, Effects, Session, Surroundings},
@@ -102,6 +103,19 @@ impl<T: Transport> Connection<T> {
         }
     }
 
+    /// A token that the session's client has sent is verified, see [`Action::Verify`](crate::shard::Action).
+    pub fn verified(&mut self, shard: &mut State, outcome: Result<Identity, AuthFailure>) {
+        if matches!(self.phase, Phase::Closing(_)) {
+            return;
+        }
+        self.with_session(shard, |session, around, effects| session.verified(outcome, around, effects));
+        self.count_behind(shard);
+        if self.has_output() && !self.wants_write {
+            self.flush(shard);
+        }
+        self.wake();
+    }
+
     fn consume(&mut self, shard: &mut State, bytes: &mut [u8]) {
         let max_message = shard.settings.limits.message_size.get();
         // Taken out while it lends its events: handling them needs the rest of the connection.
@@ -110,10 +124,11 @@ impl<T: Transport> Connection<T> {
         self.decode(shard, &mut decoder, bytes, max_message);
         let after = decoder.heap_bytes();
         self.decoder = decoder;
+        self.count_behind(shard);
         if before.max(after) > 0 {
             Self::count_incomplete(shard, before, after);
         }
-        if after > 0 || self.is_blocked() {
+        if after > 0 || self.is_blocked() || self.session.is_verifying() {
             self.note_holding(shard);
         }
     }
@@ -221,7 +236,10 @@ impl<T: Transport> Connection<T> {
 
     fn must_pause(&self) -> bool {
         !matches!(self.phase, Phase::Closing(_))
-            && (self.in_flight >= MAX_IN_FLIGHT || self.is_blocked() || self.outbound.replies() > MAX_REPLIES)
+            && (self.in_flight >= MAX_IN_FLIGHT
+                || self.is_blocked()
+                || self.session.is_verifying()
+                || self.outbound.replies() > MAX_REPLIES)
     }
 }
 
