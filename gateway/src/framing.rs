@@ -22,7 +22,7 @@ mod tests;
 pub mod writer;
 
 pub use self::{
-    broadcast::Broadcast,
+    broadcast::{Broadcast, Places},
     cache::Cache,
     encoding::{Encoding, Format, MemberState, Wrap},
     frame::Frame,

@@ -28,7 +28,12 @@ use broker_bridge::{Affinity, Broker, GapCause, Publication, RoomName, Sink, Sub
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use crate::{budget::Budget, clock::Time, framing::Broadcast, shrink};
+use crate::{
+    budget::Budget,
+    clock::Time,
+    framing::{Broadcast, Places},
+    shrink,
+};
 
 mod metrics;
 
@@ -88,6 +93,16 @@ impl Hub {
         });
         interest.room.enter(shard);
         self.broker.subscribe(room, Arc::clone(&interest.room) as _, interest.affinity)
+    }
+
+    /// Notes where `shard` has `room`, which a session of it has joined: every [`Broadcast`] then says so
+    /// ([`Broadcast::place`]), and the shard need not look for the room by its name.
+    pub fn locate(&self, room: &RoomName, shard: usize, place: u64) {
+        if let Some(interest) = self.stripe(room.as_str()).lock().get(room)
+            && let Some(members) = interest.room.members.lock().get_mut(shard)
+        {
+            members.place = place;
+        }
     }
 
     /// Removes a session of `shard` from `room`.
@@ -177,49 +192,59 @@ impl FanOut {
 /// A room with members on this node. Posts what arrives to the shards that have them; never blocks.
 struct Room {
     name: RoomName,
-    /// The number of sessions per shard.
-    members: Mutex<SmallVec<[u32; 4]>>,
+    /// By shard.
+    members: Mutex<SmallVec<[Members; 2]>>,
     fan_out: Arc<FanOut>,
+}
+
+/// The members of a room on one shard.
+#[derive(Clone, Copy, Default)]
+struct Members {
+    count: u32,
+    /// Where the shard has the room, by its own account.
+    place: u64,
 }
 
 impl Room {
     fn new(name: RoomName, fan_out: Arc<FanOut>) -> Self {
-        let members = Mutex::new(SmallVec::from_elem(0, fan_out.mailboxes.len()));
+        let members = Mutex::new(SmallVec::from_elem(Members::default(), fan_out.mailboxes.len()));
         Self { name, members, fan_out }
     }
 
     fn enter(&self, shard: usize) {
-        if let Some(count) = self.members.lock().get_mut(shard) {
-            *count += 1;
+        if let Some(members) = self.members.lock().get_mut(shard) {
+            members.count += 1;
         }
     }
 
     /// Returns whether nobody is left.
     fn exit(&self, shard: usize) -> bool {
         let mut members = self.members.lock();
-        if let Some(count) = members.get_mut(shard) {
-            debug_assert!(*count > 0, "more sessions left than came");
-            *count = count.saturating_sub(1);
+        if let Some(members) = members.get_mut(shard) {
+            debug_assert!(members.count > 0, "more sessions left than came");
+            members.count = members.count.saturating_sub(1);
         }
-        members.iter().all(|&count| count == 0)
+        members.iter().all(|members| members.count == 0)
     }
 
     fn is_empty(&self) -> bool {
-        self.members.lock().iter().all(|&count| count == 0)
+        self.members.lock().iter().all(|members| members.count == 0)
     }
 
-    fn shards(&self) -> ShardSet {
+    /// The shards with members, and where they have the room.
+    fn shards(&self) -> (ShardSet, Places) {
         let mut shards = ShardSet::default();
-        for (shard, _) in self.members.lock().iter().enumerate().filter(|(_, count)| **count > 0) {
+        let members = self.members.lock();
+        for (shard, _) in members.iter().enumerate().filter(|(_, members)| members.count > 0) {
             shards.insert(shard);
         }
-        shards
+        (shards, members.iter().map(|members| members.place).collect())
     }
 }
 
 impl Sink for Room {
     fn publication(&self, publication: Publication) {
-        let shards = self.shards();
+        let (shards, places) = self.shards();
         let count = shards.len();
         if count == 0 {
             return; // Lingering interest: there are no members to deliver to.
@@ -227,6 +252,7 @@ impl Sink for Room {
         let fan_out = &self.fan_out;
         fan_out.metrics.publications.inc();
         let broadcast = Broadcast::new(self.name.clone(), publication, count)
+            .at(places)
             .received_at(fan_out.time.now())
             .counted(&fan_out.budget);
         let broadcast = Arc::new(broadcast);
@@ -240,7 +266,7 @@ impl Sink for Room {
     }
 
     fn gap(&self, cause: GapCause) {
-        let shards = self.shards();
+        let (shards, _) = self.shards();
         if shards.len() > 0 {
             self.fan_out.metrics.gap(cause);
         }

@@ -28,6 +28,7 @@ use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
+    task::{unconstrained, yield_now},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -249,7 +250,7 @@ impl Task {
                     // There may be more. First come others that this thread serves, such as the sessions that have to
                     // write what has just arrived.
                     if bytes >= MANY_BYTES {
-                        tokio::task::yield_now().await;
+                        yield_now().await;
                     }
                 }
                 sent = send(&mut outgoing, &mut out), if unsent => {
@@ -264,8 +265,9 @@ impl Task {
                     self.table.retry_refused();
                 }
                 () = health.timer() => {
-                    // Read what has arrived before checking deadlines.
-                    if let Some(read) = reader.fill(&mut incoming).now_or_never() {
+                    // Read what has arrived before checking deadlines, whatever this task has done already: tokio would
+                    // pretend that there is nothing.
+                    if let Some(read) = unconstrained(reader.fill(&mut incoming)).now_or_never() {
                         self.read(read?, &mut reader, &mut health)?;
                     }
                     self.look(&mut health, &mut out)?;

@@ -11,6 +11,7 @@ use std::{
 
 use broker_bridge::{Publication, RoomName, SessionId};
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::{Cache, Encoding};
 use crate::{
@@ -28,6 +29,8 @@ const OVERHEAD: usize = 256;
 #[derive(Debug)]
 pub struct Broadcast {
     room: RoomName,
+    /// Where the shards have the room.
+    places: Places,
     publication: Publication,
     /// When the node received it.
     received: Option<Instant>,
@@ -38,17 +41,32 @@ pub struct Broadcast {
     held: Option<Held>,
 }
 
+/// Where each shard has a room; 0 if it has not told.
+pub type Places = SmallVec<[u64; 4]>;
+
 impl Broadcast {
     /// A publication that `shards` shards will write.
     pub fn new(room: RoomName, publication: Publication, shards: usize) -> Self {
         Self {
             room,
+            places: Places::default(),
             publication,
             received: None,
             frames: Cache::default(),
             pending: AtomicUsize::new(shards),
             held: None,
         }
+    }
+
+    /// Sets where the shards have the room.
+    #[must_use]
+    pub fn at(self, places: Places) -> Self {
+        Self { places, ..self }
+    }
+
+    /// Where this shard has the room, if it has told: a hint, since the room may have moved since.
+    pub fn place(&self, shard: usize) -> u64 {
+        self.places.get(shard).copied().unwrap_or_default()
     }
 
     /// Sets when the node received it.

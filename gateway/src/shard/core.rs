@@ -316,6 +316,7 @@ impl<T: Transport> Core<T> {
         if age {
             state.age = Age::new(state.settings.max_session_age, state.now);
         }
+        self.rooms.set_policies(&state.settings.delivery);
         for connection in self.connections.values_mut() {
             connection.seal_outbound();
             if heartbeat || age {
@@ -344,6 +345,7 @@ impl<T: Transport> Core<T> {
             if self.join(room, 0, key) {
                 let connection = self.connections.get_mut(key).expect("inserted above");
                 connection.await_join(&mut self.state, room.clone(), None);
+                self.locate(room);
             }
         }
         self.admit_if_joined(key);
@@ -485,11 +487,18 @@ impl<T: Transport> Core<T> {
         let since = self.rounds.join(room);
         let (encoding, state) = connection.encoding_of(room, request);
         let member = Member::new(connection, encoding, state);
-        let joined = self.rooms.join(room, connection, member, since);
+        let joined = self.rooms.join(room, connection, member, since, &self.state.settings.delivery);
         if joined {
             Tally::shift(&self.state.tally.subscriptions, 1);
         }
         joined
+    }
+
+    /// Tells the hub where the room is, if it is new on this shard. A member has joined it, here and there.
+    fn locate(&mut self, room: &RoomName) {
+        if let Some(place) = self.rooms.take_place(room) {
+            self.state.context.hub.locate(room, self.state.index, place);
+        }
     }
 
     /// Ends one membership of the connection, here and in the hub, if there is one.
@@ -584,7 +593,9 @@ impl<T: Transport> Core<T> {
             .connections
             .get_mut(key)
             .is_some_and(|connection| connection.joined(&mut self.state, request, room, outcome));
-        if !(wants && self.join(room, request, key)) {
+        if wants && self.join(room, request, key) {
+            self.locate(room);
+        } else {
             self.state.context.hub.leave(room, self.state.index);
         }
         if let Some(connection) = self.connections.get_mut(key) {

@@ -8,8 +8,8 @@ use super::{
     Core,
     batch::Batch,
     connection::BatchDelivery,
-    outbound::{Outbound, RoomLane, RoomTag},
-    rooms::Member,
+    outbound::{Outbound, RoomLane},
+    rooms::{Member, Traits},
     rounds::{Round, SLICE, Step, Waiting},
     state::{KEPT, State},
     transport::Transport,
@@ -45,13 +45,14 @@ impl Written {
 impl<T: Transport> Core<T> {
     /// Queues the batch for every member, or begins a round with it.
     pub(super) fn deliver(&mut self) {
-        let Some(room) = self.batch.first().map(Broadcast::room) else { return };
+        let Some(first) = self.batch.first() else { return };
+        let (room, place) = (first.room(), first.place(self.state.index));
         if let Some(round) = self.rounds.get_mut(room) {
             self.batch.take().for_each(|broadcast| round.wait(Waiting::Publication(broadcast)));
             return;
         }
-        if let Some(known) = self.rooms.get(room) {
-            let delivery = delivery(&self.state, &self.batch, known.tag, known.with_heads > 0);
+        if let Some(known) = self.rooms.find(place, room) {
+            let delivery = delivery(&self.state, &self.batch, known.traits());
             let frames = delivery.frames();
             if known.members.len() * frames > SLICE {
                 let room = room.clone();
@@ -94,11 +95,9 @@ impl<T: Transport> Core<T> {
     fn weight(&self, room: &RoomName, round: &Round) -> usize {
         match &round.step {
             Step::Gap(_) => PER_GAP,
-            // Any tag will do here.
-            Step::Publications(batch) => self
-                .rooms
-                .get(room)
-                .map_or(1, |known| delivery(&self.state, batch, known.tag, known.with_heads > 0).frames()),
+            Step::Publications(batch) => {
+                self.rooms.get(room).map_or(1, |known| delivery(&self.state, batch, known.traits()).frames())
+            }
         }
     }
 
@@ -109,16 +108,16 @@ impl<T: Transport> Core<T> {
         let found = self
             .rooms
             .get_mut(&room)
-            .map(|known| (known.tag, known.with_heads > 0, known.members.next_slice(most, &mut slice)));
-        if let Some((tag, with_heads, _)) = found {
-            self.serve_slice(&room, &round, &slice, tag, with_heads);
+            .map(|known| (known.traits(), known.members.next_slice(most, &mut slice)));
+        if let Some((traits, _)) = found {
+            self.serve_slice(&room, &round, &slice, traits);
             // Whoever has left because of this step must not get the next one.
             self.settle();
         }
         let served = slice.len().max(1);
         slice.clear();
         self.written.slice = slice;
-        if let Some((.., false)) = found {
+        if let Some((_, false)) = found {
             self.rounds.put_back(room, round);
             return served;
         }
@@ -138,9 +137,9 @@ impl<T: Transport> Core<T> {
         }
     }
 
-    fn serve_slice(&mut self, room: &RoomName, round: &Round, slice: &[Member], tag: RoomTag, heads: bool) {
+    fn serve_slice(&mut self, room: &RoomName, round: &Round, slice: &[Member], traits: Traits) {
         let delivery = match &round.step {
-            Step::Publications(batch) => Some(delivery(&self.state, batch, tag, heads)),
+            Step::Publications(batch) => Some(delivery(&self.state, batch, traits)),
             Step::Gap(_) => None,
         };
         for member in slice {
@@ -196,9 +195,9 @@ impl<T: Transport> Core<T> {
 }
 
 /// The delivery of a batch, with what is the same for all members.
-fn delivery<'a>(state: &State, batch: &'a Batch, tag: RoomTag, with_heads: bool) -> BatchDelivery<'a> {
+fn delivery<'a>(state: &State, batch: &'a Batch, traits: Traits) -> BatchDelivery<'a> {
     let settings = &state.settings;
-    let policy = batch.first().map_or_else(Default::default, |first| settings.delivery.of(first.room()));
+    let Traits { tag, policy, with_heads } = traits;
     BatchDelivery {
         batch,
         exclude: batch.first().and_then(Broadcast::exclude),

@@ -9,6 +9,7 @@ use std::{
 
 use broker_bridge::RoomName;
 use bytes::Bytes;
+use slotmap::{Key as _, KeyData, SlotMap, new_key_type};
 
 use self::members::Members;
 use super::{
@@ -17,6 +18,7 @@ use super::{
     transport::Transport,
 };
 use crate::{
+    delivery::{Delivery, DeliveryPolicies},
     framing::{Encoding, Frame, MemberState},
     room_map::RoomMap,
     shrink,
@@ -25,22 +27,49 @@ use crate::{
 /// The rooms of this shard, with their members.
 ///
 /// A room knows its members by key, and each connection keeps its position in the member list of each of its
-/// rooms.
+/// rooms. Broadcasts find a room by its key, and everything else by its name.
 #[derive(Default)]
 pub struct Rooms {
-    rooms: HashMap<RoomName, Room, foldhash::fast::RandomState>,
+    /// Its size is that of the largest crowd of rooms: the keys of rooms that are gone must never be used again.
+    by_key: SlotMap<RoomKey, Room>,
+    by_name: HashMap<RoomName, RoomKey, foldhash::fast::RandomState>,
     /// The tag of the newest room.
     tagged: u32,
 }
 
+new_key_type! {
+    /// Identifies a room of this shard for as long as it has members.
+    struct RoomKey;
+}
+
 /// One room with members on this shard.
 pub struct Room {
+    /// How its publications are delivered under the current settings.
+    policy: Delivery,
+    /// Whether the hub knows the room's key.
+    is_located: bool,
     /// Tells its frames from those of other rooms in a member's outbound queue. Tags are reused after 2^32
     /// rooms, when no frame of the first one can still be queued.
-    pub tag: RoomTag,
+    tag: RoomTag,
     pub members: Members<Member>,
     /// How many of them have heads. For those, each publication is a frame of its own.
-    pub with_heads: u32,
+    with_heads: u32,
+}
+
+/// What a delivery has to know about a room.
+#[derive(Clone, Copy)]
+pub struct Traits {
+    pub tag: RoomTag,
+    pub policy: Delivery,
+    /// Whether any member has heads.
+    pub with_heads: bool,
+}
+
+impl Room {
+    /// What a delivery has to know about it.
+    pub fn traits(&self) -> Traits {
+        Traits { tag: self.tag, policy: self.policy, with_heads: self.with_heads > 0 }
+    }
 }
 
 /// A member of a room: a connection, and how publications are encoded for it.
@@ -112,18 +141,28 @@ impl Rooms {
         connection: &mut Connection<T>,
         member: Member,
         since: u64,
+        policies: &DeliveryPolicies,
     ) -> bool {
         if connection.memberships.get(room).is_some() {
             return false;
         }
-        let known = match self.rooms.entry(room.clone()) {
-            Entry::Occupied(known) => known.into_mut(),
+        let key = match self.by_name.entry(room.clone()) {
+            Entry::Occupied(known) => *known.get(),
             Entry::Vacant(vacant) => {
                 self.tagged = self.tagged.checked_add(1).unwrap_or(1);
                 let tag = RoomTag::new(self.tagged).unwrap_or(RoomTag::MIN);
-                vacant.insert(Room { tag, members: Members::new(), with_heads: 0 })
+                let policy = policies.of(room);
+                let members = Members::new();
+                *vacant.insert(self.by_key.insert(Room {
+                    policy,
+                    is_located: false,
+                    tag,
+                    members,
+                    with_heads: 0,
+                }))
             }
         };
+        let Some(known) = self.by_key.get_mut(key) else { return false };
         known.with_heads += u32::from(member.has_heads());
         let place = known.members.push(member);
         connection.memberships.insert(room.clone(), Membership { place, since });
@@ -147,16 +186,38 @@ impl Rooms {
 
     /// The room, if it has members.
     pub fn get(&self, room: &RoomName) -> Option<&Room> {
-        self.rooms.get(room)
+        self.by_key.get(*self.by_name.get(room)?)
+    }
+
+    /// The room of a broadcast, if it has members: where the broadcast says that it is, or else by its name.
+    pub fn find(&self, place: u64, room: &RoomName) -> Option<&Room> {
+        self.by_key.get(KeyData::from_ffi(place).into()).or_else(|| self.get(room))
     }
 
     /// The room, for a round that continues with the next members.
     pub fn get_mut(&mut self, room: &RoomName) -> Option<&mut Room> {
-        self.rooms.get_mut(room)
+        self.by_key.get_mut(*self.by_name.get(room)?)
+    }
+
+    /// Where the room is, if the hub has not been told yet. Counts as told from now on.
+    pub fn take_place(&mut self, room: &RoomName) -> Option<u64> {
+        let key = *self.by_name.get(room)?;
+        let room = self.by_key.get_mut(key)?;
+        (!std::mem::replace(&mut room.is_located, true)).then(|| key.data().as_ffi())
+    }
+
+    /// New policies apply.
+    pub fn set_policies(&mut self, policies: &DeliveryPolicies) {
+        for (name, key) in &self.by_name {
+            if let Some(room) = self.by_key.get_mut(*key) {
+                room.policy = policies.of(name);
+            }
+        }
     }
 
     fn remove<T: Transport>(&mut self, room: &RoomName, place: u32, connections: &mut Connections<T>) {
-        let Some(Room { members, with_heads, .. }) = self.rooms.get_mut(room) else { return };
+        let Some(&key) = self.by_name.get(room) else { return };
+        let Some(Room { members, with_heads, .. }) = self.by_key.get_mut(key) else { return };
         let removed = members.remove(place, |moved, place| {
             let connection = connections.get_mut(moved.connection);
             if let Some(membership) = connection.and_then(|moved| moved.memberships.get_mut(room)) {
@@ -165,8 +226,9 @@ impl Rooms {
         });
         *with_heads -= u32::from(removed.has_heads());
         if members.is_empty() {
-            self.rooms.remove(room);
-            shrink::map(&mut self.rooms);
+            self.by_key.remove(key);
+            self.by_name.remove(room);
+            shrink::map(&mut self.by_name);
         }
     }
 }

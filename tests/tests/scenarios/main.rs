@@ -38,6 +38,7 @@ mod parting;
 mod rebalance;
 mod reload;
 mod rooms;
+mod shards;
 mod slow;
 mod smuggling;
 mod spine;
