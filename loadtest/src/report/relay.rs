@@ -16,6 +16,9 @@ use crate::{
     ledger::Counts,
 };
 
+/// Above this median latency, in microseconds, messages wait in a queue that some CPU does not empty.
+const QUEUED: f64 = 10_000.0;
+
 /// `relay` or `compare-relay`.
 #[derive(Debug, Serialize)]
 pub struct RelayReport {
@@ -191,6 +194,16 @@ impl RelayReport {
                 "the tester used more than {} of a core in {busy} rounds: latencies are its own, CPU per delivery still \
                  holds",
                 percent(BUSY)
+            ));
+        }
+        let all = self.rates.iter().flat_map(|rate| rate.legs.iter().map(move |leg| (rate.rate, leg)));
+        let late = all.filter(|(_, leg)| leg.median.is_some_and(|median| median.p50_us > QUEUED));
+        let late: Vec<_> = late.map(|(rate, leg)| format!("{} at {rate}/s", leg.name)).collect();
+        if !late.is_empty() {
+            self.warnings.push(format!(
+                "messages queue: {}; that p50 is the queue's, and no measure of the server. A CPU is full, the server's or \
+                 that of Redis and the tester",
+                late.join(", ")
             ));
         }
         let legs = self.rates.first().map_or(&[][..], |rate| &rate.legs);
@@ -435,6 +448,18 @@ mod tests {
         assert_eq!(missed.len(), 2, "{missed:?}");
         assert!(missed[0].words.contains("rounds of new at 1000/s: 0 of 3"), "{missed:?}");
         assert!(missed[1].words.contains("nothing was measured"), "{missed:?}");
+    }
+
+    #[test]
+    fn a_queue_is_no_latency() {
+        let args = args("");
+        let mut report = report("", 260.0);
+        for round in &mut report.rates[1].legs[2].rounds {
+            round.latency = Some(Latency { p50: 10_001.0, ..Latency::default() });
+        }
+        report.conclude(&args.small, Some(&args));
+        let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
+        assert!(warning.starts_with("messages queue: new at 2000/s;"), "{warning}");
     }
 
     #[test]
