@@ -1,7 +1,7 @@
 //! The physical limit through Redis, and the gateway compared with it: `relay` and `compare-relay`.
 //!
 //! Many small rooms, each with a few members and a publisher, at several rates. The scenario starts the bare
-//! [relay], the gateways, and a Redis for each of them. All clients stay connected for the whole
+//! [relay](mod@crate::relay), the gateways, and a Redis for each of them. All clients stay connected for the whole
 //! run, and rounds alternate between the sides, so that a drift of the machine affects all of them.
 
 use std::{
