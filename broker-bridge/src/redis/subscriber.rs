@@ -65,6 +65,13 @@ pub(super) struct Room {
     pub(super) sink: Arc<dyn Sink>,
 }
 
+impl Room {
+    /// Whether it is the same subscription, and not only the same room.
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.sink, &other.sink)
+    }
+}
+
 impl fmt::Debug for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)
@@ -173,11 +180,10 @@ impl Task {
     /// Takes the rooms of a task that is gone, as its thread is. There are none at the start.
     fn take_over(&mut self) {
         let rooms = self.on.desired.take_over();
-        if rooms.is_empty() {
-            return;
+        if rooms.iter().any(|(_, was_acknowledged)| *was_acknowledged) {
+            self.on.metrics.interruptions.inc();
+            self.on.status.down(self.on.part, "a thread has ended that served a connection to the broker");
         }
-        self.on.metrics.interruptions.inc();
-        self.on.status.down(self.on.part, "a thread has ended that served a connection to the broker");
         for (room, was_acknowledged) in rooms {
             let topic = self.on.topics.room(&room.name);
             self.table.add(&topic, room);
@@ -301,9 +307,9 @@ impl Task {
             match desired {
                 None => self.table.remove(&topic),
                 Some(room) => {
-                    if self.table.add(&topic, room) {
+                    if self.table.add(&topic, room.clone()) {
                         // Unsubscribed and subscribed again before the server was told: the subscription never ended.
-                        self.on.desired.acknowledged(&name);
+                        self.on.desired.acknowledged(&room);
                     }
                 }
             }
@@ -350,7 +356,7 @@ impl Task {
                             room.sink.gap(GapCause::Interrupted);
                         }
                         if acknowledged.desired {
-                            self.on.desired.acknowledged(&room.name);
+                            self.on.desired.acknowledged(room);
                         }
                     }
                 }
@@ -391,7 +397,7 @@ impl Task {
             Refusal::OneByOne | Refusal::Refused(Purpose::Canary) => {}
             Refusal::StillSubscribed { desired, later } => {
                 for room in &desired {
-                    self.on.desired.acknowledged(&room.name);
+                    self.on.desired.acknowledged(room);
                 }
                 if later {
                     self.retry_later();

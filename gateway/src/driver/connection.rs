@@ -118,7 +118,7 @@ pub struct ConnectionGuard {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.worker.with_core(|core| core.forget(self.key));
+        self.worker.forget(self.key);
     }
 }
 

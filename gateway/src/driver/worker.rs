@@ -63,6 +63,8 @@ pub struct Worker {
     applicants: RefCell<SparseSecondaryMap<ConnectionKey, oneshot::Sender<Result<(), NotAdmitted>>>>,
     /// The tasks that wait for the broker to acknowledge a subscription.
     subscribing: RefCell<SparseSecondaryMap<JoinKey, AbortHandle>>,
+    /// The tasks that wait for the verification of a session's token.
+    verifying: RefCell<SparseSecondaryMap<ConnectionKey, AbortHandle>>,
 }
 
 impl Worker {
@@ -95,6 +97,7 @@ impl Worker {
             clock,
             applicants: RefCell::default(),
             subscribing: RefCell::default(),
+            verifying: RefCell::default(),
         });
         let tasks = LocalSet::new();
         tasks.block_on(runtime, Rc::clone(&worker).run_turns());
@@ -224,10 +227,21 @@ impl Worker {
 
     fn verify(&self, key: ConnectionKey, token: Token) {
         let Some(worker) = self.this.upgrade() else { return };
-        self.tasks.spawn_local(async move {
+        let task = self.tasks.spawn_local(async move {
             let outcome = verify(worker.settings(), &worker.context.crypto, token).await;
+            worker.verifying.borrow_mut().remove(key);
             worker.with_core(|core| core.verified(key, outcome));
         });
+        self.verifying.borrow_mut().insert(key, task.abort_handle());
+    }
+
+    /// Lets go of a connection that has ended. Nobody waits for its token's verification any more: otherwise the
+    /// tokens of sessions that gave up would hold up those of the sessions that came after them.
+    pub fn forget(&self, key: ConnectionKey) {
+        if let Some(task) = self.verifying.borrow_mut().remove(key) {
+            task.abort();
+        }
+        self.with_core(|core| core.forget(key));
     }
 
     /// Opens a connection. The receiver gets the outcome of its admission.

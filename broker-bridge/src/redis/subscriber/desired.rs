@@ -127,12 +127,14 @@ impl DesiredRooms {
         rooms.map(|desired| (desired.room.clone(), desired.acknowledged.is_some())).collect()
     }
 
-    /// The server has acknowledged this room.
-    pub(super) fn acknowledged(&self, room: &RoomName) {
+    /// The server has acknowledged this subscription. Nothing happens if the room has another one by now, which the task
+    /// does not know yet: what arrives still goes to the sink of the old one.
+    pub(super) fn acknowledged(&self, room: &Room) {
         let waiters = {
             let mut state = self.state.lock();
             let epoch = state.epoch;
-            let Some(desired) = state.rooms.get_mut(room) else { return };
+            let desired = state.rooms.get_mut(&room.name);
+            let Some(desired) = desired.filter(|desired| desired.room.is_same(room)) else { return };
             desired.acknowledged = Some(epoch);
             self.metrics.topics_refused.sub(i64::from(desired.refused.take().is_some()));
             std::mem::take(&mut desired.waiters)
@@ -194,5 +196,31 @@ fn settle(waiters: Vec<Waiter>, outcome: &Result<(), BrokerError>) {
     for waiter in waiters {
         // The waiter may have given up.
         let _ = waiter.send(outcome.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::conformance::Recorder;
+
+    #[test]
+    fn an_acknowledgement_of_the_old_subscription_says_nothing_of_the_new_one() {
+        let desired = DesiredRooms::new(BrokerMetrics::register(&Registry::new()).unwrap());
+        let (name, recorder) = (RoomName::new("r").unwrap(), Arc::<Recorder>::default());
+        let new_room = || Room { name: name.clone(), sink: recorder.sink(&name) };
+        let (old, new) = (new_room(), new_room());
+        drop(desired.subscribe(&name, Arc::clone(&old.sink)));
+        desired.take_changes();
+        desired.unsubscribe(&name);
+        let mut waiting = desired.subscribe(&name, Arc::clone(&new.sink));
+        desired.acknowledged(&old);
+        assert_eq!((&mut waiting).now_or_never(), None, "publications still go to the old sink");
+        assert_eq!(desired.take_changes(), [(name, Some(new.clone()))]);
+        desired.acknowledged(&new);
+        assert_eq!(waiting.now_or_never(), Some(Ok(())));
     }
 }

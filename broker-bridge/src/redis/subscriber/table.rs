@@ -175,7 +175,12 @@ impl Table {
             self.insert(topic, Purpose::Room(room));
             return false;
         };
-        // It may be a new subscription with another sink.
+        // A new subscription has missed nothing yet.
+        if !matches!(&entry.purpose, Purpose::Room(before) if before.is_same(&room))
+            && std::mem::take(&mut entry.owed)
+        {
+            self.owed -= 1;
+        }
         entry.purpose = Purpose::Room(room);
         entry.desired = true;
         let stands = entry.wire == Wire::Subscribed;

@@ -341,10 +341,10 @@ fn batches_and_the_window_are_bounded() {
 fn rooms_are_subscribed_after_the_connection_is_proven() {
     let mut world = World::new();
     let canary_alone = BTreeSet::from([CANARY.to_vec()]);
+    for index in 0..3 {
+        world.table.add(&topic(index), room(index));
+    }
     for lost in [false, true] {
-        for index in 0..3 {
-            world.table.add(&topic(index), room(index));
-        }
         world.table.write(&mut world.out);
         world.server.take(&mut world.out);
         assert_eq!(world.server.subscribed, canary_alone);
@@ -446,4 +446,17 @@ fn a_busy_server_is_retried_in_whole_batches() {
     world.settle();
     world.expect(1..BATCH);
     assert!(world.gaps.is_empty());
+}
+
+#[test]
+fn a_new_subscription_has_no_gap_of_the_old_one() {
+    let mut world = World::new();
+    world.table.add(&topic(1), room(1));
+    world.settle();
+    world.lose();
+    assert!(!world.table.is_complete());
+    world.table.add(&topic(1), room(1));
+    world.settle();
+    assert_eq!(world.gaps, BTreeMap::new());
+    assert!(world.table.is_complete());
 }
