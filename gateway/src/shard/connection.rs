@@ -538,7 +538,7 @@ impl<T: Transport> Connection<T> {
 
     /// Joins a room once the broker acknowledges it. A session that has asked for the room by a request
     /// becomes a member at the same moment as it gets the reply: it receives everything that is published
-    /// after that, and nothing from before.
+    /// after that. Publications that were on their way to the node may come first.
     pub fn await_join(&mut self, shard: &mut State, room: RoomName, request: Option<RequestId>) {
         let join = shard.join(Join { connection: self.key, room, request });
         self.joins.push(join);
