@@ -10,6 +10,7 @@
 //! | [`publication`] | [`Publication`] and its parts, valid by construction |
 //! | `json` | whether bytes are JSON, for [`Data::json`] |
 //! | [`room`] | [`RoomName`] |
+//! | [`history`] | [`Cursor`] and what is read from a room's log |
 //! | [`memory`] | [`memory::MemoryBroker`]: one process, the embedded default |
 //! | [`redis`] | [`redis::RedisBroker`]: Redis pub/sub between any number of nodes |
 //! | [`url`] | [`BrokerUrl`]: which broker, and its address |
@@ -22,6 +23,7 @@ pub mod broker;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod dial;
+pub mod history;
 mod json;
 pub mod memory;
 pub mod metrics;
@@ -35,6 +37,7 @@ pub use broker::{
     Affinity, Broker, BrokerError, BrokerStatus, GapCause, PublishRequest, Receipt, ReceiptSink, Sink,
     Subscribing, Ticket,
 };
+pub use history::{Cursor, Follows, Place, Retention};
 pub use publication::{
     Data, DataKind, EventName, InvalidEventName, InvalidJson, Publication, Publisher, SessionId,
 };
