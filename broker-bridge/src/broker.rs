@@ -23,16 +23,31 @@
 //! room. One interruption is one gap per room, however often the broker had to try
 //! again. A publication whose fate is unknown is settled as [`BrokerError::Unknown`] and never sent twice.
 //!
+//! **History.** A publication that is handed over with a [`Retention`] is recorded in its room's log, and then
+//! delivered. Its [`Place`] in the log arrives together with it, and its receipt names the same [`Cursor`]. The log's
+//! order is the order in which all nodes receive the room: a sink gets each recorded publication exactly once and in
+//! the log's order, unless it is told of a gap. A publication whose [id](PublicationId) was accepted before in this room,
+//! from whichever node, is neither recorded nor delivered again: its receipt names the cursor of the first one. A broker
+//! remembers an id for two minutes. Publications without a retention are delivered in their order among the others and
+//! are not in the log.
+//!
+//! [`Broker::open`] tells the position from which a subscription begins, [`Broker::read`] what was published after a
+//! position. A log's offsets go on when old publications are removed and when it is cleared. The whole log is deleted
+//! [`ttl`](Retention::ttl) after its last publication; subscriptions and reading do not prolong that.
+//!
 //! **Waiting.** [`Broker::subscribe`], [`Broker::unsubscribe`] and [`Broker::try_publish`] do their
 //! registration before they return and never block; calls for one room take effect in the order they
 //! were made. A subscription survives every loss of connection until it is given up.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, future::ready, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::{Publication, RoomName};
+use crate::{
+    Cursor, Place, Publication, PublicationId, Retention, RoomName,
+    history::{Page, ReadFrom},
+};
 
 /// The interface between a node and its broker. The [module](self) says what each call promises.
 pub trait Broker: Send + Sync + 'static {
@@ -63,6 +78,32 @@ pub trait Broker: Send + Sync + 'static {
     /// either handed the publication over or settled its receipt as [`BrokerError::Closed`].
     fn publish(&self, request: PublishRequest) -> BoxFuture<'_, ()>;
 
+    /// Makes sure that the room has a log, and answers the position of its newest publication, or of its beginning
+    /// ([`Cursor::offset`] 0) if nothing was recorded yet. A new log is kept as `retention` says.
+    ///
+    /// It is safe to repeat after any error but [`BrokerError::Refused`]. The default is for brokers that keep no
+    /// history.
+    fn open(&self, _room: &RoomName, _retention: Retention) -> Positioning {
+        Box::pin(ready(Err(no_history())))
+    }
+
+    /// Reads a part of the room's log: at most `limit` publications, which is taken as at least 1 and at most
+    /// [`MAX_PAGE`], and at most [`MAX_PAGE_BYTES`] of payload, but at least one publication if there is any.
+    ///
+    /// [`Page`] says how to continue. Reading changes nothing. The default is for brokers that keep no history.
+    fn read(&self, _room: &RoomName, _from: ReadFrom, _limit: usize) -> Reading {
+        Box::pin(ready(Err(no_history())))
+    }
+
+    /// Removes all publications from the room's log, and answers the position at which it goes on: that of the newest
+    /// publication there was. Who resumes from there has missed nothing. If there is no log, a new one begins, which is
+    /// kept as [`Retention::default`] says until something is recorded.
+    ///
+    /// It is safe to repeat. The default is for brokers that keep no history.
+    fn clear(&self, _room: &RoomName) -> Positioning {
+        Box::pin(ready(Err(no_history())))
+    }
+
     /// The broker's status, and a way to wait for changes.
     fn status(&self) -> watch::Receiver<BrokerStatus>;
 
@@ -74,6 +115,22 @@ pub trait Broker: Send + Sync + 'static {
 /// Resolves when the broker has acknowledged a subscription. Waits while the broker is unreachable: callers bound
 /// it with a time-out of their own.
 pub type Subscribing = BoxFuture<'static, Result<(), BrokerError>>;
+
+/// Resolves to a position in a room's log. Fails, and does not wait, while the broker is unreachable.
+pub type Positioning = BoxFuture<'static, Result<Cursor, BrokerError>>;
+
+/// Resolves to a part of a room's log. Fails, and does not wait, while the broker is unreachable.
+pub type Reading = BoxFuture<'static, Result<Page, BrokerError>>;
+
+/// The maximum number of publications in a [`Page`].
+pub const MAX_PAGE: usize = 1000;
+
+/// The maximum size of the payloads in a [`Page`] with more than one publication, in bytes.
+pub const MAX_PAGE_BYTES: usize = 1024 * 1024;
+
+fn no_history() -> BrokerError {
+    BrokerError::Refused("this broker keeps no history".into())
+}
 
 /// Selects one of a broker's connections, and so the thread that serves it. Any number is allowed: a broker takes it
 /// modulo the number of its connections.
@@ -94,8 +151,9 @@ impl Affinity {
 /// Receives what arrives for one subscription. Called from the broker's reading tasks, without a queue in between, so it
 /// must not block. It may subscribe and unsubscribe; it must not publish.
 pub trait Sink: Send + Sync + 'static {
-    /// A publication of the room. Calls come from one task at a time, in order.
-    fn publication(&self, publication: Publication);
+    /// A publication of the room, and its place in the room's log if it was recorded. Calls come from one task at a
+    /// time, in order.
+    fn publication(&self, publication: Publication, place: Option<Place>);
 
     /// Publications of the room may be missing before the next one.
     fn gap(&self, cause: GapCause);
@@ -133,10 +191,23 @@ pub struct PublishRequest {
     pub room: RoomName,
     /// The message.
     pub publication: Publication,
+    /// How much of the room's history to keep, this publication included. `None`: it is not recorded.
+    pub history: Option<Retention>,
+    /// Recognizes the publication if it is published again. Only for publications that are recorded: any other with an
+    /// id is refused.
+    pub id: Option<PublicationId>,
     /// The connection to use.
     pub affinity: Affinity,
     /// Reports the outcome.
     pub receipt: Receipt,
+}
+
+impl PublishRequest {
+    /// Why no broker accepts this request, if so.
+    pub(crate) fn fault(&self) -> Option<BrokerError> {
+        let unrecorded = self.history.is_none() && self.id.is_some();
+        unrecorded.then(|| BrokerError::Refused("an id needs a room that keeps a history".into()))
+    }
 }
 
 /// Tells a publisher, exactly once, what became of its publication. A receipt that is dropped settles
@@ -152,10 +223,19 @@ pub struct Ticket {
     pub request: u64,
 }
 
+/// What became of a publication that the broker has accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its position in the room's log; `None` if it was not recorded.
+    pub cursor: Option<Cursor>,
+    /// A publication with the same id was accepted before, and this one was dropped. The cursor is that of the first.
+    pub duplicate: bool,
+}
+
 /// Receives the outcomes of publications. Called from the broker's tasks: must not block.
 pub trait ReceiptSink: Send + Sync + 'static {
     /// The broker has accepted the publication with this ticket, or has not.
-    fn settle(&self, ticket: Ticket, outcome: Result<(), BrokerError>);
+    fn settle(&self, ticket: Ticket, outcome: Result<Accepted, BrokerError>);
 }
 
 impl Receipt {
@@ -170,7 +250,7 @@ impl Receipt {
     }
 
     /// Reports the outcome.
-    pub fn settle(mut self, outcome: Result<(), BrokerError>) {
+    pub fn settle(mut self, outcome: Result<Accepted, BrokerError>) {
         if let Some((sink, ticket)) = self.0.take() {
             sink.settle(ticket, outcome);
         }

@@ -21,9 +21,11 @@ use tokio::{
 };
 
 use crate::{
-    Affinity, Broker, BrokerError, Data, DataKind, EventName, GapCause, Publication, PublishRequest,
-    Publisher, Receipt, ReceiptSink, RoomName, SessionId, Sink, Subscribing, Ticket,
+    Accepted, Affinity, Broker, BrokerError, Data, DataKind, EventName, GapCause, Place, Publication,
+    PublishRequest, Publisher, Receipt, ReceiptSink, RoomName, SessionId, Sink, Subscribing, Ticket,
 };
+
+pub mod history;
 
 /// What several brokers share: a bus, a server.
 pub trait Backend: Sync {
@@ -56,6 +58,38 @@ macro_rules! broker_conformance {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
                 $crate::conformance::$case(&$backend).await;
+            }
+        )*
+    };
+}
+
+/// The same for the promises about [histories](crate::history).
+#[macro_export]
+macro_rules! broker_history_conformance {
+    ($backend:expr) => {
+        $crate::broker_history_conformance! { @cases $backend;
+            cursors_ascend_by_one_and_receipts_carry_them
+            a_page_after_any_position_is_what_was_missed
+            the_last_page_ends_with_the_newest
+            a_page_is_bounded
+            a_trimmed_position_is_told
+            an_unknown_position_is_lost
+            an_empty_log_has_a_position
+            a_cleared_log_goes_on
+            an_id_is_recorded_once
+            an_expired_log_begins_anew
+            the_log_has_the_order_that_all_nodes_hear
+            every_field_and_data_kind_is_recorded_unchanged
+            recorded_and_other_publications_keep_one_order
+            a_room_without_history_has_no_places
+            a_closed_broker_reads_nothing
+        }
+    };
+    (@cases $backend:expr; $($case:ident)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                $crate::conformance::history::$case(&$backend).await;
             }
         )*
     };
@@ -118,7 +152,19 @@ pub async fn every_field_and_data_kind_arrives_unchanged(backend: &dyn Backend) 
     let nodes: [Node; 2] = nodes(backend).await;
     let room = room("fields");
     nodes[1].subscribe(&room).await;
+    let sent = every_combination();
+    for publication in &sent {
+        nodes[0].publish(&room, publication.clone()).await;
+    }
+    let heard = nodes[1].heard.wait(&room, "every combination", |heard| heard.len() >= sent.len()).await;
+    for (heard, sent) in heard.iter().zip(&sent) {
+        assert_eq!(heard, &Heard::Publication(sent.clone()));
+    }
+    assert_eq!(heard.len(), sent.len());
+}
 
+/// Publications with every combination of fields.
+fn every_combination() -> Vec<Publication> {
     let declare =
         |kind, bytes: &'static [u8]| Data::declare(kind, Bytes::from_static(bytes)).expect("the kind fits");
     let payloads = [
@@ -159,14 +205,7 @@ pub async fn every_field_and_data_kind_arrives_unchanged(backend: &dyn Backend) 
             }
         }
     }
-    for publication in &sent {
-        nodes[0].publish(&room, publication.clone()).await;
-    }
-    let heard = nodes[1].heard.wait(&room, "every combination", |heard| heard.len() >= sent.len()).await;
-    for (heard, sent) in heard.iter().zip(&sent) {
-        assert_eq!(heard, &Heard::Publication(sent.clone()));
-    }
-    assert_eq!(heard.len(), sent.len());
+    sent
 }
 
 /// A room that was given up falls silent, and others do not.
@@ -277,7 +316,7 @@ pub async fn receipts_are_settled_once(backend: &dyn Backend) {
     }
     let settled = node.receipts.wait(2 * EACH).await;
     assert_eq!(settled.len(), 2 * EACH);
-    assert!(settled.values().all(|outcomes| outcomes == &[Ok(())]), "{settled:?}");
+    assert!(settled.values().all(|outcomes| outcomes == &[Ok(Accepted::default())]), "{settled:?}");
 }
 
 /// `close` settles every receipt and every waiter, and what comes after is settled as closed.
@@ -292,7 +331,7 @@ pub async fn close_settles_receipts_and_waiters(backend: &dyn Backend) {
     bounded("close", nodes[0].broker.close()).await;
     let settled = nodes[0].receipts.wait(BEFORE).await;
     assert!(
-        settled.values().all(|outcomes| outcomes == &[Ok(())]),
+        settled.values().all(|outcomes| outcomes == &[Ok(Accepted::default())]),
         "what was queued is flushed: {settled:?}"
     );
     assert_eq!(
@@ -363,14 +402,27 @@ pub enum Heard {
 /// Remembers what the sinks of a node's rooms are told.
 #[derive(Debug, Default)]
 pub struct Recorder {
-    rooms: Mutex<BTreeMap<RoomName, Vec<Heard>>>,
+    rooms: Mutex<BTreeMap<RoomName, Told>>,
     changed: Notify,
+}
+
+/// What a sink has been told.
+#[derive(Debug, Default)]
+struct Told {
+    heard: Vec<Heard>,
+    /// The places of the publications in `heard`.
+    places: Vec<Option<Place>>,
 }
 
 impl Recorder {
     /// What has been heard in `room` so far.
     pub fn of(&self, room: &RoomName) -> Vec<Heard> {
-        self.rooms.lock().get(room).cloned().unwrap_or_default()
+        self.rooms.lock().get(room).map(|told| told.heard.clone()).unwrap_or_default()
+    }
+
+    /// The places of the publications that have been heard in `room` so far.
+    pub fn places(&self, room: &RoomName) -> Vec<Option<Place>> {
+        self.rooms.lock().get(room).map(|told| told.places.clone()).unwrap_or_default()
     }
 
     /// Waits until what has been heard in `room` is as it should be.
@@ -402,8 +454,8 @@ impl Recorder {
         Arc::new(RoomRecorder { recorder: Arc::clone(self), room: room.clone() })
     }
 
-    fn hear(&self, room: &RoomName, heard: Heard) {
-        self.rooms.lock().entry(room.clone()).or_default().push(heard);
+    fn hear(&self, room: &RoomName, hear: impl FnOnce(&mut Told)) {
+        hear(self.rooms.lock().entry(room.clone()).or_default());
         self.changed.notify_waiters();
     }
 }
@@ -415,17 +467,20 @@ struct RoomRecorder {
 }
 
 impl Sink for RoomRecorder {
-    fn publication(&self, publication: Publication) {
-        self.recorder.hear(&self.room, Heard::Publication(publication));
+    fn publication(&self, publication: Publication, place: Option<Place>) {
+        self.recorder.hear(&self.room, |told| {
+            told.heard.push(Heard::Publication(publication));
+            told.places.push(place);
+        });
     }
 
     fn gap(&self, cause: GapCause) {
-        self.recorder.hear(&self.room, Heard::Gap(cause));
+        self.recorder.hear(&self.room, |told| told.heard.push(Heard::Gap(cause)));
     }
 }
 
 /// Outcomes by ticket: a list each, so that settling twice is seen.
-pub type Outcomes = BTreeMap<u64, Vec<Result<(), BrokerError>>>;
+pub type Outcomes = BTreeMap<u64, Vec<Result<Accepted, BrokerError>>>;
 
 /// A receipt sink that remembers.
 #[derive(Debug, Default)]
@@ -444,7 +499,14 @@ impl Receipts {
         };
         let sink: Arc<dyn ReceiptSink> = Arc::clone(self) as _;
         let receipt = Receipt::new(sink, ticket);
-        PublishRequest { room: room.clone(), publication, affinity: affinity_of(room), receipt }
+        PublishRequest {
+            room: room.clone(),
+            publication,
+            history: None,
+            id: None,
+            affinity: affinity_of(room),
+            receipt,
+        }
     }
 
     /// What has been settled so far.
@@ -488,7 +550,7 @@ impl Receipts {
 }
 
 impl ReceiptSink for Receipts {
-    fn settle(&self, ticket: Ticket, outcome: Result<(), BrokerError>) {
+    fn settle(&self, ticket: Ticket, outcome: Result<Accepted, BrokerError>) {
         self.state.lock().1.entry(ticket.request).or_default().push(outcome);
         self.changed.notify_waiters();
     }

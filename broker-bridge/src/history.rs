@@ -63,6 +63,28 @@ pub struct Place {
     pub follows: Follows,
 }
 
+impl Place {
+    /// The place of a publication right after the one with the offset before, in the same epoch, or at the beginning of
+    /// a log.
+    pub(crate) fn within_epoch(cursor: Cursor) -> Self {
+        let Cursor { epoch, offset } = cursor;
+        let follows = if offset > 1 {
+            Follows::Previous(Cursor { epoch, offset: offset - 1 })
+        } else {
+            Follows::Nothing
+        };
+        Self { cursor, follows }
+    }
+
+    /// Whether it is the first that was published after `cursor`, so that nothing is in between that the log knows of.
+    pub(crate) fn comes_after(&self, cursor: Cursor) -> bool {
+        match self.follows.cursor() {
+            Some(before) => before == cursor,
+            None => cursor == Cursor { offset: 0, ..self.cursor },
+        }
+    }
+}
+
 /// What comes before a publication in its room's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follows {
@@ -96,6 +118,14 @@ pub struct Retention {
     pub ttl: Option<Duration>,
 }
 
+/// The last 1,000 publications, for ten minutes.
+impl Default for Retention {
+    fn default() -> Self {
+        const SIZE: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
+        Self { size: SIZE, ttl: Some(Duration::from_secs(600)) }
+    }
+}
+
 /// Where to begin to read a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadFrom {
@@ -105,15 +135,18 @@ pub enum ReadFrom {
     Last,
 }
 
-/// A part of a log, the oldest first.
+/// A part of a log, the oldest first. Each publication comes right after the one before it in the page.
+///
+/// The next page begins after the last publication of this one; after an empty page, at its [`top`](Self::top).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// The publications.
     pub entries: Vec<Entry>,
-    /// What the page means for whoever has received everything up to the position that was asked for.
+    /// What the page means for whoever has received everything up to the position that was asked for. What the first
+    /// publication [follows](Place::follows) says whether that is proven.
     pub start: Start,
-    /// The position of the newest publication in the log: a page that does not end there has a next one. `None` if
-    /// there is no log.
+    /// The position of the newest publication in the log when the page was read, or of its beginning: a page that does
+    /// not end there has a next one. `None` if there is no log.
     pub top: Option<Cursor>,
 }
 
@@ -126,16 +159,32 @@ pub struct Entry {
     pub publication: Publication,
 }
 
-/// How a page begins.
+/// How a page begins. It never contains publications up to the position that was asked for, in the order of cursors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Right after the position that was asked for, or as was asked.
     Continuous,
-    /// Later: publications in between have been removed, because there were too many.
+    /// Later in the same log: publications in between have been removed, or are larger than this node accepts.
     Trimmed,
-    /// The position is not in the log: it belongs to another room, the log was deleted or has expired, or it was
-    /// lost together with a server. The page begins with the oldest publication.
+    /// The position is not known in this log: it belongs to another room, the log was deleted or has expired, or it was
+    /// lost together with a server. Nothing is known of what was in between.
     Lost,
+}
+
+impl Start {
+    /// How a page begins that was read after `asked`: with a publication at the place `first`, or empty. `top` is the
+    /// position of the newest publication, if there is a log.
+    pub(crate) fn after(asked: Cursor, first: Option<Place>, top: Option<Cursor>) -> Self {
+        let (reaches, next) = match first {
+            Some(first) => (first.comes_after(asked), Some(first.cursor)),
+            None => (top == Some(asked), top),
+        };
+        match next {
+            _ if reaches => Self::Continuous,
+            Some(next) if next.epoch == asked.epoch && next > asked => Self::Trimmed,
+            _ => Self::Lost,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -163,5 +212,37 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Cursor>(), Err(InvalidCursor), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_page_is_continuous_only_if_nothing_can_be_missing_before_it() {
+        let at = |epoch, offset| Cursor { epoch, offset };
+        let place = |epoch, offset| Place::within_epoch(at(epoch, offset));
+        let linked = |follows| Place { cursor: at(7, 6), follows };
+        for (asked, first, top, start) in [
+            // In one epoch.
+            (at(5, 3), Some(place(5, 4)), at(5, 9), Start::Continuous),
+            (at(5, 0), Some(place(5, 1)), at(5, 9), Start::Continuous),
+            (at(5, 3), Some(place(5, 5)), at(5, 9), Start::Trimmed),
+            (at(5, 0), Some(place(5, 2)), at(5, 9), Start::Trimmed),
+            // Nothing is left.
+            (at(5, 9), None, at(5, 9), Start::Continuous),
+            (at(5, 0), None, at(5, 0), Start::Continuous),
+            (at(5, 8), None, at(5, 9), Start::Trimmed),
+            (at(5, 10), None, at(5, 9), Start::Lost),
+            (at(4, 9), None, at(5, 9), Start::Lost),
+            (at(6, 1), None, at(5, 9), Start::Lost),
+            // Over the boundary of an epoch.
+            (at(5, 5), Some(linked(Follows::Unproven(at(5, 5)))), at(7, 6), Start::Continuous),
+            (at(5, 5), Some(linked(Follows::Moved(at(5, 5)))), at(7, 6), Start::Continuous),
+            (at(5, 6), Some(linked(Follows::Unproven(at(5, 5)))), at(7, 6), Start::Lost),
+            (at(5, 4), Some(linked(Follows::Unproven(at(5, 5)))), at(7, 6), Start::Lost),
+            // A log that began anew.
+            (at(5, 0), Some(place(6, 1)), at(6, 1), Start::Lost),
+            (at(5, 3), Some(place(6, 4)), at(6, 4), Start::Lost),
+        ] {
+            assert_eq!(Start::after(asked, first, Some(top)), start, "{asked} {first:?} {top}");
+        }
+        assert_eq!(Start::after(at(5, 0), None, None), Start::Lost);
     }
 }

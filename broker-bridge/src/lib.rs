@@ -34,12 +34,13 @@ pub mod tls;
 pub mod url;
 
 pub use broker::{
-    Affinity, Broker, BrokerError, BrokerStatus, GapCause, PublishRequest, Receipt, ReceiptSink, Sink,
-    Subscribing, Ticket,
+    Accepted, Affinity, Broker, BrokerError, BrokerStatus, GapCause, Positioning, PublishRequest, Reading,
+    Receipt, ReceiptSink, Sink, Subscribing, Ticket,
 };
 pub use history::{Cursor, Follows, Place, Retention};
 pub use publication::{
-    Data, DataKind, EventName, InvalidEventName, InvalidJson, Publication, Publisher, SessionId,
+    Data, DataKind, EventName, InvalidEventName, InvalidJson, InvalidPublicationId, Publication,
+    PublicationId, Publisher, SessionId,
 };
 pub use room::{InvalidRoomName, RoomName};
 pub use url::{BrokerUrl, InvalidBrokerUrl};

@@ -1,16 +1,19 @@
 //! A broker within one process: the embedded default.
 //!
-//! Owns the table of subscriptions. Several [`MemoryBroker`]s on one [`MemoryBus`] behave like several nodes on one
-//! Redis, except that nothing can be interrupted, so it never reports a gap. It has no queue: the publishing thread
-//! dispatches a publication before `publish` returns.
+//! Owns the table of subscriptions and, in `logs`, the rooms' histories. Several [`MemoryBroker`]s on one [`MemoryBus`]
+//! behave like several nodes on one Redis, except that nothing can be interrupted, so it never reports a gap. It has no
+//! queue: the publishing thread dispatches a publication before `publish` returns. Histories end with the process.
 //!
 //! # Locks
 //!
-//! Rooms are spread over stripes; a stripe has two locks. A publisher holds `order` while it dispatches, which
-//! makes the order of a room the same for every node. `members` is held only for a look-up or a change. Lock order:
-//! `order`, then `members`. No sink is called under `members`.
+//! Rooms are spread over stripes; a stripe has two locks. A publisher holds `logs` while it records and dispatches, which
+//! makes the order of a room the same for every node and for its log. `members` is held only for a look-up or a change.
+//! Lock order: `logs`, then `members`. No sink is called under `members`.
 //! So a sink may subscribe and unsubscribe, and a caller may do so under a lock that its sink takes too.
-//! Only publishing from inside a sink, or under such a lock, is not allowed.
+//! Two things are not allowed inside a sink or under such a lock: publishing, and polling a future that opens, reads or
+//! clears a log.
+
+mod logs;
 
 use std::{
     collections::HashMap,
@@ -20,15 +23,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::future::{self, BoxFuture};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use self::logs::{Clock, Epochs, Logs};
 use crate::{
-    Affinity, Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing,
-    metrics::BrokerMetrics,
+    Accepted, Affinity, Broker, BrokerError, BrokerStatus, Positioning, PublishRequest, Reading, Retention,
+    RoomName, Sink, Subscribing, history::ReadFrom, metrics::BrokerMetrics,
 };
 
 /// What the brokers of one process share. Cloning shares the same bus.
@@ -38,10 +43,21 @@ pub struct MemoryBus(Arc<Bus>);
 impl MemoryBus {
     /// A bus without nodes.
     pub fn new() -> Self {
+        Self::with(logs::clock())
+    }
+
+    /// A bus without nodes, on which histories age by this clock: the time since the Unix epoch, which never goes back.
+    pub fn with_clock(clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self::with(Arc::new(clock))
+    }
+
+    fn with(clock: Clock) -> Self {
         Self(Arc::new(Bus {
             stripes: std::iter::repeat_with(Stripe::default).take(STRIPES).collect(),
             hasher: RandomState::new(),
             next_node: AtomicU64::new(0),
+            epochs: Epochs::new(clock()),
+            clock,
         }))
     }
 }
@@ -87,7 +103,7 @@ impl MemoryBroker {
         self
     }
 
-    fn settle(&self, request: PublishRequest, outcome: Result<(), BrokerError>) {
+    fn settle(&self, request: PublishRequest, outcome: Result<Accepted, BrokerError>) {
         if let Some(metrics) = &self.metrics {
             metrics.published(&outcome);
         }
@@ -98,18 +114,49 @@ impl MemoryBroker {
         if self.closed.load(Ordering::Acquire) {
             return self.settle(request, Err(BrokerError::Closed));
         }
-        let PublishRequest { room, publication, .. } = &request;
+        if let Some(fault) = request.fault() {
+            return self.settle(request, Err(fault));
+        }
+        let PublishRequest { room, publication, history, id, .. } = &request;
         let stripe = self.bus.0.stripe(room);
-        let order = stripe.order.lock();
+        let mut logs = stripe.logs.lock();
+        let place = if let Some(retention) = *history {
+            let (now, epochs) = ((self.bus.0.clock)(), &self.bus.0.epochs);
+            if let Some(first) = id.as_ref().and_then(|id| logs.find(room, id, now)) {
+                drop(logs);
+                return self.settle(request, Ok(Accepted { cursor: Some(first), duplicate: true }));
+            }
+            Some(logs.record(room, publication, retention, id.as_ref(), now, epochs))
+        } else {
+            None
+        };
         let members = stripe.members.lock().get(room).cloned();
         for member in members.iter().flat_map(|members| members.iter()) {
             if let Some(metrics) = &member.metrics {
                 metrics.received(publication.data.bytes().len());
             }
-            member.sink.publication(publication.clone());
+            member.sink.publication(publication.clone(), place);
         }
-        drop(order);
-        self.settle(request, Ok(()));
+        drop(logs);
+        self.settle(request, Ok(Accepted { cursor: place.map(|place| place.cursor), duplicate: false }));
+    }
+
+    /// What `task` answers with the logs of the room's stripe, at this time. It runs when the future is polled.
+    fn with_logs<T: Send + 'static>(
+        &self,
+        room: &RoomName,
+        task: impl FnOnce(&mut Logs, &RoomName, Duration, &Epochs) -> T + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, BrokerError>> {
+        let closed = self.closed.load(Ordering::Acquire);
+        let (bus, room) = (self.bus.clone(), room.clone());
+        Box::pin(async move {
+            if closed {
+                return Err(BrokerError::Closed);
+            }
+            let bus = &*bus.0;
+            let mut logs = bus.stripe(&room).logs.lock();
+            Ok(task(&mut logs, &room, (bus.clock)(), &bus.epochs))
+        })
     }
 
     fn close_now(&self) {
@@ -176,6 +223,18 @@ impl Broker for MemoryBroker {
         Box::pin(async move { self.publish_now(request) })
     }
 
+    fn open(&self, room: &RoomName, retention: Retention) -> Positioning {
+        self.with_logs(room, move |logs, room, now, epochs| logs.open(room, retention, now, epochs))
+    }
+
+    fn read(&self, room: &RoomName, from: ReadFrom, limit: usize) -> Reading {
+        self.with_logs(room, move |logs, room, now, _| logs.read(room, from, limit, now))
+    }
+
+    fn clear(&self, room: &RoomName) -> Positioning {
+        self.with_logs(room, Logs::clear)
+    }
+
     fn status(&self) -> watch::Receiver<BrokerStatus> {
         self.status.subscribe()
     }
@@ -205,11 +264,13 @@ struct Bus {
     /// Keyed, here and in the maps: room names are chosen by clients.
     hasher: RandomState,
     next_node: AtomicU64,
+    epochs: Epochs,
+    clock: Clock,
 }
 
 #[derive(Default)]
 struct Stripe {
-    order: Mutex<()>,
+    logs: Mutex<Logs>,
     /// Copied on change, so that dispatching needs no lock on it.
     members: Mutex<HashMap<RoomName, Arc<[Member]>>>,
 }
@@ -247,6 +308,7 @@ mod tests {
     }
 
     crate::broker_conformance!(Bus(MemoryBus::new()));
+    crate::broker_history_conformance!(Bus(MemoryBus::new()));
 
     /// A sink that changes its subscription while it is told something, as a hub may.
     struct Fickle {
@@ -257,7 +319,7 @@ mod tests {
     }
 
     impl Sink for Fickle {
-        fn publication(&self, _: crate::Publication) {
+        fn publication(&self, _: crate::Publication, _: Option<crate::Place>) {
             self.heard.fetch_add(1, Ordering::Relaxed);
             self.broker.unsubscribe(&self.room, Affinity(0));
             let this = self.this.upgrade().expect("the test holds it");

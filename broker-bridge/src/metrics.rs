@@ -9,7 +9,7 @@ use prometheus::{
     Error, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use crate::BrokerError;
+use crate::{Accepted, BrokerError};
 
 /// A broker's metrics. One set per node: registering twice in one registry is an error.
 #[derive(Debug)]
@@ -195,9 +195,9 @@ impl BrokerMetrics {
 
     /// Counts one settled publication. Each publication is counted once, so the sum over the label is what
     /// was handed over.
-    pub(crate) fn published(&self, outcome: &Result<(), BrokerError>) {
+    pub(crate) fn published(&self, outcome: &Result<Accepted, BrokerError>) {
         match outcome {
-            Ok(()) => &self.acked,
+            Ok(_) => &self.acked,
             Err(BrokerError::NotNow(_)) => &self.not_now,
             Err(BrokerError::Forbidden(_)) => &self.forbidden,
             Err(BrokerError::Refused(_)) => &self.refused,
@@ -248,7 +248,7 @@ mod tests {
         let metrics = BrokerMetrics::register(&registry).unwrap();
         assert!(BrokerMetrics::register(&registry).is_err(), "one set per registry");
         for outcome in [
-            Ok(()),
+            Ok(Accepted::default()),
             Err(BrokerError::NotNow("x".into())),
             Err(BrokerError::Forbidden("x".into())),
             Err(BrokerError::Refused("x".into())),

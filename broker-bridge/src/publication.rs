@@ -231,9 +231,71 @@ impl fmt::Debug for SessionId {
     }
 }
 
+/// An idempotency key: recognizes a publication that is published again in the same room.
+///
+/// The text is chosen by the publisher: 1 to 64 bytes of UTF-8 without control characters and white space. Ids of
+/// different owners are different, so that nobody can use up the id of somebody else's publication.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PublicationId {
+    owner: Owner,
+    id: Arc<str>,
+}
+
+/// Who has chosen a [`PublicationId`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A backend. All backends share their ids.
+    Backend,
+    /// A client whose token has this subject.
+    Client(Arc<str>),
+}
+
+/// Why a text is not a [`PublicationId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a publication's id has 1 to {max} bytes of UTF-8 and no control characters or white space",
+    max = PublicationId::MAX_BYTES
+)]
+pub struct InvalidPublicationId;
+
+impl PublicationId {
+    /// The longest id, in bytes.
+    pub const MAX_BYTES: usize = 64;
+
+    /// Validates `id`.
+    pub fn new(owner: Owner, id: &str) -> Result<Self, InvalidPublicationId> {
+        let forbidden = |c: char| c.is_control() || c.is_whitespace();
+        if !(1..=Self::MAX_BYTES).contains(&id.len()) || id.contains(forbidden) {
+            return Err(InvalidPublicationId);
+        }
+        Ok(Self { owner, id: Arc::from(id) })
+    }
+
+    /// Who has chosen it.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.id
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_short_and_printable() {
+        let id = |text: &str| PublicationId::new(Owner::Backend, text).map(|id| id.as_str().to_owned());
+        for text in ["1", "a:b", "{}", "été", &"x".repeat(64)] {
+            assert_eq!(id(text), Ok(text.to_owned()));
+        }
+        for text in ["", " ", "a b", "a\u{a0}b", "a\n", "\0", "\u{85}", &"x".repeat(65)] {
+            assert_eq!(id(text), Err(InvalidPublicationId), "{text:?}");
+        }
+    }
 
     #[test]
     fn reserved_event_names() {

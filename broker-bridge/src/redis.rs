@@ -299,6 +299,10 @@ impl RedisBroker {
         } else if bytes > self.max_publication {
             let text = format!("{bytes} bytes are more than the {} that are allowed", self.max_publication);
             Err(BrokerError::Refused(text.into()))
+        } else if let Some(fault) = request.fault() {
+            Err(fault)
+        } else if request.history.is_some() {
+            Err(BrokerError::Refused("this broker keeps no history".into()))
         } else {
             return Some(request);
         };

@@ -35,7 +35,8 @@ fn hub(c: &mut Criterion) {
     let hub = Hub::new(fan_out, Arc::clone(&broker));
     let publish = |room: &RoomName, publication: Publication| {
         let (affinity, receipt) = (Affinity::default(), Receipt::ignored());
-        let request = PublishRequest { room: room.clone(), publication, affinity, receipt };
+        let request =
+            PublishRequest { room: room.clone(), publication, history: None, id: None, affinity, receipt };
         broker.try_publish(request).expect("the memory broker has no queue");
     };
     let rooms: Vec<_> = (0..ROOMS).map(|number| room(&format!("chat:{number}"))).collect();

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_bridge::{Affinity, Broker, GapCause, Publication, RoomName, Sink, Subscribing};
+use broker_bridge::{Affinity, Broker, GapCause, Place, Publication, RoomName, Sink, Subscribing};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -243,7 +243,7 @@ impl Room {
 }
 
 impl Sink for Room {
-    fn publication(&self, publication: Publication) {
+    fn publication(&self, publication: Publication, _: Option<Place>) {
         let (shards, places) = self.shards();
         let count = shards.len();
         if count == 0 {
@@ -338,6 +338,8 @@ mod tests {
             let request = PublishRequest {
                 room: room(name),
                 publication: Publication::new(Data::text(text)),
+                history: None,
+                id: None,
                 affinity: Affinity(0),
                 receipt: Receipt::ignored(),
             };

@@ -1,7 +1,8 @@
 //! The encoding of a publication as one Redis message.
 //!
 //! A topic carries two kinds of messages: *raw* ones, the bare payload, which any program sends with `PUBLISH`, and
-//! *envelopes*, which nodes send when there is metadata. Either may follow a [`head`], which is skipped.
+//! *envelopes*, which nodes send when there is metadata. Either may follow a [`head`], which tells the place in the room's
+//! log. The log has the same messages without heads.
 //!
 //! # Layout of an envelope
 //!
@@ -40,7 +41,7 @@
 //!
 //! Whoever may publish to a topic may also write envelopes. Fields that could do harm beyond the topic's own room are
 //! checked. Data declared as JSON that is not JSON ([`Data::json`]) becomes text, because protocols copy JSON into
-//! their frames unchanged. A reserved event name is dropped. The publisher and the excluded session are not
+//! their frames unchanged. A reserved event name is dropped. The publisher, the excluded session and the place are not
 //! verified: permission to `PUBLISH` is trust within the room.
 
 use std::sync::Arc;
@@ -48,7 +49,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes};
 
 use super::head;
-use crate::{Data, DataKind, EventName, InvalidEventName, Publication, Publisher, SessionId};
+use crate::{Data, DataKind, EventName, InvalidEventName, Place, Publication, Publisher, SessionId};
 
 /// The most that a head and an envelope of this version add to the payload, in bytes.
 pub(super) const MAX_WRAPPING: usize = head::MAX_BYTES + MAX_OVERHEAD;
@@ -133,10 +134,18 @@ impl<'a> Encoded<'a> {
     }
 }
 
-/// Decodes one Redis message. Never fails: every sequence of bytes is a publication.
-pub(super) fn decode(mut message: Bytes) -> Publication {
-    message.advance(head::length(&message));
-    open(&message).unwrap_or_else(|| Publication::new(Data::detect(message)))
+/// Decodes one message of a log, or one message of Redis without regard to its place.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn decode(message: Bytes) -> Publication {
+    decode_with_place(message).0
+}
+
+/// Decodes one Redis message: the publication, and its place if it was recorded. Never fails: every sequence of bytes is a
+/// publication.
+pub(super) fn decode_with_place(mut message: Bytes) -> (Publication, Option<Place>) {
+    let (head, place) = head::read(&message);
+    message.advance(head);
+    (open(&message).unwrap_or_else(|| Publication::new(Data::detect(message))), place)
 }
 
 const MAGIC: [u8; 3] = [0xF5, b'T', b'g'];
@@ -330,7 +339,7 @@ mod tests {
 
         #[test]
         fn bytes_without_the_magic_stay_raw(bytes in vec(any::<u8>(), 0..100)) {
-            prop_assume!(!bytes.starts_with(&MAGIC) && head::length(&bytes) == 0);
+            prop_assume!(!bytes.starts_with(&MAGIC) && head::read(&bytes).0 == 0);
             let bytes = Bytes::from(bytes);
             prop_assert_eq!(decode(bytes.clone()), Publication::new(Data::detect(bytes)));
         }
@@ -347,7 +356,7 @@ mod tests {
 
         #[test]
         fn no_envelope_can_be_read_as_a_head(publication in publication(), head in heads()) {
-            prop_assert_eq!(head::length(&written(&publication)), 0);
+            prop_assert_eq!(head::read(&written(&publication)), (0, None));
             for kind in [DataKind::Json, DataKind::Text, DataKind::Binary] {
                 let Some(data) = Data::declare(kind, head.clone().into()) else { continue };
                 let publication = Publication::new(data);

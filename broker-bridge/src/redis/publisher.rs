@@ -58,7 +58,7 @@ use super::{
     status::StatusTracker,
 };
 use crate::{
-    BrokerError,
+    Accepted, BrokerError,
     metrics::{BrokerMetrics, End, Part},
 };
 
@@ -401,7 +401,7 @@ async fn attempt(connector: Arc<Connector>, delay: Duration) -> Result<Connectio
 
 /// Settles a publication by its own answer. Returns the server's error if the connection must be closed.
 fn settle(outgoing: Outgoing, reply: Reply) -> Option<Arc<str>> {
-    let outcome = reply.as_ref().map(|_| ()).map_err(Answer::error);
+    let outcome = reply.as_ref().map(|_| Accepted::default()).map_err(Answer::error);
     outgoing.settle(outcome);
     reply.err().filter(|answer| answer.link == Link::Renew).map(|answer| answer.text)
 }

@@ -322,9 +322,9 @@ impl Task {
             Frame::Message { topic, payload } => match self.table.desired(topic) {
                 Some(Purpose::Room(room)) => {
                     self.on.metrics.received(payload.len());
-                    let publication = envelope::decode(payload);
+                    let (publication, place) = envelope::decode_with_place(payload);
                     if publication.data.bytes().len() <= self.on.max_publication {
-                        room.sink.publication(publication);
+                        room.sink.publication(publication, place);
                     } else {
                         self.on.metrics.oversized.inc();
                         room.sink.gap(GapCause::Oversized);

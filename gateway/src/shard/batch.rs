@@ -113,7 +113,7 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use broker_bridge::{BrokerError, Data, GapCause, Publication, RoomName, SessionId, Ticket};
+    use broker_bridge::{Accepted, BrokerError, Data, GapCause, Publication, RoomName, SessionId, Ticket};
 
     use super::*;
     use crate::framing::{Format, Transport};
@@ -150,7 +150,7 @@ mod tests {
         let mut batch = Batch::default();
         batch.push(broadcast("a", "one", None));
         let ticket = Ticket { owner: 1, request: 1 };
-        assert!(batch.may_wait(&ShardEvent::Settled(ticket, Ok(())), OUTBOUND));
+        assert!(batch.may_wait(&ShardEvent::Settled(ticket, Ok(Accepted::default())), OUTBOUND));
         assert!(batch.may_wait(&ShardEvent::Broadcast(broadcast("a", "two", None)), OUTBOUND));
         assert!(!batch.may_wait(&ShardEvent::Settled(ticket, Err(BrokerError::Unavailable)), OUTBOUND));
         assert!(

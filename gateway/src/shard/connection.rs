@@ -21,7 +21,8 @@ pub use self::{holding::NOTABLE, input::Output, queue::BatchDelivery};
 use std::{collections::VecDeque, io, rc::Rc, sync::Arc, time::Duration};
 
 use broker_bridge::{
-    BrokerError, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, SessionId, Ticket,
+    Accepted, BrokerError, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, SessionId,
+    Ticket,
 };
 use bytes::Bytes;
 use slotmap::{Key as _, SlotMap, new_key_type};
@@ -308,15 +309,15 @@ impl<T: Transport> Connection<T> {
     }
 
     /// The broker has accepted or refused one of the session's publications.
-    pub fn settled(&mut self, shard: &mut State, request: u64, outcome: &Result<(), BrokerError>) {
+    pub fn settled(&mut self, shard: &mut State, request: u64, outcome: Result<Accepted, BrokerError>) {
         let was_full = self.in_flight >= MAX_IN_FLIGHT;
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let Err(error) = outcome {
+        if let Err(error) = &outcome {
             tracing::debug!(session = %self.id, %error, "a publication was not delivered");
         }
         let mut effects = shard.take_effects();
         let request = RequestId::try_from(request).expect("a ticket holds the id of a request");
-        self.session.settled(request, outcome, &mut effects);
+        self.session.settled(request, &outcome.map(drop), &mut effects);
         self.run(shard, &mut effects);
         shard.give_effects(effects);
         if was_full {
@@ -587,7 +588,7 @@ impl<T: Transport> Connection<T> {
         let ticket = Ticket { owner: self.key.data().as_ffi(), request: request.into() };
         let inbox: Arc<dyn ReceiptSink> = shard.inbox.clone();
         let (affinity, receipt) = (shard.affinity(), Receipt::new(inbox, ticket));
-        let request = PublishRequest { room, publication, affinity, receipt };
+        let request = PublishRequest { room, publication, history: None, id: None, affinity, receipt };
         self.in_flight += 1;
         if self.is_blocked() {
             self.block(shard, request);

@@ -195,7 +195,7 @@ impl<T: Transport> Core<T> {
             ShardEvent::Gap(room, cause) => self.report_gap(&room, cause),
             ShardEvent::Settled(ticket, outcome) => {
                 self.with(KeyData::from_ffi(ticket.owner).into(), |connection, state| {
-                    connection.settled(state, ticket.request, &outcome);
+                    connection.settled(state, ticket.request, outcome);
                 });
             }
             ShardEvent::Drain(pace) => self.begin_drain(pace),

@@ -18,7 +18,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use broker_bridge::{BrokerError, GapCause, ReceiptSink, RoomName, Ticket};
+use broker_bridge::{Accepted, BrokerError, GapCause, ReceiptSink, RoomName, Ticket};
 use parking_lot::Mutex;
 
 use crate::{drain::Pace, framing::Broadcast, hub::Mailbox};
@@ -31,7 +31,7 @@ pub enum ShardEvent {
     /// Publications of the room may be missing at this point.
     Gap(RoomName, GapCause),
     /// The broker has accepted or refused a publication of one of this shard's sessions.
-    Settled(Ticket, Result<(), BrokerError>),
+    Settled(Ticket, Result<Accepted, BrokerError>),
     /// Close all sessions at this pace, then end.
     Drain(Arc<Pace>),
     /// Drop everything and end at once.
@@ -146,7 +146,7 @@ fn wake(waker: Option<Waker>) {
 }
 
 impl ReceiptSink for Inbox {
-    fn settle(&self, ticket: Ticket, outcome: Result<(), BrokerError>) {
+    fn settle(&self, ticket: Ticket, outcome: Result<Accepted, BrokerError>) {
         self.post(ShardEvent::Settled(ticket, outcome));
     }
 }

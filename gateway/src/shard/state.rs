@@ -29,6 +29,10 @@ use crate::{
 pub const KEPT: usize = 4096;
 
 /// What the core asks its driver to do, in order.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few wait at a time; a box would cost each publication that does"
+)]
 #[derive(Debug)]
 pub enum Action {
     /// Wait until the broker acknowledges this subscription, then call

@@ -10,8 +10,8 @@ use std::{
 };
 
 use broker_bridge::{
-    Affinity, Broker, BrokerError, BrokerStatus, GapCause, Publication, PublishRequest, RoomName, Sink,
-    Subscribing,
+    Accepted, Affinity, Broker, BrokerError, BrokerStatus, GapCause, Publication, PublishRequest, RoomName,
+    Sink, Subscribing,
 };
 use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
@@ -73,11 +73,11 @@ impl Bus {
             let (room, publication) = (room.clone(), publication.clone());
             self.accept(&room, publication);
         }
-        self.settle_next(link, Ok(()))
+        self.settle_next(link, Ok(Accepted::default()))
     }
 
     /// Answers the next publication of a node, which nobody gets by that. Returns whether there was any.
-    pub fn settle_next(&mut self, link: usize, outcome: Result<(), BrokerError>) -> bool {
+    pub fn settle_next(&mut self, link: usize, outcome: Result<Accepted, BrokerError>) -> bool {
         let link = &mut self.links[link];
         let next = if link.is_up { link.publishing.pop_front() } else { None };
         let is_any = next.is_some();
@@ -207,7 +207,7 @@ pub fn deliver(bus: &SharedBus, link: usize) -> bool {
     let next = lock(bus).next_arrival(link);
     let Some((sink, what)) = next else { return false };
     match what {
-        Ok(publication) => sink.publication(publication),
+        Ok(publication) => sink.publication(publication, None),
         Err(cause) => sink.gap(cause),
     }
     true

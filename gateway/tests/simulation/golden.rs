@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use broker_bridge::{BrokerError, Data, EventName, GapCause, Publication, RoomName, SessionId};
+use broker_bridge::{Accepted, BrokerError, Data, EventName, GapCause, Publication, RoomName, SessionId};
 use tidegate::{
     auth::{Grant, Identity, Subject, UnixSeconds, mint},
     clock::{Tick, Time},
@@ -245,7 +245,7 @@ impl Stage {
             }
             Input::Settled { outcome, .. } => {
                 let outcome = match outcome.as_str() {
-                    "ok" => Ok(()),
+                    "ok" => Ok(Accepted::default()),
                     "unavailable" => Err(BrokerError::Unavailable),
                     "unknown" => Err(BrokerError::Unknown),
                     "refused" => Err(BrokerError::Refused("ERR".into())),
@@ -362,7 +362,7 @@ impl Stage {
             self.tick();
             self.rest();
         }
-        while lock(&self.bus).settle_next(self.node.link, Ok(())) {}
+        while lock(&self.bus).settle_next(self.node.link, Ok(Accepted::default())) {}
         self.rest();
         self.node.check_empty();
     }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use broker_bridge::{
-    Affinity, Broker, BrokerStatus, GapCause, Publication, RoomName, Sink,
+    Accepted, Affinity, Broker, BrokerStatus, GapCause, Place, Publication, RoomName, Sink,
     conformance::affinity_of,
     redis::{Part, RedisConfig},
 };
@@ -182,7 +182,7 @@ async fn a_blackholed_connection_is_detected_by_its_silence() -> Result<()> {
     .await?;
     // Publishing takes another path, which works.
     node.publish(&rooms[0], "still published").await;
-    ensure!(node.receipts.wait(1).await.values().all(|outcomes| outcomes == &[Ok(())]));
+    ensure!(node.receipts.wait(1).await.values().all(|outcomes| outcomes == &[Ok(Accepted::default())]));
 
     proxy.resume();
     node.until_up().await?;
@@ -297,13 +297,13 @@ impl Gate {
 }
 
 impl Sink for Gate {
-    fn publication(&self, publication: Publication) {
+    fn publication(&self, publication: Publication, place: Option<Place>) {
         // A sink must not block; this one notifies the runtime first.
         tokio::task::block_in_place(|| {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             drop(self.opened.wait_while(open, |open| !*open));
         });
-        self.heard.publication(publication);
+        self.heard.publication(publication, place);
     }
 
     fn gap(&self, cause: GapCause) {
@@ -417,7 +417,7 @@ async fn the_rooms_of_a_thread_that_ends_are_interrupted_and_go_on() -> Result<(
         ensure!(brief(&node.heard.of(room)) == ["before", "after"]);
     }
     let settled = node.receipts.wait(lost.len() + kept.len()).await;
-    ensure!(settled.values().all(|outcomes| outcomes == &[Ok(())]), "{settled:?}");
+    ensure!(settled.values().all(|outcomes| outcomes == &[Ok(Accepted::default())]), "{settled:?}");
     ensure!(node.sample("tidegate_broker_interruptions_total")? == 1);
     node.broker.close().await;
     Ok(())

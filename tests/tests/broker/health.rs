@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use broker_bridge::{Broker, BrokerError, BrokerStatus, redis::RedisConfig};
+use broker_bridge::{Accepted, Broker, BrokerError, BrokerStatus, redis::RedisConfig};
 use tidegate_tests::{
     eventually::eventually,
     fault_proxy::{FaultProxy, Target, Which},
@@ -171,7 +171,7 @@ async fn a_loading_server_is_one_gap_and_loses_nothing_after_it() -> Result<()> 
         node.publish(&room, &number.to_string()).await;
     }
     let settled = node.receipts.wait(20).await;
-    ensure!(settled.values().all(|outcomes| outcomes == &[Ok(())]), "{settled:?}");
+    ensure!(settled.values().all(|outcomes| outcomes == &[Ok(Accepted::default())]), "{settled:?}");
     let heard = brief(&node.heard.wait(&room, "the last one", has("19")).await);
     let expected: Vec<_> =
         ["[interrupted]".to_owned()].into_iter().chain((0..20).map(|number| number.to_string())).collect();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use broker_bridge::{Broker, BrokerError, Data, Publication, redis::RedisConfig};
+use broker_bridge::{Accepted, Broker, BrokerError, Data, Publication, redis::RedisConfig};
 use tidegate_tests::{
     fault_proxy::{Direction, FaultProxy, Flow, Target, Which},
     redis_server::RedisServer,
@@ -75,7 +75,7 @@ async fn queued_publications_are_delivered_in_order_after_a_short_outage() -> Re
     }
     proxy.refuse(false);
     let settled = node.receipts.wait(300).await;
-    ensure!(settled.values().all(|outcomes| outcomes == &[Ok(())]), "{settled:?}");
+    ensure!(settled.values().all(|outcomes| outcomes == &[Ok(Accepted::default())]), "{settled:?}");
     let heard = listener.heard.wait(&room, "all of them", |heard| heard.len() >= 300).await;
     ensure!(brief(&heard) == (0..300).map(|number| number.to_string()).collect::<Vec<_>>(), "{heard:?}");
     Ok(())

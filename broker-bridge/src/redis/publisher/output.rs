@@ -144,6 +144,8 @@ mod tests {
         PublishRequest {
             room: RoomName::new("été").unwrap(),
             publication,
+            history: None,
+            id: None,
             affinity: Affinity::default(),
             receipt: Receipt::ignored(),
         }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 
-use crate::{BrokerError, PublishRequest, metrics::BrokerMetrics, redis::clock::Clock};
+use crate::{Accepted, BrokerError, PublishRequest, metrics::BrokerMetrics, redis::clock::Clock};
 
 /// The charge for a queued request besides its payload, in bytes.
 const REQUEST_BYTES: usize = 256;
@@ -110,11 +110,11 @@ pub(in crate::redis) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn settle(mut self, outcome: Result<(), BrokerError>) {
+    pub(super) fn settle(mut self, outcome: Result<Accepted, BrokerError>) {
         self.settle_once(outcome);
     }
 
-    fn settle_once(&mut self, outcome: Result<(), BrokerError>) {
+    fn settle_once(&mut self, outcome: Result<Accepted, BrokerError>) {
         if let Some(request) = self.request.take() {
             self.metrics.published(&outcome);
             request.receipt.settle(outcome);

@@ -25,7 +25,10 @@ const LIMIT: Duration = Duration::from_secs(5);
 const CANARY_LIMIT: Duration = Duration::from_secs(3);
 const INTERVAL: Duration = Duration::from_secs(2);
 
-type Outcome = Result<(), BrokerError>;
+type Outcome = Result<Accepted, BrokerError>;
+
+/// The outcome of a publication that was accepted without being recorded.
+const OK: Outcome = Ok(Accepted { cursor: None, duplicate: false });
 
 /// The outcomes, in the order in which they were settled.
 #[derive(Default)]
@@ -101,6 +104,8 @@ impl Stage {
         let request = PublishRequest {
             room: RoomName::new("r").unwrap(),
             publication: Publication::new(Data::text(text)),
+            history: None,
+            id: None,
             affinity: Affinity::default(),
             receipt: Receipt::new(sink, Ticket { owner: 0, request: self.next }),
         };
@@ -178,11 +183,11 @@ async fn a_connection_begins_with_a_canary_and_keeps_order_through_a_narrow_sock
     stage.hear_canary(1).await;
     stage.hear_publications(&texts).await;
     stage.say("%1\r\n+role\r\n+master\r\n:0\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n").await;
-    assert_eq!(stage.outcomes().await, vec![Ok(()); 5]);
+    assert_eq!(stage.outcomes().await, vec![OK; 5]);
     stage.say(":1\r").await;
     assert_eq!(stage.outcomes().await.len(), 5, "half of an answer is none");
     stage.say("\n").await;
-    assert_eq!(stage.outcomes().await, vec![Ok(()); 6]);
+    assert_eq!(stage.outcomes().await, vec![OK; 6]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -200,9 +205,9 @@ async fn each_publication_is_settled_by_its_own_answer() {
             settled().await;
         }
         let expected = vec![
-            Ok(()),
+            OK,
             Err(BrokerError::Refused("ERR a".into())),
-            Ok(()),
+            OK,
             Err(BrokerError::Forbidden("NOPERM b".into())),
             Err(BrokerError::NotNow("BUSY c".into())),
         ];
@@ -225,11 +230,7 @@ async fn an_error_of_the_connection_ends_it_when_the_rest_is_answered() {
     let (task, end) = stage.end().await;
     assert!(matches!(end, Err(Lost::Refused(text)) if *text == *"READONLY no"));
     let refused = Err(BrokerError::NotNow("READONLY no".into()));
-    assert_eq!(
-        stage.outcomes().await,
-        [Ok(()), refused, Ok(())],
-        "the last one waits for the next connection"
-    );
+    assert_eq!(stage.outcomes().await, [OK, refused, OK], "the last one waits for the next connection");
     drop(task);
     assert_eq!(stage.outcomes().await.last(), Some(&Err(BrokerError::Closed)), "it was never sent");
 }
@@ -249,7 +250,7 @@ async fn a_lost_connection_with_half_of_the_answers_leaves_the_rest_unknown() {
             malformed == last.ends_with('?') && (malformed || matches!(end, Err(Lost::Closed))),
             "{end:?}"
         );
-        assert_eq!(stage.outcomes().await, [vec![Ok(()); 2], unknown(2)].concat(), "{last:?}");
+        assert_eq!(stage.outcomes().await, [vec![OK; 2], unknown(2)].concat(), "{last:?}");
     }
 }
 
@@ -314,7 +315,7 @@ async fn an_answer_restarts_the_time_limit_of_a_canary_and_not_of_a_publication(
     assert!(matches!(end, Err(Lost::Silent(LIMIT))), "{end:?}");
     let waited = start.elapsed();
     assert!((5000..=5500).contains(&waited.as_millis()), "{waited:?}");
-    assert_eq!(stage.outcomes().await, [Ok(()), Err(BrokerError::Unknown)]);
+    assert_eq!(stage.outcomes().await, [OK, Err(BrokerError::Unknown)]);
 }
 
 /// A connection that is found readable only when it is asked twice at the same time: the thread was busy, and the
@@ -373,7 +374,7 @@ async fn what_has_arrived_is_read_before_a_time_limit_is_judged() {
         sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(start.elapsed(), LOOK);
-    assert_eq!(stage.outcomes().await, [Ok(())]);
+    assert_eq!(stage.outcomes().await, [OK]);
 }
 
 /// A server that never stops to push, and does not take what is written any more.

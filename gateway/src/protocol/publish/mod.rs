@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use broker_bridge::{
-    Affinity, BrokerError, Data, DataKind, EventName, Publication, PublishRequest, Publisher, Receipt,
-    ReceiptSink, RoomName, Ticket,
+    Accepted, Affinity, BrokerError, Data, DataKind, EventName, Publication, PublishRequest, Publisher,
+    Receipt, ReceiptSink, RoomName, Ticket,
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
@@ -75,9 +75,10 @@ async fn publish(
     let (sink, outcome) = oneshot::channel();
     let sink = Arc::new(Once(Mutex::new(Some(sink))));
     let receipt = Receipt::new(sink, Ticket { owner: 0, request: 0 });
-    gate.broker.publish(PublishRequest { room, publication, affinity, receipt }).await;
+    let request = PublishRequest { room, publication, history: None, id: None, affinity, receipt };
+    gate.broker.publish(request).await;
     match outcome.await.unwrap_or(Err(BrokerError::Closed)) {
-        Ok(()) => {
+        Ok(_) => {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::ACCEPTED;
             Ok(response)
@@ -224,10 +225,10 @@ fn reserve(bytes: &mut Vec<u8>, capacity: usize, held: &mut Held) -> Result<(), 
 }
 
 /// Passes a receipt's outcome to the task that waits for it.
-struct Once(Mutex<Option<oneshot::Sender<Result<(), BrokerError>>>>);
+struct Once(Mutex<Option<oneshot::Sender<Result<Accepted, BrokerError>>>>);
 
 impl ReceiptSink for Once {
-    fn settle(&self, _: Ticket, outcome: Result<(), BrokerError>) {
+    fn settle(&self, _: Ticket, outcome: Result<Accepted, BrokerError>) {
         if let Some(sender) = self.0.lock().take() {
             // The waiting task may be gone.
             drop(sender.send(outcome));
