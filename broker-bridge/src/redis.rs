@@ -43,6 +43,7 @@ mod canaries;
 mod clock;
 mod connection;
 mod envelope;
+pub mod functions;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod head;
@@ -168,9 +169,6 @@ pub struct RedisBroker {
     abort: CancellationToken,
 }
 
-/// How long tasks may take to end once they have been aborted. Only one that no thread polls takes longer.
-const ABORT_LIMIT: Duration = Duration::from_secs(1);
-
 /// The maximum number of connections in the pool.
 pub const POOL: usize = pool::SIZE;
 
@@ -237,7 +235,6 @@ impl RedisBroker {
             runtime: Handle::current(),
             tracker: broker.tracker.clone(),
             closing: broker.closing.clone(),
-            status: Arc::clone(&broker.status),
         };
         let mut parts: Vec<Part> = (0..subscribers.max(publishers)).map(|_| Part::new()).collect();
         for (index, part) in parts.iter_mut().enumerate().take(subscribers) {
@@ -257,7 +254,7 @@ impl RedisBroker {
                 status: Arc::clone(&broker.status),
                 closing: broker.closing.clone(),
             };
-            part.push(tasks.task(index, Arc::new(move || Box::pin(subscriber.clone().run()))));
+            part.push(tasks.task(Arc::new(move || Box::pin(subscriber.clone().run()))));
         }
         for (index, part) in parts.iter_mut().enumerate().take(publishers) {
             let (queue, far_end) = Queue::new(
@@ -283,19 +280,14 @@ impl RedisBroker {
                 abort: broker.abort.clone(),
             };
             let far_end = Arc::new(Mutex::new(far_end));
-            let begin = Arc::new(move || -> BoxFuture<'static, ()> {
+            part.push(tasks.task(Arc::new(move || {
                 let (publisher, far_end) = (publisher.clone(), Arc::clone(&far_end));
                 Box::pin(async move { publisher.run(far_end.lock_owned().await).await })
-            });
-            part.push(tasks.task(subscribers + index, begin));
+            })));
         }
-        let (status, last) = (Arc::clone(&broker.status), subscribers + publishers);
+        let status = Arc::clone(&broker.status);
         let of = format!("{}: requests", config.url);
-        let interval = config.canary_interval;
-        let begin = Arc::new(move || -> BoxFuture<'static, ()> {
-            Box::pin(pool::watch(pool.clone(), interval, last, Arc::clone(&status), of.clone()))
-        });
-        let watch = tasks.run(last, begin);
+        let watch = pool::watch(pool, config.canary_interval, subscribers + publishers, status, of);
         broker.tracker.spawn(broker.closing.clone().run_until_cancelled_owned(watch));
         Ok((broker, parts))
     }
@@ -349,18 +341,14 @@ impl Broker for RedisBroker {
         self.status.watch()
     }
 
-    /// Takes at most [`RedisConfig::publish_timeout`] and one second.
+    /// Takes at most [`RedisConfig::publish_timeout`].
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.end();
             if timeout(self.flush_limit, self.tracker.wait()).await.is_err() {
                 tracing::warn!("closing the broker with publications that could not be sent");
                 self.abort.cancel();
-                if timeout(ABORT_LIMIT, self.tracker.wait()).await.is_err() {
-                    tracing::error!(
-                        "the thread of a connection to the broker makes no progress; closing without it"
-                    );
-                }
+                self.tracker.wait().await;
             }
             self.status.close();
         })
@@ -396,22 +384,4 @@ fn random_id() -> u128 {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the system gives random bytes");
     u128::from_be_bytes(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use prometheus::Registry;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn closing_does_not_wait_for_a_part_that_no_thread_polls() {
-        let config = RedisConfig::new("redis://127.0.0.1:1".parse().unwrap());
-        let limit = config.publish_timeout + ABORT_LIMIT + Duration::from_secs(1);
-        let metrics = BrokerMetrics::register(&Registry::new()).unwrap();
-        let (broker, parts) = RedisBroker::new(config, metrics).unwrap();
-        timeout(limit, broker.close()).await.unwrap();
-        assert_eq!(*broker.status().borrow(), BrokerStatus::Closed);
-        drop(parts);
-    }
 }

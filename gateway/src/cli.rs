@@ -114,6 +114,9 @@ pub fn invoke(
         Some(Command::DefaultConfig) => {
             Ok(Invocation::Done(say(out, &document::default_config(), Status::Success)))
         }
+        Some(Command::PrintFunctions) => {
+            Ok(Invocation::Done(say(out, &broker_bridge::redis::functions::TEXT, Status::Success)))
+        }
         Some(Command::Healthcheck(check)) => check.run(layers, env, out),
     };
     result
@@ -158,6 +161,8 @@ enum Command {
     CheckConfig(Layers),
     /// Print a configuration file with every key, its default and its documentation
     DefaultConfig,
+    /// Print the library of functions that nodes load into Redis, for `redis-cli -x FUNCTION LOAD REPLACE`
+    PrintFunctions,
     /// Check whether a running node is ready
     Healthcheck(HealthcheckArgs),
 }

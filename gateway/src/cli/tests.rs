@@ -275,7 +275,7 @@ fn help_and_version_are_results_and_misuse_is_not() {
     assert_eq!(out, format!("tidegate {}\n", version()));
     let (status, out, _) = run(&["--help"], &[]);
     assert_eq!(status, Some(Status::Success));
-    for command in ["serve", "token", "check-config", "default-config", "healthcheck"] {
+    for command in ["serve", "token", "check-config", "default-config", "print-functions", "healthcheck"] {
         assert!(out.contains(command), "{out}");
     }
     for wrong in [&["fly"][..], &["--fly"], &["serve", "x"], &["default-config", "--set", "a=b"]] {

@@ -6,11 +6,15 @@
 //! - `publishing`: what happens to publications when their connection fails
 //! - `access`: TLS, users, permissions, and that secrets are never logged
 //! - `payloads`: raw messages and sizes
+//! - `functions`: the library of functions in Redis
+//! - `reigns`: its positions across restarts, failovers, deleted logs and clocks
 
 mod access;
 mod conformance;
 mod connections;
+mod functions;
 mod health;
 mod payloads;
 mod publishing;
+mod reigns;
 mod stage;

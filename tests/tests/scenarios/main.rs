@@ -5,6 +5,7 @@
 mod access;
 mod addresses;
 mod autobahn;
+mod backends;
 mod bad_input;
 mod centrifuge;
 mod commands;

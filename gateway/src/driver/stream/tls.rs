@@ -208,4 +208,4 @@ impl<W: Wire> io::Write for Writing<'_, W> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;

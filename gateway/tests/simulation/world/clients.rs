@@ -86,7 +86,6 @@ impl World {
             asked: rooms,
             rooms: BTreeMap::new(),
             number,
-            has_begun: kind != Kind::Centrifuge,
             expires,
             expired: None,
         });
