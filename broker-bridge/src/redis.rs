@@ -169,6 +169,9 @@ pub struct RedisBroker {
     abort: CancellationToken,
 }
 
+/// How long tasks may take to end once they have been aborted. Only one that no thread polls takes longer.
+const ABORT_LIMIT: Duration = Duration::from_secs(1);
+
 /// The maximum number of connections in the pool.
 pub const POOL: usize = pool::SIZE;
 
@@ -235,6 +238,7 @@ impl RedisBroker {
             runtime: Handle::current(),
             tracker: broker.tracker.clone(),
             closing: broker.closing.clone(),
+            status: Arc::clone(&broker.status),
         };
         let mut parts: Vec<Part> = (0..subscribers.max(publishers)).map(|_| Part::new()).collect();
         for (index, part) in parts.iter_mut().enumerate().take(subscribers) {
@@ -254,7 +258,7 @@ impl RedisBroker {
                 status: Arc::clone(&broker.status),
                 closing: broker.closing.clone(),
             };
-            part.push(tasks.task(Arc::new(move || Box::pin(subscriber.clone().run()))));
+            part.push(tasks.task(index, Arc::new(move || Box::pin(subscriber.clone().run()))));
         }
         for (index, part) in parts.iter_mut().enumerate().take(publishers) {
             let (queue, far_end) = Queue::new(
@@ -280,14 +284,19 @@ impl RedisBroker {
                 abort: broker.abort.clone(),
             };
             let far_end = Arc::new(Mutex::new(far_end));
-            part.push(tasks.task(Arc::new(move || {
+            let begin = Arc::new(move || -> BoxFuture<'static, ()> {
                 let (publisher, far_end) = (publisher.clone(), Arc::clone(&far_end));
                 Box::pin(async move { publisher.run(far_end.lock_owned().await).await })
-            })));
+            });
+            part.push(tasks.task(subscribers + index, begin));
         }
-        let status = Arc::clone(&broker.status);
+        let (status, last) = (Arc::clone(&broker.status), subscribers + publishers);
         let of = format!("{}: requests", config.url);
-        let watch = pool::watch(pool, config.canary_interval, subscribers + publishers, status, of);
+        let interval = config.canary_interval;
+        let begin = Arc::new(move || -> BoxFuture<'static, ()> {
+            Box::pin(pool::watch(pool.clone(), interval, last, Arc::clone(&status), of.clone()))
+        });
+        let watch = tasks.run(last, begin);
         broker.tracker.spawn(broker.closing.clone().run_until_cancelled_owned(watch));
         Ok((broker, parts))
     }
@@ -341,14 +350,18 @@ impl Broker for RedisBroker {
         self.status.watch()
     }
 
-    /// Takes at most [`RedisConfig::publish_timeout`].
+    /// Takes at most [`RedisConfig::publish_timeout`] and one second.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.end();
             if timeout(self.flush_limit, self.tracker.wait()).await.is_err() {
                 tracing::warn!("closing the broker with publications that could not be sent");
                 self.abort.cancel();
-                self.tracker.wait().await;
+                if timeout(ABORT_LIMIT, self.tracker.wait()).await.is_err() {
+                    tracing::error!(
+                        "the thread of a connection to the broker makes no progress; closing without it"
+                    );
+                }
             }
             self.status.close();
         })
@@ -384,4 +397,22 @@ fn random_id() -> u128 {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the system gives random bytes");
     u128::from_be_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_does_not_wait_for_a_part_that_no_thread_polls() {
+        let config = RedisConfig::new("redis://127.0.0.1:1".parse().unwrap());
+        let limit = config.publish_timeout + ABORT_LIMIT + Duration::from_secs(1);
+        let metrics = BrokerMetrics::register(&Registry::new()).unwrap();
+        let (broker, parts) = RedisBroker::new(config, metrics).unwrap();
+        timeout(limit, broker.close()).await.unwrap();
+        assert_eq!(*broker.status().borrow(), BrokerStatus::Closed);
+        drop(parts);
+    }
 }

@@ -4,17 +4,20 @@
 //! hand such work over and get the result back; sockets never leave their shard. The threads run at a low
 //! priority, so established sessions come first even if there is only one core. Does not know what it computes.
 //!
-//! Each connection has at most one job at a time, so `limits.connections` bounds the queue. Jobs that complete
-//! what has begun go first: when more clients connect than the node can serve, some are served in time, rather
-//! than all too late.
+//! Each connection has at most one job at a time, and takes it back when it no longer wants the result, so
+//! `limits.connections` bounds the queue.
+//!
+//! When more clients connect than the node can serve, some are served in time, rather than all too late: jobs
+//! that complete what has begun go first, and once the oldest hello has waited for [`LATE`], the newest goes
+//! first.
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -29,6 +32,11 @@ const NICER: i32 = 10;
 
 /// Jobs of [`Stage::Later`] in a row before one of [`Stage::First`] has its turn.
 const LATER_IN_A_ROW: u32 = 8;
+
+/// Once a job of [`Stage::First`] has waited for so long, the newest one goes first. Clients give up after some
+/// seconds, and `public.header_timeout` ends a handshake. In the order of arrival, a node that is behind
+/// would serve only those that are about to give up, and complete hardly any of their handshakes.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What a job is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,63 +98,69 @@ struct Shared {
 }
 
 /// A job that waits for a thread.
-trait Job: Send {
-    /// Whether the result is still wanted.
-    fn is_wanted(&self) -> bool;
-    fn run(self: Box<Self>);
-}
-
-struct WithResult<T, F> {
-    work: F,
-    result: oneshot::Sender<T>,
-}
-
-impl<T: Send, F: FnOnce() -> T + Send> Job for WithResult<T, F> {
-    fn is_wanted(&self) -> bool {
-        !self.result.is_closed()
-    }
-
-    fn run(self: Box<Self>) {
-        // A panic drops the sender, and the one who waits is told. The thread goes on with other jobs.
-        if let Ok(result) = catch_unwind(AssertUnwindSafe(self.work)) {
-            self.result.send(result).ok();
-        }
-    }
-}
-
 struct Waiting {
-    job: Box<dyn Job>,
+    job: Box<dyn FnOnce() + Send>,
     work: Work,
     since: Instant,
 }
 
-/// The jobs that wait, in the order in which they are done.
+/// The jobs that wait, by number.
 #[derive(Default)]
 struct Queue {
-    first: VecDeque<Waiting>,
-    later: VecDeque<Waiting>,
+    first: BTreeMap<u64, Waiting>,
+    later: BTreeMap<u64, Waiting>,
+    /// The number of the next job.
+    next: u64,
     /// How many of `later` have been taken since one of `first` was.
     in_a_row: u32,
     closed: bool,
 }
 
 impl Queue {
-    fn push(&mut self, stage: Stage, waiting: Waiting) {
+    fn of(&mut self, stage: Stage) -> &mut BTreeMap<u64, Waiting> {
         match stage {
-            Stage::First => self.first.push_back(waiting),
-            Stage::Later => self.later.push_back(waiting),
+            Stage::First => &mut self.first,
+            Stage::Later => &mut self.later,
         }
     }
 
-    fn pop(&mut self) -> Option<Waiting> {
+    /// Adds a job and returns its number.
+    fn push(&mut self, stage: Stage, waiting: Waiting) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.of(stage).insert(number, waiting);
+        number
+    }
+
+    /// Takes the job whose turn it is.
+    fn pop(&mut self, now: Instant) -> Option<Waiting> {
         if self.in_a_row < LATER_IN_A_ROW
-            && let Some(waiting) = self.later.pop_front()
+            && let Some((_, waiting)) = self.later.pop_first()
         {
             self.in_a_row += 1;
             return Some(waiting);
         }
         self.in_a_row = 0;
-        self.first.pop_front().or_else(|| self.later.pop_front())
+        let oldest = self.first.first_key_value();
+        let is_late = oldest.is_some_and(|(_, oldest)| now.saturating_duration_since(oldest.since) >= LATE);
+        let next = if is_late { self.first.pop_last() } else { self.first.pop_first() };
+        next.or_else(|| self.later.pop_first()).map(|(_, waiting)| waiting)
+    }
+}
+
+/// A job that has been queued. Dropping it takes the job out of the queue, unless a thread has it already.
+struct Queued<'a> {
+    shared: &'a Shared,
+    stage: Stage,
+    number: u64,
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        let waiting = self.shared.queue.lock().of(self.stage).remove(&self.number);
+        if let Some(waiting) = waiting {
+            self.shared.ended_waiting(&waiting);
+        }
     }
 }
 
@@ -163,7 +177,8 @@ impl CryptoThreads {
         let wait = histogram_family(
             registry,
             "tidegate_crypto_wait_seconds",
-            "How long steps of TLS handshakes and verifications of tokens waited for a thread.",
+            "How long steps of TLS handshakes and verifications of tokens waited for a thread, or until nobody \
+             wanted them any more.",
             &["work"],
             prometheus::exponential_buckets(0.000_1, 4.0, 9)?,
         )?;
@@ -195,10 +210,13 @@ impl CryptoThreads {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, JobLost> {
         let (result, received) = oneshot::channel();
-        let job = Box::new(WithResult { work: job, result });
-        self.shared.measured(work).waiting.inc();
-        self.shared.queue.lock().push(stage, Waiting { job, work, since: Instant::now() });
-        self.shared.changed.notify_one();
+        let job = move || {
+            // A panic drops the sender, and the one who waits is told. The thread goes on with other jobs.
+            if let Ok(done) = catch_unwind(AssertUnwindSafe(job)) {
+                result.send(done).ok();
+            }
+        };
+        let _queued = self.shared.enqueue(work, stage, Box::new(job));
         received.await.map_err(|_| JobLost)
     }
 }
@@ -233,21 +251,31 @@ impl Shared {
         }
     }
 
+    fn enqueue(&self, work: Work, stage: Stage, job: Box<dyn FnOnce() + Send>) -> Queued<'_> {
+        self.measured(work).waiting.inc();
+        let number = self.queue.lock().push(stage, Waiting { job, work, since: Instant::now() });
+        self.changed.notify_one();
+        Queued { shared: self, stage, number }
+    }
+
+    /// Counts those that were given up as well: when the newest go first, only they tell how long others wait.
+    fn ended_waiting(&self, waiting: &Waiting) {
+        let measured = self.measured(waiting.work);
+        measured.waiting.dec();
+        measured.wait.observe(waiting.since.elapsed().as_secs_f64());
+    }
+
     /// Does jobs until the queue is closed.
     fn serve(&self) {
         // On Linux this concerns the calling thread alone. Where it is not allowed, sessions only wait longer.
         if let Err(error) = rustix::process::nice(NICER) {
             tracing::debug!(%error, "cannot lower the priority of a thread for cryptography");
         }
-        while let Some(Waiting { job, work, since }) = self.next() {
-            let measured = self.measured(work);
-            measured.waiting.dec();
-            if job.is_wanted() {
-                measured.wait.observe(since.elapsed().as_secs_f64());
-                job.run();
-                // The shard that was woken runs now, rather than after this thread's time slice.
-                thread::yield_now();
-            }
+        while let Some(waiting) = self.next() {
+            self.ended_waiting(&waiting);
+            (waiting.job)();
+            // The shard that was woken runs now, rather than after this thread's time slice.
+            thread::yield_now();
         }
     }
 
@@ -257,7 +285,7 @@ impl Shared {
             if queue.closed {
                 return None;
             }
-            if let Some(waiting) = queue.pop() {
+            if let Some(waiting) = queue.pop(Instant::now()) {
                 return Some(waiting);
             }
             self.changed.wait(&mut queue);

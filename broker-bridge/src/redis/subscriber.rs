@@ -182,7 +182,6 @@ impl Task {
         let rooms = self.on.desired.take_over();
         if rooms.iter().any(|(_, was_acknowledged)| *was_acknowledged) {
             self.on.metrics.interruptions.inc();
-            self.on.status.down(self.on.part, "a thread has ended that served a connection to the broker");
         }
         for (room, was_acknowledged) in rooms {
             let topic = self.on.topics.room(&room.name);

@@ -5,7 +5,7 @@ mod tls;
 
 use std::{
     cell::RefCell,
-    future::poll_fn,
+    future::{pending, poll_fn},
     io::{self, IoSlice},
     mem::MaybeUninit,
     pin::Pin,
@@ -96,6 +96,16 @@ impl Socket {
         // This is how tokio is told. The error is ours.
         drop(self.tcp.try_io(Interest::READABLE, drained));
     }
+
+    /// Ready once the peer has ended its side or the connection is broken. Not if it has sent something before
+    /// that is still unread: then only the time limit helps.
+    async fn peer_has_ended(&self) {
+        if let Ok(ready) = self.tcp.ready(Interest::READABLE).await
+            && !ready.is_read_closed()
+        {
+            pending::<()>().await;
+        }
+    }
 }
 
 impl Drop for Socket {
@@ -134,7 +144,7 @@ impl Stream {
 
     /// Completes the TLS handshake; ready at once for a plain socket. The socket stays on this thread; the
     /// state of TLS visits one of `crypto`'s for the steps that take long. If the future is dropped in such a
-    /// step, that state is lost: don't use the stream then.
+    /// step, or the peer ends the connection meanwhile, that state is lost: don't use the stream then.
     pub async fn handshake(&mut self, crypto: &CryptoThreads) -> io::Result<()> {
         let mut stage = Stage::First;
         while let Some(tls) = &mut self.tls {
@@ -162,15 +172,19 @@ impl Stream {
             let processed = tls.get_mut().process();
             (tls, processed)
         };
-        let (mut tls, processed) = crypto.run(Work::Handshake, stage, job).await?;
+        let (mut tls, processed) = tokio::select! {
+            done = crypto.run(Work::Handshake, stage, job) => done?,
+            () = self.socket.peer_has_ended() => return Err(io::ErrorKind::UnexpectedEof.into()),
+        };
         let outcome = processed.map_err(|error| tls.get_mut().fail(&self.socket, error));
         self.tls = Some(tls);
         outcome
     }
 
-    /// Whether the peer has sent anything in its TLS handshake.
+    /// Whether the peer has sent anything in its TLS handshake. A state that was lost in a step had something
+    /// to process.
     pub fn has_received(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.borrow().has_received())
+        self.tls.as_ref().is_none_or(|tls| tls.borrow().has_received())
     }
 
     /// Ready when a read may succeed.
@@ -335,6 +349,46 @@ mod tests {
         peer.set_nodelay(true).unwrap();
         let (socket, _) = listener.accept().await.unwrap();
         (Stream::new(socket, Arc::default()), peer)
+    }
+
+    /// With one more client than threads, the job of one that leaves is taken back.
+    #[tokio::test]
+    async fn a_client_that_leaves_while_its_handshake_waits_for_a_thread_is_noticed() {
+        let registry = prometheus::Registry::new();
+        let crypto = CryptoThreads::start(1, &registry).unwrap();
+        let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let busy = async {
+            let job = move || {
+                begun.send(()).unwrap();
+                released.recv().ok();
+            };
+            crypto.run(Work::Token, Stage::Later, job).await.unwrap();
+        };
+        let leaving = async {
+            has_begun.await.unwrap();
+            let (stream, mut peer) = connected().await;
+            let (server, mut client) = tls::tests::configs();
+            let mut stream = stream.with_tls(server).unwrap();
+            client.write_tls(&mut peer).unwrap();
+            let waiting = |registry: &prometheus::Registry| {
+                let families = registry.gather();
+                let family =
+                    families.iter().find(|family| family.name() == "tidegate_crypto_waiting").unwrap();
+                family.get_metric().iter().map(|metric| metric.get_gauge().get_value()).sum::<f64>()
+            };
+            let mut handshake = Box::pin(stream.handshake(&crypto));
+            while waiting(&registry) < 1.0 {
+                assert!(futures_util::poll!(&mut handshake).is_pending());
+                tokio::task::yield_now().await;
+            }
+            drop(peer);
+            assert_eq!(handshake.await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+            assert!(stream.has_received());
+            assert!(waiting(&registry) < 1.0);
+            release.send(()).unwrap();
+        };
+        tokio::join!(busy, leaving);
     }
 
     async fn is_ready(stream: &Stream) -> bool {

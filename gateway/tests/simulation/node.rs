@@ -31,7 +31,7 @@ use tidegate::{
 use crate::{
     broker::{ModelBroker, SharedBus},
     random::Random,
-    service::Service,
+    service::{SLICE, Service},
     transport::{self, Shared, SimResponse, SimSocket, Simulated},
 };
 
@@ -45,7 +45,7 @@ bdTrE90RXLwcD0qjw6Whw3J6YWkLX4Lvk6viHfh244Q4Qi836uniU2ja5A==
 ";
 /// A turn writes to a bounded number of sockets, so that all others have to wait for no more than that: to a
 /// slice of the members in rounds, and to a slice of the connections with queued output.
-const SOCKETS_PER_TURN: usize = 2 * 256;
+const SOCKETS_PER_TURN: usize = 2 * SLICE;
 /// What is in a full inbox is handled within so many turns.
 const MOST_TURNS_TO_STOP: usize = 2_000;
 
@@ -68,6 +68,8 @@ pub struct Shard {
     inbox: Arc<Inbox>,
     broker: Arc<dyn Broker>,
     turn: Turn,
+    /// The most sockets that a turn has written to.
+    pub most_written: usize,
     /// Subscriptions that wait for the broker.
     subscribing: BTreeMap<JoinKey, Subscribing>,
     polls_at_once: bool,
@@ -156,6 +158,7 @@ impl Node {
                 inbox,
                 broker: Arc::clone(&broker),
                 turn: Turn::Idle,
+                most_written: 0,
                 subscribing: BTreeMap::new(),
                 polls_at_once: random.one_in(2),
                 publishing: Vec::new(),
@@ -301,6 +304,7 @@ impl Shard {
         // Whoever asked for a room in vain is answered, besides.
         let most = SOCKETS_PER_TURN + joining.saturating_sub(self.core.joining());
         assert!(transport::written() <= most, "a turn writes to {} sockets", transport::written());
+        self.most_written = self.most_written.max(transport::written());
         self.perform();
         self.check_service();
         true

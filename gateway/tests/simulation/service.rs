@@ -12,7 +12,7 @@ use crate::transport::Pipe;
 /// left to chance. (Tokio runs each woken task between two turns, unless there are many.)
 pub const PATIENCE: u32 = 4;
 /// How many connections a turn writes at most.
-const SLICE: usize = 256;
+pub const SLICE: usize = 256;
 
 /// How many turns a ready socket may wait, on a shard of so many connections: until its task has run, if it
 /// was full, and until all connections that wait to be written before it have been, a slice in each turn.

@@ -79,9 +79,12 @@ struct Peer {
     rooms: BTreeMap<RoomName, Membership>,
     /// Where its own publications are in the log.
     number: u64,
-    /// When its token expires (Unix time, in seconds), and since when the nodes could have noticed that.
+    /// Whether it has shown its token, and knows that it was accepted.
+    has_begun: bool,
+    /// When its token expires (Unix time, in seconds).
     expires: u64,
-    expired: Option<Tick>,
+    /// Since when it has, and for how many ticks nothing has been on its way to the client.
+    expired: Option<(Tick, u32)>,
 }
 
 /// What a client knows of a room.
@@ -219,6 +222,7 @@ impl World {
         self.check_complete();
         self.check_one_gap();
         self.check_calm();
+        self.check_slices();
         self.close_all();
     }
 

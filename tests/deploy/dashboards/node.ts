@@ -210,7 +210,7 @@ export const node = dashboard(
           ),
           graph(
             "Cryptography",
-            "Steps of TLS handshakes and verifications of tokens, per second.",
+            "Steps of TLS handshakes and verifications of tokens that were done or given up, per second.",
             "cps",
             [[rate("tidegate_crypto_wait_seconds_count"), "{{work}}"]],
           ),

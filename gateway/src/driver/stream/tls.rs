@@ -208,4 +208,4 @@ impl<W: Wire> io::Write for Writing<'_, W> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -7,12 +7,17 @@ use super::{BESIDES_BOUND, BESIDES_QUEUE, World};
 use crate::{
     broker::lock,
     client::{Heard, number},
+    service::PATIENCE,
 };
 
 /// `auth.leeway`, in seconds.
 const LEEWAY: u64 = 5;
-/// In ticks: the time that a client has to read its final message, and some that come late.
+/// How many ticks a session may last after that: a client has five seconds to read its final message, and some
+/// ticks come late.
 const LATE: u32 = 50 + 100;
+/// How many of them may pass in a row with nothing on its way to the client: its task has to run, and writes what
+/// is left, or ends the session.
+const IDLE: u32 = 2 * PATIENCE;
 
 impl World {
     /// Looks at what the broker has accepted.
@@ -86,7 +91,8 @@ impl World {
                     peer.client.pong(&payload);
                 }
             }
-            Heard::Connected | Heard::Published | Heard::Publication(_, 0) => {}
+            Heard::Connected => peer.has_begun = true,
+            Heard::Published | Heard::Publication(_, 0) => {}
         }
     }
 
@@ -139,12 +145,17 @@ impl World {
         for peer in &mut self.peers {
             let pipe = peer.client.pipe.borrow();
             let is_over = pipe.is_closed || pipe.node_ended || pipe.is_reset || pipe.client_ended;
-            if is_over || unix <= peer.expires + LEEWAY {
+            if is_over || !peer.has_begun || unix <= peer.expires + LEEWAY {
                 continue;
             }
-            let since = *peer.expired.get_or_insert(self.now);
+            let (since, idle) = peer.expired.get_or_insert((self.now, 0));
+            *idle = if pipe.to_client.is_empty() { *idle + 1 } else { 0 };
             let late = self.now.0 - since.0;
-            assert!(late <= LATE, "client {} goes on {late} ticks after its token has expired", peer.number);
+            assert!(
+                late <= LATE && *idle <= IDLE,
+                "client {} goes on {late} ticks after its token has expired, {idle} of them idle",
+                peer.number
+            );
         }
     }
 

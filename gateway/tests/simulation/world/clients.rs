@@ -86,6 +86,7 @@ impl World {
             asked: rooms,
             rooms: BTreeMap::new(),
             number,
+            has_begun: kind != Kind::Centrifuge,
             expires,
             expired: None,
         });

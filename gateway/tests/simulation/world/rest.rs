@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::World;
+use broker_bridge::{Data, Publication, RoomName};
+
+use super::{ROOMS, SETTINGS, World};
 use crate::{
     broker::{self, lock},
     client::Kind,
-    node::Shard,
+    node::{Node, Shard},
+    service::SLICE,
 };
 
 impl World {
@@ -143,6 +146,37 @@ impl World {
         let stayed = self.peers.iter().filter(|peer| peer.number >= first && !peer.is_closed && peer.is_open);
         let opened = usize::try_from(self.next_peer - first).unwrap();
         assert_eq!(stayed.count(), opened, "somebody who does nothing wrong is closed");
+        self.check_complete();
+    }
+
+    /// Large rooms, and many small ones, are served slice by slice, so that nobody waits for all of it; and
+    /// nobody is left out. On a node of its own: elsewhere the same turn has other connections to write, and
+    /// may write twice as many.
+    pub(super) fn check_slices(&mut self) {
+        if !self.random.one_in(4) {
+            return;
+        }
+        let node = Node::new(&self.bus, SETTINGS, 1, &self.time, self.now, &mut self.random);
+        self.nodes.push(node);
+        let node = self.nodes.len() - 1;
+        let kind = Kind::Plain { echo: true, close_on_gap: true };
+        let rooms: Vec<_> = ROOMS.iter().take(self.random.between(1, 2)).collect();
+        let rooms: Vec<_> = rooms.into_iter().map(|name| RoomName::new(name).unwrap()).collect();
+        for number in 0..SLICE + 50 {
+            self.open_in(node, 0, kind, vec![rooms[number % rooms.len()].clone()]);
+        }
+        self.come_to_rest();
+        for room in &rooms {
+            let data = self.data(0);
+            lock(&self.bus).accept(room, Publication::new(Data::text(data)));
+        }
+        // Without a tick, which pings some of them.
+        while broker::deliver(&self.bus, self.nodes[node].link) {}
+        let shard = &mut self.nodes[node].shards[0];
+        shard.most_written = 0;
+        while shard.step(self.now, &mut self.random) {}
+        assert_eq!(shard.most_written, SLICE, "sockets that a turn has written to");
+        self.come_to_rest();
         self.check_complete();
     }
 

@@ -83,6 +83,12 @@ impl Wire for FakeWire {
 
 /// The node's side and a client, before the handshake.
 fn pair() -> (Tls, ClientConnection) {
+    let (server, client) = configs();
+    (Tls::new(server).unwrap(), client)
+}
+
+/// The node's configuration and a client that trusts it.
+pub fn configs() -> (Arc<ServerConfig>, ClientConnection) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).unwrap();
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -100,7 +106,7 @@ fn pair() -> (Tls, ClientConnection) {
         .with_root_certificates(roots)
         .with_no_client_auth();
     let name = ServerName::try_from("localhost").unwrap();
-    (Tls::new(Arc::new(server)).unwrap(), ClientConnection::new(Arc::new(client), name).unwrap())
+    (Arc::new(server), ClientConnection::new(Arc::new(client), name).unwrap())
 }
 
 /// Moves data between the client and the wire. Returns the plaintext that the client has received.
