@@ -26,14 +26,19 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{self, BoxFuture};
+use futures_util::{
+    FutureExt as _,
+    future::{self, BoxFuture},
+};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::logs::{Clock, Epochs, Logs};
 use crate::{
-    Accepted, Affinity, Broker, BrokerError, BrokerStatus, Positioning, PublishRequest, Reading, Retention,
-    RoomName, Sink, Subscribing, history::ReadFrom, metrics::BrokerMetrics,
+    Accepted, Affinity, Broker, BrokerError, BrokerStatus, Place, Positioning, PublishRequest, Reading,
+    Retention, RoomName, Sink, Subscribing,
+    history::ReadFrom,
+    metrics::{BrokerMetrics, HistoryMetrics},
 };
 
 /// What the brokers of one process share. Cloning shares the same bus.
@@ -124,7 +129,7 @@ impl MemoryBroker {
             let (now, epochs) = ((self.bus.0.clock)(), &self.bus.0.epochs);
             if let Some(first) = id.as_ref().and_then(|id| logs.find(room, id, now)) {
                 drop(logs);
-                return self.settle(request, Ok(Accepted { cursor: Some(first), duplicate: true }));
+                return self.settle_recorded(request, Accepted { cursor: Some(first), duplicate: true });
             }
             Some(logs.record(room, publication, retention, id.as_ref(), now, epochs))
         } else {
@@ -138,7 +143,19 @@ impl MemoryBroker {
             member.sink.publication(publication.clone(), place);
         }
         drop(logs);
-        self.settle(request, Ok(Accepted { cursor: place.map(|place| place.cursor), duplicate: false }));
+        match place {
+            None => self.settle(request, Ok(Accepted::default())),
+            Some(Place { cursor, .. }) => {
+                self.settle_recorded(request, Accepted { cursor: Some(cursor), duplicate: false });
+            }
+        }
+    }
+
+    fn settle_recorded(&self, request: PublishRequest, accepted: Accepted) {
+        if let Some(metrics) = &self.metrics {
+            metrics.history.recorded(&accepted);
+        }
+        self.settle(request, Ok(accepted));
     }
 
     /// What `task` answers with the logs of the room's stripe, at this time. It runs when the future is polled.
@@ -157,6 +174,16 @@ impl MemoryBroker {
             let mut logs = bus.stripe(&room).logs.lock();
             Ok(task(&mut logs, &room, (bus.clock)(), &bus.epochs))
         })
+    }
+
+    /// Counts what comes of a request.
+    fn counted<T: 'static>(
+        &self,
+        answer: BoxFuture<'static, T>,
+        count: impl FnOnce(&HistoryMetrics, &T) + Send + 'static,
+    ) -> BoxFuture<'static, T> {
+        let Some(metrics) = self.metrics.clone() else { return answer };
+        Box::pin(answer.inspect(move |answer| count(&metrics.history, answer)))
     }
 
     fn close_now(&self) {
@@ -224,11 +251,14 @@ impl Broker for MemoryBroker {
     }
 
     fn open(&self, room: &RoomName, retention: Retention) -> Positioning {
-        self.with_logs(room, move |logs, room, now, epochs| logs.open(room, retention, now, epochs))
+        let opened =
+            self.with_logs(room, move |logs, room, now, epochs| logs.open(room, retention, now, epochs));
+        self.counted(opened, HistoryMetrics::opened)
     }
 
     fn read(&self, room: &RoomName, from: ReadFrom, limit: usize) -> Reading {
-        self.with_logs(room, move |logs, room, now, _| logs.read(room, from, limit, now))
+        let read = self.with_logs(room, move |logs, room, now, _| logs.read(room, from, limit, now));
+        self.counted(read, HistoryMetrics::read)
     }
 
     fn clear(&self, room: &RoomName) -> Positioning {

@@ -3,12 +3,15 @@
 //! Owns the metric families and cached handles to each label value, so that counting on a hot path is one
 //! atomic add. Labels come from closed enums: no room, topic or address is ever a label.
 
+mod history;
+
 use std::{sync::Arc, time::Duration};
 
 use prometheus::{
     Error, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+pub(crate) use self::history::HistoryMetrics;
 use crate::{Accepted, BrokerError};
 
 /// A broker's metrics. One set per node: registering twice in one registry is an error.
@@ -28,6 +31,7 @@ pub struct BrokerMetrics {
     pub(crate) topics_refused: IntGauge,
     pub(crate) subscriptions_refused: IntCounter,
     pub(crate) publish_queue_bytes: IntGauge,
+    pub(crate) history: HistoryMetrics,
     canary: Histogram,
     ended: [[IntCounter; End::ALL.len()]; Part::ALL.len()],
     acked: IntCounter,
@@ -176,6 +180,7 @@ impl BrokerMetrics {
                 "publish_queue_bytes",
                 "Bytes of publications that wait to be sent or acknowledged.",
             )?,
+            history: HistoryMetrics::register(registry)?,
             canary: register(registry, Histogram::with_opts(canary)?)?,
             ended: Part::ALL
                 .map(|part| End::ALL.map(|end| ended.with_label_values(&[part.as_str(), end.as_str()]))),
@@ -241,6 +246,10 @@ mod tests {
     use prometheus::{Encoder, TextEncoder};
 
     use super::*;
+    use crate::{
+        Cursor,
+        history::{Page, Start},
+    };
 
     #[test]
     fn every_series_exists_from_the_start_and_counts_once() {
@@ -259,6 +268,16 @@ mod tests {
             metrics.published(&outcome);
         }
         metrics.received(7);
+        for (offset, duplicate) in [(Some(1), false), (Some(1), true), (None, false)] {
+            let cursor = offset.map(|offset| Cursor { epoch: 1, offset });
+            metrics.history.recorded(&Accepted { cursor, duplicate });
+        }
+        metrics.history.opened(&Ok(Cursor { epoch: 1, offset: 1 }));
+        metrics.history.opened(&Err(BrokerError::Unavailable));
+        for start in [Start::Continuous, Start::Trimmed, Start::Lost] {
+            metrics.history.read(&Ok(Page { entries: vec![], start, top: None }));
+        }
+        metrics.history.read(&Err(BrokerError::Unavailable));
         metrics.connection_ended(Part::Publisher, End::Demoted);
         metrics.canary_returned(Duration::from_millis(3));
 
@@ -275,6 +294,18 @@ mod tests {
             "tidegate_broker_connections_ended_total{cause=\"demoted\",role=\"publisher\"} 1",
             "tidegate_broker_connections_ended_total{cause=\"demoted\",role=\"subscriber\"} 0",
             "tidegate_broker_canary_seconds_count 1",
+            "tidegate_broker_recorded_total{result=\"recorded\"} 1",
+            "tidegate_broker_recorded_total{result=\"duplicate\"} 1",
+            "tidegate_broker_recorded_total{result=\"not_kept\"} 1",
+            "tidegate_broker_log_opens_total{result=\"ok\"} 1",
+            "tidegate_broker_log_opens_total{result=\"failed\"} 1",
+            "tidegate_broker_log_reads_total{result=\"continuous\"} 1",
+            "tidegate_broker_log_reads_total{result=\"trimmed\"} 1",
+            "tidegate_broker_log_reads_total{result=\"lost\"} 1",
+            "tidegate_broker_log_reads_total{result=\"failed\"} 1",
+            "tidegate_broker_log_read_publications_total 0",
+            "tidegate_broker_function_loads_total{result=\"loaded\"} 0",
+            "tidegate_broker_function_loads_total{result=\"failed\"} 0",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }

@@ -3,13 +3,16 @@
 //! A room is a topic, `<prefix>room:<room>`. Any program may publish there with a bare `PUBLISH`; nodes add an
 //! envelope when there is metadata. Supports one standalone Redis server, over TCP, TLS or a unix socket.
 //!
+//! The log of a room with history is a stream. A function in Redis ([`functions`]) appends a publication to it and
+//! publishes it, in one step; see `functions.lua`. Nodes load the functions where they are missing.
+//!
 //! Owns the connections and their tasks:
 //!
 //! | connections | used for | bound |
 //! |---|---|---|
 //! | [`subscribers`](RedisConfig::subscribers) pub/sub connections, own reader | receiving; the [affinity](Affinity) of a subscription chooses one of them | no queue: the sink is called in line |
-//! | [`publishers`](RedisConfig::publishers) connections, own writer | `PUBLISH` in pipelines; the affinity of a publication chooses one of them | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes), shared out |
-//! | a small pool | requests and their answers; at present only health checks | [`POOL`] connections |
+//! | [`publishers`](RedisConfig::publishers) connections, own writer | `PUBLISH`, and calls of the function that also records, in pipelines; the affinity of a publication chooses one of them | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes), shared out |
+//! | a small pool | requests and their answers: positions and parts of rooms' histories, health checks | [`POOL`] connections |
 //!
 //! The tasks of the first two are handed out as [`Part`]s: a part has one connection of each kind, or of one if there
 //! are fewer of the other, and whoever gets it polls its tasks. So a gateway's shard reads and writes Redis on its own
@@ -34,7 +37,16 @@
 //!     -@all +subscribe +unsubscribe +publish
 //! ```
 //!
-//! Put a prefix, if there is one, before both channel patterns. `+select` is needed for a database other than 0.
+//! Rooms with history need more:
+//!
+//! ```text
+//! ACL SETUSER tidegate ~{room:*}:* +fcall +function|load +xadd +xrange +xrevrange +xinfo +xgroup +xsetid +xtrim
+//!     +xdel +pexpire +persist +get +set +info +time
+//! ```
+//!
+//! Leave out `+function|load` if an administrator loads the functions (see [`functions`]).
+//!
+//! Put a prefix, if there is one, before all patterns of channels and keys. `+select` is needed for a database other than 0.
 //! `HELLO`, by which a node asks for the server's role, needs no permission.
 
 mod answer;
@@ -48,6 +60,7 @@ pub mod functions;
 pub mod fuzz;
 mod head;
 mod keys;
+mod log;
 mod part;
 mod pool;
 mod publisher;
@@ -71,8 +84,8 @@ use self::{
     clock::Clock,
     connection::Connector,
     keys::Topics,
+    log::Logs,
     part::Tasks,
-    pool::Pool,
     publisher::{Publisher, Queue},
     status::StatusTracker,
     subscriber::{DesiredRooms, Subscriber},
@@ -83,8 +96,8 @@ pub use self::{
     url::{Endpoint, RedisUrl, Secret},
 };
 use crate::{
-    Affinity, Broker, BrokerError, BrokerStatus, PublishRequest, RoomName, Sink, Subscribing,
-    metrics::BrokerMetrics, tls::TrustError,
+    Affinity, Broker, BrokerError, BrokerStatus, Positioning, PublishRequest, Reading, Retention, RoomName,
+    Sink, Subscribing, history::ReadFrom, metrics::BrokerMetrics, tls::TrustError,
 };
 
 /// The configuration of a [`RedisBroker`].
@@ -163,7 +176,8 @@ pub struct RedisBroker {
     flush_limit: Duration,
     status: Arc<StatusTracker>,
     metrics: Arc<BrokerMetrics>,
-    pool: Pool,
+    /// With the pool.
+    logs: Logs,
     tracker: TaskTracker,
     closing: CancellationToken,
     abort: CancellationToken,
@@ -218,6 +232,7 @@ impl RedisBroker {
         )
         .map_err(|error| RedisStartError::Pool(error.to_string()))?;
         let starting = format!("{}: connecting", config.url);
+        let logs = Logs::new(pool.clone(), topics.clone(), config.max_publication, Arc::clone(&metrics));
         let mut broker = Self {
             desired: Vec::with_capacity(subscribers),
             queues: Vec::with_capacity(publishers),
@@ -229,7 +244,7 @@ impl RedisBroker {
                 Arc::clone(&metrics),
             )),
             metrics,
-            pool: pool.clone(),
+            logs: logs.clone(),
             tracker,
             closing,
             abort: CancellationToken::new(),
@@ -277,6 +292,7 @@ impl RedisBroker {
                 canaries: Arc::clone(&canaries),
                 canary_interval: config.canary_interval,
                 canary_timeout: config.canary_timeout,
+                load_functions: logs.clone().loader(),
                 clock: Arc::clone(&clock),
                 metrics: Arc::clone(&broker.metrics),
                 status: Arc::clone(&broker.status),
@@ -311,8 +327,6 @@ impl RedisBroker {
             Err(BrokerError::Refused(text.into()))
         } else if let Some(fault) = request.fault() {
             Err(fault)
-        } else if request.history.is_some() {
-            Err(BrokerError::Refused("this broker keeps no history".into()))
         } else {
             return Some(request);
         };
@@ -346,6 +360,18 @@ impl Broker for RedisBroker {
         })
     }
 
+    fn open(&self, room: &RoomName, retention: Retention) -> Positioning {
+        Box::pin(self.logs.clone().open(room.clone(), retention))
+    }
+
+    fn read(&self, room: &RoomName, from: ReadFrom, limit: usize) -> Reading {
+        Box::pin(self.logs.clone().read(room.clone(), from, limit))
+    }
+
+    fn clear(&self, room: &RoomName) -> Positioning {
+        Box::pin(self.logs.clone().clear(room.clone()))
+    }
+
     fn status(&self) -> watch::Receiver<BrokerStatus> {
         self.status.watch()
     }
@@ -372,7 +398,7 @@ impl RedisBroker {
     /// Accepts nothing more, and tells the tasks to finish.
     fn end(&self) {
         self.closing.cancel();
-        self.pool.close();
+        self.logs.close();
         self.desired.iter().for_each(|desired| desired.close());
         self.queues.iter().for_each(Queue::close);
         self.tracker.close();

@@ -42,7 +42,7 @@ pub(super) struct Answer {
 }
 
 /// The table. A code that is not in it is an error of the command itself.
-const TABLE: [(&str, Fate, Link); 18] = [
+const TABLE: [(&str, Fate, Link); 19] = [
     // The server is temporarily busy, and will serve this connection again.
     ("LOADING", Fate::Later, Link::Keep),
     ("BUSY", Fate::Later, Link::Keep),
@@ -51,6 +51,8 @@ const TABLE: [(&str, Fate, Link); 18] = [
     ("NOREPLICAS", Fate::Later, Link::Keep),
     ("TRYAGAIN", Fate::Later, Link::Keep),
     ("EXECABORT", Fate::Later, Link::Keep),
+    // The functions can be loaded.
+    (NO_FUNCTION, Fate::Later, Link::Keep),
     // It is not a master, not the right one, or its cluster is partitioned.
     ("READONLY", Fate::Later, Link::Renew),
     ("MASTERDOWN", Fate::Later, Link::Renew),
@@ -68,6 +70,8 @@ const TABLE: [(&str, Fate, Link); 18] = [
     ("NOPERM", Fate::Forbidden, Link::Keep),
 ];
 
+/// An error without a code of its own: the server lacks the functions of this project.
+const NO_FUNCTION: &str = "ERR Function not found";
 /// The one error without a code of its own that concerns the connection.
 const MAX_CLIENTS: &str = "ERR max number of clients";
 
@@ -75,7 +79,9 @@ impl Answer {
     /// Parses the text of a server's error, without the leading `-`.
     pub(super) fn to(text: &str) -> Self {
         let code = text.split(' ').next().unwrap_or_default();
-        let is = |known: &str| known == code || (known == MAX_CLIENTS && text.starts_with(MAX_CLIENTS));
+        let is = |known: &str| {
+            known == code || ([MAX_CLIENTS, NO_FUNCTION].contains(&known) && text.starts_with(known))
+        };
         let (fate, link) = TABLE
             .iter()
             .find(|(known, ..)| is(known))
@@ -89,6 +95,11 @@ impl Answer {
             Some(details) => Self::to(&format!("{} {details}", error.code())),
             None => Self::to(error.code()),
         }
+    }
+
+    /// Whether the command called a function that the server does not have, or has in an older version only.
+    pub(super) fn lacks_functions(&self) -> bool {
+        &*self.text == NO_FUNCTION || self.text.starts_with("BADOPTION unknown option")
     }
 
     /// The error for the caller of the broker.
@@ -151,6 +162,7 @@ mod tests {
             ),
             ("NOPERM this user has no permissions to run the 'publish' command", Forbidden, Keep),
             ("NOPERM User tidegate has no permissions to access the 'room:x' channel", Forbidden, Keep),
+            ("ERR Function not found", Later, Keep),
             ("ERR unknown command 'SUBSCRIBE'", Never, Keep),
             ("ERR max", Never, Keep),
             ("CROSSSLOT Keys in request don't hash to the same slot", Never, Keep),

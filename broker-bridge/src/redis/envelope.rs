@@ -135,7 +135,6 @@ impl<'a> Encoded<'a> {
 }
 
 /// Decodes one message of a log, or one message of Redis without regard to its place.
-#[cfg(any(test, feature = "fuzz"))]
 pub(super) fn decode(message: Bytes) -> Publication {
     decode_with_place(message).0
 }

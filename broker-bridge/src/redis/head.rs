@@ -40,7 +40,6 @@ pub(super) fn read(message: &[u8]) -> (usize, Option<Place>) {
 }
 
 /// The link in an entry of a log: the same text as in a head.
-#[cfg(test)]
 pub(super) fn link(text: &[u8]) -> Option<Follows> {
     match read_link(text) {
         Some((b"", follows)) => follows,

@@ -1,4 +1,4 @@
-//! The pool of connections for requests and their answers.
+//! The pool of connections for requests and their answers, such as a part of a room's history.
 //!
 //! Opens connections like all others, and checks the server's role before a connection is lent again. Every interval
 //! it also checks that the pool works; that request keeps a connection from being idle. A demotion that it detects
@@ -21,6 +21,7 @@ use super::{
     connection::{ConnectError, Connection, Connector, Role},
     status::StatusTracker,
 };
+use crate::BrokerError;
 
 /// Connections for requests.
 pub(super) type Pool = managed::Pool<Manager>;
@@ -49,6 +50,12 @@ pub(super) struct Pooled {
     connection: MultiplexedConnection,
     /// How many demotions had been detected when it began.
     demotions: u64,
+}
+
+impl Pooled {
+    pub(super) fn connection(&mut self) -> &mut MultiplexedConnection {
+        &mut self.connection
+    }
 }
 
 /// Why the pool has no connection to lend.
@@ -116,6 +123,17 @@ pub(super) fn pool(
         .wait_timeout(Some(time_limit))
         .recycle_timeout(Some(time_limit))
         .build()
+}
+
+/// A connection for a request; [`BrokerError::Unavailable`] if there is none within the time limit.
+pub(super) async fn get(pool: &Pool) -> Result<managed::Object<Manager>, BrokerError> {
+    pool.get().await.map_err(|error| match error {
+        managed::PoolError::Closed => BrokerError::Closed,
+        error => {
+            tracing::debug!(%error, "no connection for a request");
+            BrokerError::Unavailable
+        }
+    })
 }
 
 /// Borrows a connection every interval, and reports the result as `part`. A single failure is not reported, because

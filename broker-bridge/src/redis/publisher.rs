@@ -3,10 +3,12 @@
 //! - `queue`: the queue before the connection
 //! - `output`: the commands to be sent, as bytes
 //! - `pipeline`: one connection, and what is in flight on it
+//! - `recording`: whether the server can record publications
 //!
 //! Owns the order of a room on the way out and the fate of each publication.
 //!
-//! The task writes what the queue holds as `PUBLISH` commands, without waiting for the answers to earlier ones, and
+//! The task writes what the queue holds as `PUBLISH` commands, or calls of the function that also records the publication
+//! in its room's history, without waiting for the answers to earlier ones, and
 //! settles each publication by its own answer. A pool would spread a room over many connections and lose its order; a
 //! round trip per publication would be slow.
 //!
@@ -30,6 +32,7 @@
 mod output;
 mod pipeline;
 mod queue;
+mod recording;
 
 use std::{collections::VecDeque, future::poll_fn, io, pin::pin, sync::Arc, time::Duration};
 
@@ -41,20 +44,21 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::queue::Queue;
 use self::{
     pipeline::{Answered, Limits, Pipeline, Reply},
     queue::Outgoing,
+    recording::{Admission, Recording},
 };
+pub(super) use self::{queue::Queue, recording::LoadFunctions};
 use super::{
-    answer::{Answer, Link},
+    answer::Link,
     backoff::Backoff,
     canaries::{Asked, Canaries},
     clock::{Clock, LOOK},
     connection::{ConnectError, Connection, Connector, Role, role_of},
     keys::Topics,
     part::Counted,
-    resp::Malformed,
+    resp::{Malformed, Value},
     status::StatusTracker,
 };
 use crate::{
@@ -82,6 +86,8 @@ pub(super) struct Publisher {
     pub(super) canary_interval: Duration,
     /// The time limit for the answer to a canary.
     pub(super) canary_timeout: Duration,
+    /// Makes sure that the server can record publications.
+    pub(super) load_functions: LoadFunctions,
     pub(super) clock: Arc<Clock>,
     pub(super) metrics: Arc<BrokerMetrics>,
     pub(super) status: Arc<StatusTracker>,
@@ -95,7 +101,7 @@ impl Publisher {
     /// Sends what arrives from `queue` until the node closes the broker.
     pub(super) async fn run(self, queue: OwnedMutexGuard<mpsc::Receiver<Outgoing>>) {
         let abort = self.abort.clone();
-        let mut task = Task { on: self, queue, waiting: VecDeque::new(), failures: 0, demotions: 0 };
+        let mut task = Task::new(self, queue);
         // Dropping what is left settles it.
         abort.run_until_cancelled(task.run()).await;
     }
@@ -107,6 +113,7 @@ struct Task {
     queue: OwnedMutexGuard<mpsc::Receiver<Outgoing>>,
     /// Taken out of the queue, and not yet sent.
     waiting: VecDeque<Outgoing>,
+    recording: Recording,
     /// How many canaries in a row were refused.
     failures: u32,
     /// How many demotions had been detected when the connection began.
@@ -180,6 +187,11 @@ impl Drop for Connected {
 }
 
 impl Task {
+    fn new(on: Publisher, queue: OwnedMutexGuard<mpsc::Receiver<Outgoing>>) -> Self {
+        let recording = Recording::new(Arc::clone(&on.load_functions));
+        Self { on, queue, waiting: VecDeque::new(), recording, failures: 0, demotions: 0 }
+    }
+
     async fn run(&mut self) {
         let mut backoff = Backoff::new();
         while let Some(connection) = self.connect(&mut backoff).await {
@@ -190,6 +202,7 @@ impl Task {
             self.demotions = *self.on.canaries.demotions().borrow();
             self.on.status.up(self.on.part);
             let end = self.serve(connection).await;
+            self.take_back();
             drop(connected);
             let Err(lost) = end else { break };
             self.on.metrics.connection_ended(Part::Publisher, lost.end());
@@ -229,6 +242,7 @@ impl Task {
 
     /// Serves one connection until it is lost, or until the node closes the broker and nothing is left to send.
     async fn serve(&mut self, connection: Connection) -> Result<(), Lost> {
+        self.recording.reconnected();
         let limits = Limits { publication: self.on.time_limit, canary: self.on.canary_timeout };
         // Returning drops it, which settles what is in flight.
         let mut pipeline = Pipeline::new(connection, limits, Arc::clone(&self.on.clock));
@@ -246,11 +260,15 @@ impl Task {
                 pipeline.canary(canaries.topic(), canaries.send(self.on.index).as_bytes());
                 next_canary = now + self.on.canary_interval;
             }
-            let holding = self.is_holding();
+            if pipeline.is_idle() {
+                self.take_back();
+            }
+            let mut holding = self.is_holding();
             if holding {
                 self.expire();
             } else if leaving.is_none() {
                 self.send(&mut pipeline);
+                holding = self.recording.is_loading();
             }
             if pipeline.is_idle() {
                 if let Some(lost) = leaving {
@@ -275,6 +293,7 @@ impl Task {
                     if pipeline.has_room() && leaving.is_none() && self.waiting.len() < WAITING => {
                     self.waiting.push_back(outgoing);
                 }
+                () = poll_fn(|cx| self.recording.poll_loaded(cx)) => {}
                 () = asked.as_mut() => {
                     asked.set(canaries.notified(self.on.index));
                     let asked = canaries.take_asked(self.on.index);
@@ -307,6 +326,16 @@ impl Task {
         while pipeline.has_room()
             && let Some(outgoing) = self.waiting.pop_front().or_else(|| self.queue.try_recv().ok())
         {
+            if outgoing.is_recorded() {
+                match self.recording.admit() {
+                    Admission::Now => {}
+                    Admission::Later => return self.waiting.push_front(outgoing),
+                    Admission::Never(error) => {
+                        outgoing.settle(Err(error));
+                        continue;
+                    }
+                }
+            }
             let now = *now.get_or_insert_with(|| self.on.clock.now());
             pipeline.publish(outgoing, &self.on.topics, now);
         }
@@ -319,7 +348,7 @@ impl Task {
         while let Some(answered) = pipeline.next()? {
             any = true;
             let lost = match answered {
-                Answered::Publication(outgoing, reply) => settle(outgoing, reply).map(Lost::Refused),
+                Answered::Publication(outgoing, reply) => self.settle(outgoing, reply).map(Lost::Refused),
                 Answered::Canary { hello, published } => self.canary_landed(&hello, published),
             };
             if leaving.is_none() {
@@ -327,6 +356,36 @@ impl Task {
             }
         }
         Ok(any)
+    }
+
+    /// Settles a publication by its own answer, or keeps it to be sent once more. Returns the server's error if the
+    /// connection must be closed.
+    fn settle(&mut self, outgoing: Outgoing, reply: Reply) -> Option<Arc<str>> {
+        match reply {
+            Ok(value) => {
+                if let Some(request) = &outgoing.request {
+                    self.recording.accepted(&request.room);
+                }
+                let accepted = if outgoing.is_recorded() { accepted(&value) } else { Accepted::default() };
+                outgoing.settle(Ok(accepted));
+                None
+            }
+            Err(answer) if answer.lacks_functions() && outgoing.is_recorded() && !outgoing.is_repeated => {
+                self.recording.give_back(outgoing);
+                None
+            }
+            Err(answer) => {
+                outgoing.settle(Err(answer.error()));
+                (answer.link == Link::Renew).then_some(answer.text)
+            }
+        }
+    }
+
+    /// Puts publications that must be sent once more before all others.
+    fn take_back(&mut self) {
+        while let Some(outgoing) = self.recording.take_last() {
+            self.waiting.push_front(outgoing);
+        }
     }
 
     /// When to look at the deadlines again.
@@ -362,10 +421,13 @@ impl Task {
         None
     }
 
-    /// Whether publications wait for proof that this connection reaches the node's subscribers. Two time limits are
-    /// enough for a subscriber that serves rooms, unless a backlog is in the way.
+    /// Whether publications wait: for the functions that record them, for the answers to those before the ones that must
+    /// be repeated, or for proof that this connection reaches the node's subscribers. Two time limits are enough for a
+    /// subscriber that serves rooms, unless a backlog is in the way.
     fn is_holding(&self) -> bool {
-        self.on.canaries.holds(self.on.index, 2 * self.on.canary_timeout)
+        self.recording.is_loading()
+            || self.recording.has_returned()
+            || self.on.canaries.holds(self.on.index, 2 * self.on.canary_timeout)
     }
 
     /// Whether the node closes the broker and nothing is left to send.
@@ -399,11 +461,13 @@ async fn attempt(connector: Arc<Connector>, delay: Duration) -> Result<Connectio
     connector.open(Role::Publisher).await
 }
 
-/// Settles a publication by its own answer. Returns the server's error if the connection must be closed.
-fn settle(outgoing: Outgoing, reply: Reply) -> Option<Arc<str>> {
-    let outcome = reply.as_ref().map(|_| Accepted::default()).map_err(Answer::error);
-    outgoing.settle(outcome);
-    reply.err().filter(|answer| answer.link == Link::Renew).map(|answer| answer.text)
+/// What the function says of a publication that is recorded: its position, and whether its id was known. There is no
+/// position if it was delivered and could not be recorded.
+fn accepted(value: &Value) -> Accepted {
+    let Value::List(parts) = value else { return Accepted::default() };
+    let [Value::Text(cursor), Value::Integer(duplicate)] = &parts[..] else { return Accepted::default() };
+    let cursor = std::str::from_utf8(cursor).ok().and_then(|cursor| cursor.parse().ok());
+    Accepted { cursor, duplicate: *duplicate == 1 }
 }
 
 #[cfg(test)]

@@ -131,4 +131,36 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis as s
       ),
     ],
   },
+  {
+    title: "Histories",
+    lines: [
+      graphs(
+        graph(
+          "Recorded",
+          "Publications per second in rooms with history. duplicate: the id was known. not_kept: delivered, but the room's key holds something that is no history.",
+          "cps",
+          [[`sum by (result) (${rate("recorded_total")})`, "{{result}}"]],
+          { stacked: true },
+        ),
+        graph(
+          "Histories read",
+          "Per second. trimmed: publications that were asked for had been removed. lost: the position was not known.",
+          "cps",
+          [
+            [`sum by (result) (${rate("log_reads_total")})`, "{{result}}"],
+            [`sum(${rate("log_read_publications_total")})`, "publications"],
+          ],
+        ),
+        graph("Positions asked", "Per second: where the history of a room is now.", "cps", [
+          [`sum by (result) (${rate("log_opens_total")})`, "{{result}}"],
+        ]),
+        graph(
+          "Functions loaded",
+          "How often nodes loaded the functions that record publications into Redis, per second.",
+          "cps",
+          [[`sum by (result) (${rate("function_loads_total")})`, "{{result}}"]],
+        ),
+      ),
+    ],
+  },
 ]);

@@ -40,11 +40,13 @@ impl Backend for Server {
 mod tcp {
     use super::{RedisServer, Server};
     broker_bridge::broker_conformance!(Server::start(RedisServer::url).await);
+    broker_bridge::broker_history_conformance!(Server::start(RedisServer::url).await);
 }
 
 mod unix {
     use super::{RedisServer, Server};
     broker_bridge::broker_conformance!(Server::start(RedisServer::unix_url).await);
+    broker_bridge::broker_history_conformance!(Server::start(RedisServer::unix_url).await);
 }
 
 mod with_a_prefix_and_many_connections {
@@ -59,4 +61,5 @@ mod with_a_prefix_and_many_connections {
     }
 
     broker_bridge::broker_conformance!(server().await);
+    broker_bridge::broker_history_conformance!(server().await);
 }

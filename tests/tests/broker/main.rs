@@ -4,6 +4,7 @@
 //! - `connections`: pub/sub connections that are lost, stuck, blackholed, or not there yet
 //! - `health`: connections that answer but are useless, and errors that are not faults
 //! - `publishing`: what happens to publications when their connection fails
+//! - `history`: rooms with history: what a log survives, and what is told when it does not
 //! - `access`: TLS, users, permissions, and that secrets are never logged
 //! - `payloads`: raw messages and sizes
 //! - `functions`: the library of functions in Redis
@@ -14,6 +15,7 @@ mod conformance;
 mod connections;
 mod functions;
 mod health;
+mod history;
 mod payloads;
 mod publishing;
 mod reigns;

@@ -13,11 +13,12 @@ use bytes::{Buf, BufMut, Bytes, BytesMut, buf::Chain};
 use tokio::io::AsyncWrite;
 
 use crate::{
-    PublishRequest,
+    PublishRequest, Retention,
     redis::{
-        connection::{LINE_END, write_command, write_length, write_pieces},
-        envelope,
-        keys::Topics,
+        connection::{LINE_END, write_command, write_header, write_length, write_part, write_pieces},
+        envelope::{self, Encoded},
+        keys::{Topics, id_name},
+        log,
     },
 };
 
@@ -30,9 +31,9 @@ const LARGE: usize = 16 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Output {
     buffer: BytesMut,
-    /// A payload that is not copied, and the line end after it. It follows the buffer, so nothing is appended until it
+    /// A payload that is not copied, and the end of its command. It follows the buffer, so nothing is appended until it
     /// is sent.
-    large: Option<Chain<Bytes, &'static [u8]>>,
+    large: Option<Chain<Bytes, Bytes>>,
 }
 
 impl Output {
@@ -45,20 +46,61 @@ impl Output {
         self.buffer.len() >= FULL || self.large.is_some()
     }
 
-    /// Appends a `PUBLISH`. The buffer must not be full.
+    /// Appends a `PUBLISH`, or a call of the function that also records the publication. The buffer must not be full.
     pub(super) fn publish(&mut self, topics: &Topics, request: &PublishRequest) {
         debug_assert!(!self.is_full());
         let encoded = envelope::encode(&request.publication);
+        match request.history {
+            None => {
+                self.buffer.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
+                write_pieces(&mut self.buffer, &topics.pieces(&request.room));
+                self.put_message(&encoded, Bytes::from_static(LINE_END));
+            }
+            Some(retention) => self.record(topics, request, retention, &encoded),
+        }
+    }
+
+    /// See `functions.lua` for the arguments.
+    fn record(
+        &mut self,
+        topics: &Topics,
+        request: &PublishRequest,
+        retention: Retention,
+        encoded: &Encoded<'_>,
+    ) {
+        let name = request.id.as_ref().map(id_name);
+        // Without the option, the function would wrap an envelope into another.
+        let is_envelope = encoded.header_bytes() > 0;
+        // Command, function, number of keys, key, message, two options with their values.
+        let parts = 9 + usize::from(name.is_some()) + 2 * usize::from(is_envelope);
+        write_header(&mut self.buffer, parts);
+        self.buffer.put_slice(b"$5\r\nFCALL\r\n$16\r\ntidegate_publish\r\n");
+        write_part(&mut self.buffer, if name.is_some() { b"2" } else { b"1" });
+        write_pieces(&mut self.buffer, &topics.log(&request.room));
+        if let Some(name) = &name {
+            write_pieces(&mut self.buffer, &topics.id(&request.room, name));
+        }
+        let mut end = BytesMut::new();
+        end.put_slice(LINE_END);
+        for part in log::policy(retention) {
+            write_part(&mut end, part.as_bytes());
+        }
+        if is_envelope {
+            end.put_slice(b"$8\r\nenvelope\r\n$1\r\n1\r\n");
+        }
+        self.put_message(encoded, end.freeze());
+    }
+
+    /// Appends a message as a part of a command, and what follows the part.
+    fn put_message(&mut self, encoded: &Encoded<'_>, end: Bytes) {
         let data = encoded.data();
-        self.buffer.put_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
-        write_pieces(&mut self.buffer, &topics.pieces(&request.room));
         write_length(&mut self.buffer, '$', encoded.header_bytes() + data.len());
         encoded.put_header(&mut self.buffer);
         if data.len() < LARGE {
             self.buffer.put_slice(data);
-            self.buffer.put_slice(LINE_END);
+            self.buffer.put_slice(&end);
         } else {
-            self.large = Some(data.clone().chain(LINE_END));
+            self.large = Some(data.clone().chain(end));
         }
     }
 
@@ -97,10 +139,12 @@ impl Output {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::{num::NonZeroU32, task::Waker, time::Duration};
 
     use super::*;
-    use crate::{Affinity, Data, Publication, Receipt, RoomName, SessionId};
+    use crate::{
+        Affinity, Data, Publication, PublicationId, Receipt, RoomName, SessionId, publication::Owner,
+    };
 
     /// Takes at most `most` bytes of each write, the first slice only or all of them.
     struct Socket {
@@ -205,6 +249,48 @@ mod tests {
                     sent(&requests, most, vectored) == expected,
                     "{most} bytes at once, vectored: {vectored}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn recorded_publications_are_calls_of_the_function() {
+        let keep = |ttl| Retention { size: NonZeroU32::new(50).unwrap(), ttl };
+        let id = PublicationId::new(Owner::Backend, "7").unwrap();
+        let binary = Publication::new(Data::binary(b"hi".as_slice()));
+        let large = "x".repeat(LARGE);
+        let requests = [
+            PublishRequest {
+                history: Some(keep(Some(Duration::from_secs(60)))),
+                ..request(Publication::new(Data::text("hi")))
+            },
+            PublishRequest { history: Some(keep(None)), id: Some(id), ..request(binary.clone()) },
+            PublishRequest {
+                history: Some(keep(None)),
+                ..request(Publication::new(Data::text(large.clone())))
+            },
+        ];
+        let mut enveloped = Vec::new();
+        envelope::encode(&binary).put_header(&mut enveloped);
+        enveloped.extend(b"hi");
+        let (call, log) = ([&b"FCALL"[..], b"tidegate_publish"], "p:{room:été}:log".as_bytes());
+        let expected = [
+            command(&[&call[..], &[b"1", log, b"hi", b"size", b"50", b"ttl", b"60000"]].concat()),
+            command(
+                &[
+                    &call[..],
+                    &[b"2", log, "p:{room:été}:id:b:7".as_bytes(), &enveloped],
+                    &[b"size", b"50", b"ttl", b"none", b"envelope", b"1"],
+                ]
+                .concat(),
+            ),
+            command(&[&call[..], &[b"1", log, large.as_bytes(), b"size", b"50", b"ttl", b"none"]].concat()),
+        ]
+        .concat();
+        for most in [1, 7, 1000, FULL, usize::MAX] {
+            for vectored in [false, true] {
+                let sent = sent(&requests, most, vectored);
+                assert_eq!(sent.escape_ascii().to_string(), expected.escape_ascii().to_string(), "{most}");
             }
         }
     }

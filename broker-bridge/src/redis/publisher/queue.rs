@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 
-use crate::{Accepted, BrokerError, PublishRequest, metrics::BrokerMetrics, redis::clock::Clock};
+use crate::{Accepted, BrokerError, PublishRequest, RoomName, metrics::BrokerMetrics, redis::clock::Clock};
 
 /// The charge for a queued request besides its payload, in bytes.
 const REQUEST_BYTES: usize = 256;
@@ -83,6 +83,7 @@ impl Queue {
             until: self.clock.now() + self.time_limit,
             space: None,
             sent: false,
+            is_repeated: false,
             metrics: Arc::clone(&self.metrics),
         }
     }
@@ -106,6 +107,8 @@ pub(in crate::redis) struct Outgoing {
     space: Option<OwnedSemaphorePermit>,
     /// It has been handed to a connection.
     pub(super) sent: bool,
+    /// The server lacked the functions when it was first sent.
+    pub(super) is_repeated: bool,
     metrics: Arc<BrokerMetrics>,
 }
 
@@ -117,8 +120,20 @@ impl Outgoing {
     fn settle_once(&mut self, outcome: Result<Accepted, BrokerError>) {
         if let Some(request) = self.request.take() {
             self.metrics.published(&outcome);
+            if let (Ok(accepted), Some(_)) = (&outcome, request.history) {
+                self.metrics.history.recorded(accepted);
+            }
             request.receipt.settle(outcome);
         }
+    }
+
+    /// Whether it is to be recorded.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.request.as_ref().is_some_and(|request| request.history.is_some())
+    }
+
+    pub(super) fn is_for(&self, room: &RoomName) -> bool {
+        self.request.as_ref().is_some_and(|request| request.room == *room)
     }
 
     pub(super) fn payload_bytes(&self) -> usize {

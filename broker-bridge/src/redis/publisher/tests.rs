@@ -1,6 +1,7 @@
 //! One connection, from the task's view: a server of a few lines is at the other end, and the clock is paused.
 
 use std::{
+    num::NonZeroU32,
     pin::Pin,
     sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Poll},
@@ -15,7 +16,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    Affinity, Data, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, Ticket,
+    Affinity, Cursor, Data, Publication, PublishRequest, Receipt, ReceiptSink, Retention, RoomName, Ticket,
     redis::connection::write_command,
 };
 
@@ -24,6 +25,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// The time limit for a canary.
 const CANARY_LIMIT: Duration = Duration::from_secs(3);
 const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How much to keep of a room with history.
+const KEEP: Retention = Retention { size: NonZeroU32::new(9).unwrap(), ttl: None };
 
 type Outcome = Result<Accepted, BrokerError>;
 
@@ -47,6 +51,8 @@ struct Stage {
     next: u64,
     closing: CancellationToken,
     server: DuplexStream,
+    /// How often the functions were loaded, and what comes of it.
+    loads: Arc<Mutex<(usize, Result<(), BrokerError>)>>,
     task: JoinHandle<(Task, Result<(), Lost>)>,
 }
 
@@ -64,6 +70,8 @@ impl Stage {
         let canaries = Arc::new(Canaries::new(b"canary"[..].into(), 1, 0, Arc::clone(&clock)));
         let closing = CancellationToken::new();
         canaries.connected(0);
+        let loads = Arc::new(Mutex::new((0, Ok(()))));
+        let load = Arc::clone(&loads);
         let on = Publisher {
             index: 0,
             part: 0,
@@ -73,6 +81,11 @@ impl Stage {
             canaries,
             canary_interval: INTERVAL,
             canary_timeout: CANARY_LIMIT,
+            load_functions: Arc::new(move || {
+                let mut load = load.lock();
+                load.0 += 1;
+                Box::pin(std::future::ready(load.1.clone()))
+            }),
             clock,
             metrics: Arc::clone(&metrics),
             status: Arc::new(StatusTracker::new(1, "starting", metrics)),
@@ -81,14 +94,14 @@ impl Stage {
         };
         let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
         let receiver = receiver.try_lock_owned().expect("nobody else has it");
-        let mut task = Task { on, queue: receiver, waiting: VecDeque::new(), failures: 0, demotions: 0 };
+        let mut task = Task::new(on, receiver);
         let connection = stream(client);
         #[allow(clippy::disallowed_methods, reason = "the test waits for it")]
         let task = tokio::spawn(async move {
             let end = task.serve(connection).await;
             (task, end)
         });
-        Self { queue, outcomes: Arc::default(), next: 0, closing, server, task }
+        Self { queue, outcomes: Arc::default(), next: 0, closing, server, loads, task }
     }
 
     /// The same after the first canary.
@@ -100,11 +113,22 @@ impl Stage {
     }
 
     fn publish(&mut self, text: &str) {
+        self.publish_to("r", text, None);
+    }
+
+    /// Publishes texts that are to be recorded, each in the room that its first letter names.
+    fn record_all(&mut self, texts: &[&str]) {
+        for text in texts {
+            self.publish_to(text.get(..1).unwrap(), text, Some(KEEP));
+        }
+    }
+
+    fn publish_to(&mut self, room: &str, text: &str, history: Option<Retention>) {
         let sink: Arc<dyn ReceiptSink> = Arc::clone(&self.outcomes) as _;
         let request = PublishRequest {
-            room: RoomName::new("r").unwrap(),
+            room: RoomName::new(room).unwrap(),
             publication: Publication::new(Data::text(text)),
-            history: None,
+            history,
             id: None,
             affinity: Affinity::default(),
             receipt: Receipt::new(sink, Ticket { owner: 0, request: self.next }),
@@ -131,6 +155,15 @@ impl Stage {
     async fn hear_publications(&mut self, texts: &[&str]) {
         for text in texts {
             self.hear(&[b"PUBLISH", b"room:r", text.as_bytes()]).await;
+        }
+    }
+
+    async fn hear_calls(&mut self, texts: &[&str]) {
+        for text in texts {
+            let log = format!("{{room:{}}}:log", text.get(..1).unwrap());
+            let (call, policy) =
+                ([&b"FCALL"[..], b"tidegate_publish", b"1"], [b"size", &b"9"[..], b"ttl", b"none"]);
+            self.hear(&[&call[..], &[log.as_bytes(), text.as_bytes()], &policy].concat()).await;
         }
     }
 
@@ -416,4 +449,137 @@ async fn a_busy_connection_yields_and_a_broken_one_is_read_to_its_end() {
     let (_, end) = stage.end().await;
     assert!(matches!(&end, Err(Lost::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe), "{end:?}");
     assert_eq!(reads.load(Ordering::Relaxed), 1001);
+}
+
+/// The outcome of a publication that was recorded at this position, and the answer that says so.
+fn recorded(offset: u64) -> (Outcome, String) {
+    let cursor = Cursor { epoch: 5, offset };
+    let text = cursor.to_string();
+    (
+        Ok(Accepted { cursor: Some(cursor), duplicate: false }),
+        format!("*2\r\n${}\r\n{text}\r\n:0\r\n", text.len()),
+    )
+}
+
+const NOT_FOUND: &str = "-ERR Function not found\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn publications_are_recorded_once_the_functions_are_there() {
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.publish("a");
+    stage.record_all(&["x1", "x2"]);
+    stage.publish("b");
+    stage.hear_publications(&["a"]).await;
+    stage.hear_calls(&["x1", "x2"]).await;
+    stage.hear_publications(&["b"]).await;
+    assert_eq!(stage.loads.lock().0, 1);
+    stage.record_all(&["x3", "y1"]);
+    stage.hear_calls(&["x3", "y1"]).await;
+    let (first, second) = (recorded(7), recorded(8));
+    stage.say(&format!(":1\r\n{}{}:1\r\n", first.1, second.1)).await;
+    // Known already, and delivered without being kept.
+    stage.say("*2\r\n$3\r\n5-8\r\n:1\r\n*2\r\n$0\r\n\r\n:0\r\n").await;
+    let known = Ok(Accepted { cursor: Some(Cursor { epoch: 5, offset: 8 }), duplicate: true });
+    assert_eq!(stage.outcomes().await, [OK, first.0, second.0, OK, known, OK]);
+    assert_eq!(stage.loads.lock().0, 1, "once for a connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_missing_functions_are_repeated_in_order_after_everything_is_answered() {
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.record_all(&["x1", "y1", "x2"]);
+    stage.publish("a");
+    stage.record_all(&["x3"]);
+    stage.hear_calls(&["x1", "y1", "x2"]).await;
+    stage.hear_publications(&["a"]).await;
+    stage.hear_calls(&["x3"]).await;
+    stage.say(&NOT_FOUND.repeat(3)).await;
+    settled().await;
+    stage.publish("b");
+    stage.hear_nothing().await;
+    assert_eq!(stage.loads.lock().0, 1);
+    stage.say(&format!(":1\r\n{NOT_FOUND}")).await;
+    stage.hear_calls(&["x1", "y1", "x2", "x3"]).await;
+    stage.hear_publications(&["b"]).await;
+    assert_eq!(stage.loads.lock().0, 2);
+    let answers = [1, 2, 3, 4].map(recorded);
+    stage.say(&format!("{}:1\r\n", answers.each_ref().map(|answer| answer.1.as_str()).concat())).await;
+    settled().await;
+    let mut outcomes = stage.outcomes.0.lock().clone();
+    outcomes.sort_by_key(|(request, _)| *request);
+    let [x1, y1, x2, x3] = answers.map(|answer| answer.0);
+    assert_eq!(
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect::<Vec<_>>(),
+        [x1, y1, x2, OK, x3, OK]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overtaken_publication_is_refused_and_not_repeated() {
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.record_all(&["x1", "x2", "y1", "x3"]);
+    stage.hear_calls(&["x1", "x2", "y1", "x3"]).await;
+    // Somebody loads the functions before the last call.
+    let (last, again) = (recorded(1), recorded(2));
+    stage.say(&format!("{}{}", NOT_FOUND.repeat(3), last.1)).await;
+    stage.hear_calls(&["y1"]).await;
+    stage.say(&again.1).await;
+    settled().await;
+    let outcomes = stage.outcomes.0.lock().clone();
+    let order = outcomes.iter().map(|(request, _)| *request).collect::<Vec<_>>();
+    assert_eq!(order, [0, 1, 3, 2]);
+    assert!(outcomes.iter().take(2).all(|(_, outcome)| matches!(outcome, Err(BrokerError::NotNow(_)))));
+    assert_eq!((&outcomes[2].1, &outcomes[3].1), (&last.0, &again.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_repeated_only_once() {
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.record_all(&["x1"]);
+    for _ in 0..2 {
+        stage.hear_calls(&["x1"]).await;
+        stage.say(NOT_FOUND).await;
+    }
+    assert_eq!(stage.outcomes().await, [Err(BrokerError::NotNow("ERR Function not found".into()))]);
+    stage.hear_nothing().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn functions_that_cannot_be_loaded_stop_only_what_is_to_be_recorded() {
+    let mut stage = Stage::proven(1 << 20).await;
+    let forbidden = Err(BrokerError::Forbidden("no".into()));
+    stage.loads.lock().1 = forbidden.clone();
+    stage.record_all(&["x1", "x2"]);
+    stage.publish("a");
+    stage.hear_publications(&["a"]).await;
+    stage.say(":1\r\n").await;
+    let forbidden = Err(BrokerError::Forbidden("no".into()));
+    assert_eq!(stage.outcomes().await, [forbidden.clone(), forbidden.clone(), OK]);
+    stage.record_all(&["x3"]);
+    assert_eq!(stage.outcomes().await[3..], [forbidden]);
+    assert_eq!(stage.loads.lock().0, 1, "it is not tried again at once");
+    stage.loads.lock().1 = Ok(());
+    sleep(Duration::from_secs(1)).await;
+    stage.record_all(&["x4"]);
+    stage.hear_calls(&["x4"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_back_outlives_the_connection() {
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.record_all(&["x1", "x2", "y1"]);
+    stage.hear_calls(&["x1", "x2", "y1"]).await;
+    stage.say(&NOT_FOUND.repeat(2)).await;
+    settled().await;
+    let (client, server) = duplex(1);
+    drop((client, std::mem::replace(&mut stage.server, server)));
+    let (mut task, end) = stage.end().await;
+    assert!(matches!(end, Err(Lost::Closed)), "{end:?}");
+    assert_eq!(
+        stage.outcomes.0.lock().clone(),
+        [(2, Err(BrokerError::Unknown))],
+        "it may have been executed"
+    );
+    task.take_back();
+    assert_eq!(task.waiting.iter().map(|outgoing| outgoing.sent).collect::<Vec<_>>(), [false; 2]);
 }
