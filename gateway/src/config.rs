@@ -64,6 +64,7 @@ use crate::{
         remote::JwksUrl,
     },
     delivery::DeliveryPolicy,
+    history::HistoryPolicy,
 };
 
 /// The configuration of a node. Each field is a key of the reference in `docs/configuration.md`, which has
@@ -90,6 +91,8 @@ pub struct Config {
     pub rooms: Vec<Policy>,
     /// How rooms behave in the outbound queues of their members.
     pub delivery: Vec<DeliveryPolicy>,
+    /// How much of a room's publications is kept.
+    pub history: Vec<HistoryPolicy>,
     /// Limits of what clients may use.
     pub limits: Limits,
     /// Whether messages are compressed.
@@ -358,9 +361,10 @@ impl Config {
             log: Log { format: from.read(&key::LOG_FORMAT), filter: from.read(&key::LOG_FILTER) },
             rooms: Vec::new(),
             delivery: Vec::new(),
+            history: Vec::new(),
             snapshot: Snapshot::default(),
         };
-        (config.rooms, config.delivery) = from.read_rooms();
+        (config.rooms, config.delivery, config.history) = from.read_rooms();
         config.check_together(&mut from);
         config.snapshot = from.finish()?;
         Ok(config)

@@ -15,6 +15,7 @@
 //! | [`file`](mod@file), [`watch`](mod@watch) | reading files that an operator provides, and noticing changes |
 //! | [`auth`] | from a token to an identity and its grants |
 //! | [`delivery`] | what happens to a room's publications in a full outbound queue |
+//! | [`history`] | how much of a room's publications is kept |
 //! | [`config`] | the configuration |
 //! | [`descriptors`] | how many sockets the process may open |
 //! | [`telemetry`] | logs |
@@ -57,6 +58,7 @@ pub mod driver;
 pub mod file;
 pub mod framing;
 pub mod health;
+pub mod history;
 pub mod http1;
 pub mod hub;
 pub mod limits;

@@ -16,6 +16,7 @@ use crate::{
     config::{Compression, Config, Drain, ForwardedHeader, Heartbeat, Limits, Networks, Origins},
     delivery::DeliveryPolicies,
     descriptors::Sockets,
+    history::HistoryPolicies,
     limits::Limiters,
 };
 
@@ -41,6 +42,8 @@ pub struct Settings {
     pub compression: Compression,
     /// How rooms behave in the outbound queues of their members.
     pub delivery: DeliveryPolicies,
+    /// How much of a room's publications is kept.
+    pub history: HistoryPolicies,
     /// How dead peers are detected.
     pub heartbeat: Heartbeat,
     /// The age at which clients are asked to reconnect, before jitter.
@@ -79,6 +82,7 @@ impl Settings {
             proxy_protocol: config.public.proxy_protocol,
             compression: config.compression.clone(),
             delivery: DeliveryPolicies::new(&config.delivery),
+            history: HistoryPolicies::new(&config.history),
             heartbeat: config.heartbeat.clone(),
             max_session_age: config.public.max_session_age,
             drain: config.drain.clone(),

@@ -20,7 +20,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::{Attribute, Item, ItemMod, UseTree};
 
 /// The modules of the crate, from the bottom up, as the table in `lib.rs` has them.
-const LAYERS: [&str; 33] = [
+const LAYERS: [&str; 34] = [
     "websocket",
     "vocabulary",
     "clock",
@@ -29,6 +29,7 @@ const LAYERS: [&str; 33] = [
     "watch",
     "auth",
     "delivery",
+    "history",
     "config",
     "descriptors",
     "telemetry",
@@ -86,11 +87,12 @@ fn the_crate_root_contains_only_modules() {
 }
 
 /// The modules that a simulation runs: time, randomness and sockets come to them from outside.
-const CORE: [&str; 16] = [
+const CORE: [&str; 17] = [
     "websocket",
     "vocabulary",
     "clock",
     "delivery",
+    "history",
     "shrink",
     "limits",
     "settings",

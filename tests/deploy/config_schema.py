@@ -43,6 +43,8 @@ def choices(kind):
     """The alternative schemas for a value of this kind."""
     if kind.startswith("auto, or "):
         return [{"const": "auto"}, *choices(kind.removeprefix("auto, or "))]
+    if kind.startswith("none, or "):
+        return [{"const": "none"}, *choices(kind.removeprefix("none, or "))]
     if kind.startswith("off, or "):
         # Not one enum: Helm 4 considers "0" and 0 equal, and an enum with both invalid. YAML reads off as false.
         return [{"enum": ["off", "0", "false", False]}, {"const": 0}, *choices(kind.removeprefix("off, or "))]
@@ -100,10 +102,10 @@ def config():
     tables, policy = {}, {}
     for name, kind in reference():
         if name.startswith("rooms."):
-            policy[name.rsplit(".", 1)[1]] = value(kind)
-            continue
-        *path, last = name.split(".")
-        here = tables
+            path, here = name.rsplit('".', 1)[1], policy
+        else:
+            path, here = name, tables
+        *path, last = path.split(".")
         for part in path:
             here = here.setdefault(part, table({}))["properties"]
         here[last] = value(kind)

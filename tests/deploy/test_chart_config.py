@@ -83,7 +83,7 @@ def test_the_config_schema_is_current():
 
 # Typical values, valid and invalid, for keys of every kind.
 CANDIDATES = [
-    *[True, False, 0, 1, 2, 7, 65, 300, 70000, 10_000_001, -1, 0.5, "", "auto", "off", "on", "true", "0", "7", "007", "-1"],
+    *[True, False, 0, 1, 2, 7, 65, 300, 70000, 10_000_001, -1, 0.5, "", "auto", "off", "none", "on", "true", "0", "7", "007", "-1"],
     *["0s", "5ms", "10ms", "7s", "1m", "2h", "200h", "7", "7 s", "1.5s", "7d", "1B", "7KiB", "7MB", "7 KiB", "2GiB"],
     *["7/s", "600/m burst 50", "0/s", "7/d", "7KiB/s", "1MiB/s burst 4MiB", "7 / s", "7/s  burst 50", "7/s burst"],
     *["text", "json", "JSON", "forwarded", "x-forwarded-for", "close", "latest", "drop_oldest", "drop", "info"],
@@ -182,7 +182,7 @@ def test_values_arrive_unchanged(binary):
         "origins": ["https://a.example", 'quo"ted', "a\\b", "tab\there", "<&>", "ü€"],
         "demo": False,
         "limits": {"connections": 10_000_000, "message_size": "64KiB", "rooms_per_session": 1},
-        "rooms": {"a-b.c:*": {"grant": ["subscribe"]}, "inbox:{sub}": {"grant": []}},
+        "rooms": {"a-b.c:*": {"grant": ["subscribe"]}, "inbox:{sub}": {"history": {"size": 100}}},
         "auth": {"keys": {"a b": {"algorithm": "ES256", "public_key_file": "/keys/a b.pem"}}},
     }
     read = tomllib.loads(config_text(render({"config": config}, binary=binary)))

@@ -19,13 +19,14 @@ pub fn default_config() -> String {
         text.push('\n');
         if table != section {
             section = table;
-            let comment = if is_pattern(*row) {
-                "# One table for each pattern. A room gets the grants of every pattern that matches. For the other\n# keys, the most precise pattern counts:\n# "
-            } else {
-                ""
+            let comment = match is_pattern(*row) {
+                true if row.name() == ROOMS_GRANT.name => {
+                    "# One table for each pattern. A room gets the grants of every pattern that matches. For the other\n# keys, the most precise pattern counts:\n# "
+                }
+                true => "# ",
+                false => "",
             };
-            let table = if is_pattern(*row) { r#"rooms."chat:*""# } else { table };
-            let _ = writeln!(text, "{comment}[{table}]");
+            let _ = writeln!(text, "{comment}[{}]", table.replace("<pattern>", "chat:*"));
         }
         for line in wrap(&format!("{} {}", row.doc(), row.more()), 100) {
             let _ = writeln!(text, "# {line}");

@@ -167,6 +167,24 @@ impl<K: Kind> Kind for OrOff<K> {
     }
 }
 
+/// `none`, which becomes `None`, or a value of another kind.
+pub(super) struct OrNone<K>(pub K);
+
+impl<K: Kind> Kind for OrNone<K> {
+    type Value = Option<K::Value>;
+
+    fn describe(&self) -> String {
+        format!("none, or {}", self.0.describe())
+    }
+
+    fn read(&self, raw: &Raw) -> Result<Self::Value, String> {
+        if raw.text() == Some("none") {
+            return Ok(None);
+        }
+        self.0.read(raw).map(Some).or_else(|_| self.refuse())
+    }
+}
+
 /// Text that `FromStr` parses.
 pub(super) struct Parsed<T> {
     describe: &'static str,

@@ -12,7 +12,7 @@ use super::{
     error::{ConfigError, ConfigErrors, Source},
     raw::{Entry, Raw},
     suggest::suggest,
-    table::{ROOMS, TABLE, is_of_rooms, room_keys},
+    table::{ROOMS, TABLE, is_of_rooms, is_room_section, room_keys},
 };
 use crate::file;
 
@@ -231,13 +231,19 @@ impl Layers {
     /// Adds one key of a pattern from a flag. The last value of a key wins.
     fn set_room(&mut self, pattern: &str, key: &str, value: &str) {
         self.rooms.retain(|(_, given)| given.source == Source::Flag);
-        let entry = Entry { key: key.to_owned(), line: 1, raw: Raw::Text(value.to_owned()) };
+        let mut raw = Raw::Text(value.to_owned());
+        if is_room_section(key)
+            && let Some(table @ Raw::Table(_)) = Raw::value(value.trim())
+        {
+            raw = table;
+        }
         let known = self.rooms.iter_mut().find(|(known, _)| known == pattern);
         if let Some((_, Given { raw: Raw::Table(entries), .. })) = known {
-            entries.retain(|entry| entry.key != key);
-            entries.push(entry);
+            put(entries, key, raw);
         } else {
-            let given = Given { raw: Raw::Table(vec![entry]), source: Source::Flag };
+            let mut entries = Vec::new();
+            put(&mut entries, key, raw);
+            let given = Given { raw: Raw::Table(entries), source: Source::Flag };
             self.rooms.push((pattern.to_owned(), given));
         }
     }
@@ -260,11 +266,38 @@ pub(super) fn variable_of(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
 }
 
-/// Splits `rooms."<pattern>".grant`, with or without the quotes, into pattern and key.
+/// Splits `rooms."<pattern>".grant`, with or without the quotes, into pattern and key. The key may be unknown.
 fn room_key(name: &str) -> Option<(&str, &str)> {
-    let (pattern, key) = name.strip_prefix("rooms.")?.rsplit_once('.')?;
-    let bare = pattern.strip_prefix('"').and_then(|pattern| pattern.strip_suffix('"')).unwrap_or(pattern);
-    room_keys().any(|known| known == key).then_some((bare, key))
+    let rest = name.strip_prefix(ROOMS)?.strip_prefix('.')?;
+    if let Some(quoted) = rest.strip_prefix('"').and_then(|rest| rest.rsplit_once("\".")) {
+        return Some(quoted);
+    }
+    // A pattern may contain dots. A misspelt key of a section still belongs to the section.
+    let (pattern, key) = rest.rsplit_once('.')?;
+    match pattern.rsplit_once('.') {
+        Some((pattern, section)) if is_room_section(section) && !room_keys().any(|known| known == key) => {
+            rest.get(pattern.len() + 1..).map(|key| (pattern, key))
+        }
+        _ => Some((pattern, key)),
+    }
+}
+
+/// Sets a key of a room pattern, which may be one of a section (`history.size`). Replaces its earlier value.
+fn put(entries: &mut Vec<Entry>, key: &str, raw: Raw) {
+    let Some((section, key)) = key.split_once('.').filter(|(section, _)| is_room_section(section)) else {
+        return replace(entries, key, raw);
+    };
+    let mut inner = match entries.iter().find(|entry| entry.key == section) {
+        Some(Entry { raw: Raw::Table(inner), .. }) => inner.clone(),
+        _ => Vec::new(),
+    };
+    replace(&mut inner, key, raw);
+    replace(entries, section, Raw::Table(inner));
+}
+
+fn replace(entries: &mut Vec<Entry>, key: &str, raw: Raw) {
+    entries.retain(|entry| entry.key != key);
+    entries.push(Entry { key: key.to_owned(), line: 1, raw });
 }
 
 fn strip_prefix_ignoring_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {

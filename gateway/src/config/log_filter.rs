@@ -29,6 +29,7 @@ const TARGETS: &[&str] = &[
     "tidegate::file",
     "tidegate::framing",
     "tidegate::health",
+    "tidegate::history",
     "tidegate::http1",
     "tidegate::hub",
     "tidegate::limits",

@@ -4,14 +4,14 @@
 //! that one pass finds all errors. [`Reader::finish`] fails if there is any error, so these defaults are
 //! never used.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt, num::NonZeroU32};
 
 use super::{
     Sources,
     error::{ConfigError, ConfigErrors, Source},
     kind::{self, Kind},
     layers::{Given, Layers},
-    raw::Raw,
+    raw::{Entry, Raw},
     snapshot::Snapshot,
     suggest::suggest,
     table::{self, Fallback, Key, Row},
@@ -20,6 +20,7 @@ use crate::{
     auth::grant::{Operations, Policy, PolicyPattern},
     delivery::DeliveryPolicy,
     file::read_value,
+    history::{HistoryPolicy, Ttl},
 };
 
 /// Reads the keys of the table from the layers.
@@ -104,9 +105,9 @@ impl Reader {
         }
     }
 
-    /// The room policies in the order in which they were written: grants and delivery.
-    pub(super) fn read_rooms(&mut self) -> (Vec<Policy>, Vec<DeliveryPolicy>) {
-        let (mut policies, mut deliveries) = (Vec::new(), Vec::new());
+    /// The room policies in the order in which they were written: grants, delivery and history.
+    pub(super) fn read_rooms(&mut self) -> (Vec<Policy>, Vec<DeliveryPolicy>, Vec<HistoryPolicy>) {
+        let (mut policies, mut deliveries, mut histories) = (Vec::new(), Vec::new(), Vec::new());
         for (pattern, Given { raw, source }) in std::mem::take(&mut self.layers.rooms) {
             let name = format!("{}.{pattern:?}", table::ROOMS);
             let error = |source: &Source, key: &str, value, expected| ConfigError {
@@ -125,27 +126,23 @@ impl Reader {
                 continue;
             };
             let (mut operations, mut overflow, mut priority) = (Operations::NONE, None, None);
-            for entry in entries {
-                let name = format!("{name}.{}", entry.key);
-                let source = source.at_line(entry.line);
-                let raw = &entry.raw;
-                let read = match &*entry.key {
-                    "grant" => table::ROOMS_GRANT.kind.read(raw).map(|granted| operations = granted),
-                    "overflow" => table::ROOMS_OVERFLOW.kind.read(raw).map(|given| overflow = Some(given)),
-                    "priority" => table::ROOMS_PRIORITY.kind.read(raw).map(|given| priority = Some(given)),
+            let (mut size, mut ttl) = (None, None);
+            for Entry { key, line, raw } in entries.into_iter().flat_map(flatten) {
+                let name = format!("{name}.{key}");
+                let source = source.at_line(line);
+                let read = match &*key {
+                    "grant" => table::ROOMS_GRANT.kind.read(&raw).map(|granted| operations = granted),
+                    "overflow" => table::ROOMS_OVERFLOW.kind.read(&raw).map(|given| overflow = Some(given)),
+                    "priority" => table::ROOMS_PRIORITY.kind.read(&raw).map(|given| priority = Some(given)),
+                    "history.size" => table::ROOMS_HISTORY_SIZE.kind.read(&raw).map(|given| {
+                        size = u32::try_from(given).ok().and_then(NonZeroU32::new);
+                    }),
+                    "history.ttl" => table::ROOMS_HISTORY_TTL.kind.read(&raw).map(|given| {
+                        ttl = Some(given.map_or(Ttl::Never, Ttl::Expires));
+                    }),
+                    key if table::is_room_section(key) => Err(table_of(key)),
                     key => {
-                        let near = suggest(key, table::room_keys()).join(" or ");
-                        let hint = if near.is_empty() {
-                            format!("there are {}", table::room_keys().collect::<Vec<_>>().join(", "))
-                        } else {
-                            format!("did you mean {near}?")
-                        };
-                        self.errors.push(error(
-                            &source,
-                            &name,
-                            None,
-                            format!("there is no such key; {hint}"),
-                        ));
+                        self.errors.push(error(&source, &name, None, unknown_room_key(key)));
                         continue;
                     }
                 };
@@ -155,18 +152,28 @@ impl Reader {
             }
             if let Ok(pattern) = parsed {
                 policies.push(Policy { pattern: pattern.clone(), operations });
-                deliveries.push(DeliveryPolicy { pattern, overflow, priority });
+                deliveries.push(DeliveryPolicy { pattern: pattern.clone(), overflow, priority });
+                histories.push(HistoryPolicy { pattern, size, ttl });
             }
         }
-        let of = |list: Vec<String>| Some(list.join(" "));
-        let overflows =
-            deliveries.iter().filter_map(|policy| Some(format!("{} {:?}", policy.pattern, policy.overflow?)));
-        let priorities =
-            deliveries.iter().filter_map(|policy| Some(format!("{} {:?}", policy.pattern, policy.priority?)));
-        self.snapshot.set(table::ROOMS_OVERFLOW.name, of(overflows.collect()));
-        self.snapshot.set(table::ROOMS_PRIORITY.name, of(priorities.collect()));
+        self.note_rooms(&deliveries, &table::ROOMS_OVERFLOW, |it| Some((&it.pattern, it.overflow?)));
+        self.note_rooms(&deliveries, &table::ROOMS_PRIORITY, |it| Some((&it.pattern, it.priority?)));
+        self.note_rooms(&histories, &table::ROOMS_HISTORY_SIZE, |it| Some((&it.pattern, it.size?)));
+        self.note_rooms(&histories, &table::ROOMS_HISTORY_TTL, |it| Some((&it.pattern, it.ttl?)));
         self.snapshot.set(table::ROOMS_GRANT.name, Some(format!("{policies:?}")));
-        (policies, deliveries)
+        (policies, deliveries, histories)
+    }
+
+    /// Records the values of one key of all room policies.
+    fn note_rooms<P, V: fmt::Debug>(
+        &mut self,
+        policies: &[P],
+        key: &dyn Row,
+        value: impl Fn(&P) -> Option<(&PolicyPattern, V)>,
+    ) {
+        let values = policies.iter().filter_map(value);
+        let values: Vec<String> = values.map(|(pattern, value)| format!("{pattern} {value:?}")).collect();
+        self.snapshot.set(key.name(), Some(values.join(" ")));
     }
 
     /// Records an error for `key` unless `holds`. Skips this if `key`, or one of the `others` that the
@@ -229,6 +236,39 @@ impl Reader {
     fn fail(&mut self, name: &'static str, error: ConfigError) {
         self.failed.insert(name);
         self.errors.push(error);
+    }
+}
+
+/// Replaces a table among the entries of a room pattern by its own entries: `history = { size = 5 }` by
+/// `history.size = 5`. Leaves values of keys that are not tables, even if they should not be tables.
+fn flatten(entry: Entry) -> Vec<Entry> {
+    let is_key = table::room_keys().any(|key| key == entry.key);
+    // A quoted key that contains a dot is a single key, and no such key exists.
+    let bare = |key: String| if key.contains('.') { format!("{key:?}") } else { key };
+    let Entry { key, line, raw } = entry;
+    let key = bare(key);
+    match raw {
+        Raw::Table(inner) if !is_key && (table::is_room_section(&key) || !inner.is_empty()) => {
+            let inner = inner.into_iter();
+            inner.map(|entry| Entry { key: format!("{key}.{}", bare(entry.key)), ..entry }).collect()
+        }
+        raw => vec![Entry { key, line, raw }],
+    }
+}
+
+/// What is wrong with a value that should be this section of a room pattern.
+fn table_of(section: &str) -> String {
+    let inner = table::room_keys().filter_map(|key| key.strip_prefix(section)?.strip_prefix('.'));
+    format!("expected a table of {}", inner.collect::<Vec<_>>().join(" and "))
+}
+
+/// What is wrong with a key of a room pattern that does not exist.
+fn unknown_room_key(key: &str) -> String {
+    let near = suggest(key, table::room_keys()).join(" or ");
+    if near.is_empty() {
+        format!("there is no such key; there are {}", table::room_keys().collect::<Vec<_>>().join(", "))
+    } else {
+        format!("there is no such key; did you mean {near}?")
     }
 }
 

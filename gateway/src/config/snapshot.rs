@@ -59,7 +59,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::config::{Config, Sources, table::ROOMS_GRANT};
+    use crate::config::{
+        Config, Sources,
+        table::{ROOMS_GRANT, ROOMS_HISTORY_SIZE, ROOMS_HISTORY_TTL},
+    };
 
     fn flags(flags: &[(&str, &str)]) -> Sources {
         let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
@@ -98,6 +101,12 @@ mod tests {
         assert_eq!(
             changes(&policies, &[(r#"rooms."a".grant"#, "publish")]),
             (vec![ROOMS_GRANT.name], vec![])
+        );
+        let history = |size, ttl| [("rooms.a.history.size", size), ("rooms.a.history.ttl", ttl)];
+        assert_eq!(changes(&history("5", "1h"), &history("05", "60m")), (vec![], vec![]));
+        assert_eq!(
+            changes(&history("5", "1h"), &history("6", "none")),
+            (vec![ROOMS_HISTORY_SIZE.name, ROOMS_HISTORY_TTL.name], vec![])
         );
     }
 

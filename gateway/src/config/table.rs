@@ -10,8 +10,8 @@ use broker_bridge::{BrokerUrl, redis::Prefix};
 use super::{
     ByteRate, ByteSize, LogFilter, Rate,
     kind::{
-        Address, Auto, Count, File, Format, Header, KeyTable, Kind, NetworkList, OperationList, OrOff,
-        OriginList, Parsed, SharedKey, Size, Switch, Time, WordList, Words,
+        Address, Auto, Count, File, Format, Header, KeyTable, Kind, NetworkList, OperationList, OrNone,
+        OrOff, OriginList, Parsed, SharedKey, Size, Switch, Time, WordList, Words,
     },
 };
 use crate::{
@@ -112,6 +112,7 @@ const fn ms(ms: u64) -> Duration {
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// A duration that must not be zero.
 const fn some_time(max: Duration) -> Time {
@@ -673,6 +674,23 @@ table! {
               session.",
         more: "",
     };
+    ROOMS_HISTORY_SIZE: Count = Key {
+        name: r#"rooms."<pattern>".history.size"#,
+        kind: Count { min: 1, max: 10_000 },
+        default: Unset { example: "100" },
+        reload: Live,
+        doc: "How many publications of such a room are kept. Without it, the room has no history.",
+        more: "The broker may keep a few hundred more. A change applies to the next publication. Members of a \
+               room keep what they began with until nobody is in the room on their node.",
+    };
+    ROOMS_HISTORY_TTL: OrNone<Time> = Key {
+        name: r#"rooms."<pattern>".history.ttl"#,
+        kind: OrNone(Time { min: Duration::from_secs(1), max: DAY.saturating_mul(30) }),
+        default: Is(r#""10m""#),
+        reload: Live,
+        doc: "How long the history of such a room is kept after its last publication.",
+        more: "`none`: until it is cleared.",
+    };
 }
 
 /// The table whose keys are room patterns, so that its keys cannot be looked up by name.
@@ -683,10 +701,12 @@ pub(super) fn is_of_rooms(name: &str) -> bool {
     name.strip_prefix(ROOMS).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// The last parts of the keys of [`ROOMS`].
+/// The keys of each pattern of [`ROOMS`], such as `grant` and `history.size`.
 pub(super) fn room_keys() -> impl Iterator<Item = &'static str> + Clone {
-    TABLE
-        .iter()
-        .filter_map(|row| row.name().rsplit_once('.').filter(|_| is_of_rooms(row.name())))
-        .map(|(_, key)| key)
+    TABLE.iter().filter_map(|row| row.name().strip_prefix(r#"rooms."<pattern>"."#))
+}
+
+/// Whether this is a table among the keys of each pattern, such as `history`.
+pub(super) fn is_room_section(name: &str) -> bool {
+    room_keys().any(|key| key.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
 }

@@ -1,4 +1,5 @@
 mod keys;
+mod rooms;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -194,59 +195,6 @@ fn numbers_and_switches_may_be_quoted_or_not() {
 }
 
 #[test]
-fn room_policies_keep_their_order_and_come_from_one_layer() {
-    let patterns = |config: &Config| -> Vec<String> {
-        config.rooms.iter().map(|policy| format!("{}={}", policy.pattern, policy.operations)).collect()
-    };
-    let mut sources = file(
-        "[rooms.'z:*']\ngrant = ['subscribe']\n[rooms.'user:{sub}']\ngrant = ['publish', 'subscribe']\n[rooms.a]\n",
-    );
-    assert_eq!(patterns(&load(&sources)), ["z:*=subscribe", "user:{sub}=subscribe,publish", "a="]);
-    sources.env = env(&[("TIDEGATE_ROOMS", r#"{ "b" = { grant = ["history"] } }"#)]).env;
-    assert_eq!(patterns(&load(&sources)), ["b=history"], "layers are not merged");
-    sources.flags = flags(&[
-        (r#"rooms."c:*".grant"#, "subscribe"),
-        ("rooms.d.grant", "subscribe,publish"),
-        ("rooms.d.grant", "presence"),
-    ])
-    .flags;
-    assert_eq!(patterns(&load(&sources)), ["c:*=subscribe", "d=presence"]);
-}
-
-#[test]
-fn keys_of_a_room_pattern_can_be_set_one_by_one() {
-    use crate::delivery::{DeliveryPolicy, Overflow};
-    let policy = |pattern: &str, overflow, priority| DeliveryPolicy {
-        pattern: pattern.parse().unwrap(),
-        overflow,
-        priority,
-    };
-    let text =
-        "[rooms.'price:*']\noverflow = 'latest'\ngrant = ['subscribe']\n[rooms.alarm]\npriority = true\n";
-    let config = load(&file(text));
-    let expected = [policy("price:*", Some(Overflow::Latest), None), policy("alarm", None, Some(true))];
-    assert_eq!(config.delivery, expected);
-    assert_eq!(config.rooms.len(), 2);
-    let given = [
-        ("rooms.a.overflow", "latest"),
-        ("rooms.a.grant", "subscribe"),
-        ("rooms.a.priority", "true"),
-        ("rooms.a.overflow", "drop_oldest"),
-    ];
-    let config = load(&flags(&given));
-    assert_eq!(config.delivery, [policy("a", Some(Overflow::DropOldest), Some(true))]);
-    assert!(!config.rooms[0].operations.is_empty());
-    assert_eq!(
-        complaints(&file("[rooms.a]\noverflow = 'newest'\npriority = 'high'\nsize = 1\n")),
-        [
-            "rooms.\"a\".overflow = \"newest\" (tidegate.toml:2): expected close, drop_oldest or latest",
-            "rooms.\"a\".priority = \"high\" (tidegate.toml:3): expected true or false",
-            "rooms.\"a\".size (tidegate.toml:4): there is no such key; there are grant, overflow, priority",
-        ]
-    );
-}
-
-#[test]
 fn all_errors_are_reported_at_once() {
     let mut sources = file(concat!(
         "shards = 0\n",
@@ -378,7 +326,7 @@ fn sections_and_keys_are_distinguished() {
     assert_eq!(
         complaints(&flags(&[("rooms.\"a\".grnt", "x"), ("rooms.a b.grant", "subscribe")])),
         [
-            "rooms.\"a\".grnt (command line): there is no such key; `tidegate default-config` lists them all",
+            "rooms.\"a\".grnt (command line): there is no such key; did you mean grant?",
             "rooms.\"a b\" (command line): expected a room pattern: in a room pattern, a room name must not \
              contain ' ': no control characters, white space, '{' or '}'",
         ]
