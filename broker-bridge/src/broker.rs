@@ -21,7 +21,8 @@
 //! **Loss.** Nothing is lost in silence. When publications of a subscribed room may have been missed (a
 //! connection was lost, a payload was too large) [`Sink::gap`] is called before the sink gets anything newer of that
 //! room. One interruption is one gap per room, however often the broker had to try
-//! again. A publication whose fate is unknown is settled as [`BrokerError::Unknown`] and never sent twice.
+//! again. A publication whose fate is unknown is settled as [`BrokerError::Unknown`] and never sent twice, unless its id
+//! makes sure that it is accepted once.
 //!
 //! **History.** A publication that is handed over with a [`Retention`] is recorded in its room's log, and then
 //! delivered. Its [`Place`] in the log arrives together with it, and its receipt names the same [`Cursor`]. The log's
@@ -228,7 +229,8 @@ pub struct Ticket {
 pub struct Accepted {
     /// Its position in the room's log; `None` if it was not recorded.
     pub cursor: Option<Cursor>,
-    /// A publication with the same id was accepted before, and this one was dropped. The cursor is that of the first.
+    /// A publication with the same id was accepted before, and this one was dropped. The cursor is that of the first. True
+    /// as well if the broker had to send the publication again and the first attempt had succeeded.
     pub duplicate: bool,
 }
 

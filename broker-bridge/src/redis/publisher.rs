@@ -25,7 +25,8 @@
 //! # Never twice
 //!
 //! A publication is sent on one connection only. If the connection is lost before the answer, the publication is
-//! settled as [`BrokerError::Unknown`]. Publications that still wait in the queue are sent on the next connection, or
+//! settled as [`BrokerError::Unknown`], unless it has an id: the server records an id once, so the publication is sent again
+//! on the next connection, in its order and within its time limit. Publications that still wait in the queue are sent on the next connection, or
 //! settled as [`BrokerError::Unavailable`] when their time limit is over. A lost connection is dropped together with
 //! what it had yet to send.
 
@@ -244,8 +245,14 @@ impl Task {
     async fn serve(&mut self, connection: Connection) -> Result<(), Lost> {
         self.recording.reconnected();
         let limits = Limits { publication: self.on.time_limit, canary: self.on.canary_timeout };
-        // Returning drops it, which settles what is in flight.
         let mut pipeline = Pipeline::new(connection, limits, Arc::clone(&self.on.clock));
+        let end = self.drive(&mut pipeline).await;
+        // What is in flight is settled, or sent once more.
+        pipeline.end(|outgoing| self.recording.in_doubt(outgoing));
+        end
+    }
+
+    async fn drive(&mut self, pipeline: &mut Pipeline) -> Result<(), Lost> {
         let mut next_canary = Instant::now();
         let mut timer = pin!(sleep_until(next_canary));
         let canaries = Arc::clone(&self.on.canaries);
@@ -267,7 +274,7 @@ impl Task {
             if holding {
                 self.expire();
             } else if leaving.is_none() {
-                self.send(&mut pipeline);
+                self.send(pipeline);
                 holding = self.recording.is_loading();
             }
             if pipeline.is_idle() {
@@ -309,13 +316,13 @@ impl Task {
                         // Read what has arrived before checking the deadline, whatever this task has done already.
                         let turn = unconstrained(poll_fn(|cx| pipeline.poll_turn(cx))).now_or_never();
                         turn.transpose()?;
-                        if !self.hear(&mut pipeline, &mut leaving)? {
+                        if !self.hear(pipeline, &mut leaving)? {
                             return Err(Lost::Silent(limit));
                         }
                     }
                 }
             }
-            self.hear(&mut pipeline, &mut leaving)?;
+            self.hear(pipeline, &mut leaving)?;
             pipeline.yield_if_busy().await;
         }
     }

@@ -4,20 +4,23 @@ use std::{num::NonZeroU32, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use broker_bridge::{
-    Accepted, Broker, BrokerError, Cursor, Data, Follows, Place, Publication, PublishRequest, Retention,
-    RoomName,
+    Accepted, Broker, BrokerError, Cursor, Data, Follows, Place, Publication, PublicationId, PublishRequest,
+    Retention, RoomName,
     history::{Page, ReadFrom, Start},
+    publication::Owner,
     redis::RedisConfig,
 };
 use tidegate_tests::{
     PATIENCE,
     eventually::eventually,
-    fault_proxy::{FaultProxy, Target, Which},
+    fault_proxy::{Direction, FaultProxy, Flow, Target, Which},
     redis_server::RedisServer,
 };
 use tokio::time::timeout;
 
 use crate::stage::{Node, brief, config, has, room};
+
+const PUBLISHERS: Which = Which::Saying("tidegate-publisher");
 
 const KEEP: Retention = Retention { size: NonZeroU32::new(10_000).expect("not zero"), ttl: None };
 
@@ -406,37 +409,53 @@ async fn entries_that_cannot_be_read_are_told_and_stop_nobody() -> Result<()> {
     Ok(())
 }
 
-/// Positions go on after a log was cleared, and who resumes from the last one has missed nothing.
+/// The answer is lost, or the publication itself: the next connection finds out by the id.
 #[tokio::test]
-async fn a_publication_that_is_unknown_to_its_publisher_is_found_by_its_id() -> Result<()> {
+async fn a_publication_with_an_id_is_recorded_once_though_its_connection_is_lost() -> Result<()> {
     let redis = RedisServer::start().await?;
     let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
-    let (node, listener) = (Node::up(&proxy.redis_url()).await?, Node::up(&redis.url()).await?);
+    let config = RedisConfig { publishers: 1, ..config(&proxy.redis_url())? };
+    let (node, listener) = (Node::up_with(config).await?, Node::up(&redis.url()).await?);
     let room = room("by-id");
     listener.subscribe(&room).await?;
-    let with_id = |node: &Node| -> Result<PublishRequest> {
-        let request = node.receipts.request(&room, Publication::new(Data::text("once")));
-        let id = broker_bridge::PublicationId::new(broker_bridge::publication::Owner::Backend, "1")?;
-        Ok(PublishRequest { history: Some(KEEP), id: Some(id), ..request })
-    };
     record(&node, &room, "first").await;
-    cursor(&node, 1).await?;
-    proxy.set(
-        Which::Saying("tidegate-publisher"),
-        tidegate_tests::fault_proxy::Direction::ToClient,
-        tidegate_tests::fault_proxy::Flow::Blackhole,
-    );
-    node.broker.publish(with_id(&node)?).await;
-    listener.heard.wait(&room, "it, in spite of the lost answer", has("once")).await;
-    proxy.cut(&Which::Saying("tidegate-publisher"));
-    ensure!(outcome(&node, 2).await? == Err(BrokerError::Unknown));
+    let first = cursor(&node, 1).await?;
+    let publish = async |text: &str, has_id| -> Result<()> {
+        let mut request = node.receipts.request(&room, Publication::new(Data::text(text)));
+        request.history = Some(KEEP);
+        request.id = if has_id { Some(PublicationId::new(Owner::Backend, text)?) } else { None };
+        node.broker.publish(request).await;
+        Ok(())
+    };
+    proxy.set(PUBLISHERS, Direction::ToClient, Flow::Blackhole);
+    publish("second", false).await?;
+    publish("third", true).await?;
+    publish("fourth", false).await?;
+    listener.heard.wait(&room, "all of them", has("fourth")).await;
+    proxy.cut(&PUBLISHERS);
     proxy.resume();
-    node.until_up().await?;
-    node.broker.publish(with_id(&node)?).await;
-    let place = last_place(&listener, &room)?;
-    ensure!(outcome(&node, 3).await? == Ok(Accepted { cursor: Some(place.cursor), duplicate: true }));
+    node.receipts.wait(4).await;
+    let accepted = Accepted { cursor: Some(Cursor { offset: 3, ..first }), duplicate: true };
+    ensure!(outcome(&node, 3).await? == Ok(accepted));
+    for number in [2, 4] {
+        ensure!(outcome(&node, number).await? == Err(BrokerError::Unknown), "it has no id: {number}");
+    }
+
+    proxy.set(PUBLISHERS, Direction::ToServer, Flow::Blackhole);
+    publish("fifth", true).await?;
+    eventually("it has been handed over", async || {
+        match node.sample("tidegate_broker_publish_queue_bytes") {
+            Ok(bytes) if bytes > 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
+    proxy.cut(&PUBLISHERS);
+    proxy.resume();
+    let accepted = Accepted { cursor: Some(Cursor { offset: 5, ..first }), duplicate: false };
+    ensure!(outcome(&node, 5).await? == Ok(accepted));
     record(&node, &room, "last").await;
     let heard = listener.heard.wait(&room, "the last", has("last")).await;
-    ensure!(brief(&heard) == ["first", "once", "last"], "{heard:?}");
+    ensure!(brief(&heard) == ["first", "second", "third", "fourth", "fifth", "last"], "{heard:?}");
     Ok(())
 }

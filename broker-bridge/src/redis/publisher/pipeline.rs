@@ -46,7 +46,7 @@ pub(super) struct Limits {
     pub(super) canary: Duration,
 }
 
-/// A connection. Dropping it closes the connection and settles what is in flight as unknown.
+/// A connection. Dropping it closes the connection and settles what is in flight as unknown. See also [`Pipeline::end`].
 pub(super) struct Pipeline {
     stream: Connection,
     reader: Reader,
@@ -109,6 +109,16 @@ impl Pipeline {
             limits,
             clock,
         }
+    }
+
+    /// Closes the connection, and passes on the publications that were not answered, in the order in which they were sent.
+    pub(super) fn end(self, unanswered: impl FnMut(Outgoing)) {
+        drop(self.stream);
+        let publications = self.in_flight.into_iter().filter_map(|sent| match sent.what {
+            What::Publication(outgoing) => Some(outgoing),
+            What::Canary | What::Greeted(_) => None,
+        });
+        publications.for_each(unanswered);
     }
 
     /// Whether everything that was sent is answered.

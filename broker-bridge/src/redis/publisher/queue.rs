@@ -84,6 +84,7 @@ impl Queue {
             space: None,
             sent: false,
             is_repeated: false,
+            in_doubt: false,
             metrics: Arc::clone(&self.metrics),
         }
     }
@@ -109,6 +110,8 @@ pub(in crate::redis) struct Outgoing {
     pub(super) sent: bool,
     /// The server lacked the functions when it was first sent.
     pub(super) is_repeated: bool,
+    /// The server may have executed it on an earlier connection. So no error can say that nothing was done.
+    pub(super) in_doubt: bool,
     metrics: Arc<BrokerMetrics>,
 }
 
@@ -119,6 +122,7 @@ impl Outgoing {
 
     fn settle_once(&mut self, outcome: Result<Accepted, BrokerError>) {
         if let Some(request) = self.request.take() {
+            let outcome = if self.in_doubt { outcome.or(Err(BrokerError::Unknown)) } else { outcome };
             self.metrics.published(&outcome);
             if let (Ok(accepted), Some(_)) = (&outcome, request.history) {
                 self.metrics.history.recorded(accepted);
@@ -130,6 +134,11 @@ impl Outgoing {
     /// Whether it is to be recorded.
     pub(super) fn is_recorded(&self) -> bool {
         self.request.as_ref().is_some_and(|request| request.history.is_some())
+    }
+
+    /// Whether the server recognizes it if it is sent again.
+    pub(super) fn has_id(&self) -> bool {
+        self.request.as_ref().is_some_and(|request| request.id.is_some())
     }
 
     pub(super) fn is_for(&self, room: &RoomName) -> bool {

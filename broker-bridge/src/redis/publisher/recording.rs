@@ -32,7 +32,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Recording {
     load: LoadFunctions,
     functions: Functions,
-    /// The server has done nothing for these, because it lacked the functions. In the order in which they were sent.
+    /// To be sent again, in the order in which they were sent: the server has done nothing for these, because it lacked the
+    /// functions, or it knows by their ids whether it has.
     returned: VecDeque<Outgoing>,
 }
 
@@ -95,6 +96,15 @@ impl Recording {
         outgoing.is_repeated = true;
         self.functions = Functions::Unknown;
         self.returned.push_back(outgoing);
+    }
+
+    /// The connection was lost before the answer to this publication. It is settled as unknown, unless the server will
+    /// recognize it.
+    pub(super) fn in_doubt(&mut self, mut outgoing: Outgoing) {
+        if outgoing.has_id() {
+            outgoing.in_doubt = true;
+            self.returned.push_back(outgoing);
+        }
     }
 
     /// A publication in this room was accepted. Those that were given back came before it.

@@ -16,8 +16,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    Affinity, Cursor, Data, Publication, PublishRequest, Receipt, ReceiptSink, Retention, RoomName, Ticket,
-    redis::connection::write_command,
+    Affinity, Cursor, Data, Publication, PublicationId, PublishRequest, Receipt, ReceiptSink, Retention,
+    RoomName, Ticket, publication::Owner, redis::connection::write_command,
 };
 
 /// The time limit for a publication.
@@ -123,13 +123,22 @@ impl Stage {
         }
     }
 
+    /// Publishes a text that is to be recorded under an id.
+    fn record_with_id(&mut self, text: &str) {
+        self.publish_with_id(text.get(..1).unwrap(), text, Some(KEEP), Some("1"));
+    }
+
     fn publish_to(&mut self, room: &str, text: &str, history: Option<Retention>) {
+        self.publish_with_id(room, text, history, None);
+    }
+
+    fn publish_with_id(&mut self, room: &str, text: &str, history: Option<Retention>, id: Option<&str>) {
         let sink: Arc<dyn ReceiptSink> = Arc::clone(&self.outcomes) as _;
         let request = PublishRequest {
             room: RoomName::new(room).unwrap(),
             publication: Publication::new(Data::text(text)),
             history,
-            id: None,
+            id: id.map(|id| PublicationId::new(Owner::Backend, id).unwrap()),
             affinity: Affinity::default(),
             receipt: Receipt::new(sink, Ticket { owner: 0, request: self.next }),
         };
@@ -582,4 +591,26 @@ async fn what_was_given_back_outlives_the_connection() {
     );
     task.take_back();
     assert_eq!(task.waiting.iter().map(|outgoing| outgoing.sent).collect::<Vec<_>>(), [false; 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_recognizes_is_kept_when_the_connection_is_lost() {
+    let mut stage = Stage::proven(1 << 20).await;
+    stage.record_all(&["x1"]);
+    stage.record_with_id("x2");
+    stage.record_all(&["x3"]);
+    stage.hear_calls(&["x1"]).await;
+    settled().await;
+    let (client, server) = duplex(1);
+    drop((client, std::mem::replace(&mut stage.server, server)));
+    let (mut task, _) = stage.end().await;
+    let unknown = Err(BrokerError::Unknown);
+    assert_eq!(stage.outcomes.0.lock().clone(), [(0, unknown.clone()), (2, unknown.clone())]);
+    task.take_back();
+    assert_eq!(task.waiting.len(), 1);
+    // Whatever becomes of it now, the first attempt may have succeeded.
+    for outgoing in task.waiting.drain(..) {
+        outgoing.settle(Err(BrokerError::Unavailable));
+    }
+    assert_eq!(stage.outcomes.0.lock().last(), Some(&(1, unknown)));
 }
