@@ -341,6 +341,49 @@ async fn a_log_that_moved_to_another_master_is_continuous() -> Result<()> {
     Ok(())
 }
 
+/// Two masters of a real Cluster; a slot moves from one to the other with its keys.
+#[tokio::test]
+async fn a_slot_that_moves_takes_the_log_and_its_ids_along() -> Result<()> {
+    let cluster = || RedisServer::builder().setting("cluster-enabled yes").start();
+    let (a, b) = (cluster().await?, cluster().await?);
+    let (mut on_a, mut on_b) = (Library::on(&a).await?, Library::on(&b).await?);
+    let _: Value = on_a.run(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await?;
+    let _: Value = on_b.run(&["CLUSTER", "SET-CONFIG-EPOCH", "2"]).await?;
+    let port = b.port().to_string();
+    let _: Value = on_a.run(&["CLUSTER", "MEET", "127.0.0.1", &port]).await?;
+    for on in [&mut on_a, &mut on_b] {
+        eventually("the cluster is complete", async || match on.run::<String>(&["CLUSTER", "INFO"]).await {
+            Ok(info) if info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:2") => Ok(()),
+            other => Err(other),
+        })
+        .await?;
+    }
+    let (first, _) = on_a.publish_once("lobby", "b:1", "first").await?;
+    let last = on_a.publish("lobby", "second", &["size", "7", "ttl", "none"]).await?;
+
+    let (key, id) = (log("lobby"), "{room:lobby}:id:b:1");
+    let slot = on_a.run::<u16>(&["CLUSTER", "KEYSLOT", &key]).await?.to_string();
+    let (name_a, name_b): (String, String) =
+        (on_a.run(&["CLUSTER", "MYID"]).await?, on_b.run(&["CLUSTER", "MYID"]).await?);
+    let _: Value = on_b.run(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &name_a]).await?;
+    let _: Value = on_a.run(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &name_b]).await?;
+    let _: Value = on_a.run(&["MIGRATE", "127.0.0.1", &port, "", "0", "30000", "KEYS", &key, id]).await?;
+    for on in [&mut on_b, &mut on_a] {
+        let _: Value = on.run(&["CLUSTER", "SETSLOT", &slot, "NODE", &name_b]).await?;
+    }
+
+    let after = [on_b.publish("lobby", "x", &[]).await?, on_b.publish("lobby", "x", &[]).await?];
+    ensure!(
+        parts(&after[0]).0 > parts(&last).0 && after.each_ref().map(|one| parts(one).1) == [3, 4],
+        "{after:?}"
+    );
+    ensure!(link(&mut on_b, "lobby", &after[0]).await? == Some(format!("m {last}")));
+    ensure!(link(&mut on_b, "lobby", &after[1]).await?.is_none());
+    ensure!(on_b.publish_once("lobby", "b:1", "first").await? == (first, true));
+    ensure!(on_b.run::<i64>(&["PTTL", &key]).await? == -1, "the policy came along");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_that_hides_its_identity_is_never_trusted_twice() -> Result<()> {
     let mut stubbed = Stubbed::start().await?;
