@@ -103,10 +103,13 @@ def test_redis_accepts_the_documented_commands(tmp_path):
     redis = Redis(tmp_path)
     try:
         asked = commands("redis-cli")
+        # What `tidegate print-functions` prints, without a build.
+        library = ROOT / "broker-bridge/src/redis/functions.lua"
+        functions = f'redis-cli() {{ command redis-cli -p {redis.port} "$@"; }}; tidegate() {{ cat {library}; }}'
         assert len(asked) > 5
         for where, command in asked:
             ran = subprocess.run(
-                ["timeout", "1", "bash", "-c", f'redis-cli() {{ command redis-cli -p {redis.port} "$@"; }}; {command}'],
+                ["timeout", "1", "bash", "-c", f"{functions}; {command}"],
                 capture_output=True,
                 text=True,
                 check=False,
