@@ -8,6 +8,7 @@
 //! - `access`: TLS, users, permissions, and that secrets are never logged
 //! - `payloads`: raw messages and sizes
 //! - `functions`: the library of functions in Redis
+//! - `loading`: how that gets there
 //! - `reigns`: its positions across restarts, failovers, deleted logs and clocks
 
 mod access;
@@ -16,6 +17,7 @@ mod connections;
 mod functions;
 mod health;
 mod history;
+mod loading;
 mod payloads;
 mod publishing;
 mod reigns;
