@@ -111,7 +111,7 @@ pub struct RedisConfig {
     pub subscribers: usize,
     /// The number of connections for publications; at least one.
     pub publishers: usize,
-    /// The size of their queues together, in bytes; each publication counts as 256 bytes more than its payload.
+    /// The size of their queues together, in bytes; each publication counts as 320 bytes more than its payload.
     pub publish_queue_bytes: usize,
     /// The largest payload, in bytes. A larger one is refused when published here, and a gap when received.
     pub max_publication: usize,

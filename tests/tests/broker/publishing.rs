@@ -35,7 +35,7 @@ async fn an_outage_fills_the_queue_and_recovery_frees_it() -> Result<()> {
     let full = loop {
         match node
             .broker
-            .try_publish(node.receipts.request(&room, Publication::new(Data::text("x".repeat(768)))))
+            .try_publish(node.receipts.request(&room, Publication::new(Data::text("x".repeat(704)))))
         {
             Ok(()) => taken += 1,
             Err(request) => break request,

@@ -11,7 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 use crate::{Accepted, BrokerError, PublishRequest, RoomName, metrics::BrokerMetrics, redis::clock::Clock};
 
 /// The charge for a queued request besides its payload, in bytes.
-const REQUEST_BYTES: usize = 256;
+const REQUEST_BYTES: usize = 320;
+const _: () =
+    assert!(size_of::<Outgoing>() <= REQUEST_BYTES, "a queued request is charged less than it takes");
 
 /// The sending side of one queue.
 #[derive(Debug)]
