@@ -680,8 +680,8 @@ table! {
         default: Unset { example: "100" },
         reload: Live,
         doc: "How many publications of such a room are kept. Without it, the room has no history.",
-        more: "The broker may keep a few hundred more. A change applies to the next publication. Members of a \
-               room keep what they began with until nobody is in the room on their node.",
+        more: "The broker may keep a few hundred more. Redis needs version 7.0 for it. A change applies to the next \
+               publication. Members of a room keep what they began with until nobody is in the room on their node.",
     };
     ROOMS_HISTORY_TTL: OrNone<Time> = Key {
         name: r#"rooms."<pattern>".history.ttl"#,

@@ -14,7 +14,7 @@ use crate::{config::Origins, settings::Settings};
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 /// The headers that a page may set. Replacements of `EventSource` send the last two by default.
 const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Authorization, Content-Type, Last-Event-ID, X-Event, Cache-Control, X-Requested-With",
+    "Authorization, Content-Type, Last-Event-ID, X-Event, Idempotency-Key, Cache-Control, X-Requested-With",
 );
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("Retry-After");

@@ -23,7 +23,7 @@ use crate::{
 
 /// Headers that are used here and have a single value (RFC 9110 §5.3). If there were two lines, different
 /// readers could use different ones.
-const SINGLE: [HeaderName; 3] = [ORIGIN, CONTENT_TYPE, publish::X_EVENT];
+const SINGLE: [HeaderName; 4] = [ORIGIN, CONTENT_TYPE, publish::X_EVENT, publish::IDEMPOTENCY_KEY];
 
 /// A layer around all routes of the public listener.
 pub async fn check_public(
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_field_with_one_value_stands_once() {
-        for name in ["origin", "content-type", "x-event"] {
+        for name in ["origin", "content-type", "x-event", "idempotency-key"] {
             let request = head(Version::HTTP_11, "/", &[("host", "a"), (name, "x"), (name, "x")]);
             assert_eq!(check(&request).unwrap_err().refusal(), Refusal::BadRequest, "{name}");
         }

@@ -588,7 +588,8 @@ impl<T: Transport> Connection<T> {
         let ticket = Ticket { owner: self.key.data().as_ffi(), request: request.into() };
         let inbox: Arc<dyn ReceiptSink> = shard.inbox.clone();
         let (affinity, receipt) = (shard.affinity(), Receipt::new(inbox, ticket));
-        let request = PublishRequest { room, publication, history: None, id: None, affinity, receipt };
+        let history = shard.settings.history.of(&room);
+        let request = PublishRequest { room, publication, history, id: None, affinity, receipt };
         self.in_flight += 1;
         if self.is_blocked() {
             self.block(shard, request);

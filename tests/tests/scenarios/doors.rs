@@ -219,7 +219,14 @@ async fn only_pages_of_allowed_origins_may_connect() -> Result<()> {
         let methods = response.header("Access-Control-Allow-Methods");
         ensure!(methods.is_some_and(|methods| methods.contains("POST")) == allowed, "{origin}: {response:?}");
         let headers = response.header("Access-Control-Allow-Headers").unwrap_or_default().to_lowercase();
-        for header in ["authorization", "x-event", "last-event-id", "cache-control", "x-requested-with"] {
+        for header in [
+            "authorization",
+            "x-event",
+            "idempotency-key",
+            "last-event-id",
+            "cache-control",
+            "x-requested-with",
+        ] {
             ensure!(headers.contains(header) == allowed, "{origin}: {response:?}");
         }
         ensure!(response.header("Access-Control-Allow-Credentials") == allowed.then_some("true"));
@@ -301,7 +308,7 @@ async fn an_origin_is_compared_with_the_requested_host() -> Result<()> {
         let response = post(&target).header("Origin", &origin).send(node.public).await?;
         ensure!(response.status == status, "{target} {origin}: {response:?}");
     }
-    for header in ["Origin", "Content-Type", "X-Event"] {
+    for header in ["Origin", "Content-Type", "X-Event", "Idempotency-Key"] {
         let twice = Request::new("POST", "/rooms/lobby").header(header, "text/plain").header(header, "a/b");
         let response = twice.bearer(&anywhere("alice")).send(node.public).await?;
         ensure!(response.status == 400, "{header}: {response:?}");

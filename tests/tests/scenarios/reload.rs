@@ -143,6 +143,35 @@ async fn a_signal_applies_live_settings_and_open_sessions_stay() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_history_applies_from_the_next_publication() -> Result<()> {
+    let files = Files::new("")?;
+    let node = files.node().start().await?;
+    let token = anywhere("alice");
+    let listener = Client::websocket(&node.ws("lobby", &token, "echo=false"), &[]).await?;
+    let post = Request::post("/rooms/lobby", "text/plain", *b"x").bearer(&token);
+    ensure!(post.send(node.public).await?.body.is_empty());
+
+    for (reloads, config, positions) in [
+        (1, "rooms.lobby.history.size = 5", [Some("-1"), Some("-2")]),
+        (2, "rooms.lobby.history = { size = 1, ttl = 'none' }", [Some("-3"), Some("-4")]),
+        (3, "", [None, None]),
+    ] {
+        files.write(config)?;
+        node.hang_up()?;
+        until_reloads(&node, "applied", reloads).await?;
+        for end in positions {
+            let answer = post.send(node.public).await?;
+            ensure!(answer.status == 202, "{config}: {answer:?}");
+            let id = answer.json().ok().and_then(|body| Some(body.get("id")?.as_str()?.to_owned()));
+            ensure!(id.is_some() == end.is_some(), "{config}: {answer:?}");
+            ensure!(id.is_none_or(|id| end.is_some_and(|end| id.ends_with(end))), "{config}: {answer:?}");
+        }
+    }
+    ensure!(payloads(&listener.heard(7).await?) == vec![Payload::text("x"); 7]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_changed_file_is_loaded_without_a_signal() -> Result<()> {
     let files = Files::new("")?;
     let node = files.node().start().await?;

@@ -1,11 +1,11 @@
 //! `POST /rooms/{room}`: publishes the body.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use axum::body::Body;
 use broker_bridge::{
-    Accepted, Affinity, BrokerError, Data, DataKind, EventName, Publication, PublishRequest, Publisher,
-    Receipt, ReceiptSink, RoomName, Ticket,
+    Accepted, Affinity, BrokerError, Data, DataKind, EventName, Publication, PublicationId, PublishRequest,
+    Publisher, Receipt, ReceiptSink, RoomName, Ticket, publication::Owner,
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{Call, Endpoint, On, Route};
 use crate::{
-    auth::Operation,
+    auth::{Operation, Subject},
     budget::{Consumer, Held, READ_BUFFER},
     request::{
         Gate, Problem,
@@ -40,6 +40,9 @@ pub static ENDPOINT: Endpoint = Endpoint {
 /// The header with the name of the publication's event.
 pub const X_EVENT: HeaderName = HeaderName::from_static("x-event");
 
+/// The header by which a repeated publication is recognized (draft-ietf-httpapi-idempotency-key-header-07).
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 async fn answer(call: Call) -> Result<Response<Body>, Problem> {
     let Call { gate, affinity, request, body, room } = call;
     let room = room.expect("the path of the route names a room");
@@ -61,6 +64,8 @@ async fn publish(
     gate.check_grant(&identity, Operation::Publish, std::slice::from_ref(&room))?;
     gate.check_user(&identity, None)?;
     let event = event_name(parts)?;
+    let history = gate.settings().history.of(&room);
+    let id = publication_id(parts, identity.subject(), history.is_some())?;
     let media_type = MediaType::of(parts)?;
     // Counted until the publication is settled.
     let mut held = gate.budget.hold(Consumer::Bodies, 0);
@@ -75,19 +80,32 @@ async fn publish(
     let (sink, outcome) = oneshot::channel();
     let sink = Arc::new(Once(Mutex::new(Some(sink))));
     let receipt = Receipt::new(sink, Ticket { owner: 0, request: 0 });
-    let request = PublishRequest { room, publication, history: None, id: None, affinity, receipt };
+    let request = PublishRequest { room, publication, history, id, affinity, receipt };
     gate.broker.publish(request).await;
     match outcome.await.unwrap_or(Err(BrokerError::Closed)) {
-        Ok(_) => {
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = StatusCode::ACCEPTED;
-            Ok(response)
-        }
+        Ok(accepted) => Ok(answer_accepted(accepted)),
         Err(error) => {
             tracing::debug!(request = request_name(parts), %error, "a publication was not delivered");
             Err(Outcome::from(&error).refusal.into())
         }
     }
+}
+
+/// 202, with the publication's position if it was recorded.
+fn answer_accepted(accepted: Accepted) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    if let Some(cursor) = accepted.cursor {
+        let id = cursor.to_string();
+        let body = if accepted.duplicate {
+            serde_json::json!({ "id": id, "duplicate": true })
+        } else {
+            serde_json::json!({ "id": id })
+        };
+        *response.body_mut() = Body::from(body.to_string());
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    response
 }
 
 /// What the content type says about the body.
@@ -161,6 +179,51 @@ fn event_name(parts: &Parts) -> Result<Option<EventName>, Problem> {
         (None, None) => return Ok(None),
     };
     EventName::new(name).map(Some).map_err(|error| Problem::new(Refusal::BadRequest, error.to_string()))
+}
+
+/// The id that `Idempotency-Key` gives to the publication of this user. Refused if the room has no history,
+/// because then nothing could recognize it.
+///
+/// The draft sends a string of structured fields (RFC 9651 §3.3.3), in quotes; many clients send the bare text.
+/// Both are the same id.
+fn publication_id(
+    parts: &Parts,
+    user: &Subject,
+    has_history: bool,
+) -> Result<Option<PublicationId>, Problem> {
+    if !parts.headers.contains_key(IDEMPOTENCY_KEY) {
+        return Ok(None);
+    }
+    // A header that is not text becomes an empty key, which is refused below.
+    let text = header_text(parts, &IDEMPOTENCY_KEY).unwrap_or_default();
+    let key = match text.strip_prefix('"') {
+        Some(quoted) => unquote(quoted).map(Cow::Owned),
+        None => Some(Cow::Borrowed(text)),
+    };
+    let id = key.and_then(|key| PublicationId::new(Owner::Client(user.shared()), &key).ok());
+    let Some(id) = id else {
+        let detail = "expected an `Idempotency-Key` of 1 to 64 printable ASCII characters without spaces";
+        return Err(Problem::new(Refusal::BadRequest, detail));
+    };
+    if !has_history {
+        let detail = "this room keeps no history, so it cannot recognize an `Idempotency-Key`; leave the \
+                      header out";
+        return Err(Problem::new(Refusal::BadRequest, detail));
+    }
+    Ok(Some(id))
+}
+
+/// The text of a string of structured fields, after the opening quote.
+fn unquote(quoted: &str) -> Option<String> {
+    let mut rest = quoted.chars();
+    let mut text = String::new();
+    loop {
+        match rest.next()? {
+            '"' => return rest.next().is_none().then_some(text),
+            '\\' => text.push(rest.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
+            c => text.push(c),
+        }
+    }
 }
 
 async fn body_bytes(gate: &Gate, body: Body, held: &mut Held) -> Result<Bytes, Problem> {
@@ -311,6 +374,56 @@ mod tests {
         assert_eq!(Vec::from(bytes).capacity(), 3000);
         drop(held);
         assert_eq!(budget.held(), 0);
+    }
+
+    fn keyed(key: &str, has_history: bool) -> Result<Option<PublicationId>, Problem> {
+        let request = http::Request::post("/rooms/lobby").header("Idempotency-Key", key);
+        let parts = request.body(()).unwrap().into_parts().0;
+        publication_id(&parts, &Subject::new("alice").unwrap(), has_history)
+    }
+
+    #[test]
+    fn an_idempotency_key_is_a_short_text_with_or_without_quotes() {
+        let longest = "x".repeat(64);
+        for (value, text) in [
+            ("order-1", "order-1"),
+            ("\"order-1\"", "order-1"),
+            ("\"\\\"a\\\\\"", "\"a\\"),
+            ("a\"b", "a\"b"),
+            (&longest, &longest),
+            (&format!("\"{longest}\""), &longest),
+        ] {
+            let id = keyed(value, true).unwrap().unwrap();
+            assert_eq!((id.as_str(), id.owner()), (text, &Owner::Client("alice".into())), "{value}");
+        }
+        for value in [
+            "",
+            "\"\"",
+            "a b",
+            "\"a b\"",
+            "a, b",
+            "\"a",
+            "\"",
+            "\"a\"b",
+            "\"a\";p=1",
+            "\"a\\b\"",
+            "\"a\\",
+            "\u{e9}",
+            &format!("{longest}x"),
+        ] {
+            let problem = keyed(value, true).unwrap_err();
+            assert_eq!(problem.refusal(), Refusal::BadRequest, "{value}");
+            assert!(problem.detail().contains("1 to 64"), "{}", problem.detail());
+        }
+    }
+
+    #[test]
+    fn a_key_is_refused_where_nothing_would_recognize_it() {
+        let problem = keyed("order-1", false).unwrap_err();
+        assert_eq!(problem.refusal(), Refusal::BadRequest);
+        assert!(problem.detail().contains("keeps no history"), "{}", problem.detail());
+        let without = http::Request::post("/rooms/lobby").body(()).unwrap().into_parts().0;
+        assert_eq!(publication_id(&without, &Subject::new("alice").unwrap(), false).unwrap(), None);
     }
 
     #[test]
