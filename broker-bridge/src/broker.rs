@@ -171,6 +171,14 @@ pub enum GapCause {
     Overflow,
     /// A session could not keep up, and newer publications of the room replaced queued ones.
     Dropped,
+    /// The broker's server was replaced or restarted, and the new one may lack the newest that the old one had accepted.
+    Failover,
+    /// The room's history no longer goes back to what was received last.
+    Trimmed,
+    /// The room's history does not know what was received last: it was deleted, it has expired, or it never had it.
+    Expired,
+    /// Publications that are not recorded may have been missed, in a room with a history.
+    Unrecorded,
 }
 
 impl GapCause {
@@ -181,6 +189,10 @@ impl GapCause {
             Self::Oversized => "oversized",
             Self::Overflow => "overflow",
             Self::Dropped => "dropped",
+            Self::Failover => "failover",
+            Self::Trimmed => "trimmed",
+            Self::Expired => "expired",
+            Self::Unrecorded => "unrecorded",
         }
     }
 }

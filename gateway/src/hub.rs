@@ -35,6 +35,7 @@ use crate::{
     shrink,
 };
 
+pub mod log;
 mod metrics;
 
 pub use self::metrics::HubMetrics;

@@ -1,0 +1,476 @@
+//! What a node knows of one room with a history: what its members have received, and what is missing.
+//!
+//! A state machine without I/O. [`RoomLog`] gets what arrives on the room's topic, is told of interruptions, and says
+//! what has to be read from the log. What members are to receive goes to the caller, in order, and into a [`Ring`] for
+//! those who come back later.
+//!
+//! # Order
+//!
+//! A publication that says that it [follows](broker_bridge::Follows) the last one is passed on. One that does not is
+//! the sign of a hole: it waits until the log has been read from the last position on. The same after an interruption.
+//! What arrives meanwhile waits behind, and is dropped where the log had it already.
+//!
+//! # What is told as a gap
+//!
+//! What the log has is never a gap. A gap is told where the log itself says that it may have lost something
+//! ([`Follows::Unproven`]): members that were connected without interruption have received it, so only what follows an
+//! interruption counts. It is told where the log no longer has the last position, and where a publication without a
+//! place may have been missed.
+
+mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use broker_bridge::{
+    Cursor, Follows, GapCause, Place,
+    history::{Entry, Page, Start},
+};
+
+pub use self::ring::{Item, Ring};
+
+/// What may wait for a reading of the log, in bytes.
+const MOST_WAITING: usize = 256 * 1024;
+
+/// How far the topic may be behind the log. A connection that is silent for longer is given up.
+const LAG: Duration = Duration::from_secs(30);
+
+/// The state of a room with a history.
+#[derive(Debug)]
+pub struct RoomLog<P> {
+    bounds: Bounds,
+    ring: Ring<P>,
+    /// The position of the last publication in the ring. `None` while it is not known.
+    seen: Option<Cursor>,
+    /// The same, even if it is not known any more what comes next.
+    newest: Option<Cursor>,
+    /// Whether there was an interruption since the last live publication: a server may have accepted something after
+    /// `seen`, and have lost it.
+    is_unproven: bool,
+    /// Until then, what arrives may be older than what was read.
+    behind_until: Option<Instant>,
+    /// Whether publications without a place arrive in the room, which no log has.
+    has_unrecorded: bool,
+    repair: Option<Repair<P>>,
+}
+
+/// The bounds of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// In items.
+    pub items: usize,
+    /// In bytes.
+    pub bytes: usize,
+}
+
+/// The log is being read.
+#[derive(Debug)]
+struct Repair<P> {
+    /// What has arrived meanwhile, in order.
+    waiting: VecDeque<Waiting<P>>,
+    /// Its payload in bytes.
+    bytes: usize,
+    /// Another reading has to follow: what has waited was too much, and was dropped.
+    again: bool,
+    /// Whether something without a place was dropped.
+    has_dropped_unrecorded: bool,
+}
+
+/// What waits until the log is read.
+#[derive(Debug)]
+enum Waiting<P> {
+    Publication(Arrival<P>),
+    /// Publications may be missing here.
+    Interrupted(GapCause),
+}
+
+impl<P> Default for Repair<P> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), bytes: 0, again: false, has_dropped_unrecorded: false }
+    }
+}
+
+impl<P> Waiting<P> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Publication(arrival) => arrival.bytes,
+            Self::Interrupted(_) => 0,
+        }
+    }
+}
+
+/// A publication from the room's topic.
+#[derive(Clone, Debug)]
+pub struct Arrival<P> {
+    /// The publication.
+    pub publication: P,
+    /// Its size in bytes.
+    pub bytes: usize,
+    /// Its place in the log, if it is recorded.
+    pub place: Option<Place>,
+}
+
+/// Receives what members are to receive, with its number.
+pub type Out<'a, P> = &'a mut dyn FnMut(u64, &Item<P>);
+
+/// What has to be done next.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    Wait,
+    /// Read the log from after this position on, and pass the answer to [`RoomLog::read`].
+    Read(Cursor),
+}
+
+/// Where somebody who comes back continues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// With the item of this number.
+    At(u64),
+    /// The ring does not go back so far: read the log from after the position on, pass the answer to
+    /// [`RoomLog::backfill`].
+    Read,
+}
+
+impl<P: Clone> RoomLog<P> {
+    /// The log of a room about which nothing is known yet.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            ring: Ring::default(),
+            seen: None,
+            newest: None,
+            is_unproven: true,
+            behind_until: None,
+            has_unrecorded: false,
+            repair: None,
+        }
+    }
+
+    /// Changes the bounds of the ring.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+        self.ring.trim(bounds.items, bounds.bytes);
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Ring<P> {
+        &self.ring
+    }
+
+    /// The position of the last publication that members have received or are about to.
+    pub fn seen(&self) -> Option<Cursor> {
+        self.seen
+    }
+
+    /// What has to be read, if anything: for a reading that has failed and is made again.
+    pub fn wants(&self) -> Option<Cursor> {
+        self.repair.as_ref().and(self.seen)
+    }
+
+    /// The broker says that this is the position of the newest publication. The subscription was acknowledged before,
+    /// so everything after it arrives.
+    pub fn opened(&mut self, top: Cursor) {
+        if self.seen.is_none() {
+            self.seen = Some(top);
+            if self.ring.is_empty() {
+                self.ring.begin(Some(top));
+            }
+        }
+    }
+
+    /// A publication has arrived.
+    pub fn arrived(&mut self, arrival: Arrival<P>, now: Instant, out: Out<'_, P>) -> Next {
+        if let Some(repair) = &mut self.repair {
+            repair.bytes += arrival.bytes;
+            repair.waiting.push_back(Waiting::Publication(arrival));
+            if repair.bytes > MOST_WAITING {
+                // The log has them, or else nobody has.
+                repair.has_dropped_unrecorded |= self.has_unrecorded
+                    || repair.waiting.iter().any(|waiting| {
+                        matches!(waiting, Waiting::Publication(Arrival { place: None, .. }))
+                    });
+                repair.waiting.clear();
+                repair.bytes = 0;
+                self.is_unproven = true;
+                repair.again = true;
+            }
+            return Next::Wait;
+        }
+        match self.pass(arrival, now, out) {
+            None => Next::Wait,
+            Some(hole) => {
+                // However it came about, nobody has told that the server is still the same.
+                self.is_unproven = true;
+                let bytes = hole.bytes;
+                let waiting = VecDeque::from([Waiting::Publication(hole)]);
+                self.repair = Some(Repair { waiting, bytes, ..Repair::default() });
+                self.seen.map_or(Next::Wait, Next::Read)
+            }
+        }
+    }
+
+    /// Publications may be missing before what arrives next.
+    pub fn interrupted(&mut self, cause: GapCause, now: Instant, out: Out<'_, P>) -> Next {
+        if cause == GapCause::Oversized {
+            // This node refuses it, and would refuse it again.
+            self.gap(cause, out);
+            self.seen = None;
+            return Next::Wait;
+        }
+        if let Some(repair) = &mut self.repair {
+            if !matches!(repair.waiting.back(), Some(Waiting::Interrupted(_))) {
+                repair.waiting.push_back(Waiting::Interrupted(cause));
+            }
+            return Next::Wait;
+        }
+        self.begin_repair(cause, VecDeque::new(), now, out)
+    }
+
+    fn begin_repair(
+        &mut self,
+        cause: GapCause,
+        waiting: VecDeque<Waiting<P>>,
+        now: Instant,
+        out: Out<'_, P>,
+    ) -> Next {
+        self.is_unproven = true;
+        if self.has_unrecorded {
+            self.gap(GapCause::Unrecorded, out);
+        }
+        let bytes = waiting.iter().map(Waiting::bytes).sum();
+        self.repair = Some(Repair { waiting, bytes, ..Repair::default() });
+        match self.seen {
+            Some(seen) => Next::Read(seen),
+            None => {
+                self.gap(cause, out);
+                self.finish(true, now, out)
+            }
+        }
+    }
+
+    /// The log was read from after `after` on.
+    pub fn read(
+        &mut self,
+        after: Cursor,
+        page: Page,
+        make: impl Fn(Entry) -> (P, usize),
+        now: Instant,
+        out: Out<'_, P>,
+    ) -> Next {
+        let (Some(repair), Some(seen)) = (&mut self.repair, self.seen) else { return Next::Wait };
+        if after != seen {
+            return Next::Read(seen);
+        }
+        let again = std::mem::take(&mut repair.again);
+        if std::mem::take(&mut repair.has_dropped_unrecorded) {
+            self.gap(GapCause::Unrecorded, out);
+        }
+        let is_told = page.start != Start::Continuous;
+        if is_told {
+            let has_known = page.entries.iter().any(|entry| self.ring.after(entry.place.cursor).is_some());
+            self.gap(
+                match page.start {
+                    Start::Trimmed => GapCause::Trimmed,
+                    // The server went back in time.
+                    _ if has_known => GapCause::Failover,
+                    // The log is another one, or gone.
+                    _ => GapCause::Expired,
+                },
+                out,
+            );
+        }
+        let mut is_first = true;
+        for entry in page.entries {
+            let place = entry.place;
+            // After a loss the page begins with what members may have received long ago.
+            if place.cursor <= seen || self.ring.after(place.cursor).is_some() {
+                continue;
+            }
+            if !(is_first && is_told) && matches!(place.follows, Follows::Unproven(_)) {
+                self.gap(GapCause::Failover, out);
+            }
+            is_first = false;
+            let (publication, bytes) = make(entry);
+            self.append(publication, bytes, Some(place), out);
+        }
+        let has_progress = !is_first;
+        if is_told && !has_progress {
+            // What comes next follows the newest that there is, and the gap before it is told. What has arrived up to
+            // here is known already, or of a time that is lost.
+            self.seen = page.top;
+            self.newest = page.top.or(self.newest);
+            self.is_unproven = false;
+            if let Some(repair) = &mut self.repair {
+                let is_later = |waiting: &Waiting<P>| matches!(waiting, Waiting::Interrupted(_));
+                let later = repair.waiting.iter().position(is_later).unwrap_or(repair.waiting.len());
+                repair.waiting.drain(..later);
+            }
+        }
+        match self.seen {
+            Some(reached) if again || (has_progress && page.top.is_some_and(|top| top > reached)) => {
+                Next::Read(reached)
+            }
+            _ => self.finish(has_progress || is_told, now, out),
+        }
+    }
+
+    /// The log cannot be read: what is missing stays missing.
+    pub fn unreadable(&mut self, cause: GapCause, now: Instant, out: Out<'_, P>) -> Next {
+        if self.repair.is_none() {
+            return Next::Wait;
+        }
+        self.gap(cause, out);
+        // Whatever comes next is taken as it comes.
+        self.seen = None;
+        self.finish(true, now, out)
+    }
+
+    /// Passes on what has waited. If the reading had nothing new, what does not fit is not in the log.
+    fn finish(&mut self, has_progress: bool, now: Instant, out: Out<'_, P>) -> Next {
+        let Some(mut repair) = self.repair.take() else { return Next::Wait };
+        self.behind_until = Some(now + LAG);
+        while let Some(waiting) = repair.waiting.pop_front() {
+            let arrival = match waiting {
+                Waiting::Publication(arrival) => arrival,
+                Waiting::Interrupted(cause) => return self.begin_repair(cause, repair.waiting, now, out),
+            };
+            if let Some(hole) = self.pass(arrival, now, out) {
+                repair.waiting.push_front(Waiting::Publication(hole));
+                if !has_progress {
+                    self.gap(GapCause::Interrupted, out);
+                    self.seen = None;
+                    continue;
+                }
+                repair.bytes = repair.waiting.iter().map(Waiting::bytes).sum();
+                self.repair = Some(repair);
+                return self.seen.map_or(Next::Wait, Next::Read);
+            }
+        }
+        Next::Wait
+    }
+
+    /// Passes a publication on, or drops it if the ring has it. Returns it if something is missing before it.
+    fn pass(&mut self, arrival: Arrival<P>, now: Instant, out: Out<'_, P>) -> Option<Arrival<P>> {
+        let Arrival { publication, bytes, place } = arrival;
+        let Some(at) = place else {
+            self.has_unrecorded = true;
+            self.append(publication, bytes, None, out);
+            return None;
+        };
+        let is_behind = self.behind_until.is_some_and(|until| now < until);
+        if is_behind && self.newest.is_some_and(|newest| at.cursor <= newest) {
+            return None;
+        }
+        let before = at.follows.cursor();
+        if let Some(seen) = self.seen
+            && before != Some(seen)
+        {
+            // Epochs ascend, except if a log was lost and the server's clock was set back.
+            let begins_anew = at.follows == Follows::Nothing && !is_behind;
+            if at.cursor <= seen && !begins_anew || self.ring.after(at.cursor).is_some() {
+                return None;
+            }
+            if at.follows != Follows::Nothing {
+                return Some(Arrival { publication, bytes, place });
+            }
+        }
+        if self.is_unproven && self.seen.is_some() {
+            match at.follows {
+                Follows::Unproven(_) => self.gap(GapCause::Failover, out),
+                Follows::Nothing if self.seen.is_some_and(|seen| seen.offset > 0) => {
+                    self.gap(GapCause::Expired, out);
+                }
+                Follows::Nothing | Follows::Previous(_) | Follows::Moved(_) => {}
+            }
+        }
+        if self.ring.is_empty() {
+            self.ring.begin(before);
+        }
+        (self.is_unproven, self.behind_until) = (false, None);
+        self.append(publication, bytes, place, out);
+        None
+    }
+
+    fn append(&mut self, publication: P, bytes: usize, place: Option<Place>, out: Out<'_, P>) {
+        let cursor = place.map(|place| place.cursor);
+        if cursor.is_some() {
+            (self.seen, self.newest) = (cursor, cursor);
+        }
+        self.push(Item::Publication(publication, cursor), bytes, out);
+    }
+
+    fn gap(&mut self, cause: GapCause, out: Out<'_, P>) {
+        self.push(Item::Gap(cause), 0, out);
+    }
+
+    fn push(&mut self, item: Item<P>, bytes: usize, out: Out<'_, P>) {
+        let number = self.ring.push(item.clone(), bytes);
+        out(number, &item);
+        self.ring.trim(self.bounds.items, self.bounds.bytes);
+    }
+
+    /// Where somebody continues who has received everything up to this position.
+    pub fn resume(&self, cursor: Cursor) -> Resume {
+        self.ring.after(cursor).map_or(Resume::Read, Resume::At)
+    }
+
+    /// Whether everything up to this position has arrived, as far as it will.
+    pub fn has_reached(&self, top: Option<Cursor>) -> bool {
+        match (self.seen, top) {
+            (Some(seen), Some(top)) => seen >= top && self.repair.is_none(),
+            _ => self.repair.is_none(),
+        }
+    }
+
+    /// The log was read from after `cursor` on, for somebody who comes back from there: the pages until one that
+    /// reaches [what the ring has](Ring::start), or the newest. Returns where to continue, and the gap to be told
+    /// before.
+    ///
+    /// Only once this node has [reached](Self::has_reached) the top of the page: otherwise what is still on its way would
+    /// come again.
+    pub fn backfill(
+        &mut self,
+        cursor: Cursor,
+        page: Page,
+        make: impl Fn(Entry) -> (P, usize),
+    ) -> (u64, Option<GapCause>) {
+        if let Resume::At(number) = self.resume(cursor) {
+            return (number, None);
+        }
+        let is_continuous = page.start == Start::Continuous;
+        let before_first = page.entries.first().and_then(|entry| entry.place.follows.cursor());
+        let mut items = Vec::new();
+        let mut reaches = is_continuous.then_some(cursor);
+        let mut has_newer = false;
+        for entry in page.entries {
+            let at = entry.place.cursor;
+            // What the ring has, and what arrives on the topic.
+            if !self.ring.is_before(at) {
+                has_newer = true;
+                continue;
+            }
+            if matches!(entry.place.follows, Follows::Unproven(_)) && (!items.is_empty() || is_continuous) {
+                items.push((Item::Gap(GapCause::Failover), 0));
+            }
+            let (publication, bytes) = make(entry);
+            items.push((Item::Publication(publication, Some(at)), bytes));
+            reaches = Some(at);
+        }
+        if has_newer || (reaches.is_some() && reaches == self.ring.start()) {
+            let start = if is_continuous { Some(cursor) } else { before_first };
+            self.ring.prepend(items.into_iter(), start);
+            self.ring.trim(self.bounds.items, self.bounds.bytes);
+        }
+        if let Resume::At(number) = self.resume(cursor) {
+            return (number, None);
+        }
+        let cause = if page.start == Start::Lost { GapCause::Expired } else { GapCause::Trimmed };
+        (self.ring.later_than(cursor), Some(cause))
+    }
+}

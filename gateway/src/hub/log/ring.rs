@@ -1,0 +1,159 @@
+//! The newest part of a room's log, in memory.
+
+use std::collections::VecDeque;
+
+use broker_bridge::{Cursor, GapCause};
+
+/// One item of a room, in the order in which its members receive them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item<P> {
+    /// A publication, and its position if it is recorded.
+    Publication(P, Option<Cursor>),
+    /// Publications may be missing here.
+    Gap(GapCause),
+}
+
+impl<P> Item<P> {
+    fn cursor(&self) -> Option<Cursor> {
+        match self {
+            Self::Publication(_, cursor) => *cursor,
+            Self::Gap(_) => None,
+        }
+    }
+}
+
+/// The numbers of the items begin here, so that older items can be put before the first.
+const FIRST: u64 = 1 << 32;
+
+/// The items, each with a number that is one more than that of the item before. Numbers are this node's own, and mean
+/// nothing elsewhere.
+#[derive(Debug)]
+pub struct Ring<P> {
+    items: VecDeque<(Item<P>, usize)>,
+    /// The number of the first item.
+    first: u64,
+    /// The position right before the first item, if it is known that nothing is missing in between.
+    start: Option<Cursor>,
+    /// What the items hold.
+    bytes: usize,
+}
+
+impl<P> Default for Ring<P> {
+    fn default() -> Self {
+        Self { items: VecDeque::new(), first: FIRST, start: None, bytes: 0 }
+    }
+}
+
+impl<P: Clone> Ring<P> {
+    /// What the items hold, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it has no item.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The number that the next item gets.
+    pub fn next(&self) -> u64 {
+        self.first + self.items.len() as u64
+    }
+
+    /// The position right before the first item.
+    pub fn start(&self) -> Option<Cursor> {
+        self.start
+    }
+
+    /// Says which position comes right before the first item, which is the next to be appended. Only while it is empty.
+    pub fn begin(&mut self, start: Option<Cursor>) {
+        debug_assert!(self.items.is_empty(), "the first item is known");
+        self.start = start;
+    }
+
+    /// Appends an item of this many bytes and returns its number.
+    pub fn push(&mut self, item: Item<P>, bytes: usize) -> u64 {
+        self.items.push_back((item, bytes));
+        self.bytes += bytes;
+        self.next() - 1
+    }
+
+    /// Puts older items before the first, which begin right after `start`.
+    pub fn prepend(
+        &mut self,
+        items: impl DoubleEndedIterator<Item = (Item<P>, usize)>,
+        start: Option<Cursor>,
+    ) {
+        for (item, bytes) in items.rev() {
+            self.items.push_front((item, bytes));
+            self.bytes += bytes;
+            self.first -= 1;
+        }
+        self.start = start;
+    }
+
+    /// Removes the oldest items beyond this number and these bytes. The newest item always stays.
+    pub fn trim(&mut self, count: usize, bytes: usize) {
+        while self.items.len() > 1 && (self.items.len() > count || self.bytes > bytes) {
+            let Some((item, size)) = self.items.pop_front() else { return };
+            self.bytes -= size;
+            self.first += 1;
+            // Whoever stands before a gap, or before a publication without a position, has not passed it.
+            self.start = item.cursor();
+        }
+    }
+
+    /// The number of the first item after this position. `None` if the ring does not know what follows it.
+    pub fn after(&self, cursor: Cursor) -> Option<u64> {
+        let found = self.items.iter().rposition(|(item, _)| item.cursor() == Some(cursor));
+        match found {
+            Some(index) => Some(self.first + index as u64 + 1),
+            None => (self.start == Some(cursor)).then_some(self.first),
+        }
+    }
+
+    /// Whether this position is before the first item.
+    pub fn is_before(&self, cursor: Cursor) -> bool {
+        match self.start {
+            Some(start) => cursor <= start,
+            None => self.items.iter().find_map(|(item, _)| item.cursor()).is_some_and(|first| cursor < first),
+        }
+    }
+
+    /// The number of the first item whose position is later than this one, or of the next to be appended.
+    pub fn later_than(&self, cursor: Cursor) -> u64 {
+        let found = self.items.iter().position(|(item, _)| item.cursor().is_some_and(|at| at > cursor));
+        found.map_or(self.next(), |index| self.first + index as u64)
+    }
+
+    /// The number of the first of the newest `count` publications with a position.
+    pub fn last(&self, count: usize) -> (u64, usize) {
+        let mut found = (self.next(), 0);
+        for (index, (item, _)) in self.items.iter().enumerate().rev() {
+            if found.1 == count {
+                break;
+            }
+            if item.cursor().is_some() {
+                found = (self.first + index as u64, found.1 + 1);
+            }
+        }
+        found
+    }
+
+    /// The items from number `from` on, until they hold `bytes`: at least one, if there is any. Also the number of the
+    /// first item that the ring still has, if that is later than `from`.
+    pub fn slice(&self, from: u64, bytes: usize) -> (Option<u64>, Vec<(u64, Item<P>)>) {
+        let begin = from.max(self.first);
+        let skip = usize::try_from(begin - self.first).unwrap_or(usize::MAX);
+        let mut taken = Vec::new();
+        let mut held = 0;
+        for (index, (item, size)) in self.items.iter().enumerate().skip(skip) {
+            held += size;
+            if held > bytes && !taken.is_empty() {
+                break;
+            }
+            taken.push((self.first + index as u64, item.clone()));
+        }
+        ((begin > from).then_some(begin), taken)
+    }
+}
