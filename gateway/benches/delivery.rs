@@ -41,7 +41,7 @@ fn hub(c: &mut Criterion) {
     };
     let rooms: Vec<_> = (0..ROOMS).map(|number| room(&format!("chat:{number}"))).collect();
     for room in &rooms {
-        drop(hub.join(room, 0));
+        drop(hub.join(room, 0, None, None));
     }
     let publication = publication(r#"{"text":"hello"}"#);
     let mut next = rooms.iter().cycle().step_by(7919); // nothing of the room before is in a cache
@@ -76,7 +76,7 @@ fn formats(c: &mut Criterion) {
             let publication = publication(text);
             group.throughput(Throughput::Bytes(text.len() as u64));
             group.bench_function(format!("{name}, {size}"), |b| {
-                b.iter(|| encoding.encode(black_box(&room), black_box(&publication)));
+                b.iter(|| encoding.encode(black_box(&room), black_box(&publication), None));
             });
         }
     }

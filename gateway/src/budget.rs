@@ -43,11 +43,20 @@ pub enum Consumer {
     Incomplete,
     /// Publications of sessions that wait for space in the broker's queue.
     Publications,
+    /// Publications of rooms with a history, for those who come back.
+    History,
 }
 
 impl Label for Consumer {
-    const ALL: &'static [Self] =
-        &[Self::Outbound, Self::Inbox, Self::Heads, Self::Bodies, Self::Incomplete, Self::Publications];
+    const ALL: &'static [Self] = &[
+        Self::Outbound,
+        Self::Inbox,
+        Self::Heads,
+        Self::Bodies,
+        Self::Incomplete,
+        Self::Publications,
+        Self::History,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -57,6 +66,7 @@ impl Label for Consumer {
             Self::Bodies => "bodies",
             Self::Incomplete => "incomplete",
             Self::Publications => "publications",
+            Self::History => "history",
         }
     }
 }
@@ -249,8 +259,8 @@ mod tests {
             budget.settle(*consumer, bytes);
         }
         let held: Vec<_> = Consumer::ALL.iter().map(|consumer| budget.held_by(*consumer)).collect();
-        assert_eq!(held, [1, 2, 3, 4, 5, 6]);
-        assert_eq!(budget.held(), 21);
+        assert_eq!(held, [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(budget.held(), 28);
     }
 
     #[test]

@@ -37,6 +37,7 @@ mod arrivals;
 mod body;
 mod connection;
 mod proxy_protocol;
+pub mod repairs;
 mod stream;
 mod worker;
 

@@ -20,16 +20,25 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::BuildHasher,
-    sync::Arc,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use broker_bridge::{Affinity, Broker, GapCause, Place, Publication, RoomName, Sink, Subscribing};
+use broker_bridge::{
+    Affinity, Broker, BrokerError, Cursor, GapCause, Place, Publication, Retention, RoomName, Sink,
+    Subscribing,
+};
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::{
-    budget::Budget,
+    budget::{Budget, Consumer},
     clock::Time,
     framing::{Broadcast, Places},
     shrink,
@@ -37,8 +46,13 @@ use crate::{
 
 pub mod log;
 mod metrics;
+mod recorded;
 
-pub use self::metrics::HubMetrics;
+use self::recorded::{Recorded, Repairs};
+pub use self::{
+    metrics::HubMetrics,
+    recorded::{Begin, Joined, Piece, Repair},
+};
 
 /// How long the node keeps its interest in a room after its last session has left, so a page reload does not
 /// cost an UNSUBSCRIBE and a SUBSCRIBE.
@@ -50,8 +64,8 @@ pub trait Mailbox: Send + Sync {
     /// Posts a broadcast. Returns whether there was space for it; if not, a gap has been posted in its place.
     fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool;
 
-    /// Posts that publications of a room may be missing.
-    fn post_gap(&self, room: &RoomName, cause: GapCause);
+    /// Posts that publications of a room may be missing. In a room with a history the gap has a number, otherwise 0.
+    fn post_gap(&self, room: &RoomName, cause: GapCause, number: u64);
 }
 
 /// The interface for shards when sessions join and leave rooms.
@@ -83,17 +97,45 @@ impl Hub {
         Self { stripes, hasher, fan_out: Arc::new(fan_out), broker, lingering: Mutex::default() }
     }
 
-    /// Adds a session of `shard` to `room`. Resolves when the broker has acknowledged the node's interest.
+    /// Adds a session of `shard` to `room`. Resolves when the broker has acknowledged the node's interest, and if the room
+    /// has a history, once it is known where the session begins: after the position `since`, if that is given.
     /// Every [`join`](Self::join) needs one [`leave`](Self::leave), even if the future is dropped or fails.
-    pub fn join(&self, room: &RoomName, shard: usize) -> Subscribing {
+    ///
+    /// Whether a room has a history is decided by who joins it first, for as long as the node's interest lasts.
+    pub fn join(
+        &self,
+        room: &RoomName,
+        shard: usize,
+        history: Option<Retention>,
+        since: Option<Cursor>,
+    ) -> Joining {
         let mut rooms = self.stripe(room.as_str()).lock();
         let interest = rooms.entry(room.clone()).or_insert_with(|| {
             self.fan_out.metrics.rooms.inc();
-            let room = Arc::new(Room::new(room.clone(), Arc::clone(&self.fan_out)));
+            let recorded =
+                history.map(|retention| Box::new(Recorded::new(Arc::clone(&self.broker), retention)));
+            let room = Room::new(room.clone(), Arc::clone(&self.fan_out), recorded);
             Interest { room, affinity: Affinity(shard), lingering: false }
         });
         interest.room.enter(shard);
-        self.broker.subscribe(room, Arc::clone(&interest.room) as _, interest.affinity)
+        let known = Arc::clone(&interest.room);
+        let subscribing = self.broker.subscribe(room, Arc::clone(&known) as _, interest.affinity);
+        drop(rooms);
+        match known.recorded {
+            None => Joining::Live(subscribing, history.map(|_| Begin::without_history(since))),
+            Some(_) => Joining::Recorded(Recorded::join(known, subscribing, since)),
+        }
+    }
+
+    /// Items of a room with a history, from number `from` on, of about this many bytes. `None` if it has none.
+    pub fn piece(&self, room: &RoomName, from: u64, bytes: usize) -> Option<Piece> {
+        let room = Arc::clone(&self.stripe(room.as_str()).lock().get(room)?.room);
+        Some(room.recorded.as_ref()?.piece(from, bytes))
+    }
+
+    /// Takes the next thing that has to be read from a room's log, once there is one.
+    pub async fn next_repair(&self) -> Repair {
+        self.fan_out.repairs.next().await
     }
 
     /// Notes where `shard` has `room`, which a session of it has joined: every [`Broadcast`] then says so
@@ -126,6 +168,9 @@ impl Hub {
 
     /// Releases interest in rooms that have been without a session for a moment.
     pub fn forget_rooms(&self) {
+        if self.fan_out.history_bytes() > RINGS / 4 * 3 || self.fan_out.budget.is_short() {
+            self.shrink_rings();
+        }
         let now = self.fan_out.time.now();
         loop {
             let room = {
@@ -154,6 +199,17 @@ impl Hub {
         }
     }
 
+    /// Halves all rings: those of busy rooms fill up again.
+    fn shrink_rings(&self) {
+        for stripe in &self.stripes {
+            let rooms: Vec<_> = stripe.lock().values().map(|interest| Arc::clone(&interest.room)).collect();
+            rooms
+                .iter()
+                .filter_map(|room| room.recorded.as_deref())
+                .for_each(|recorded| recorded.halve(&self.fan_out));
+        }
+    }
+
     #[expect(clippy::indexing_slicing, reason = "reduced modulo the number of stripes")]
     fn stripe(&self, room: &str) -> &Stripe {
         // The map uses the low and high bits of the same hash, so use bits from the middle.
@@ -168,7 +224,13 @@ pub struct FanOut {
     metrics: Arc<HubMetrics>,
     budget: Arc<Budget>,
     time: Time,
+    repairs: Repairs,
+    /// What all rings hold, in bytes.
+    history: AtomicUsize,
 }
+
+/// What the rings of all rooms may hold together, in bytes.
+const RINGS: usize = 64 * 1024 * 1024;
 
 impl FanOut {
     /// A fan-out to these shards.
@@ -178,7 +240,18 @@ impl FanOut {
         budget: Arc<Budget>,
         time: Time,
     ) -> Self {
-        Self { mailboxes, metrics, budget, time }
+        let (repairs, history) = (Repairs::default(), AtomicUsize::new(0));
+        Self { mailboxes, metrics, budget, time, repairs, history }
+    }
+
+    fn history_bytes(&self) -> usize {
+        self.history.load(Ordering::Relaxed)
+    }
+
+    /// A ring holds so many bytes, and held so many before.
+    fn add_history(&self, now: usize, before: usize) {
+        // Wraps around where it has shrunk.
+        self.history.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
     }
 
     fn mailboxes(&self, shards: ShardSet) -> impl Iterator<Item = &dyn Mailbox> {
@@ -193,9 +266,12 @@ impl FanOut {
 /// A room with members on this node. Posts what arrives to the shards that have them; never blocks.
 struct Room {
     name: RoomName,
+    this: Weak<Self>,
     /// By shard.
     members: Mutex<SmallVec<[Members; 2]>>,
     fan_out: Arc<FanOut>,
+    /// Set if it has a history.
+    recorded: Option<Box<Recorded>>,
 }
 
 /// The members of a room on one shard.
@@ -207,9 +283,9 @@ struct Members {
 }
 
 impl Room {
-    fn new(name: RoomName, fan_out: Arc<FanOut>) -> Self {
+    fn new(name: RoomName, fan_out: Arc<FanOut>, recorded: Option<Box<Recorded>>) -> Arc<Self> {
         let members = Mutex::new(SmallVec::from_elem(Members::default(), fan_out.mailboxes.len()));
-        Self { name, members, fan_out }
+        Arc::new_cyclic(|this| Self { name, this: Weak::clone(this), members, fan_out, recorded })
     }
 
     fn enter(&self, shard: usize) {
@@ -243,22 +319,13 @@ impl Room {
     }
 }
 
-impl Sink for Room {
-    fn publication(&self, publication: Publication, _: Option<Place>) {
-        let (shards, places) = self.shards();
-        let count = shards.len();
-        if count == 0 {
-            return; // Lingering interest: there are no members to deliver to.
-        }
+impl Room {
+    /// Posts a broadcast to the shards that have members.
+    fn post_broadcast(&self, broadcast: &Arc<Broadcast>, shards: ShardSet) {
         let fan_out = &self.fan_out;
         fan_out.metrics.publications.inc();
-        let broadcast = Broadcast::new(self.name.clone(), publication, count)
-            .at(places)
-            .received_at(fan_out.time.now())
-            .counted(&fan_out.budget);
-        let broadcast = Arc::new(broadcast);
         for mailbox in fan_out.mailboxes(shards) {
-            if !mailbox.post_broadcast(&broadcast) {
+            if !mailbox.post_broadcast(broadcast) {
                 fan_out.metrics.inbox_overflows.inc();
                 fan_out.metrics.gap(GapCause::Overflow);
                 broadcast.written();
@@ -266,13 +333,60 @@ impl Sink for Room {
         }
     }
 
-    fn gap(&self, cause: GapCause) {
+    /// Posts a gap to the shards that have members.
+    fn post_gap(&self, cause: GapCause, number: u64) {
         let (shards, _) = self.shards();
         if shards.len() > 0 {
             self.fan_out.metrics.gap(cause);
         }
         for mailbox in self.fan_out.mailboxes(shards) {
-            mailbox.post_gap(&self.name, cause);
+            mailbox.post_gap(&self.name, cause, number);
+        }
+    }
+}
+
+impl Sink for Room {
+    fn publication(&self, publication: Publication, place: Option<Place>) {
+        if let Some(recorded) = &self.recorded {
+            return recorded.arrived(self, publication, place);
+        }
+        let (shards, places) = self.shards();
+        let count = shards.len();
+        if count == 0 {
+            return; // Lingering interest: there are no members to deliver to.
+        }
+        let broadcast = Broadcast::new(self.name.clone(), publication, count)
+            .at(places)
+            .received_at(self.fan_out.time.now())
+            .counted(&self.fan_out.budget, Consumer::Inbox);
+        self.post_broadcast(&Arc::new(broadcast), shards);
+    }
+
+    fn gap(&self, cause: GapCause) {
+        match &self.recorded {
+            Some(recorded) => recorded.change(self, |log, now, out| log.interrupted(cause, now, out)),
+            None => self.post_gap(cause, 0),
+        }
+    }
+}
+
+/// Resolves when a session has joined a room, see [`Hub::join`].
+pub enum Joining {
+    /// A room without a history, and where the session begins if it expects one.
+    Live(Subscribing, Option<Begin>),
+    /// A room with one.
+    Recorded(BoxFuture<'static, Result<Joined, BrokerError>>),
+}
+
+impl Future for Joining {
+    type Output = Result<Joined, BrokerError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Live(subscribing, begin) => {
+                subscribing.as_mut().poll(cx).map_ok(|()| Joined { begin: *begin })
+            }
+            Self::Recorded(joining) => joining.as_mut().poll(cx),
         }
     }
 }
@@ -332,7 +446,7 @@ mod tests {
         }
 
         async fn join(&self, name: &str, shard: usize) {
-            self.hub.join(&room(name), shard).await.unwrap();
+            self.hub.join(&room(name), shard, None, None).await.unwrap();
         }
 
         fn publish(&self, name: &str, text: &str) {

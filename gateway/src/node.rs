@@ -222,13 +222,11 @@ impl Node {
         let (accepting, running, tasks) =
             (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(server::acceptor::run(public, Arc::clone(&shards), Arc::clone(&gate), accepting.clone()));
-        tasks.spawn(
-            running
-                .clone()
-                .run_until_cancelled_owned(async move { every(Hub::STEP, || hub.forget_rooms()).await }),
-        );
-        let sweeping = Arc::clone(&settings);
-        let sweep = async move { every(SWEEP, || sweeping.limiters().sweep()).await };
+        tasks.spawn(running.clone().run_until_cancelled_owned(driver::repairs::run(Arc::clone(&hub))));
+        let forget = async move { every(Hub::STEP, || hub.forget_rooms()).await };
+        tasks.spawn(running.clone().run_until_cancelled_owned(forget));
+        let swept = Arc::clone(&settings);
+        let sweep = async move { every(SWEEP, || swept.limiters().sweep()).await };
         tasks.spawn(running.clone().run_until_cancelled_owned(sweep));
         if let Some(tls) = &tls {
             tasks.spawn(running.clone().run_until_cancelled_owned(watch(Arc::clone(tls))));

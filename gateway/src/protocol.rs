@@ -18,7 +18,7 @@
 use std::{fmt, rc::Rc, time::Duration};
 
 use axum::body::Body;
-use broker_bridge::{Data, EventName, GapCause, RoomName, SessionId};
+use broker_bridge::{Cursor, Data, EventName, GapCause, RoomName, SessionId};
 use bytes::Bytes;
 use http::{Response, request::Parts};
 
@@ -103,6 +103,8 @@ pub enum Then {
 pub enum News<'a> {
     /// Publications of the room may be missing before this point.
     Gap(&'a RoomName, GapCause),
+    /// The session has begun in a room with a history, after this position.
+    Position(&'a RoomName, Cursor),
     /// The session has been removed from the room, because its new token does not grant it.
     Expelled(&'a RoomName),
 }

@@ -6,7 +6,7 @@
 
 use std::{cell::OnceCell, sync::Arc, time::Duration};
 
-use broker_bridge::{BrokerError, GapCause, Publication, Publisher, RoomName, SessionId};
+use broker_bridge::{BrokerError, Cursor, GapCause, Publication, Publisher, RoomName, SessionId};
 use bytes::Bytes;
 
 use crate::{
@@ -367,6 +367,11 @@ impl Session {
     /// Publications of `room` may be missing.
     pub fn gap(&mut self, room: &RoomName, cause: GapCause, effects: &mut Effects) {
         self.notify(&News::Gap(room, cause), room, effects);
+    }
+
+    /// In `room` the session begins after this position.
+    pub fn positioned(&mut self, room: &RoomName, position: Cursor, effects: &mut Effects) {
+        self.notify(&News::Position(room, position), room, effects);
     }
 
     /// Writes the notice that publications of `room` were dropped because the client's own outbound queue was

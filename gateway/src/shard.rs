@@ -40,6 +40,7 @@ use crate::{budget::Budget, clock::Time, hub::Hub, settings::LiveSettings, traff
 
 mod age;
 mod batch;
+mod catchup;
 mod connection;
 mod core;
 mod fanout;

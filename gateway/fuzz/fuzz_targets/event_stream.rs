@@ -32,7 +32,7 @@ fuzz_target!(|input: &[u8]| {
     let id = if several { "lobby" } else { "" };
 
     let format = PROTOCOLS[usize::from(several)]().format(&room, 0).format;
-    let encoded = Encoding::new(format, Transport::Body).encode(&room, &publication);
+    let encoded = Encoding::new(format, Transport::Body).encode(&room, &publication, None);
     let events = parse(std::str::from_utf8(&encoded).expect("an event stream is UTF-8"));
     let [seen] = events.as_slice() else { panic!("one event, not {events:?}") };
     assert_eq!((seen.name.as_str(), seen.id.as_str()), (event.as_ref().map_or("", EventName::as_str), id));

@@ -50,7 +50,7 @@ struct Info {
 fuzz_target!(|input: &[u8]| {
     let room = RoomName::new("lobby").expect("a room's name");
     let publication = fuzz::decode(Bytes::copy_from_slice(input));
-    let frame = Encoding::new(&centrifuge::FORMAT, Transport::WebSocket).encode(&room, &publication);
+    let frame = Encoding::new(&centrifuge::FORMAT, Transport::WebSocket).encode(&room, &publication, None);
 
     let line = payload(&frame);
     assert!(!line.contains(['\n', '\r']), "a line break ends a message");

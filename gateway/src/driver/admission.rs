@@ -130,10 +130,10 @@ impl Worker {
             return applicant.refuse(Refusal::Draining.into()).map(ShardBody::Router);
         }
         let protocol = admission.protocol;
-        let rooms = &admission.opening.rooms;
+        let (rooms, since) = (&admission.opening.rooms, admission.opening.since);
         let id = self.context.ids.next();
         let start = admission.start(id, permit);
-        let (key, admitted) = self.open(|core| core.open(start, rooms));
+        let (key, admitted) = self.open(|core| core.open(start, rooms, since));
         let guard = ConnectionGuard { worker: Rc::clone(&self), key };
         let refused = match admitted.await {
             Ok(Ok(())) => None,

@@ -4,12 +4,12 @@ use std::{
     borrow::Cow,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
-use broker_bridge::{Publication, RoomName, SessionId};
+use broker_bridge::{Cursor, Publication, RoomName, SessionId};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
@@ -32,6 +32,10 @@ pub struct Broadcast {
     /// Where the shards have the room.
     places: Places,
     publication: Publication,
+    /// Its position in the room's log, if it is recorded.
+    cursor: Option<Cursor>,
+    /// Its number among the items of a room with a history, otherwise 0.
+    number: AtomicU64,
     /// When the node received it.
     received: Option<Instant>,
     frames: Cache,
@@ -51,6 +55,8 @@ impl Broadcast {
             room,
             places: Places::default(),
             publication,
+            cursor: None,
+            number: AtomicU64::new(0),
             received: None,
             frames: Cache::default(),
             pending: AtomicUsize::new(shards),
@@ -69,6 +75,27 @@ impl Broadcast {
         self.places.get(shard).copied().unwrap_or_default()
     }
 
+    /// Sets its position in the room's log, if it is recorded.
+    #[must_use]
+    pub fn recorded_at(self, cursor: Option<Cursor>) -> Self {
+        Self { cursor, ..self }
+    }
+
+    /// Sets its number. To be called before it is posted.
+    pub fn set_number(&self, number: u64) {
+        self.number.store(number, Ordering::Relaxed);
+    }
+
+    /// Its number among the items of a room with a history; otherwise 0.
+    pub fn number(&self) -> u64 {
+        self.number.load(Ordering::Relaxed)
+    }
+
+    /// Sets how many shards will write it. To be called before it is posted.
+    pub fn set_pending(&self, shards: usize) {
+        self.pending.store(shards, Ordering::Relaxed);
+    }
+
     /// Sets when the node received it.
     #[must_use]
     pub fn received_at(self, now: Instant) -> Self {
@@ -77,8 +104,8 @@ impl Broadcast {
 
     /// Counts what it holds in the budget, for as long as it is held.
     #[must_use]
-    pub fn counted(mut self, budget: &Arc<Budget>) -> Self {
-        self.held = Some(budget.hold(Consumer::Inbox, self.cost()));
+    pub fn counted(mut self, budget: &Arc<Budget>, consumer: Consumer) -> Self {
+        self.held = Some(budget.hold(consumer, self.cost()));
         self
     }
 
@@ -107,9 +134,9 @@ impl Broadcast {
     /// compressed.
     pub fn frame(&self, encoding: Encoding, threshold: usize) -> Cow<'_, Bytes> {
         let Some(deflate) = encoding.deflate() else {
-            return self
-                .frames
-                .get_or_make(encoding, || self.share(encoding.encode(&self.room, &self.publication)));
+            return self.frames.get_or_make(encoding, || {
+                self.share(encoding.encode(&self.room, &self.publication, self.cursor))
+            });
         };
         if let Some(frame) = self.frames.get(encoding) {
             return Cow::Borrowed(frame);

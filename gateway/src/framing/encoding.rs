@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, fmt, ptr};
 
-use broker_bridge::{Publication, RoomName};
+use broker_bridge::{Cursor, Publication, RoomName};
 use bytes::Bytes;
 
 use super::{Transport, Writer};
@@ -88,13 +88,14 @@ impl Encoding {
         Self { deflate: None, ..self }
     }
 
-    /// Encodes a publication: a whole message, or its shared part if the format has heads.
-    pub fn encode(self, room: &RoomName, publication: &Publication) -> Bytes {
-        let mut out = Writer::new(self.transport, self.format.head.is_none());
+    /// Encodes a publication: a whole message, or its shared part if the format has heads. `position` is that of a
+    /// recorded one.
+    pub fn encode(self, room: &RoomName, publication: &Publication, position: Option<Cursor>) -> Bytes {
+        let mut out = Writer::new(self.transport, self.format.head.is_none()).at(position);
         match self.wrap {
             None => (self.format.write)(room, publication, self.variant, &mut out),
             Some(wrap) => {
-                let mut inner = Writer::new(Transport::Body, false);
+                let mut inner = Writer::new(Transport::Body, false).at(position);
                 (self.format.write)(room, publication, self.variant, &mut inner);
                 out.put(wrap.begin);
                 (wrap.item)(inner.payload(), &mut out);

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use broker_bridge::Cursor;
 use bytes::{Buf as _, Bytes};
 
 use super::Transport;
@@ -16,6 +17,7 @@ pub struct Writer {
     /// How many bytes at the front are reserved for the header.
     reserved: usize,
     opcode: Opcode,
+    position: Option<Cursor>,
 }
 
 impl Writer {
@@ -23,7 +25,18 @@ impl Writer {
     pub(super) fn new(transport: Transport, with_header: bool) -> Self {
         let has_header = with_header && transport == Transport::WebSocket;
         let reserved = if has_header { websocket::Header::MAX_BYTES } else { 0 };
-        Self { bytes: Vec::new(), transport, reserved, opcode: Opcode::Text }
+        Self { bytes: Vec::new(), transport, reserved, opcode: Opcode::Text, position: None }
+    }
+
+    /// Sets the position of the publication that is written, if it is recorded.
+    #[must_use]
+    pub(super) fn at(self, position: Option<Cursor>) -> Self {
+        Self { position, ..self }
+    }
+
+    /// The position of the publication that is written, if it is recorded in its room's history.
+    pub fn position(&self) -> Option<Cursor> {
+        self.position
     }
 
     /// Reserves space for more bytes. Calling this first with the size of the message saves copies.

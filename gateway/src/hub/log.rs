@@ -36,6 +36,8 @@ pub use self::ring::{Item, Ring};
 /// What may wait for a reading of the log, in bytes.
 const MOST_WAITING: usize = 256 * 1024;
 
+/// How many unknown positions are remembered: after a long absence, most members of a room come with the same few.
+const UNKNOWN: usize = 64;
 /// How far the topic may be behind the log. A connection that is silent for longer is given up.
 const LAG: Duration = Duration::from_secs(30);
 
@@ -53,6 +55,10 @@ pub struct RoomLog<P> {
     is_unproven: bool,
     /// Until then, what arrives may be older than what was read.
     behind_until: Option<Instant>,
+    /// Positions that somebody has come back with and that the log did not know, the latest first.
+    unknown: VecDeque<(Cursor, GapCause)>,
+    /// Whether members are served although the log was not opened.
+    is_blind: bool,
     /// Whether publications without a place arrive in the room, which no log has.
     has_unrecorded: bool,
     repair: Option<Repair<P>>,
@@ -132,6 +138,8 @@ pub enum Next {
 pub enum Resume {
     /// With the item of this number.
     At(u64),
+    /// With the item of this number, after this gap: nobody knows what was between.
+    After(u64, GapCause),
     /// The ring does not go back so far: read the log from after the position on, pass the answer to
     /// [`RoomLog::backfill`].
     Read,
@@ -147,15 +155,16 @@ impl<P: Clone> RoomLog<P> {
             newest: None,
             is_unproven: true,
             behind_until: None,
+            unknown: VecDeque::new(),
+            is_blind: false,
             has_unrecorded: false,
             repair: None,
         }
     }
 
-    /// Changes the bounds of the ring.
-    pub fn set_bounds(&mut self, bounds: Bounds) {
-        self.bounds = bounds;
-        self.ring.trim(bounds.items, bounds.bytes);
+    /// Gives up the oldest items beyond this many bytes.
+    pub fn shrink(&mut self, bytes: usize) {
+        self.ring.trim(self.bounds.items, bytes);
     }
 
     /// The ring.
@@ -176,12 +185,18 @@ impl<P: Clone> RoomLog<P> {
     /// The broker says that this is the position of the newest publication. The subscription was acknowledged before,
     /// so everything after it arrives.
     pub fn opened(&mut self, top: Cursor) {
-        if self.seen.is_none() {
+        if self.seen.is_none() && !self.is_blind {
             self.seen = Some(top);
             if self.ring.is_empty() {
                 self.ring.begin(Some(top));
             }
         }
+    }
+
+    /// The log cannot be opened, and members are served without a position. A position that is learned later says nothing
+    /// about what is on its way to them, so the next one is that of the next publication.
+    pub fn not_opened(&mut self) {
+        self.is_blind = true;
     }
 
     /// A publication has arrived.
@@ -192,9 +207,10 @@ impl<P: Clone> RoomLog<P> {
             if repair.bytes > MOST_WAITING {
                 // The log has them, or else nobody has.
                 repair.has_dropped_unrecorded |= self.has_unrecorded
-                    || repair.waiting.iter().any(|waiting| {
-                        matches!(waiting, Waiting::Publication(Arrival { place: None, .. }))
-                    });
+                    || repair
+                        .waiting
+                        .iter()
+                        .any(|waiting| matches!(waiting, Waiting::Publication(Arrival { place: None, .. })));
                 repair.waiting.clear();
                 repair.bytes = 0;
                 self.is_unproven = true;
@@ -217,19 +233,36 @@ impl<P: Clone> RoomLog<P> {
 
     /// Publications may be missing before what arrives next.
     pub fn interrupted(&mut self, cause: GapCause, now: Instant, out: Out<'_, P>) -> Next {
-        if cause == GapCause::Oversized {
-            // This node refuses it, and would refuse it again.
-            self.gap(cause, out);
-            self.seen = None;
-            return Next::Wait;
-        }
         if let Some(repair) = &mut self.repair {
-            if !matches!(repair.waiting.back(), Some(Waiting::Interrupted(_))) {
+            if !matches!(repair.waiting.back(), Some(Waiting::Interrupted(last)) if *last == cause) {
                 repair.waiting.push_back(Waiting::Interrupted(cause));
             }
             return Next::Wait;
         }
+        if cause == GapCause::Oversized {
+            self.skip(out);
+            return Next::Wait;
+        }
         self.begin_repair(cause, VecDeque::new(), now, out)
+    }
+
+    /// This node has refused a publication for its size, and would refuse it again.
+    fn skip(&mut self, out: Out<'_, P>) {
+        self.gap(GapCause::Oversized, out);
+        self.seen = None;
+    }
+
+    /// Whether the log is being read.
+    pub fn is_repairing(&self) -> bool {
+        self.repair.is_some()
+    }
+
+    /// Something should have arrived that has not: whoever comes back has received it elsewhere, or the log has it.
+    pub fn suspect(&mut self, now: Instant, out: Out<'_, P>) -> Next {
+        if self.repair.is_some() || self.seen.is_none() {
+            return Next::Wait;
+        }
+        self.begin_repair(GapCause::Interrupted, VecDeque::new(), now, out)
     }
 
     fn begin_repair(
@@ -245,13 +278,11 @@ impl<P: Clone> RoomLog<P> {
         }
         let bytes = waiting.iter().map(Waiting::bytes).sum();
         self.repair = Some(Repair { waiting, bytes, ..Repair::default() });
-        match self.seen {
-            Some(seen) => Next::Read(seen),
-            None => {
-                self.gap(cause, out);
-                self.finish(true, now, out)
-            }
+        if let Some(seen) = self.seen {
+            return Next::Read(seen);
         }
+        self.gap(cause, out);
+        self.finish(true, now, out)
     }
 
     /// The log was read from after `after` on.
@@ -263,7 +294,8 @@ impl<P: Clone> RoomLog<P> {
         now: Instant,
         out: Out<'_, P>,
     ) -> Next {
-        let (Some(repair), Some(seen)) = (&mut self.repair, self.seen) else { return Next::Wait };
+        let Some(repair) = &mut self.repair else { return Next::Wait };
+        let Some(seen) = self.seen else { return self.finish(true, now, out) };
         if after != seen {
             return Next::Read(seen);
         }
@@ -272,8 +304,9 @@ impl<P: Clone> RoomLog<P> {
             self.gap(GapCause::Unrecorded, out);
         }
         let is_told = page.start != Start::Continuous;
+        let has_known = page.entries.iter().any(|entry| self.ring.number_of(entry.place.cursor).is_some())
+            || page.top.is_some_and(|top| self.ring.number_of(top).is_some());
         if is_told {
-            let has_known = page.entries.iter().any(|entry| self.ring.after(entry.place.cursor).is_some());
             self.gap(
                 match page.start {
                     Start::Trimmed => GapCause::Trimmed,
@@ -304,7 +337,10 @@ impl<P: Clone> RoomLog<P> {
             // What comes next follows the newest that there is, and the gap before it is told. What has arrived up to
             // here is known already, or of a time that is lost.
             self.seen = page.top;
-            self.newest = page.top.or(self.newest);
+            if !has_known {
+                // Maybe another log, of a server whose clock was set back.
+                self.newest = page.top.or(self.newest);
+            }
             self.is_unproven = false;
             if let Some(repair) = &mut self.repair {
                 let is_later = |waiting: &Waiting<P>| matches!(waiting, Waiting::Interrupted(_));
@@ -338,6 +374,10 @@ impl<P: Clone> RoomLog<P> {
         while let Some(waiting) = repair.waiting.pop_front() {
             let arrival = match waiting {
                 Waiting::Publication(arrival) => arrival,
+                Waiting::Interrupted(GapCause::Oversized) => {
+                    self.skip(out);
+                    continue;
+                }
                 Waiting::Interrupted(cause) => return self.begin_repair(cause, repair.waiting, now, out),
             };
             if let Some(hole) = self.pass(arrival, now, out) {
@@ -410,22 +450,25 @@ impl<P: Clone> RoomLog<P> {
     }
 
     fn push(&mut self, item: Item<P>, bytes: usize, out: Out<'_, P>) {
-        let number = self.ring.push(item.clone(), bytes);
-        out(number, &item);
+        out(self.ring.next(), &item);
+        self.ring.push(item, bytes);
         self.ring.trim(self.bounds.items, self.bounds.bytes);
     }
 
     /// Where somebody continues who has received everything up to this position.
     pub fn resume(&self, cursor: Cursor) -> Resume {
-        self.ring.after(cursor).map_or(Resume::Read, Resume::At)
+        if let Some(number) = self.ring.after(cursor) {
+            return Resume::At(number);
+        }
+        // A position that the log did not know is never used again.
+        let unknown = self.unknown.iter().find(|(known, _)| *known == cursor);
+        unknown.map_or(Resume::Read, |(_, cause)| Resume::After(self.ring.later_than(cursor), *cause))
     }
 
     /// Whether everything up to this position has arrived, as far as it will.
     pub fn has_reached(&self, top: Option<Cursor>) -> bool {
-        match (self.seen, top) {
-            (Some(seen), Some(top)) => seen >= top && self.repair.is_none(),
-            _ => self.repair.is_none(),
-        }
+        let has_seen = top.zip(self.seen).is_none_or(|(top, seen)| seen >= top);
+        has_seen && self.repair.is_none()
     }
 
     /// The log was read from after `cursor` on, for somebody who comes back from there: the pages until one that
@@ -443,7 +486,19 @@ impl<P: Clone> RoomLog<P> {
         if let Resume::At(number) = self.resume(cursor) {
             return (number, None);
         }
+        if self.seen.is_none() {
+            // Nothing is known of what is on its way.
+            return (self.ring.next(), Some(GapCause::Interrupted));
+        }
         let is_continuous = page.start == Start::Continuous;
+        if is_continuous && !self.ring.is_before(cursor) {
+            // The ring has a gap there, but whoever comes back has been told what was before it.
+            let first = page.entries.first().map(|entry| entry.place.cursor);
+            let number = first.map_or(Some(self.ring.next()), |first| self.ring.number_of(first));
+            if let Some(number) = number {
+                return (number, None);
+            }
+        }
         let before_first = page.entries.first().and_then(|entry| entry.place.follows.cursor());
         let mut items = Vec::new();
         let mut reaches = is_continuous.then_some(cursor);
@@ -462,7 +517,8 @@ impl<P: Clone> RoomLog<P> {
             items.push((Item::Publication(publication, Some(at)), bytes));
             reaches = Some(at);
         }
-        if has_newer || (reaches.is_some() && reaches == self.ring.start()) {
+        let is_older = self.ring.is_before(cursor) || !is_continuous;
+        if is_older && (has_newer || (reaches.is_some() && reaches == self.ring.start())) {
             let start = if is_continuous { Some(cursor) } else { before_first };
             self.ring.prepend(items.into_iter(), start);
             self.ring.trim(self.bounds.items, self.bounds.bytes);
@@ -471,6 +527,10 @@ impl<P: Clone> RoomLog<P> {
             return (number, None);
         }
         let cause = if page.start == Start::Lost { GapCause::Expired } else { GapCause::Trimmed };
+        if !is_continuous {
+            self.unknown.truncate(UNKNOWN - 1);
+            self.unknown.push_front((cursor, cause));
+        }
         (self.ring.later_than(cursor), Some(cause))
     }
 }

@@ -6,7 +6,15 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 use crate::vocabulary::metrics::{counter, counter_family, gauge};
 
 /// The causes of gaps that concern a whole room; [`GapCause::Dropped`] concerns one session.
-const ROOM_GAPS: [GapCause; 3] = [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow];
+const ROOM_GAPS: [GapCause; 7] = [
+    GapCause::Interrupted,
+    GapCause::Oversized,
+    GapCause::Overflow,
+    GapCause::Failover,
+    GapCause::Trimmed,
+    GapCause::Expired,
+    GapCause::Unrecorded,
+];
 
 /// The hub's metrics.
 #[derive(Debug)]
@@ -17,6 +25,12 @@ pub struct HubMetrics {
     pub rooms: IntGauge,
     /// Publications that did not fit into a shard's inbox.
     pub inbox_overflows: IntCounter,
+    /// Readings of a room's log to find out what an interruption has cost.
+    pub repairs: IntCounter,
+    /// Members that came back and found what they had missed in this node's memory.
+    pub resumed_from_memory: IntCounter,
+    /// Readings of a room's log for members that came back.
+    pub resumed_from_log: IntCounter,
     gaps: IntCounterVec,
 }
 
@@ -28,6 +42,12 @@ impl HubMetrics {
             "tidegate_gaps_total",
             "Gaps told to rooms of this node, by cause: publications may be missing there.",
             &["cause"],
+        )?;
+        let resumptions = counter_family(
+            registry,
+            "tidegate_history_resumptions_total",
+            "Sessions that came back to a room with a history: from this node's memory, or by a reading of the log.",
+            &["from"],
         )?;
         for cause in ROOM_GAPS {
             gaps.with_label_values(&[cause.as_str()]);
@@ -48,6 +68,13 @@ impl HubMetrics {
                 "tidegate_inbox_overflows_total",
                 "Publications dropped inside the node because a shard's inbox was full; each is told as a gap.",
             )?,
+            repairs: counter(
+                registry,
+                "tidegate_history_repairs_total",
+                "Readings of a room's history to find out what an interruption has cost.",
+            )?,
+            resumed_from_memory: resumptions.with_label_values(&["memory"]),
+            resumed_from_log: resumptions.with_label_values(&["log"]),
             gaps,
         })
     }

@@ -3,7 +3,7 @@
 use std::{fmt, pin::Pin, sync::Arc};
 
 use axum::body::Body;
-use broker_bridge::{Affinity, RoomName};
+use broker_bridge::{Affinity, Cursor, RoomName, history::InvalidCursor};
 use http::{HeaderMap, Method, Response, request::Parts};
 
 use super::Protocol;
@@ -119,6 +119,36 @@ impl Ask<'_> {
     }
 }
 
+impl Ask<'_> {
+    /// The position from which the client continues: `Last-Event-ID` (WHATWG HTML §9.2.3), or else `?since=`. Only for
+    /// sessions in one room, since positions in different rooms have nothing to do with each other.
+    ///
+    /// A client cannot help what it sends as `Last-Event-ID`. What is no position is taken as one that nobody knows.
+    pub fn since(&self) -> Result<Option<Cursor>, Problem> {
+        let is_one_room = self.rooms()?.len() == 1;
+        // A client that reconnects by itself sends the header, and the same query as before.
+        let last_event_id = self.last_event_id().filter(|_| is_one_room);
+        match self.query().one("since")?.filter(|_| last_event_id.is_none()) {
+            Some(_) if !is_one_room => {
+                let detail = "a session continues in one room only: open one for each room";
+                Err(Problem::new(Refusal::BadRequest, detail))
+            }
+            Some(text) => text.parse().map(Some).map_err(|error: InvalidCursor| {
+                Problem::new(Refusal::BadRequest, format!("query parameter `since`: {error}, such as 17-42"))
+            }),
+            None => {
+                let unknown = Cursor { epoch: 0, offset: 0 };
+                Ok(last_event_id.map(|id| id.parse().unwrap_or(unknown)))
+            }
+        }
+    }
+
+    fn last_event_id(&self) -> Option<&str> {
+        let id = self.request.headers.get("last-event-id")?;
+        Some(id.to_str().unwrap_or("?")).filter(|id| !id.is_empty())
+    }
+}
+
 /// A request to be answered directly.
 pub struct Call {
     /// The checks for requests.
@@ -138,6 +168,8 @@ pub struct Call {
 pub struct Opening {
     /// The rooms that it joins at the start, without duplicates.
     pub rooms: Vec<RoomName>,
+    /// The position in the only room from which the client continues.
+    pub since: Option<Cursor>,
     /// Whether the client authenticates within the session, and the request needs no token.
     pub signs_in_later: bool,
     /// Creates its protocol state.
@@ -158,6 +190,7 @@ impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opening")
             .field("rooms", &self.rooms)
+            .field("since", &self.since)
             .field("signs_in_later", &self.signs_in_later)
             .finish_non_exhaustive()
     }

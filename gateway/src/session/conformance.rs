@@ -104,13 +104,13 @@ fn sessions_with_equal_options_share_an_encoding() {
             self::encoding(&mut other.session)
         };
         assert_eq!(encoding, again, "{name}");
-        let bytes = encoding.encode(&lobby, &Publication::new(Data::text("the payload")));
+        let bytes = encoding.encode(&lobby, &Publication::new(Data::text("the payload")), None);
         assert!(bytes.windows(11).any(|window| window == b"the payload"), "{name}");
         if session.framing().transport == Transport::WebSocket {
             assert_eq!(payload_of(&bytes), bytes.len() - 2, "{name}: one whole frame");
         }
         for (other, known) in &seen {
-            let theirs = known.encode(&lobby, &Publication::new(Data::text("the payload")));
+            let theirs = known.encode(&lobby, &Publication::new(Data::text("the payload")), None);
             assert!(*known != encoding || theirs == bytes, "{name} and {other}");
         }
         seen.push((name, encoding));

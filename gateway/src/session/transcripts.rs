@@ -239,7 +239,7 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
             let publication = Publication { event, ..Publication::new(data) };
             let RoomFormat { format, .. } = session.format(&room(&name), 0);
             let encoding = Encoding::new(format, session.framing().transport);
-            effects.push(Effect::Send(encoding.encode(&room(&name), &publication)));
+            effects.push(Effect::Send(encoding.encode(&room(&name), &publication, None)));
         }
         Input::Gap { room: name, cause } => {
             let cause = [GapCause::Interrupted, GapCause::Oversized, GapCause::Overflow, GapCause::Dropped]

@@ -71,6 +71,11 @@ impl Batch {
             .map(move |broadcast| (broadcast.frame(encoding, threshold), broadcast.payload_len()))
     }
 
+    /// How many of the first broadcasts have a number below this one.
+    pub fn count_below(&self, number: u64) -> usize {
+        self.broadcasts.iter().take_while(|broadcast| broadcast.number() < number).count()
+    }
+
     /// How many broadcasts there are.
     pub fn len(&self) -> usize {
         self.broadcasts.len()
@@ -154,7 +159,8 @@ mod tests {
         assert!(batch.may_wait(&ShardEvent::Broadcast(broadcast("a", "two", None)), OUTBOUND));
         assert!(!batch.may_wait(&ShardEvent::Settled(ticket, Err(BrokerError::Unavailable)), OUTBOUND));
         assert!(
-            !batch.may_wait(&ShardEvent::Gap(RoomName::new("a").unwrap(), GapCause::Interrupted), OUTBOUND)
+            !batch
+                .may_wait(&ShardEvent::Gap(RoomName::new("a").unwrap(), GapCause::Interrupted, 0), OUTBOUND)
         );
         assert!(!batch.may_wait(&ShardEvent::Broadcast(broadcast("b", "two", None)), OUTBOUND));
     }

@@ -21,13 +21,14 @@ pub use self::{holding::NOTABLE, input::Output, queue::BatchDelivery};
 use std::{collections::VecDeque, io, rc::Rc, sync::Arc, time::Duration};
 
 use broker_bridge::{
-    Accepted, BrokerError, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName, SessionId,
-    Ticket,
+    Accepted, BrokerError, Cursor, GapCause, Publication, PublishRequest, Receipt, ReceiptSink, RoomName,
+    SessionId, Ticket,
 };
 use bytes::Bytes;
 use slotmap::{Key as _, SlotMap, new_key_type};
 
 use super::{
+    catchup::{CatchingUp, NEVER},
     joins::{Join, JoinKey},
     outbound::{Lane, Outbound},
     rooms::Memberships,
@@ -92,6 +93,8 @@ pub struct Connection<T: Transport> {
     ignores_input: bool,
     /// Its driver has let go of it. It is removed once it has left its rooms.
     pub(super) forgotten: bool,
+    /// The rooms in which it catches up.
+    pub(super) catching_up: Option<Box<CatchingUp>>,
     in_flight: u32,
     /// Bytes of an incomplete message that have not been charged yet.
     unpaid: u32,
@@ -205,6 +208,7 @@ impl<T: Transport> Connection<T> {
             close_after_turn: None,
             ignores_input: false,
             forgotten: false,
+            catching_up: None,
             in_flight: 0,
             unpaid: 0,
             blocked: VecDeque::new(),
@@ -265,6 +269,18 @@ impl<T: Transport> Connection<T> {
         self.memberships.get(room).map_or(u64::MAX, |membership| membership.since)
     }
 
+    /// The number of the first broadcast in `room` that this connection receives, if the room has a history.
+    pub fn from(&self, room: &RoomName) -> u64 {
+        self.memberships.get(room).map_or(NEVER, |membership| membership.from)
+    }
+
+    /// Whether it is told of a gap with this number. One that catches up finds it in the room's ring. A gap without a
+    /// number is this shard's own, and nothing is missing in the ring.
+    pub fn receives_gap(&self, room: &RoomName, number: u64) -> bool {
+        let from = self.from(room);
+        from <= number || (number == 0 && from != NEVER)
+    }
+
     /// How publications of `room` are encoded for this connection, whose `request` subscribed to it.
     pub fn encoding_of(
         &mut self,
@@ -304,6 +320,14 @@ impl<T: Transport> Connection<T> {
     pub fn gap(&mut self, shard: &mut State, room: &RoomName, cause: GapCause) {
         let mut effects = shard.take_effects();
         self.session.gap(room, cause, &mut effects);
+        self.run(shard, &mut effects);
+        shard.give_effects(effects);
+    }
+
+    /// Tells the session where it begins in a room with a history.
+    pub fn positioned(&mut self, shard: &mut State, room: &RoomName, position: Cursor) {
+        let mut effects = shard.take_effects();
+        self.session.positioned(room, position, &mut effects);
         self.run(shard, &mut effects);
         shard.give_effects(effects);
     }
@@ -540,8 +564,14 @@ impl<T: Transport> Connection<T> {
     /// Joins a room once the broker acknowledges it. A session that has asked for the room by a request
     /// becomes a member at the same moment as it gets the reply: it receives everything that is published
     /// after that. Publications that were on their way to the node may come first.
-    pub fn await_join(&mut self, shard: &mut State, room: RoomName, request: Option<RequestId>) {
-        let join = shard.join(Join { connection: self.key, room, request });
+    pub fn await_join(
+        &mut self,
+        shard: &mut State,
+        room: RoomName,
+        request: Option<RequestId>,
+        since: Option<Cursor>,
+    ) {
+        let join = shard.join(Join { connection: self.key, room, request }, since);
         self.joins.push(join);
     }
 
@@ -564,7 +594,7 @@ impl<T: Transport> Connection<T> {
                 Effect::Publish(request, room, publication) => {
                     self.publish(shard, request, room, publication);
                 }
-                Effect::Join(request, room) => self.await_join(shard, room, Some(request)),
+                Effect::Join(request, room) => self.await_join(shard, room, Some(request), None),
                 Effect::Leave(room) => shard.leave(self.key, room),
                 Effect::Refused(failure) => shard.actions.push_back(Action::TokenRefused(self.id, failure)),
                 Effect::Verify(token) => shard.actions.push_back(Action::Verify(self.key, token)),

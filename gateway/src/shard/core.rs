@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_bridge::{BrokerError, RoomName};
+use broker_bridge::{BrokerError, Cursor, GapCause, RoomName};
 use bytes::Bytes;
 use slotmap::KeyData;
 
@@ -15,6 +15,7 @@ use super::{
     Context, Inbox, ShardEvent,
     age::Age,
     batch::Batch,
+    catchup::NEVER,
     connection::{Connection, ConnectionKey, Connections, Interest, Output, Phase, Start},
     fanout::Written,
     joins::{Join, JoinKey},
@@ -29,6 +30,7 @@ use crate::{
     auth::{AuthFailure, Identity},
     clock::{Clock, Tick},
     drain::Pace,
+    hub::Joined,
     protocol::RequestId,
     settings::Settings,
     vocabulary::{CloseReason, Outcome, metrics::Label as _},
@@ -192,7 +194,8 @@ impl<T: Transport> Core<T> {
     /// Handles an event that is not a delivery.
     fn handle(&mut self, event: ShardEvent) {
         match event {
-            ShardEvent::Gap(room, cause) => self.report_gap(&room, cause),
+            ShardEvent::Gap(room, cause, number) => self.report_gap(&room, cause, number),
+            ShardEvent::CatchUp(key) => self.catch_up(key),
             ShardEvent::Settled(ticket, outcome) => {
                 self.with(KeyData::from_ffi(ticket.owner).into(), |connection, state| {
                     connection.settled(state, ticket.request, outcome);
@@ -328,8 +331,9 @@ impl<T: Transport> Core<T> {
     // ---- connections ----
 
     /// Opens a connection, without a transport yet, and joins these rooms. [`Action::Admitted`] says when it
-    /// is in service: everything that is published from then on reaches it.
-    pub fn open(&mut self, start: Start, rooms: &[RoomName]) -> ConnectionKey {
+    /// is in service: everything that is published from then on reaches it, and first what was published in its room after
+    /// the position `since`.
+    pub fn open(&mut self, start: Start, rooms: &[RoomName], since: Option<Cursor>) -> ConnectionKey {
         let state = &mut self.state;
         let now = state.now;
         let first_ping = now.after(state.settings.heartbeat.interval.mul_f32(0.5 + state.spread() / 2.0));
@@ -342,9 +346,13 @@ impl<T: Transport> Core<T> {
         state.set_timer(first, connection);
         connection.greet(state);
         for room in rooms {
-            if self.join(room, 0, key) {
+            let from = if self.state.settings.history.of(room).is_some() { NEVER } else { 0 };
+            if self.join(room, 0, key, from) {
                 let connection = self.connections.get_mut(key).expect("inserted above");
-                connection.await_join(&mut self.state, room.clone(), None);
+                if since.is_some() && from != NEVER {
+                    connection.gap(&mut self.state, room, GapCause::Unrecorded);
+                }
+                connection.await_join(&mut self.state, room.clone(), None, since);
                 self.locate(room);
             }
         }
@@ -479,7 +487,7 @@ impl<T: Transport> Core<T> {
     // ---- rooms ----
 
     /// Makes the connection a member on this shard. Returns false if it is one already.
-    fn join(&mut self, room: &RoomName, request: RequestId, key: ConnectionKey) -> bool {
+    fn join(&mut self, room: &RoomName, request: RequestId, key: ConnectionKey, from: u64) -> bool {
         let Some(connection) = self.connections.get_mut(key) else { return false };
         if connection.memberships.get(room).is_some() {
             return false;
@@ -487,7 +495,7 @@ impl<T: Transport> Core<T> {
         let since = self.rounds.join(room);
         let (encoding, state) = connection.encoding_of(room, request);
         let member = Member::new(connection, encoding, state);
-        let joined = self.rooms.join(room, connection, member, since, &self.state.settings.delivery);
+        let joined = self.rooms.join(room, connection, member, since, from, &self.state.settings.delivery);
         if joined {
             Tally::shift(&self.state.tally.subscriptions, 1);
         }
@@ -504,6 +512,9 @@ impl<T: Transport> Core<T> {
     /// Ends one membership of the connection, here and in the hub, if there is one.
     fn leave(&mut self, room: &RoomName, key: ConnectionKey) {
         if self.rooms.leave(room, key, &mut self.connections) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.stop_catching_up(room);
+            }
             Tally::shift(&self.state.tally.subscriptions, -1);
             self.state.context.hub.leave(room, self.state.index);
         }
@@ -538,12 +549,12 @@ impl<T: Transport> Core<T> {
     }
 
     /// The broker has acknowledged or refused a subscription, see [`Action::Subscribe`].
-    pub fn subscribed(&mut self, key: JoinKey, outcome: Result<(), BrokerError>) {
+    pub fn subscribed(&mut self, key: JoinKey, outcome: Result<Joined, BrokerError>) {
         self.end_join(key, outcome);
         self.settle();
     }
 
-    fn end_join(&mut self, key: JoinKey, outcome: Result<(), BrokerError>) {
+    fn end_join(&mut self, key: JoinKey, outcome: Result<Joined, BrokerError>) {
         let Some(Join { connection, room, request }) = self.state.joins.end(key) else { return };
         let Some(member) = self.connections.get_mut(connection) else { return };
         member.joins.retain(|join| *join != key);
@@ -551,7 +562,7 @@ impl<T: Transport> Core<T> {
             tracing::debug!(session = %member.id(), %error, "a subscription failed");
         }
         match request {
-            None => self.end_admission(connection, outcome),
+            None => self.end_admission(connection, &room, outcome),
             Some(request) => self.end_request(connection, request, &room, outcome),
         }
     }
@@ -569,10 +580,14 @@ impl<T: Transport> Core<T> {
     }
 
     /// One of the rooms that opened a session is acknowledged, or refused.
-    fn end_admission(&mut self, key: ConnectionKey, outcome: Result<(), BrokerError>) {
+    fn end_admission(&mut self, key: ConnectionKey, room: &RoomName, outcome: Result<Joined, BrokerError>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         match outcome {
-            Ok(()) => self.admit_if_joined(key),
+            Ok(Joined { begin }) => {
+                // In this order: a gap may close the session, but in service it can say why.
+                self.admit_if_joined(key);
+                self.begin_catching_up(key, room, begin);
+            }
             Err(error) => {
                 let refused = NotAdmitted::Subscribing(Outcome::from(&error).refusal);
                 connection.give_up(&mut self.state, refused);
@@ -586,15 +601,18 @@ impl<T: Transport> Core<T> {
         key: ConnectionKey,
         request: RequestId,
         room: &RoomName,
-        outcome: Result<(), BrokerError>,
+        outcome: Result<Joined, BrokerError>,
     ) {
-        let outcome = outcome.map_err(|error| Outcome::from(&error).reply);
+        let begin = outcome.as_ref().ok().and_then(|joined| joined.begin);
+        let outcome = outcome.map(drop).map_err(|error| Outcome::from(&error).reply);
         let wants = self
             .connections
             .get_mut(key)
             .is_some_and(|connection| connection.joined(&mut self.state, request, room, outcome));
-        if wants && self.join(room, request, key) {
+        let from = if begin.is_some() { NEVER } else { 0 };
+        if wants && self.join(room, request, key, from) {
             self.locate(room);
+            self.begin_catching_up(key, room, begin);
         } else {
             self.state.context.hub.leave(room, self.state.index);
         }

@@ -36,6 +36,13 @@ pub struct Written {
 }
 
 impl Written {
+    /// Counts a batch that was queued for one member.
+    pub fn add(&mut self, batch: &Batch) {
+        // Nobody shares it.
+        self.queued += batch.payload_len() + batch.len() * Outbound::PER_FRAME;
+        self.deliveries += batch.len();
+    }
+
     /// Whether it is time to write, if queues may hold this many bytes.
     pub fn is_much(&self, outbound: usize) -> bool {
         self.queued > outbound / 2 || self.deliveries >= TURN
@@ -60,8 +67,16 @@ impl<T: Transport> Core<T> {
                 self.rounds.begin(&room, step);
                 return;
             }
+            let is_mixed = is_mixed(&self.batch, known.traits());
             for member in known.members.iter() {
                 if let Some(connection) = self.connections.get_mut(member.connection) {
+                    if is_mixed {
+                        let skip = self.batch.count_below(connection.from(room));
+                        if skip > 0 {
+                            connection.deliver_rest(&mut self.state, member, &delivery, skip);
+                            continue;
+                        }
+                    }
                     connection.deliver(&mut self.state, member, &delivery);
                     connection.touch(&mut self.state);
                 }
@@ -73,10 +88,10 @@ impl<T: Transport> Core<T> {
     }
 
     /// Begins a round that reports a gap to every member.
-    pub(super) fn report_gap(&mut self, room: &RoomName, cause: GapCause) {
+    pub(super) fn report_gap(&mut self, room: &RoomName, cause: GapCause, number: u64) {
         match self.rounds.get_mut(room) {
-            Some(round) => round.wait(Waiting::Gap(cause)),
-            None => self.rounds.begin(room, Step::Gap(cause)),
+            Some(round) => round.wait(Waiting::Gap(cause, number)),
+            None => self.rounds.begin(room, Step::Gap(cause, number)),
         }
     }
 
@@ -94,7 +109,7 @@ impl<T: Transport> Core<T> {
     /// What one step of a round costs per member, in deliveries.
     fn weight(&self, room: &RoomName, round: &Round) -> usize {
         match &round.step {
-            Step::Gap(_) => PER_GAP,
+            Step::Gap(..) => PER_GAP,
             Step::Publications(batch) => {
                 self.rooms.get(room).map_or(1, |known| delivery(&self.state, batch, known.traits()).frames())
             }
@@ -140,12 +155,17 @@ impl<T: Transport> Core<T> {
     fn serve_slice(&mut self, room: &RoomName, round: &Round, slice: &[Member], traits: Traits) {
         let delivery = match &round.step {
             Step::Publications(batch) => Some(delivery(&self.state, batch, traits)),
-            Step::Gap(_) => None,
+            Step::Gap(..) => None,
         };
         for member in slice {
             let Some(connection) = self.connections.get_mut(member.connection) else { continue };
-            let before_join =
+            let mut before_join =
                 if round.has_newcomers() { round.count_before(connection.since(room)) } else { 0 };
+            if let Step::Publications(batch) = &round.step
+                && is_mixed(batch, traits)
+            {
+                before_join = before_join.max(batch.count_below(connection.from(room)));
+            }
             match (&round.step, &delivery) {
                 (Step::Publications(_), Some(delivery)) if before_join == 0 => {
                     connection.deliver_now(&mut self.state, member, delivery);
@@ -153,7 +173,9 @@ impl<T: Transport> Core<T> {
                 (Step::Publications(_), Some(delivery)) => {
                     connection.deliver_rest(&mut self.state, member, delivery, before_join);
                 }
-                (Step::Gap(cause), _) if before_join == 0 => {
+                (Step::Gap(cause, number), _)
+                    if before_join == 0 && connection.receives_gap(room, *number) =>
+                {
                     connection.gap(&mut self.state, room, *cause);
                 }
                 _ => {}
@@ -194,10 +216,15 @@ impl<T: Transport> Core<T> {
     }
 }
 
+/// Whether some members do not receive all of the batch.
+fn is_mixed(batch: &Batch, traits: Traits) -> bool {
+    batch.first().is_some_and(|first| first.number() < traits.latest)
+}
+
 /// The delivery of a batch, with what is the same for all members.
-fn delivery<'a>(state: &State, batch: &'a Batch, traits: Traits) -> BatchDelivery<'a> {
+pub(super) fn delivery<'a>(state: &State, batch: &'a Batch, traits: Traits) -> BatchDelivery<'a> {
     let settings = &state.settings;
-    let Traits { tag, policy, with_heads } = traits;
+    let Traits { tag, policy, with_heads, .. } = traits;
     BatchDelivery {
         batch,
         exclude: batch.first().and_then(Broadcast::exclude),

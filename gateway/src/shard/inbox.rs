@@ -21,6 +21,7 @@ use std::{
 use broker_bridge::{Accepted, BrokerError, GapCause, ReceiptSink, RoomName, Ticket};
 use parking_lot::Mutex;
 
+use super::connection::ConnectionKey;
 use crate::{drain::Pace, framing::Broadcast, hub::Mailbox};
 
 /// An event for a shard to handle.
@@ -28,8 +29,10 @@ use crate::{drain::Pace, framing::Broadcast, hub::Mailbox};
 pub enum ShardEvent {
     /// A publication for a room with members on this shard.
     Broadcast(Arc<Broadcast>),
-    /// Publications of the room may be missing at this point.
-    Gap(RoomName, GapCause),
+    /// Publications of the room may be missing at this point. In a room with a history it has a number, otherwise 0.
+    Gap(RoomName, GapCause, u64),
+    /// The connection continues to catch up.
+    CatchUp(ConnectionKey),
     /// The broker has accepted or refused a publication of one of this shard's sessions.
     Settled(Ticket, Result<Accepted, BrokerError>),
     /// Close all sessions at this pace, then end.
@@ -116,7 +119,7 @@ impl Mailbox for Inbox {
                 }
                 (true, state.push(ShardEvent::Broadcast(Arc::clone(broadcast))))
             } else if state.overflowed.insert(broadcast.room().clone()) {
-                (false, state.push(ShardEvent::Gap(broadcast.room().clone(), GapCause::Overflow)))
+                (false, state.push(ShardEvent::Gap(broadcast.room().clone(), GapCause::Overflow, 0)))
             } else {
                 (false, None)
             }
@@ -125,8 +128,8 @@ impl Mailbox for Inbox {
         fits
     }
 
-    fn post_gap(&self, room: &RoomName, cause: GapCause) {
-        self.post(ShardEvent::Gap(room.clone(), cause));
+    fn post_gap(&self, room: &RoomName, cause: GapCause, number: u64) {
+        self.post(ShardEvent::Gap(room.clone(), cause, number));
     }
 }
 
@@ -168,7 +171,7 @@ mod tests {
         inbox.take(&mut events, done);
         let name = |event: &ShardEvent| match event {
             ShardEvent::Broadcast(broadcast) => broadcast.room().to_string(),
-            ShardEvent::Gap(room, cause) => format!("{room}:{}", cause.as_str()),
+            ShardEvent::Gap(room, cause, _) => format!("{room}:{}", cause.as_str()),
             other => format!("{other:?}"),
         };
         events.iter().map(name).collect()

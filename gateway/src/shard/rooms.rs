@@ -13,6 +13,7 @@ use slotmap::{Key as _, KeyData, SlotMap, new_key_type};
 
 use self::members::Members;
 use super::{
+    catchup::NEVER,
     connection::{Connection, ConnectionKey, Connections},
     outbound::RoomTag,
     transport::Transport,
@@ -52,6 +53,10 @@ pub struct Room {
     /// rooms, when no frame of the first one can still be queued.
     tag: RoomTag,
     pub members: Members<Member>,
+    /// How many of them catch up, and get no broadcasts yet.
+    catching_up: u32,
+    /// The highest number from which one of them receives broadcasts.
+    latest: u64,
     /// How many of them have heads. For those, each publication is a frame of its own.
     with_heads: u32,
 }
@@ -63,12 +68,15 @@ pub struct Traits {
     pub policy: Delivery,
     /// Whether any member has heads.
     pub with_heads: bool,
+    /// Whether some members may not receive all broadcasts from this number on.
+    pub latest: u64,
 }
 
 impl Room {
     /// What a delivery has to know about it.
     pub fn traits(&self) -> Traits {
-        Traits { tag: self.tag, policy: self.policy, with_heads: self.with_heads > 0 }
+        let latest = if self.catching_up > 0 { NEVER } else { self.latest };
+        Traits { tag: self.tag, policy: self.policy, with_heads: self.with_heads > 0, latest }
     }
 }
 
@@ -130,6 +138,15 @@ pub struct Membership {
     /// The number of the first message in the room that this member receives, if a [round](super::rounds) was
     /// in progress when it joined.
     pub since: u64,
+    /// The number of the first broadcast that this member receives in a room with a history, see [`catchup`](super::catchup).
+    pub from: u64,
+}
+
+impl Membership {
+    /// The member's place among the room's members.
+    pub fn place(&self) -> u32 {
+        self.place
+    }
 }
 
 impl Rooms {
@@ -141,6 +158,7 @@ impl Rooms {
         connection: &mut Connection<T>,
         member: Member,
         since: u64,
+        from: u64,
         policies: &DeliveryPolicies,
     ) -> bool {
         if connection.memberships.get(room).is_some() {
@@ -158,14 +176,17 @@ impl Rooms {
                     is_located: false,
                     tag,
                     members,
+                    catching_up: 0,
+                    latest: 0,
                     with_heads: 0,
                 }))
             }
         };
         let Some(known) = self.by_key.get_mut(key) else { return false };
         known.with_heads += u32::from(member.has_heads());
+        known.catching_up += u32::from(from == NEVER);
         let place = known.members.push(member);
-        connection.memberships.insert(room.clone(), Membership { place, since });
+        connection.memberships.insert(room.clone(), Membership { place, since, from });
         true
     }
 
@@ -178,10 +199,28 @@ impl Rooms {
     ) -> bool {
         let connection = connections.get_mut(connection);
         let membership = connection.and_then(|connection| connection.memberships.remove(room));
-        if let Some(Membership { place, .. }) = membership {
-            self.remove(room, place, connections);
+        if let Some(Membership { place, from, .. }) = membership {
+            self.remove(room, place, from, connections);
         }
         membership.is_some()
+    }
+
+    /// This member, which caught up, receives broadcasts from number `from` on.
+    pub fn end_catching_up<T: Transport>(
+        &mut self,
+        room: &RoomName,
+        connection: &mut Connection<T>,
+        from: u64,
+    ) {
+        let Some(membership) = connection.memberships.get_mut(room) else { return };
+        let Some(key) = self.by_name.get(room) else { return };
+        if let Some(known) = self.by_key.get_mut(*key)
+            && membership.from == NEVER
+        {
+            membership.from = from;
+            known.catching_up -= 1;
+            known.latest = known.latest.max(from);
+        }
     }
 
     /// The room, if it has members.
@@ -215,9 +254,15 @@ impl Rooms {
         }
     }
 
-    fn remove<T: Transport>(&mut self, room: &RoomName, place: u32, connections: &mut Connections<T>) {
+    fn remove<T: Transport>(
+        &mut self,
+        room: &RoomName,
+        place: u32,
+        from: u64,
+        connections: &mut Connections<T>,
+    ) {
         let Some(&key) = self.by_name.get(room) else { return };
-        let Some(Room { members, with_heads, .. }) = self.by_key.get_mut(key) else { return };
+        let Some(Room { members, with_heads, catching_up, .. }) = self.by_key.get_mut(key) else { return };
         let removed = members.remove(place, |moved, place| {
             let connection = connections.get_mut(moved.connection);
             if let Some(membership) = connection.and_then(|moved| moved.memberships.get_mut(room)) {
@@ -225,6 +270,7 @@ impl Rooms {
             }
         });
         *with_heads -= u32::from(removed.has_heads());
+        *catching_up -= u32::from(from == NEVER);
         if members.is_empty() {
             self.by_key.remove(key);
             self.by_name.remove(room);

@@ -57,15 +57,15 @@ pub struct Round {
 pub enum Step {
     /// Publications that arrived together. Boxed, because gaps come by the thousand and should stay small.
     Publications(Box<Batch>),
-    /// A notice that publications may be missing at this point.
-    Gap(GapCause),
+    /// A notice that publications may be missing at this point, with its number in a room with a history.
+    Gap(GapCause, u64),
 }
 
 /// A message that waits for its step.
 #[derive(Debug)]
 pub enum Waiting {
     Publication(Arc<Broadcast>),
-    Gap(GapCause),
+    Gap(GapCause, u64),
 }
 
 impl Rounds {
@@ -121,10 +121,13 @@ impl Rounds {
 impl Round {
     /// Adds a message to be delivered after all before it.
     pub fn wait(&mut self, what: Waiting) {
-        if let (Waiting::Gap(cause), Some(Waiting::Gap(last))) = (&what, self.waiting.back())
+        let newcomers = self.joined >= self.after();
+        if let (Waiting::Gap(cause, number), Some(Waiting::Gap(last, before))) =
+            (&what, self.waiting.back_mut())
             && cause == last
-            && self.joined < self.after()
+            && !newcomers
         {
+            *before = *number;
             return; // All members that would get this gap are about to get that one.
         }
         self.waiting.push_back(what);
@@ -156,9 +159,9 @@ impl Round {
     }
 
     fn next(&mut self, outbound: usize) -> Option<Step> {
-        if let Some(&Waiting::Gap(cause)) = self.waiting.front() {
+        if let Some(&Waiting::Gap(cause, number)) = self.waiting.front() {
             self.waiting.pop_front();
-            return Some(Step::Gap(cause));
+            return Some(Step::Gap(cause, number));
         }
         let mut batch = Batch::default();
         while let Some(Waiting::Publication(next)) = self.waiting.front()
@@ -176,7 +179,7 @@ impl Step {
     fn length(&self) -> u64 {
         match self {
             Self::Publications(batch) => batch.len() as u64,
-            Self::Gap(_) => 1,
+            Self::Gap(..) => 1,
         }
     }
 }
@@ -225,13 +228,13 @@ mod tests {
                 (round.count_before(0), round.count_before(first), round.count_before(second)),
                 (0, 0, 1)
             );
-            round.wait(Waiting::Gap(GapCause::Interrupted));
+            round.wait(Waiting::Gap(GapCause::Interrupted, 0));
             assert!(round.advance(OUTBOUND));
             assert!(!round.has_newcomers());
             assert!(!round.advance(OUTBOUND));
             rounds.end(&round);
             // In a later round, both are ordinary members.
-            rounds.begin(&room, Step::Gap(GapCause::Overflow));
+            rounds.begin(&room, Step::Gap(GapCause::Overflow, 0));
             let (_, round) = rounds.take().unwrap();
             assert_eq!((round.count_before(first), round.count_before(second)), (0, 0));
             assert!(!round.has_newcomers());
@@ -242,10 +245,10 @@ mod tests {
     #[test]
     fn consecutive_gaps_merge_unless_a_member_joined_between() {
         let mut rounds = Rounds::default();
-        rounds.begin(&room(), Step::Gap(GapCause::Interrupted));
+        rounds.begin(&room(), Step::Gap(GapCause::Interrupted, 0));
         let waiting = |rounds: &mut Rounds| {
             let round = rounds.get_mut(&room()).unwrap();
-            round.wait(Waiting::Gap(GapCause::Interrupted));
+            round.wait(Waiting::Gap(GapCause::Interrupted, 0));
             round.waiting.len()
         };
         // A member that has received the gap of this round may have resubscribed since.
@@ -253,9 +256,9 @@ mod tests {
         rounds.join(&room());
         assert_eq!([waiting(&mut rounds), waiting(&mut rounds)], [2, 2]);
         let round = rounds.get_mut(&room()).unwrap();
-        round.wait(Waiting::Gap(GapCause::Overflow));
+        round.wait(Waiting::Gap(GapCause::Overflow, 0));
         round.wait(Waiting::Publication(publication()));
-        round.wait(Waiting::Gap(GapCause::Overflow));
+        round.wait(Waiting::Gap(GapCause::Overflow, 0));
         assert_eq!(round.waiting.len(), 5);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use broker_bridge::{Affinity, PublishRequest, RoomName, SessionId};
+use broker_bridge::{Affinity, Cursor, PublishRequest, RoomName, SessionId};
 
 use super::{
     Context, Inbox,
@@ -17,6 +17,7 @@ use crate::{
     auth::{AuthFailure, Token},
     clock::Tick,
     framing::Packets,
+    hub::Joining,
     limits::bucket::SessionMeters,
     protocol::Command,
     session::Effects,
@@ -29,10 +30,6 @@ use crate::{
 pub const KEPT: usize = 4096;
 
 /// What the core asks its driver to do, in order.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "few wait at a time; a box would cost each publication that does"
-)]
 #[derive(Debug)]
 pub enum Action {
     /// Wait until the broker acknowledges this subscription, then call
@@ -53,7 +50,7 @@ pub enum Action {
 }
 
 /// Resolves when the broker has acknowledged a subscription.
-pub struct Subscription(pub broker_bridge::Subscribing);
+pub struct Subscription(pub Joining);
 
 impl std::fmt::Debug for Subscription {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -154,11 +151,12 @@ impl State {
     }
 
     /// Announces a member to the hub, and waits for the broker.
-    pub fn join(&mut self, join: Join) -> JoinKey {
-        let subscribing = self.context.hub.join(&join.room, self.index);
+    pub fn join(&mut self, join: Join, since: Option<Cursor>) -> JoinKey {
+        let history = self.settings.history.of(&join.room);
+        let joining = self.context.hub.join(&join.room, self.index, history, since);
         let deadline = self.now.after(self.settings.subscribe_timeout);
         let key = self.joins.begin(join, deadline);
-        self.actions.push_back(Action::Subscribe(key, Subscription(subscribing)));
+        self.actions.push_back(Action::Subscribe(key, Subscription(joining)));
         key
     }
 

@@ -3,12 +3,13 @@
 use std::{
     collections::BTreeMap,
     io,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use broker_bridge::{Broker, PublishRequest, RoomName, Subscribing};
+use broker_bridge::{Broker, PublishRequest, RoomName};
 use futures_util::task::noop_waker;
 use prometheus::{Registry, proto::MetricFamily};
 use tidegate::{
@@ -17,7 +18,7 @@ use tidegate::{
     clock::{Clock, Tick, Time},
     config::{Config, Sources},
     drain::Pace,
-    hub::{FanOut, Hub, HubMetrics, Mailbox},
+    hub::{FanOut, Hub, HubMetrics, Joining, Mailbox},
     protocol,
     settings::{LiveSettings, Settings},
     shard::{
@@ -71,7 +72,7 @@ pub struct Shard {
     /// The most sockets that a turn has written to.
     pub most_written: usize,
     /// Subscriptions that wait for the broker.
-    subscribing: BTreeMap<JoinKey, Subscribing>,
+    subscribing: BTreeMap<JoinKey, Joining>,
     polls_at_once: bool,
     /// Publications that wait for space in the broker's queue, in order.
     publishing: Vec<(ConnectionKey, PublishRequest, usize)>,
@@ -241,7 +242,7 @@ fn samples(family: &MetricFamily) -> impl Iterator<Item = (String, i64)> {
 impl Shard {
     /// Opens a connection whose client is at the other end of the pipe.
     pub fn open(&mut self, start: Start, rooms: &[RoomName], kind: Carrier, pipe: &Shared) -> ConnectionKey {
-        let key = self.core.open(start, rooms);
+        let key = self.core.open(start, rooms, None);
         let service = Service::default();
         self.links.push(Link { key, pipe: Shared::clone(pipe), kind, waits: Waits::Admission, service });
         self.perform();
@@ -475,7 +476,7 @@ impl Shard {
     fn poll(&mut self, key: JoinKey) -> bool {
         let waker = noop_waker();
         let Some(subscribing) = self.subscribing.get_mut(&key) else { return false };
-        let Poll::Ready(outcome) = subscribing.as_mut().poll(&mut Context::from_waker(&waker)) else {
+        let Poll::Ready(outcome) = Pin::new(subscribing).poll(&mut Context::from_waker(&waker)) else {
             return false;
         };
         self.subscribing.remove(&key);

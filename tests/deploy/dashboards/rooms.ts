@@ -175,5 +175,26 @@ export const rooms = dashboard(
         ),
       ],
     },
+    {
+      title: "Rooms with a history",
+      lines: [
+        graphs(
+          graph(
+            "Clients that come back",
+            "Sessions that continue after a position, per second: found in the node's memory, or by reading the room's log, once for all who wait.",
+            "cps",
+            [[`sum by (from) (${rate("tidegate_history_resumptions_total")})`, "{{from}}"]],
+            { stacked: true },
+          ),
+          graph(
+            "Repairs",
+            "Readings of rooms' logs to find out what an interruption has cost, per second.",
+            "cps",
+            [[`sum by (pod) (${rate("tidegate_history_repairs_total")})`, "{{pod}}"]],
+            { stacked: true },
+          ),
+        ),
+      ],
+    },
   ],
 );

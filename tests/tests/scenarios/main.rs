@@ -22,6 +22,7 @@ mod first_run;
 mod forgery;
 mod haproxy;
 mod heartbeat;
+mod history;
 mod idempotency;
 mod idle_timeouts;
 mod interruptions;

@@ -22,6 +22,9 @@ impl<P> Item<P> {
     }
 }
 
+/// How many items are taken at once.
+const PIECE: usize = 256;
+
 /// The numbers of the items begin here, so that older items can be put before the first.
 const FIRST: u64 = 1 << 32;
 
@@ -71,11 +74,10 @@ impl<P: Clone> Ring<P> {
         self.start = start;
     }
 
-    /// Appends an item of this many bytes and returns its number.
-    pub fn push(&mut self, item: Item<P>, bytes: usize) -> u64 {
+    /// Appends an item of this many bytes.
+    pub fn push(&mut self, item: Item<P>, bytes: usize) {
         self.items.push_back((item, bytes));
         self.bytes += bytes;
-        self.next() - 1
     }
 
     /// Puts older items before the first, which begin right after `start`.
@@ -105,11 +107,16 @@ impl<P: Clone> Ring<P> {
 
     /// The number of the first item after this position. `None` if the ring does not know what follows it.
     pub fn after(&self, cursor: Cursor) -> Option<u64> {
-        let found = self.items.iter().rposition(|(item, _)| item.cursor() == Some(cursor));
-        match found {
-            Some(index) => Some(self.first + index as u64 + 1),
+        match self.number_of(cursor) {
+            Some(number) => Some(number + 1),
             None => (self.start == Some(cursor)).then_some(self.first),
         }
+    }
+
+    /// The number of the item at this position.
+    pub fn number_of(&self, cursor: Cursor) -> Option<u64> {
+        let found = self.items.iter().rposition(|(item, _)| item.cursor() == Some(cursor));
+        found.map(|index| self.first + index as u64)
     }
 
     /// Whether this position is before the first item.
@@ -140,7 +147,7 @@ impl<P: Clone> Ring<P> {
         found
     }
 
-    /// The items from number `from` on, until they hold `bytes`: at least one, if there is any. Also the number of the
+    /// The items from number `from` on, until they hold `bytes`, and at most [`PIECE`]: at least one, if there is any. Also the number of the
     /// first item that the ring still has, if that is later than `from`.
     pub fn slice(&self, from: u64, bytes: usize) -> (Option<u64>, Vec<(u64, Item<P>)>) {
         let begin = from.max(self.first);
@@ -149,7 +156,7 @@ impl<P: Clone> Ring<P> {
         let mut held = 0;
         for (index, (item, size)) in self.items.iter().enumerate().skip(skip) {
             held += size;
-            if held > bytes && !taken.is_empty() {
+            if (held > bytes || taken.len() == PIECE) && !taken.is_empty() {
                 break;
             }
             taken.push((self.first + index as u64, item.clone()));

@@ -16,6 +16,8 @@ const BOUNDS: Bounds = Bounds { items: 6, bytes: 1 << 20 };
 enum Step {
     Publish,
     PublishUnrecorded,
+    /// One that is too large for every node.
+    PublishOversized,
     /// The next thing that is on its way to a node arrives.
     Deliver(usize),
     /// A node loses its connection, and what is on its way.
@@ -33,7 +35,10 @@ enum Step {
     /// Somebody joins at a node.
     Join(usize),
     /// A member leaves its node, and comes back at one.
-    Resume { member: usize, node: usize },
+    Resume {
+        member: usize,
+        node: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -41,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => Just(Step::Publish),
         1 => Just(Step::PublishUnrecorded),
+        1 => Just(Step::PublishOversized),
         10 => node.clone().prop_map(Step::Deliver),
         2 => node.clone().prop_map(Step::Interrupt),
         4 => node.clone().prop_map(Step::Reconnect),
@@ -63,7 +69,7 @@ type Id = usize;
 enum Coming {
     Publication(Id, Option<Place>),
     Opened(Cursor),
-    Interrupted,
+    Gap(GapCause),
 }
 
 struct Node {
@@ -102,6 +108,7 @@ struct World {
     epoch: u64,
     /// Whether each accepted publication is recorded.
     accepted: Vec<bool>,
+    oversized: BTreeSet<Id>,
     nodes: Vec<Node>,
     members: Vec<Member>,
     now: Instant,
@@ -122,6 +129,7 @@ impl World {
             epochs: 0,
             epoch: 0,
             accepted: Vec::new(),
+            oversized: BTreeSet::new(),
             nodes: nodes.take(NODES).collect(),
             members: Vec::new(),
             now: Instant::now(),
@@ -190,7 +198,11 @@ impl World {
         let (start, skip) = match (known, self.entries.first()) {
             (Some(index), _) => (Start::Continuous, index + 1),
             (None, _) if self.top == Some(after) => (Start::Continuous, self.entries.len()),
-            (None, Some((first, _))) if first.follows == Follows::Nothing && after.offset == 0 && after.epoch == first.cursor.epoch => {
+            (None, Some((first, _)))
+                if first.follows == Follows::Nothing
+                    && after.offset == 0
+                    && after.epoch == first.cursor.epoch =>
+            {
                 (Start::Continuous, 0)
             }
             (None, Some((first, _))) if first.follows.cursor() == Some(after) => (Start::Continuous, 0),
@@ -202,8 +214,13 @@ impl World {
             }
             (None, _) => (Start::Lost, 0),
         };
-        let entries = self.entries.iter().skip(skip).take(limit).map(entry).collect();
-        Page { entries, start, top: self.top }
+        // What is too large counts as removed: a page ends before it, or begins after it.
+        let is_oversized = |(_, id): &&(Place, Id)| self.oversized.contains(id);
+        let rest = || self.entries.iter().skip(skip);
+        let large = rest().take_while(is_oversized).count();
+        let start = if large > 0 && start == Start::Continuous { Start::Trimmed } else { start };
+        let found = rest().skip(large).take_while(|entry| !is_oversized(entry));
+        Page { entries: found.take(limit).map(entry).collect(), start, top: self.top }
     }
 
     /// Passes something to a node's log, and what comes out of it to its members.
@@ -261,21 +278,29 @@ impl World {
         match step {
             Step::Publish => self.publish(true),
             Step::PublishUnrecorded => self.publish(false),
+            Step::PublishOversized => {
+                self.publish(true);
+                self.oversized.insert(self.accepted.len() - 1);
+                for node in self.nodes.iter_mut().filter(|node| node.is_up) {
+                    node.coming.pop_back();
+                    node.coming.push_back(Coming::Gap(GapCause::Oversized));
+                }
+            }
             Step::Deliver(node) => match self.nodes[node].coming.pop_front() {
                 None => {}
                 Some(Coming::Opened(top)) => self.nodes[node].log.opened(top),
-                Some(Coming::Interrupted) => {
-                    self.at(node, |log, out| log.interrupted(GapCause::Interrupted, now, out))?;
-                }
+                Some(Coming::Gap(cause)) => self.at(node, |log, out| log.interrupted(cause, now, out))?,
                 Some(Coming::Publication(publication, place)) => {
-                    self.at(node, |log, out| log.arrived(Arrival { publication, bytes: 100, place }, now, out))?;
+                    self.at(node, |log, out| {
+                        log.arrived(Arrival { publication, bytes: 100, place }, now, out)
+                    })?;
                 }
             },
             Step::Interrupt(node) => self.interrupt(node),
             Step::Reconnect(node) => {
                 if !self.nodes[node].is_up {
                     self.nodes[node].is_up = true;
-                    self.nodes[node].coming.push_back(Coming::Interrupted);
+                    self.nodes[node].coming.push_back(Coming::Gap(GapCause::Interrupted));
                 }
             }
             Step::Failover(lost) => {
@@ -343,10 +368,15 @@ impl World {
         }
         let (from, gap) = match self.nodes[node].log.resume(cursor) {
             Resume::At(number) => (number, None),
+            Resume::After(number, cause) => (number, Some(cause)),
             Resume::Read => {
                 let page = self.page(cursor, usize::MAX);
-                if self.nodes[node].log.seen().is_none() || !self.nodes[node].log.has_reached(page.top) {
-                    return Ok(()); // It waits.
+                if self.nodes[node].log.seen().is_none() {
+                    return Ok(()); // What is on its way may come again, after a gap.
+                }
+                if !self.nodes[node].log.has_reached(page.top) {
+                    let now = self.now;
+                    return self.at(node, |log, out| log.suspect(now, out)); // It waits.
                 }
                 // Nobody can tell what is on its way from a log that was deleted: it comes after the gap, maybe again.
                 if page.top.is_none() && !self.nodes[node].coming.is_empty() {
@@ -365,7 +395,8 @@ impl World {
             self.receive(member, &Item::Gap(cause))?;
         }
         for (_, item) in items {
-            let item = if let Item::Publication(_, None) = item { Item::Gap(GapCause::Unrecorded) } else { item };
+            let item =
+                if let Item::Publication(_, None) = item { Item::Gap(GapCause::Unrecorded) } else { item };
             self.receive(member, &item)?;
         }
         Ok(())
@@ -400,6 +431,7 @@ impl World {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what is made of an entry may keep it")]
 fn make(entry: Entry) -> (Id, usize) {
     let text = entry.publication.data.as_text().unwrap_or_default().to_owned();
     (text.parse().unwrap_or(Id::MAX), 100)

@@ -70,7 +70,7 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let ping_seconds = ask.settings.heartbeat.interval.as_secs().max(1);
     let protocol = Arc::new(move || Box::new(Centrifuge { ping_seconds }) as _);
     // The token is usually in the connect command.
-    Ok(Opening { rooms: Vec::new(), signs_in_later: true, protocol })
+    Ok(Opening { rooms: Vec::new(), since: None, signs_in_later: true, protocol })
 }
 
 /// Reads the commands of one frame.
@@ -271,6 +271,7 @@ impl Protocol for Centrifuge {
                 put_unsubscribe(room, INSUFFICIENT_STATE, "insufficient state", out);
                 Then::Leave
             }
+            News::Position(..) => Then::Stay,
             News::Expelled(room) => {
                 put_unsubscribe(room, UNSUBSCRIBED_BY_SERVER, "permission denied", out);
                 Then::Stay

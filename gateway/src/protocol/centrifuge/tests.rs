@@ -41,7 +41,7 @@ struct Info {
 
 /// The push in a frame, and its line.
 fn push(room: &RoomName, publication: &Publication) -> (Push, String) {
-    let frame = Encoding::new(&super::FORMAT, Transport::WebSocket).encode(room, publication);
+    let frame = Encoding::new(&super::FORMAT, Transport::WebSocket).encode(room, publication, None);
     let header = match frame.get(1) {
         Some(127) => 10,
         Some(126) => 4,

@@ -5,6 +5,7 @@
 //! | `event: <name>` | the publication's event; absent for the default, `message` |
 //! | `data: <text>` | the payload; one field per line. The format treats CR, LF and CRLF alike as line ends, so the client sees each as LF |
 //! | `data: data:application/octet-stream;base64,…` | a binary payload, as a `data:` URL (RFC 2397) |
+//! | `id: <epoch>-<offset>` | on a stream of one room, if it has a history: the event's position. Without data: where the stream begins. A client that comes back with it, in `Last-Event-ID` or as `?since=`, gets what it has missed |
 //! | `id: <room>` | on a stream of several rooms: the event's room, percent-encoded as in a path |
 //! | `event: tidegate.gap` | data `{"room":…,"cause":…}`: publications of the room may be missing before this point |
 //! | `retry: <milliseconds>` | at the start, and with a new random time when the node drains |
@@ -52,7 +53,8 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let rooms = ask.rooms()?;
     let (several_rooms, retry_millis) = (rooms.len() > 1, ask.settings.retry_millis);
     let protocol = Arc::new(move || Box::new(EventStream { several_rooms, retry_millis }) as _);
-    Ok(Opening { rooms, signs_in_later: false, protocol })
+    let since = ask.since()?;
+    Ok(Opening { rooms, since, signs_in_later: false, protocol })
 }
 
 /// The event that reports a gap.
@@ -107,6 +109,9 @@ impl Protocol for EventStream {
     fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then {
         match news {
             News::Gap(room, cause) => out.text(gap(room, *cause).as_bytes()),
+            News::Position(..) if self.several_rooms => {}
+            // An event without data is not dispatched, but its id counts (WHATWG HTML §9.2.6).
+            News::Position(_, position) => out.text(format!("id: {position}\n\n").as_bytes()),
             News::Expelled(_) => return Then::Close(CloseReason::Forbidden),
         }
         Then::Stay
@@ -142,6 +147,8 @@ fn write(room: Option<&RoomName>, publication: &Publication, out: &mut Writer) {
             out.put(piece.as_bytes());
         }
         out.put(b"\n");
+    } else if let Some(position) = out.position() {
+        out.put(format!("id: {position}\n").as_bytes());
     }
     if let Some(event) = &publication.event {
         out.put(b"event: ");
@@ -191,7 +198,7 @@ mod tests {
     fn encode(room: Option<&RoomName>, publication: &Publication) -> String {
         let format = if room.is_some() { &SEVERAL_ROOMS } else { &ONE_ROOM };
         let lobby = RoomName::new("lobby").unwrap();
-        let bytes = Encoding::new(format, Transport::Body).encode(room.unwrap_or(&lobby), publication);
+        let bytes = Encoding::new(format, Transport::Body).encode(room.unwrap_or(&lobby), publication, None);
         String::from_utf8(bytes.to_vec()).unwrap()
     }
 

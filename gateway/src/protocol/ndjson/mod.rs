@@ -5,6 +5,8 @@
 //! |---|---|
 //! | `{"room":…,"event":…,"data":…}` | a publication. `data` is its JSON, or its text as a string; `event` is present if it has a name |
 //! | `{"room":…,"base64":…}` | a publication of binary data |
+//! | `…,"id":…` | in a room with a history: the publication's position. A client that comes back with it, as `?since=`, gets what it has missed |
+//! | `{"room":…,"id":…}` | where the session begins in a room with a history |
 //! | `{"room":…,"gap":…}` | publications of the room may be missing before this point, and why |
 //! | `{"error":…,"temporary":…}` | a publication of this client was refused; `temporary` says whether it may succeed later |
 //! | `{"close":…,"reconnect":…}` | the last line of a body: why it ends, and whether to reconnect |
@@ -70,18 +72,20 @@ struct Ndjson {
 }
 
 fn lines(ask: &Ask<'_>) -> Result<Opening, Problem> {
-    Ok(opening(ask.rooms()?, true, true))
+    opening(ask, true, true)
 }
 
 fn messages(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let echo = ask.query().choice("echo", ["true", "false"])? == "true";
-    Ok(opening(ask.rooms()?, false, echo))
+    opening(ask, false, echo)
 }
 
-fn opening(rooms: Vec<RoomName>, lines: bool, echo: bool) -> Opening {
+fn opening(ask: &Ask<'_>, lines: bool, echo: bool) -> Result<Opening, Problem> {
+    let rooms = ask.rooms()?;
+    let since = ask.since()?;
     let all: Arc<[_]> = rooms.clone().into();
     let protocol = Arc::new(move || Box::new(Ndjson { rooms: Arc::clone(&all), lines, echo }) as _);
-    Opening { rooms, signs_in_later: false, protocol }
+    Ok(Opening { rooms, since, signs_in_later: false, protocol })
 }
 
 /// As for an event stream: a proxy must neither compress nor buffer lines.
@@ -95,6 +99,9 @@ fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
     out.reserve(publication.data.bytes().len() + 128);
     out.put(b"{\"room\":");
     out.put_json_string(room.as_str());
+    if let Some(position) = out.position() {
+        out.put(format!(",\"id\":\"{position}\"").as_bytes());
+    }
     if let Some(event) = &publication.event {
         out.put(b",\"event\":");
         out.put_json_string(event.as_str());
@@ -175,6 +182,10 @@ impl Protocol for Ndjson {
         match news {
             News::Gap(room, cause) => {
                 self.put(&json!({ "room": room.as_str(), "gap": cause.as_str() }), out);
+                Then::Stay
+            }
+            News::Position(room, position) => {
+                self.put(&json!({ "room": room.as_str(), "id": position.to_string() }), out);
                 Then::Stay
             }
             News::Expelled(_) => Then::Close(CloseReason::Forbidden),

@@ -44,6 +44,7 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let room = ask.room.clone().expect("the path of the route names a room");
     Ok(Opening {
         rooms: vec![room.clone()],
+        since: ask.since()?,
         signs_in_later: false,
         protocol: Arc::new(move || Box::new(Plain { room: room.clone(), echo, close_on_gap })),
     })
@@ -82,7 +83,7 @@ impl Protocol for Plain {
     fn news(&mut self, news: &News<'_>, _: &mut Packets) -> Then {
         match news {
             News::Gap(..) if self.close_on_gap => Then::Close(CloseReason::Gap),
-            News::Gap(..) => Then::Stay,
+            News::Gap(..) | News::Position(..) => Then::Stay,
             News::Expelled(_) => Then::Close(CloseReason::Forbidden),
         }
     }
@@ -137,7 +138,7 @@ mod tests {
     fn golden_frames() {
         let room = RoomName::new("lobby").unwrap();
         let encoding = Encoding::new(&FORMAT, Transport::WebSocket);
-        let frame = |data| encoding.encode(&room, &Publication::new(data)).to_vec();
+        let frame = |data| encoding.encode(&room, &Publication::new(data), None).to_vec();
         assert_eq!(frame(Data::text("hi")), b"\x81\x02hi");
         assert_eq!(frame(Data::binary(&b"\xff"[..])), b"\x82\x01\xff");
         assert_eq!(frame(Data::declare(DataKind::Json, Bytes::from_static(b"{}")).unwrap()), b"\x81\x02{}");

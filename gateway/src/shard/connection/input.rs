@@ -81,6 +81,7 @@ impl<T: Transport> Connection<T> {
         self.wants_write = false;
         let frame = self.outbound.pop();
         self.count_outbound(shard);
+        self.resume_catching_up(shard);
         match (frame, self.phase) {
             (Some(frame), _) => Output::Bytes(frame),
             (None, Phase::Closing(_)) => Output::End,

@@ -91,6 +91,7 @@ impl<T: Transport> Connection<T> {
                 if self.has_output() {
                     self.note_holding(shard);
                 }
+                self.resume_catching_up(shard);
                 self.shut_if_done();
             }
             Err(error) => self.lost(shard, Some(&error)),

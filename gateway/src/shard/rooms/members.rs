@@ -26,6 +26,10 @@ impl<T> Members<T> {
         self.list.is_empty()
     }
 
+    pub fn get(&self, place: u32) -> Option<&T> {
+        self.list.get(place as usize)
+    }
+
     pub fn iter(&self) -> std::slice::Iter<'_, T> {
         self.list.iter()
     }

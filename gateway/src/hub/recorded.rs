@@ -1,0 +1,495 @@
+//! A room with a history: what arrives goes through its [`RoomLog`], and whoever comes back catches up from there.
+//!
+//! # Locks
+//!
+//! The log has one lock. What comes out of it is posted to the shards under that lock, so that all shards get the same
+//! order, whether it arrived on the topic or was read.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    sync::{Arc, Weak},
+    task::{Poll, Waker},
+};
+
+use broker_bridge::{
+    Broker, BrokerError, Cursor, GapCause, Place, Publication, Retention, Subscribing,
+    broker::MAX_PAGE,
+    history::{Entry, Page, ReadFrom, Start},
+};
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use parking_lot::Mutex;
+
+use super::{
+    Room,
+    log::{Arrival, Bounds, Item, Next, Resume, RoomLog},
+};
+use crate::{budget::Consumer, framing::Broadcast};
+
+/// How much one room's ring holds, in bytes, with what each publication costs besides its payload.
+const RING: usize = 8 * 1024 * 1024;
+/// How many items a ring holds beyond the size of the history: a log may keep a few hundred more than its size.
+const SLACK: usize = 512;
+/// How much is read at once to find out what an interruption has cost: the first publication that is not missing, and
+/// as many as a moment brings.
+const REPAIR_PAGE: usize = 128;
+
+/// What a room with a history has besides others.
+pub struct Recorded {
+    broker: Arc<dyn Broker>,
+    retention: Retention,
+    state: Mutex<State>,
+}
+
+struct State {
+    log: RoomLog<Arc<Broadcast>>,
+    /// The opening of the log, while it is under way or once it has succeeded.
+    opening: Option<Shared<BoxFuture<'static, Result<(), BrokerError>>>>,
+    /// A reading for somebody who comes back.
+    reading: Option<Shared<BoxFuture<'static, ()>>>,
+    /// The reading that waits for what is on its way to this node.
+    waiting: Option<Waker>,
+    /// What the ring held when it was last counted.
+    counted: usize,
+}
+
+/// How a member of a room begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    /// Where, if the room has a history.
+    pub begin: Option<Begin>,
+}
+
+/// Where a member of a room with a history begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// The number of the first item that it receives.
+    pub from: u64,
+    /// The number of the next item that comes to the room.
+    pub live: u64,
+    /// To be told first.
+    pub gap: Option<GapCause>,
+    /// The position before that item, if the member does not know it and something is known of it.
+    pub position: Option<Cursor>,
+}
+
+impl Begin {
+    /// In a room whose interest began before it had a history: with whatever comes.
+    pub fn without_history(since: Option<Cursor>) -> Self {
+        Self { from: 0, live: 0, gap: since.map(|_| GapCause::Unrecorded), position: None }
+    }
+}
+
+/// A piece of a ring.
+#[derive(Debug, Default)]
+pub struct Piece {
+    /// The items with their numbers.
+    pub items: Vec<(u64, Item<Arc<Broadcast>>)>,
+    /// The number of the next item.
+    pub next: u64,
+    /// Whether there is no later item yet.
+    pub is_end: bool,
+    /// Whether the ring no longer has the first that was asked for.
+    pub has_lost: bool,
+}
+
+/// Something that has to be read from a room's log.
+pub struct Repair {
+    room: Weak<Room>,
+    after: Cursor,
+}
+
+/// What has to be read, and who waits for that.
+#[derive(Default)]
+pub struct Repairs(Mutex<(VecDeque<Repair>, Option<Waker>)>);
+
+impl Repairs {
+    fn push(&self, repair: Repair) {
+        let waker = {
+            let mut queue = self.0.lock();
+            queue.0.push_back(repair);
+            queue.1.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Takes the next one, once there is one.
+    pub async fn next(&self) -> Repair {
+        poll_fn(|cx| {
+            let mut queue = self.0.lock();
+            if let Some(repair) = queue.0.pop_front() {
+                return Poll::Ready(repair);
+            }
+            queue.1 = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Repair {
+    /// Reads once. After an error that [may pass](BrokerError::is_retryable) it should be tried again.
+    pub async fn attempt(&self) -> Result<(), BrokerError> {
+        let Some((room, reading)) = self.read() else { return Ok(()) };
+        let outcome = reading.await;
+        let Some(recorded) = &room.recorded else { return Ok(()) };
+        match outcome {
+            Ok(page) => recorded.change(&room, |log, now, out| {
+                log.read(self.after, page, |entry| room.recorded_broadcast(entry), now, out)
+            }),
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => {
+                tracing::warn!(room = %room.name, %error, "cannot read the history of a room");
+                recorded.change(&room, |log, now, out| log.unreadable(GapCause::Interrupted, now, out));
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` if nobody is interested in the room any more.
+    fn read(&self) -> Option<(Arc<Room>, broker_bridge::Reading)> {
+        let room = self.room.upgrade()?;
+        let recorded = room.recorded.as_ref()?;
+        let reading = recorded.broker.read(&room.name, ReadFrom::After(self.after), REPAIR_PAGE);
+        Some((room, reading))
+    }
+}
+
+impl Recorded {
+    pub fn new(broker: Arc<dyn Broker>, retention: Retention) -> Self {
+        let items = usize::try_from(retention.size.get()).unwrap_or(usize::MAX).saturating_add(SLACK);
+        let state = State {
+            log: RoomLog::new(Bounds { items, bytes: RING }),
+            opening: None,
+            reading: None,
+            waiting: None,
+            counted: 0,
+        };
+        Self { broker, retention, state: Mutex::new(state) }
+    }
+
+    /// Changes the log, posts what comes out, and asks for what has to be read.
+    pub fn change(
+        &self,
+        room: &Room,
+        change: impl FnOnce(
+            &mut RoomLog<Arc<Broadcast>>,
+            std::time::Instant,
+            &mut dyn FnMut(u64, &Item<Arc<Broadcast>>),
+        ) -> Next,
+    ) {
+        let now = room.fan_out.time.now();
+        let waiting = {
+            let mut state = self.state.lock();
+            let next = change(&mut state.log, now, &mut |number, item| room.post(number, item));
+            room.fan_out.count_history(&mut state);
+            if let Next::Read(after) = next {
+                room.fan_out.metrics.repairs.inc();
+                room.fan_out.repairs.push(Repair { room: Weak::clone(&room.this), after });
+            }
+            state.waiting.take()
+        };
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+    }
+
+    /// A publication has arrived on the topic.
+    pub fn arrived(&self, room: &Room, publication: Publication, place: Option<Place>) {
+        let broadcast = room.broadcast(publication, place.map(|place| place.cursor));
+        let bytes = broadcast.cost();
+        let arrival = Arrival { publication: Arc::new(broadcast), bytes, place };
+        self.change(room, |log, now, out| log.arrived(arrival, now, out));
+    }
+
+    /// Gives up half of the ring.
+    pub fn halve(&self, fan_out: &super::FanOut) {
+        let mut state = self.state.lock();
+        let half = state.log.ring().bytes() / 2;
+        state.log.shrink(half);
+        fan_out.count_history(&mut state);
+    }
+
+    /// Items from number `from` on, of about this many bytes.
+    pub fn piece(&self, from: u64, bytes: usize) -> Piece {
+        let state = self.state.lock();
+        let ring = state.log.ring();
+        let (later, items) = ring.slice(from, bytes);
+        let next = items.last().map_or(later.unwrap_or(from), |(number, _)| number + 1);
+        Piece { items, next, is_end: next >= ring.next(), has_lost: later.is_some() }
+    }
+
+    /// Waits for the acknowledgement, and finds out where a member begins.
+    pub fn join(
+        room: Arc<Room>,
+        subscribing: Subscribing,
+        since: Option<Cursor>,
+    ) -> BoxFuture<'static, Result<Joined, BrokerError>> {
+        Box::pin(async move {
+            subscribing.await?;
+            let Some(recorded) = &room.recorded else { return Ok(Joined::default()) };
+            if let Err(error) = recorded.open(&room).await {
+                if matches!(error, BrokerError::Unavailable | BrokerError::Unknown | BrokerError::Closed) {
+                    return Err(error);
+                }
+                // It answers, and cannot, such as for lack of memory: the members are served live.
+                recorded.state.lock().log.not_opened();
+                tracing::warn!(room = %room.name, %error, "cannot open the history of a room");
+            }
+            let begin = match since {
+                None => {
+                    let state = recorded.state.lock();
+                    let next = state.log.ring().next();
+                    Begin { from: next, live: next, gap: None, position: state.log.seen() }
+                }
+                Some(cursor) => recorded.resume(&room, cursor).await?,
+            };
+            Ok(Joined { begin: Some(begin) })
+        })
+    }
+
+    /// Opens the log, once for all who join.
+    async fn open(&self, room: &Arc<Room>) -> Result<(), BrokerError> {
+        let opening = {
+            let mut state = self.state.lock();
+            let begin = || {
+                let positioning = self.broker.open(&room.name, self.retention);
+                let room = Arc::downgrade(room);
+                let opening = async move {
+                    let top = positioning.await;
+                    let Some(room) = room.upgrade() else { return top.map(drop) };
+                    let Some(recorded) = &room.recorded else { return top.map(drop) };
+                    let mut state = recorded.state.lock();
+                    match top {
+                        Ok(top) => {
+                            state.log.opened(top);
+                            Ok(())
+                        }
+                        Err(error) => {
+                            // Whoever joins next tries again.
+                            state.opening = None;
+                            Err(error)
+                        }
+                    }
+                };
+                opening.boxed().shared()
+            };
+            state.opening.get_or_insert_with(begin).clone()
+        };
+        opening.await
+    }
+
+    /// Where somebody continues who has received everything up to `cursor`.
+    async fn resume(&self, room: &Arc<Room>, cursor: Cursor) -> Result<Begin, BrokerError> {
+        if cursor.epoch == 0 {
+            // Not a position that ever was: nothing to read.
+            let state = self.state.lock();
+            return Ok(Self::begin(room, &state, state.log.ring().next(), Some(GapCause::Expired)));
+        }
+        loop {
+            let others = {
+                let state = self.state.lock();
+                let found = match state.log.resume(cursor) {
+                    Resume::At(from) => Some((from, None)),
+                    Resume::After(from, cause) => Some((from, Some(cause))),
+                    Resume::Read => None,
+                };
+                if let Some((from, gap)) = found {
+                    room.fan_out.metrics.resumed_from_memory.inc();
+                    return Ok(Self::begin(room, &state, from, gap));
+                }
+                state.reading.clone()
+            };
+            match others {
+                Some(reading) => reading.await,
+                None => {
+                    if let Some(begin) = self.read_for(room, cursor).await {
+                        return begin;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the log for somebody who comes back. `None` if somebody else has begun to meanwhile.
+    async fn read_for(&self, room: &Arc<Room>, cursor: Cursor) -> Option<Result<Begin, BrokerError>> {
+        let begin = Arc::new(Mutex::new(None));
+        let reading = {
+            let mut state = self.state.lock();
+            if state.reading.is_some() {
+                return None;
+            }
+            room.fan_out.metrics.resumed_from_log.inc();
+            // Weak, because the room keeps the reading until it has ended.
+            let (room, found) = (Arc::downgrade(room), Arc::clone(&begin));
+            let reading = async move {
+                let page = read_all(&room, cursor).await;
+                let top = page.as_ref().map_or(None, |page| page.top);
+                reached(&room, top).await;
+                let Some(room) = room.upgrade() else { return };
+                let Some(recorded) = &room.recorded else { return };
+                let mut state = recorded.state.lock();
+                state.reading = None;
+                *found.lock() = Some(match page {
+                    Ok(page) => Ok(Self::backfill(&room, &mut state, cursor, page)),
+                    // What was missed is still there: the client may try again.
+                    Err(error) if error.is_retryable() => Err(error),
+                    Err(error) => {
+                        tracing::warn!(room = %room.name, %error, "cannot read the history of a room");
+                        let next = state.log.ring().next();
+                        Ok(Self::begin(&room, &state, next, Some(GapCause::Interrupted)))
+                    }
+                });
+            };
+            let reading = reading.boxed().shared();
+            state.reading = Some(reading.clone());
+            reading
+        };
+        reading.await;
+        begin.lock().take()
+    }
+
+    fn is_waiting_for(&self, top: Option<Cursor>) -> bool {
+        !self.state.lock().log.has_reached(top)
+    }
+
+    fn backfill(room: &Room, state: &mut State, cursor: Cursor, page: Page) -> Begin {
+        let (from, gap) = state.log.backfill(cursor, page, |entry| room.recorded_broadcast(entry));
+        room.fan_out.count_history(state);
+        Self::begin(room, state, from, gap)
+    }
+
+    /// Somebody begins with the item of this number.
+    fn begin(room: &Room, state: &State, from: u64, gap: Option<GapCause>) -> Begin {
+        if let Some(cause) = gap {
+            room.fan_out.metrics.gap(cause);
+        }
+        let live = state.log.ring().next();
+        let position = if from == live { state.log.seen() } else { None };
+        Begin { from, live, gap, position }
+    }
+}
+
+/// Reads everything after `cursor` that the ring does not have. The room may be forgotten meanwhile.
+async fn read_all(room: &Weak<Room>, cursor: Cursor) -> Result<Page, BrokerError> {
+    let mut page = read_page(room, cursor).await?;
+    while let Some(last) = page.entries.last().map(|entry| entry.place.cursor)
+        && page.top.is_some_and(|top| last < top)
+        && wants_more(room, last, &page)
+    {
+        let more = read_page(room, last).await?;
+        if more.entries.is_empty() {
+            break;
+        }
+        if more.start == Start::Continuous {
+            page.top = more.top;
+            page.entries.extend(more.entries);
+        } else {
+            // Something was removed in between: what is before it does not count any more.
+            page = more;
+        }
+    }
+    Ok(page)
+}
+
+async fn read_page(room: &Weak<Room>, after: Cursor) -> Result<Page, BrokerError> {
+    let reading = room.upgrade().and_then(|room| {
+        let recorded = room.recorded.as_ref()?;
+        Some(recorded.broker.read(&room.name, ReadFrom::After(after), MAX_PAGE))
+    });
+    reading.ok_or(BrokerError::Closed)?.await
+}
+
+/// Whether the ring begins later than what was read.
+fn wants_more(room: &Weak<Room>, last: Cursor, page: &Page) -> bool {
+    let Some(room) = room.upgrade() else { return false };
+    let Some(recorded) = &room.recorded else { return false };
+    let most = usize::try_from(recorded.retention.size.get()).unwrap_or(usize::MAX).saturating_add(SLACK);
+    let bytes: usize = page.entries.iter().map(|entry| entry.publication.data.bytes().len()).sum();
+    page.entries.len() < most && bytes < RING && recorded.state.lock().log.ring().is_before(last)
+}
+
+/// Waits until everything up to this position has arrived on the topic. It should have by now: if not, it is read.
+async fn reached(room: &Weak<Room>, top: Option<Cursor>) {
+    let mut has_asked = false;
+    poll_fn(|cx| {
+        let Some(room) = room.upgrade() else { return Poll::Ready(()) };
+        let Some(recorded) = &room.recorded else { return Poll::Ready(()) };
+        if !recorded.is_waiting_for(top) {
+            return Poll::Ready(());
+        }
+        if !std::mem::replace(&mut has_asked, true) {
+            recorded.change(&room, |log, now, out| log.suspect(now, out));
+        }
+        let mut state = recorded.state.lock();
+        if state.log.has_reached(top) || !state.log.is_repairing() {
+            return Poll::Ready(());
+        }
+        state.waiting = Some(cx.waker().clone());
+        Poll::Pending
+    })
+    .await;
+}
+
+impl Room {
+    /// A broadcast of this room, to be numbered.
+    fn broadcast(&self, publication: Publication, cursor: Option<Cursor>) -> Broadcast {
+        let (_, places) = self.shards();
+        Broadcast::new(self.name.clone(), publication, 0)
+            .recorded_at(cursor)
+            .at(places)
+            .received_at(self.fan_out.time.now())
+            .counted(&self.fan_out.budget, Consumer::History)
+    }
+
+    /// What was read from the log, with its size.
+    fn recorded_broadcast(&self, entry: Entry) -> (Arc<Broadcast>, usize) {
+        let broadcast = Broadcast::new(self.name.clone(), entry.publication, 0)
+            .recorded_at(Some(entry.place.cursor))
+            .counted(&self.fan_out.budget, Consumer::History);
+        let bytes = broadcast.cost();
+        (Arc::new(broadcast), bytes)
+    }
+
+    /// Posts an item to the shards that have members.
+    fn post(&self, number: u64, item: &Item<Arc<Broadcast>>) {
+        match item {
+            Item::Publication(broadcast, _) => {
+                broadcast.set_number(number);
+                let (shards, _) = self.shards();
+                // Lingering interest has no members, but those who come back will want it.
+                broadcast.set_pending(shards.len());
+                self.post_broadcast(broadcast, shards);
+            }
+            Item::Gap(cause) => self.post_gap(*cause, number),
+        }
+    }
+}
+
+impl super::FanOut {
+    /// Counts what a ring holds. If all rings together hold too much, this one gives up half of it.
+    fn count_history(&self, state: &mut State) {
+        let held = state.log.ring().bytes();
+        self.add_history(held, state.counted);
+        state.counted = held;
+        if self.history_bytes() > super::RINGS {
+            state.log.shrink(held / 2);
+            let held = state.log.ring().bytes();
+            self.add_history(held, state.counted);
+            state.counted = held;
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(recorded) = &self.recorded {
+            self.fan_out.add_history(0, recorded.state.lock().counted);
+        }
+    }
+}

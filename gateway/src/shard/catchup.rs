@@ -1,0 +1,208 @@
+//! Members that catch up in a room with a history.
+//!
+//! Whoever joins such a room begins at a certain item of the room's ring ([`Begin`]): with the first that was missed, or
+//! with the next to come. Until it has reached the newest, it gets none of the broadcasts, and takes pieces of the ring
+//! instead, each at most a quarter of what its queue may hold, and the next when there is space again. So a client that
+//! has missed much and reads slowly costs no more memory than others, and does not look slow.
+//!
+//! When a piece reaches the end of the ring, the member receives what comes after it: broadcasts carry the number of
+//! their item, so what is on its way to this shard already is neither lost nor doubled.
+
+use broker_bridge::{GapCause, RoomName};
+
+use super::{
+    Core, ShardEvent,
+    batch::Batch,
+    connection::{Connection, ConnectionKey},
+    fanout::delivery,
+    rooms::Membership,
+    state::State,
+    transport::Transport,
+};
+use crate::hub::{Begin, log::Item};
+
+/// The number from which a member receives broadcasts while it catches up: never.
+pub const NEVER: u64 = u64::MAX;
+
+/// The rooms in which a connection catches up, one after the other.
+#[derive(Debug, Default)]
+pub struct CatchingUp {
+    rooms: Vec<Place>,
+    /// Whether it waits for space in the connection's queue.
+    waits: bool,
+}
+
+/// How far a connection has come in a room.
+#[derive(Debug)]
+struct Place {
+    room: RoomName,
+    /// The number of the next item.
+    next: u64,
+    /// The number of the first item that came after it had joined.
+    live: u64,
+}
+
+impl<T: Transport> Core<T> {
+    /// A member that gets no broadcasts yet begins here.
+    pub(super) fn begin_catching_up(&mut self, key: ConnectionKey, room: &RoomName, begin: Option<Begin>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.memberships.get(room).is_none_or(|membership| membership.from != NEVER) {
+            return;
+        }
+        let Begin { from, live, gap, position } = begin.unwrap_or(Begin::without_history(None));
+        if let Some(cause) = gap {
+            self.tell(key, room, cause);
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.memberships.get(room).is_none() {
+            return; // left because of the gap
+        }
+        if let Some(position) = position {
+            connection.positioned(&mut self.state, room, position);
+        }
+        if live == 0 {
+            return self.end_catching_up(key, room, 0);
+        }
+        connection.catch_up_from(&mut self.state, room, from, live);
+    }
+
+    /// Continues with the next piece.
+    pub(super) fn catch_up(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let share = self.state.settings.limits.outbound.get() / 4;
+        let Some((room, next, live)) = connection.next_to_catch_up(share) else { return };
+        let space = share.saturating_sub(connection.queued());
+        let Some(piece) = self.state.context.hub.piece(&room, next, space) else {
+            return self.end_catching_up(key, &room, 0);
+        };
+        if piece.has_lost {
+            self.tell(key, &room, GapCause::Trimmed);
+        }
+        let mut batch = Batch::default();
+        let mut has_unrecorded = false;
+        let mut reached = piece.next;
+        for (number, item) in piece.items {
+            let gap = match item {
+                Item::Publication(broadcast, cursor) if cursor.is_some() || number >= live => {
+                    has_unrecorded = false;
+                    if !batch.takes(&broadcast, share / 4) {
+                        self.deliver_to(key, &room, &mut batch);
+                        // Encoded it may be several times as much.
+                        if self.connections.get(key).is_some_and(|connection| connection.queued() >= share) {
+                            reached = number;
+                            break;
+                        }
+                    }
+                    batch.push(broadcast);
+                    continue;
+                }
+                // Nobody can tell whether the client has received it before it came back.
+                Item::Publication(..) if has_unrecorded => continue,
+                Item::Publication(..) => {
+                    has_unrecorded = true;
+                    GapCause::Unrecorded
+                }
+                Item::Gap(cause) => cause,
+            };
+            self.deliver_to(key, &room, &mut batch);
+            self.tell(key, &room, gap);
+        }
+        self.deliver_to(key, &room, &mut batch);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.set_catch_up(&room, reached);
+        if piece.is_end && reached == piece.next {
+            self.end_catching_up(key, &room, reached);
+        }
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.touch(&mut self.state);
+            if connection.is_catching_up() {
+                self.state.inbox.post(ShardEvent::CatchUp(key));
+            }
+        }
+    }
+
+    /// Tells the member of a gap. If that ends its membership, it gets nothing more.
+    fn tell(&mut self, key: ConnectionKey, room: &RoomName, cause: GapCause) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && connection.memberships.get(room).is_some()
+        {
+            connection.gap(&mut self.state, room, cause);
+            self.settle();
+        }
+    }
+
+    /// Queues the batch for one member, and empties it.
+    fn deliver_to(&mut self, key: ConnectionKey, room: &RoomName, batch: &mut Batch) {
+        if batch.len() > 0
+            && let Some(connection) = self.connections.get_mut(key)
+            && let Some(known) = self.rooms.get(room)
+            && let Some(place) = connection.memberships.get(room).map(Membership::place)
+            && let Some(member) = known.members.get(place)
+        {
+            let delivery = delivery(&self.state, batch, known.traits());
+            connection.deliver(&mut self.state, member, &delivery);
+            connection.touch(&mut self.state);
+            self.written.add(batch);
+        }
+        batch.take().for_each(drop);
+    }
+
+    /// The member receives broadcasts from number `from` on.
+    fn end_catching_up(&mut self, key: ConnectionKey, room: &RoomName, from: u64) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.stop_catching_up(room);
+            self.rooms.end_catching_up(room, connection, from);
+        }
+    }
+}
+
+impl<T: Transport> Connection<T> {
+    /// Remembers where it catches up, and asks for its first turn.
+    fn catch_up_from(&mut self, shard: &mut State, room: &RoomName, next: u64, live: u64) {
+        let catching_up = self.catching_up.get_or_insert_default();
+        catching_up.rooms.push(Place { room: room.clone(), next, live });
+        if catching_up.rooms.len() == 1 {
+            shard.inbox.post(ShardEvent::CatchUp(self.key()));
+        }
+    }
+
+    /// The next room to continue in. `None` if there is none, or it has to wait for space.
+    fn next_to_catch_up(&mut self, share: usize) -> Option<(RoomName, u64, u64)> {
+        let has_space = self.queued() < share;
+        let catching_up = self.catching_up.as_mut()?;
+        catching_up.waits = !has_space;
+        let first = catching_up.rooms.first().filter(|_| has_space)?;
+        Some((first.room.clone(), first.next, first.live))
+    }
+
+    fn set_catch_up(&mut self, room: &RoomName, next: u64) {
+        let rooms = self.catching_up.iter_mut().flat_map(|catching_up| &mut catching_up.rooms);
+        rooms.filter(|place| place.room == *room).for_each(|place| place.next = next);
+    }
+
+    /// Whether there is a room to continue in.
+    fn is_catching_up(&self) -> bool {
+        self.catching_up.is_some()
+    }
+
+    /// It has reached the end in this room, or has left it.
+    pub(super) fn stop_catching_up(&mut self, room: &RoomName) {
+        if let Some(catching_up) = &mut self.catching_up {
+            catching_up.rooms.retain(|place| place.room != *room);
+            if catching_up.rooms.is_empty() {
+                self.catching_up = None;
+            }
+        }
+    }
+
+    /// There may be space in its queue again.
+    pub(super) fn resume_catching_up(&mut self, shard: &mut State) {
+        let limit = shard.settings.limits.outbound.get() / 4;
+        if self.catching_up.as_ref().is_some_and(|catching_up| catching_up.waits) && self.queued() < limit {
+            shard.inbox.post(ShardEvent::CatchUp(self.key()));
+            if let Some(catching_up) = &mut self.catching_up {
+                catching_up.waits = false;
+            }
+        }
+    }
+}
