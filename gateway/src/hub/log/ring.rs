@@ -133,20 +133,6 @@ impl<P: Clone> Ring<P> {
         found.map_or(self.next(), |index| self.first + index as u64)
     }
 
-    /// The number of the first of the newest `count` publications with a position.
-    pub fn last(&self, count: usize) -> (u64, usize) {
-        let mut found = (self.next(), 0);
-        for (index, (item, _)) in self.items.iter().enumerate().rev() {
-            if found.1 == count {
-                break;
-            }
-            if item.cursor().is_some() {
-                found = (self.first + index as u64, found.1 + 1);
-            }
-        }
-        found
-    }
-
     /// The items from number `from` on, until they hold `bytes`, and at most [`PIECE`]: at least one, if there is any. Also the number of the
     /// first item that the ring still has, if that is later than `from`.
     pub fn slice(&self, from: u64, bytes: usize) -> (Option<u64>, Vec<(u64, Item<P>)>) {
