@@ -34,7 +34,7 @@ fn position(journal: &Journal) -> String {
     journal.messages.last().map(|message| message.id.clone()).unwrap_or_default()
 }
 
-/// Each of a thousand positions is as good as any other, whoever asks and however often.
+/// From every seventh position of a log, and with live publications behind it.
 #[tokio::test]
 async fn a_client_that_comes_back_gets_exactly_what_it_has_missed() -> Result<()> {
     const ALL: u32 = 300;
@@ -69,7 +69,7 @@ async fn a_client_that_comes_back_gets_exactly_what_it_has_missed() -> Result<()
 async fn an_event_source_misses_nothing_while_it_reconnects() -> Result<()> {
     let node = recording().set("public.max_session_age", "1s").set("sse.retry", "50ms").start().await?;
     let token = anywhere("alice");
-    // One of them has never received a message when it is disconnected for the first time.
+    // It has never received a message when it is disconnected for the first time.
     let early = Client::node_events(&node.url("kept:a", &token, ""), &["tidegate.gap"]).await?;
     early.until("it has reconnected", |journal| journal.opened > 1).await?;
     let mut sent = 0;
