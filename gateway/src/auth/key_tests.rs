@@ -395,7 +395,7 @@ async fn one_fetch_serves_all_waiting_requests() {
         atomic::{AtomicUsize, Ordering},
     };
 
-    assert!(!Keyring::new(Vec::new(), Vec::new()).wait_for_key().await, "there is no URL");
+    assert!(!Keyring::new(Vec::new(), Vec::new()).wait_for_key(0).await, "there is no URL");
     let keyring = Arc::new(Keyring::new(Vec::new(), Vec::new()).with_url());
     keyring.set_url(Vec::new());
     let fetches = Arc::new(AtomicUsize::new(0));
@@ -414,16 +414,20 @@ async fn one_fetch_serves_all_waiting_requests() {
     tasks
         .run_until(async {
             let ask = || async {
-                let asked = (0..100).map(|_| keyring.wait_for_key());
+                let seen = keyring.fetches();
+                let asked = (0..100).map(|_| keyring.wait_for_key(seen));
                 futures_util::future::join_all(asked).await
             };
             assert_eq!(ask().await, [true; 100]);
             assert_eq!(fetches.load(Ordering::Relaxed), 1);
             // During the cooldown, requests start no fetch.
             assert_eq!(ask().await, [false; 100]);
-            assert!(!keyring.want_key());
+            assert!(!keyring.want_key(1));
+            // They look again if a fetch has ended since they looked.
+            assert!(keyring.want_key(0) && keyring.wait_for_key(0).await);
+            assert_eq!(fetches.load(Ordering::Relaxed), 1);
             tokio::time::advance(Fetching::COOLDOWN).await;
-            assert!(keyring.want_key() && keyring.want_key(), "running until it ends");
+            assert!(keyring.want_key(1) && keyring.want_key(1), "running until it ends");
             assert_eq!(ask().await, [true; 100]);
             assert_eq!(fetches.load(Ordering::Relaxed), 2);
         })

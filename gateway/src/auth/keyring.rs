@@ -83,15 +83,20 @@ impl Keyring {
         self.fetching.as_ref()
     }
 
-    /// Requests a fetch because a token named an unknown key. Returns whether a fetch that may bring the key
-    /// is pending or running.
-    pub fn want_key(&self) -> bool {
-        self.fetching().is_some_and(|fetching| fetching.want(self.is_complete()).is_some())
+    /// How many fetches have ended. Take it before you verify a token: see [`Self::want_key`].
+    pub fn fetches(&self) -> u64 {
+        self.fetching().map_or(0, |fetching| fetching.state.borrow().ended)
+    }
+
+    /// Requests a fetch because a token named a key that was unknown after `seen` fetches. Returns whether a
+    /// fetch that may bring the key is pending or running, or has ended since.
+    pub fn want_key(&self, seen: u64) -> bool {
+        self.fetching().is_some_and(|fetching| fetching.want(self.is_complete(), seen).is_some())
     }
 
     /// Like [`Self::want_key`], but waits until that fetch has ended. Returns whether one has.
-    pub async fn wait_for_key(&self) -> bool {
-        let Some(end) = self.fetching().and_then(|fetching| fetching.want(self.is_complete())) else {
+    pub async fn wait_for_key(&self, seen: u64) -> bool {
+        let Some(end) = self.fetching().and_then(|fetching| fetching.want(self.is_complete(), seen)) else {
             return false;
         };
         tokio::time::timeout(Fetching::PATIENCE, end.come()).await.is_ok()
@@ -167,7 +172,7 @@ struct State {
     last_end: Option<Instant>,
 }
 
-/// Resolves when a pending fetch ends.
+/// Resolves when a requested fetch has ended.
 pub struct End {
     state: watch::Receiver<State>,
     after: u64,
@@ -180,11 +185,16 @@ impl Fetching {
     /// How long a request waits for a fetch.
     pub const PATIENCE: Duration = Duration::from_secs(5);
 
-    /// Requests a fetch. Returns its [`End`] if one is running or can start now. Until the first fetch
-    /// succeeds (`complete` is false) it always returns one, because the fetcher keeps retrying.
-    fn want(&self, complete: bool) -> Option<End> {
+    /// Requests a fetch that the caller has not `seen`. Returns its [`End`] if one has ended since, is
+    /// running or can start now. Until the first fetch succeeds (`complete` is false) it always returns one,
+    /// because the fetcher keeps retrying.
+    fn want(&self, complete: bool, seen: u64) -> Option<End> {
         let mut end = None;
         self.state.send_if_modified(|state| {
+            if state.ended > seen {
+                end = Some(seen);
+                return false;
+            }
             let cooling = state.last_end.is_some_and(|last| last.elapsed() < Self::COOLDOWN);
             if !state.under_way && !cooling {
                 state.under_way = true;

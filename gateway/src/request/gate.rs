@@ -222,10 +222,10 @@ impl Gate {
         settings: &Arc<Settings>,
         token: Token,
     ) -> Result<Identity, AuthFailure> {
+        let keys = settings.authenticator.keys();
+        let seen = keys.fetches();
         let verified = verify(Arc::clone(settings), &self.crypto, token.clone()).await;
-        if matches!(verified, Err(AuthFailure::UnknownKey))
-            && settings.authenticator.keys().wait_for_key().await
-        {
+        if matches!(verified, Err(AuthFailure::UnknownKey)) && keys.wait_for_key(seen).await {
             return verify(Arc::clone(settings), &self.crypto, token).await;
         }
         verified

@@ -16,6 +16,8 @@ pub(super) struct Verifying {
     request: RequestId,
     /// Whether the session has begun already, so that the token refreshes it.
     refreshes: bool,
+    /// How many fetches of the key set had ended when it arrived.
+    fetches: u64,
     /// Commands that arrived after it, in order and charged. They may need the identity.
     pub(super) behind: Vec<Command>,
     /// The size of the messages that contained them, in bytes.
@@ -46,8 +48,8 @@ impl Session {
         effects: &mut Effects,
     ) {
         let Some(verifying) = self.verifying.take() else { return };
-        let Verifying { request, refreshes, behind, bytes } = *verifying;
-        self.proved(request, refreshes, outcome, around, effects);
+        let Verifying { request, refreshes, fetches, behind, bytes } = *verifying;
+        self.proved(request, refreshes, fetches, outcome, around, effects);
         let mut behind = behind.into_iter();
         while !matches!(effects.last(), Some(Effect::Close(_)))
             && let Some(command) = behind.next()
@@ -129,22 +131,24 @@ impl Session {
         around: &Surroundings<'_>,
         effects: &mut Effects,
     ) {
+        let fetches = around.authenticator.keys().fetches();
         let outcome = match Token::new(token) {
             Ok(token) if around.authenticator.keys().has_public_keys() => {
-                let verifying = Verifying { request, refreshes, behind: Vec::new(), bytes: 0 };
+                let verifying = Verifying { request, refreshes, fetches, behind: Vec::new(), bytes: 0 };
                 self.verifying = Some(Box::new(verifying));
                 return effects.push(Effect::Verify(token));
             }
             Ok(token) => around.authenticator.verify(&token, around.now),
             Err(failure) => Err(failure),
         };
-        self.proved(request, refreshes, outcome, around, effects);
+        self.proved(request, refreshes, fetches, outcome, around, effects);
     }
 
     fn proved(
         &mut self,
         request: RequestId,
         refreshes: bool,
+        fetches: u64,
         outcome: Result<Identity, AuthFailure>,
         around: &Surroundings<'_>,
         effects: &mut Effects,
@@ -161,7 +165,7 @@ impl Session {
                     AuthFailure::Expired => {
                         self.answer(request, &Reply::Failed(ReplyError::TokenExpired), effects);
                     }
-                    AuthFailure::UnknownKey if around.authenticator.keys().want_key() => {
+                    AuthFailure::UnknownKey if around.authenticator.keys().want_key(fetches) => {
                         self.answer(request, &Reply::Failed(ReplyError::KeyAwaited), effects);
                     }
                     _ => effects.push(Effect::Close(CloseReason::InvalidToken)),
