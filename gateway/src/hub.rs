@@ -64,6 +64,9 @@ pub trait Mailbox: Send + Sync {
     /// Posts a broadcast. Returns whether there was space for it; if not, a gap has been posted in its place.
     fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool;
 
+    /// Posts that the positions of a room have another epoch from the item with this number on.
+    fn post_new_epoch(&self, room: &RoomName, number: u64);
+
     /// Posts that publications of a room may be missing. In a room with a history the gap has a number, otherwise 0.
     fn post_gap(&self, room: &RoomName, cause: GapCause, number: u64);
 }

@@ -18,7 +18,7 @@
 use std::{fmt, rc::Rc, time::Duration};
 
 use axum::body::Body;
-use broker_bridge::{Cursor, Data, EventName, GapCause, RoomName, SessionId};
+use broker_bridge::{Cursor, Data, EventName, GapCause, Publication, RoomName, SessionId};
 use bytes::Bytes;
 use http::{Response, request::Parts};
 
@@ -59,6 +59,13 @@ pub trait Protocol: fmt::Debug {
 
     /// Writes the reply to a request.
     fn reply(&mut self, request: RequestId, reply: &Reply, out: &mut Packets) -> Then;
+
+    /// Writes the reply to a subscription that has become active. Returns how many of the
+    /// [missed](Subscribed::missed) publications the reply contains; the session gets the others as publications.
+    fn subscribed(&mut self, request: RequestId, subscribed: &Subscribed<'_>, out: &mut Packets) -> usize {
+        let _ = (request, subscribed, out);
+        0
+    }
 
     /// Writes something that the client did not ask for.
     fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then;
@@ -105,6 +112,8 @@ pub enum News<'a> {
     Gap(&'a RoomName, GapCause),
     /// The session has begun in a room with a history, after this position.
     Position(&'a RoomName, Cursor),
+    /// From here on, the positions of the room's publications have another epoch. Nothing is missing.
+    NewEpoch(&'a RoomName),
     /// The session has been removed from the room, because its new token does not grant it.
     Expelled(&'a RoomName),
 }
@@ -167,8 +176,8 @@ pub enum Command {
         request: RequestId,
         /// The room.
         room: RoomName,
-        /// Whether the client also asks for missed publications.
-        recover: bool,
+        /// Set if the client also asks for missed publications.
+        recover: Option<Recover>,
     },
     /// Stop receiving the publications of a room.
     Unsubscribe {
@@ -216,6 +225,29 @@ impl Command {
     }
 }
 
+/// What a client asks for that comes back to a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recover {
+    /// The position up to which it has received everything. A position with epoch 0 never existed.
+    pub since: Cursor,
+    /// Whether the subscription fails if publications may be missing after that position.
+    pub or_fail: bool,
+}
+
+/// A subscription that has become active.
+#[derive(Clone, Copy, Debug)]
+pub struct Subscribed<'a> {
+    /// The position after which the session receives everything, [missed](Self::missed) publications included. `None`
+    /// if the room has no history, or if its position is not known.
+    pub position: Option<Cursor>,
+    /// Whether the session continues where the client left off. `None` if the client did not ask for that.
+    pub recovered: Option<bool>,
+    /// What the client has missed, in order, with positions of one epoch. Maybe not all of it.
+    pub missed: &'a [(&'a Publication, Cursor)],
+    /// How many bytes the reply may have.
+    pub most: usize,
+}
+
 /// A reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -232,11 +264,6 @@ pub enum Reply {
         session: SessionId,
         /// Seconds after which the client should refresh its token again.
         ttl: u64,
-    },
-    /// The subscription is active.
-    Subscribed {
-        /// Whether the client asked for missed publications. It does not get them.
-        recover: bool,
     },
     /// The subscription has ended.
     Unsubscribed,

@@ -13,7 +13,9 @@ use crate::{
     auth::{AuthFailure, Authenticator, Identity, Operation, Subject, Token, UnixSeconds},
     framing::{Framing, Packets},
     limits::{Allowance, bucket::RateAccount},
-    protocol::{Command, Message, News, Protocol, Reply, RequestId, RoomFormat, Then, Timing},
+    protocol::{
+        Command, Message, News, Protocol, Recover, Reply, RequestId, RoomFormat, Subscribed, Then, Timing,
+    },
     room_map::RoomMap,
     vocabulary::{CloseReason, Limit, Outcome, ReplyError},
 };
@@ -38,23 +40,14 @@ pub struct Session {
     begun: bool,
     protocol: Box<dyn Protocol>,
     framing: Framing,
-    /// The rooms that the client has subscribed to within the session.
-    subscriptions: RoomMap<Subscription, 0>,
+    /// The rooms that the client has subscribed to within the session, with the requests.
+    subscriptions: RoomMap<RequestId, 0>,
     /// Its usage of its limits. Empty until the client has sent something.
     account: OnceCell<Box<RateAccount>>,
     /// Whether a ping has not been answered yet.
     pinged: bool,
     /// What waits for the verification of a token. Boxed: sessions rarely have it.
     verifying: Option<Box<identity::Verifying>>,
-}
-
-/// A room that the client has subscribed to.
-#[derive(Clone, Copy, Debug)]
-struct Subscription {
-    /// The request that asked for it.
-    request: RequestId,
-    /// Whether it asked to recover missed publications.
-    recover: bool,
 }
 
 /// The context that a session needs to handle input.
@@ -104,7 +97,7 @@ pub enum Effect {
     /// Hand this to the broker; the outcome comes back through [`Session::settled`].
     Publish(RequestId, RoomName, Publication),
     /// Make the session a member; the outcome comes back through [`Session::joined`].
-    Join(RequestId, RoomName),
+    Join(RequestId, RoomName, Option<Recover>),
     /// End its membership.
     Leave(RoomName),
     /// Queue these bytes for the client.
@@ -330,29 +323,30 @@ impl Session {
         }
     }
 
-    /// The broker has accepted or refused an [`Effect::Join`]. Returns whether the session is a member from
-    /// now on: it was accepted, and the session still wants the room by this request.
+    /// The broker has accepted or refused an [`Effect::Join`]. `None` if the session does not become a member: it was
+    /// refused, or the session no longer wants the room by this request. Otherwise how many of the missed publications
+    /// the client has got with the reply.
     pub fn joined(
         &mut self,
         request: RequestId,
         room: &RoomName,
-        outcome: Result<(), ReplyError>,
+        outcome: Result<Subscribed<'_>, ReplyError>,
         effects: &mut Effects,
-    ) -> bool {
-        let Some(&Subscription { request: latest, recover }) = self.subscriptions.get(room) else {
-            return false;
-        };
-        if latest != request {
-            return false;
+    ) -> Option<usize> {
+        if self.subscriptions.get(room) != Some(&request) {
+            return None;
         }
         match outcome {
-            Ok(()) => self.answer(request, &Reply::Subscribed { recover }, effects),
+            Ok(subscribed) => {
+                let write = |out: &mut Packets| self.protocol.subscribed(request, &subscribed, out);
+                Some(effects.write(self.framing, write))
+            }
             Err(error) => {
                 self.subscriptions.remove(room);
                 self.answer(request, &Reply::Failed(error), effects);
+                None
             }
         }
-        outcome.is_ok()
     }
 
     /// The broker has accepted or refused a publication of this session.
@@ -372,6 +366,11 @@ impl Session {
     /// In `room` the session begins after this position.
     pub fn positioned(&mut self, room: &RoomName, position: Cursor, effects: &mut Effects) {
         self.notify(&News::Position(room, position), room, effects);
+    }
+
+    /// From here on, the positions in `room` have another epoch.
+    pub fn new_epoch(&mut self, room: &RoomName, effects: &mut Effects) {
+        self.notify(&News::NewEpoch(room), room, effects);
     }
 
     /// Writes the notice that publications of `room` were dropped because the client's own outbound queue was
@@ -404,7 +403,7 @@ impl Session {
             Command::Connect { request, token } => self.connect(request, token, around, effects),
             Command::Refresh { request, token } => self.verify(request, true, &token, around, effects),
             Command::Subscribe { request, room, recover } => {
-                self.subscribe(room, Subscription { request, recover }, around, effects);
+                self.subscribe(request, room, recover, around, effects);
             }
             Command::Unsubscribe { request, room } => self.unsubscribe(request, &room, effects),
             Command::Answer { request, reply } => self.answer(request, &reply, effects),
@@ -452,12 +451,12 @@ impl Session {
 
     fn subscribe(
         &mut self,
+        request: RequestId,
         room: RoomName,
-        subscription: Subscription,
+        recover: Option<Recover>,
         around: &Surroundings<'_>,
         effects: &mut Effects,
     ) {
-        let request = subscription.request;
         let refusal = if self.subscriptions.get(&room).is_some() {
             Some(ReplyError::AlreadySubscribed)
         } else if self.granted(Operation::Subscribe, &room).is_none() {
@@ -470,8 +469,8 @@ impl Session {
         if let Some(error) = refusal {
             return self.answer(request, &Reply::Failed(error), effects);
         }
-        self.subscriptions.insert(room.clone(), subscription);
-        effects.push(Effect::Join(request, room));
+        self.subscriptions.insert(room.clone(), request);
+        effects.push(Effect::Join(request, room, recover));
     }
 
     /// Answered even if there was no subscription: the client gets the state it asked for.

@@ -15,6 +15,7 @@
 //! | [`joins`] | subscriptions that the broker has not acknowledged yet |
 //! | [`age`] | when a session is told to move to another node |
 //! | [`fanout`], [`rounds`] | deliveries; those to large rooms, slice by slice |
+//! | [`catchup`], [`recovery`] | what sessions have missed in rooms with a history |
 //! | [`relief`] | which sessions are closed when memory is short |
 //! | [`batch`], [`outbound`], [`rooms`], [`tally`], [`timers`] | parts of the above |
 //!
@@ -48,6 +49,7 @@ pub mod inbox;
 mod joins;
 mod metrics;
 mod outbound;
+mod recovery;
 mod relief;
 mod rooms;
 mod rounds;

@@ -2,7 +2,8 @@
 // Usage: node centrifuge.mjs URL ROOM TOKEN [NEXT_TOKEN]
 //
 // "open" means an active subscription, "interrupted" one that the SDK is about to make again by itself. The
-// event "refresh" means that the SDK asked for NEXT_TOKEN, "error" that a publication was refused.
+// event "refresh" means that the SDK asked for NEXT_TOKEN, "error" that a publication was refused, "recovered" that it
+// came back to a room with a history, with `true` if nothing is missing.
 
 import { Centrifuge } from "centrifuge";
 import WebSocket from "ws";
@@ -26,7 +27,10 @@ client.on("disconnected", ({ code, reason }) => report({ on: "close", code, reas
 client.on("error", ({ error }) => process.stderr.write(`${JSON.stringify(error)}\n`));
 
 const subscription = client.newSubscription(room, { minResubscribeDelay: 20, maxResubscribeDelay: 500 });
-subscription.on("subscribed", () => report({ on: "open" }));
+subscription.on("subscribed", ({ wasRecovering, recovered }) => {
+  report({ on: "open" });
+  wasRecovering && tell("recovered", recovered);
+});
 subscription.on("subscribing", ({ code }) => code !== 0 && report({ on: "interrupted" }));
 subscription.on("publication", ({ data, tags }) => tell(tags?.event ?? "message", data));
 subscription.on("unsubscribed", ({ code, reason }) => code !== 0 && report({ on: "close", code, reason }));

@@ -28,6 +28,8 @@ class ClientEvents(ClientEventHandler):
 class SubscriptionEvents(SubscriptionEventHandler):
     async def on_subscribed(self, ctx) -> None:
         report(on="open")
+        if ctx.was_recovering:
+            tell("recovered", ctx.recovered)
 
     async def on_subscribing(self, ctx) -> None:
         if ctx.code != 0:

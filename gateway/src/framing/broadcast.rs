@@ -114,6 +114,11 @@ impl Broadcast {
         &self.room
     }
 
+    /// What was published.
+    pub fn publication(&self) -> &Publication {
+        &self.publication
+    }
+
     /// The session that must not receive it.
     pub fn exclude(&self) -> Option<SessionId> {
         self.publication.exclude

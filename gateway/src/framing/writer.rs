@@ -28,6 +28,11 @@ impl Writer {
         Self { bytes: Vec::new(), transport, reserved, opcode: Opcode::Text, position: None }
     }
 
+    /// An empty part of a message, without a header.
+    pub fn body() -> Self {
+        Self::new(Transport::Body, false)
+    }
+
     /// Sets the position of the publication that is written, if it is recorded.
     #[must_use]
     pub(super) fn at(self, position: Option<Cursor>) -> Self {
@@ -79,7 +84,7 @@ impl Writer {
     }
 
     /// The bytes written so far.
-    pub(super) fn payload(&self) -> &[u8] {
+    pub fn payload(&self) -> &[u8] {
         self.bytes.get(self.reserved..).unwrap_or_default()
     }
 

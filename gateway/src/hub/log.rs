@@ -177,6 +177,11 @@ impl<P: Clone> RoomLog<P> {
         self.seen
     }
 
+    /// The same, or the last that is known if publications after it were missed.
+    pub fn position(&self) -> Option<Cursor> {
+        self.seen.or(self.newest)
+    }
+
     /// What has to be read, if anything: for a reading that has failed and is made again.
     pub fn wants(&self) -> Option<Cursor> {
         self.repair.as_ref().and(self.seen)
@@ -457,7 +462,7 @@ impl<P: Clone> RoomLog<P> {
 
     /// Where somebody continues who has received everything up to this position.
     pub fn resume(&self, cursor: Cursor) -> Resume {
-        if let Some(number) = self.ring.after(cursor) {
+        if let Some(number) = self.ring.after(cursor).or_else(|| self.ring.first_of_epoch_after(cursor)) {
             return Resume::At(number);
         }
         // A position that the log did not know is never used again.

@@ -74,12 +74,14 @@ pub struct Begin {
     pub gap: Option<GapCause>,
     /// The position before that item, if the member does not know it and something is known of it.
     pub position: Option<Cursor>,
+    /// The position before the item with the number [`live`](Self::live), if it is known.
+    pub top: Option<Cursor>,
 }
 
 impl Begin {
     /// In a room whose interest began before it had a history: with whatever comes.
     pub fn without_history(since: Option<Cursor>) -> Self {
-        Self { from: 0, live: 0, gap: since.map(|_| GapCause::Unrecorded), position: None }
+        Self { from: 0, live: 0, gap: since.map(|_| GapCause::Unrecorded), position: None, top: None }
     }
 }
 
@@ -186,7 +188,9 @@ impl Recorded {
         let now = room.fan_out.time.now();
         let waiting = {
             let mut state = self.state.lock();
-            let next = change(&mut state.log, now, &mut |number, item| room.post(number, item));
+            // Of what members have received last.
+            let mut epoch = state.log.position().map(|position| position.epoch);
+            let next = change(&mut state.log, now, &mut |number, item| room.post(number, item, &mut epoch));
             room.fan_out.count_history(&mut state);
             if let Next::Read(after) = next {
                 room.fan_out.metrics.repairs.inc();
@@ -245,7 +249,8 @@ impl Recorded {
                 None => {
                     let state = recorded.state.lock();
                     let next = state.log.ring().next();
-                    Begin { from: next, live: next, gap: None, position: state.log.seen() }
+                    let (position, top) = (state.log.seen(), state.log.position());
+                    Begin { from: next, live: next, gap: None, position, top }
                 }
                 Some(cursor) => recorded.resume(&room, cursor).await?,
             };
@@ -371,7 +376,7 @@ impl Recorded {
         }
         let live = state.log.ring().next();
         let position = if from == live { state.log.seen() } else { None };
-        Begin { from, live, gap, position }
+        Begin { from, live, gap, position, top: state.log.position() }
     }
 }
 
@@ -456,10 +461,18 @@ impl Room {
         (Arc::new(broadcast), bytes)
     }
 
-    /// Posts an item to the shards that have members.
-    fn post(&self, number: u64, item: &Item<Arc<Broadcast>>) {
+    /// Posts an item to the shards that have members. `epoch` is that of the last position.
+    fn post(&self, number: u64, item: &Item<Arc<Broadcast>>, epoch: &mut Option<u64>) {
         match item {
-            Item::Publication(broadcast, _) => {
+            Item::Publication(broadcast, cursor) => {
+                if let Some(cursor) = cursor
+                    && epoch.replace(cursor.epoch).is_some_and(|before| before != cursor.epoch)
+                {
+                    let (shards, _) = self.shards();
+                    for mailbox in self.fan_out.mailboxes(shards) {
+                        mailbox.post_new_epoch(&self.name, number);
+                    }
+                }
                 broadcast.set_number(number);
                 let (shards, _) = self.shards();
                 // Lingering interest has no members, but those who come back will want it.

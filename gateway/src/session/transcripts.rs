@@ -36,7 +36,9 @@ use crate::{
     config::{Config, Sources},
     framing::{Encoding, Framing, Packets, Transport},
     limits::{Allowance, Limiters, bucket::SessionMeters, tests::limits as limits_of},
-    protocol::{self, Ask, Message, On, Opening, Protocol, RoomFormat, TABLE, Then},
+    protocol::{
+        self, Ask, Message, On, Opening, Protocol, Recover, RequestId, RoomFormat, Subscribed, TABLE, Then,
+    },
     settings::Settings,
     vocabulary::{CloseReason, ReplyError, metrics::Label as _},
 };
@@ -138,6 +140,8 @@ pub(super) struct Client {
     pub(super) session: Session,
     pub(super) meters: SessionMeters,
     pub(super) limiters: Limiters,
+    /// What it asked to recover, by request.
+    pub(super) recovering: BTreeMap<RequestId, Recover>,
 }
 
 impl Client {
@@ -170,6 +174,14 @@ impl Client {
     }
 }
 
+/// What a session is told that joins a room without a history.
+fn joined_without_history(recover: Option<Recover>) -> Result<Subscribed<'static>, ReplyError> {
+    match recover {
+        Some(Recover { or_fail: true, .. }) => Err(ReplyError::NotAvailable),
+        _ => Ok(Subscribed { position: None, recovered: recover.map(|_| false), missed: &[], most: 0 }),
+    }
+}
+
 pub(super) fn open(line: &str) -> Client {
     open_as(&Opened::new(line))
 }
@@ -181,6 +193,7 @@ fn open_as(opened: &Opened) -> Client {
         session: open_session(opened),
         meters: SessionMeters::new(&limits, Time::default()),
         limiters: Limiters::new(&limits, Time::default()),
+        recovering: BTreeMap::new(),
     }
 }
 
@@ -218,7 +231,7 @@ fn opening(opened: &Opened) -> (Opening, Framing) {
 }
 
 fn play(client: &mut Client, step: &str) -> Vec<String> {
-    let Client { session, meters, limiters } = client;
+    let Client { session, meters, limiters, recovering } = client;
     let mut effects = Effects::default();
     match Input::new(step) {
         Input::Client { is_text, payload } => {
@@ -260,13 +273,14 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
             session.settled(request.try_into().expect("a request"), &outcome, &mut effects);
         }
         Input::Joined { request, room: name, outcome } => {
-            let outcome = outcome.map_err(|refused| match refused {
-                Refused::Unavailable => ReplyError::Unavailable,
-                Refused::Forbidden => ReplyError::Forbidden,
-            });
             let request = request.try_into().expect("a request");
+            let outcome = match outcome {
+                Ok(()) => joined_without_history(recovering.remove(&request)),
+                Err(Refused::Unavailable) => Err(ReplyError::Unavailable),
+                Err(Refused::Forbidden) => Err(ReplyError::Forbidden),
+            };
             let member = session.joined(request, &room(&name), outcome, &mut effects);
-            let member = if member { "member" } else { "no member" };
+            let member = if member.is_some() { "member" } else { "no member" };
             let mut all: Vec<_> = effects.drain().map(|effect| said(session, effect)).collect();
             all.push(member.to_owned());
             return all;
@@ -292,7 +306,13 @@ fn play(client: &mut Client, step: &str) -> Vec<String> {
             packets.take().for_each(|packet| effects.push(Effect::Send(packet)));
         }
     }
-    effects.drain().map(|effect| said(session, effect)).collect()
+    let effects: Vec<_> = effects.drain().collect();
+    for effect in &effects {
+        if let Effect::Join(request, _, Some(recover)) = effect {
+            recovering.insert(*request, *recover);
+        }
+    }
+    effects.into_iter().map(|effect| said(session, effect)).collect()
 }
 
 fn said(session: &mut Session, effect: Effect) -> String {
@@ -307,7 +327,11 @@ fn said(session: &mut Session, effect: Effect) -> String {
             let code = u16::from_be_bytes([code[0], code[1]]);
             format!("close {code} {}", text.escape_ascii())
         }
-        Effect::Join(request, room) => format!("join {room} for {request}"),
+        Effect::Join(request, room, None) => format!("join {room} for {request}"),
+        Effect::Join(request, room, Some(Recover { since, or_fail })) => {
+            let or_fail = if or_fail { ", or fail" } else { "" };
+            format!("join {room} for {request} after {since}{or_fail}")
+        }
         Effect::Leave(room) => format!("leave {room}"),
         Effect::Verify(_) => "verify a token".to_owned(),
         Effect::Expires(at) => format!("expires in {} s", at.since(NOW).as_secs()),

@@ -34,7 +34,7 @@ fn authenticator(has_public_key: bool) -> Authenticator {
 }
 
 fn receive(client: &mut Client, text: &str, authenticator: &Authenticator) -> Vec<Effect> {
-    let Client { session, meters, limiters } = client;
+    let Client { session, meters, limiters, .. } = client;
     let allowance = Allowance { session: meters, node: limiters };
     let around = Surroundings { authenticator, now: NOW, rooms_per_session: 2, allowance };
     let (mut effects, mut commands) = (Effects::default(), Vec::new());
@@ -49,7 +49,7 @@ fn verified(
     outcome: Result<Identity, AuthFailure>,
     authenticator: &Authenticator,
 ) -> Vec<Effect> {
-    let Client { session, meters, limiters } = client;
+    let Client { session, meters, limiters, .. } = client;
     let allowance = Allowance { session: meters, node: limiters };
     let around = Surroundings { authenticator, now: NOW, rooms_per_session: 2, allowance };
     let mut effects = Effects::default();
@@ -73,7 +73,7 @@ fn commands_behind_a_token_wait_for_it_in_order() {
     let [
         Effect::Expires(_),
         Effect::Send(connected),
-        Effect::Join(2, _),
+        Effect::Join(2, _, None),
         Effect::Leave(_),
         Effect::Send(left),
     ] = &effects[..]
@@ -101,6 +101,9 @@ fn what_waits_behind_a_refused_token_is_not_done() {
 fn a_shared_secret_needs_no_other_thread() {
     let (mut client, authenticator) = (open("session centrifuge"), authenticator(false));
     let effects = receive(&mut client, CONNECT_AND_SUBSCRIBE, &authenticator);
-    assert!(matches!(effects[..], [Effect::Expires(_), Effect::Send(_), Effect::Join(2, _)]), "{effects:?}");
+    assert!(
+        matches!(effects[..], [Effect::Expires(_), Effect::Send(_), Effect::Join(2, _, None)]),
+        "{effects:?}"
+    );
     assert!(!client.session.is_verifying());
 }

@@ -33,13 +33,15 @@ pub struct CatchingUp {
 }
 
 /// How far a connection has come in a room.
-#[derive(Debug)]
-struct Place {
-    room: RoomName,
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub room: RoomName,
     /// The number of the next item.
-    next: u64,
+    pub next: u64,
     /// The number of the first item that came after it had joined.
-    live: u64,
+    pub live: u64,
+    /// The epoch of its position, if it knows one.
+    pub epoch: Option<u64>,
 }
 
 impl<T: Transport> Core<T> {
@@ -49,7 +51,7 @@ impl<T: Transport> Core<T> {
         if connection.memberships.get(room).is_none_or(|membership| membership.from != NEVER) {
             return;
         }
-        let Begin { from, live, gap, position } = begin.unwrap_or(Begin::without_history(None));
+        let Begin { from, live, gap, position, top: _ } = begin.unwrap_or(Begin::without_history(None));
         if let Some(cause) = gap {
             self.tell(key, room, cause);
         }
@@ -60,17 +62,15 @@ impl<T: Transport> Core<T> {
         if let Some(position) = position {
             connection.positioned(&mut self.state, room, position);
         }
-        if live == 0 {
-            return self.end_catching_up(key, room, 0);
-        }
-        connection.catch_up_from(&mut self.state, room, from, live);
+        let epoch = position.map(|position| position.epoch);
+        self.begin_at(key, Place { room: room.clone(), next: from, live, epoch });
     }
 
     /// Continues with the next piece.
     pub(super) fn catch_up(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let share = self.state.settings.limits.outbound.get() / 4;
-        let Some((room, next, live)) = connection.next_to_catch_up(share) else { return };
+        let Some(Place { room, next, live, mut epoch }) = connection.next_to_catch_up(share) else { return };
         let space = share.saturating_sub(connection.queued());
         let Some(piece) = self.state.context.hub.piece(&room, next, space) else {
             return self.end_catching_up(key, &room, 0);
@@ -85,6 +85,12 @@ impl<T: Transport> Core<T> {
             let gap = match item {
                 Item::Publication(broadcast, cursor) if cursor.is_some() || number >= live => {
                     has_unrecorded = false;
+                    if let Some(cursor) = cursor
+                        && epoch.replace(cursor.epoch).is_some_and(|before| before != cursor.epoch)
+                    {
+                        self.deliver_to(key, &room, &mut batch);
+                        self.tell_new_epoch(key, &room);
+                    }
                     if !batch.takes(&broadcast, share / 4) {
                         self.deliver_to(key, &room, &mut batch);
                         // Encoded it may be several times as much.
@@ -109,7 +115,7 @@ impl<T: Transport> Core<T> {
         }
         self.deliver_to(key, &room, &mut batch);
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.set_catch_up(&room, reached);
+        connection.set_catch_up(&room, reached, epoch);
         if piece.is_end && reached == piece.next {
             self.end_catching_up(key, &room, reached);
         }
@@ -131,6 +137,16 @@ impl<T: Transport> Core<T> {
         }
     }
 
+    /// Tells the member that positions have another epoch. That may end its membership, too.
+    fn tell_new_epoch(&mut self, key: ConnectionKey, room: &RoomName) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && connection.memberships.get(room).is_some()
+        {
+            connection.new_epoch(&mut self.state, room);
+            self.settle();
+        }
+    }
+
     /// Queues the batch for one member, and empties it.
     fn deliver_to(&mut self, key: ConnectionKey, room: &RoomName, batch: &mut Batch) {
         if batch.len() > 0
@@ -148,7 +164,7 @@ impl<T: Transport> Core<T> {
     }
 
     /// The member receives broadcasts from number `from` on.
-    fn end_catching_up(&mut self, key: ConnectionKey, room: &RoomName, from: u64) {
+    pub(super) fn end_catching_up(&mut self, key: ConnectionKey, room: &RoomName, from: u64) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.stop_catching_up(room);
             self.rooms.end_catching_up(room, connection, from);
@@ -158,26 +174,27 @@ impl<T: Transport> Core<T> {
 
 impl<T: Transport> Connection<T> {
     /// Remembers where it catches up, and asks for its first turn.
-    fn catch_up_from(&mut self, shard: &mut State, room: &RoomName, next: u64, live: u64) {
+    pub(super) fn catch_up_from(&mut self, shard: &mut State, place: Place) {
         let catching_up = self.catching_up.get_or_insert_default();
-        catching_up.rooms.push(Place { room: room.clone(), next, live });
+        catching_up.rooms.push(place);
         if catching_up.rooms.len() == 1 {
             shard.inbox.post(ShardEvent::CatchUp(self.key()));
         }
     }
 
     /// The next room to continue in. `None` if there is none, or it has to wait for space.
-    fn next_to_catch_up(&mut self, share: usize) -> Option<(RoomName, u64, u64)> {
+    fn next_to_catch_up(&mut self, share: usize) -> Option<Place> {
         let has_space = self.queued() < share;
         let catching_up = self.catching_up.as_mut()?;
         catching_up.waits = !has_space;
-        let first = catching_up.rooms.first().filter(|_| has_space)?;
-        Some((first.room.clone(), first.next, first.live))
+        catching_up.rooms.first().filter(|_| has_space).cloned()
     }
 
-    fn set_catch_up(&mut self, room: &RoomName, next: u64) {
-        let rooms = self.catching_up.iter_mut().flat_map(|catching_up| &mut catching_up.rooms);
-        rooms.filter(|place| place.room == *room).for_each(|place| place.next = next);
+    fn set_catch_up(&mut self, room: &RoomName, next: u64, epoch: Option<u64>) {
+        let mut rooms = self.catching_up.iter_mut().flat_map(|catching_up| &mut catching_up.rooms);
+        if let Some(place) = rooms.find(|place| place.room == *room) {
+            (place.next, place.epoch) = (next, epoch);
+        }
     }
 
     /// Whether there is a room to continue in.

@@ -39,7 +39,7 @@ use crate::{
     clock::Tick,
     framing::{Encoding, Framing, MemberState},
     limits::ConnectionPermit,
-    protocol::{RequestId, RoomFormat},
+    protocol::{Recover, RequestId, RoomFormat, Subscribed},
     session::{Effect, Effects, Session},
     vocabulary::{CloseReason, ProtocolName, ReplyError},
     websocket::{Decoder, Deflate},
@@ -324,6 +324,14 @@ impl<T: Transport> Connection<T> {
         shard.give_effects(effects);
     }
 
+    /// Tells the session that positions in the room have another epoch from here on.
+    pub fn new_epoch(&mut self, shard: &mut State, room: &RoomName) {
+        let mut effects = shard.take_effects();
+        self.session.new_epoch(room, &mut effects);
+        self.run(shard, &mut effects);
+        shard.give_effects(effects);
+    }
+
     /// Tells the session where it begins in a room with a history.
     pub fn positioned(&mut self, shard: &mut State, room: &RoomName, position: Cursor) {
         let mut effects = shard.take_effects();
@@ -349,17 +357,17 @@ impl<T: Transport> Connection<T> {
         }
     }
 
-    /// The broker has accepted or refused a subscription that the session asked for. Returns whether the
-    /// session becomes a member now.
+    /// The broker has accepted or refused a subscription that the session asked for. `None` if the session does not
+    /// become a member; otherwise how many of the missed publications it has got with the reply.
     pub fn joined(
         &mut self,
         shard: &mut State,
         request: RequestId,
         room: &RoomName,
-        outcome: Result<(), ReplyError>,
-    ) -> bool {
+        outcome: Result<Subscribed<'_>, ReplyError>,
+    ) -> Option<usize> {
         if matches!(self.phase, Phase::Closing(_)) {
-            return false;
+            return None;
         }
         let mut effects = shard.take_effects();
         let member = self.session.joined(request, room, outcome, &mut effects);
@@ -570,8 +578,9 @@ impl<T: Transport> Connection<T> {
         room: RoomName,
         request: Option<RequestId>,
         since: Option<Cursor>,
+        recover: Option<Recover>,
     ) {
-        let join = shard.join(Join { connection: self.key, room, request }, since);
+        let join = shard.join(Join { connection: self.key, room, request, recover }, since);
         self.joins.push(join);
     }
 
@@ -594,7 +603,10 @@ impl<T: Transport> Connection<T> {
                 Effect::Publish(request, room, publication) => {
                     self.publish(shard, request, room, publication);
                 }
-                Effect::Join(request, room) => self.await_join(shard, room, Some(request), None),
+                Effect::Join(request, room, recover) => {
+                    let since = recover.map(|recover| recover.since);
+                    self.await_join(shard, room, Some(request), since, recover);
+                }
                 Effect::Leave(room) => shard.leave(self.key, room),
                 Effect::Refused(failure) => shard.actions.push_back(Action::TokenRefused(self.id, failure)),
                 Effect::Verify(token) => shard.actions.push_back(Action::Verify(self.key, token)),

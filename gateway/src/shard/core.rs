@@ -31,7 +31,7 @@ use crate::{
     clock::{Clock, Tick},
     drain::Pace,
     hub::Joined,
-    protocol::RequestId,
+    protocol::{Recover, RequestId},
     settings::Settings,
     vocabulary::{CloseReason, Outcome, metrics::Label as _},
 };
@@ -195,6 +195,7 @@ impl<T: Transport> Core<T> {
     fn handle(&mut self, event: ShardEvent) {
         match event {
             ShardEvent::Gap(room, cause, number) => self.report_gap(&room, cause, number),
+            ShardEvent::NewEpoch(room, number) => self.report_new_epoch(&room, number),
             ShardEvent::CatchUp(key) => self.catch_up(key),
             ShardEvent::Settled(ticket, outcome) => {
                 self.with(KeyData::from_ffi(ticket.owner).into(), |connection, state| {
@@ -352,7 +353,7 @@ impl<T: Transport> Core<T> {
                 if since.is_some() && from != NEVER {
                     connection.gap(&mut self.state, room, GapCause::Unrecorded);
                 }
-                connection.await_join(&mut self.state, room.clone(), None, since);
+                connection.await_join(&mut self.state, room.clone(), None, since, None);
                 self.locate(room);
             }
         }
@@ -555,7 +556,7 @@ impl<T: Transport> Core<T> {
     }
 
     fn end_join(&mut self, key: JoinKey, outcome: Result<Joined, BrokerError>) {
-        let Some(Join { connection, room, request }) = self.state.joins.end(key) else { return };
+        let Some(Join { connection, room, request, recover }) = self.state.joins.end(key) else { return };
         let Some(member) = self.connections.get_mut(connection) else { return };
         member.joins.retain(|join| *join != key);
         if let Err(error) = &outcome {
@@ -563,7 +564,7 @@ impl<T: Transport> Core<T> {
         }
         match request {
             None => self.end_admission(connection, &room, outcome),
-            Some(request) => self.end_request(connection, request, &room, outcome),
+            Some(request) => self.end_request(connection, request, &room, recover, outcome),
         }
     }
 
@@ -601,18 +602,18 @@ impl<T: Transport> Core<T> {
         key: ConnectionKey,
         request: RequestId,
         room: &RoomName,
+        recover: Option<Recover>,
         outcome: Result<Joined, BrokerError>,
     ) {
         let begin = outcome.as_ref().ok().and_then(|joined| joined.begin);
-        let outcome = outcome.map(drop).map_err(|error| Outcome::from(&error).reply);
-        let wants = self
-            .connections
-            .get_mut(key)
-            .is_some_and(|connection| connection.joined(&mut self.state, request, room, outcome));
+        let outcome = outcome.map(|_| begin).map_err(|error| Outcome::from(&error).reply);
+        let begins = self.reply_to_join(key, request, room, recover, outcome);
         let from = if begin.is_some() { NEVER } else { 0 };
-        if wants && self.join(room, request, key, from) {
+        if let Some(place) = begins
+            && self.join(room, request, key, from)
+        {
             self.locate(room);
-            self.begin_catching_up(key, room, begin);
+            self.begin_at(key, place);
         } else {
             self.state.context.hub.leave(room, self.state.index);
         }

@@ -95,6 +95,14 @@ impl<T: Transport> Core<T> {
         }
     }
 
+    /// Begins a round that tells every member that positions have another epoch from the item with this number on.
+    pub(super) fn report_new_epoch(&mut self, room: &RoomName, number: u64) {
+        match self.rounds.get_mut(room) {
+            Some(round) => round.wait(Waiting::NewEpoch(number)),
+            None => self.rounds.begin(room, Step::NewEpoch(number)),
+        }
+    }
+
     /// Continues the rounds in turn, until a slice of members has been served.
     pub(super) fn serve_rounds(&mut self) {
         let mut left = SLICE;
@@ -109,7 +117,7 @@ impl<T: Transport> Core<T> {
     /// What one step of a round costs per member, in deliveries.
     fn weight(&self, room: &RoomName, round: &Round) -> usize {
         match &round.step {
-            Step::Gap(..) => PER_GAP,
+            Step::Gap(..) | Step::NewEpoch(_) => PER_GAP,
             Step::Publications(batch) => {
                 self.rooms.get(room).map_or(1, |known| delivery(&self.state, batch, known.traits()).frames())
             }
@@ -155,7 +163,7 @@ impl<T: Transport> Core<T> {
     fn serve_slice(&mut self, room: &RoomName, round: &Round, slice: &[Member], traits: Traits) {
         let delivery = match &round.step {
             Step::Publications(batch) => Some(delivery(&self.state, batch, traits)),
-            Step::Gap(..) => None,
+            Step::Gap(..) | Step::NewEpoch(_) => None,
         };
         for member in slice {
             let Some(connection) = self.connections.get_mut(member.connection) else { continue };
@@ -177,6 +185,9 @@ impl<T: Transport> Core<T> {
                     if before_join == 0 && connection.receives_gap(room, *number) =>
                 {
                     connection.gap(&mut self.state, room, *cause);
+                }
+                (Step::NewEpoch(number), _) if before_join == 0 && connection.receives_gap(room, *number) => {
+                    connection.new_epoch(&mut self.state, room);
                 }
                 _ => {}
             }

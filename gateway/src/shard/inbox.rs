@@ -31,6 +31,8 @@ pub enum ShardEvent {
     Broadcast(Arc<Broadcast>),
     /// Publications of the room may be missing at this point. In a room with a history it has a number, otherwise 0.
     Gap(RoomName, GapCause, u64),
+    /// The positions of the room have another epoch from the item with this number on.
+    NewEpoch(RoomName, u64),
     /// The connection continues to catch up.
     CatchUp(ConnectionKey),
     /// The broker has accepted or refused a publication of one of this shard's sessions.
@@ -126,6 +128,10 @@ impl Mailbox for Inbox {
         };
         wake(waker);
         fits
+    }
+
+    fn post_new_epoch(&self, room: &RoomName, number: u64) {
+        self.post(ShardEvent::NewEpoch(room.clone(), number));
     }
 
     fn post_gap(&self, room: &RoomName, cause: GapCause, number: u64) {

@@ -4,7 +4,10 @@ use broker_bridge::RoomName;
 use slotmap::{SlotMap, new_key_type};
 
 use super::{connection::ConnectionKey, timers::Timers};
-use crate::{clock::Tick, protocol::RequestId};
+use crate::{
+    clock::Tick,
+    protocol::{Recover, RequestId},
+};
 
 new_key_type! {
     /// Identifies a subscription that is waiting for the broker.
@@ -19,6 +22,8 @@ pub struct Join {
     /// The session's request. `None` if the request that opened the session named the room: then the
     /// connection is a member already, and goes into service when all such rooms are acknowledged.
     pub request: Option<RequestId>,
+    /// Set if that request asks for what the session has missed.
+    pub recover: Option<Recover>,
 }
 
 /// How many deadlines of ended joins are kept.

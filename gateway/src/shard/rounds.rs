@@ -59,6 +59,8 @@ pub enum Step {
     Publications(Box<Batch>),
     /// A notice that publications may be missing at this point, with its number in a room with a history.
     Gap(GapCause, u64),
+    /// The positions have another epoch from the item with this number on.
+    NewEpoch(u64),
 }
 
 /// A message that waits for its step.
@@ -66,6 +68,7 @@ pub enum Step {
 pub enum Waiting {
     Publication(Arc<Broadcast>),
     Gap(GapCause, u64),
+    NewEpoch(u64),
 }
 
 impl Rounds {
@@ -159,9 +162,14 @@ impl Round {
     }
 
     fn next(&mut self, outbound: usize) -> Option<Step> {
-        if let Some(&Waiting::Gap(cause, number)) = self.waiting.front() {
+        let notice = match self.waiting.front() {
+            Some(&Waiting::Gap(cause, number)) => Some(Step::Gap(cause, number)),
+            Some(&Waiting::NewEpoch(number)) => Some(Step::NewEpoch(number)),
+            _ => None,
+        };
+        if notice.is_some() {
             self.waiting.pop_front();
-            return Some(Step::Gap(cause, number));
+            return notice;
         }
         let mut batch = Batch::default();
         while let Some(Waiting::Publication(next)) = self.waiting.front()
@@ -179,7 +187,7 @@ impl Step {
     fn length(&self) -> u64 {
         match self {
             Self::Publications(batch) => batch.len() as u64,
-            Self::Gap(..) => 1,
+            Self::Gap(..) | Self::NewEpoch(_) => 1,
         }
     }
 }

@@ -17,6 +17,9 @@ pub enum ReplyError {
     /// The token does not grant this.
     #[error("permission denied")]
     Forbidden,
+    /// The room's history does not go back to the position from which the client wants to continue.
+    #[error("unrecoverable position")]
+    Unrecoverable,
     /// The session is already in the room.
     #[error("already subscribed")]
     AlreadySubscribed,
@@ -56,6 +59,7 @@ impl ReplyError {
         Self::TokenExpired,
         Self::KeyAwaited,
         Self::Forbidden,
+        Self::Unrecoverable,
         Self::AlreadySubscribed,
         Self::LimitExceeded,
         Self::TooManyRequests(Limit::Commands),

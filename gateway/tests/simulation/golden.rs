@@ -209,7 +209,7 @@ impl Stage {
                 }
                 "join" => {
                     let (_, request) = rest.split_once(" for ").unwrap();
-                    self.joining.push(request.parse().unwrap());
+                    self.joining.push(request.split(' ').next().unwrap().parse().unwrap());
                 }
                 _ => {}
             }

@@ -14,18 +14,18 @@ use tidegate_tests::{
 
 use crate::stage::payloads;
 
-fn recording() -> Builder {
+pub fn recording() -> Builder {
     Builder::new().set(r#"rooms."kept:*".history.size"#, "1000")
 }
 
-async fn publish(node: &Node, token: &str, numbers: std::ops::Range<u32>) -> Result<()> {
+pub async fn publish(node: &Node, token: &str, numbers: std::ops::Range<u32>) -> Result<()> {
     for number in numbers {
         node.post("kept:a", token, "text/plain", number.to_string().as_bytes()).await?;
     }
     Ok(())
 }
 
-fn numbers(range: std::ops::Range<u32>) -> Vec<Payload> {
+pub fn numbers(range: std::ops::Range<u32>) -> Vec<Payload> {
     range.map(|number| Payload::text(number.to_string())).collect()
 }
 
@@ -128,12 +128,16 @@ async fn an_unknown_position_is_a_gap_and_then_life_goes_on() -> Result<()> {
 }
 
 /// A node on this Redis that keeps histories.
-async fn on(redis: &RedisServer) -> Result<Node> {
+pub async fn on(redis: &RedisServer) -> Result<Node> {
     recording().set("broker.url", &redis.url()).start().await
 }
 
 /// Publishes numbers from one on, until `over` is done. Returns how many were accepted. Whoever is refused tries again.
-async fn publishing<T>(node: &Node, token: &str, over: impl Future<Output = Result<T>>) -> Result<(u32, T)> {
+pub async fn publishing<T>(
+    node: &Node,
+    token: &str,
+    over: impl Future<Output = Result<T>>,
+) -> Result<(u32, T)> {
     let (done, mut is_done) = tokio::sync::watch::channel(false);
     let publish = async {
         let mut next = 0;
@@ -155,7 +159,7 @@ async fn publishing<T>(node: &Node, token: &str, over: impl Future<Output = Resu
     tokio::try_join!(publish, over)
 }
 
-fn data(message: &Message) -> Option<u32> {
+pub fn data(message: &Message) -> Option<u32> {
     match &message.payload {
         Payload::Text(text) => text.parse().ok(),
         Payload::Binary(_) => None,

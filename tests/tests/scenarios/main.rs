@@ -39,6 +39,7 @@ mod overflow;
 mod pace;
 mod parting;
 mod rebalance;
+mod recovery;
 mod reload;
 mod rooms;
 mod shards;

@@ -113,6 +113,19 @@ impl<P: Clone> Ring<P> {
         }
     }
 
+    /// The number of the first item of an epoch, if this is the position right before it in that epoch. Nobody has
+    /// received a publication with this position. It is told to members that have received everything before the
+    /// epoch, and know its name from then on.
+    pub fn first_of_epoch_after(&self, cursor: Cursor) -> Option<u64> {
+        let first = Cursor { offset: cursor.offset.checked_add(1)?, ..cursor };
+        let number = self.number_of(first)?;
+        let before = match number.checked_sub(self.first + 1) {
+            Some(index) => self.items.get(usize::try_from(index).ok()?).and_then(|(item, _)| item.cursor()),
+            None => self.start,
+        };
+        before.is_some_and(|before| before.epoch != cursor.epoch).then_some(number)
+    }
+
     /// The number of the item at this position.
     pub fn number_of(&self, cursor: Cursor) -> Option<u64> {
         let found = self.items.iter().rposition(|(item, _)| item.cursor() == Some(cursor));
@@ -148,5 +161,46 @@ impl<P: Clone> Ring<P> {
             taken.push((self.first + index as u64, item.clone()));
         }
         ((begin > from).then_some(begin), taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(epoch: u64, offset: u64) -> Cursor {
+        Cursor { epoch, offset }
+    }
+
+    #[test]
+    fn the_position_before_an_epoch_is_known_where_the_epoch_follows_another_without_a_gap() {
+        let mut ring = Ring::default();
+        ring.begin(Some(at(5, 2)));
+        for item in [
+            Item::Publication((), Some(at(6, 3))),
+            Item::Publication((), Some(at(7, 1))),
+            Item::Publication((), None),
+            Item::Publication((), Some(at(8, 2))),
+            Item::Gap(GapCause::Failover),
+            Item::Publication((), Some(at(9, 3))),
+        ] {
+            ring.push(item, 1);
+        }
+        let first = ring.next() - 6;
+        for (position, number) in [
+            (at(6, 2), Some(first)),
+            (at(7, 0), Some(first + 1)),
+            // Something without a position is before it.
+            (at(8, 1), None),
+            // A gap is before it.
+            (at(9, 2), None),
+            // Within an epoch, nothing but the position itself counts.
+            (at(5, 2), None),
+            (at(6, 3), None),
+            (at(7, 1), None),
+            (at(10, u64::MAX), None),
+        ] {
+            assert_eq!(ring.first_of_epoch_after(position), number, "{position}");
+        }
     }
 }

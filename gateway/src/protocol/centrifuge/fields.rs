@@ -1,8 +1,8 @@
 //! The fields of commands, sorted by how the server treats them.
 //!
 //! If a client asks for something and does not get it, it has to be told. In some cases the protocol does
-//! that by omitting a field from the reply: a subscription that is not `recoverable`, not `positioned`,
-//! without `delta`; a connection without `subs`. Such fields are ignored here. So are fields that only inform
+//! that by omitting a field from the reply: a subscription that is not `recoverable`, not `positioned` (both say what the
+//! room is, whatever was asked for), without `delta`; a connection without `subs`. Such fields are ignored here. So are fields that only inform
 //! (`name`, `version`, `profile`, `data`), fields that offer something optional (`flag`, `dict`), and unknown
 //! fields. Anything else is parsed as [`Asked`], and a command that uses it is refused as a whole, because
 //! the client could not notice that it is missing.
@@ -11,13 +11,14 @@
 
 use std::fmt;
 
+use broker_bridge::Cursor;
 use serde::{
     Deserialize, Deserializer,
     de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
-use crate::protocol::json::present;
+use crate::protocol::{Recover, json::present};
 
 /// Begin the session.
 #[derive(Deserialize)]
@@ -36,9 +37,13 @@ pub(super) struct Refresh {
 #[derive(Deserialize)]
 pub(super) struct Subscribe {
     pub(super) channel: String,
-    /// Asks for publications since a known position. Answered with `recovered: false`.
-    #[serde(default)]
-    pub(super) recover: Asked,
+    /// Asks for publications after a known position, of which absent parts are empty and 0.
+    #[serde(default, deserialize_with = "or_default")]
+    recover: bool,
+    #[serde(default, deserialize_with = "or_default")]
+    epoch: String,
+    #[serde(default, deserialize_with = "or_default")]
+    offset: u64,
     #[serde(default)]
     flag: Flags,
     /// A subscription token. Grants come with the connection's token instead.
@@ -67,10 +72,29 @@ pub(super) struct Subscribe {
 impl Subscribe {
     /// Whether it asks for something that is not supported.
     pub(super) fn asks_for_more(&self) -> bool {
-        let Self { channel: _, recover, flag, token, tf, kind, phase, cursor, limit, asc, join_leave } = self;
+        let Self { token, tf, kind, phase, cursor, limit, asc, join_leave, .. } = self;
         let unserved = [token, tf, kind, phase, cursor, limit, asc, join_leave];
-        unserved.into_iter().any(|asked| asked.0) || (recover.0 && flag.reject_unrecovered())
+        unserved.into_iter().any(|asked| asked.0)
     }
+
+    /// The position from which it asks to continue.
+    pub(super) fn recover(&self) -> Option<Recover> {
+        let since = position(&self.epoch, self.offset);
+        self.recover.then_some(Recover { since, or_fail: self.flag.reject_unrecovered() })
+    }
+}
+
+/// The position with this epoch and offset. An epoch that no node can have sent gives one that never existed.
+fn position(epoch: &str, offset: u64) -> Cursor {
+    let is_number = epoch.bytes().all(|byte| byte.is_ascii_digit());
+    Cursor { epoch: epoch.parse().ok().filter(|_| is_number).unwrap_or_default(), offset }
+}
+
+/// A field that may be `null`, as in protobuf's JSON mapping.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// Unsubscribe from a channel.

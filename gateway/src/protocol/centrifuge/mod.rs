@@ -21,8 +21,8 @@ use serde_json::{json, value::RawValue};
 
 use self::fields::{Connect, Publish, Refresh, Subscribe, Unsubscribe};
 use super::{
-    Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
-    Timing, json::Object,
+    Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route,
+    Subscribed, Then, Timing, json::Object,
 };
 use crate::{
     framing::{Format, Packets, Writer},
@@ -32,6 +32,7 @@ use crate::{
 };
 
 mod fields;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
@@ -171,7 +172,7 @@ impl WireCommand<'_> {
             if subscribe.asks_for_more() {
                 fail(ReplyError::NotAvailable)
             } else {
-                let recover = subscribe.recover.0;
+                let recover = subscribe.recover();
                 with_room(&subscribe.channel, &|room| Command::Subscribe { request, room, recover })
             }
         } else if let Some(Object(Unsubscribe { channel })) = self.unsubscribe {
@@ -226,15 +227,6 @@ impl Protocol for Centrifuge {
                 "expires": true,
                 "ttl": ttl.min(&MAX_TTL),
             }}),
-            // There is no history to recover from; the client has to load its state anew.
-            Reply::Subscribed { recover: true } => json!({ "id": id, "subscribe": {
-                "was_recovering": true,
-                "recovered": false,
-            }}),
-            Reply::Subscribed { recover: false } => {
-                put_done(id, "subscribe", out);
-                return Then::Stay;
-            }
             Reply::Unsubscribed => {
                 put_done(id, "unsubscribe", out);
                 return Then::Stay;
@@ -257,6 +249,12 @@ impl Protocol for Centrifuge {
         Then::Stay
     }
 
+    fn subscribed(&mut self, id: RequestId, subscribed: &Subscribed<'_>, out: &mut Packets) -> usize {
+        let (reply, held) = recovery::reply(id, subscribed);
+        out.text(&reply);
+        held
+    }
+
     fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then {
         match news {
             // Resubscribing would recover nothing, and would end in the same full queue.
@@ -267,7 +265,10 @@ impl Protocol for Centrifuge {
                 out.json(&json!({ "push": { "message": { "data": { "tidegate.gap": gap } } } }));
                 Then::Stay
             }
-            News::Gap(room, _) => {
+            // After a gap the client learns what is missing when it subscribes again. A new epoch it can learn in no other
+            // way: it knows that of its subscription only. It comes back with the last position before the new epoch, and
+            // nothing is missing.
+            News::Gap(room, _) | News::NewEpoch(room) => {
                 put_unsubscribe(room, INSUFFICIENT_STATE, "insufficient state", out);
                 Then::Leave
             }
@@ -315,7 +316,15 @@ fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
     out.reserve(publication.data.bytes().len() + 256);
     out.put(b"{\"push\":{\"channel\":");
     out.put_json_string(room.as_str());
-    out.put(b",\"pub\":{\"data\":");
+    out.put(b",\"pub\":");
+    let offset = out.position().map(|position| position.offset);
+    put_publication(publication, offset, out);
+    out.put(b"}}");
+}
+
+/// A publication, without its room.
+fn put_publication(publication: &Publication, offset: Option<u64>, out: &mut Writer) {
+    out.put(b"{\"data\":");
     let binary = put_data(out, &publication.data);
     if let Some(publisher) = &publication.publisher {
         write!(out, r#","info":{{"client":"{}""#, publisher.session).expect(GROWS);
@@ -324,6 +333,9 @@ fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
             out.put_json_string(user);
         }
         out.put(b"}");
+    }
+    if let Some(offset) = offset {
+        write!(out, r#","offset":{offset}"#).expect(GROWS);
     }
     let event = publication.event.as_ref().map(|event| ("event", event.as_str()));
     let encoding = binary.then_some(("encoding", "base64"));
@@ -337,7 +349,7 @@ fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
     if opening == "," {
         out.put(b"}");
     }
-    out.put(b"}}}");
+    out.put(b"}");
 }
 
 /// Appends the data as JSON. Returns whether it is binary data in base64.
@@ -404,5 +416,6 @@ fn code(error: ReplyError) -> u16 {
         ReplyError::NotAvailable | ReplyError::Refused => 108,
         ReplyError::TokenExpired => 109,
         ReplyError::TooManyRequests(_) => 111,
+        ReplyError::Unrecoverable => 112,
     }
 }

@@ -1,13 +1,18 @@
-//! Whatever is published, its frame contains one push, for the right room.
+//! Whatever is published, its frame contains one push, for the right room. And what subscriptions in rooms with a history
+//! are told.
 
 use std::collections::BTreeMap;
 
-use broker_bridge::{Data, DataKind, EventName, Publication, Publisher, RoomName, SessionId};
+use broker_bridge::{Cursor, Data, DataKind, EventName, Publication, Publisher, RoomName, SessionId};
 use proptest::{option, prelude::*};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::framing::{Encoding, Transport};
+use super::{Centrifuge, Subscribed, recovery};
+use crate::{
+    framing::{Encoding, Framing, Packets, Transport},
+    protocol::{News, Protocol as _, Then},
+};
 
 // Duplicate or unknown fields are errors.
 #[derive(Deserialize)]
@@ -28,6 +33,7 @@ struct Push {
 struct Pub {
     data: Value,
     info: Option<Info>,
+    offset: Option<u64>,
     #[serde(default)]
     tags: BTreeMap<String, String>,
 }
@@ -40,8 +46,8 @@ struct Info {
 }
 
 /// The push in a frame, and its line.
-fn push(room: &RoomName, publication: &Publication) -> (Push, String) {
-    let frame = Encoding::new(&super::FORMAT, Transport::WebSocket).encode(room, publication, None);
+fn push(room: &RoomName, publication: &Publication, position: Option<Cursor>) -> (Push, String) {
+    let frame = Encoding::new(&super::FORMAT, Transport::WebSocket).encode(room, publication, position);
     let header = match frame.get(1) {
         Some(127) => 10,
         Some(126) => 4,
@@ -72,12 +78,16 @@ proptest! {
         data in data(),
         event in option::of("\\PC{1,9}"),
         user in option::of(option::of("\\PC{1,9}")),
+        offset in option::of(any::<u64>()),
     ) {
         let room = RoomName::new(&room).unwrap();
         let event = event.and_then(|event| EventName::new(&event).ok());
         let publisher = user.map(|user| Publisher { user: user.map(Into::into), session: SessionId(7) });
         let publication = Publication { data, event, publisher, exclude: None };
-        let (Push { channel, r#pub: Pub { data, info, mut tags } }, line) = push(&room, &publication);
+        let position = offset.map(|offset| Cursor { epoch: 5, offset });
+        let (Push { channel, r#pub }, line) = push(&room, &publication, position);
+        let Pub { data, info, offset: told, mut tags } = r#pub;
+        prop_assert_eq!(told, offset, "{}", &line);
 
         prop_assert_eq!(channel.as_str(), room.as_str(), "{}", &line);
         let named = publication.publisher.as_ref().map(|by| Info {
@@ -96,4 +106,76 @@ proptest! {
             None => prop_assert!(data.is_string(), "{}", &line),
         }
     }
+}
+
+fn at(offset: u64) -> Cursor {
+    Cursor { epoch: 12_345_678_901_234_567, offset }
+}
+
+#[test]
+fn a_subscription_is_told_its_position_and_what_the_client_has_missed() {
+    let reply = |subscribed| {
+        let (reply, held) = recovery::reply(7, &subscribed);
+        (String::from_utf8(reply).unwrap(), held)
+    };
+    let missed = [Publication::new(Data::text("1")), Publication::new(Data::text("two"))];
+    let missed: Vec<_> = (5..).map(at).zip(&missed).map(|(at, publication)| (publication, at)).collect();
+    let plain = Subscribed { position: None, recovered: None, missed: &[], most: 1000 };
+    for (subscribed, expected) in [
+        (plain, r#"{"id":7,"subscribe":{}}"#),
+        (
+            Subscribed { recovered: Some(false), ..plain },
+            r#"{"id":7,"subscribe":{"was_recovering":true,"recovered":false}}"#,
+        ),
+        // Before the first publication, too.
+        (
+            Subscribed { position: Some(at(0)), ..plain },
+            concat!(
+                r#"{"id":7,"subscribe":{"recoverable":true,"positioned":true,"#,
+                r#""epoch":"12345678901234567","offset":0}}"#
+            ),
+        ),
+        (
+            Subscribed { position: Some(at(4)), recovered: Some(true), missed: &missed, ..plain },
+            concat!(
+                r#"{"id":7,"subscribe":{"recoverable":true,"positioned":true,"#,
+                r#""epoch":"12345678901234567","offset":4,"was_recovering":true,"recovered":true,"#,
+                r#""publications":[{"data":1,"offset":5},{"data":"two","offset":6}]}}"#
+            ),
+        ),
+    ] {
+        let (reply, held) = reply(subscribed);
+        assert_eq!((reply.as_str(), held), (expected, subscribed.missed.len()));
+    }
+}
+
+/// A text of control characters is six times as long in JSON: what fits is decided by what is written.
+#[test]
+fn a_reply_holds_no_more_than_it_may() {
+    let publications =
+        [1_usize, 100, 100, 100].map(|length| Publication::new(Data::text("\u{1}".repeat(length))));
+    let missed: Vec<_> =
+        (1..).map(at).zip(&publications).map(|(at, publication)| (publication, at)).collect();
+    let (position, recovered) = (Some(at(0)), Some(true));
+    let all = recovery::reply(7, &Subscribed { position, recovered, missed: &missed, most: 10_000 });
+    assert_eq!(all.1, 4);
+    assert!(all.0.len() > 6 * 301);
+    let mut counts = std::collections::BTreeSet::new();
+    for most in 0..all.0.len() + 500 {
+        let (reply, held) = recovery::reply(7, &Subscribed { position, recovered, missed: &missed, most });
+        assert!(held == 0 || reply.len() <= most, "{} bytes for {held} where {most} fit", reply.len());
+        counts.insert(held);
+    }
+    assert!(counts.into_iter().eq(0..=4));
+}
+
+#[test]
+fn a_client_subscribes_again_when_the_epoch_has_changed() {
+    let mut out = Packets::default();
+    out.begin(Framing::on(Transport::Body));
+    let lobby = RoomName::new("lobby").unwrap();
+    let then = Centrifuge { ping_seconds: 25 }.news(&News::NewEpoch(&lobby), &mut out);
+    assert_eq!(then, Then::Leave);
+    let push = r#"{"push":{"channel":"lobby","unsubscribe":{"code":2500,"reason":"insufficient state"}}}"#;
+    assert_eq!(out.bytes(), push.as_bytes());
 }

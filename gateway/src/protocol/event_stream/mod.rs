@@ -110,6 +110,7 @@ impl Protocol for EventStream {
         match news {
             News::Gap(room, cause) => out.text(gap(room, *cause).as_bytes()),
             News::Position(..) if self.several_rooms => {}
+            News::NewEpoch(_) => {}
             // An event without data is not dispatched, but its id counts (WHATWG HTML §9.2.6).
             News::Position(_, position) => out.text(format!("id: {position}\n\n").as_bytes()),
             News::Expelled(_) => return Then::Close(CloseReason::Forbidden),

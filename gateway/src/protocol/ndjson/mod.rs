@@ -188,6 +188,7 @@ impl Protocol for Ndjson {
                 self.put(&json!({ "room": room.as_str(), "id": position.to_string() }), out);
                 Then::Stay
             }
+            News::NewEpoch(_) => Then::Stay,
             News::Expelled(_) => Then::Close(CloseReason::Forbidden),
         }
     }

@@ -83,7 +83,7 @@ impl Protocol for Plain {
     fn news(&mut self, news: &News<'_>, _: &mut Packets) -> Then {
         match news {
             News::Gap(..) if self.close_on_gap => Then::Close(CloseReason::Gap),
-            News::Gap(..) | News::Position(..) => Then::Stay,
+            News::Gap(..) | News::Position(..) | News::NewEpoch(_) => Then::Stay,
             News::Expelled(_) => Then::Close(CloseReason::Forbidden),
         }
     }

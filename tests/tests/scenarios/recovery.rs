@@ -1,0 +1,331 @@
+//! Rooms with a history in the Centrifuge protocol: clients that come back recover what they have missed.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tidegate_tests::{
+    client::Client,
+    fault_proxy::{FaultProxy, Target, Which},
+    journal::{Journal, Message, Payload},
+    node::{Builder, Node},
+    raw::{Frame, RawSocket},
+    redis_server::RedisServer,
+    token::anywhere,
+};
+
+use crate::history::{data, on, publish, publishing, recording};
+
+const PATH: &str = "/connection/websocket";
+
+/// Two clients of each published SDK in the room, at this address.
+async fn sdks(address: std::net::SocketAddr, token: &str) -> Result<Vec<Client>> {
+    let url = format!("ws://{address}{PATH}");
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        clients.push(Client::node_centrifuge(&url, "kept:a", &[token]).await?);
+        clients.push(Client::python_centrifuge(&url, "kept:a", &[token]).await?);
+    }
+    Ok(clients)
+}
+
+/// What the SDK said each time it came back: whether it recovered.
+fn recoveries(journal: &Journal) -> Vec<bool> {
+    let events = journal.messages.iter().filter(|message| message.event == "recovered");
+    events.map(|message| message.payload == Payload::text("true")).collect()
+}
+
+fn heard(messages: &[Message]) -> impl Iterator<Item = u32> {
+    messages.iter().filter_map(data)
+}
+
+/// Waits until each client has received the last of `0..sent`, and checks that it has received all of them once and in
+/// order, and has always recovered.
+async fn ensure_exact(clients: &[Client], sent: u32, least: usize) -> Result<()> {
+    for client in clients {
+        let journal =
+            client.until("the last", |journal| heard(&journal.messages).any(|n| n + 1 == sent)).await?;
+        ensure!(heard(&journal.messages).eq(0..sent), "{client:?}");
+        let recoveries = recoveries(&journal);
+        ensure!(recoveries.len() >= least && recoveries.iter().all(|recovered| *recovered), "{recoveries:?}");
+        ensure!(journal.end.is_none(), "{client:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn sdks_that_reconnect_under_load_miss_nothing() -> Result<()> {
+    const CUTS: usize = 5;
+    let node = recording().start().await?;
+    let token = anywhere("alice");
+    let door = FaultProxy::to(Target::Tcp(node.public)).await?;
+    // Each has its position before the first message.
+    let clients = sdks(door.address(), &token).await?;
+    let cut = async {
+        for cut in 1..=CUTS {
+            let before = heard(&clients[0].now().messages).count();
+            clients[0].until("more", |journal| heard(&journal.messages).count() > before + 30).await?;
+            door.cut(&Which::All);
+            for client in &clients {
+                client.until("the next subscription", |journal| journal.opened > cut).await?;
+            }
+        }
+        Ok(())
+    };
+    let (sent, ()) = publishing(&node, &token, cut).await?;
+    ensure_exact(&clients, sent, CUTS).await?;
+    node.ensure_sound()
+}
+
+#[tokio::test]
+async fn sdks_of_a_node_that_dies_recover_on_another_one() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let (mut first, second) = (on(&redis).await?, on(&redis).await?);
+    let token = anywhere("alice");
+    let door = FaultProxy::to(Target::Tcp(first.public)).await?;
+    let clients = sdks(door.address(), &token).await?;
+    let moving = async {
+        clients[0].until("some", |journal| heard(&journal.messages).count() > 50).await?;
+        door.retarget(Target::Tcp(second.public));
+        first.kill().await?;
+        for client in &clients {
+            client.until("the next subscription", |journal| journal.opened > 1).await?;
+        }
+        Ok(())
+    };
+    let (sent, ()) = publishing(&second, &token, moving).await?;
+    ensure_exact(&clients, sent, 1).await?;
+    let reads = second.samples().await?.sum("tidegate_history_resumptions_total", &[r#"from="log""#]);
+    ensure!(reads <= 2, "{reads} readings of the log for {} clients", clients.len());
+    second.ensure_sound()
+}
+
+/// The node reads from the log what its clients have missed: they notice nothing.
+#[tokio::test]
+async fn lost_receiving_connections_cost_sdks_nothing() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let node = on(&redis).await?;
+    let token = anywhere("alice");
+    let clients = sdks(node.public, &token).await?;
+    let cut = async {
+        for round in 0..3 {
+            let before = heard(&clients[0].now().messages).count();
+            clients[0].until("more", |journal| heard(&journal.messages).count() > before + 20).await?;
+            redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"], b"").await?;
+            node.until_samples("the interruption", |samples| {
+                samples.sum("tidegate_broker_interruptions_total", &[]) > round
+            })
+            .await?;
+        }
+        Ok(())
+    };
+    let (sent, ()) = publishing(&node, &token, cut).await?;
+    ensure_exact(&clients, sent, 0).await?;
+    for client in &clients {
+        let journal = client.now();
+        ensure!((journal.opened, journal.interrupted) == (1, 0), "{client:?}");
+    }
+    node.ensure_sound()
+}
+
+/// Redis acknowledges before it writes to disk: nobody knows whether something is missing after a restart, and each client
+/// is told so, once. What comes then is complete.
+#[tokio::test]
+async fn a_restart_of_redis_is_told_to_sdks_once() -> Result<()> {
+    let builder = RedisServer::builder().setting("appendonly yes").setting("appendfsync always");
+    let mut redis = builder.start().await?;
+    let node = on(&redis).await?;
+    let token = anywhere("alice");
+    let door = FaultProxy::to(Target::Tcp(node.public)).await?;
+    let clients = sdks(door.address(), &token).await?;
+    let restart = async {
+        clients[0].until("some", |journal| heard(&journal.messages).count() > 50).await?;
+        redis.restart().await?;
+        for client in &clients {
+            client.until("the news", |journal| recoveries(journal) == [false]).await?;
+        }
+        let before = heard(&clients[0].now().messages).count();
+        clients[0].until("more", |journal| heard(&journal.messages).count() > before + 50).await?;
+        // Its position in the new epoch is worth as much as that in the old one.
+        door.cut(&Which::All);
+        for client in &clients {
+            client.until("a recovery", |journal| recoveries(journal).len() > 1).await?;
+        }
+        Ok(())
+    };
+    let (sent, ()) = publishing(&node, &token, restart).await?;
+    for client in &clients {
+        let journal =
+            client.until("the last", |journal| heard(&journal.messages).any(|n| n + 1 == sent)).await?;
+        ensure!(recoveries(&journal) == [false, true], "{client:?}");
+        let told = journal.messages.iter().position(|message| message.event == "recovered");
+        let (before, after) = journal.messages.split_at(told.context("told")?);
+        let (before, after): (Vec<_>, Vec<_>) = (heard(before).collect(), heard(after).collect());
+        ensure!(before.iter().copied().eq(0..u32::try_from(before.len())?), "{client:?}");
+        let from = *after.first().context("something after it")?;
+        ensure!(from as usize >= before.len() && after.iter().copied().eq(from..sent), "{client:?}");
+    }
+    node.ensure_sound()
+}
+
+/// The log is deleted under the members. They have received everything, so nothing is missing; but it begins anew, with
+/// another epoch and the offsets from before. The SDKs get the new epoch with a new subscription.
+#[tokio::test]
+async fn a_log_that_begins_anew_costs_sdks_nothing() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let node = on(&redis).await?;
+    let token = anywhere("alice");
+    let door = FaultProxy::to(Target::Tcp(node.public)).await?;
+    let clients = sdks(door.address(), &token).await?;
+    publish(&node, &token, 0..10).await?;
+    for client in &clients {
+        client.until("the first", |journal| heard(&journal.messages).count() == 10).await?;
+    }
+    redis.cli(&["DEL", "{room:kept:a}:log"], b"").await?;
+    publish(&node, &token, 10..13).await?;
+    for client in &clients {
+        client.until("the rest", |journal| heard(&journal.messages).count() == 13).await?;
+        ensure!(recoveries(&client.now()) == [true], "{client:?}");
+    }
+    // Its third message: the old log had one with the same offset.
+    door.cut(&Which::All);
+    publish(&node, &token, 13..16).await?;
+    ensure_exact(&clients, 16, 2).await?;
+    node.ensure_sound()
+}
+
+/// A session by hand, with its next request.
+struct Session {
+    socket: RawSocket,
+    next: u32,
+}
+
+impl Session {
+    async fn open(node: &Node) -> Result<Self> {
+        let mut session = Self { socket: RawSocket::connect(node.public, PATH).await?, next: 1 };
+        session.ask("connect", json!({ "token": anywhere("alice") })).await?;
+        Ok(session)
+    }
+
+    async fn receive(&mut self) -> Result<Value> {
+        let received = self.socket.receive().await?.context("a message")?;
+        serde_json::from_slice(&received.payload).with_context(|| format!("{received:?}"))
+    }
+
+    /// Sends a command, and returns its reply.
+    async fn ask(&mut self, method: &str, what: Value) -> Result<Value> {
+        let id = self.next;
+        self.next += 1;
+        let command = json!({ "id": id, method: what });
+        self.socket.send(&Frame::text(command.to_string())).await?;
+        let mut reply = self.receive().await?;
+        ensure!(reply["id"] == id, "{reply} for {command}");
+        Ok(if reply.get("error").is_some() { reply["error"]["code"].take() } else { reply[method].take() })
+    }
+
+    async fn subscribe(&mut self, more: Value) -> Result<Value> {
+        let mut what = json!({ "channel": "kept:a" });
+        if let (Some(what), Value::Object(more)) = (what.as_object_mut(), more) {
+            what.extend(more);
+        }
+        self.ask("subscribe", what).await
+    }
+}
+
+#[tokio::test]
+async fn a_position_that_nobody_knows_is_not_recovered_and_then_life_goes_on() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    nobody_knows(&on(&redis).await?).await?;
+    nobody_knows(&recording().start().await?).await
+}
+
+async fn nobody_knows(node: &Node) -> Result<()> {
+    let token = anywhere("alice");
+    let begun = Session::open(node).await?.subscribe(json!({})).await?;
+    let epoch = begun["epoch"].as_str().context("an epoch")?.to_owned();
+    ensure!(
+        begun == json!({ "recoverable": true, "positioned": true, "epoch": epoch, "offset": 0 }),
+        "{begun}"
+    );
+    publish(node, &token, 0..5).await?;
+    let most = u64::MAX;
+    for since in [
+        json!({ "epoch": "1", "offset": 1 }),
+        json!({ "epoch": "x", "offset": 1 }),
+        json!({ "epoch": "0", "offset": 3 }),
+        json!({ "epoch": "", "offset": 0 }),
+        json!({}),
+        json!({ "epoch": most.to_string(), "offset": most }),
+        json!({ "epoch": epoch, "offset": 6 }),
+        json!({ "epoch": epoch, "offset": most }),
+    ] {
+        let mut asked = since.clone();
+        asked["recover"] = true.into();
+        let mut session = Session::open(node).await?;
+        let reply = session.subscribe(asked.clone()).await?;
+        let expected = json!({
+            "recoverable": true, "positioned": true, "epoch": epoch, "offset": 5,
+            "was_recovering": true, "recovered": false,
+        });
+        ensure!(reply == expected, "{reply} for {since}");
+        session.ask("unsubscribe", json!({ "channel": "kept:a" })).await?;
+        // Unless it would rather fail.
+        asked["flag"] = 2.into();
+        ensure!(session.subscribe(asked).await? == 112, "{since}");
+        ensure!(session.subscribe(json!({})).await?["offset"] == 5);
+    }
+    let mut session = Session::open(node).await?;
+    session.subscribe(json!({ "recover": true, "epoch": "1", "offset": 1 })).await?;
+    publish(node, &token, 5..6).await?;
+    let push = session.receive().await?;
+    ensure!(push["push"]["pub"]["offset"] == 6 && push["push"]["pub"]["data"] == 5, "{push}");
+    node.ensure_sound()
+}
+
+/// The reply holds what fits into it. The rest follows, and then what is published.
+#[tokio::test]
+async fn what_does_not_fit_into_the_reply_follows_it() -> Result<()> {
+    const ALL: u32 = 256;
+    let small = |builder: Builder| builder.set("limits.outbound", "64KiB").set("limits.message_size", "8KiB");
+    let node = small(recording()).start().await?;
+    let token = anywhere("alice");
+    let epoch = Session::open(&node).await?.subscribe(json!({})).await?["epoch"].take();
+    let text = |number: u32| format!("{number:04}{}", "\u{1}".repeat(500));
+    for number in 0..ALL {
+        node.post("kept:a", &token, "text/plain", text(number).as_bytes()).await?;
+    }
+    for offset in [0, 1, ALL - 20, ALL - 1, ALL] {
+        let mut session = Session::open(&node).await?;
+        let reply = session.subscribe(json!({ "recover": true, "epoch": epoch, "offset": offset })).await?;
+        ensure!(
+            reply["recovered"] == true && reply["offset"] == offset && reply["epoch"] == epoch,
+            "{reply}"
+        );
+        let held = reply["publications"].as_array().cloned().unwrap_or_default();
+        let fits = 64 * 1024 / 4;
+        ensure!(reply.to_string().len() <= fits, "{} bytes", reply.to_string().len());
+        ensure!(held.len() >= (ALL - offset).min(4) as usize, "{} publications", held.len());
+        let mut publications = held;
+        node.post("kept:a", &token, "text/plain", text(ALL).as_bytes()).await?;
+        let expected: Vec<_> = (offset..ALL).map(|number| (number + 1, text(number))).collect();
+        let mut received = Vec::new();
+        loop {
+            for publication in publications.drain(..) {
+                let text = publication["data"].as_str().context("a text")?.to_owned();
+                received.push((u32::try_from(publication["offset"].as_u64().context("an offset")?)?, text));
+            }
+            if received.last().is_some_and(|(_, last)| *last == text(ALL)) {
+                break;
+            }
+            let frame = session.socket.receive().await?.context("a message")?;
+            for line in frame.payload.split(|byte| *byte == b'\n') {
+                let mut push: Value = serde_json::from_slice(line)?;
+                publications.push(push["push"]["pub"].take());
+            }
+        }
+        let (last, _) = received.pop().context("the last")?;
+        ensure!(last > ALL);
+        // What the other rounds have published after the history.
+        received.retain(|(_, received)| *received != text(ALL));
+        ensure!(received == expected, "after {offset}: {} of {}", received.len(), expected.len());
+    }
+    node.ensure_sound()
+}
