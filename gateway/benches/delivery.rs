@@ -104,7 +104,7 @@ fn heads(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 let shared = broadcast.frame(encoding, 0).into_owned();
-                match encoding.head(next.next().expect("a cycle does not end"), shared.len()) {
+                match encoding.head(next.next().expect("a cycle does not end"), None, shared.len()) {
                     Some(head) => Frame::split(head, shared),
                     None => shared.into(),
                 }

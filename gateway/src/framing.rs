@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`packets`] | [`Packets`]: messages for one session, framed as they are written |
 //! | [`encoding`] | [`Encoding`]: what two members must have in common to share bytes |
+//! | [`positions`] | [`Positions`]: what a client has received in several rooms |
 //! | [`writer`] | [`Writer`]: writes one message |
 //! | [`frame`] | [`Frame`]: the bytes of one message: shared, or a private head before a shared tail |
 //! | [`cache`] | [`Cache`]: bytes by encoding, created at most once |
@@ -17,6 +18,7 @@ pub mod cache;
 pub mod encoding;
 pub mod frame;
 pub mod packets;
+pub mod positions;
 #[cfg(test)]
 mod tests;
 pub mod writer;
@@ -27,6 +29,7 @@ pub use self::{
     encoding::{Encoding, Format, MemberState, Wrap},
     frame::Frame,
     packets::{Framing, Packets},
+    positions::Positions,
     writer::Writer,
 };
 

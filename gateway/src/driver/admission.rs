@@ -130,7 +130,7 @@ impl Worker {
             return applicant.refuse(Refusal::Draining.into()).map(ShardBody::Router);
         }
         let protocol = admission.protocol;
-        let (rooms, since) = (&admission.opening.rooms, admission.opening.since);
+        let (rooms, since) = (&admission.opening.rooms, &admission.opening.since);
         let id = self.context.ids.next();
         let start = admission.start(id, permit);
         let (key, admitted) = self.open(|core| core.open(start, rooms, since));

@@ -119,6 +119,11 @@ impl Broadcast {
         &self.publication
     }
 
+    /// Its position in the room's log, if it is recorded.
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.cursor
+    }
+
     /// The session that must not receive it.
     pub fn exclude(&self) -> Option<SessionId> {
         self.publication.exclude

@@ -1,11 +1,11 @@
 //! Formats, and what decides whether two members share bytes.
 
-use std::{cell::Cell, fmt, ptr};
+use std::{cell::Cell, fmt, ptr, rc::Rc};
 
 use broker_bridge::{Cursor, Publication, RoomName};
 use bytes::Bytes;
 
-use super::{Transport, Writer};
+use super::{Positions, Transport, Writer};
 use crate::websocket::Deflate;
 
 /// How a protocol writes publications.
@@ -28,6 +28,8 @@ pub struct MemberState {
     pub id: Box<[u8]>,
     /// A counter, such as the number of the next message.
     pub count: Cell<u64>,
+    /// The positions in the session's rooms, shared by its memberships, and which of them belongs to this room.
+    pub positions: Option<(Rc<Positions>, usize)>,
 }
 
 /// What an outer protocol adds around each message (the arrays of `SockJS`, the record separators of
@@ -106,10 +108,10 @@ impl Encoding {
     }
 
     /// Encodes one member's head for a message whose shared part has `tail` bytes; `None` if the format has
-    /// no heads.
-    pub fn head(self, state: &MemberState, tail: usize) -> Option<Bytes> {
+    /// no heads. `position` is as for [`encode`](Self::encode).
+    pub fn head(self, state: &MemberState, position: Option<Cursor>, tail: usize) -> Option<Bytes> {
         let write = self.format.head?;
-        let mut out = Writer::new(self.transport, true);
+        let mut out = Writer::new(self.transport, true).at(position);
         write(state, &mut out);
         Some(out.finish(tail))
     }

@@ -51,7 +51,7 @@ fn broadcast(payload: &str) -> Broadcast {
 }
 
 fn state(id: &str) -> MemberState {
-    MemberState { id: id.as_bytes().into(), count: Cell::new(0) }
+    MemberState { id: id.as_bytes().into(), count: Cell::new(0), positions: None }
 }
 
 fn encodings() -> impl Strategy<Value = Encoding> {
@@ -91,7 +91,7 @@ proptest! {
     fn a_head_and_a_tail_form_one_frame(id in "[a-z]{0,200}", payload in "[a-z]{0,200}", step in 1..50_usize) {
         let encoding = Encoding::new(&WITH_HEADS, Transport::WebSocket);
         let tail = broadcast(&payload).frame(encoding, 0).into_owned();
-        let head = encoding.head(&state(&id), tail.len()).unwrap();
+        let head = encoding.head(&state(&id), None, tail.len()).unwrap();
         let mut frame = Frame::split(head, tail);
         let expected = crate::websocket::encode(crate::websocket::Opcode::Text, format!("{id} 1 {payload}").as_bytes());
         prop_assert_eq!(frame.clone().into_bytes(), &expected);
@@ -115,7 +115,7 @@ fn members_with_heads_share_the_payload() {
         .iter()
         .map(|state| {
             let tail = broadcast.frame(encoding, 0).into_owned();
-            Frame::split(encoding.head(state, tail.len()).unwrap(), tail)
+            Frame::split(encoding.head(state, None, tail.len()).unwrap(), tail)
         })
         .collect();
     let payloads: HashSet<_> = frames.iter().map(Frame::end_address).collect();
@@ -124,7 +124,7 @@ fn members_with_heads_share_the_payload() {
     assert_eq!(whole.len(), 100, "and each its own head");
     assert!(frames.iter().all(|frame| frame.private_len() < 20));
     // The next message has the next number.
-    let head = encoding.head(&states[7], 0).unwrap();
+    let head = encoding.head(&states[7], None, 0).unwrap();
     assert!(head.ends_with(b"id-7 2 "), "{head:?}");
 }
 

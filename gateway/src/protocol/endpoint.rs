@@ -8,6 +8,7 @@ use http::{HeaderMap, Method, Response, request::Parts};
 
 use super::Protocol;
 use crate::{
+    framing::Positions,
     request::{Gate, Problem, query::Query},
     settings::Settings,
     vocabulary::{ProtocolName, Refusal},
@@ -120,33 +121,63 @@ impl Ask<'_> {
 }
 
 impl Ask<'_> {
-    /// The position from which the client continues: `Last-Event-ID` (WHATWG HTML §9.2.3), or else `?since=`. Only for
-    /// sessions in one room, since positions in different rooms have nothing to do with each other.
+    /// The position in each of `rooms`, the [rooms](Self::rooms) of the request, after which the client continues:
+    /// `Last-Event-ID` (WHATWG HTML §9.2.3), or else `?since=`. In a request for several rooms both are
+    /// [`Positions`]; what an event stream sends as an id has its room and a semicolon before them.
     ///
-    /// A client cannot help what it sends as `Last-Event-ID`. What is no position is taken as one that nobody knows.
-    pub fn since(&self) -> Result<Option<Cursor>, Problem> {
-        let is_one_room = self.rooms()?.len() == 1;
+    /// A client cannot help what it sends as `Last-Event-ID`, and an `EventSource` that is refused never comes back. So
+    /// what does not fit the rooms is taken as a position that nobody knows, in each room that has a history.
+    pub fn since(&self, rooms: &[RoomName]) -> Result<Vec<Option<Cursor>>, Problem> {
+        let given = self.query().one("since")?;
         // A client that reconnects by itself sends the header, and the same query as before.
-        let last_event_id = self.last_event_id().filter(|_| is_one_room);
-        match self.query().one("since")?.filter(|_| last_event_id.is_none()) {
-            Some(_) if !is_one_room => {
-                let detail = "a session continues in one room only: open one for each room";
-                Err(Problem::new(Refusal::BadRequest, detail))
-            }
-            Some(text) => text.parse().map(Some).map_err(|error: InvalidCursor| {
-                Problem::new(Refusal::BadRequest, format!("query parameter `since`: {error}, such as 17-42"))
-            }),
-            None => {
-                let unknown = Cursor { epoch: 0, offset: 0 };
-                Ok(last_event_id.map(|id| id.parse().unwrap_or(unknown)))
-            }
+        match (self.last_event_id(), given) {
+            (Some(id), _) => Ok(positions(id, rooms).unwrap_or_else(|_| {
+                rooms.iter().map(|room| self.has_history(room).then_some(UNKNOWN)).collect()
+            })),
+            (None, Some(text)) => positions(&text, rooms)
+                .map_err(|why| Problem::new(Refusal::BadRequest, format!("query parameter `since`: {why}"))),
+            (None, None) => Ok(Vec::new()),
         }
+    }
+
+    /// Whether the configuration gives the room a history.
+    pub fn has_history(&self, room: &RoomName) -> bool {
+        self.settings.history.of(room).is_some()
     }
 
     fn last_event_id(&self) -> Option<&str> {
         let id = self.request.headers.get("last-event-id")?;
         Some(id.to_str().unwrap_or("?")).filter(|id| !id.is_empty())
     }
+}
+
+/// A position that no log knows.
+pub const UNKNOWN: Cursor = Cursor { epoch: 0, offset: 0 };
+
+/// How many rooms a client may continue in at once.
+pub const MAX_POSITIONS: usize = 16;
+
+/// Reads a position for each of the rooms.
+fn positions(text: &str, rooms: &[RoomName]) -> Result<Vec<Option<Cursor>>, String> {
+    if rooms.len() == 1 {
+        let position = text.parse().map_err(|error: InvalidCursor| format!("{error}, such as 17-42"))?;
+        return Ok(vec![Some(position)]);
+    }
+    let vector = text.split_once(';').map_or(text, |(_, vector)| vector);
+    let positions: Positions = vector.parse().map_err(|error: InvalidCursor| {
+        format!(
+            "{error}, for each `room` in the order of the query, with commas in between, such as 17-42,18-3"
+        )
+    })?;
+    let positions: Vec<_> = positions.iter().collect();
+    if positions.len() != rooms.len() {
+        let (found, expected) = (positions.len(), rooms.len());
+        return Err(format!("expected {expected} positions, one for each `room`, found {found}"));
+    }
+    if positions.iter().flatten().count() > MAX_POSITIONS {
+        return Err(format!("a session continues in at most {MAX_POSITIONS} rooms"));
+    }
+    Ok(positions)
 }
 
 /// A request to be answered directly.
@@ -168,8 +199,8 @@ pub struct Call {
 pub struct Opening {
     /// The rooms that it joins at the start, without duplicates.
     pub rooms: Vec<RoomName>,
-    /// The position in the only room from which the client continues.
-    pub since: Option<Cursor>,
+    /// The position in each of the rooms after which the client continues. Empty if it continues in none.
+    pub since: Vec<Option<Cursor>>,
     /// Whether the client authenticates within the session, and the request needs no token.
     pub signs_in_later: bool,
     /// Creates its protocol state.
@@ -193,5 +224,104 @@ impl fmt::Debug for Opening {
             .field("since", &self.since)
             .field("signs_in_later", &self.signs_in_later)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        auth::Keyring,
+        config::{Config, Sources},
+    };
+
+    /// What the request asks for, if rooms that begin with `kept:` have a history.
+    fn since(target: &str, last_event_id: &str) -> Result<Vec<Option<Cursor>>, String> {
+        let flags = vec![(r#"rooms."kept:*".history.size"#.to_owned(), "10".to_owned())];
+        let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
+        let settings = Settings::new(&config, Arc::new(Keyring::new(Vec::new(), Vec::new())));
+        let request = http::Request::get(target).header("last-event-id", last_event_id).body(()).unwrap();
+        let ask = Ask { request: &request.into_parts().0, settings: &settings, room: None };
+        let rooms = ask.rooms().map_err(|problem| problem.detail().to_owned())?;
+        ask.since(&rooms).map_err(|problem| problem.detail().to_owned())
+    }
+
+    const fn at(epoch: u64, offset: u64) -> Cursor {
+        Cursor { epoch, offset }
+    }
+
+    #[test]
+    fn the_header_counts_before_the_query() {
+        for (target, header, expected) in [
+            ("/?room=kept:a", "", vec![]),
+            ("/?room=kept:a&since=17-42", "", vec![Some(at(17, 42))]),
+            ("/?room=kept:a&since=17-42", "17-43", vec![Some(at(17, 43))]),
+            ("/?room=kept:a&room=kept:b&since=17-42,", "", vec![Some(at(17, 42)), None]),
+            (
+                "/?room=kept:a&room=l&room=kept:b&since=17-42,,18-3",
+                "",
+                vec![Some(at(17, 42)), None, Some(at(18, 3))],
+            ),
+            (
+                "/?room=kept:a&room=kept:b&since=kept:b;17-42,18-3",
+                "",
+                vec![Some(at(17, 42)), Some(at(18, 3))],
+            ),
+            (
+                "/?room=kept:a&room=kept:b&since=1-1,1-1",
+                "kept:b;17-42,18-3",
+                vec![Some(at(17, 42)), Some(at(18, 3))],
+            ),
+            // Without duplicates.
+            (
+                "/?room=kept:a&room=kept:a&room=kept:b&since=17-42,18-3",
+                "",
+                vec![Some(at(17, 42)), Some(at(18, 3))],
+            ),
+        ] {
+            assert_eq!(since(target, header), Ok(expected), "{target} {header}");
+        }
+    }
+
+    /// An `EventSource` that is refused never comes back.
+    #[test]
+    fn a_header_that_does_not_fit_is_a_position_that_nobody_knows() {
+        let unknown = Some(UNKNOWN);
+        assert_eq!(since("/?room=kept:a", "yesterday"), Ok(vec![unknown]));
+        for header in [
+            "kept:a",
+            "kept:a;",
+            "kept:a;17-42",
+            "kept:a;17-42,18-3",
+            "x;17-42,y,1-1",
+            ";",
+            "1-1,1-1,1-1,1-1",
+        ] {
+            let found = since("/?room=kept:a&room=live&room=kept:b", header);
+            assert_eq!(found, Ok(vec![unknown, None, unknown]), "{header}");
+        }
+        assert_eq!(since("/?room=live&room=other", "live"), Ok(vec![None, None]));
+    }
+
+    #[test]
+    fn a_query_that_does_not_fit_is_refused_with_a_reason() {
+        let position = "expected a position: two decimal numbers below 2^64 with a hyphen between them";
+        let vector = format!(
+            "{position}, for each `room` in the order of the query, with commas in between, such as 17-42,18-3"
+        );
+        for (target, why) in [
+            ("/?room=kept:a&since=x", format!("{position}, such as 17-42")),
+            ("/?room=kept:a&since=", format!("{position}, such as 17-42")),
+            ("/?room=a&room=b&since=x,y", vector),
+            ("/?room=a&room=b&since=1-1", "expected 2 positions, one for each `room`, found 1".to_owned()),
+            ("/?room=a&room=b&since=1-1,,", "expected 2 positions, one for each `room`, found 3".to_owned()),
+        ] {
+            assert_eq!(since(target, ""), Err(format!("query parameter `since`: {why}")), "{target}");
+        }
+        let (rooms, positions): (String, String) =
+            (0..17).map(|n| (format!("room={n}&"), "1-1,".to_owned())).unzip();
+        let target = format!("/?{rooms}since={}", positions.trim_end_matches(','));
+        let why = "query parameter `since`: a session continues in at most 16 rooms";
+        assert_eq!(since(&target, ""), Err(why.to_owned()));
     }
 }

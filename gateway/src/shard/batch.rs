@@ -60,15 +60,13 @@ impl Batch {
         self.broadcasts.first().map(Arc::as_ref)
     }
 
-    /// Each broadcast separately, in this encoding, with the length of its payload.
+    /// Each broadcast separately, with its bytes in this encoding.
     pub fn frames(
         &self,
         encoding: Encoding,
         threshold: usize,
-    ) -> impl Iterator<Item = (Cow<'_, Bytes>, usize)> {
-        self.broadcasts
-            .iter()
-            .map(move |broadcast| (broadcast.frame(encoding, threshold), broadcast.payload_len()))
+    ) -> impl Iterator<Item = (Cow<'_, Bytes>, &Broadcast)> {
+        self.broadcasts.iter().map(move |broadcast| (broadcast.frame(encoding, threshold), &**broadcast))
     }
 
     /// How many of the first broadcasts have a number below this one.

@@ -332,9 +332,9 @@ impl<T: Transport> Core<T> {
     // ---- connections ----
 
     /// Opens a connection, without a transport yet, and joins these rooms. [`Action::Admitted`] says when it
-    /// is in service: everything that is published from then on reaches it, and first what was published in its room after
-    /// the position `since`.
-    pub fn open(&mut self, start: Start, rooms: &[RoomName], since: Option<Cursor>) -> ConnectionKey {
+    /// is in service: everything that is published from then on reaches it, and first what was published in each room
+    /// after its position in `since`, if there is one.
+    pub fn open(&mut self, start: Start, rooms: &[RoomName], since: &[Option<Cursor>]) -> ConnectionKey {
         let state = &mut self.state;
         let now = state.now;
         let first_ping = now.after(state.settings.heartbeat.interval.mul_f32(0.5 + state.spread() / 2.0));
@@ -346,7 +346,8 @@ impl<T: Transport> Core<T> {
         let first = first_ping.min(ages).min(connection.expires(state, now));
         state.set_timer(first, connection);
         connection.greet(state);
-        for room in rooms {
+        for (index, room) in rooms.iter().enumerate() {
+            let since = since.get(index).copied().flatten();
             let from = if self.state.settings.history.of(room).is_some() { NEVER } else { 0 };
             if self.join(room, 0, key, from) {
                 let connection = self.connections.get_mut(key).expect("inserted above");

@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use broker_bridge::RoomName;
+use broker_bridge::{Cursor, RoomName};
 use bytes::Bytes;
 use slotmap::{Key as _, KeyData, SlotMap, new_key_type};
 
@@ -117,10 +117,18 @@ impl Member {
         self.own.as_ref().is_some_and(|own| own.state.is_some())
     }
 
-    /// A frame that consists of, or ends with, the bytes shared by all members with the same encoding.
-    pub fn frame(&self, shared: Bytes) -> Frame {
+    /// Whether the client learns positions in several rooms at once: what it has received in one of them must be true
+    /// for all, so no publication overtakes another.
+    pub fn is_ordered(&self) -> bool {
+        let state = self.own.as_ref().and_then(|own| own.state.as_ref());
+        state.is_some_and(|state| state.positions.is_some())
+    }
+
+    /// A frame that consists of, or ends with, the bytes shared by all members with the same encoding. `position` is
+    /// that of the publication, if it is recorded.
+    pub fn frame(&self, shared: Bytes, position: Option<Cursor>) -> Frame {
         let own = self.own.as_ref();
-        let head = own.and_then(|own| own.encoding.head(own.state.as_ref()?, shared.len()));
+        let head = own.and_then(|own| own.encoding.head(own.state.as_ref()?, position, shared.len()));
         match head {
             Some(head) => Frame::split(head, shared),
             None => shared.into(),

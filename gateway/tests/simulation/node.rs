@@ -242,7 +242,7 @@ fn samples(family: &MetricFamily) -> impl Iterator<Item = (String, i64)> {
 impl Shard {
     /// Opens a connection whose client is at the other end of the pipe.
     pub fn open(&mut self, start: Start, rooms: &[RoomName], kind: Carrier, pipe: &Shared) -> ConnectionKey {
-        let key = self.core.open(start, rooms, None);
+        let key = self.core.open(start, rooms, &[]);
         let service = Service::default();
         self.links.push(Link { key, pipe: Shared::clone(pipe), kind, waits: Waits::Admission, service });
         self.perform();

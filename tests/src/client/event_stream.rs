@@ -50,9 +50,15 @@ pub struct Parser {
     event: String,
     data: String,
     id: String,
+    last_id: String,
 }
 
 impl Parser {
+    /// What a client sends as `Last-Event-ID`: the id of the last event that was complete.
+    pub fn last_event_id(&self) -> &str {
+        &self.last_id
+    }
+
     /// Reads the next bytes and records what they complete.
     pub fn read(&mut self, bytes: &[u8], journal: &mut Journal) {
         self.pending.extend_from_slice(bytes);
@@ -84,6 +90,7 @@ impl Parser {
     }
 
     fn dispatch(&mut self, journal: &mut Journal) {
+        self.last_id.clone_from(&self.id);
         let event = std::mem::take(&mut self.event);
         let mut data = std::mem::take(&mut self.data);
         // An event without a data field is not dispatched; the last line end is not part of the data.

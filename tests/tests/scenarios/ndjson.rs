@@ -13,13 +13,13 @@ use tidegate_tests::{
 use crate::stage::alone;
 
 /// The lines of a body, as they come.
-struct Lines {
+pub struct Lines {
     incoming: Incoming,
     pending: Vec<u8>,
 }
 
 impl Lines {
-    async fn open(node: &Node, target: &str, accept: &str) -> Result<Self> {
+    pub async fn open(node: &Node, target: &str, accept: &str) -> Result<Self> {
         let request = Request::get(target).bearer(&anywhere("alice")).header("Accept", accept);
         let incoming = request.open(node.public).await?;
         ensure!(incoming.status == 200, "{}", incoming.status);
@@ -29,7 +29,7 @@ impl Lines {
     }
 
     /// The next object; `None` at the end of the body.
-    async fn next(&mut self) -> Result<Option<Value>> {
+    pub async fn next(&mut self) -> Result<Option<Value>> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<_> = self.pending.drain(..=end).collect();

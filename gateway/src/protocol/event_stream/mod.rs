@@ -7,6 +7,7 @@
 //! | `data: data:application/octet-stream;base64,…` | a binary payload, as a `data:` URL (RFC 2397) |
 //! | `id: <epoch>-<offset>` | on a stream of one room, if it has a history: the event's position. Without data: where the stream begins. A client that comes back with it, in `Last-Event-ID` or as `?since=`, gets what it has missed |
 //! | `id: <room>` | on a stream of several rooms: the event's room, percent-encoded as in a path |
+//! | `id: <room>;<positions>` | likewise, if any of the rooms has a history: then come the positions in all rooms, in the order of the request, with commas in between, and nothing for a room without a history |
 //! | `event: tidegate.gap` | data `{"room":…,"cause":…}`: publications of the room may be missing before this point |
 //! | `retry: <milliseconds>` | at the start, and with a new random time when the node drains |
 //! | `:` | a comment, to keep the connection alive |
@@ -14,19 +15,20 @@
 //! Only events end with a blank line. The standard ignores one after `retry:` or a comment, but some clients
 //! that parse the format themselves (`@microsoft/fetch-event-source`, `httpx-sse`) dispatch an empty message.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use broker_bridge::{DataKind, GapCause, Publication, RoomName};
+use broker_bridge::{Cursor, DataKind, GapCause, Publication, RoomName};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
+    endpoint::{MAX_POSITIONS, UNKNOWN},
 };
 use crate::{
-    framing::{Format, Packets, Writer},
+    framing::{Format, MemberState, Packets, Positions, Writer},
     request::Problem,
-    vocabulary::{CloseReason, ProtocolName},
+    vocabulary::{CloseReason, ProtocolName, Refusal},
 };
 
 mod endpoint;
@@ -44,6 +46,9 @@ static ONE_ROOM: Format =
 /// An event in a stream of several rooms.
 static SEVERAL_ROOMS: Format =
     Format { write: |room, publication, _, out| write(Some(room), publication, out), head: None };
+/// An event in a stream of several rooms of which some have a history. The positions are the session's own.
+static POSITIONED: Format =
+    Format { write: |_, publication, _, out| put_event(publication, out), head: Some(put_positions) };
 
 const fn stream() -> On {
     On::Stream { media_type: endpoint::MEDIA_TYPE, head: endpoint::head, open }
@@ -51,10 +56,43 @@ const fn stream() -> On {
 
 fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let rooms = ask.rooms()?;
+    let since = ask.since(&rooms)?;
     let (several_rooms, retry_millis) = (rooms.len() > 1, ask.settings.retry_millis);
-    let protocol = Arc::new(move || Box::new(EventStream { several_rooms, retry_millis }) as _);
-    let since = ask.since()?;
+    let start = if several_rooms { first_positions(ask, &rooms, &since)? } else { None };
+    let all: Arc<[_]> = rooms.clone().into();
+    let protocol = Arc::new(move || {
+        let positions = start.as_ref().map(|start| Rc::new(Positions::new(start.iter().copied())));
+        let several = several_rooms.then(|| Several { rooms: Arc::clone(&all), positions });
+        Box::new(EventStream { several, retry_millis }) as _
+    });
     Ok(Opening { rooms, since, signs_in_later: false, protocol })
+}
+
+/// What a client of several rooms has received before the stream begins. `None` if no room has a history.
+///
+/// A room whose position is not known yet has one that nobody knows: a client that is cut off before it learns the
+/// position is told a gap when it comes back.
+fn first_positions(
+    ask: &Ask<'_>,
+    rooms: &[RoomName],
+    since: &[Option<Cursor>],
+) -> Result<Option<Arc<[Option<Cursor>]>>, Problem> {
+    let since = since.iter().copied().chain(std::iter::repeat(None));
+    let positions: Arc<[_]> = rooms
+        .iter()
+        .zip(since)
+        .map(|(room, since)| ask.has_history(room).then(|| since.unwrap_or(UNKNOWN)))
+        .collect();
+    match positions.iter().flatten().count() {
+        0 => Ok(None),
+        1..=MAX_POSITIONS => Ok(Some(positions)),
+        found => {
+            let detail = format!(
+                "an event stream may have at most {MAX_POSITIONS} rooms with a history, found {found}: open several"
+            );
+            Err(Problem::new(Refusal::TooManyRooms, detail))
+        }
+    }
 }
 
 /// The event that reports a gap.
@@ -78,11 +116,32 @@ const DATA_URL: &[u8] = b"data:application/octet-stream;base64,";
 /// The state of one event stream.
 #[derive(Debug)]
 struct EventStream {
-    /// Whether each event contains its room.
-    several_rooms: bool,
+    /// Set if each event contains its room.
+    several: Option<Several>,
     /// The shortest time after which a client should reconnect, in milliseconds. Each client gets a random
     /// time between this and twice as much.
     retry_millis: u32,
+}
+
+/// The rooms of an event stream, if there are several.
+#[derive(Debug)]
+struct Several {
+    rooms: Arc<[RoomName]>,
+    /// Set if any of them has a history.
+    positions: Option<Rc<Positions>>,
+}
+
+impl Several {
+    /// What the heads of events in this room are written from. `None` if no room has a history.
+    fn state(&self, room: &RoomName) -> Option<MemberState> {
+        let positions = Rc::clone(self.positions.as_ref()?);
+        let index = self.rooms.iter().position(|other| other == room)?;
+        Some(MemberState {
+            id: encoded(room).into_bytes().into(),
+            positions: Some((positions, index)),
+            ..MemberState::default()
+        })
+    }
 }
 
 impl EventStream {
@@ -109,17 +168,32 @@ impl Protocol for EventStream {
     fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then {
         match news {
             News::Gap(room, cause) => out.text(gap(room, *cause).as_bytes()),
-            News::Position(..) if self.several_rooms => {}
             News::NewEpoch(_) => {}
             // An event without data is not dispatched, but its id counts (WHATWG HTML §9.2.6).
-            News::Position(_, position) => out.text(format!("id: {position}\n\n").as_bytes()),
+            News::Position(room, position) => match &self.several {
+                None => out.text(format!("id: {position}\n\n").as_bytes()),
+                Some(Several { rooms, positions: Some(positions) }) => {
+                    // A client that comes back has told most of them itself.
+                    if let Some(index) = rooms.iter().position(|other| other == *room)
+                        && positions.get(index) != Some(*position)
+                    {
+                        positions.set(index, *position);
+                        out.text(format!("id: {};{positions}\n\n", encoded(room)).as_bytes());
+                    }
+                }
+                Some(_) => {}
+            },
             News::Expelled(_) => return Then::Close(CloseReason::Forbidden),
         }
         Then::Stay
     }
 
-    fn format(&mut self, _: &RoomName, _: RequestId) -> RoomFormat {
-        if self.several_rooms { (&SEVERAL_ROOMS).into() } else { (&ONE_ROOM).into() }
+    fn format(&mut self, room: &RoomName, _: RequestId) -> RoomFormat {
+        match self.several.as_ref().map(|several| several.state(room)) {
+            None => (&ONE_ROOM).into(),
+            Some(None) => (&SEVERAL_ROOMS).into(),
+            Some(state) => RoomFormat { format: &POSITIONED, variant: 0, state: state.map(Rc::new) },
+        }
     }
 
     fn greet(&mut self, spread: f32, out: &mut Packets) {
@@ -140,17 +214,35 @@ impl Protocol for EventStream {
 
 /// The event for a publication, the same for every member of the room.
 fn write(room: Option<&RoomName>, publication: &Publication, out: &mut Writer) {
-    let data = publication.data.bytes();
-    out.reserve(data.len() + 64);
+    out.reserve(publication.data.bytes().len() + 64);
     if let Some(room) = room {
-        out.put(b"id: ");
-        for piece in utf8_percent_encode(room.as_str(), ENCODED_IN_IDS) {
-            out.put(piece.as_bytes());
-        }
-        out.put(b"\n");
+        out.put(format!("id: {}\n", encoded(room)).as_bytes());
     } else if let Some(position) = out.position() {
         out.put(format!("id: {position}\n").as_bytes());
     }
+    put_event(publication, out);
+}
+
+/// The room as it stands in an id.
+fn encoded(room: &RoomName) -> String {
+    utf8_percent_encode(room.as_str(), ENCODED_IN_IDS).to_string()
+}
+
+/// The id of an event in a stream of several rooms, with the positions after that event.
+fn put_positions(state: &MemberState, out: &mut Writer) {
+    let Some((positions, index)) = &state.positions else { return };
+    if let Some(position) = out.position() {
+        positions.set(*index, position);
+    }
+    out.put(b"id: ");
+    out.put(&state.id);
+    out.put(format!(";{positions}\n").as_bytes());
+}
+
+/// The event without its id.
+fn put_event(publication: &Publication, out: &mut Writer) {
+    let data = publication.data.bytes();
+    out.reserve(data.len() + 64);
     if let Some(event) = &publication.event {
         out.put(b"event: ");
         out.put(event.as_str().as_bytes());
@@ -265,11 +357,38 @@ mod tests {
         }
     }
 
+    /// Each id says what the client has received in all rooms once it has read the event.
+    #[test]
+    fn events_of_several_rooms_have_the_positions_in_all_of_them() {
+        let room = |name| RoomName::new(name).unwrap();
+        let (rooms, at) = ([room("é;"), room("live"), room("b")], |offset| Cursor { epoch: 17, offset });
+        let start = [Some(UNKNOWN), None, Some(at(4))];
+        let positions = Some(Rc::new(Positions::new(start)));
+        let several = Some(Several { rooms: Arc::new(rooms.clone()), positions });
+        let mut stream = EventStream { several, retry_millis: 1 };
+        let formats = rooms.each_ref().map(|room| stream.format(room, 0));
+        let event = |index: usize, position| {
+            let RoomFormat { format, state, .. } = &formats[index];
+            let encoding = Encoding::new(format, Transport::Body);
+            let tail = encoding.encode(&rooms[index], &Publication::new(Data::text("x")), position);
+            let head = encoding.head(state.as_ref().unwrap(), position, tail.len()).unwrap();
+            String::from_utf8([head, tail].concat()).unwrap()
+        };
+        let mut out = Packets::default();
+        assert_eq!(stream.news(&News::Position(&rooms[0], at(1)), &mut out), Then::Stay);
+        assert_eq!(stream.news(&News::Position(&rooms[2], at(4)), &mut out), Then::Stay);
+        assert_eq!(out.bytes(), b"id: %C3%A9%3B;17-1,,17-4\n\n", "without what the client knows");
+        assert_eq!(event(0, Some(at(2))), "id: %C3%A9%3B;17-2,,17-4\ndata: x\n\n");
+        assert_eq!(event(1, None), "id: live;17-2,,17-4\ndata: x\n\n");
+        assert_eq!(event(2, Some(at(5))), "id: b;17-2,,17-5\ndata: x\n\n");
+        assert_eq!(event(2, None), "id: b;17-2,,17-5\ndata: x\n\n", "past the history");
+    }
+
     #[test]
     fn retry_is_between_once_and_twice_the_setting() {
         let written = |write: &dyn Fn(&mut EventStream, &mut Packets)| {
             let mut out = Packets::default();
-            write(&mut EventStream { several_rooms: false, retry_millis: 3000 }, &mut out);
+            write(&mut EventStream { several: None, retry_millis: 3000 }, &mut out);
             String::from_utf8(out.bytes().to_vec()).unwrap()
         };
         assert_eq!(written(&|stream, out| stream.greet(0.0, out)), "retry: 3000\n");

@@ -82,7 +82,7 @@ fn messages(ask: &Ask<'_>) -> Result<Opening, Problem> {
 
 fn opening(ask: &Ask<'_>, lines: bool, echo: bool) -> Result<Opening, Problem> {
     let rooms = ask.rooms()?;
-    let since = ask.since()?;
+    let since = ask.since(&rooms)?;
     let all: Arc<[_]> = rooms.clone().into();
     let protocol = Arc::new(move || Box::new(Ndjson { rooms: Arc::clone(&all), lines, echo }) as _);
     Ok(Opening { rooms, since, signs_in_later: false, protocol })

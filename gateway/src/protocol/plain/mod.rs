@@ -42,9 +42,10 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let echo = ask.query().choice("echo", ["true", "false"])? == "true";
     let close_on_gap = ask.query().choice("gap", ["ignore", "close"])? == "close";
     let room = ask.room.clone().expect("the path of the route names a room");
+    let rooms = vec![room.clone()];
     Ok(Opening {
-        rooms: vec![room.clone()],
-        since: ask.since()?,
+        since: ask.since(&rooms)?,
+        rooms,
         signs_in_later: false,
         protocol: Arc::new(move || Box::new(Plain { room: room.clone(), echo, close_on_gap })),
     })

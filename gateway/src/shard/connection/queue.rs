@@ -106,10 +106,11 @@ impl<T: Transport> Connection<T> {
         delivery: &BatchDelivery<'_>,
         skip: usize,
     ) {
-        let &BatchDelivery { batch, threshold, limit, lane, overflow, .. } = delivery;
+        let &BatchDelivery { batch, threshold, limit, mut lane, overflow, .. } = delivery;
+        lane.priority &= !member.is_ordered();
         let Some(room) = batch.first().map(Broadcast::room) else { return };
-        for (shared, payload) in batch.frames(self.encoding_for(member), threshold).skip(skip) {
-            let frame = member.frame(shared.into_owned());
+        for (shared, broadcast) in batch.frames(self.encoding_for(member), threshold).skip(skip) {
+            let frame = member.frame(shared.into_owned(), broadcast.cursor());
             let queued = match overflow {
                 Overflow::Close => self.queue_within(shard, frame, Lane::Room(lane), limit),
                 _ => self.queue_over(shard, frame, lane, overflow, room),
@@ -118,7 +119,7 @@ impl<T: Transport> Connection<T> {
                 return;
             }
             Tally::add(&shard.tally.deliveries, 1);
-            Tally::add(&shard.tally.payload_out, payload);
+            Tally::add(&shard.tally.payload_out, broadcast.payload_len());
         }
     }
 
