@@ -49,8 +49,8 @@ fn receiving_allocates_nothing() {
 #[test]
 #[ignore = "run by receiving_allocates_nothing, in a process of its own"]
 fn counted() {
-    for protocol in [Protocol::Plain, Protocol::Raw, Protocol::Sse, Protocol::Centrifuge, Protocol::SocketIo]
-    {
+    let framed = [Protocol::Plain, Protocol::Raw, Protocol::Centrifuge, Protocol::SocketIo, Protocol::Json];
+    for protocol in framed.into_iter().chain([Protocol::Sse]) {
         for payload in [Payload::Dots, Payload::Json] {
             for deflate in [false, true] {
                 if protocol != Protocol::Sse || !deflate {
@@ -92,7 +92,9 @@ impl Stage {
         let mut books = Books::new(&plan, &[entrance.dialect]).unwrap();
         let (mut swarm, mut sockets) = (Swarm::new().unwrap(), Vec::new());
         for user in 0..MEMBERS {
-            swarm.open(&entrance, Seat { user, room: 0, rooms: 1, stays: false, listens: true }).unwrap();
+            swarm
+                .open(&entrance, Seat { user, room: 0, rooms: 1, stays: false, since: None, listens: true })
+                .unwrap();
             let (mut socket, _) = listener.accept().unwrap();
             socket.set_nodelay(true).unwrap();
             socket.write_all(&welcome(protocol, deflate)).unwrap();
@@ -148,6 +150,7 @@ impl Stage {
             Protocol::Sse => ("data: ", "\n\n"),
             Protocol::Centrifuge => (r#"{"push":{"channel":"load:0","pub":{"data":"#, "}}}"),
             Protocol::SocketIo => (r#"42["m","#, "]"),
+            Protocol::Json => (r#"{"room":"load:0","id":"17-42","data":"#, "}"),
         };
         let text = [before.as_bytes(), &payload, after.as_bytes()].concat();
         if self.group.target.protocol == Protocol::Sse {
@@ -160,7 +163,7 @@ impl Stage {
 /// What a server sends until a client of `protocol` is ready.
 fn welcome(protocol: Protocol, deflate: bool) -> Vec<u8> {
     let words: &[&str] = match protocol {
-        Protocol::Plain | Protocol::Raw | Protocol::Bare => &[],
+        Protocol::Plain | Protocol::Raw | Protocol::Bare | Protocol::Json => &[],
         Protocol::Sse => return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n".to_vec(),
         Protocol::Centrifuge => &["{\"id\":1,\"connect\":{}}\n{\"id\":2,\"subscribe\":{}}"],
         Protocol::SocketIo => &["0{}", "40{}", "430[]"],

@@ -131,7 +131,11 @@ impl Books {
                     self.arrive(member);
                 }
             }
-            Event::Accepted | Event::Joined { .. } | Event::Left { .. } => {}
+            Event::Accepted
+            | Event::Joined { .. }
+            | Event::Left { .. }
+            | Event::Position { .. }
+            | Event::Gap { .. } => {}
             Event::Refused { why } => {
                 self.news.refused_publications += 1;
                 self.news.first_refusal.get_or_insert(why);

@@ -6,6 +6,7 @@
 pub mod capacity;
 pub mod file;
 pub mod flow;
+pub mod history;
 pub mod load;
 pub mod relay;
 
@@ -84,6 +85,16 @@ pub enum Scenario {
     CompareRelay(relay::CompareRelay),
     /// Restart Redis under a node with many topics: how soon are they back?
     Resubscribe(flow::Resubscribe),
+    /// Clients of rooms with a history that drop again and again: does each get everything, and how soon?
+    Jitter(history::Jitter),
+    /// All clients of rooms with a history come back at once: what that costs the node and Redis
+    Resume(history::Resume),
+    /// What recording a publication costs Redis, compared with PUBLISH and with a script that keeps a counter
+    History(history::History),
+    /// Kill Redis, or a node: how long is a client without messages?
+    Outage(history::Outage),
+    /// Interrupt a node with many rooms that have a history: how soon is each repaired?
+    Repair(history::Repair),
     /// How long a server takes from its start until it is ready
     Start(Start),
     /// Measure the engine's budgets and compare each with its bound

@@ -7,8 +7,10 @@ use std::borrow::Cow;
 
 use anyhow::ensure;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::{
+    place::Place,
     sse,
     target::Entrance,
     web::authorization,
@@ -25,9 +27,14 @@ pub enum Dialect {
     Sse,
     Centrifuge,
     SocketIo,
+    /// Tidegate's JSON objects, over a `WebSocket`.
+    Json,
     /// The yardstick's protocol: frames without a handshake; the server sends first.
     Bare,
 }
+
+/// The subprotocol of [`Dialect::Json`].
+const JSON_SUBPROTOCOL: &str = "Sec-WebSocket-Protocol: tidegate.json\r\n";
 
 /// Centrifuge commands have 32-bit ids: 1 is the connect, rooms follow from this id on by their numbers, then
 /// publications.
@@ -48,6 +55,8 @@ pub struct Seat {
     pub rooms: u32,
     /// Whether it stays connected when the server removes it from a room.
     pub stays: bool,
+    /// The position that it comes back with, in a room with a history.
+    pub since: Option<Place>,
     /// Whether it receives the room's messages. A client that only publishes need not, if the protocol allows
     /// it.
     pub listens: bool,
@@ -71,6 +80,11 @@ pub struct Opening {
 pub enum Heard<'a> {
     /// A message, possibly in an envelope.
     Message(&'a [u8]),
+    /// The position of the next message, or of the start of the subscription. Centrifuge names the epoch only
+    /// when a client subscribes.
+    Position { epoch: Option<u64>, offset: u64 },
+    /// Messages may be missing at this point, for this reason.
+    Gap(Cow<'a, str>),
     /// The client should send the next step of the opening.
     Next,
     /// An awaited answer has arrived, with its room if several can be joined.
@@ -110,7 +124,19 @@ impl Dialect {
         match self {
             Self::Bare => {}
             Self::Plain | Self::Raw => opening.request = upgrade(token),
-            Self::Sse => opening.request = sse::request(authority, &path, &said(token)),
+            Self::Json => {
+                let since = seat
+                    .since
+                    .map(|since| format!("{}since={since}", if path.contains('?') { '&' } else { '?' }));
+                let path = path + &since.unwrap_or_default();
+                let headers = said(token) + JSON_SUBPROTOCOL;
+                opening.request = websocket::upgrade_request(authority, &path, &headers, entrance.deflate);
+            }
+            Self::Sse => {
+                let since = seat.since.map(|since| format!("Last-Event-ID: {since}\r\n"));
+                let headers = said(token) + &since.unwrap_or_default();
+                opening.request = sse::request(authority, &path, &headers);
+            }
             Self::Centrifuge => {
                 opening.request = upgrade(None);
                 let mut words = match token {
@@ -121,7 +147,7 @@ impl Dialect {
                 if seat.listens {
                     for room in seat.room..seat.room + seat.rooms {
                         words.push('\n');
-                        words += &subscribe(entrance, room)?;
+                        words += &subscribe(entrance, room, seat.since)?;
                     }
                     opening.awaited += seat.rooms;
                 }
@@ -153,8 +179,8 @@ impl Dialect {
             Self::Centrifuge => payload
                 .split(|&byte| byte == b'\n')
                 .filter(|line| !line.is_empty())
-                .filter_map(hear_centrifuge)
-                .for_each(each),
+                .for_each(|line| hear_centrifuge(line, &mut each)),
+            Self::Json => hear_json(payload, each),
             Self::SocketIo => hear_socket_io(payload, each),
         }
     }
@@ -164,6 +190,7 @@ impl Dialect {
     pub fn publish(self, entrance: &Entrance, room: u32, payload: &[u8], number: u64, out: &mut Vec<u8>) {
         let (before, after): (String, &[u8]) = match self {
             Self::Plain | Self::Raw | Self::Sse | Self::Bare => (String::new(), b""),
+            Self::Json => (r#"{"data":"#.to_owned(), b"}"),
             Self::Centrifuge => {
                 let channel = serde_json::Value::from(entrance.channel(room));
                 let id = number % (u64::from(u32::MAX) - PUBLISH_IDS) + PUBLISH_IDS;
@@ -178,15 +205,118 @@ impl Dialect {
     }
 }
 
-/// The Centrifuge command that subscribes to room `room`.
-pub fn subscribe(entrance: &Entrance, room: u32) -> anyhow::Result<String> {
+/// The Centrifuge command that subscribes to room `room`, and recovers what came after `since`.
+pub fn subscribe(entrance: &Entrance, room: u32, since: Option<Place>) -> anyhow::Result<String> {
     let channel = serde_json::to_string(&entrance.channel(room))?;
     let id = SUBSCRIBE_IDS + u64::from(room);
-    Ok(format!(r#"{{"id":{id},"subscribe":{{"channel":{channel}}}}}"#))
+    let recover = since
+        .map(|Place { epoch, offset }| format!(r#","recover":true,"epoch":"{epoch}","offset":{offset}"#));
+    let recover = recover.unwrap_or_default();
+    Ok(format!(r#"{{"id":{id},"subscribe":{{"channel":{channel}{recover}}}}}"#))
 }
 
-/// Interprets one line of the Centrifuge protocol; `None` if it requires nothing.
-fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
+/// Interprets one JSON object of Tidegate.
+fn hear_json<'a>(payload: &'a [u8], mut each: impl FnMut(Heard<'a>)) {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        id: Option<&'a str>,
+        #[serde(borrow)]
+        gap: Option<Cow<'a, str>>,
+        #[serde(borrow)]
+        error: Option<Cow<'a, str>>,
+    }
+    /// Room, position and event come before the data, and the event has at most 64 bytes.
+    const HEAD: usize = 1024;
+    let position = |id: &[u8]| {
+        Place::parse(id).map(|Place { epoch, offset }| Heard::Position { epoch: Some(epoch), offset })
+    };
+    // Publications arrive by the million, so they are recognised by a member's name and not parsed. Quotes in a
+    // string are escaped, so no string looks like one.
+    let head = payload.get(..payload.len().min(HEAD)).unwrap_or_default();
+    let data = [&b",\"data\":"[..], b",\"base64\":"].iter().find_map(|&name| find(head, name));
+    if let Some(head) = data.and_then(|at| head.get(..at)) {
+        let id = find(head, br#","id":""#).and_then(|at| head.get(at + 7..));
+        let id = id.and_then(|rest| rest.split(|&byte| byte == b'"').next());
+        id.and_then(position).into_iter().for_each(&mut each);
+        return each(Heard::Message(payload));
+    }
+    let Ok(line) = serde_json::from_slice::<Line>(payload) else {
+        return each(Heard::Ended("the server does not speak tidegate.json".into()));
+    };
+    line.id.and_then(|id| position(id.as_bytes())).into_iter().for_each(&mut each);
+    if let Some(cause) = line.gap {
+        each(Heard::Gap(cause));
+    }
+    if let Some(why) = line.error {
+        each(Heard::Refused(why.into_owned()));
+    }
+}
+
+/// Where `what` begins in `bytes`.
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+/// The offset in a line that pushes a publication: the first or the last field beside its data.
+fn pushed_offset(line: &[u8]) -> Option<u64> {
+    const FIELD: &[u8] = br#""offset":"#;
+    const FRONT: &[u8] = br#""pub":{"offset":"#;
+    /// The field, the 20 digits of a large number, and the closing braces.
+    const TAIL: usize = FIELD.len() + 20 + 3;
+    let digits = |rest: &[u8]| {
+        let end = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+        std::str::from_utf8(rest.get(..end)?).ok()?.parse().ok()
+    };
+    let head = line.get(..line.len().min(256)).unwrap_or_default();
+    if let Some(at) = head.windows(FRONT.len()).position(|window| window == FRONT) {
+        return digits(line.get(at + FRONT.len()..)?);
+    }
+    let tail = line.get(line.len().saturating_sub(TAIL)..)?;
+    let at = tail.windows(FIELD.len()).rposition(|window| window == FIELD)?;
+    digits(tail.get(at + FIELD.len()..)?)
+}
+
+/// The result of a Centrifuge subscription: a position, and what the client has missed, if it recovers.
+#[derive(Deserialize)]
+struct Subscribed<'a> {
+    #[serde(borrow, default)]
+    epoch: Cow<'a, str>,
+    #[serde(default)]
+    offset: u64,
+    #[serde(default)]
+    recovered: bool,
+    #[serde(default)]
+    was_recovering: bool,
+    #[serde(borrow, default)]
+    publications: Vec<Missed<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Missed<'a> {
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(default)]
+    offset: u64,
+}
+
+impl<'a> Subscribed<'a> {
+    fn hear(&self, each: &mut impl FnMut(Heard<'a>)) {
+        let epoch = self.epoch.parse().ok();
+        if self.was_recovering && !self.recovered {
+            each(Heard::Gap(Cow::Borrowed("unrecovered")));
+        }
+        for missed in &self.publications {
+            each(Heard::Position { epoch, offset: missed.offset });
+            each(Heard::Message(missed.data.get().as_bytes()));
+        }
+        if let Some(epoch) = epoch {
+            each(Heard::Position { epoch: Some(epoch), offset: self.offset });
+        }
+    }
+}
+
+/// Interprets one line of the Centrifuge protocol.
+fn hear_centrifuge<'a>(line: &'a [u8], each: &mut impl FnMut(Heard<'a>)) {
     #[derive(Deserialize)]
     struct Reply<'a> {
         #[serde(default)]
@@ -194,6 +324,8 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
         error: Option<Problem>,
         #[serde(borrow)]
         push: Option<Push<'a>>,
+        #[serde(borrow)]
+        subscribe: Option<Subscribed<'a>>,
     }
     #[derive(Deserialize)]
     struct Problem {
@@ -214,16 +346,22 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
         code: u32,
     }
     if line == b"{}" {
-        return Some(Heard::Reply(b"{}"));
+        return each(Heard::Reply(b"{}"));
     }
     // Publications arrive by the million, so they are recognised by their first bytes and not parsed.
     if line.starts_with(br#"{"push":{"#) && line.windows(7).any(|window| window == br#""pub":{"#) {
-        return Some(Heard::Message(line));
+        if let Some(offset) = pushed_offset(line) {
+            each(Heard::Position { epoch: None, offset });
+        }
+        return each(Heard::Message(line));
     }
     let Ok(reply) = serde_json::from_slice::<Reply>(line) else {
-        return Some(Heard::Ended("the server does not speak the Centrifuge protocol".into()));
+        return each(Heard::Ended("the server does not speak the Centrifuge protocol".into()));
     };
-    match reply {
+    if let Some(subscribed) = reply.subscribe.as_ref().filter(|_| reply.error.is_none()) {
+        subscribed.hear(each);
+    }
+    let heard = match reply {
         Reply { push: Some(Push { unsubscribe: Some(left), channel, .. }), .. }
             if left.code >= COME_BACK_FROM =>
         {
@@ -252,7 +390,8 @@ fn hear_centrifuge(line: &[u8]) -> Option<Heard<'_>> {
         }
         Reply { id: PUBLISH_IDS.., .. } => Some(Heard::Accepted),
         Reply { .. } => None,
-    }
+    };
+    heard.into_iter().for_each(each);
 }
 
 fn hear_socket_io<'a>(payload: &'a [u8], mut each: impl FnMut(Heard<'a>)) {
@@ -296,7 +435,7 @@ mod tests {
             source_addresses: 0,
             deflate: false,
         };
-        let seat = Seat { user: 0, room: 7, rooms: 3, stays: false, listens: true };
+        let seat = Seat { user: 0, room: 7, rooms: 3, stays: false, since: None, listens: true };
         let opening = Dialect::Centrifuge.opening(&entrance, seat).unwrap();
         assert_eq!(opening.awaited, 4);
         let words = String::from_utf8(opening.steps.concat()).unwrap();
@@ -308,6 +447,50 @@ mod tests {
             (Some(9), None, None)
         );
         assert!(Dialect::Plain.opening(&entrance, seat).is_err());
+        let since = Some(Place { epoch: 17, offset: 42 });
+        assert_eq!(
+            subscribe(&entrance, 9, since).unwrap(),
+            r#"{"id":11,"subscribe":{"channel":"load:9","recover":true,"epoch":"17","offset":42}}"#
+        );
+        // Where the position is sent in the other protocols.
+        let seat = Seat { rooms: 1, since, ..seat };
+        let request = |dialect: Dialect| String::from_utf8(dialect.opening(&entrance, seat).unwrap().request);
+        assert!(request(Dialect::Json).unwrap().starts_with("GET /?since=17-42 HTTP/1.1\r\n"));
+        assert!(request(Dialect::Json).unwrap().contains("\r\nSec-WebSocket-Protocol: tidegate.json\r\n"));
+        assert!(request(Dialect::Sse).unwrap().contains("\r\nLast-Event-ID: 17-42\r\n"));
+    }
+
+    #[test]
+    fn positions_and_gaps_of_json_objects() {
+        let at = |offset| Heard::Position { epoch: Some(17), offset };
+        let message = r#"{"room":"x","id":"17-43","event":"e","data":"…"}"#;
+        assert_eq!(heard(Dialect::Json, message), [at(43), Heard::Message(message.as_bytes())]);
+        assert_eq!(heard(Dialect::Json, r#"{"room":"x","id":"17-42"}"#), [at(42)]);
+        assert_eq!(heard(Dialect::Json, r#"{"room":"x","gap":"trimmed"}"#), [Heard::Gap("trimmed".into())]);
+        let refused = heard(Dialect::Json, r#"{"error":"permission denied","temporary":false}"#);
+        assert_eq!(refused, [Heard::Refused("permission denied".into())]);
+        assert!(matches!(heard(Dialect::Json, "\"plain\"").as_slice(), [Heard::Ended(_)]));
+    }
+
+    #[test]
+    fn positions_and_recovered_publications_of_centrifuge() {
+        let at = |offset| Heard::Position { epoch: Some(17), offset };
+        let reply = r#"{"id":9,"subscribe":{"recoverable":true,"epoch":"17","offset":43,"was_recovering":true,
+            "recovered":true,"publications":[{"data":"a","offset":42},{"data":{"b":1},"offset":43}]}}"#;
+        let reply = reply.replace('\n', " ");
+        let (first, second) = (Heard::Message(b"\"a\""), Heard::Message(b"{\"b\":1}"));
+        let expected = [at(42), first, at(43), second, at(43), Heard::Answered(Some(7))];
+        assert_eq!(heard(Dialect::Centrifuge, &reply), expected);
+        let lost = r#"{"id":9,"subscribe":{"epoch":"17","offset":43,"was_recovering":true}}"#;
+        let expected = [Heard::Gap("unrecovered".into()), at(43), Heard::Answered(Some(7))];
+        assert_eq!(heard(Dialect::Centrifuge, lost), expected);
+        for push in [
+            r#"{"push":{"channel":"x","pub":{"data":"…","offset":44}}}"#,
+            r#"{"push":{"channel":"x","pub":{"offset":44,"data":"…"}}}"#,
+        ] {
+            let expected = [Heard::Position { epoch: None, offset: 44 }, Heard::Message(push.as_bytes())];
+            assert_eq!(heard(Dialect::Centrifuge, push), expected);
+        }
     }
 
     fn heard(dialect: Dialect, payload: &str) -> Vec<Heard<'_>> {

@@ -212,7 +212,12 @@ impl MemberBooks {
     /// Records an event of the swarm.
     pub fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } | Event::Accepted | Event::Joined { .. } | Event::Left { .. } => {}
+            Event::Standing { .. }
+            | Event::Accepted
+            | Event::Joined { .. }
+            | Event::Left { .. }
+            | Event::Position { .. }
+            | Event::Gap { .. } => {}
             Event::Message { member, payload, .. } => {
                 let stamp = self.finder.find(self.entrance.dialect, payload);
                 // Each room has one member; a message that arrives at another is astray.
@@ -293,7 +298,9 @@ impl Way for Clients {
             | Event::Message { .. }
             | Event::Accepted
             | Event::Joined { .. }
-            | Event::Left { .. } => {}
+            | Event::Left { .. }
+            | Event::Position { .. }
+            | Event::Gap { .. } => {}
         })?;
         if let Some(why) = failure {
             bail!("a publication failed: {why}");

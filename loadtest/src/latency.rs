@@ -22,6 +22,7 @@ pub struct Latencies(Histogram<u64>);
 pub struct Latency {
     pub p50: f64,
     pub p90: f64,
+    pub p95: f64,
     pub p99: f64,
     pub p999: f64,
     pub p9999: f64,
@@ -80,6 +81,7 @@ impl Latencies {
         (!self.0.is_empty()).then(|| Latency {
             p50: at(0.5),
             p90: at(0.9),
+            p95: at(0.95),
             p99: at(0.99),
             p999: at(0.999),
             p9999: at(0.9999),

@@ -176,6 +176,23 @@ impl Account {
         self.holes.iter().map(|hole| hole.end - hole.start).sum()
     }
 
+    /// One more than the highest message that has arrived.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// The messages before the latest arrival that have not arrived.
+    pub fn holes(&self) -> &[Range<u64>] {
+        &self.holes
+    }
+
+    /// Awaits no message before `sequence` any more; returns how many that are.
+    pub fn skip_to(&mut self, sequence: u64) -> u64 {
+        let skipped = sequence.saturating_sub(self.next);
+        self.next = self.next.max(sequence);
+        skipped
+    }
+
     /// Records that message `sequence` has arrived.
     pub fn record(&mut self, sequence: u64) -> Arrival {
         if self.next == u64::MAX {

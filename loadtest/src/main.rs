@@ -18,6 +18,9 @@
 //! | [`room`] | rounds that measure what a delivery costs |
 //! | [`capacity`] | the size of a fleet, computed from unit costs |
 //! | [`flow`], [`tap`], [`relay`], [`redis`] | rounds that measure throughput, Redis without a gateway, and the smallest gateway |
+//! | [`crowd`], [`place`] | clients of rooms with a history, which drop their connections and come back |
+//! | [`fleet`] | nodes on one Redis for them |
+//! | [`journal`], [`pipeline`], [`dice`] | numbered messages that are recorded, many commands to Redis in flight, random choices |
 //! | [`plan`], [`crew`], [`timeline`], [`live`] | a run over several processes, and the sum of their updates |
 //! | [`worker`], [`books`] | one of these processes: its share of the clients and of the schedule |
 //! | [`acks`] | which sizes of messages can be compared |
@@ -37,15 +40,21 @@ mod cli;
 mod clock;
 mod compare;
 mod crew;
+mod crowd;
 mod dialect;
+mod dice;
 mod exit;
+mod fleet;
 mod flow;
 mod inflate;
+mod journal;
 mod latency;
 mod ledger;
 mod live;
 mod member;
 mod payload;
+mod pipeline;
+mod place;
 mod plan;
 mod probe;
 mod process;
@@ -115,6 +124,11 @@ fn run(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Verdict> {
         Scenario::CompareRelay(args) => scenario::relay::compare(&args),
         Scenario::RelayServer(args) => relay::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Resubscribe(args) => scenario::resubscribe::run(&args),
+        Scenario::Jitter(args) => scenario::jitter::run(&args),
+        Scenario::Resume(args) => scenario::resume::run(&args),
+        Scenario::History(args) => scenario::history::run(&args),
+        Scenario::Outage(args) => scenario::outage::run(&args),
+        Scenario::Repair(args) => scenario::repair::run(&args),
         Scenario::Handshakes(args) => scenario::handshakes::run(&args),
         Scenario::HandshakeServer(args) => scenario::handshakes::serve(&args).map(|()| Verdict::AsExpected),
         Scenario::Heartbeats(args) => scenario::heartbeats::run(&args),

@@ -17,7 +17,8 @@ use crate::{
     clock,
     dialect::{Dialect, Heard, Opening, Seat},
     inflate::Inflater,
-    sse::{self, Body},
+    place::Place,
+    sse::{self, Body, Sent},
     swarm::{Event, Lost},
     target::Entrance,
     tls::Stream,
@@ -332,7 +333,15 @@ impl Member {
             let fresh = bytes.get_mut(held..).unwrap_or_default();
             let decoded = self.body.unwrap(fresh)?;
             let text = bytes.get(..held + decoded).unwrap_or_default();
-            let rest = sse::read_events(text, |payload| on(Event::Message { member: index, payload, at }));
+            let rest = sse::read_events(text, |sent| match sent {
+                Sent::Message(payload) => on(Event::Message { member: index, payload, at }),
+                Sent::Id(id) => {
+                    if let Some(Place { epoch, offset }) = Place::parse(id) {
+                        on(Event::Position { member: index, epoch: Some(epoch), offset });
+                    }
+                }
+                Sent::Gap(data) => on(Event::Gap { member: index, cause: &sse::cause(data) }),
+            });
             self.leftover.keep(rest);
             return if self.body.is_over() { Err(Lost::HungUp) } else { Ok(()) };
         }
@@ -404,6 +413,14 @@ impl Member {
             end = match heard {
                 Heard::Message(payload) => {
                     on(Event::Message { member: index, payload, at });
+                    Ok(())
+                }
+                Heard::Position { epoch, offset } => {
+                    on(Event::Position { member: index, epoch, offset });
+                    Ok(())
+                }
+                Heard::Gap(cause) => {
+                    on(Event::Gap { member: index, cause: &cause });
                     Ok(())
                 }
                 Heard::Reply(payload) => self.answer(Opcode::Text, payload),

@@ -15,7 +15,10 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::stamp::{NUMBERS, Stamp};
+use crate::{
+    dice::Dice,
+    stamp::{NUMBERS, Stamp},
+};
 
 /// The content of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -113,7 +116,7 @@ impl Shape {
 /// Appends the object that carries `numbers`, the digits of a stamp, as message `sequence` of its publisher.
 pub fn write_object(out: &mut Vec<u8>, numbers: &[u8; NUMBERS], sequence: u64, size: usize) {
     let start = out.len();
-    let mut dice = Dice(sequence);
+    let mut dice = Dice::new(sequence);
     out.extend_from_slice(FRONT);
     out.extend_from_slice(numbers);
     let last = match sequence % 3 {
@@ -170,27 +173,6 @@ pub fn write_object(out: &mut Vec<u8>, numbers: &[u8; NUMBERS], sequence: u64, s
 fn put(out: &mut Vec<u8>, words: std::fmt::Arguments<'_>) {
     // Writing to a vector cannot fail.
     let _: std::io::Result<()> = out.write_fmt(words);
-}
-
-/// Pseudo-random numbers that are the same for the same message (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ mixed >> 31
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn of<'a>(&mut self, words: &[&'a str]) -> &'a str {
-        let at = usize::try_from(self.below(words.len() as u64)).unwrap_or(0);
-        words.get(at).copied().unwrap_or_default()
-    }
 }
 
 #[cfg(test)]

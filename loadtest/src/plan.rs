@@ -236,7 +236,7 @@ impl Group {
     pub fn seat(&self, place: Place, number: u32) -> Seat {
         let room = self.first_room + place.room;
         let rooms = self.rooms_of(place.role);
-        Seat { user: number, room, rooms, stays: false, listens: place.role != Role::Publisher }
+        Seat { user: number, room, rooms, stays: false, since: None, listens: place.role != Role::Publisher }
     }
 
     /// How many rooms a client is in.

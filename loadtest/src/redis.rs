@@ -5,6 +5,7 @@
 //! [`publisher`](crate::publisher) publishes in bulk.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read, Write},
     time::Duration,
 };
@@ -90,6 +91,11 @@ impl Link {
         field(&info, "pubsub_channels")?.parse().context("pubsub_channels is not a number")
     }
 
+    /// How often each command has been called since the server started, functions' and scripts' calls included.
+    pub fn calls(&mut self) -> anyhow::Result<BTreeMap<String, u64>> {
+        Ok(read_calls(&self.ask(&["INFO", "commandstats"])?))
+    }
+
     /// The connection, once authenticated.
     pub fn into_socket(self) -> Socket {
         self.socket
@@ -98,9 +104,17 @@ impl Link {
 
 /// Appends a command.
 pub fn write_command(out: &mut Vec<u8>, words: &[&str]) {
+    let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+    write_words(out, &words);
+}
+
+/// Appends a command of any bytes.
+pub fn write_words(out: &mut Vec<u8>, words: &[&[u8]]) {
     out.extend_from_slice(format!("*{}\r\n", words.len()).as_bytes());
     for word in words {
-        out.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+        out.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+        out.extend_from_slice(word);
+        out.extend_from_slice(b"\r\n");
     }
 }
 
@@ -161,6 +175,14 @@ fn read_answer(bytes: &[u8]) -> anyhow::Result<Option<(String, usize)>> {
     }
 }
 
+fn read_calls(info: &str) -> BTreeMap<String, u64> {
+    let calls = |line: &str| {
+        let (name, stats) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+        Some((name.to_owned(), stats.split(',').next()?.parse().ok()?))
+    };
+    info.lines().filter_map(calls).collect()
+}
+
 fn field<'a>(info: &'a str, name: &str) -> anyhow::Result<&'a str> {
     let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     value.with_context(|| format!("Redis does not report {name}"))
@@ -189,6 +211,13 @@ mod tests {
         let info = "# CPU\r\nused_cpu_sys:1.5\r\nused_cpu_sys_children:9\r\n";
         assert_eq!(field(info, "used_cpu_sys").unwrap(), "1.5");
         assert!(field(info, "used_cpu").is_err());
+    }
+
+    #[test]
+    fn calls_of_commands() {
+        let info = "# Commandstats\r\ncmdstat_config|get:calls=2,usec=9\r\ncmdstat_ping:calls=17,usec=5\r\n";
+        let calls = read_calls(info);
+        assert_eq!((calls.get("ping"), calls.get("config|get"), calls.len()), (Some(&17), Some(&2), 2));
     }
 
     #[test]

@@ -149,7 +149,7 @@ impl Room {
         let mut swarm = Swarm::new()?;
         let seat = |member: usize, listens| {
             let user = u32::try_from(member).unwrap_or(0);
-            Seat { user, room: 0, rooms: 1, stays: false, listens }
+            Seat { user, room: 0, rooms: 1, stays: false, since: None, listens }
         };
         swarm.grow(entrance, members, |member| seat(member, true), stop, |event| books.note(event))?;
         let sender = connect()?;
@@ -318,7 +318,12 @@ impl Sender {
 impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } | Event::Accepted | Event::Joined { .. } | Event::Left { .. } => {}
+            Event::Standing { .. }
+            | Event::Accepted
+            | Event::Joined { .. }
+            | Event::Left { .. }
+            | Event::Position { .. }
+            | Event::Gap { .. } => {}
             // The connection after the members publishes; ignore what it receives.
             Event::Message { member, .. } if member >= self.members => {}
             Event::Message { member, payload, at } => match self.finder.find(self.dialect, payload) {

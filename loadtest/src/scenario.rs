@@ -8,10 +8,15 @@ pub mod flow;
 pub mod handshakes;
 pub mod heartbeats;
 pub mod held;
+pub mod history;
 pub mod idle;
+pub mod jitter;
 pub mod load;
+pub mod outage;
 pub mod relay;
+pub mod repair;
 pub mod resubscribe;
+pub mod resume;
 pub mod start;
 pub mod storm;
 pub mod yardstick;
@@ -22,9 +27,10 @@ use std::{
 };
 
 use anyhow::ensure;
+use clap::ValueEnum;
 
 use crate::{
-    cli::{Common, load::Run},
+    cli::{Common, history::Follower, load::Run},
     clock,
     crew::Crew,
     live::Live,
@@ -117,6 +123,12 @@ fn check_rooms_per_client(target: &TargetArgs, rooms: u32, each: u32) -> anyhow:
     }
     ensure!(rooms.is_multiple_of(each), "--rooms must be a multiple of --rooms-per-client");
     Ok(())
+}
+
+/// The names of protocols, for a title.
+fn names(protocols: &[Follower]) -> String {
+    let name = |follower: &Follower| follower.to_possible_value().map(|value| value.get_name().to_owned());
+    protocols.iter().filter_map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// Opens every connection of the plan. If not all become ready that is an error: a test with fewer clients

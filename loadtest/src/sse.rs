@@ -114,24 +114,54 @@ pub fn read_head(bytes: &[u8]) -> Result<Option<(usize, Body)>, WireError> {
     Ok(Some((length, if has("transfer-encoding", b"chunked") { Body::CHUNKED } else { Body::Whole })))
 }
 
-/// Passes every complete event that has data and no custom name to `each`, and returns the remaining bytes. A
-/// line ends with LF or CRLF; a lone CR is not supported.
-pub fn read_events<'a>(mut bytes: &'a [u8], mut each: impl FnMut(&'a [u8])) -> &'a [u8] {
-    let (mut line, mut data, mut named) = (0, false, false);
+/// The cause of a gap, from the data of its event.
+pub fn cause(data: &[u8]) -> String {
+    let gap: serde_json::Value = serde_json::from_slice(data).unwrap_or_default();
+    gap.get("cause").and_then(serde_json::Value::as_str).unwrap_or("without a cause").to_owned()
+}
+
+/// What an event stream carries for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent<'a> {
+    /// The whole text of an event that has data and no custom name.
+    Message(&'a [u8]),
+    /// The id of the next event, or of the start of the stream.
+    Id(&'a [u8]),
+    /// Messages may be missing here; the event's data.
+    Gap(&'a [u8]),
+}
+
+/// Passes everything complete to `each`, and returns the remaining bytes. A line ends with LF or CRLF; a lone
+/// CR is not supported.
+pub fn read_events<'a>(mut bytes: &'a [u8], mut each: impl FnMut(Sent<'a>)) -> &'a [u8] {
+    let (mut line, mut data, mut named, mut id) = (0, None, None, None);
     while let Some(end) = bytes.get(line..).and_then(|rest| rest.iter().position(|&byte| byte == b'\n')) {
         let text = bytes.get(line..line + end).unwrap_or_default();
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         line += end + 1;
         if !text.is_empty() {
-            data |= text.starts_with(b"data");
-            named |= text.starts_with(b"event:") && !text.ends_with(b"message");
+            // The colon and the space after it.
+            let value = |text: &'a [u8], name: usize| text.get(name + 2..).unwrap_or_default();
+            match text {
+                [b'd', b'a', b't', b'a', ..] => data = data.or(Some(value(text, 4))),
+                [b'e', b'v', b'e', b'n', b't', b':', ..] if !text.ends_with(b"message") => {
+                    named = Some(value(text, 5));
+                }
+                [b'i', b'd', b':', ..] => id = Some(value(text, 2)),
+                _ => {}
+            }
             continue;
         }
         let (event, rest) = bytes.split_at(line);
-        if data && !named {
-            each(event);
+        if let Some(id) = id {
+            each(Sent::Id(id));
         }
-        (bytes, line, data, named) = (rest, 0, false, false);
+        match (data, named) {
+            (Some(_), None) => each(Sent::Message(event)),
+            (Some(data), Some(b"tidegate.gap")) => each(Sent::Gap(data)),
+            _ => {}
+        }
+        (bytes, line, data, named, id) = (rest, 0, None, None, None);
     }
     bytes
 }
@@ -140,8 +170,19 @@ pub fn read_events<'a>(mut bytes: &'a [u8], mut each: impl FnMut(&'a [u8])) -> &
 mod tests {
     use super::*;
 
-    const STREAM: &[u8] = b"retry: 100\n\n: hello\n\ndata: one\n\nevent: tidegate.gap\ndata: {}\n\n\
-                            event: message\r\nid: x\r\ndata: two\r\n\r\n";
+    const STREAM: &[u8] = b"retry: 100\n\n: hello\n\nid: 17-42\n\ndata: one\n\nevent: tidegate.gap\n\
+                            data: {\"cause\":\"trimmed\"}\n\nevent: other\ndata: x\n\nevent: message\r\nid: x\r\ndata: two\r\n\r\n";
+
+    fn owned(sent: Sent<'_>) -> (&'static str, Vec<u8>) {
+        match sent {
+            Sent::Message(text) => ("message", text.to_vec()),
+            Sent::Id(id) => ("id", id.to_vec()),
+            Sent::Gap(data) => {
+                assert_eq!(cause(data), "trimmed");
+                ("gap", data.to_vec())
+            }
+        }
+    }
 
     fn chunked(pieces: &[&[u8]]) -> Vec<u8> {
         let mut wire = Vec::new();
@@ -163,12 +204,18 @@ mod tests {
                 let mut piece = piece.to_vec();
                 let length = body.unwrap(&mut piece).unwrap();
                 text.extend_from_slice(&piece[..length]);
-                let rest = read_events(&text, |event| events.push(event.to_vec())).len();
+                let rest = read_events(&text, |sent| events.push(owned(sent))).len();
                 text.drain(..text.len() - rest);
             }
             assert_eq!(
                 events,
-                [&b"data: one\n\n"[..], b"event: message\r\nid: x\r\ndata: two\r\n\r\n"],
+                [
+                    ("id", b"17-42".to_vec()),
+                    ("message", b"data: one\n\n".to_vec()),
+                    ("gap", b"{\"cause\":\"trimmed\"}".to_vec()),
+                    ("id", b"x".to_vec()),
+                    ("message", b"event: message\r\nid: x\r\ndata: two\r\n\r\n".to_vec()),
+                ],
                 "{cut}"
             );
             assert!(text.is_empty());

@@ -124,7 +124,7 @@ impl Finder {
     fn string(&self, dialect: Dialect, payload: &[u8]) -> Option<Stamp> {
         match dialect {
             Dialect::Plain | Dialect::Bare => self.whole(payload),
-            Dialect::Sse | Dialect::Centrifuge | Dialect::SocketIo => self.within(payload),
+            Dialect::Sse | Dialect::Centrifuge | Dialect::SocketIo | Dialect::Json => self.within(payload),
             Dialect::Raw => self.within(payload).or_else(|| self.bare(payload)),
         }
     }

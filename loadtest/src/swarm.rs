@@ -58,6 +58,10 @@ pub enum Event<'a> {
     /// The server has removed it from a room with a code that allows it to resubscribe. Only for members that
     /// [stay](Seat::stays); the connection of any other ends.
     Left { member: usize, channel: &'a str },
+    /// The position of its next message, or of the start of its subscription, in a room with a history.
+    Position { member: usize, epoch: Option<u64>, offset: u64 },
+    /// The server says that messages may be missing at this point.
+    Gap { member: usize, cause: &'a str },
     /// One of its publications was accepted, if the protocol says so.
     Accepted,
     /// One of its publications was refused.

@@ -75,6 +75,8 @@ pub enum Protocol {
     Centrifuge,
     /// Socket.IO 5 over a `WebSocket`: events `join` (room) and `m` (room, data)
     SocketIo,
+    /// JSON objects over a `WebSocket`: Tidegate's subprotocol `tidegate.json`
+    Json,
     /// The protocol of the yardsticks
     #[value(skip)]
     Bare,
@@ -178,7 +180,7 @@ impl TargetArgs {
             address,
         };
         let has_token = self.token.is_some() || self.hs256_secret.is_some();
-        let by_header = matches!(protocol, Protocol::Plain | Protocol::Raw | Protocol::Sse);
+        let by_header = matches!(protocol, Protocol::Plain | Protocol::Raw | Protocol::Sse | Protocol::Json);
         let header_twice =
             "a user in the URL and a token would both be the Authorization header; use one of them";
         ensure!(entrance.address.basic.is_none() || !has_token || !by_header, "--url: {header_twice}");
@@ -299,6 +301,7 @@ impl From<Protocol> for Dialect {
             Protocol::Sse => Self::Sse,
             Protocol::Centrifuge => Self::Centrifuge,
             Protocol::SocketIo => Self::SocketIo,
+            Protocol::Json => Self::Json,
             Protocol::Bare => Self::Bare,
         }
     }

@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde_json::Value;
 
-use crate::{exit::Exit, process};
+use crate::{cli::history::Stage, exit::Exit, process};
 
 /// How long a server may take to listen, and to exit.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -89,6 +89,16 @@ pub fn with_scratch<T>(name: &str, work: impl FnOnce(&Path) -> anyhow::Result<T>
 }
 
 impl Workshop {
+    /// For a scenario about rooms with a history. This process is pinned already.
+    pub fn for_stage(stage: &Stage, scratch: &Path) -> Self {
+        Self {
+            tidegate: stage.tidegate.clone(),
+            scratch: scratch.to_owned(),
+            server_cpu: stage.server_cpu,
+            client_cpu: None,
+        }
+    }
+
     /// The gateway's program.
     pub fn tidegate(&self) -> anyhow::Result<PathBuf> {
         let beside = || std::env::current_exe().ok().map(|path| path.with_file_name("tidegate"));
@@ -134,12 +144,18 @@ impl Workshop {
     /// Starts a Redis without persistence and returns its URL.
     pub fn redis(&self, processes: &mut Processes) -> anyhow::Result<String> {
         let port = free_port()?;
-        self.start(REDIS, self.redis_at(port), port, processes)?;
+        self.start(REDIS, self.redis_at(Command::new(REDIS), port), port, processes)?;
         Ok(format!("redis://{}", local(port)))
     }
 
-    fn redis_at(&self, port: u16) -> Command {
-        let mut command = Command::new(REDIS);
+    /// The same on the server's CPU: Redis is what is measured.
+    pub fn measured_redis(&self, processes: &mut Processes) -> anyhow::Result<String> {
+        let port = free_port()?;
+        self.start(REDIS, self.redis_at(self.command(REDIS), port), port, processes)?;
+        Ok(format!("redis://{}", local(port)))
+    }
+
+    fn redis_at(&self, mut command: Command, port: u16) -> Command {
         command.args(["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port"]);
         command.arg(port.to_string()).arg("--dir").arg(&self.scratch);
         command
@@ -174,7 +190,9 @@ impl Workshop {
                 command.arg("--set").arg(format!("tls.{name}={}", path.display()));
             }
         }
-        let pid = self.start("tidegate", command, public.port(), &mut processes)?;
+        // Several nodes of one run need a log each.
+        let pid =
+            self.start(&format!("tidegate-{}", public.port()), command, public.port(), &mut processes)?;
         let ca = certificate.map(|(certificate, _)| certificate);
         Ok(Node { pid, public, ops, redis, ca, processes })
     }
@@ -197,9 +215,10 @@ impl Workshop {
         if output.status.code() == Some(Exit::Interrupted.code().into()) {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        match missing(&report) {
-            0 => Ok(report),
-            missing => bail!("{missing} deliveries were missing"),
+        match (missing(&report), unmet(&report)) {
+            (0, None) => Ok(report),
+            (0, Some(words)) => bail!("{words}"),
+            (missing, _) => bail!("{missing} deliveries were missing"),
         }
     }
 }
@@ -218,6 +237,14 @@ pub fn certificate(directory: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
 fn missing(report: &Value) -> u64 {
     let places = ["/counts/missing", "/limit/counts/missing", "/server/counts/missing"];
     places.iter().filter_map(|place| report.pointer(place)?.as_u64()).sum()
+}
+
+/// The first expectation of a report that was not met. A number of a run that was not as expected counts for
+/// nothing.
+fn unmet(report: &Value) -> Option<&str> {
+    let expectations = report.get("expectations")?.as_array()?;
+    let unmet = expectations.iter().find(|one| one.get("met") == Some(&Value::Bool(false)))?;
+    unmet.get("words")?.as_str()
 }
 
 impl Wanted {
@@ -243,12 +270,20 @@ impl Node {
         Ok(())
     }
 
+    /// Kills the node itself, as a crash does. Its Redis keeps running.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        let node = self.processes.0.last_mut().context("the node was started elsewhere")?;
+        node.kill()?;
+        node.wait()?;
+        Ok(())
+    }
+
     /// Restarts its Redis at the same address. The caller has to wait until it is up.
     pub fn restart_redis(&mut self, workshop: &Workshop) -> anyhow::Result<()> {
         let url = self.redis.as_deref().context("the node has no Redis")?;
         let port =
             url.rsplit(':').next().unwrap_or_default().parse().context("a Redis URL without a port")?;
-        *self.redis_process()? = workshop.spawn(REDIS, &mut workshop.redis_at(port))?;
+        *self.redis_process()? = workshop.spawn(REDIS, &mut workshop.redis_at(Command::new(REDIS), port))?;
         Ok(())
     }
 
@@ -357,5 +392,14 @@ mod tests {
             4
         );
         assert_eq!(missing(&json!({ "levels": [] })), 0);
+    }
+
+    #[test]
+    fn expectations_that_were_not_met_are_found() {
+        let met = json!({ "words": "this", "met": true });
+        let report = json!({ "expectations": [met, { "words": "that", "met": false }] });
+        assert_eq!(unmet(&report), Some("that"));
+        assert_eq!(unmet(&json!({ "expectations": [met] })), None);
+        assert_eq!(unmet(&json!({})), None);
     }
 }

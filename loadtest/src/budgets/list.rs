@@ -103,6 +103,33 @@ const RELAYED: Budget = Budget {
 const RELAYED_CENTRIFUGE: Budget =
     Budget { unit: "× a bare relay with as many bytes on the wire", run: RELAY_CENTRIFUGE, ..RELAYED };
 
+/// All clients come back at once. The report has four legs: one room and a room for each client, in turn from
+/// memory and from the log.
+const RESUMED: Budget = Budget {
+    name: "",
+    title: "",
+    unit: "µs",
+    bound: Bound::AtMost(15.0),
+    node: None,
+    run: "resume {program} {server-cpu} --rooms=one,each --from=memory,log",
+    found: RELAY_P50,
+    factor: 1.0,
+};
+
+/// Publications by Tidegate's function; the report has a leg for each number of rooms.
+const RECORDED: Budget = Budget {
+    name: "",
+    title: "",
+    unit: "per second of Redis' CPU",
+    bound: Bound::AtLeast(60_000.0),
+    node: None,
+    run: "history {program} {server-cpu} --rooms=1,1000,100000",
+    found: RELAY_P50,
+    factor: 1.0,
+};
+
+const REPAIR: &str = "repair {program} {server-cpu}";
+
 /// All budgets.
 pub const BUDGETS: &[Budget] = &[
     Budget {
@@ -299,6 +326,104 @@ pub const BUDGETS: &[Budget] = &[
         node: None,
         run: RESUBSCRIBE,
         found: Found::Run("/median/storm_p99_us"),
+        factor: 1e-3,
+    },
+    Budget {
+        name: "jitter-p99",
+        title: "p99 from a return until caught up: 5,000 clients that drop for two seconds again and again",
+        unit: "ms",
+        bound: Bound::AtMost(500.0),
+        node: None,
+        run: "jitter {program} {server-cpu} --clients=5000",
+        found: Found::Run("/catching_up/p99"),
+        factor: 1e-3,
+    },
+    Budget {
+        name: "resume-cpu-one",
+        title: "10,000 clients back at once in one room, from memory: CPU of a client beyond a plain connect",
+        found: Found::Rounds { median: "/legs/0/median/beyond_cpu", range: "/legs/0/beyond_cpu_range" },
+        ..RESUMED
+    },
+    Budget {
+        name: "resume-cpu-each",
+        title: "10,000 clients back at once in a room each, from memory: CPU of a client beyond a plain connect",
+        found: Found::Rounds { median: "/legs/2/median/beyond_cpu", range: "/legs/2/beyond_cpu_range" },
+        ..RESUMED
+    },
+    Budget {
+        name: "resume-reads-one",
+        title: "10,000 clients back at once in one room, at a new node: readings of the log",
+        unit: "per room",
+        bound: Bound::AtMost(1.0),
+        found: Found::Rounds {
+            median: "/legs/1/median/reads_per_room",
+            range: "/legs/1/reads_per_room_range",
+        },
+        ..RESUMED
+    },
+    Budget {
+        name: "resume-reads-each",
+        title: "10,000 clients back at once in a room each, at a new node: readings of the log",
+        unit: "per room",
+        bound: Bound::AtMost(1.0),
+        found: Found::Rounds {
+            median: "/legs/3/median/reads_per_room",
+            range: "/legs/3/reads_per_room_range",
+        },
+        ..RESUMED
+    },
+    Budget {
+        name: "resume-live-each",
+        title: "10,000 clients back at once in a room each, at a new node: until all have what they missed",
+        unit: "seconds",
+        bound: Bound::Any,
+        found: Found::Rounds { median: "/legs/3/median/seconds", range: "/legs/3/seconds_range" },
+        ..RESUMED
+    },
+    Budget {
+        name: "history-1",
+        title: "Recorded publications, 64 B, one room",
+        found: Found::Rounds { median: "/legs/0/median/per_core", range: "/legs/0/range" },
+        ..RECORDED
+    },
+    Budget {
+        name: "history-1000",
+        title: "Recorded publications, 64 B, 1,000 rooms",
+        found: Found::Rounds { median: "/legs/1/median/per_core", range: "/legs/1/range" },
+        ..RECORDED
+    },
+    Budget {
+        name: "history-100000",
+        title: "Recorded publications, 64 B, 100,000 rooms",
+        found: Found::Rounds { median: "/legs/2/median/per_core", range: "/legs/2/range" },
+        ..RECORDED
+    },
+    Budget {
+        name: "history-script",
+        title: "Redis' CPU of a recorded publication, 64 B, 1,000 rooms",
+        unit: "× a script that counts in a hash",
+        bound: Bound::AtMost(1.0),
+        found: Found::Rounds { median: "/legs/1/median/to_peer", range: "/legs/1/to_peer_range" },
+        ..RECORDED
+    },
+    Budget {
+        name: "repair",
+        title: "100,000 rooms with a history repaired after an interruption",
+        unit: "seconds",
+        bound: Bound::AtMost(5.0),
+        node: None,
+        run: REPAIR,
+        found: Found::Rounds { median: "/median/repaired", range: "/range" },
+        factor: 1.0,
+    },
+    Budget {
+        name: "repair-p99",
+        title: "p99 of other commands to Redis meanwhile",
+        unit: "ms",
+        bound: Bound::AtMost(50.0),
+        node: None,
+        run: REPAIR,
+        found: Found::Rounds { median: "/median/others_p99_us", range: "/others_range" },
         factor: 1e-3,
     },
     Budget {

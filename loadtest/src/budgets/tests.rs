@@ -121,6 +121,8 @@ fn budgets_of_one_run_share_it() {
     let shared = |one: &str, other: &str| budget(one).is_measured_with(budget(other));
     assert!(shared("rooms", "rooms-bytes") && shared("stalled-p99", "stalled-bytes"));
     assert!(shared("relay-2000", "relay-p50") && !shared("relay-2000", "relay-centrifuge-2000"));
+    assert!(shared("resume-cpu-one", "resume-live-each") && shared("repair", "repair-p99"));
+    assert!(shared("history-1", "history-script") && !shared("history-1", "repair"));
     assert!(!shared("idle-bytes", "idle-bytes-tls") && !shared("fanout-1000", "p99"));
 }
 

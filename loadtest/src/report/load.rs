@@ -348,7 +348,7 @@ impl LoadReport {
             &["", "p50", "p90", "p99", "p99.9", "p99.99", "max"],
         );
         let row = |name: &str, latency: &Option<Latency>| {
-            let each = |Latency { p50, p90, p99, p999, p9999, max }| [p50, p90, p99, p999, p9999, max];
+            let each = |Latency { p50, p90, p99, p999, p9999, max, .. }| [p50, p90, p99, p999, p9999, max];
             let cells = latency.map(each).map_or([None; 6], |cells| cells.map(Some));
             let cells = cells.map(|cell| or_nothing(cell, written));
             std::iter::once(name.to_owned()).chain(cells).collect::<Vec<_>>()

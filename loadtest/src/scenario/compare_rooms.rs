@@ -132,7 +132,7 @@ impl<'a> Test<'a> {
         let mut swarm = Swarm::new()?;
         let seat = |member: usize| {
             let user = u32::try_from(member).unwrap_or(0);
-            Seat { user, room: 0, rooms: 1, stays: false, listens: false }
+            Seat { user, room: 0, rooms: 1, stays: false, since: None, listens: false }
         };
         swarm.grow(&entrance, args.connections as usize, seat, stop, |event| books.note(event))?;
         let rooms = (args.connections + 1) * args.rooms_per_client;
@@ -172,7 +172,7 @@ impl<'a> Test<'a> {
         for client in 0..clients {
             let first = self.first_room(client, small);
             let words: anyhow::Result<Vec<String>> =
-                (first..first + each).map(|room| subscribe(&self.entrance, room)).collect();
+                (first..first + each).map(|room| subscribe(&self.entrance, room, None)).collect();
             let mut frame = Vec::new();
             websocket::write_masked(&mut frame, Opcode::Text, &[words?.join("\n").as_bytes()], 1);
             let said = self.swarm.say(client as usize, &frame);
@@ -273,7 +273,11 @@ impl<'a> Test<'a> {
 impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } | Event::Accepted | Event::Left { .. } => {}
+            Event::Standing { .. }
+            | Event::Accepted
+            | Event::Left { .. }
+            | Event::Position { .. }
+            | Event::Gap { .. } => {}
             Event::Joined { .. } => self.joined += 1,
             Event::Message { member, payload, .. } => {
                 let stamp = self.finder.find(self.entrance.dialect, payload);

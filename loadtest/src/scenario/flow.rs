@@ -65,7 +65,7 @@ fn measure_intake(args: &Intake, report: &mut FlowReport, stop: &Stop) -> anyhow
     let seat = |member: usize| {
         let user = u32::try_from(member).unwrap_or(0);
         let (room, rooms) = (user * args.rooms_per_client, args.rooms_per_client);
-        Seat { user, room, rooms, stays: false, listens: true }
+        Seat { user, room, rooms, stays: false, since: None, listens: true }
     };
     let entrance = books.entrance.clone();
     swarm.grow(&entrance, clients, seat, stop, |event| books.note(event))?;
@@ -107,7 +107,7 @@ fn measure_publish(args: &Publish, report: &mut FlowReport, stop: &Stop) -> anyh
     let mut swarm = Swarm::new()?;
     let seat = |member: usize| {
         let user = u32::try_from(member).unwrap_or(0);
-        Seat { user, room: user % args.rooms, rooms: 1, stays: false, listens: false }
+        Seat { user, room: user % args.rooms, rooms: 1, stays: false, since: None, listens: false }
     };
     swarm.grow(&entrance, args.sessions as usize, seat, stop, |_| {})?;
     let mut way = Clients {

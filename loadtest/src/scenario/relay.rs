@@ -296,7 +296,7 @@ impl Side {
         let seat = |listens: bool| {
             move |client: usize| {
                 let user = u32::try_from(client).unwrap_or(0);
-                Seat { user, room: user % small.rooms, rooms: 1, stays: false, listens }
+                Seat { user, room: user % small.rooms, rooms: 1, stays: false, since: None, listens }
             }
         };
         swarm
@@ -456,7 +456,11 @@ impl Reading {
 impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } | Event::Joined { .. } | Event::Left { .. } => {}
+            Event::Standing { .. }
+            | Event::Joined { .. }
+            | Event::Left { .. }
+            | Event::Position { .. }
+            | Event::Gap { .. } => {}
             Event::Accepted => self.answers += 1,
             // A publisher receives its own messages, or the relay's answers.
             Event::Message { member, .. } if member >= self.members => self.answers += 1,

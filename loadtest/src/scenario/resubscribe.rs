@@ -159,7 +159,7 @@ impl<'a> Test<'a> {
         let each = args.rooms_per_client;
         let seat = |member: usize| {
             let user = u32::try_from(member).unwrap_or(0);
-            Seat { user, room: user * each, rooms: each, stays: true, listens: true }
+            Seat { user, room: user * each, rooms: each, stays: true, since: None, listens: true }
         };
         swarm.grow(&entrance, args.connections as usize, seat, stop, |event| books.note(event))?;
         let sequences = vec![0; rooms as usize];
@@ -332,7 +332,7 @@ impl<'a> Test<'a> {
         for own in left.chunk_by(|(one, _), (other, _)| one == other) {
             let Some((member, _)) = own.first() else { continue };
             let words: anyhow::Result<Vec<String>> =
-                own.iter().map(|&(_, room)| subscribe(entrance, room)).collect();
+                own.iter().map(|&(_, room)| subscribe(entrance, room, None)).collect();
             let mut frame = Vec::new();
             websocket::write_masked(&mut frame, Opcode::Text, &[words?.join("\n").as_bytes()], 1);
             let said = swarm.say(*member, &frame);
@@ -345,7 +345,7 @@ impl<'a> Test<'a> {
 impl Books {
     fn note(&mut self, event: Event<'_>) {
         match event {
-            Event::Standing { .. } | Event::Accepted => {}
+            Event::Standing { .. } | Event::Accepted | Event::Position { .. } | Event::Gap { .. } => {}
             Event::Joined { room } => {
                 if let Some(is_back) = self.is_back.get_mut(room as usize)
                     && !std::mem::replace(is_back, true)
