@@ -21,8 +21,8 @@
 //! **Loss.** Nothing is lost in silence. When publications of a subscribed room may have been missed (a
 //! connection was lost, a payload was too large) [`Sink::gap`] is called before the sink gets anything newer of that
 //! room. One interruption is one gap per room, however often the broker had to try
-//! again. A publication whose fate is unknown is settled as [`BrokerError::Unknown`] and never sent twice, unless its id
-//! makes sure that it is accepted once.
+//! again. A publication whose fate is unknown is settled as [`BrokerError::Unknown`] and never sent twice. It is sent again
+//! only if its id makes sure that it is accepted once, or if it is proven that nothing was done the first time.
 //!
 //! **History.** A publication that is handed over with a [`Retention`] is recorded in its room's log, and then
 //! delivered. Its [`Place`] in the log arrives together with it, and its receipt names the same [`Cursor`]. The log's

@@ -41,10 +41,11 @@
 //!
 //! ```text
 //! ACL SETUSER tidegate ~{room:*}:* +fcall +function|load +xadd +xrange +xrevrange +xinfo +xgroup +xsetid +xtrim
-//!     +xdel +pexpire +persist +get +set +info +time
+//!     +xdel +pexpire +persist +get +set +info +time +client|kill
 //! ```
 //!
-//! Leave out `+function|load` if an administrator loads the functions (see [`functions`]).
+//! Leave out `+function|load` if an administrator loads the functions (see [`functions`]). Without `+client|kill` a node
+//! cannot find out what became of publications whose connection was lost before the answer: they are unknown.
 //!
 //! Put a prefix, if there is one, before all patterns of channels and keys. `+select` is needed for a database other than 0.
 //! `HELLO`, by which a node asks for the server's role, needs no permission.

@@ -13,6 +13,10 @@ use crate::{
 pub(crate) struct HistoryMetrics {
     pub(crate) functions_loaded: IntCounter,
     pub(crate) functions_failed: IntCounter,
+    /// Of publications whose connection was lost before the answer.
+    pub(crate) verified_recorded: IntCounter,
+    pub(crate) verified_missing: IntCounter,
+    pub(crate) verified_unknown: IntCounter,
     recorded: IntCounter,
     duplicate: IntCounter,
     not_kept: IntCounter,
@@ -44,7 +48,15 @@ impl HistoryMetrics {
             "function_loads_total",
             "Attempts to load the functions that record publications into Redis, which lacked them or had an older version, by result.",
         )?;
+        let verified = by_result(
+            registry,
+            "verified_total",
+            "Publications for rooms with history whose connection was lost before the answer: found in the history; missing there, and sent again unless a later one of the room was accepted; or nobody can tell.",
+        )?;
         Ok(Self {
+            verified_recorded: verified.with_label_values(&["recorded"]),
+            verified_missing: verified.with_label_values(&["missing"]),
+            verified_unknown: verified.with_label_values(&["unknown"]),
             functions_loaded: functions.with_label_values(&["loaded"]),
             functions_failed: functions.with_label_values(&["failed"]),
             recorded: recorded.with_label_values(&["recorded"]),

@@ -7,6 +7,8 @@
 --   FCALL tidegate_open    1 <log> [size n] [ttl ms|none]                 -> cursor of the newest message
 --   FCALL tidegate_clear   1 <log>                                        -> cursor of the newest message
 --   FCALL tidegate_version 0                                              -> version of this library
+--   FCALL tidegate_begin   0 <writer>                                     -> 0
+--   FCALL tidegate_verify  1 <log> <writer> <number>                      -> { last, reach, number, cursor, ... }
 --
 -- Needs Redis 7.0 or later. Calls are atomic: an error means that nothing was written and nothing was published.
 --
@@ -25,10 +27,24 @@
 --   size n        how many messages the log keeps at least: 1 to 4294967295. Default 1000
 --   ttl ms        how long the log outlives its newest message, in milliseconds, up to 100 years; or `none`.
 --                 Default 600000 (10 minutes)
---   w text        names the writer and its command, kept in the entry: 1 to 64 printable ASCII characters
+--   w text        names the writer and its command, kept in the entry: 1 to 64 printable ASCII characters. Nodes write
+--                 <writer>-<number>, see VERIFYING
 --   envelope 1    the payload is what nodes read on the channel: raw bytes, or an envelope of version 1. It is passed
 --                 on as it is
 --   The log remembers size and ttl: a later call without them keeps the last ones.
+--
+-- VERIFYING
+--   A node that loses a connection before an answer asks what became of its calls. It names each connection as a writer
+--   (letters and digits), says so with `tidegate_begin` before the first call on it, and counts the calls in the option
+--   w, in the order in which it sends them. Once Redis has closed the old connection, `tidegate_verify` answers for one
+--   log:
+--     last              the highest number of this writer that was published, in any log; 0 if none was, -1 if the
+--                       library does not know the writer, because it was loaded later
+--     reach             1 if the log has a lower number of this writer than the one asked for, so nothing that was
+--                       recorded after it has been removed; 2 if the log has all of its messages, from the first on; else 0
+--     number, cursor    what the log has of this writer, from the number asked for on; the newest first
+--   Redis executes the calls of a connection in order. So a number above `last` was not published. The log is read only
+--   as far as is needed, and at most 2,000 messages of it.
 --
 -- CURSOR
 --   <epoch>-<offset>, and the ID of the entry in the stream. The offset counts the messages of the room, from 1; 0
@@ -55,7 +71,7 @@
 --   The log remembers its writer, size and ttl in the name of a consumer group: `tidegate writer=... size=... ttl=...`.
 --   Unlike an entry, a group is not trimmed; and it is copied, saved and migrated with its stream. Nothing reads by it.
 
-local VERSION = 1
+local VERSION = 2
 
 local DEFAULT_SIZE = 1000
 local DEFAULT_TTL_MS = 600000
@@ -74,6 +90,10 @@ local MAX_OFFSET = 99999999999999
 local REIGN_MS = 50
 -- Rooms whose newest cursor is known without a look: between this and twice as many.
 local KNOWN_ROOMS = 25000
+-- Writers whose last number is known: between this and twice as many.
+local KNOWN_WRITERS = 5000
+-- How many entries are read at a time to find those of a writer, and how many at most.
+local VERIFY_BATCH, VERIFY_MOST = 8, 2000
 
 -- The writer and the last 7 digits of its epochs; when they were last looked at.
 local writer, tag, looked_at
@@ -107,6 +127,21 @@ local function recall(key)
     if room then remember(key, room) end
   end
   return room
+end
+
+-- The last number of each writer, in two generations.
+local young_writers, old_writers, writer_count = {}, {}, 0
+
+local function note_number(name, number)
+  if not young_writers[name] then
+    writer_count = writer_count + 1
+    if writer_count > KNOWN_WRITERS then old_writers, young_writers, writer_count = young_writers, {}, 1 end
+  end
+  young_writers[name] = number
+end
+
+local function last_number(name)
+  return young_writers[name] or old_writers[name]
 end
 
 local function forget(key)
@@ -159,6 +194,9 @@ local function integer(text, least, most)
   local number = string.match(text, '^%d+$') and tonumber(text)
   return number and number >= least and number <= most and number or nil
 end
+
+-- What nodes write in the option w.
+local WRITTEN = '^(%w+)%-(%d+)$'
 
 local JSON, TEXT, BINARY = '\0', '\1', '\2'
 local KINDS = { json = JSON, text = TEXT, binary = BINARY }
@@ -482,6 +520,10 @@ local function publish(keys, args)
     id, link = append_to_any(key, topic, options, message, now, room)
   end
   if id_key then redis.call('SET', id_key, id or '', 'PX', ID_TTL_MS) end
+  if options.w then
+    local name, number = string.match(options.w, WRITTEN)
+    if name then note_number(name, tonumber(number)) end
+  end
   if not id then
     redis.call('PUBLISH', topic, message)
     return { '', 0 }
@@ -543,7 +585,57 @@ local function clear(keys, args)
   return log.id
 end
 
+-- ## Verifying
+
+local function begin(keys, args)
+  if #keys > 0 then return redis.error_reply('BADKEY expected no key') end
+  local name = #args == 1 and #args[1] <= 40 and string.match(args[1], '^%w+$')
+  if not name then return redis.error_reply('BADOPTION expected the name of a writer: 1 to 40 letters and digits') end
+  note_number(name, last_number(name) or 0)
+  return 0
+end
+
+local function verify(keys, args)
+  local key = keys[1]
+  if #keys ~= 1 then return redis.error_reply('BADKEY expected one key') end
+  local name, first = args[1], args[2] and integer(args[2], 1, MAX_OFFSET)
+  if #args ~= 2 or not first then return redis.error_reply('BADOPTION expected a writer and a number') end
+  local _, wrong = topic_of(key)
+  if wrong then return redis.error_reply(wrong) end
+  local last = last_number(name) or -1
+  local answer = { last, 0 }
+  if last >= 0 and last < first then return answer end
+  local before, seen, oldest = '+', 0, nil
+  while seen < VERIFY_MOST do
+    local entries = look('XREVRANGE', key, before, '-', 'COUNT', VERIFY_BATCH)
+    for _, entry in ipairs(entries) do
+      local fields = entry[2]
+      for i = 1, #fields, 2 do
+        if fields[i] == 'w' then
+          local by, number = string.match(fields[i + 1], WRITTEN)
+          number = by == name and tonumber(number)
+          if number and number < first then
+            answer[2] = 1
+            return answer
+          elseif number then
+            answer[#answer + 1], answer[#answer + 2] = number, entry[1]
+          end
+        end
+      end
+      oldest, before = entry[1], '(' .. entry[1]
+    end
+    seen = seen + #entries
+    if #entries < VERIFY_BATCH then
+      if oldest and string.match(oldest, '%-(%d+)$') == '1' then answer[2] = 2 end
+      break
+    end
+  end
+  return answer
+end
+
 redis.register_function('tidegate_publish', publish)
+redis.register_function({ function_name = 'tidegate_begin', callback = begin, flags = { 'no-writes' } })
+redis.register_function({ function_name = 'tidegate_verify', callback = verify, flags = { 'no-writes' } })
 redis.register_function('tidegate_open', open)
 redis.register_function('tidegate_clear', clear)
 redis.register_function({

@@ -24,7 +24,7 @@ use redis::{RedisError, Value, aio::MultiplexedConnection};
 pub const TEXT: &str = include_str!("functions.lua");
 
 /// The version of [`TEXT`], which the function `tidegate_version` returns. It goes up with each change of the text.
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 
 /// Loads the library through `connection` unless the server has this version or a newer one.
 pub async fn load(connection: &mut MultiplexedConnection) -> Result<Loaded, LoadError> {

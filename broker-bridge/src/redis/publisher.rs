@@ -3,7 +3,8 @@
 //! - `queue`: the queue before the connection
 //! - `output`: the commands to be sent, as bytes
 //! - `pipeline`: one connection, and what is in flight on it
-//! - `recording`: whether the server can record publications
+//! - `recording`: what has to happen before publications are recorded, and what must be sent once more
+//! - `verification`: what became of publications whose answer is lost
 //!
 //! Owns the order of a room on the way out and the fate of each publication.
 //!
@@ -24,16 +25,23 @@
 //!
 //! # Never twice
 //!
-//! A publication is sent on one connection only. If the connection is lost before the answer, the publication is
-//! settled as [`BrokerError::Unknown`], unless it has an id: the server records an id once, so the publication is sent again
-//! on the next connection, in its order and within its time limit. Publications that still wait in the queue are sent on the next connection, or
-//! settled as [`BrokerError::Unavailable`] when their time limit is over. A lost connection is dropped together with
-//! what it had yet to send.
+//! If the connection is lost before the answer to a publication, nobody knows whether the server has executed it:
+//!
+//! - If it is recorded under an id, it is sent again on the next connection, in its order and within its time limit: the
+//!   server records an id once.
+//! - If it is recorded without an id, the next connection looks for it in the log, within one more time limit, and it is
+//!   sent again if it is not there (`verification`).
+//! - Otherwise, or if that is not possible, it is settled as [`BrokerError::Unknown`].
+//!
+//! Publications that still wait in the queue are sent on the next connection, or settled as
+//! [`BrokerError::Unavailable`] when their time limit is over. A lost connection is dropped together with what it had yet
+//! to send.
 
 mod output;
 mod pipeline;
 mod queue;
 mod recording;
+mod verification;
 
 use std::{collections::VecDeque, future::poll_fn, io, pin::pin, sync::Arc, time::Duration};
 
@@ -189,7 +197,8 @@ impl Drop for Connected {
 
 impl Task {
     fn new(on: Publisher, queue: OwnedMutexGuard<mpsc::Receiver<Outgoing>>) -> Self {
-        let recording = Recording::new(Arc::clone(&on.load_functions));
+        let recording =
+            Recording::new(Arc::clone(&on.load_functions), on.topics.clone(), Arc::clone(&on.metrics));
         Self { on, queue, waiting: VecDeque::new(), recording, failures: 0, demotions: 0 }
     }
 
@@ -224,7 +233,9 @@ impl Task {
                 if self.is_done() {
                     return None;
                 }
-                let next = self.waiting.front().map(|outgoing| self.on.clock.next_look(outgoing.until));
+                let due = self.waiting.front().map(|outgoing| outgoing.until);
+                let due = due.into_iter().chain(self.recording.due()).min();
+                let next = due.map(|due| self.on.clock.next_look(due));
                 tokio::select! {
                     result = &mut attempt => break result,
                     () = self.on.closing.cancelled(), if !self.queue.is_closed() => self.queue.close(),
@@ -247,8 +258,9 @@ impl Task {
         let limits = Limits { publication: self.on.time_limit, canary: self.on.canary_timeout };
         let mut pipeline = Pipeline::new(connection, limits, Arc::clone(&self.on.clock));
         let end = self.drive(&mut pipeline).await;
-        // What is in flight is settled, or sent once more.
-        pipeline.end(|outgoing| self.recording.in_doubt(outgoing));
+        // What is in flight is settled, verified, or sent once more.
+        let until = self.on.clock.now() + self.on.time_limit;
+        pipeline.end(|outgoing| self.recording.in_doubt(outgoing, until));
         end
     }
 
@@ -270,12 +282,16 @@ impl Task {
             if pipeline.is_idle() {
                 self.take_back();
             }
+            if leaving.is_none() {
+                self.recording.prepare();
+                self.ask(pipeline);
+            }
             let mut holding = self.is_holding();
             if holding {
                 self.expire();
             } else if leaving.is_none() {
                 self.send(pipeline);
-                holding = self.recording.is_loading();
+                holding = self.recording.is_preparing();
             }
             if pipeline.is_idle() {
                 if let Some(lost) = leaving {
@@ -344,7 +360,17 @@ impl Task {
                 }
             }
             let now = *now.get_or_insert_with(|| self.on.clock.now());
-            pipeline.publish(outgoing, &self.on.topics, now);
+            let number = self.recording.number(&outgoing);
+            pipeline.publish(outgoing, &self.on.topics, number, now);
+        }
+    }
+
+    /// Sends what has to be asked before publications are recorded.
+    fn ask(&mut self, pipeline: &mut Pipeline) {
+        while pipeline.has_room()
+            && let Some(question) = self.recording.next_question()
+        {
+            pipeline.ask(&question);
         }
     }
 
@@ -357,6 +383,10 @@ impl Task {
             let lost = match answered {
                 Answered::Publication(outgoing, reply) => self.settle(outgoing, reply).map(Lost::Refused),
                 Answered::Canary { hello, published } => self.canary_landed(&hello, published),
+                Answered::Question(reply) => {
+                    self.recording.answered(reply);
+                    None
+                }
             };
             if leaving.is_none() {
                 *leaving = lost;
@@ -405,6 +435,9 @@ impl Task {
 
     /// Handles the answers to a canary; returns why the connection must be closed, if so.
     fn canary_landed(&mut self, hello: &Reply, published: Reply) -> Option<Lost> {
+        if let Ok(greeting) = hello {
+            self.recording.greeted(greeting);
+        }
         if hello.as_ref().ok().and_then(role_of).is_some_and(|role| role != b"master") {
             self.on.canaries.demoted(self.demotions);
             return Some(Lost::Demoted);
@@ -428,18 +461,21 @@ impl Task {
         None
     }
 
-    /// Whether publications wait: for the functions that record them, for the answers to those before the ones that must
+    /// Whether publications wait: for the functions that record them, for those whose outcome is in doubt, for the answers to those before the ones that must
     /// be repeated, or for proof that this connection reaches the node's subscribers. Two time limits are enough for a
     /// subscriber that serves rooms, unless a backlog is in the way.
     fn is_holding(&self) -> bool {
-        self.recording.is_loading()
+        self.recording.is_preparing()
             || self.recording.has_returned()
             || self.on.canaries.holds(self.on.index, 2 * self.on.canary_timeout)
     }
 
     /// Whether the node closes the broker and nothing is left to send.
     fn is_done(&self) -> bool {
-        self.waiting.is_empty() && self.queue.is_closed() && self.queue.is_empty()
+        self.waiting.is_empty()
+            && !self.recording.has_returned()
+            && self.queue.is_closed()
+            && self.queue.is_empty()
     }
 
     /// Takes publications out of the queue, up to [`WAITING`].
@@ -453,6 +489,7 @@ impl Task {
 
     fn expire(&mut self) {
         let now = self.on.clock.now();
+        self.recording.expire(now);
         while self.waiting.front().is_some_and(|outgoing| outgoing.until <= now)
             && let Some(outgoing) = self.waiting.pop_front()
         {

@@ -155,6 +155,13 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis as s
           [`sum by (result) (${rate("log_opens_total")})`, "{{result}}"],
         ]),
         graph(
+          "Outcomes looked up",
+          "Publications per second whose connection was lost before the answer. recorded: found in the history. missing: not there, and sent again. unknown: Redis was restarted, the history was shortened, or the nodes' user may not close connections (client|kill).",
+          "cps",
+          [[`sum by (result) (${rate("verified_total")})`, "{{result}}"]],
+          { stacked: true },
+        ),
+        graph(
           "Functions loaded",
           "How often nodes loaded the functions that record publications into Redis, per second.",
           "cps",

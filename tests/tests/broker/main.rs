@@ -5,6 +5,7 @@
 //! - `health`: connections that answer but are useless, and errors that are not faults
 //! - `publishing`: what happens to publications when their connection fails
 //! - `history`: rooms with history: what a log survives, and what is told when it does not
+//! - `outcomes`: publications into such rooms whose answer is lost
 //! - `access`: TLS, users, permissions, and that secrets are never logged
 //! - `payloads`: raw messages and sizes
 //! - `functions`: the library of functions in Redis
@@ -18,6 +19,7 @@ mod functions;
 mod health;
 mod history;
 mod loading;
+mod outcomes;
 mod payloads;
 mod publishing;
 mod reigns;

@@ -4,7 +4,9 @@
 //! session has left it into the buffer that goes to the socket; a large payload is not copied at all.
 
 use std::{
+    fmt::Write as _,
     io::{self, IoSlice},
+    num::NonZeroU64,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -27,6 +29,9 @@ const FULL: usize = 64 * 1024;
 /// A payload of this many bytes goes to the socket from where it is. A smaller one is cheaper to copy.
 const LARGE: usize = 16 * 1024;
 
+/// What the options of a call take, in bytes.
+const OPTIONS: usize = 160;
+
 /// The buffer. Holds at most [`FULL`] bytes, one command of at most a few hundred more, and one large payload.
 #[derive(Debug, Default)]
 pub(super) struct Output {
@@ -46,8 +51,14 @@ impl Output {
         self.buffer.len() >= FULL || self.large.is_some()
     }
 
-    /// Appends a `PUBLISH`, or a call of the function that also records the publication. The buffer must not be full.
-    pub(super) fn publish(&mut self, topics: &Topics, request: &PublishRequest) {
+    /// Appends a `PUBLISH`, or a call of the function that also records the publication, as the one of this number of a
+    /// writer. The buffer must not be full.
+    pub(super) fn publish(
+        &mut self,
+        topics: &Topics,
+        request: &PublishRequest,
+        number: Option<(&str, NonZeroU64)>,
+    ) {
         debug_assert!(!self.is_full());
         let encoded = envelope::encode(&request.publication);
         match request.history {
@@ -56,7 +67,7 @@ impl Output {
                 write_pieces(&mut self.buffer, &topics.pieces(&request.room));
                 self.put_message(&encoded, Bytes::from_static(LINE_END));
             }
-            Some(retention) => self.record(topics, request, retention, &encoded),
+            Some(retention) => self.record(topics, request, retention, number, &encoded),
         }
     }
 
@@ -66,13 +77,15 @@ impl Output {
         topics: &Topics,
         request: &PublishRequest,
         retention: Retention,
+        number: Option<(&str, NonZeroU64)>,
         encoded: &Encoded<'_>,
     ) {
         let name = request.id.as_ref().map(id_name);
         // Without the option, the function would wrap an envelope into another.
         let is_envelope = encoded.header_bytes() > 0;
         // Command, function, number of keys, key, message, two options with their values.
-        let parts = 9 + usize::from(name.is_some()) + 2 * usize::from(is_envelope);
+        let options = usize::from(is_envelope) + usize::from(number.is_some());
+        let parts = 9 + usize::from(name.is_some()) + 2 * options;
         write_header(&mut self.buffer, parts);
         self.buffer.put_slice(b"$5\r\nFCALL\r\n$16\r\ntidegate_publish\r\n");
         write_part(&mut self.buffer, if name.is_some() { b"2" } else { b"1" });
@@ -80,13 +93,19 @@ impl Output {
         if let Some(name) = &name {
             write_pieces(&mut self.buffer, &topics.id(&request.room, name));
         }
-        let mut end = BytesMut::new();
+        let mut end = BytesMut::with_capacity(OPTIONS);
         end.put_slice(LINE_END);
         for part in log::policy(retention) {
             write_part(&mut end, part.as_bytes());
         }
         if is_envelope {
             end.put_slice(b"$8\r\nenvelope\r\n$1\r\n1\r\n");
+        }
+        if let Some((writer, number)) = number {
+            let digits = number.ilog10() as usize + 1;
+            end.put_slice(b"$1\r\nw\r\n");
+            write_length(&mut end, '$', writer.len() + 1 + digits);
+            write!(end, "{writer}-{number}\r\n").expect("a buffer in memory takes everything");
         }
         self.put_message(encoded, end.freeze());
     }
@@ -211,7 +230,7 @@ mod tests {
             while output.is_full() {
                 write(&mut output);
             }
-            output.publish(&topics(), request);
+            output.publish(&topics(), request, None);
         }
         while !output.is_empty() {
             write(&mut output);
@@ -300,7 +319,7 @@ mod tests {
         let mut output = Output::default();
         let mut count = 0;
         while !output.is_full() {
-            output.publish(&topics(), &request(Publication::new(Data::text("x".repeat(LARGE - 1)))));
+            output.publish(&topics(), &request(Publication::new(Data::text("x".repeat(LARGE - 1)))), None);
             count += 1;
         }
         assert_eq!(count, 4);
@@ -308,7 +327,7 @@ mod tests {
 
         let mut output = Output::default();
         let large = request(Publication::new(Data::text("x".repeat(LARGE))));
-        output.publish(&topics(), &large);
+        output.publish(&topics(), &large, None);
         assert!(output.is_full(), "nothing fits behind it");
         let kept = output.large.as_ref().unwrap().first_ref();
         assert_eq!(kept.as_ptr(), large.publication.data.bytes().as_ptr());

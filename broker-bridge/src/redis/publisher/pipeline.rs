@@ -15,6 +15,7 @@
 use std::{
     collections::VecDeque,
     io,
+    num::NonZeroU64,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -81,6 +82,8 @@ enum What {
     Canary,
     /// The same after the answer to `HELLO`.
     Greeted(Reply),
+    /// Any other command.
+    Question,
 }
 
 /// What the server answers to one command.
@@ -91,6 +94,7 @@ pub(super) type Reply = Result<Value, Answer>;
 pub(super) enum Answered {
     Publication(Outgoing, Reply),
     Canary { hello: Reply, published: Reply },
+    Question(Reply),
 }
 
 impl Pipeline {
@@ -116,7 +120,7 @@ impl Pipeline {
         drop(self.stream);
         let publications = self.in_flight.into_iter().filter_map(|sent| match sent.what {
             What::Publication(outgoing) => Some(outgoing),
-            What::Canary | What::Greeted(_) => None,
+            What::Canary | What::Greeted(_) | What::Question => None,
         });
         publications.for_each(unanswered);
     }
@@ -136,10 +140,18 @@ impl Pipeline {
         !self.canary && !self.output.is_full()
     }
 
-    /// Sends a publication, at the time `now`. There must be [room](Self::has_room).
-    pub(super) fn publish(&mut self, mut outgoing: Outgoing, topics: &Topics, now: Duration) {
+    /// Sends a publication, at the time `now`, as the one of this number of a writer. There must be
+    /// [room](Self::has_room).
+    pub(super) fn publish(
+        &mut self,
+        mut outgoing: Outgoing,
+        topics: &Topics,
+        number: Option<(&str, NonZeroU64)>,
+        now: Duration,
+    ) {
         let Some(request) = &outgoing.request else { return };
-        self.output.publish(topics, request);
+        self.output.publish(topics, request, number);
+        outgoing.number = number.map(|(_, number)| number);
         self.bytes += outgoing.payload_bytes();
         outgoing.sent = true;
         self.in_flight.push_back(Sent { what: What::Publication(outgoing), since: now });
@@ -154,11 +166,17 @@ impl Pipeline {
         self.in_flight.push_back(Sent { what: What::Canary, since: self.clock.now() });
     }
 
+    /// Sends another command. There must be [room](Self::has_room).
+    pub(super) fn ask(&mut self, command: &[Vec<u8>]) {
+        self.output.command(&command.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        self.in_flight.push_back(Sent { what: What::Question, since: self.clock.now() });
+    }
+
     /// When the time limit of the oldest command in flight is over, by the broker's clock, and that limit.
     pub(super) fn due(&self) -> Option<(Duration, Duration)> {
         self.in_flight.front().map(|sent| {
             let limit = match sent.what {
-                What::Publication(_) => self.limits.publication,
+                What::Publication(_) | What::Question => self.limits.publication,
                 What::Canary | What::Greeted(_) => self.limits.canary,
             };
             (sent.since + limit, limit)
@@ -212,6 +230,7 @@ impl Pipeline {
                     self.bytes -= outgoing.payload_bytes();
                     Answered::Publication(outgoing, reply)
                 }
+                (Some(Sent { what: What::Question, .. }), reply) => Answered::Question(reply),
                 (Some(Sent { what: What::Canary, since }), hello) => {
                     self.in_flight.push_front(Sent { what: What::Greeted(hello), since });
                     continue;

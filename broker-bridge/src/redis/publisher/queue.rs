@@ -4,7 +4,7 @@
 //! [`REQUEST_BYTES`] for itself, so that the bound holds for their number too, and is charged until it is settled:
 //! what is in flight counts.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 
@@ -87,6 +87,7 @@ impl Queue {
             sent: false,
             is_repeated: false,
             in_doubt: false,
+            number: None,
             metrics: Arc::clone(&self.metrics),
         }
     }
@@ -114,6 +115,8 @@ pub(in crate::redis) struct Outgoing {
     pub(super) is_repeated: bool,
     /// The server may have executed it on an earlier connection. So no error can say that nothing was done.
     pub(super) in_doubt: bool,
+    /// Its number among those of its connection, by which it can be found in the log if the answer is lost.
+    pub(super) number: Option<NonZeroU64>,
     metrics: Arc<BrokerMetrics>,
 }
 
@@ -143,8 +146,12 @@ impl Outgoing {
         self.request.as_ref().is_some_and(|request| request.id.is_some())
     }
 
+    pub(super) fn room(&self) -> Option<&RoomName> {
+        self.request.as_ref().map(|request| &request.room)
+    }
+
     pub(super) fn is_for(&self, room: &RoomName) -> bool {
-        self.request.as_ref().is_some_and(|request| request.room == *room)
+        self.room() == Some(room)
     }
 
     pub(super) fn payload_bytes(&self) -> usize {

@@ -53,6 +53,8 @@ struct Stage {
     server: DuplexStream,
     /// How often the functions were loaded, and what comes of it.
     loads: Arc<Mutex<(usize, Result<(), BrokerError>)>>,
+    /// The name of the last connection that has introduced itself.
+    writer: String,
     task: JoinHandle<(Task, Result<(), Lost>)>,
 }
 
@@ -101,7 +103,7 @@ impl Stage {
             let end = task.serve(connection).await;
             (task, end)
         });
-        Self { queue, outcomes: Arc::default(), next: 0, closing, server, loads, task }
+        Self { queue, outcomes: Arc::default(), next: 0, closing, server, loads, writer: String::new(), task }
     }
 
     /// The same after the first canary.
@@ -174,6 +176,70 @@ impl Stage {
                 ([&b"FCALL"[..], b"tidegate_publish", b"1"], [b"size", &b"9"[..], b"ttl", b"none"]);
             self.hear(&[&call[..], &[log.as_bytes(), text.as_bytes()], &policy].concat()).await;
         }
+    }
+
+    /// The connection introduces itself before it records anything.
+    async fn introduce(&mut self) {
+        self.hear(&[b"INFO", b"server"]).await;
+        let mut expected = bytes::BytesMut::new();
+        write_command(&mut expected, &[b"FCALL", b"tidegate_begin", b"0", &[b'?'; 16]]);
+        let mut got = vec![0; expected.len()];
+        self.server.read_exact(&mut got).await.unwrap();
+        let name = got.split_off(got.len() - 18);
+        assert_eq!(got, expected[..got.len()]);
+        self.writer = String::from_utf8(name[..16].to_vec()).unwrap();
+        self.say("$10\r\nrun_id:1f\n\r\n:0\r\n").await;
+    }
+
+    /// The same as [`hear_calls`](Self::hear_calls) of a writer, with the number of the first.
+    async fn hear_numbered(&mut self, texts: &[&str], first: u64) {
+        for (number, text) in (first..).zip(texts) {
+            let log = format!("{{room:{}}}:log", text.get(..1).unwrap());
+            let written = format!("{}-{number}", self.writer);
+            let call: [&[u8]; 11] = [
+                b"FCALL",
+                b"tidegate_publish",
+                b"1",
+                log.as_bytes(),
+                text.as_bytes(),
+                b"size",
+                b"9",
+                b"ttl",
+                b"none",
+                b"w",
+                written.as_bytes(),
+            ];
+            self.hear(&call).await;
+        }
+    }
+
+    /// Cuts the connection, and serves another one, which begins with a canary. The server says that the connection has
+    /// this ID.
+    async fn reconnect(&mut self, id: u64) {
+        self.lose();
+        let (mut task, _) = self.end().await;
+        task.take_back();
+        let (client, server) = duplex(1 << 20);
+        self.server = server;
+        let connection: Connection = Box::new(client);
+        #[allow(clippy::disallowed_methods, reason = "the test waits for it")]
+        let serving = tokio::spawn(async move {
+            let end = task.serve(connection).await;
+            (task, end)
+        });
+        self.task = serving;
+        self.hear_canary(2).await;
+        self.greet(id).await;
+    }
+
+    fn lose(&mut self) {
+        let (client, server) = duplex(1);
+        drop((client, std::mem::replace(&mut self.server, server)));
+    }
+
+    /// Answers a canary.
+    async fn greet(&mut self, id: u64) {
+        self.say(&format!("%2\r\n+role\r\n+master\r\n+id\r\n:{id}\r\n:0\r\n")).await;
     }
 
     async fn hear_canary(&mut self, number: u64) {
@@ -284,8 +350,7 @@ async fn a_lost_connection_with_half_of_the_answers_leaves_the_rest_unknown() {
         stage.publish_all(&["a", "b", "c", "d"]);
         stage.hear_publications(&["a", "b", "c", "d"]).await;
         stage.say(last).await;
-        let (client, server) = duplex(1);
-        drop((client, std::mem::replace(&mut stage.server, server)));
+        stage.lose();
         let (_, end) = stage.end().await;
         let malformed = matches!(end, Err(Lost::Malformed(_)));
         assert!(
@@ -479,13 +544,15 @@ async fn publications_are_recorded_once_the_functions_are_there() {
     stage.record_all(&["x1", "x2"]);
     stage.publish("b");
     stage.hear_publications(&["a"]).await;
+    stage.say(":1\r\n").await;
+    stage.introduce().await;
     stage.hear_calls(&["x1", "x2"]).await;
     stage.hear_publications(&["b"]).await;
     assert_eq!(stage.loads.lock().0, 1);
     stage.record_all(&["x3", "y1"]);
     stage.hear_calls(&["x3", "y1"]).await;
     let (first, second) = (recorded(7), recorded(8));
-    stage.say(&format!(":1\r\n{}{}:1\r\n", first.1, second.1)).await;
+    stage.say(&format!("{}{}:1\r\n", first.1, second.1)).await;
     // Known already, and delivered without being kept.
     stage.say("*2\r\n$3\r\n5-8\r\n:1\r\n*2\r\n$0\r\n\r\n:0\r\n").await;
     let known = Ok(Accepted { cursor: Some(Cursor { epoch: 5, offset: 8 }), duplicate: true });
@@ -499,6 +566,7 @@ async fn calls_of_missing_functions_are_repeated_in_order_after_everything_is_an
     stage.record_all(&["x1", "y1", "x2"]);
     stage.publish("a");
     stage.record_all(&["x3"]);
+    stage.introduce().await;
     stage.hear_calls(&["x1", "y1", "x2"]).await;
     stage.hear_publications(&["a"]).await;
     stage.hear_calls(&["x3"]).await;
@@ -508,6 +576,7 @@ async fn calls_of_missing_functions_are_repeated_in_order_after_everything_is_an
     stage.hear_nothing().await;
     assert_eq!(stage.loads.lock().0, 1);
     stage.say(&format!(":1\r\n{NOT_FOUND}")).await;
+    stage.introduce().await;
     stage.hear_calls(&["x1", "y1", "x2", "x3"]).await;
     stage.hear_publications(&["b"]).await;
     assert_eq!(stage.loads.lock().0, 2);
@@ -527,10 +596,12 @@ async fn calls_of_missing_functions_are_repeated_in_order_after_everything_is_an
 async fn an_overtaken_publication_is_refused_and_not_repeated() {
     let mut stage = Stage::proven(1 << 20).await;
     stage.record_all(&["x1", "x2", "y1", "x3"]);
+    stage.introduce().await;
     stage.hear_calls(&["x1", "x2", "y1", "x3"]).await;
     // Somebody loads the functions before the last call.
     let (last, again) = (recorded(1), recorded(2));
     stage.say(&format!("{}{}", NOT_FOUND.repeat(3), last.1)).await;
+    stage.introduce().await;
     stage.hear_calls(&["y1"]).await;
     stage.say(&again.1).await;
     settled().await;
@@ -546,6 +617,7 @@ async fn a_call_is_repeated_only_once() {
     let mut stage = Stage::proven(1 << 20).await;
     stage.record_all(&["x1"]);
     for _ in 0..2 {
+        stage.introduce().await;
         stage.hear_calls(&["x1"]).await;
         stage.say(NOT_FOUND).await;
     }
@@ -570,6 +642,7 @@ async fn functions_that_cannot_be_loaded_stop_only_what_is_to_be_recorded() {
     stage.loads.lock().1 = Ok(());
     sleep(Duration::from_secs(1)).await;
     stage.record_all(&["x4"]);
+    stage.introduce().await;
     stage.hear_calls(&["x4"]).await;
 }
 
@@ -577,11 +650,11 @@ async fn functions_that_cannot_be_loaded_stop_only_what_is_to_be_recorded() {
 async fn what_was_given_back_outlives_the_connection() {
     let mut stage = Stage::proven(1 << 20).await;
     stage.record_all(&["x1", "x2", "y1"]);
+    stage.introduce().await;
     stage.hear_calls(&["x1", "x2", "y1"]).await;
     stage.say(&NOT_FOUND.repeat(2)).await;
     settled().await;
-    let (client, server) = duplex(1);
-    drop((client, std::mem::replace(&mut stage.server, server)));
+    stage.lose();
     let (mut task, end) = stage.end().await;
     assert!(matches!(end, Err(Lost::Closed)), "{end:?}");
     assert_eq!(
@@ -599,10 +672,10 @@ async fn what_the_server_recognizes_is_kept_when_the_connection_is_lost() {
     stage.record_all(&["x1"]);
     stage.record_with_id("x2");
     stage.record_all(&["x3"]);
+    stage.introduce().await;
     stage.hear_calls(&["x1"]).await;
     settled().await;
-    let (client, server) = duplex(1);
-    drop((client, std::mem::replace(&mut stage.server, server)));
+    stage.lose();
     let (mut task, _) = stage.end().await;
     let unknown = Err(BrokerError::Unknown);
     assert_eq!(stage.outcomes.0.lock().clone(), [(0, unknown.clone()), (2, unknown.clone())]);
@@ -613,4 +686,127 @@ async fn what_the_server_recognizes_is_kept_when_the_connection_is_lost() {
         outgoing.settle(Err(BrokerError::Unavailable));
     }
     assert_eq!(stage.outcomes.0.lock().last(), Some(&(1, unknown)));
+}
+
+/// What the log says of a writer.
+fn verdict(last: i64, reach: i64, found: &[(u64, u64)]) -> String {
+    let found =
+        found.iter().map(|(number, offset)| format!(":{number}\r\n$3\r\n5-{offset}\r\n")).collect::<Vec<_>>();
+    format!("*{}\r\n:{last}\r\n:{reach}\r\n{}", 2 + 2 * found.len(), found.concat())
+}
+
+impl Stage {
+    /// A writer that has sent these, and got no answer; and the next connection, which asks about them.
+    async fn in_doubt(texts: &[&str]) -> (Self, String) {
+        let mut stage = Self::new(1 << 20);
+        stage.hear_canary(1).await;
+        stage.greet(7).await;
+        stage.record_all(texts);
+        stage.introduce().await;
+        stage.hear_numbered(texts, 1).await;
+        let old = stage.writer.clone();
+        stage.reconnect(8).await;
+        stage.introduce().await;
+        (stage, old)
+    }
+
+    async fn hear_kill(&mut self) {
+        self.hear(&[b"CLIENT", b"KILL", b"ID", b"7"]).await;
+    }
+
+    async fn hear_verify(&mut self, writer: &str, rooms: &[(&str, &str)]) {
+        for (room, first) in rooms {
+            let log = format!("{{room:{room}}}:log");
+            let call = [
+                b"FCALL",
+                &b"tidegate_verify"[..],
+                b"1",
+                log.as_bytes(),
+                writer.as_bytes(),
+                first.as_bytes(),
+            ];
+            self.hear(&call).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_doubt_is_looked_for_in_the_log_and_sent_again_if_it_is_missing() {
+    let (mut stage, old) = Stage::in_doubt(&["x1", "y1", "x2", "y2", "x3"]).await;
+    stage.record_all(&["x4"]);
+    stage.publish("a");
+    stage.hear_kill().await;
+    stage.hear_nothing().await;
+    stage.say(":1\r\n").await;
+    stage.hear_verify(&old, &[("x", "1"), ("y", "2")]).await;
+    stage.hear_nothing().await;
+    assert_eq!(stage.outcomes().await, []);
+    // The server has executed all but the last two.
+    stage.say(&format!("{}{}", verdict(3, 0, &[(3, 8), (1, 7)]), verdict(3, 0, &[(2, 4)]))).await;
+    stage.hear_numbered(&["y2", "x3", "x4"], 6).await;
+    stage.hear_publications(&["a"]).await;
+    let answers = [5, 9, 2].map(recorded);
+    stage.say(&format!("{}{}{}:1\r\n", answers[0].1, answers[1].1, answers[2].1)).await;
+    let found = [7, 4, 8].map(|offset| recorded(offset).0);
+    let again = answers.map(|answer| answer.0);
+    assert_eq!(stage.outcomes().await, [&found[..], &again, &[OK]].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_verified_is_unknown() {
+    // Not allowed to close the old connection.
+    let (mut stage, _) = Stage::in_doubt(&["x1", "x2"]).await;
+    stage.hear_kill().await;
+    stage.say("-NOPERM this user has no permissions to run the 'client|kill' command\r\n").await;
+    assert_eq!(stage.outcomes().await, unknown(2));
+    stage.record_all(&["x3"]);
+    stage.hear_numbered(&["x3"], 3).await;
+
+    // The log has lost its tail in one room, and cannot be read in the other.
+    let (mut stage, old) = Stage::in_doubt(&["x1", "x2", "y1"]).await;
+    stage.hear_kill().await;
+    stage.say(":0\r\n").await;
+    stage.hear_verify(&old, &[("x", "1"), ("y", "3")]).await;
+    stage.say(&format!("{}-WRONGTYPE no\r\n", verdict(3, 0, &[(2, 9)]))).await;
+    let expected =
+        [vec![Err(BrokerError::Unknown)], vec![recorded(9).0], vec![Err(BrokerError::Unknown)]].concat();
+    assert_eq!(stage.outcomes().await, expected);
+
+    // Refused, and a later one was accepted: to send it again would break the order.
+    let (mut stage, old) = Stage::in_doubt(&["x1", "x2", "x3"]).await;
+    stage.hear_kill().await;
+    stage.say(":0\r\n").await;
+    stage.hear_verify(&old, &[("x", "1")]).await;
+    stage.say(&verdict(2, 1, &[(2, 9)])).await;
+    stage.hear_numbered(&["x3"], 4).await;
+    let outcomes = stage.outcomes().await;
+    assert!(matches!(&outcomes[..], [Err(BrokerError::NotNow(_)), Ok(_)]), "{outcomes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_run_of_the_server_cannot_say_what_became_of_anything() {
+    let mut stage = Stage::new(1 << 20);
+    stage.hear_canary(1).await;
+    stage.greet(7).await;
+    stage.record_all(&["x1"]);
+    stage.introduce().await;
+    stage.hear_numbered(&["x1"], 1).await;
+    stage.reconnect(7).await;
+    stage.hear(&[b"INFO", b"server"]).await;
+    stage.say("$10\r\nrun_id:2f\n\r\n:0\r\n").await;
+    assert_eq!(stage.outcomes().await, unknown(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_doubt_waits_for_one_more_time_limit() {
+    let (mut stage, _) = Stage::in_doubt(&["x1"]).await;
+    stage.hear_kill().await;
+    let start = Instant::now();
+    let (mut task, end) = stage.end().await;
+    assert!(matches!(end, Err(Lost::Silent(LIMIT))), "{end:?}");
+    let waited = start.elapsed();
+    assert!((4900..=5500).contains(&waited.as_millis()), "{waited:?}");
+    task.expire();
+    assert_eq!(stage.outcomes().await, unknown(1));
+    assert!(!task.recording.has_returned());
 }
