@@ -47,8 +47,10 @@ use crate::{
 pub mod log;
 mod metrics;
 mod recorded;
+mod silence;
 
 use self::recorded::{Recorded, Repairs};
+use self::silence::Silence;
 pub use self::{
     metrics::HubMetrics,
     recorded::{Begin, Joined, Piece, Repair},
@@ -57,6 +59,11 @@ pub use self::{
 /// How long the node keeps its interest in a room after its last session has left, so a page reload does not
 /// cost an UNSUBSCRIBE and a SUBSCRIBE.
 const LINGER: Duration = Duration::from_secs(1);
+/// The same for a room with a history. Clients that come back within that time, such as from a node that was replaced,
+/// find what they have missed in memory.
+const LINGER_RECORDED: Duration = Duration::from_secs(30);
+/// How many rooms with a history linger for so long. Beyond that, the oldest are forgotten.
+const MOST_LINGERING: usize = 10_000;
 const STRIPES: usize = 64;
 
 /// Where the hub posts events for the rooms of a shard.
@@ -77,8 +84,10 @@ pub struct Hub {
     hasher: foldhash::fast::RandomState,
     fan_out: Arc<FanOut>,
     broker: Arc<dyn Broker>,
-    /// Rooms without a session, oldest first. At most one entry per room.
-    lingering: Mutex<VecDeque<(Instant, RoomName)>>,
+    /// Rooms without a session, oldest first: those without a history, and those with one. At most one entry per room.
+    lingering: [Mutex<VecDeque<(Instant, RoomName)>>; 2],
+    /// Rooms with a history, to be checked now and then.
+    silence: Silence,
 }
 
 type Stripe = Mutex<HashMap<RoomName, Interest, foldhash::fast::RandomState>>;
@@ -97,7 +106,8 @@ impl Hub {
     pub fn new(fan_out: FanOut, broker: Arc<dyn Broker>) -> Self {
         let hasher = foldhash::fast::RandomState::default();
         let stripes = (0..STRIPES).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
-        Self { stripes, hasher, fan_out: Arc::new(fan_out), broker, lingering: Mutex::default() }
+        let silence = Silence::new(fan_out.time.now());
+        Self { stripes, hasher, fan_out: Arc::new(fan_out), broker, lingering: Default::default(), silence }
     }
 
     /// Adds a session of `shard` to `room`. Resolves when the broker has acknowledged the node's interest, and if the room
@@ -113,12 +123,26 @@ impl Hub {
         since: Option<Cursor>,
     ) -> Joining {
         let mut rooms = self.stripe(room.as_str()).lock();
+        let mut lingering = false;
+        if let Some(interest) = rooms.get(room)
+            && interest.room.is_empty()
+            && interest.room.recorded.as_deref().map(Recorded::retention) != history
+        {
+            // Nobody is left who began under the old policy.
+            self.broker.unsubscribe(room, interest.affinity);
+            self.fan_out.metrics.rooms.dec();
+            lingering = interest.lingering;
+            rooms.remove(room);
+        }
         let interest = rooms.entry(room.clone()).or_insert_with(|| {
             self.fan_out.metrics.rooms.inc();
             let recorded =
                 history.map(|retention| Box::new(Recorded::new(Arc::clone(&self.broker), retention)));
             let room = Room::new(room.clone(), Arc::clone(&self.fan_out), recorded);
-            Interest { room, affinity: Affinity(shard), lingering: false }
+            if room.recorded.is_some() {
+                self.silence.watch(&room);
+            }
+            Interest { room, affinity: Affinity(shard), lingering }
         });
         interest.room.enter(shard);
         let known = Arc::clone(&interest.room);
@@ -161,25 +185,43 @@ impl Hub {
         let is_last = interest.room.exit(shard);
         if is_last && !interest.lingering {
             interest.lingering = true;
+            let [live, recorded] = &self.lingering;
+            let queue = if interest.room.recorded.is_some() { recorded } else { live };
             drop(rooms);
-            self.lingering.lock().push_back((self.fan_out.time.now(), room.clone()));
+            queue.lock().push_back((self.fan_out.time.now(), room.clone()));
         }
     }
 
     /// How often to [forget rooms](Self::forget_rooms).
     pub const STEP: Duration = LINGER.checked_div(4).expect("not by zero");
 
-    /// Releases interest in rooms that have been without a session for a moment.
+    /// Releases interest in rooms that have been without a session for a moment, and checks those in which nothing has
+    /// arrived for a while.
     pub fn forget_rooms(&self) {
         if self.fan_out.history_bytes() > RINGS / 4 * 3 || self.fan_out.budget.is_short() {
             self.shrink_rings();
         }
         let now = self.fan_out.time.now();
+        self.silence.check(now);
+        let [live, recorded] = &self.lingering;
+        self.forget(live, LINGER, usize::MAX, now);
+        self.forget(recorded, LINGER_RECORDED, MOST_LINGERING, now);
+    }
+
+    /// Forgets rooms that have been in this queue for so long, and the oldest if there are too many.
+    fn forget(
+        &self,
+        queue: &Mutex<VecDeque<(Instant, RoomName)>>,
+        after: Duration,
+        most: usize,
+        now: Instant,
+    ) {
         loop {
             let room = {
-                let mut lingering = self.lingering.lock();
+                let mut lingering = queue.lock();
+                let is_full = lingering.len() > most;
                 match lingering.front() {
-                    Some((left, _)) if now.duration_since(*left) >= LINGER => {
+                    Some((left, _)) if is_full || now.duration_since(*left) >= after => {
                         let next = lingering.pop_front();
                         shrink::queue(&mut lingering);
                         next
@@ -419,8 +461,11 @@ impl ShardSet {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use broker_bridge::{
         Data, PublishRequest, Receipt,
+        history::ReadFrom,
         memory::{MemoryBroker, MemoryBus},
     };
     use prometheus::Registry;
@@ -437,6 +482,10 @@ mod tests {
 
     impl Bench {
         fn new(shards: usize) -> Self {
+            Self::on(shards, Arc::new(MemoryBroker::new(&MemoryBus::new())))
+        }
+
+        fn on(shards: usize, broker: Arc<dyn Broker>) -> Self {
             let registry = Registry::new();
             let time = Time::manual();
             let metrics = Arc::new(HubMetrics::register(&registry).unwrap());
@@ -444,7 +493,6 @@ mod tests {
             let budget = Budget::register(&registry, shards).unwrap();
             let mailboxes = inboxes.iter().map(|inbox| Arc::clone(inbox) as Arc<dyn Mailbox>).collect();
             let fan_out = FanOut::new(mailboxes, metrics, budget, time.clone());
-            let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(&MemoryBus::new()));
             Self { hub: Hub::new(fan_out, Arc::clone(&broker)), inboxes, broker, time }
         }
 
@@ -453,10 +501,18 @@ mod tests {
         }
 
         fn publish(&self, name: &str, text: &str) {
+            self.publish_as(name, text, None);
+        }
+
+        fn record(&self, name: &str, text: &str) {
+            self.publish_as(name, text, Some(KEEP));
+        }
+
+        fn publish_as(&self, name: &str, text: &str, history: Option<Retention>) {
             let request = PublishRequest {
                 room: room(name),
                 publication: Publication::new(Data::text(text)),
-                history: None,
+                history,
                 id: None,
                 affinity: Affinity(0),
                 receipt: Receipt::ignored(),
@@ -481,6 +537,10 @@ mod tests {
         fn forget_rooms_after(&self, time: Duration) {
             self.time.advance(time);
             self.hub.forget_rooms();
+        }
+
+        fn lingering(&self) -> usize {
+            self.hub.lingering.iter().map(|queue| queue.lock().len()).sum()
         }
 
         fn rooms(&self) -> i64 {
@@ -527,7 +587,7 @@ mod tests {
 
         bench.hub.leave(&room("a"), 0);
         bench.forget_rooms_after(LINGER);
-        assert_eq!((bench.rooms(), bench.hub.lingering.lock().len()), (0, 0));
+        assert_eq!((bench.rooms(), bench.lingering()), (0, 0));
     }
 
     #[tokio::test]
@@ -537,7 +597,7 @@ mod tests {
         let capacity = |bench: &Bench| {
             let stripes = bench.hub.stripes.iter();
             stripes.map(|stripe| stripe.lock().capacity()).sum::<usize>()
-                + bench.hub.lingering.lock().capacity()
+                + bench.hub.lingering.iter().map(|queue| queue.lock().capacity()).sum::<usize>()
         };
         for name in 0..ROOMS {
             bench.join(&name.to_string(), 0).await;
@@ -558,7 +618,145 @@ mod tests {
             bench.join("a", 0).await;
             bench.hub.leave(&room("a"), 0);
         }
-        assert_eq!(bench.hub.lingering.lock().len(), 1);
+        assert_eq!(bench.lingering(), 1);
+    }
+
+    const KEEP: Retention = Retention { size: std::num::NonZeroU32::new(100).unwrap(), ttl: None };
+
+    /// A broker that loses publications on their way to the node, and nobody notices.
+    struct Lossy {
+        broker: MemoryBroker,
+        loses: Arc<AtomicBool>,
+        reads: AtomicUsize,
+    }
+
+    struct LossySink(Arc<dyn Sink>, Arc<AtomicBool>);
+
+    impl Sink for LossySink {
+        fn publication(&self, publication: Publication, place: Option<Place>) {
+            if !self.1.load(Ordering::Relaxed) {
+                self.0.publication(publication, place);
+            }
+        }
+
+        fn gap(&self, cause: GapCause) {
+            self.0.gap(cause);
+        }
+    }
+
+    impl Broker for Lossy {
+        fn subscribe(&self, room: &RoomName, sink: Arc<dyn Sink>, affinity: Affinity) -> Subscribing {
+            self.broker.subscribe(room, Arc::new(LossySink(sink, Arc::clone(&self.loses))), affinity)
+        }
+
+        fn unsubscribe(&self, room: &RoomName, affinity: Affinity) {
+            self.broker.unsubscribe(room, affinity);
+        }
+
+        fn try_publish(&self, request: PublishRequest) -> Result<(), PublishRequest> {
+            self.broker.try_publish(request)
+        }
+
+        fn publish(&self, request: PublishRequest) -> BoxFuture<'_, ()> {
+            self.broker.publish(request)
+        }
+
+        fn open(&self, room: &RoomName, retention: Retention) -> broker_bridge::Positioning {
+            self.broker.open(room, retention)
+        }
+
+        fn read(&self, room: &RoomName, from: ReadFrom, limit: usize) -> broker_bridge::Reading {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            self.broker.read(room, from, limit)
+        }
+
+        fn status(&self) -> tokio::sync::watch::Receiver<broker_bridge::BrokerStatus> {
+            self.broker.status()
+        }
+
+        fn close(&self) -> BoxFuture<'_, ()> {
+            self.broker.close()
+        }
+    }
+
+    /// Time passes, with all that is due in it.
+    async fn pass(bench: &Bench, time: Duration) {
+        let until = bench.time.now() + time;
+        while bench.time.now() < until {
+            bench.forget_rooms_after(Hub::STEP);
+            while let Some(repair) = futures_util::FutureExt::now_or_never(bench.hub.next_repair()) {
+                repair.attempt().await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_publication_that_was_lost_in_a_silent_room_is_delivered_within_ninety_seconds() {
+        let loses = Arc::new(AtomicBool::new(false));
+        let broker = MemoryBroker::new(&MemoryBus::new());
+        let lossy = Arc::new(Lossy { broker, loses: Arc::clone(&loses), reads: AtomicUsize::new(0) });
+        let bench = Bench::on(1, Arc::clone(&lossy) as _);
+        bench.hub.join(&room("a"), 0, Some(KEEP), None).await.unwrap();
+        bench.record("a", "1");
+        assert_eq!(bench.posted(), [["a"]]);
+        loses.store(true, Ordering::Relaxed);
+        bench.record("a", "2");
+        assert_eq!(bench.posted(), [[""; 0]]);
+        pass(&bench, Duration::from_secs(90)).await;
+        assert_eq!(bench.posted(), [["a"]], "without a gap");
+
+        // Nothing is told while nothing is lost, and a check costs one reading a minute.
+        let before = lossy.reads.load(Ordering::Relaxed);
+        pass(&bench, Duration::from_secs(600)).await;
+        assert_eq!(bench.posted(), [[""; 0]]);
+        assert_eq!(lossy.reads.load(Ordering::Relaxed) - before, 10);
+
+        // A busy room is not read.
+        loses.store(false, Ordering::Relaxed);
+        let before = lossy.reads.load(Ordering::Relaxed);
+        for number in 0..20 {
+            bench.record("a", &number.to_string());
+            pass(&bench, Duration::from_secs(10)).await;
+        }
+        assert_eq!(lossy.reads.load(Ordering::Relaxed), before);
+    }
+
+    #[tokio::test]
+    async fn a_room_with_a_history_lingers_longer_unless_its_policy_has_changed() {
+        let bench = Bench::new(1);
+        let join = async |history| bench.hub.join(&room("a"), 0, history, None).await.unwrap();
+        join(Some(KEEP)).await;
+        bench.hub.leave(&room("a"), 0);
+        bench.forget_rooms_after(LINGER_RECORDED.checked_sub(Hub::STEP).unwrap());
+        assert_eq!(bench.rooms(), 1);
+        // What is published meanwhile is known without a reading.
+        bench.record("a", "1");
+        join(Some(KEEP)).await;
+        let ring = bench.hub.piece(&room("a"), 0, usize::MAX).unwrap();
+        assert_eq!(ring.items.len(), 1);
+
+        bench.hub.leave(&room("a"), 0);
+        join(None).await;
+        assert!(bench.hub.piece(&room("a"), 0, usize::MAX).is_none(), "it has no history any more");
+        bench.hub.leave(&room("a"), 0);
+        assert_eq!((bench.rooms(), bench.lingering()), (1, 1));
+        bench.forget_rooms_after(LINGER_RECORDED);
+        bench.forget_rooms_after(LINGER_RECORDED);
+        assert_eq!((bench.rooms(), bench.lingering()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_bounded_number_of_rooms_with_a_history_lingers() {
+        let bench = Bench::new(1);
+        for name in 0..MOST_LINGERING + 5 {
+            let name = room(&name.to_string());
+            bench.hub.join(&name, 0, Some(KEEP), None).await.unwrap();
+            bench.hub.leave(&name, 0);
+        }
+        bench.forget_rooms_after(Hub::STEP);
+        assert_eq!(bench.rooms(), i64::try_from(MOST_LINGERING).unwrap());
+        bench.forget_rooms_after(LINGER_RECORDED);
+        assert_eq!((bench.rooms(), bench.lingering()), (0, 0));
     }
 
     #[tokio::test]

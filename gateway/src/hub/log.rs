@@ -10,6 +10,9 @@
 //! the sign of a hole: it waits until the log has been read from the last position on. The same after an interruption.
 //! What arrives meanwhile waits behind, and is dropped where the log had it already.
 //!
+//! A room that is silent is [checked](RoomLog::check) now and then: the last publication may have been lost on its way, and
+//! nothing comes after it that would show the hole.
+//!
 //! # What is told as a gap
 //!
 //! What the log has is never a gap. A gap is told where the log itself says that it may have lost something
@@ -61,6 +64,8 @@ pub struct RoomLog<P> {
     is_blind: bool,
     /// Whether publications without a place arrive in the room, which no log has.
     has_unrecorded: bool,
+    /// When something last arrived, or was found in the log.
+    active: Option<Instant>,
     repair: Option<Repair<P>>,
 }
 
@@ -84,6 +89,8 @@ struct Repair<P> {
     again: bool,
     /// Whether something without a place was dropped.
     has_dropped_unrecorded: bool,
+    /// Nothing is known to be missing.
+    is_check: bool,
 }
 
 /// What waits until the log is read.
@@ -96,7 +103,13 @@ enum Waiting<P> {
 
 impl<P> Default for Repair<P> {
     fn default() -> Self {
-        Self { waiting: VecDeque::new(), bytes: 0, again: false, has_dropped_unrecorded: false }
+        Self {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            again: false,
+            has_dropped_unrecorded: false,
+            is_check: false,
+        }
     }
 }
 
@@ -158,6 +171,7 @@ impl<P: Clone> RoomLog<P> {
             unknown: VecDeque::new(),
             is_blind: false,
             has_unrecorded: false,
+            active: None,
             repair: None,
         }
     }
@@ -206,6 +220,7 @@ impl<P: Clone> RoomLog<P> {
 
     /// A publication has arrived.
     pub fn arrived(&mut self, arrival: Arrival<P>, now: Instant, out: Out<'_, P>) -> Next {
+        self.active = Some(now);
         if let Some(repair) = &mut self.repair {
             repair.bytes += arrival.bytes;
             repair.waiting.push_back(Waiting::Publication(arrival));
@@ -270,6 +285,24 @@ impl<P: Clone> RoomLog<P> {
         self.begin_repair(GapCause::Interrupted, VecDeque::new(), now, out)
     }
 
+    /// If nothing has arrived for `idle`, the log has to be read to find out whether the last publication was lost on its
+    /// way. Nothing is told unless something is found.
+    pub fn check(&mut self, idle: Duration, now: Instant) -> Next {
+        let is_idle = self.active.is_none_or(|at| now.saturating_duration_since(at) >= idle);
+        match self.seen {
+            Some(seen) if is_idle && self.repair.is_none() => {
+                self.repair = Some(Repair { is_check: true, ..Repair::default() });
+                Next::Read(seen)
+            }
+            _ => Next::Wait,
+        }
+    }
+
+    /// Whether the log is being read although nothing is known to be missing.
+    pub fn is_checking(&self) -> bool {
+        self.repair.as_ref().is_some_and(|repair| repair.is_check)
+    }
+
     fn begin_repair(
         &mut self,
         cause: GapCause,
@@ -305,9 +338,15 @@ impl<P: Clone> RoomLog<P> {
             return Next::Read(seen);
         }
         let again = std::mem::take(&mut repair.again);
+        let is_check = std::mem::take(&mut repair.is_check) && !again;
         if std::mem::take(&mut repair.has_dropped_unrecorded) {
             self.gap(GapCause::Unrecorded, out);
         }
+        if is_check && page.entries.is_empty() && page.start != Start::Trimmed {
+            // Nothing was lost on its way. That the log is gone does not concern members that have received all of it.
+            return self.pass_waiting(true, now, out);
+        }
+        self.is_unproven |= is_check;
         let is_told = page.start != Start::Continuous;
         let has_known = page.entries.iter().any(|entry| self.ring.number_of(entry.place.cursor).is_some())
             || page.top.is_some_and(|top| self.ring.number_of(top).is_some());
@@ -338,6 +377,9 @@ impl<P: Clone> RoomLog<P> {
             self.append(publication, bytes, Some(place), out);
         }
         let has_progress = !is_first;
+        if has_progress {
+            self.active = Some(now);
+        }
         if is_told && !has_progress {
             // What comes next follows the newest that there is, and the gap before it is told. What has arrived up to
             // here is known already, or of a time that is lost.
@@ -357,14 +399,16 @@ impl<P: Clone> RoomLog<P> {
             Some(reached) if again || (has_progress && page.top.is_some_and(|top| top > reached)) => {
                 Next::Read(reached)
             }
-            _ => self.finish(has_progress || is_told, now, out),
+            _ => self.finish(has_progress || is_told || is_check, now, out),
         }
     }
 
-    /// The log cannot be read: what is missing stays missing.
+    /// The log cannot be read: what is missing stays missing. After a check, nothing is known to be missing.
     pub fn unreadable(&mut self, cause: GapCause, now: Instant, out: Out<'_, P>) -> Next {
-        if self.repair.is_none() {
-            return Next::Wait;
+        match &self.repair {
+            None => return Next::Wait,
+            Some(repair) if repair.is_check => return self.pass_waiting(true, now, out),
+            Some(_) => {}
         }
         self.gap(cause, out);
         // Whatever comes next is taken as it comes.
@@ -374,8 +418,13 @@ impl<P: Clone> RoomLog<P> {
 
     /// Passes on what has waited. If the reading had nothing new, what does not fit is not in the log.
     fn finish(&mut self, has_progress: bool, now: Instant, out: Out<'_, P>) -> Next {
-        let Some(mut repair) = self.repair.take() else { return Next::Wait };
         self.behind_until = Some(now + LAG);
+        self.pass_waiting(has_progress, now, out)
+    }
+
+    fn pass_waiting(&mut self, has_progress: bool, now: Instant, out: Out<'_, P>) -> Next {
+        let Some(mut repair) = self.repair.take() else { return Next::Wait };
+        repair.is_check = false;
         while let Some(waiting) = repair.waiting.pop_front() {
             let arrival = match waiting {
                 Waiting::Publication(arrival) => arrival,
@@ -387,6 +436,7 @@ impl<P: Clone> RoomLog<P> {
             };
             if let Some(hole) = self.pass(arrival, now, out) {
                 repair.waiting.push_front(Waiting::Publication(hole));
+                self.is_unproven = true;
                 if !has_progress {
                     self.gap(GapCause::Interrupted, out);
                     self.seen = None;

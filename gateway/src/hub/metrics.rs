@@ -27,6 +27,8 @@ pub struct HubMetrics {
     pub inbox_overflows: IntCounter,
     /// Readings of a room's log to find out what an interruption has cost.
     pub repairs: IntCounter,
+    /// Readings of a silent room's log.
+    pub checks: IntCounter,
     /// Members that came back and found what they had missed in this node's memory.
     pub resumed_from_memory: IntCounter,
     /// Readings of a room's log for members that came back.
@@ -72,6 +74,11 @@ impl HubMetrics {
                 registry,
                 "tidegate_history_repairs_total",
                 "Readings of a room's history to find out what an interruption has cost.",
+            )?,
+            checks: counter(
+                registry,
+                "tidegate_history_checks_total",
+                "Readings of the history of rooms in which nothing has arrived for a while.",
             )?,
             resumed_from_memory: resumptions.with_label_values(&["memory"]),
             resumed_from_log: resumptions.with_label_values(&["log"]),

@@ -10,6 +10,7 @@ use std::{
     future::poll_fn,
     sync::{Arc, Weak},
     task::{Poll, Waker},
+    time::Duration,
 };
 
 use broker_bridge::{
@@ -144,6 +145,10 @@ impl Repair {
             Ok(page) => recorded.change(&room, |log, now, out| {
                 log.read(self.after, page, |entry| room.recorded_broadcast(entry), now, out)
             }),
+            // Nothing is known to be missing, and what arrives must not wait: the next check comes soon.
+            Err(error) if recorded.end_check(&room) => {
+                tracing::debug!(room = %room.name, %error, "cannot check the history of a room");
+            }
             Err(error) if error.is_retryable() => return Err(error),
             Err(error) => {
                 tracing::warn!(room = %room.name, %error, "cannot read the history of a room");
@@ -193,7 +198,8 @@ impl Recorded {
             let next = change(&mut state.log, now, &mut |number, item| room.post(number, item, &mut epoch));
             room.fan_out.count_history(&mut state);
             if let Next::Read(after) = next {
-                room.fan_out.metrics.repairs.inc();
+                let metrics = &room.fan_out.metrics;
+                if state.log.is_checking() { &metrics.checks } else { &metrics.repairs }.inc();
                 room.fan_out.repairs.push(Repair { room: Weak::clone(&room.this), after });
             }
             state.waiting.take()
@@ -209,6 +215,26 @@ impl Recorded {
         let bytes = broadcast.cost();
         let arrival = Arrival { publication: Arc::new(broadcast), bytes, place };
         self.change(room, |log, now, out| log.arrived(arrival, now, out));
+    }
+
+    /// Reads the log if nothing has arrived for `idle`: the last publication may have been lost on its way.
+    pub fn check(&self, room: &Room, idle: Duration) {
+        self.change(room, |log, now, _| log.check(idle, now));
+    }
+
+    /// Ends a check that cannot be made. Returns whether there was one.
+    fn end_check(&self, room: &Room) -> bool {
+        let mut was_checking = false;
+        self.change(room, |log, now, out| {
+            was_checking = log.is_checking();
+            if was_checking { log.unreadable(GapCause::Interrupted, now, out) } else { Next::Wait }
+        });
+        was_checking
+    }
+
+    /// How much is kept.
+    pub fn retention(&self) -> Retention {
+        self.retention
     }
 
     /// Gives up half of the ring.

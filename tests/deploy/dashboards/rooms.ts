@@ -188,9 +188,12 @@ export const rooms = dashboard(
           ),
           graph(
             "Repairs",
-            "Readings of rooms' logs to find out what an interruption has cost, per second.",
+            "Readings of rooms' logs per second: to find out what an interruption has cost, and checks of silent rooms (one a minute for each).",
             "cps",
-            [[`sum by (pod) (${rate("tidegate_history_repairs_total")})`, "{{pod}}"]],
+            [
+              [`sum by (pod) (${rate("tidegate_history_repairs_total")})`, "{{pod}}"],
+              [`sum(${rate("tidegate_history_checks_total")})`, "checks"],
+            ],
             { stacked: true },
           ),
         ),

@@ -20,6 +20,10 @@ enum Step {
     PublishOversized,
     /// The next thing that is on its way to a node arrives.
     Deliver(usize),
+    /// The next thing that is on its way to a node is lost, and nobody notices.
+    Lose(usize),
+    /// A node checks whether something was lost.
+    Check(usize),
     /// A node loses its connection, and what is on its way.
     Interrupt(usize),
     Reconnect(usize),
@@ -48,6 +52,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::PublishUnrecorded),
         1 => Just(Step::PublishOversized),
         10 => node.clone().prop_map(Step::Deliver),
+        1 => node.clone().prop_map(Step::Lose),
+        2 => node.clone().prop_map(Step::Check),
         2 => node.clone().prop_map(Step::Interrupt),
         4 => node.clone().prop_map(Step::Reconnect),
         1 => (0_usize..4).prop_map(Step::Failover),
@@ -78,6 +84,8 @@ struct Node {
     coming: VecDeque<Coming>,
     next: Next,
     answer: Option<(Cursor, Page)>,
+    /// The last publication that was lost on its way.
+    lost: Option<Cursor>,
 }
 
 /// Somebody in the room.
@@ -122,6 +130,7 @@ impl World {
             coming: VecDeque::new(),
             next: Next::Wait,
             answer: None,
+            lost: None,
         });
         let mut world = Self {
             entries: Vec::new(),
@@ -296,6 +305,18 @@ impl World {
                     })?;
                 }
             },
+            Step::Lose(node) => {
+                let node = &mut self.nodes[node];
+                // Without a position, or once the log is deleted, nobody can notice.
+                if let Some(Coming::Publication(_, Some(place))) = node.coming.front()
+                    && node.log.seen().is_some()
+                    && self.entries.iter().any(|(kept, _)| kept == place)
+                {
+                    node.lost = Some(place.cursor);
+                    node.coming.pop_front();
+                }
+            }
+            Step::Check(node) => self.at(node, |log, _| log.check(Duration::ZERO, now))?,
             Step::Interrupt(node) => self.interrupt(node),
             Step::Reconnect(node) => {
                 if !self.nodes[node].is_up {
@@ -319,6 +340,8 @@ impl World {
                 self.epochs += 1;
                 self.epoch = self.epochs;
             }
+            // What was lost on its way and then in the log is lost for good, and nobody can know.
+            Step::Delete if self.nodes.iter().any(|node| node.lost > node.log.seen()) => {}
             Step::Delete => {
                 self.entries.clear();
                 self.top = None;
@@ -418,6 +441,18 @@ impl World {
                     self.apply(Step::Deliver(node))?;
                     self.apply(Step::Answer(node))?;
                     self.apply(Step::Read(node))?;
+                }
+                if !last {
+                    self.apply(Step::Check(node))?;
+                    for _ in 0..1000 {
+                        self.apply(Step::Answer(node))?;
+                        self.apply(Step::Read(node))?;
+                    }
+                    let (seen, top) = (self.nodes[node].log.seen(), self.top);
+                    prop_assert!(
+                        seen.is_none() || top.is_none() || seen == top,
+                        "a check has not found {top:?}"
+                    );
                 }
                 let known = &self.nodes[node];
                 prop_assert!(known.log.repair.is_none() && known.coming.is_empty(), "a repair does not end");
