@@ -16,6 +16,7 @@ use tidegate::{
     clock::Time,
     config::{Config, Sources},
     framing::{Broadcast, Encoding, Format, Frame, MemberState, Transport},
+    history::Beginning,
     hub::{FanOut, Hub, HubMetrics},
     protocol::{Ask, On, TABLE},
     settings::Settings,
@@ -41,7 +42,7 @@ fn hub(c: &mut Criterion) {
     };
     let rooms: Vec<_> = (0..ROOMS).map(|number| room(&format!("chat:{number}"))).collect();
     for room in &rooms {
-        drop(hub.join(room, 0, None, None));
+        drop(hub.join(room, 0, None, Beginning::Live));
     }
     let publication = publication(r#"{"text":"hello"}"#);
     let mut next = rooms.iter().cycle().step_by(7919); // nothing of the room before is in a cache

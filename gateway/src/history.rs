@@ -1,11 +1,11 @@
 //! How much of a room's publications is kept.
 //!
 //! Owns the configured policies ([`HistoryPolicies`]) and decides which of several matching patterns applies to a
-//! room. The broker keeps the publications.
+//! room. Also names where a client may begin in such a room ([`Beginning`]). The broker keeps the publications.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, str::FromStr, time::Duration};
 
-use broker_bridge::{Retention, RoomName};
+use broker_bridge::{Cursor, Retention, RoomName};
 
 use crate::auth::grant::PolicyPattern;
 
@@ -18,6 +18,35 @@ pub struct HistoryPolicy {
     pub size: Option<NonZeroU32>,
     /// How long they are kept after the last one.
     pub ttl: Option<Ttl>,
+    /// Which of them arrive as one.
+    pub join: Option<Join>,
+}
+
+/// Which consecutive publications arrive as one at a client that catches up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Join {
+    /// None.
+    #[default]
+    Nothing,
+    /// Texts with the same event and user: pieces of one longer text.
+    Text,
+}
+
+/// Why a text is not a [`Join`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected none or text")]
+pub struct UnknownJoin;
+
+impl FromStr for Join {
+    type Err = UnknownJoin;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Self::Nothing),
+            "text" => Ok(Self::Text),
+            _ => Err(UnknownJoin),
+        }
+    }
 }
 
 /// How long a history is kept after its last publication.
@@ -27,6 +56,34 @@ pub enum Ttl {
     Expires(Duration),
     /// Until it is cleared.
     Never,
+}
+
+/// Where a client begins in a room with a history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beginning {
+    /// With the next publication.
+    #[default]
+    Live,
+    /// Right after this position: the client has received everything up to there.
+    After(Cursor),
+    /// With the newest publications, as many as this. The client has no claim to what was before.
+    Last(NonZeroU32),
+}
+
+impl From<Option<Cursor>> for Beginning {
+    fn from(since: Option<Cursor>) -> Self {
+        since.map_or(Self::Live, Self::After)
+    }
+}
+
+impl Beginning {
+    /// The position after which the client continues.
+    pub fn since(self) -> Option<Cursor> {
+        match self {
+            Self::After(position) => Some(position),
+            Self::Live | Self::Last(_) => None,
+        }
+    }
 }
 
 /// All configured histories.
@@ -40,7 +97,8 @@ impl HistoryPolicies {
     /// Accepts policies in any order.
     pub fn new(policies: &[HistoryPolicy]) -> Self {
         // A policy without a size still matters, because its ttl applies together with another one's size.
-        let says_something = |policy: &&HistoryPolicy| policy.size.is_some() || policy.ttl.is_some();
+        let says_something =
+            |policy: &&HistoryPolicy| policy.size.is_some() || policy.ttl.is_some() || policy.join.is_some();
         let mut policies: Box<[_]> = policies.iter().filter(says_something).cloned().collect();
         if policies.iter().all(|policy| policy.size.is_none()) {
             return Self::default();
@@ -67,6 +125,12 @@ impl HistoryPolicies {
         };
         size.map(|size| Retention { size, ttl })
     }
+
+    /// Which publications of `room` arrive as one at a client that catches up.
+    pub fn join(&self, room: &RoomName) -> Join {
+        let mut matching = self.policies.iter().filter(|policy| policy.pattern.covers(room));
+        matching.find_map(|policy| policy.join).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]
@@ -75,7 +139,7 @@ mod tests {
 
     fn policy(pattern: &str, size: Option<u32>, ttl: Option<Ttl>) -> HistoryPolicy {
         let size = size.map(|size| size.try_into().unwrap());
-        HistoryPolicy { pattern: pattern.parse().unwrap(), size, ttl }
+        HistoryPolicy { pattern: pattern.parse().unwrap(), size, ttl, join: None }
     }
 
     fn seconds(seconds: u64) -> Ttl {
@@ -113,6 +177,23 @@ mod tests {
             Some(Retention { size: 3.try_into().unwrap(), ..Retention::default() })
         );
         assert_eq!(HistoryPolicies::default().of(&lobby), None);
+    }
+
+    #[test]
+    fn the_most_specific_pattern_says_what_is_joined() {
+        let join = |join, policy| HistoryPolicy { join, ..policy };
+        let policies = HistoryPolicies::new(&[
+            join(Some(Join::Text), policy("answer:*", None, None)),
+            join(Some(Join::Nothing), policy("answer:raw:*", None, None)),
+            policy("*", Some(5), None),
+        ]);
+        let of = |room: &str| policies.join(&RoomName::new(room).unwrap());
+        assert_eq!(
+            [of("answer:1"), of("answer:raw:1"), of("lobby")],
+            [Join::Text, Join::Nothing, Join::Nothing]
+        );
+        assert_eq!(["none", "text"].map(str::parse), [Ok(Join::Nothing), Ok(Join::Text)]);
+        assert_eq!("texts".parse::<Join>(), Err(UnknownJoin));
     }
 
     /// Each publication asks, also where no room has a history.

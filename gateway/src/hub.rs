@@ -30,8 +30,7 @@ use std::{
 };
 
 use broker_bridge::{
-    Affinity, Broker, BrokerError, Cursor, GapCause, Place, Publication, Retention, RoomName, Sink,
-    Subscribing,
+    Affinity, Broker, BrokerError, GapCause, Place, Publication, Retention, RoomName, Sink, Subscribing,
 };
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -41,6 +40,7 @@ use crate::{
     budget::{Budget, Consumer},
     clock::Time,
     framing::{Broadcast, Places},
+    history::Beginning,
     shrink,
 };
 
@@ -111,7 +111,7 @@ impl Hub {
     }
 
     /// Adds a session of `shard` to `room`. Resolves when the broker has acknowledged the node's interest, and if the room
-    /// has a history, once it is known where the session begins: after the position `since`, if that is given.
+    /// has a history, once it is known where the session begins.
     /// Every [`join`](Self::join) needs one [`leave`](Self::leave), even if the future is dropped or fails.
     ///
     /// Whether a room has a history is decided by who joins it first, for as long as the node's interest lasts.
@@ -120,8 +120,9 @@ impl Hub {
         room: &RoomName,
         shard: usize,
         history: Option<Retention>,
-        since: Option<Cursor>,
+        beginning: impl Into<Beginning>,
     ) -> Joining {
+        let beginning = beginning.into();
         let mut rooms = self.stripe(room.as_str()).lock();
         let mut lingering = false;
         if let Some(interest) = rooms.get(room)
@@ -149,8 +150,8 @@ impl Hub {
         let subscribing = self.broker.subscribe(room, Arc::clone(&known) as _, interest.affinity);
         drop(rooms);
         match known.recorded {
-            None => Joining::Live(subscribing, history.map(|_| Begin::without_history(since))),
-            Some(_) => Joining::Recorded(Recorded::join(known, subscribing, since)),
+            None => Joining::Live(subscribing, history.map(|_| Begin::without_history(beginning.since()))),
+            Some(_) => Joining::Recorded(Recorded::join(known, subscribing, beginning)),
         }
     }
 
@@ -497,7 +498,7 @@ mod tests {
         }
 
         async fn join(&self, name: &str, shard: usize) {
-            self.hub.join(&room(name), shard, None, None).await.unwrap();
+            self.hub.join(&room(name), shard, None, Beginning::Live).await.unwrap();
         }
 
         fn publish(&self, name: &str, text: &str) {
@@ -696,7 +697,7 @@ mod tests {
         let broker = MemoryBroker::new(&MemoryBus::new());
         let lossy = Arc::new(Lossy { broker, loses: Arc::clone(&loses), reads: AtomicUsize::new(0) });
         let bench = Bench::on(1, Arc::clone(&lossy) as _);
-        bench.hub.join(&room("a"), 0, Some(KEEP), None).await.unwrap();
+        bench.hub.join(&room("a"), 0, Some(KEEP), Beginning::Live).await.unwrap();
         bench.record("a", "1");
         assert_eq!(bench.posted(), [["a"]]);
         loses.store(true, Ordering::Relaxed);
@@ -724,7 +725,7 @@ mod tests {
     #[tokio::test]
     async fn a_room_with_a_history_lingers_longer_unless_its_policy_has_changed() {
         let bench = Bench::new(1);
-        let join = async |history| bench.hub.join(&room("a"), 0, history, None).await.unwrap();
+        let join = async |history| bench.hub.join(&room("a"), 0, history, Beginning::Live).await.unwrap();
         join(Some(KEEP)).await;
         bench.hub.leave(&room("a"), 0);
         bench.forget_rooms_after(LINGER_RECORDED.checked_sub(Hub::STEP).unwrap());
@@ -750,7 +751,7 @@ mod tests {
         let bench = Bench::new(1);
         for name in 0..MOST_LINGERING + 5 {
             let name = room(&name.to_string());
-            bench.hub.join(&name, 0, Some(KEEP), None).await.unwrap();
+            bench.hub.join(&name, 0, Some(KEEP), Beginning::Live).await.unwrap();
             bench.hub.leave(&name, 0);
         }
         bench.forget_rooms_after(Hub::STEP);

@@ -32,6 +32,7 @@ pub mod centrifuge;
 pub mod endpoint;
 pub mod event_stream;
 mod json;
+pub mod long_poll;
 pub mod ndjson;
 pub mod plain;
 pub mod publish;
@@ -39,8 +40,14 @@ pub mod publish;
 pub use self::endpoint::{Ask, Call, Endpoint, MakeProtocol, On, Opening, Route};
 
 /// Every protocol. If several can serve a request equally well, the first one does.
-pub static TABLE: [&Endpoint; 5] =
-    [&plain::ENDPOINT, &event_stream::ENDPOINT, &ndjson::ENDPOINT, &centrifuge::ENDPOINT, &publish::ENDPOINT];
+pub static TABLE: [&Endpoint; 6] = [
+    &plain::ENDPOINT,
+    &event_stream::ENDPOINT,
+    &ndjson::ENDPOINT,
+    &long_poll::ENDPOINT,
+    &centrifuge::ENDPOINT,
+    &publish::ENDPOINT,
+];
 
 /// The names of the protocols that have sessions.
 pub fn names() -> Vec<ProtocolName> {
@@ -77,6 +84,16 @@ pub trait Protocol: fmt::Debug {
     /// How often the session needs heartbeats.
     fn timing(&self) -> Timing {
         Timing::default()
+    }
+
+    /// For a session that is one answer and not a stream: how long it may wait until there is something to answer.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
+    /// How many publications the answer has, for a session that is one. It ends once it has caught up and has any.
+    fn answered(&self) -> u64 {
+        0
     }
 
     /// Writes the first message, if the protocol has one. `spread` is a random number in `0..1` that spreads

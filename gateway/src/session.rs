@@ -216,6 +216,16 @@ impl Session {
         self.protocol.timing()
     }
 
+    /// How long it may wait for something to answer, if it is one answer.
+    pub fn patience(&self) -> Option<Duration> {
+        self.protocol.patience()
+    }
+
+    /// How many publications it has answered with, if it is one answer.
+    pub fn answered(&self) -> u64 {
+        self.protocol.answered()
+    }
+
     /// How publications of `room` are encoded for it; `request` subscribed to the room.
     pub fn format(&mut self, room: &RoomName, request: RequestId) -> RoomFormat {
         self.protocol.format(room, request)

@@ -46,6 +46,7 @@ mod connection;
 mod core;
 mod fanout;
 pub mod inbox;
+mod joined_text;
 mod joins;
 mod metrics;
 mod outbound;

@@ -65,6 +65,11 @@ impl Client {
         script::python(&["httpx_sse_client.py", url])?.opened().await
     }
 
+    /// Polls these URLs of one room in turn, each from where the one before has ended, with the `httpx` package of Python.
+    pub async fn python_polls(urls: &[&str]) -> Result<Self> {
+        script::python(&[&["long_poll_client.py"], urls].concat())?.opened().await
+    }
+
     /// The status of a `POST` of this many bytes with the `fetch` of Node.js.
     pub async fn node_upload(url: &str, bytes: usize) -> Result<u16> {
         let mut script = Script::node(&["upload.mjs", url, &bytes.to_string()])?;

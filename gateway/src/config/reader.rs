@@ -126,7 +126,7 @@ impl Reader {
                 continue;
             };
             let (mut operations, mut overflow, mut priority) = (Operations::NONE, None, None);
-            let (mut size, mut ttl) = (None, None);
+            let (mut size, mut ttl, mut join) = (None, None, None);
             for Entry { key, line, raw } in entries.into_iter().flat_map(flatten) {
                 let name = format!("{name}.{key}");
                 let source = source.at_line(line);
@@ -140,6 +140,9 @@ impl Reader {
                     "history.ttl" => table::ROOMS_HISTORY_TTL.kind.read(&raw).map(|given| {
                         ttl = Some(given.map_or(Ttl::Never, Ttl::Expires));
                     }),
+                    "history.join" => {
+                        table::ROOMS_HISTORY_JOIN.kind.read(&raw).map(|given| join = Some(given))
+                    }
                     key if table::is_room_section(key) => Err(table_of(key)),
                     key => {
                         self.errors.push(error(&source, &name, None, unknown_room_key(key)));
@@ -153,13 +156,14 @@ impl Reader {
             if let Ok(pattern) = parsed {
                 policies.push(Policy { pattern: pattern.clone(), operations });
                 deliveries.push(DeliveryPolicy { pattern: pattern.clone(), overflow, priority });
-                histories.push(HistoryPolicy { pattern, size, ttl });
+                histories.push(HistoryPolicy { pattern, size, ttl, join });
             }
         }
         self.note_rooms(&deliveries, &table::ROOMS_OVERFLOW, |it| Some((&it.pattern, it.overflow?)));
         self.note_rooms(&deliveries, &table::ROOMS_PRIORITY, |it| Some((&it.pattern, it.priority?)));
         self.note_rooms(&histories, &table::ROOMS_HISTORY_SIZE, |it| Some((&it.pattern, it.size?)));
         self.note_rooms(&histories, &table::ROOMS_HISTORY_TTL, |it| Some((&it.pattern, it.ttl?)));
+        self.note_rooms(&histories, &table::ROOMS_HISTORY_JOIN, |it| Some((&it.pattern, it.join?)));
         self.snapshot.set(table::ROOMS_GRANT.name, Some(format!("{policies:?}")));
         (policies, deliveries, histories)
     }
@@ -259,7 +263,7 @@ fn flatten(entry: Entry) -> Vec<Entry> {
 /// What is wrong with a value that should be this section of a room pattern.
 fn table_of(section: &str) -> String {
     let inner = table::room_keys().filter_map(|key| key.strip_prefix(section)?.strip_prefix('.'));
-    format!("expected a table of {}", inner.collect::<Vec<_>>().join(" and "))
+    format!("expected a table of {}", inner.collect::<Vec<_>>().join(", "))
 }
 
 /// What is wrong with a key of a room pattern that does not exist.

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     auth::{CookieName, remote::JwksUrl},
     delivery::Overflow,
+    history::Join,
 };
 
 /// One key.
@@ -690,6 +691,16 @@ table! {
         reload: Live,
         doc: "How long the history of such a room is kept after its last publication.",
         more: "`none`: until it is cleared.",
+    };
+    ROOMS_HISTORY_JOIN: Parsed<Join> = Key {
+        name: r#"rooms."<pattern>".history.join"#,
+        kind: Parsed::new("none or text"),
+        default: Is(r#""none""#),
+        reload: Live,
+        doc: "Which consecutive publications arrive as one at a client that catches up.",
+        more: "`text`: texts with the same event and user, up to 16 KiB together, with the position of the last: \
+               pieces of one longer text, such as the tokens of an answer. JSON that is declared as such and binary data \
+               are never joined.",
     };
 }
 

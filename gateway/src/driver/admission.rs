@@ -130,10 +130,10 @@ impl Worker {
             return applicant.refuse(Refusal::Draining.into()).map(ShardBody::Router);
         }
         let protocol = admission.protocol;
-        let (rooms, since) = (&admission.opening.rooms, &admission.opening.since);
+        let (rooms, begin) = (&admission.opening.rooms, &admission.opening.begin);
         let id = self.context.ids.next();
         let start = admission.start(id, permit);
-        let (key, admitted) = self.open(|core| core.open(start, rooms, since));
+        let (key, admitted) = self.open(|core| core.open(start, rooms, begin));
         let guard = ConnectionGuard { worker: Rc::clone(&self), key };
         let refused = match admitted.await {
             Ok(Ok(())) => None,

@@ -31,6 +31,7 @@ use std::{
 
 use broker_bridge::{
     Cursor, Follows, GapCause, Place,
+    broker::MAX_PAGE_BYTES,
     history::{Entry, Page, Start},
 };
 
@@ -66,6 +67,9 @@ pub struct RoomLog<P> {
     has_unrecorded: bool,
     /// When something last arrived, or was found in the log.
     active: Option<Instant>,
+    /// The number of the ring's first item when the log was read from its end, and how many publications were asked for:
+    /// while the ring begins there, the log has no more to give.
+    read_back: Option<(u64, usize)>,
     repair: Option<Repair<P>>,
 }
 
@@ -172,6 +176,7 @@ impl<P: Clone> RoomLog<P> {
             is_blind: false,
             has_unrecorded: false,
             active: None,
+            read_back: None,
             repair: None,
         }
     }
@@ -518,6 +523,36 @@ impl<P: Clone> RoomLog<P> {
         // A position that the log did not know is never used again.
         let unknown = self.unknown.iter().find(|(known, _)| *known == cursor);
         unknown.map_or(Resume::Read, |(_, cause)| Resume::After(self.ring.later_than(cursor), *cause))
+    }
+
+    /// The number of the item with which the newest `count` publications begin, or fewer if the log has no more. `None`
+    /// if the ring does not know: read the log from its end on, and pass the answer to
+    /// [`backfill_last`](Self::backfill_last).
+    pub fn last(&self, count: usize) -> Option<u64> {
+        let (number, found) = self.ring.last(count);
+        let is_read = self.read_back.is_some_and(|(first, most)| first == self.ring.first() && count <= most);
+        let is_all = is_read
+            || found == count
+            // A page would not have more either.
+            || self.ring.bytes() >= MAX_PAGE_BYTES
+            || self.ring.start().is_some_and(|start| start.offset == 0);
+        is_all.then_some(number)
+    }
+
+    /// The log was read from its end on, for somebody who wants the newest `count` publications. Returns where to begin.
+    ///
+    /// Only once this node has [reached](Self::has_reached) the top of the page, as for [`backfill`](Self::backfill).
+    pub fn backfill_last(&mut self, count: usize, page: Page, make: impl Fn(Entry) -> (P, usize)) -> u64 {
+        // A page that is not full has everything, or as many bytes as a page may have.
+        let most = if page.entries.len() < count { usize::MAX } else { count };
+        if let Some(first) = page.entries.first() {
+            let Place { cursor, follows } = first.place;
+            let before = follows.cursor().unwrap_or(Cursor { offset: 0, ..cursor });
+            // The number is that of the page's first publication, which may be earlier than what is wanted.
+            let _ = self.backfill(before, Page { start: Start::Continuous, ..page }, make);
+        }
+        self.read_back = Some((self.ring.first(), most));
+        self.ring.last(count).0
     }
 
     /// Whether everything up to this position has arrived, as far as it will.

@@ -8,6 +8,7 @@
 use std::{
     collections::VecDeque,
     future::poll_fn,
+    num::NonZeroU32,
     sync::{Arc, Weak},
     task::{Poll, Waker},
     time::Duration,
@@ -28,7 +29,7 @@ use super::{
     Room,
     log::{Arrival, Bounds, Item, Next, Resume, RoomLog},
 };
-use crate::{budget::Consumer, framing::Broadcast};
+use crate::{budget::Consumer, framing::Broadcast, history::Beginning};
 
 /// How much one room's ring holds, in bytes, with what each publication costs besides its payload.
 const RING: usize = 8 * 1024 * 1024;
@@ -77,13 +78,35 @@ pub struct Begin {
     pub position: Option<Cursor>,
     /// The position before the item with the number [`live`](Self::live), if it is known.
     pub top: Option<Cursor>,
+    /// Whether it asked for the newest items before [`live`](Self::live), whatever may be missing among them.
+    pub is_snapshot: bool,
 }
 
 impl Begin {
+    fn snapshot(self) -> Self {
+        Self { is_snapshot: true, ..self }
+    }
+
     /// In a room whose interest began before it had a history: with whatever comes.
     pub fn without_history(since: Option<Cursor>) -> Self {
-        Self { from: 0, live: 0, gap: since.map(|_| GapCause::Unrecorded), position: None, top: None }
+        Self {
+            from: 0,
+            live: 0,
+            gap: since.map(|_| GapCause::Unrecorded),
+            position: None,
+            top: None,
+            is_snapshot: false,
+        }
     }
+}
+
+/// What somebody who joins wants, and the ring does not have.
+#[derive(Clone, Copy)]
+enum Wanted {
+    /// Everything after this position.
+    After(Cursor),
+    /// So many of the newest publications.
+    Last(usize),
 }
 
 /// A piece of a ring.
@@ -258,7 +281,7 @@ impl Recorded {
     pub fn join(
         room: Arc<Room>,
         subscribing: Subscribing,
-        since: Option<Cursor>,
+        beginning: Beginning,
     ) -> BoxFuture<'static, Result<Joined, BrokerError>> {
         Box::pin(async move {
             subscribing.await?;
@@ -271,14 +294,15 @@ impl Recorded {
                 recorded.state.lock().log.not_opened();
                 tracing::warn!(room = %room.name, %error, "cannot open the history of a room");
             }
-            let begin = match since {
-                None => {
+            let begin = match beginning {
+                Beginning::Live => {
                     let state = recorded.state.lock();
                     let next = state.log.ring().next();
                     let (position, top) = (state.log.seen(), state.log.position());
-                    Begin { from: next, live: next, gap: None, position, top }
+                    Begin { from: next, live: next, gap: None, position, top, is_snapshot: false }
                 }
-                Some(cursor) => recorded.resume(&room, cursor).await?,
+                Beginning::After(cursor) => recorded.resume(&room, cursor).await?,
+                Beginning::Last(count) => recorded.last(&room, count).await?,
             };
             Ok(Joined { begin: Some(begin) })
         })
@@ -339,7 +363,7 @@ impl Recorded {
             match others {
                 Some(reading) => reading.await,
                 None => {
-                    if let Some(begin) = self.read_for(room, cursor).await {
+                    if let Some(begin) = self.read_for(room, Wanted::After(cursor)).await {
                         return begin;
                     }
                 }
@@ -347,8 +371,31 @@ impl Recorded {
         }
     }
 
-    /// Reads the log for somebody who comes back. `None` if somebody else has begun to meanwhile.
-    async fn read_for(&self, room: &Arc<Room>, cursor: Cursor) -> Option<Result<Begin, BrokerError>> {
+    /// Where somebody begins who wants the newest publications, `count` of them or as many as the room keeps.
+    async fn last(&self, room: &Arc<Room>, count: NonZeroU32) -> Result<Begin, BrokerError> {
+        let count = usize::try_from(count.min(self.retention.size).get()).unwrap_or(usize::MAX).min(MAX_PAGE);
+        loop {
+            let others = {
+                let state = self.state.lock();
+                if let Some(from) = state.log.last(count) {
+                    room.fan_out.metrics.resumed_from_memory.inc();
+                    return Ok(Self::begin(room, &state, from, None).snapshot());
+                }
+                state.reading.clone()
+            };
+            match others {
+                Some(reading) => reading.await,
+                None => {
+                    if let Some(begin) = self.read_for(room, Wanted::Last(count)).await {
+                        return begin.map(Begin::snapshot);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the log for somebody who joins. `None` if somebody else has begun to meanwhile.
+    async fn read_for(&self, room: &Arc<Room>, wanted: Wanted) -> Option<Result<Begin, BrokerError>> {
         let begin = Arc::new(Mutex::new(None));
         let reading = {
             let mut state = self.state.lock();
@@ -359,7 +406,10 @@ impl Recorded {
             // Weak, because the room keeps the reading until it has ended.
             let (room, found) = (Arc::downgrade(room), Arc::clone(&begin));
             let reading = async move {
-                let page = read_all(&room, cursor).await;
+                let page = match wanted {
+                    Wanted::After(cursor) => read_all(&room, cursor).await,
+                    Wanted::Last(count) => read_page(&room, ReadFrom::Last, count).await,
+                };
                 let top = page.as_ref().map_or(None, |page| page.top);
                 reached(&room, top).await;
                 let Some(room) = room.upgrade() else { return };
@@ -367,7 +417,7 @@ impl Recorded {
                 let mut state = recorded.state.lock();
                 state.reading = None;
                 *found.lock() = Some(match page {
-                    Ok(page) => Ok(Self::backfill(&room, &mut state, cursor, page)),
+                    Ok(page) => Ok(Self::backfill(&room, &mut state, wanted, page)),
                     // What was missed is still there: the client may try again.
                     Err(error) if error.is_retryable() => Err(error),
                     Err(error) => {
@@ -389,8 +439,12 @@ impl Recorded {
         !self.state.lock().log.has_reached(top)
     }
 
-    fn backfill(room: &Room, state: &mut State, cursor: Cursor, page: Page) -> Begin {
-        let (from, gap) = state.log.backfill(cursor, page, |entry| room.recorded_broadcast(entry));
+    fn backfill(room: &Room, state: &mut State, wanted: Wanted, page: Page) -> Begin {
+        let make = |entry| room.recorded_broadcast(entry);
+        let (from, gap) = match wanted {
+            Wanted::After(cursor) => state.log.backfill(cursor, page, make),
+            Wanted::Last(count) => (state.log.backfill_last(count, page, make), None),
+        };
         room.fan_out.count_history(state);
         Self::begin(room, state, from, gap)
     }
@@ -402,18 +456,18 @@ impl Recorded {
         }
         let live = state.log.ring().next();
         let position = if from == live { state.log.seen() } else { None };
-        Begin { from, live, gap, position, top: state.log.position() }
+        Begin { from, live, gap, position, top: state.log.position(), is_snapshot: false }
     }
 }
 
 /// Reads everything after `cursor` that the ring does not have. The room may be forgotten meanwhile.
 async fn read_all(room: &Weak<Room>, cursor: Cursor) -> Result<Page, BrokerError> {
-    let mut page = read_page(room, cursor).await?;
+    let mut page = read_page(room, ReadFrom::After(cursor), MAX_PAGE).await?;
     while let Some(last) = page.entries.last().map(|entry| entry.place.cursor)
         && page.top.is_some_and(|top| last < top)
         && wants_more(room, last, &page)
     {
-        let more = read_page(room, last).await?;
+        let more = read_page(room, ReadFrom::After(last), MAX_PAGE).await?;
         if more.entries.is_empty() {
             break;
         }
@@ -428,10 +482,10 @@ async fn read_all(room: &Weak<Room>, cursor: Cursor) -> Result<Page, BrokerError
     Ok(page)
 }
 
-async fn read_page(room: &Weak<Room>, after: Cursor) -> Result<Page, BrokerError> {
+async fn read_page(room: &Weak<Room>, from: ReadFrom, limit: usize) -> Result<Page, BrokerError> {
     let reading = room.upgrade().and_then(|room| {
         let recorded = room.recorded.as_ref()?;
-        Some(recorded.broker.read(&room.name, ReadFrom::After(after), MAX_PAGE))
+        Some(recorded.broker.read(&room.name, from, limit))
     });
     reading.ok_or(BrokerError::Closed)?.await
 }

@@ -1,6 +1,6 @@
 //! The endpoints of a protocol: its routes, and what a request there becomes.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, num::NonZeroU32, pin::Pin, sync::Arc};
 
 use axum::body::Body;
 use broker_bridge::{Affinity, Cursor, RoomName, history::InvalidCursor};
@@ -9,6 +9,7 @@ use http::{HeaderMap, Method, Response, request::Parts};
 use super::Protocol;
 use crate::{
     framing::Positions,
+    history::Beginning,
     request::{Gate, Problem, query::Query},
     settings::Settings,
     vocabulary::{ProtocolName, Refusal},
@@ -140,6 +141,38 @@ impl Ask<'_> {
         }
     }
 
+    /// Where the client begins in each of `rooms`, the [rooms](Self::rooms) of the request: [after](Self::since) a position,
+    /// with the newest publications (`?last=`), or live.
+    pub fn begin(&self, rooms: &[RoomName]) -> Result<Vec<Beginning>, Problem> {
+        let since = self.since(rooms)?;
+        let Some(last) = self.last()? else { return Ok(since.into_iter().map(Beginning::from).collect()) };
+        if self.query().one("since")?.is_some() {
+            let detail = "query parameters `since` and `last`: expected only one of them";
+            return Err(Problem::new(Refusal::BadRequest, detail));
+        }
+        // The client has come back by itself, with what it has received in the meantime.
+        if !since.is_empty() {
+            return Ok(since.into_iter().map(Beginning::from).collect());
+        }
+        if !rooms.iter().any(|room| self.has_history(room)) {
+            return Err(needs_history());
+        }
+        Ok(vec![Beginning::Last(last); rooms.len()])
+    }
+
+    fn last(&self) -> Result<Option<NonZeroU32>, Problem> {
+        let Some(text) = self.query().one("last")? else { return Ok(None) };
+        let number = text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+        match number {
+            Some(number) if NonZeroU32::get(number) <= MAX_LAST => Ok(Some(number)),
+            _ => {
+                let detail =
+                    format!("query parameter `last`: expected a number from 1 to {MAX_LAST}, found {text:?}");
+                Err(Problem::new(Refusal::BadRequest, detail))
+            }
+        }
+    }
+
     /// Whether the configuration gives the room a history.
     pub fn has_history(&self, room: &RoomName) -> bool {
         self.settings.history.of(room).is_some()
@@ -153,6 +186,14 @@ impl Ask<'_> {
 
 /// A position that no log knows.
 pub const UNKNOWN: Cursor = Cursor { epoch: 0, offset: 0 };
+
+/// The most publications that a client may ask for with `?last=`.
+const MAX_LAST: u32 = 1000;
+
+/// The room keeps nothing that could be read.
+pub fn needs_history() -> Problem {
+    Problem::new(Refusal::NeedsHistory, "needs history: the configuration gives this room none")
+}
 
 /// How many rooms a client may continue in at once.
 pub const MAX_POSITIONS: usize = 16;
@@ -199,8 +240,10 @@ pub struct Call {
 pub struct Opening {
     /// The rooms that it joins at the start, without duplicates.
     pub rooms: Vec<RoomName>,
-    /// The position in each of the rooms after which the client continues. Empty if it continues in none.
-    pub since: Vec<Option<Cursor>>,
+    /// Where the client begins in each of the rooms. Empty if it begins live in all of them.
+    pub begin: Vec<Beginning>,
+    /// Whether the session is one answer, and counts as a command of its user.
+    pub is_answer: bool,
     /// Whether the client authenticates within the session, and the request needs no token.
     pub signs_in_later: bool,
     /// Creates its protocol state.
@@ -221,7 +264,7 @@ impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opening")
             .field("rooms", &self.rooms)
-            .field("since", &self.since)
+            .field("begin", &self.begin)
             .field("signs_in_later", &self.signs_in_later)
             .finish_non_exhaustive()
     }

@@ -111,7 +111,7 @@ impl From<Refusal> for Problem {
             Refusal::Memory => "this node is short of memory; come back or reach another one",
             Refusal::Attempts => "too many connections in a short time from this address",
             Refusal::AddressConnections => "this address has as many connections as it may",
-            Refusal::UserCommands => "this user publishes too often",
+            Refusal::UserCommands => "this user publishes or polls too often",
             Refusal::UserBytes => "this user publishes too much",
             Refusal::Draining => "this node is leaving; come back and reach another one",
             Refusal::Broker => "the broker cannot be reached; nothing was published or subscribed",

@@ -23,6 +23,7 @@ use crate::{
     auth::Operation,
     driver::Admission,
     framing::{Framing, Transport},
+    history::Beginning,
     protocol::{
         Ask, Call, Endpoint, On, TABLE,
         endpoint::{Answer, Open},
@@ -217,6 +218,12 @@ async fn admit(
     };
     if let Some(identity) = &identity {
         gate.check_grant(identity, Operation::Subscribe, &opening.rooms)?;
+        if opening.begin.iter().any(|begin| matches!(begin, Beginning::Last(_))) {
+            gate.check_grant(identity, Operation::History, &opening.rooms)?;
+        }
+        if opening.is_answer && request.method == Method::GET {
+            gate.check_user(identity, None)?;
+        }
     }
     Ok(Admission { identity, opening, protocol, framing: Framing::on(transport), deflate: None::<Deflate> })
 }

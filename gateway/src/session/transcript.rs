@@ -82,6 +82,7 @@ impl Opened {
             "event_stream" => "sse",
             "centrifuge" => "centrifuge",
             "ndjson" => "ndjson",
+            "long_poll" => "long_poll",
             "plain" => "plain",
             other => panic!("no protocol {other}"),
         };

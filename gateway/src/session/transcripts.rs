@@ -222,7 +222,10 @@ fn opening(opened: &Opened) -> (Opening, Framing) {
         })
         .expect("a route");
     let request = http::Request::get(format!("/?{}", opened.query.join("&"))).body(()).expect("a request");
-    let flags = vec![("sse.retry".to_owned(), "1s".to_owned())];
+    let mut flags = vec![("sse.retry".to_owned(), "1s".to_owned())];
+    if opened.protocol == "long_poll" {
+        flags.push((format!(r#"rooms."{ROOM}".history.size"#), "10".to_owned()));
+    }
     let config = Config::load(&Sources { flags, ..Sources::default() }).expect("a configuration");
     let settings = Settings::new(&config, Arc::new(Keyring::new(Vec::new(), Vec::new())));
     let ask =

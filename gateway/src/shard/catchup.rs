@@ -15,11 +15,15 @@ use super::{
     batch::Batch,
     connection::{Connection, ConnectionKey},
     fanout::delivery,
+    joined_text,
     rooms::Membership,
     state::State,
     transport::Transport,
 };
-use crate::hub::{Begin, log::Item};
+use crate::{
+    history::Join,
+    hub::{Begin, log::Item},
+};
 
 /// The number from which a member receives broadcasts while it catches up: never.
 pub const NEVER: u64 = u64::MAX;
@@ -42,6 +46,8 @@ pub struct Place {
     pub live: u64,
     /// The epoch of its position, if it knows one.
     pub epoch: Option<u64>,
+    /// Whether what is missing before that item does not count.
+    pub is_snapshot: bool,
 }
 
 impl<T: Transport> Core<T> {
@@ -51,7 +57,8 @@ impl<T: Transport> Core<T> {
         if connection.memberships.get(room).is_none_or(|membership| membership.from != NEVER) {
             return;
         }
-        let Begin { from, live, gap, position, top: _ } = begin.unwrap_or(Begin::without_history(None));
+        let Begin { from, live, gap, position, top: _, is_snapshot } =
+            begin.unwrap_or(Begin::without_history(None));
         if let Some(cause) = gap {
             self.tell(key, room, cause);
         }
@@ -63,25 +70,33 @@ impl<T: Transport> Core<T> {
             connection.positioned(&mut self.state, room, position);
         }
         let epoch = position.map(|position| position.epoch);
-        self.begin_at(key, Place { room: room.clone(), next: from, live, epoch });
+        self.begin_at(key, Place { room: room.clone(), next: from, live, epoch, is_snapshot });
     }
 
     /// Continues with the next piece.
     pub(super) fn catch_up(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let share = self.state.settings.limits.outbound.get() / 4;
-        let Some(Place { room, next, live, mut epoch }) = connection.next_to_catch_up(share) else { return };
+        let Some(Place { room, next, live, mut epoch, is_snapshot }) = connection.next_to_catch_up(share)
+        else {
+            return;
+        };
+        // A snapshot is as much of the past as there is, with whatever may be missing in it.
+        let is_past = |number| is_snapshot && number < live;
         let space = share.saturating_sub(connection.queued());
         let Some(piece) = self.state.context.hub.piece(&room, next, space) else {
             return self.end_catching_up(key, &room, 0);
         };
-        if piece.has_lost {
+        if piece.has_lost && !is_past(next) {
             self.tell(key, &room, GapCause::Trimmed);
         }
         let mut batch = Batch::default();
         let mut has_unrecorded = false;
         let mut reached = piece.next;
-        for (number, item) in piece.items {
+        let joins = self.state.settings.history.join(&room) == Join::Text;
+        let items =
+            if joins { joined_text::join(piece.items, &self.state.context.budget) } else { piece.items };
+        for (number, item) in items {
             let gap = match item {
                 Item::Publication(broadcast, cursor) if cursor.is_some() || number >= live => {
                     has_unrecorded = false;
@@ -102,6 +117,7 @@ impl<T: Transport> Core<T> {
                     batch.push(broadcast);
                     continue;
                 }
+                _ if is_past(number) => continue,
                 // Nobody can tell whether the client has received it before it came back.
                 Item::Publication(..) if has_unrecorded => continue,
                 Item::Publication(..) => {
@@ -198,7 +214,7 @@ impl<T: Transport> Connection<T> {
     }
 
     /// Whether there is a room to continue in.
-    fn is_catching_up(&self) -> bool {
+    pub(super) fn is_catching_up(&self) -> bool {
         self.catching_up.is_some()
     }
 

@@ -38,6 +38,7 @@ use super::{
 use crate::{
     clock::Tick,
     framing::{Encoding, Framing, MemberState},
+    history::Beginning,
     limits::ConnectionPermit,
     protocol::{Recover, RequestId, RoomFormat, Subscribed},
     session::{Effect, Effects, Session},
@@ -55,6 +56,10 @@ pub type Connections<T> = SlotMap<ConnectionKey, Box<Connection<T>>>;
 
 /// How long a peer may take to read the close frame and close its side.
 pub const LINGER: Duration = Duration::from_secs(5);
+/// How long a client may take to read the end of an answer.
+const ANSWER_LINGER: Duration = Duration::from_secs(60);
+/// An answer with this many publications ends, even if there are more.
+const FULL_ANSWER: u64 = 1000;
 /// How many publications of one session may wait for the broker's acknowledgement. At this limit the session
 /// is not read, so one busy client cannot fill the queue shared by all.
 const MAX_IN_FLIGHT: u32 = 64;
@@ -118,6 +123,8 @@ pub struct Connection<T: Transport> {
     /// The tick of its current timer entry in the shard.
     due: Tick,
     close_by: Tick,
+    /// When the session ends if it is one answer, even if there is nothing to answer. Never for a stream.
+    answer_by: Tick,
     _permit: Option<Arc<ConnectionPermit>>,
 }
 
@@ -187,6 +194,7 @@ impl<T: Transport> Connection<T> {
         if deflate.is_some() {
             decoder.allow_deflate();
         }
+        let answer_by = session.patience().map_or(Tick::NEVER, |patience| now.after(patience));
         Self {
             key,
             id: session.id(),
@@ -222,6 +230,7 @@ impl<T: Transport> Connection<T> {
             begin_deadline,
             due: Tick::default(),
             close_by: Tick::default(),
+            answer_by,
             _permit: permit,
         }
     }
@@ -297,6 +306,25 @@ impl<T: Transport> Connection<T> {
     /// The encoding of most of its rooms: that of the first one.
     pub fn usual_encoding(&mut self, first: Encoding) -> Encoding {
         *self.encoding.get_or_insert(first)
+    }
+
+    /// Whether the session is one answer.
+    pub fn is_answer(&self) -> bool {
+        self.answer_by != Tick::NEVER
+    }
+
+    /// When the session ends if it is one answer.
+    pub fn answer_by(&self) -> Tick {
+        self.answer_by
+    }
+
+    /// Whether the session is an answer that is complete.
+    fn is_answered(&self, now: Tick) -> bool {
+        if !self.is_answer() || self.phase != Phase::Open {
+            return false;
+        }
+        let count = self.session.answered();
+        count >= FULL_ANSWER || (!self.is_catching_up() && (count > 0 || now >= self.answer_by))
     }
 
     /// Queues the message that the protocol sends first, if any.
@@ -396,7 +424,14 @@ impl<T: Transport> Connection<T> {
                 self.begin_close(shard, reason);
                 Some(self.close_by)
             }
-            Phase::Admitting => Some(now.after(self.heartbeat_interval(shard)).min(self.expires(shard, now))),
+            Phase::Admitting => {
+                let beat = now.after(self.heartbeat_interval(shard));
+                Some(beat.min(self.expires(shard, now)).min(self.answer_by))
+            }
+            Phase::Open if now >= self.answer_by && !self.is_catching_up() => {
+                self.begin_close(shard, CloseReason::Answered);
+                Some(self.close_by)
+            }
             Phase::Open if now >= self.ages(shard) => {
                 self.begin_close(shard, CloseReason::MaxAge);
                 Some(self.close_by)
@@ -417,7 +452,8 @@ impl<T: Transport> Connection<T> {
                     self.touch(shard);
                 }
                 let silent_by = self.silent_by(shard);
-                Some(self.next_ping.min(self.expires(shard, now)).min(silent_by).min(self.ages(shard)))
+                let ends = self.expires(shard, now).min(self.ages(shard)).min(self.answer_by);
+                Some(self.next_ping.min(silent_by).min(ends))
             }
         }
     }
@@ -435,7 +471,7 @@ impl<T: Transport> Connection<T> {
         self.note_received(now);
         let interval = self.heartbeat_interval(shard);
         self.next_ping = now.after(interval.mul_f32(shard.spread()));
-        let first = self.next_ping.min(self.expires(shard, now)).min(self.ages(shard));
+        let first = self.next_ping.min(self.expires(shard, now)).min(self.ages(shard)).min(self.answer_by);
         shard.set_timer(Tick(first.0.max(now.0 + 1)), self);
     }
 
@@ -553,7 +589,9 @@ impl<T: Transport> Connection<T> {
             self.outbound.push_last(words);
         }
         self.count_outbound(shard);
-        self.close_by = shard.now.after(LINGER);
+        let is_readable =
+            self.is_answer() && !matches!(reason, CloseReason::SlowConsumer | CloseReason::OutOfMemory);
+        self.close_by = shard.now.after(if is_readable { ANSWER_LINGER } else { LINGER });
         shard.set_timer(self.close_by, self);
         self.touch(shard);
         self.wake();
@@ -577,10 +615,10 @@ impl<T: Transport> Connection<T> {
         shard: &mut State,
         room: RoomName,
         request: Option<RequestId>,
-        since: Option<Cursor>,
+        beginning: impl Into<Beginning>,
         recover: Option<Recover>,
     ) {
-        let join = shard.join(Join { connection: self.key, room, request, recover }, since);
+        let join = shard.join(Join { connection: self.key, room, request, recover }, beginning);
         self.joins.push(join);
     }
 

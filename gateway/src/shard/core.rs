@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_bridge::{BrokerError, Cursor, GapCause, RoomName};
+use broker_bridge::{BrokerError, GapCause, RoomName};
 use bytes::Bytes;
 use slotmap::KeyData;
 
@@ -30,6 +30,7 @@ use crate::{
     auth::{AuthFailure, Identity},
     clock::{Clock, Tick},
     drain::Pace,
+    history::Beginning,
     hub::Joined,
     protocol::{Recover, RequestId},
     settings::Settings,
@@ -272,6 +273,11 @@ impl<T: Transport> Core<T> {
         let remaining: Vec<_> = self.connections.keys().collect();
         let per_tick = pace.join(remaining.len(), Clock::STEP);
         self.drain.get_or_insert(Draining { pace, remaining, per_tick });
+        // Their clients come back soon anyway.
+        for connection in self.connections.values_mut().filter(|connection| connection.is_answer()) {
+            connection.begin_close(&mut self.state, CloseReason::Drain);
+        }
+        self.settle();
     }
 
     /// Closes as many sessions as the drain's pace allows in this tick.
@@ -332,9 +338,9 @@ impl<T: Transport> Core<T> {
     // ---- connections ----
 
     /// Opens a connection, without a transport yet, and joins these rooms. [`Action::Admitted`] says when it
-    /// is in service: everything that is published from then on reaches it, and first what was published in each room
-    /// after its position in `since`, if there is one.
-    pub fn open(&mut self, start: Start, rooms: &[RoomName], since: &[Option<Cursor>]) -> ConnectionKey {
+    /// is in service: everything that is published from then on reaches it, and in a room with a history first what
+    /// `begin` says for the room. A room that `begin` does not reach is joined live.
+    pub fn open(&mut self, start: Start, rooms: &[RoomName], begin: &[Beginning]) -> ConnectionKey {
         let state = &mut self.state;
         let now = state.now;
         let first_ping = now.after(state.settings.heartbeat.interval.mul_f32(0.5 + state.spread() / 2.0));
@@ -343,18 +349,18 @@ impl<T: Transport> Core<T> {
             Box::new(Connection::new(key, start, now, now.after(TIME_TO_BEGIN), first_ping))
         });
         let connection = self.connections.get_mut(key).expect("inserted above");
-        let first = first_ping.min(ages).min(connection.expires(state, now));
+        let first = first_ping.min(ages).min(connection.expires(state, now)).min(connection.answer_by());
         state.set_timer(first, connection);
         connection.greet(state);
         for (index, room) in rooms.iter().enumerate() {
-            let since = since.get(index).copied().flatten();
+            let beginning = begin.get(index).copied().unwrap_or_default();
             let from = if self.state.settings.history.of(room).is_some() { NEVER } else { 0 };
             if self.join(room, 0, key, from) {
                 let connection = self.connections.get_mut(key).expect("inserted above");
-                if since.is_some() && from != NEVER {
+                if beginning.since().is_some() && from != NEVER {
                     connection.gap(&mut self.state, room, GapCause::Unrecorded);
                 }
-                connection.await_join(&mut self.state, room.clone(), None, since, None);
+                connection.await_join(&mut self.state, room.clone(), None, beginning, None);
                 self.locate(room);
             }
         }

@@ -77,7 +77,8 @@ impl<T: Transport> Core<T> {
         let rest = publications.get(held).map(|(number, ..)| *number);
         let live = begin.map_or(0, |begin| begin.live);
         let next = rest.or(missed.as_ref().map(|missed| missed.next)).unwrap_or(live);
-        Some(Place { room: room.clone(), next, live, epoch: position.map(|position| position.epoch) })
+        let epoch = position.map(|position| position.epoch);
+        Some(Place { room: room.clone(), next, live, epoch, is_snapshot: false })
     }
 
     /// A member that has got its reply catches up from here.

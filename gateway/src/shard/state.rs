@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use broker_bridge::{Affinity, Cursor, PublishRequest, RoomName, SessionId};
+use broker_bridge::{Affinity, PublishRequest, RoomName, SessionId};
 
 use super::{
     Context, Inbox,
@@ -17,6 +17,7 @@ use crate::{
     auth::{AuthFailure, Token},
     clock::Tick,
     framing::Packets,
+    history::Beginning,
     hub::Joining,
     limits::bucket::SessionMeters,
     protocol::Command,
@@ -151,9 +152,9 @@ impl State {
     }
 
     /// Announces a member to the hub, and waits for the broker.
-    pub fn join(&mut self, join: Join, since: Option<Cursor>) -> JoinKey {
+    pub fn join(&mut self, join: Join, beginning: impl Into<Beginning>) -> JoinKey {
         let history = self.settings.history.of(&join.room);
-        let joining = self.context.hub.join(&join.room, self.index, history, since);
+        let joining = self.context.hub.join(&join.room, self.index, history, beginning);
         let deadline = self.now.after(self.settings.subscribe_timeout);
         let key = self.joins.begin(join, deadline);
         self.actions.push_back(Action::Subscribe(key, Subscription(joining)));

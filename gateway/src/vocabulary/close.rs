@@ -8,6 +8,8 @@ use crate::websocket::CloseCode;
 pub enum CloseReason {
     /// The client closed the connection.
     Client,
+    /// The session was one answer, which is complete.
+    Answered,
     /// The connection was lost without a close.
     Lost,
     /// The peer acknowledged or accepted nothing for so long that the kernel gave up the connection.
@@ -55,6 +57,7 @@ pub enum CloseReason {
 impl Label for CloseReason {
     const ALL: &'static [Self] = &[
         Self::Client,
+        Self::Answered,
         Self::Lost,
         Self::NoProgress,
         Self::ProtocolError,
@@ -81,6 +84,7 @@ impl Label for CloseReason {
     fn as_str(self) -> &'static str {
         match self {
             Self::Client => "client",
+            Self::Answered => "answered",
             Self::Lost => "lost",
             Self::NoProgress => "no_progress",
             Self::ProtocolError => "protocol_error",
@@ -124,10 +128,10 @@ impl CloseReason {
     }
 
     /// The close code (RFC 6455 §7.4 and the IANA registry) and text on a plain WebSocket. `None` if the peer
-    /// is gone, or if the client has sent a code of its own, which is echoed.
+    /// is gone, if the client has sent a code of its own, which is echoed, or if no WebSocket ends like this.
     pub fn plain_close(self) -> Option<(CloseCode, &'static str)> {
         Some(match self {
-            Self::Client | Self::Lost | Self::NoProgress => return None,
+            Self::Client | Self::Answered | Self::Lost | Self::NoProgress => return None,
             Self::ProtocolError => (CloseCode::PROTOCOL_ERROR, "protocol error"),
             Self::InvalidText => (CloseCode::INVALID_PAYLOAD, "text must be UTF-8"),
             Self::MessageTooBig => (CloseCode::MESSAGE_TOO_BIG, "message too big"),
@@ -163,27 +167,28 @@ mod tests {
         for (place, reason) in CloseReason::ALL.iter().copied().enumerate() {
             let listed_at = match reason {
                 CloseReason::Client => 0,
-                CloseReason::Lost => 1,
-                CloseReason::NoProgress => 2,
-                CloseReason::ProtocolError => 3,
-                CloseReason::InvalidText => 4,
-                CloseReason::MessageTooBig => 5,
-                CloseReason::TokenExpired => 6,
-                CloseReason::Forbidden => 7,
-                CloseReason::InvalidToken => 8,
-                CloseReason::BadRequest => 9,
-                CloseReason::NotAvailable => 10,
-                CloseReason::Stale => 11,
-                CloseReason::OverLimit(_) => 12,
-                CloseReason::SlowConsumer => 13,
-                CloseReason::OutOfMemory => 14,
-                CloseReason::PublishFailed => 15,
-                CloseReason::BrokerRefused => 16,
-                CloseReason::Gap => 17,
-                CloseReason::HeartbeatTimeout => 18,
-                CloseReason::Drain => 19,
-                CloseReason::MaxAge => 20,
-                CloseReason::Internal => 21,
+                CloseReason::Answered => 1,
+                CloseReason::Lost => 2,
+                CloseReason::NoProgress => 3,
+                CloseReason::ProtocolError => 4,
+                CloseReason::InvalidText => 5,
+                CloseReason::MessageTooBig => 6,
+                CloseReason::TokenExpired => 7,
+                CloseReason::Forbidden => 8,
+                CloseReason::InvalidToken => 9,
+                CloseReason::BadRequest => 10,
+                CloseReason::NotAvailable => 11,
+                CloseReason::Stale => 12,
+                CloseReason::OverLimit(_) => 13,
+                CloseReason::SlowConsumer => 14,
+                CloseReason::OutOfMemory => 15,
+                CloseReason::PublishFailed => 16,
+                CloseReason::BrokerRefused => 17,
+                CloseReason::Gap => 18,
+                CloseReason::HeartbeatTimeout => 19,
+                CloseReason::Drain => 20,
+                CloseReason::MaxAge => 21,
+                CloseReason::Internal => 22,
             };
             assert_eq!(listed_at, place, "{reason:?}");
         }

@@ -25,6 +25,8 @@ pub enum Refusal {
     Handshake,
     /// None of the media types that the client accepts is available.
     NotAcceptable,
+    /// The room has no history, which the request needs.
+    NeedsHistory,
     /// The page's origin is not allowed.
     Origin,
     /// No valid token.
@@ -75,6 +77,7 @@ impl Label for Refusal {
         Self::BadRequest,
         Self::Handshake,
         Self::NotAcceptable,
+        Self::NeedsHistory,
         Self::Origin,
         Self::Unauthorized,
         Self::Forbidden,
@@ -106,6 +109,7 @@ impl Label for Refusal {
             Self::BadRequest => "bad_request",
             Self::Handshake => "handshake",
             Self::NotAcceptable => "not_acceptable",
+            Self::NeedsHistory => "needs_history",
             Self::Origin => "origin",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
@@ -144,6 +148,7 @@ impl Refusal {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::NeedsHistory => StatusCode::CONFLICT,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -59,7 +59,7 @@ async fn each_request_gets_its_answer() -> Result<()> {
         (Request::new("HEAD", "/rooms/lobby"), 401, &[]),
         // Accept headers.
         (get("/rooms/lobby").header("Accept", "text/html"), 406, &[]),
-        (get("/rooms/lobby").header("Accept", "application/json"), 406, &[]),
+        (get("/rooms/lobby").header("Accept", "application/json"), 409, &[]),
         // Rooms.
         (sse("/rooms"), 400, &[]),
         (sse("/rooms?room="), 400, &[]),

@@ -20,7 +20,15 @@ pub struct Lines {
 
 impl Lines {
     pub async fn open(node: &Node, target: &str, accept: &str) -> Result<Self> {
-        let request = Request::get(target).bearer(&anywhere("alice")).header("Accept", accept);
+        Self::opened(node, target, accept, &anywhere("alice")).await
+    }
+
+    pub async fn open_as(node: &Node, target: &str, token: &str) -> Result<Self> {
+        Self::opened(node, target, "application/x-ndjson", token).await
+    }
+
+    async fn opened(node: &Node, target: &str, accept: &str, token: &str) -> Result<Self> {
+        let request = Request::get(target).bearer(token).header("Accept", accept);
         let incoming = request.open(node.public).await?;
         ensure!(incoming.status == 200, "{}", incoming.status);
         ensure!(incoming.header("content-type") == Some("application/x-ndjson"));
@@ -75,7 +83,8 @@ async fn the_client_chooses_by_its_accept_header() -> Result<()> {
     for (accept, status, content_type) in [
         ("*/*", 200, "text/event-stream"),
         ("text/event-stream, application/x-ndjson", 200, "text/event-stream"),
-        ("application/json", 406, "application/problem+json"),
+        ("application/json", 409, "application/problem+json"),
+        ("image/png", 406, "application/problem+json"),
         ("text/event-stream;q=0", 406, "application/problem+json"),
     ] {
         let request = Request::get("/rooms/lobby").bearer(&anywhere("alice")).header("Accept", accept);

@@ -54,7 +54,7 @@ fn keys_of_a_room_pattern_can_be_set_one_by_one() {
             "rooms.\"a\".overflow = \"newest\" (tidegate.toml:2): expected close, drop_oldest or latest",
             "rooms.\"a\".priority = \"high\" (tidegate.toml:3): expected true or false",
             "rooms.\"a\".depth (tidegate.toml:4): there is no such key; there are grant, overflow, priority, \
-             history.size, history.ttl",
+             history.size, history.ttl, history.join",
         ]
     );
 }
@@ -65,6 +65,7 @@ fn the_history_of_rooms_is_read_from_every_layer() {
         pattern: pattern.parse().unwrap(),
         size: size.map(|size| size.try_into().unwrap()),
         ttl,
+        join: None,
     };
     let for_hours = |hours: u64| Some(Ttl::Expires(Duration::from_secs(hours * 3600)));
     let whole = [policy("chat:*", Some(100), for_hours(1))];
@@ -121,11 +122,11 @@ fn wrong_histories_are_refused_with_what_was_expected() {
     );
     let ttl = "expected none, or a time from 1s to 720h, written 250ms, 30s, 5m or 1h";
     let size = "expected a whole number from 1 to 10000";
-    let all = "there are grant, overflow, priority, history.size, history.ttl";
+    let all = "there are grant, overflow, priority, history.size, history.ttl, history.join";
     assert_eq!(
         complaints(&file(text)),
         [
-            "rooms.\"a\".history = 5 (tidegate.toml:2): expected a table of size and ttl".to_owned(),
+            "rooms.\"a\".history = 5 (tidegate.toml:2): expected a table of size, ttl, join".to_owned(),
             "rooms.\"b\".history.sise (tidegate.toml:4): there is no such key; did you mean history.size?".to_owned(),
             format!("rooms.\"b\".history.ttl = \"forever\" (tidegate.toml:5): {ttl}"),
             format!("rooms.\"c\".history.size = 0 (tidegate.toml:7): {size}"),
@@ -147,7 +148,7 @@ fn wrong_histories_are_refused_with_what_was_expected() {
     assert_eq!(
         complaints(&flags(&given)),
         [
-            "rooms.\"a\".history = \"5\" (command line): expected a table of size and ttl".to_owned(),
+            "rooms.\"a\".history = \"5\" (command line): expected a table of size, ttl, join".to_owned(),
             "rooms.\"b\".history.sise (command line): there is no such key; did you mean history.size?"
                 .to_owned(),
             format!("rooms.\"c\".history.size = \"many\" (command line): {size}"),

@@ -63,6 +63,21 @@ impl<P: Clone> Ring<P> {
         self.first + self.items.len() as u64
     }
 
+    /// The number of the first item.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The number of the item with which the newest `count` publications with a position begin, and how many of them
+    /// there are.
+    pub fn last(&self, count: usize) -> (u64, usize) {
+        let numbered = (self.first..).zip(self.items.iter().map(|(item, _)| item));
+        let recorded = numbered.filter(|(_, item)| item.cursor().is_some()).map(|(number, _)| number);
+        let newest: Vec<_> = recorded.collect();
+        let skipped = newest.len().saturating_sub(count);
+        (newest.get(skipped).copied().unwrap_or(self.next()), newest.len() - skipped)
+    }
+
     /// The position right before the first item.
     pub fn start(&self) -> Option<Cursor> {
         self.start

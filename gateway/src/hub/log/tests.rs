@@ -485,3 +485,55 @@ proptest! {
         world.rest()?;
     }
 }
+
+fn at(offset: u64) -> Cursor {
+    Cursor { epoch: 1, offset }
+}
+
+fn place(offset: u64) -> Place {
+    let follows = if offset > 1 { Follows::Previous(at(offset - 1)) } else { Follows::Nothing };
+    Place { cursor: at(offset), follows }
+}
+
+/// A page that ends with the newest publication.
+fn last_page(offsets: std::ops::RangeInclusive<u64>) -> Page {
+    let top = Some(at(*offsets.end()));
+    let publication = Publication::new(Data::text(""));
+    let entries = offsets.map(|offset| Entry { place: place(offset), publication: publication.clone() });
+    Page { entries: entries.collect(), start: Start::Continuous, top }
+}
+
+/// The newest publications, if the ring knows them.
+fn newest(log: &RoomLog<u64>, count: usize) -> Option<Vec<u64>> {
+    let (_, items) = log.ring().slice(log.last(count)?, usize::MAX);
+    let offset = |(_, item)| match item {
+        Item::Publication(offset, _) => offset,
+        Item::Gap(cause) => panic!("{cause:?}"),
+    };
+    Some(items.into_iter().map(offset).collect())
+}
+
+#[test]
+fn the_newest_are_in_the_ring_or_at_the_end_of_the_log() {
+    let make = |entry: Entry| (entry.place.cursor.offset, 1);
+    let mut log = RoomLog::new(Bounds { items: 100, bytes: 1000 });
+    log.opened(at(10));
+    assert_eq!(newest(&log, 3), None);
+    log.backfill_last(3, last_page(8..=10), make);
+    assert_eq!(newest(&log, 3), Some(vec![8, 9, 10]));
+    assert_eq!(newest(&log, 2), Some(vec![9, 10]));
+    assert_eq!(newest(&log, 4), None, "the log may have more");
+    log.backfill_last(100, last_page(5..=10), make);
+    assert_eq!(newest(&log, 1000), Some(vec![5, 6, 7, 8, 9, 10]), "the log has no more");
+    let arrival = Arrival { publication: 11, bytes: 1, place: Some(place(11)) };
+    let next = log.arrived(arrival, Instant::now(), &mut |_, _| {});
+    assert_eq!((next, newest(&log, 2)), (Next::Wait, Some(vec![10, 11])));
+    assert_eq!(newest(&log, 1000).map(|all| all.len()), Some(7));
+    log.shrink(5);
+    assert_eq!(newest(&log, 5), Some(vec![7, 8, 9, 10, 11]));
+    assert_eq!(newest(&log, 6), None, "the log may have what the ring has given up");
+
+    let mut empty = RoomLog::new(Bounds { items: 100, bytes: 1000 });
+    empty.opened(at(0));
+    assert_eq!(newest(&empty, 5), Some(vec![]), "there is nothing before its beginning");
+}

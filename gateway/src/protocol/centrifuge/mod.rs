@@ -71,7 +71,7 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let ping_seconds = ask.settings.heartbeat.interval.as_secs().max(1);
     let protocol = Arc::new(move || Box::new(Centrifuge { ping_seconds }) as _);
     // The token is usually in the connect command.
-    Ok(Opening { rooms: Vec::new(), since: Vec::new(), signs_in_later: true, protocol })
+    Ok(Opening { rooms: Vec::new(), begin: Vec::new(), is_answer: false, signs_in_later: true, protocol })
 }
 
 /// Reads the commands of one frame.
@@ -390,6 +390,7 @@ fn close_of(reason: CloseReason) -> Option<(CloseCode, &'static str)> {
         CloseReason::Forbidden => (3507, "permission denied"),
         CloseReason::NotAvailable => (3508, "not available"),
         CloseReason::Client
+        | CloseReason::Answered
         | CloseReason::Lost
         | CloseReason::NoProgress
         | CloseReason::ProtocolError

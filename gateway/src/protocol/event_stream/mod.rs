@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     framing::{Format, MemberState, Packets, Positions, Writer},
+    history::Beginning,
     request::Problem,
     vocabulary::{CloseReason, ProtocolName, Refusal},
 };
@@ -56,16 +57,16 @@ const fn stream() -> On {
 
 fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let rooms = ask.rooms()?;
-    let since = ask.since(&rooms)?;
+    let begin = ask.begin(&rooms)?;
     let (several_rooms, retry_millis) = (rooms.len() > 1, ask.settings.retry_millis);
-    let start = if several_rooms { first_positions(ask, &rooms, &since)? } else { None };
+    let start = if several_rooms { first_positions(ask, &rooms, &begin)? } else { None };
     let all: Arc<[_]> = rooms.clone().into();
     let protocol = Arc::new(move || {
         let positions = start.as_ref().map(|start| Rc::new(Positions::new(start.iter().copied())));
         let several = several_rooms.then(|| Several { rooms: Arc::clone(&all), positions });
         Box::new(EventStream { several, retry_millis }) as _
     });
-    Ok(Opening { rooms, since, signs_in_later: false, protocol })
+    Ok(Opening { rooms, begin, is_answer: false, signs_in_later: false, protocol })
 }
 
 /// What a client of several rooms has received before the stream begins. `None` if no room has a history.
@@ -75,9 +76,9 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
 fn first_positions(
     ask: &Ask<'_>,
     rooms: &[RoomName],
-    since: &[Option<Cursor>],
+    begin: &[Beginning],
 ) -> Result<Option<Arc<[Option<Cursor>]>>, Problem> {
-    let since = since.iter().copied().chain(std::iter::repeat(None));
+    let since = begin.iter().map(|begin| begin.since()).chain(std::iter::repeat(None));
     let positions: Arc<[_]> = rooms
         .iter()
         .zip(since)

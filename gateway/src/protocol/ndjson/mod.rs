@@ -82,10 +82,10 @@ fn messages(ask: &Ask<'_>) -> Result<Opening, Problem> {
 
 fn opening(ask: &Ask<'_>, lines: bool, echo: bool) -> Result<Opening, Problem> {
     let rooms = ask.rooms()?;
-    let since = ask.since(&rooms)?;
+    let begin = ask.begin(&rooms)?;
     let all: Arc<[_]> = rooms.clone().into();
     let protocol = Arc::new(move || Box::new(Ndjson { rooms: Arc::clone(&all), lines, echo }) as _);
-    Ok(Opening { rooms, since, signs_in_later: false, protocol })
+    Ok(Opening { rooms, begin, is_answer: false, signs_in_later: false, protocol })
 }
 
 /// As for an event stream: a proxy must neither compress nor buffer lines.
@@ -95,7 +95,8 @@ fn head(headers: &mut HeaderMap) {
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
 }
 
-fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
+/// Writes the object for a publication.
+pub(super) fn write(room: &RoomName, publication: &Publication, out: &mut Writer) {
     out.reserve(publication.data.bytes().len() + 128);
     out.put(b"{\"room\":");
     out.put_json_string(room.as_str());

@@ -44,7 +44,8 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let room = ask.room.clone().expect("the path of the route names a room");
     let rooms = vec![room.clone()];
     Ok(Opening {
-        since: ask.since(&rooms)?,
+        begin: ask.begin(&rooms)?,
+        is_answer: false,
         rooms,
         signs_in_later: false,
         protocol: Arc::new(move || Box::new(Plain { room: room.clone(), echo, close_on_gap })),

@@ -106,8 +106,12 @@ impl<T: Transport> Connection<T> {
         delivery: &BatchDelivery<'_>,
         skip: usize,
     ) {
-        let &BatchDelivery { batch, threshold, limit, mut lane, overflow, .. } = delivery;
+        let &BatchDelivery { batch, threshold, limit, mut lane, mut overflow, .. } = delivery;
         lane.priority &= !member.is_ordered();
+        if self.is_answer() {
+            // The end of the answer says which publications are in it.
+            overflow = Overflow::Close;
+        }
         let Some(room) = batch.first().map(Broadcast::room) else { return };
         for (shared, broadcast) in batch.frames(self.encoding_for(member), threshold).skip(skip) {
             let frame = member.frame(shared.into_owned(), broadcast.cursor());

@@ -68,6 +68,9 @@ impl<T: Transport> Connection<T> {
             }
             self.begin_close(shard, reason);
         }
+        if self.is_answered(shard.now) {
+            self.begin_close(shard, CloseReason::Answered);
+        }
         if mem::take(&mut self.ping_due) {
             self.ping(shard);
         }
