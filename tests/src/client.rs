@@ -65,6 +65,11 @@ impl Client {
         script::python(&["httpx_sse_client.py", url])?.opened().await
     }
 
+    /// The reader of `gateway/examples/token-stream`: see `tests/clients/token_stream.mjs` for the arguments.
+    pub async fn token_stream(arguments: &[&str]) -> Result<Self> {
+        script::node(&[&["token_stream.mjs"], arguments].concat())?.opened().await
+    }
+
     /// Polls these URLs of one room in turn, each from where the one before has ended, with the `httpx` package of Python.
     pub async fn python_polls(urls: &[&str]) -> Result<Self> {
         script::python(&[&["long_poll_client.py"], urls].concat())?.opened().await

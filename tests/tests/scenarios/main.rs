@@ -50,3 +50,4 @@ mod smuggling;
 mod spine;
 mod stage;
 mod tls;
+mod token_stream;
