@@ -72,6 +72,7 @@ fn measure(args: &Jitter, scratch: &Path, report: &mut JitterReport, stop: &Stop
     process::allow_descriptors(args.clients as usize)?;
     let workshop = Workshop::for_stage(&args.stage, scratch);
     let mut fleet = Fleet::start(&workshop, args.stage.history_size, &[])?;
+    fleet.load_functions()?;
     for _ in 1..args.nodes {
         fleet.add_node()?;
     }
@@ -90,7 +91,6 @@ fn measure(args: &Jitter, scratch: &Path, report: &mut JitterReport, stop: &Stop
     let nodes = u64::from(args.nodes);
     let place = |client: u32| (client % args.rooms, door(client, u64::from(client) % nodes));
     crowd.open(args.clients, place, stop)?;
-    fleet.load_functions()?;
     let mut journal = Journal::open(&fleet.redis, args.rooms, run, shape)?;
 
     let mut dice = Dice::new(1);
