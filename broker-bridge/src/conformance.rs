@@ -71,6 +71,7 @@ macro_rules! broker_history_conformance {
             cursors_ascend_by_one_and_receipts_carry_them
             a_page_after_any_position_is_what_was_missed
             the_last_page_ends_with_the_newest
+            a_page_before_a_position_ends_right_before_it
             a_page_is_bounded
             a_trimmed_position_is_told
             an_unknown_position_is_lost

@@ -133,6 +133,8 @@ pub enum ReadFrom {
     After(Cursor),
     /// So that the page ends with the newest publication.
     Last,
+    /// So that the page ends with the publication before the one at this position.
+    Before(Cursor),
 }
 
 /// A part of a log, the oldest first. Each publication comes right after the one before it in the page.
@@ -162,7 +164,7 @@ pub struct Entry {
 /// How a page begins. It never contains publications up to the position that was asked for, in the order of cursors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Right after the position that was asked for, or as was asked.
+    /// Right after the position that was asked for, or as was asked: the position is known.
     Continuous,
     /// Later in the same log: publications in between have been removed, or are larger than this node accepts.
     Trimmed,
@@ -184,6 +186,14 @@ impl Start {
             Some(next) if next.epoch == asked.epoch && next > asked => Self::Trimmed,
             _ => Self::Lost,
         }
+    }
+
+    /// What a page proves that ends before `asked`. Whether the log has the publication there says `is_kept`, its top says
+    /// `top`.
+    pub(crate) fn before(asked: Cursor, is_kept: bool, top: Option<Cursor>) -> Self {
+        // Without the publication itself: it may have been removed, and everything before it, too.
+        let may_have_been = top.is_some_and(|top| top.epoch == asked.epoch && asked <= top);
+        if is_kept || may_have_been { Self::Continuous } else { Self::Lost }
     }
 }
 

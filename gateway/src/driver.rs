@@ -37,6 +37,7 @@ mod arrivals;
 mod body;
 mod connection;
 mod proxy_protocol;
+pub mod readings;
 pub mod repairs;
 mod stream;
 mod worker;
@@ -46,7 +47,7 @@ pub use self::{
     arrivals::{Accepted, Entry},
     stream::tcp_user_timeout,
 };
-use self::{arrivals::Arrivals, worker::Worker};
+use self::{arrivals::Arrivals, readings::Readings, worker::Worker};
 
 /// What the drivers of a node's shards share.
 pub struct Context {
@@ -56,6 +57,8 @@ pub struct Context {
     pub requests: Arc<RequestMetrics>,
     /// TLS for new sockets; without it they are plain.
     pub tls: Option<Arc<Tls>>,
+    /// Reads parts of rooms' histories.
+    pub readings: Arc<Readings>,
     /// Does the cryptography that takes long.
     pub crypto: Arc<CryptoThreads>,
     /// Generates ids for new sessions.

@@ -188,6 +188,7 @@ impl Node {
             }),
             requests: Arc::clone(&metrics.requests),
             tls: tls.clone(),
+            readings: driver::readings::Readings::new(Arc::clone(&broker)),
             crypto: Arc::clone(&crypto),
             ids: Arc::clone(&ids),
             shards: health.clone(),

@@ -74,6 +74,12 @@ pub trait Protocol: fmt::Debug {
         0
     }
 
+    /// Writes the reply to a request for a part of a room's history: as many of its publications as fit, and at least
+    /// one.
+    fn history(&mut self, request: RequestId, history: &History<'_>, out: &mut Packets) {
+        let _ = (request, history, out);
+    }
+
     /// Writes something that the client did not ask for.
     fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then;
 
@@ -203,6 +209,15 @@ pub enum Command {
         /// The room.
         room: RoomName,
     },
+    /// Read a part of a room's history.
+    History {
+        /// The request.
+        request: RequestId,
+        /// The room.
+        room: RoomName,
+        /// Which part.
+        query: HistoryQuery,
+    },
     /// Reply to something that needs no authorization and changes nothing.
     Answer {
         /// The request.
@@ -235,6 +250,7 @@ impl Command {
             | Self::Refresh { request, .. }
             | Self::Subscribe { request, .. }
             | Self::Unsubscribe { request, .. }
+            | Self::History { request, .. }
             | Self::Answer { request, .. }
             | Self::Publish { request, .. } => *request,
             Self::Break(_) => 0,
@@ -261,6 +277,29 @@ pub struct Subscribed<'a> {
     pub recovered: Option<bool>,
     /// What the client has missed, in order, with positions of one epoch. Maybe not all of it.
     pub missed: &'a [(&'a Publication, Cursor)],
+    /// How many bytes the reply may have.
+    pub most: usize,
+}
+
+/// Which part of a room's history is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HistoryQuery {
+    /// The position at which it begins, exclusively. `None`: with the oldest publication, or with the newest if it is
+    /// [reversed](Self::is_reversed).
+    pub since: Option<Cursor>,
+    /// The most publications. 0: only the position of the newest.
+    pub limit: usize,
+    /// Whether it goes back in time.
+    pub is_reversed: bool,
+}
+
+/// A part of a room's history.
+#[derive(Clone, Copy, Debug)]
+pub struct History<'a> {
+    /// The position of the newest publication in the room.
+    pub position: Cursor,
+    /// The publications, in the order that was asked for.
+    pub publications: &'a [(&'a Publication, Cursor)],
     /// How many bytes the reply may have.
     pub most: usize,
 }

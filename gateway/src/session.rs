@@ -14,7 +14,8 @@ use crate::{
     framing::{Framing, Packets},
     limits::{Allowance, bucket::RateAccount},
     protocol::{
-        Command, Message, News, Protocol, Recover, Reply, RequestId, RoomFormat, Subscribed, Then, Timing,
+        Command, History, HistoryQuery, Message, News, Protocol, Recover, Reply, RequestId, RoomFormat,
+        Subscribed, Then, Timing,
     },
     room_map::RoomMap,
     vocabulary::{CloseReason, Limit, Outcome, ReplyError},
@@ -98,6 +99,8 @@ pub enum Effect {
     Publish(RequestId, RoomName, Publication),
     /// Make the session a member; the outcome comes back through [`Session::joined`].
     Join(RequestId, RoomName, Option<Recover>),
+    /// Read this part of the room's history; the outcome goes to [`Session::history`].
+    History(RequestId, RoomName, HistoryQuery),
     /// End its membership.
     Leave(RoomName),
     /// Queue these bytes for the client.
@@ -359,6 +362,21 @@ impl Session {
         }
     }
 
+    /// The history that an [`Effect::History`] asked for has been read, or cannot be read.
+    pub fn history(
+        &mut self,
+        request: RequestId,
+        outcome: Result<History<'_>, ReplyError>,
+        effects: &mut Effects,
+    ) {
+        match outcome {
+            Ok(history) => {
+                effects.write(self.framing, |out| self.protocol.history(request, &history, out));
+            }
+            Err(error) => self.answer(request, &Reply::Failed(error), effects),
+        }
+    }
+
     /// The broker has accepted or refused a publication of this session.
     pub fn settled(&mut self, request: RequestId, outcome: &Result<(), BrokerError>, effects: &mut Effects) {
         let reply = match outcome {
@@ -414,6 +432,14 @@ impl Session {
             Command::Refresh { request, token } => self.verify(request, true, &token, around, effects),
             Command::Subscribe { request, room, recover } => {
                 self.subscribe(request, room, recover, around, effects);
+            }
+            Command::History { request, room, query } => {
+                // Whoever may subscribe may read what the room keeps, by coming back with an old position.
+                let is_subscribed = self.subscriptions.get(&room).is_some();
+                if !is_subscribed && self.granted(Operation::History, &room).is_none() {
+                    return self.answer(request, &Reply::Failed(ReplyError::Forbidden), effects);
+                }
+                effects.push(Effect::History(request, room, query));
             }
             Command::Unsubscribe { request, room } => self.unsubscribe(request, &room, effects),
             Command::Answer { request, reply } => self.answer(request, &reply, effects),

@@ -16,6 +16,7 @@
 //! | [`age`] | when a session is told to move to another node |
 //! | [`fanout`], [`rounds`] | deliveries; those to large rooms, slice by slice |
 //! | [`catchup`], [`recovery`] | what sessions have missed in rooms with a history |
+//! | [`reads`] | sessions that read parts of rooms' histories |
 //! | [`relief`] | which sessions are closed when memory is short |
 //! | [`batch`], [`outbound`], [`rooms`], [`tally`], [`timers`] | parts of the above |
 //!
@@ -50,6 +51,7 @@ mod joined_text;
 mod joins;
 mod metrics;
 mod outbound;
+mod reads;
 mod recovery;
 mod relief;
 mod rooms;

@@ -39,6 +39,7 @@ const asks = {
   declined: (channel) =>
     subscribed(client.newSubscription(channel, { positioned: true, recoverable: true, delta: "fossil", data: { any: 1 } })),
   mapPublish: (channel) => published(client.mapPublish(channel, "key", 1)),
+  history: (channel) => published(client.history(channel, { limit: 1 })),
   mapRemove: (channel) => published(client.mapRemove(channel, "key")),
 };
 

@@ -103,6 +103,11 @@ impl Client {
         script::node(&["centrifuge_asks.mjs", url, room, token])?.opened().await
     }
 
+    /// The Centrifuge SDK for JavaScript; it publishes in a room, reads the room's history and reports what it got.
+    pub async fn node_centrifuge_history(url: &str, room: &str, token: &str) -> Result<Self> {
+        script::node(&["centrifuge_history.mjs", url, room, token])?.opened().await
+    }
+
     /// The Centrifuge SDK for Python in a room, with a token and optionally another one for a refresh.
     pub async fn python_centrifuge(url: &str, room: &str, tokens: &[&str]) -> Result<Self> {
         script::python(&[&["centrifuge_client.py", url, room], tokens].concat())?.opened().await

@@ -168,6 +168,44 @@ pub async fn the_last_page_ends_with_the_newest(backend: &dyn Backend) {
     }
 }
 
+/// A page before any position ends with the publication before it, and says whether the position is known.
+pub async fn a_page_before_a_position_ends_right_before_it(backend: &dyn Backend) {
+    const COUNT: usize = 50;
+    let node = node(backend).await;
+    let room = room("before");
+    let beginning = node.open(&room, keep(100)).await;
+    let page = node.read(&room, ReadFrom::Before(beginning), 10).await;
+    assert_eq!((page.entries.len(), page.start, page.top), (0, Start::Continuous, Some(beginning)));
+
+    let cursors = node.record_numbers(&room, COUNT).await;
+    let top = Some(cursors[COUNT - 1]);
+    for (seen, position) in std::iter::once(beginning).chain(cursors.iter().copied()).enumerate() {
+        for limit in [1, 16, 17, MAX_PAGE] {
+            let page = node.read(&room, ReadFrom::Before(position), limit).await;
+            let end = seen.saturating_sub(1);
+            assert_eq!(
+                page_texts(&page),
+                numbers(end.saturating_sub(limit)..end),
+                "{limit} before {position}"
+            );
+            assert_eq!((page.start, page.top), (Start::Continuous, top));
+        }
+    }
+    let Cursor { epoch, offset } = cursors[COUNT - 1];
+    for unknown in [
+        Cursor { epoch, offset: offset + 1 },
+        Cursor { epoch: epoch + 1, offset: 7 },
+        Cursor { epoch: epoch - 1, offset: 7 },
+        Cursor { epoch: 0, offset: 0 },
+    ] {
+        let page = node.read(&room, ReadFrom::Before(unknown), 10).await;
+        assert_eq!((page.start, page.top), (Start::Lost, top), "{unknown}");
+    }
+    node.broker.clear(&room).await.expect("cleared");
+    let page = node.read(&room, ReadFrom::Before(cursors[7]), 10).await;
+    assert_eq!((page.entries.len(), page.start, page.top), (0, Start::Continuous, top));
+}
+
 /// A page has a bounded number of publications and of bytes, but at least one publication.
 pub async fn a_page_is_bounded(backend: &dyn Backend) {
     let node = node(backend).await;

@@ -155,6 +155,13 @@ impl Logs {
                 entries.reverse();
                 (entries, Start::Continuous)
             }
+            ReadFrom::Before(asked) => {
+                let mut older = kept.skip_while(|(place, _)| place.cursor > asked).peekable();
+                let is_kept = older.next_if(|(place, _)| place.cursor == asked).is_some();
+                let mut entries = page(older, limit);
+                entries.reverse();
+                (entries, Start::before(asked, is_kept, top))
+            }
             ReadFrom::After(asked) => {
                 let newer: Vec<_> = kept.take_while(|(place, _)| place.cursor > asked).collect();
                 let entries = page(newer.into_iter().rev(), limit);

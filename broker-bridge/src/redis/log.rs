@@ -174,7 +174,7 @@ impl Logs {
         let mut pooled = pool::get(&self.pool).await?;
         let mut reading = Reading::new(from, limit, self.max_publication);
         while let Some(count) = reading.next_batch() {
-            let mut command = cmd(if from == ReadFrom::Last { "XREVRANGE" } else { "XRANGE" });
+            let mut command = cmd(if reading.is_backwards() { "XREVRANGE" } else { "XRANGE" });
             let [start, end] = reading.range();
             command.arg(&key).arg(start).arg(end).arg("COUNT").arg(count);
             let batch = ask(&mut pooled, &command).await?.map_err(|answer| answer.error())?;
@@ -235,6 +235,8 @@ struct Reading {
     last: Option<Cursor>,
     /// The position of the newest publication, if that has been seen.
     top: Option<Cursor>,
+    /// Whether the entry at the position that was asked for has been seen.
+    is_kept: bool,
     is_done: bool,
 }
 
@@ -249,8 +251,14 @@ impl Reading {
             batch: 0,
             last: None,
             top: None,
+            is_kept: false,
             is_done: false,
         }
+    }
+
+    /// Whether the newest is read first.
+    fn is_backwards(&self) -> bool {
+        matches!(self.from, ReadFrom::Last | ReadFrom::Before(_))
     }
 
     /// How many entries to ask for next; `None` when the page is complete.
@@ -278,6 +286,9 @@ impl Reading {
                 [self.last.as_ref().map_or_else(|| asked.to_string(), beyond), "+".to_owned()]
             }
             ReadFrom::Last => [self.last.as_ref().map_or_else(|| "+".to_owned(), beyond), "-".to_owned()],
+            ReadFrom::Before(asked) => {
+                [self.last.as_ref().map_or_else(|| asked.to_string(), beyond), "-".to_owned()]
+            }
         }
     }
 
@@ -292,7 +303,9 @@ impl Reading {
         self.is_done = is_end;
         for raw in batch {
             self.last = Some(raw.cursor);
-            if self.from != ReadFrom::After(raw.cursor) && !self.add(raw) {
+            if matches!(self.from, ReadFrom::After(asked) | ReadFrom::Before(asked) if asked == raw.cursor) {
+                self.is_kept = true;
+            } else if !self.add(raw) {
                 self.is_done = true;
                 return;
             }
@@ -314,8 +327,7 @@ impl Reading {
         };
         let bytes = self.bytes.saturating_add(publication.data.bytes().len());
         if let Some(Entry { place: before, .. }) = self.entries.last() {
-            let (earlier, later) =
-                if self.from == ReadFrom::Last { (place, *before) } else { (*before, place) };
+            let (earlier, later) = if self.is_backwards() { (place, *before) } else { (*before, place) };
             if bytes > MAX_PAGE_BYTES || !later.comes_after(earlier.cursor) {
                 return false;
             }
@@ -326,12 +338,14 @@ impl Reading {
     }
 
     fn page(self, top: Option<Cursor>) -> Page {
+        let is_backwards = self.is_backwards();
         let mut entries = self.entries;
+        if is_backwards {
+            entries.reverse();
+        }
         let start = match self.from {
-            ReadFrom::Last => {
-                entries.reverse();
-                Start::Continuous
-            }
+            ReadFrom::Last => Start::Continuous,
+            ReadFrom::Before(asked) => Start::before(asked, self.is_kept, top),
             ReadFrom::After(asked) => Start::after(asked, entries.first().map(|entry| entry.place), top),
         };
         // It may have been deleted since its publications were read.

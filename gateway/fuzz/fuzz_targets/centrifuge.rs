@@ -7,13 +7,13 @@
 
 use std::{collections::HashSet, sync::LazyLock, time::Duration};
 
-use broker_bridge::{BrokerError, GapCause, RoomName, SessionId};
+use broker_bridge::{BrokerError, Cursor, Data, GapCause, Publication, RoomName, SessionId};
 use libfuzzer_sys::fuzz_target;
 use tidegate::{
     auth::{AuthConfig, Authenticator, Grant, Subject, UnixSeconds, mint},
     framing::{Framing, Transport},
     limits::{Allowance, Limiters, bucket::SessionMeters},
-    protocol::{MakeProtocol, Message, centrifuge},
+    protocol::{History, MakeProtocol, Message, Subscribed, centrifuge},
     session::{Charge, Effect, Effects, Session, Surroundings},
     vocabulary::ReplyError,
 };
@@ -54,6 +54,9 @@ fuzz_target!(|input: &[u8]| {
     let mut rooms: HashSet<RoomName> = HashSet::new();
     for (n, frame) in input.split('\0').enumerate() {
         let text = frame.replace("TOKEN", &TOKEN);
+        let position = Cursor { epoch: 5, offset: 7 };
+        let kept = Publication::new(Data::text(text.clone()));
+        let kept = [(&kept, position)];
         session.receive(Message::Text(text.into()), Charge::default(), &around, &mut commands, &mut effects);
         assert!(commands.is_empty(), "every command has been handled");
         // Requests to the broker succeed, fail, or are interrupted, in turn.
@@ -61,15 +64,27 @@ fuzz_target!(|input: &[u8]| {
         while !pending.is_empty() {
             for effect in pending.drain() {
                 match effect {
-                    Effect::Join(request, room) => {
+                    Effect::Join(request, room, recover) => {
                         assert!(room.as_str().starts_with('a'), "{room} was not granted");
-                        let outcome = if n % 3 == 1 { Err(ReplyError::Unavailable) } else { Ok(()) };
-                        if session.joined(request, &room, outcome, &mut effects) {
+                        let subscribed = Subscribed {
+                            position: recover.map(|recover| recover.since),
+                            recovered: recover.map(|_| n % 2 == 0),
+                            missed: if recover.is_some() { &kept } else { &[] },
+                            most: 1000,
+                        };
+                        let outcome = if n % 3 == 1 { Err(ReplyError::Unavailable) } else { Ok(subscribed) };
+                        if session.joined(request, &room, outcome, &mut effects).is_some() {
                             rooms.insert(room.clone());
                         }
                         if n % 3 == 2 {
                             session.gap(&room, GapCause::Interrupted, &mut effects);
                         }
+                    }
+                    Effect::History(request, room, query) => {
+                        assert!(room.as_str().starts_with('a'), "{room} was not granted");
+                        assert!(query.limit <= 1000, "{query:?}");
+                        let history = History { position, publications: &kept, most: 1000 };
+                        session.history(request, Ok(history), &mut effects);
                     }
                     Effect::Leave(room) => drop(rooms.remove(&room)),
                     Effect::Publish(request, room, _) => {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::Router;
-use broker_bridge::PublishRequest;
+use broker_bridge::{PublishRequest, Retention, RoomName};
 use futures_util::FutureExt as _;
 use slotmap::SparseSecondaryMap;
 use tokio::{
@@ -24,6 +24,7 @@ use crate::{
     auth::Token,
     clock::Clock,
     health::ShardHealth,
+    protocol::{HistoryQuery, RequestId},
     request::{refusals, verify},
     settings::Settings,
     shard::{Action, ConnectionKey, Core as ShardCore, Inbox, JoinKey, NotAdmitted, Subscription, Turn},
@@ -179,6 +180,9 @@ impl Worker {
                 }
             }
             Action::Publish(key, request, cost) => self.publish(key, request, cost),
+            Action::ReadHistory(key, request, room, retention, query) => {
+                self.read_history(key, request, room, retention, query);
+            }
             Action::Verify(key, token) => self.verify(key, token),
             Action::Admitted(key, outcome) => {
                 if let Some(applicant) = self.applicants.borrow_mut().remove(key) {
@@ -222,6 +226,24 @@ impl Worker {
         self.tasks.spawn_local(async move {
             worker.context.shard.broker.publish(request).await;
             worker.with_core(|core| core.handed_over(key, cost));
+        });
+    }
+
+    fn read_history(
+        &self,
+        key: ConnectionKey,
+        request: RequestId,
+        room: RoomName,
+        retention: Option<Retention>,
+        query: HistoryQuery,
+    ) {
+        let Some(worker) = self.this.upgrade() else { return };
+        self.tasks.spawn_local(async move {
+            let outcome = match retention {
+                Some(retention) => Some(worker.context.readings.read(&room, retention, query).await),
+                None => None,
+            };
+            worker.with_core(|core| core.history_read(key, request, outcome.as_ref()));
         });
     }
 

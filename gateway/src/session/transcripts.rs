@@ -37,7 +37,8 @@ use crate::{
     framing::{Encoding, Framing, Packets, Transport},
     limits::{Allowance, Limiters, bucket::SessionMeters, tests::limits as limits_of},
     protocol::{
-        self, Ask, Message, On, Opening, Protocol, Recover, RequestId, RoomFormat, Subscribed, TABLE, Then,
+        self, Ask, HistoryQuery, Message, On, Opening, Protocol, Recover, RequestId, RoomFormat, Subscribed,
+        TABLE, Then,
     },
     settings::Settings,
     vocabulary::{CloseReason, ReplyError, metrics::Label as _},
@@ -334,6 +335,11 @@ fn said(session: &mut Session, effect: Effect) -> String {
         Effect::Join(request, room, Some(Recover { since, or_fail })) => {
             let or_fail = if or_fail { ", or fail" } else { "" };
             format!("join {room} for {request} after {since}{or_fail}")
+        }
+        Effect::History(request, room, HistoryQuery { since, limit, is_reversed }) => {
+            let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
+            let reversed = if is_reversed { ", reversed" } else { "" };
+            format!("read {limit} of {room}{since}{reversed} for {request}")
         }
         Effect::Leave(room) => format!("leave {room}"),
         Effect::Verify(_) => "verify a token".to_owned(),

@@ -31,6 +31,7 @@ use super::{
     catchup::{CatchingUp, NEVER},
     joins::{Join, JoinKey},
     outbound::{Lane, Outbound},
+    reads::Reads,
     rooms::Memberships,
     state::{Action, NotAdmitted, State},
     transport::{Response as _, Socket as _, Transport},
@@ -40,7 +41,7 @@ use crate::{
     framing::{Encoding, Framing, MemberState},
     history::Beginning,
     limits::ConnectionPermit,
-    protocol::{Recover, RequestId, RoomFormat, Subscribed},
+    protocol::{History, Recover, RequestId, RoomFormat, Subscribed},
     session::{Effect, Effects, Session},
     vocabulary::{CloseReason, ProtocolName, ReplyError},
     websocket::{Decoder, Deflate},
@@ -100,6 +101,8 @@ pub struct Connection<T: Transport> {
     pub(super) forgotten: bool,
     /// The rooms in which it catches up.
     pub(super) catching_up: Option<Box<CatchingUp>>,
+    /// What it reads of rooms' histories.
+    pub(super) reads: Option<Box<Reads>>,
     in_flight: u32,
     /// Bytes of an incomplete message that have not been charged yet.
     unpaid: u32,
@@ -217,6 +220,7 @@ impl<T: Transport> Connection<T> {
             ignores_input: false,
             forgotten: false,
             catching_up: None,
+            reads: None,
             in_flight: 0,
             unpaid: 0,
             blocked: VecDeque::new(),
@@ -364,6 +368,19 @@ impl<T: Transport> Connection<T> {
     pub fn positioned(&mut self, shard: &mut State, room: &RoomName, position: Cursor) {
         let mut effects = shard.take_effects();
         self.session.positioned(room, position, &mut effects);
+        self.run(shard, &mut effects);
+        shard.give_effects(effects);
+    }
+
+    /// Replies to a request for a part of a room's history.
+    pub fn tell_history(
+        &mut self,
+        shard: &mut State,
+        request: RequestId,
+        outcome: Result<History<'_>, ReplyError>,
+    ) {
+        let mut effects = shard.take_effects();
+        self.session.history(request, outcome, &mut effects);
         self.run(shard, &mut effects);
         shard.give_effects(effects);
     }
@@ -572,6 +589,7 @@ impl<T: Transport> Connection<T> {
         shard.leave_rooms(self.key);
         self.drop_blocked(shard);
         self.drop_behind(shard);
+        self.reads = None;
         if reason == CloseReason::OutOfMemory {
             self.drop_incomplete(shard);
         }
@@ -645,6 +663,7 @@ impl<T: Transport> Connection<T> {
                     let since = recover.map(|recover| recover.since);
                     self.await_join(shard, room, Some(request), since, recover);
                 }
+                Effect::History(request, room, query) => self.read_history(shard, request, room, query),
                 Effect::Leave(room) => shard.leave(self.key, room),
                 Effect::Refused(failure) => shard.actions.push_back(Action::TokenRefused(self.id, failure)),
                 Effect::Verify(token) => shard.actions.push_back(Action::Verify(self.key, token)),
@@ -710,7 +729,7 @@ impl<T: Transport> Connection<T> {
     }
 
     /// Makes the driver look at the connection again.
-    fn wake(&mut self) {
+    pub(super) fn wake(&mut self) {
         match &mut self.attachment {
             Attachment::Socket { socket, .. } => socket.wake(),
             Attachment::Response(response) => response.wake(),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_bridge::{BrokerError, GapCause, RoomName};
+use broker_bridge::{BrokerError, GapCause, RoomName, history::Page};
 use bytes::Bytes;
 use slotmap::KeyData;
 
@@ -485,6 +485,17 @@ impl<T: Transport> Core<T> {
             #[expect(clippy::cast_possible_wrap, reason = "a publication is bounded far below")]
             Tally::shift(&self.state.tally.publications_held, -(cost as i64));
         }
+    }
+
+    /// A part of a room's history has been read, or cannot be, see [`Action::ReadHistory`]. `None` if the room has no
+    /// history.
+    pub fn history_read(
+        &mut self,
+        key: ConnectionKey,
+        request: RequestId,
+        outcome: Option<&Result<Arc<Page>, BrokerError>>,
+    ) {
+        self.with(key, |connection, state| connection.history_read(state, request, outcome));
     }
 
     /// A token has been verified, see [`Action::Verify`].

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The most bytes in a reply. Some clients accept no message of more than 1 MiB.
-const MAX_REPLY: usize = 512 * 1024;
+pub const MAX_REPLY: usize = 512 * 1024;
 /// How much of a reply is not publications.
 const AROUND: usize = 512;
 

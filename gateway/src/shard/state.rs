@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use broker_bridge::{Affinity, PublishRequest, RoomName, SessionId};
+use broker_bridge::{Affinity, PublishRequest, Retention, RoomName, SessionId};
 
 use super::{
     Context, Inbox,
@@ -20,7 +20,7 @@ use crate::{
     history::Beginning,
     hub::Joining,
     limits::bucket::SessionMeters,
-    protocol::Command,
+    protocol::{Command, HistoryQuery, RequestId},
     session::Effects,
     settings::Settings,
     vocabulary::{CloseReason, Refusal},
@@ -41,6 +41,9 @@ pub enum Action {
     /// Hand this to the broker once its queue has space, then call
     /// [`Core::handed_over`](super::Core::handed_over) with the key and the cost.
     Publish(ConnectionKey, PublishRequest, usize),
+    /// Read this part of a room's history, then call [`Core::history_read`](super::Core::history_read) with the key and
+    /// the request. Nothing can be read if the room has no retention.
+    ReadHistory(ConnectionKey, RequestId, RoomName, Option<Retention>, HistoryQuery),
     /// Verify this token, then call [`Core::verified`](super::Core::verified). It may take a while: do it where
     /// no session waits for it.
     Verify(ConnectionKey, Token),

@@ -527,6 +527,7 @@ impl Shard {
                 Action::Publish(key, request, cost) => self.publishing.push((key, request, cost)),
                 Action::Admitted(key, outcome) => drop(self.admitted.insert(key, outcome)),
                 Action::Verify(key, token) => self.verifying.push((key, token)),
+                Action::ReadHistory(key, request, ..) => self.core.history_read(key, request, None),
                 Action::TokenRefused(..) => {}
             }
         }

@@ -135,6 +135,7 @@ async fn an_sdk_gets_errors_for_unsupported_features() -> Result<()> {
         ("since", r#"{"wasRecovering":true,"recovered":false,"positioned":false,"recoverable":false}"#),
         ("declined", r#"{"wasRecovering":false,"recovered":false,"positioned":false,"recoverable":false}"#),
         ("mapPublish", "108"),
+        ("history", "103"),
         ("mapRemove", "108"),
         ("message", "\"still here\""),
     ];

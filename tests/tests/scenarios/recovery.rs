@@ -9,7 +9,7 @@ use tidegate_tests::{
     node::{Builder, Node},
     raw::{Frame, RawSocket},
     redis_server::RedisServer,
-    token::anywhere,
+    token::{Token, anywhere},
 };
 
 use crate::history::{data, on, publish, publishing, recording};
@@ -200,8 +200,12 @@ struct Session {
 
 impl Session {
     async fn open(node: &Node) -> Result<Self> {
+        Self::open_as(node, &Token::new("alice").room("*", &["subscribe", "history"]).sign()).await
+    }
+
+    async fn open_as(node: &Node, token: &str) -> Result<Self> {
         let mut session = Self { socket: RawSocket::connect(node.public, PATH).await?, next: 1 };
-        session.ask("connect", json!({ "token": anywhere("alice") })).await?;
+        session.ask("connect", json!({ "token": token })).await?;
         Ok(session)
     }
 
@@ -327,5 +331,135 @@ async fn what_does_not_fit_into_the_reply_follows_it() -> Result<()> {
         received.retain(|(_, received)| *received != text(ALL));
         ensure!(received == expected, "after {offset}: {} of {}", received.len(), expected.len());
     }
+    node.ensure_sound()
+}
+
+impl Session {
+    /// The numbers in a part of the history, or the code of the error.
+    async fn history(&mut self, more: Value) -> Result<Result<Vec<u64>, Value>> {
+        let mut what = json!({ "channel": "kept:a" });
+        if let (Some(what), Value::Object(more)) = (what.as_object_mut(), more) {
+            what.extend(more);
+        }
+        let reply = self.ask("history", what).await?;
+        let Some(publications) = reply["publications"].as_array() else { return Ok(Err(reply)) };
+        let number = |publication: &Value| publication["data"].as_u64().context("a number");
+        publications.iter().map(number).collect::<Result<_>>().map(Ok)
+    }
+}
+
+#[tokio::test]
+async fn any_part_of_a_history_can_be_read() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    read_parts(&on(&redis).await?).await?;
+    read_parts(&recording().start().await?).await
+}
+
+async fn read_parts(node: &Node) -> Result<()> {
+    let reader = Token::new("reader").room("kept:*", &["history"]).room("lobby", &["history"]).sign();
+    let mut session = Session::open_as(node, &reader).await?;
+    // Nobody was ever in the room.
+    let begun = session.ask("history", json!({ "channel": "kept:a" })).await?;
+    let epoch = begun["epoch"].as_str().context("an epoch")?.to_owned();
+    ensure!(begun == json!({ "publications": [], "epoch": epoch, "offset": 0 }), "{begun}");
+
+    publish(node, &anywhere("alice"), 0..20).await?;
+    let position = session.ask("history", json!({ "channel": "kept:a", "limit": 0 })).await?;
+    ensure!(position == json!({ "publications": [], "epoch": epoch, "offset": 20 }), "{position}");
+    let since = |offset: u64| json!({ "epoch": epoch, "offset": offset });
+    let forwards = |from: u64, to: u64| Ok((from..to).collect::<Vec<_>>());
+    let backwards = |from: u64, to: u64| Ok((to..from).rev().collect::<Vec<_>>());
+    let lost: Result<Vec<u64>, Value> = Err(json!(112));
+    for (asked, expected) in [
+        (json!({}), forwards(0, 0)),
+        (json!({ "limit": -1 }), forwards(0, 20)),
+        (json!({ "limit": 2_000_000_000 }), forwards(0, 20)),
+        (json!({ "limit": 5 }), forwards(0, 5)),
+        (json!({ "limit": 5, "since": { "epoch": "", "offset": 0 } }), forwards(0, 5)),
+        (json!({ "limit": 5, "reverse": true }), backwards(20, 15)),
+        (json!({ "limit": 3, "since": since(7) }), forwards(7, 10)),
+        (json!({ "limit": 3, "since": since(0) }), forwards(0, 3)),
+        (json!({ "limit": 30, "since": since(19) }), forwards(19, 20)),
+        (json!({ "limit": 30, "since": since(20) }), forwards(20, 20)),
+        (json!({ "limit": 3, "since": since(7), "reverse": true }), backwards(6, 3)),
+        (json!({ "limit": 9, "since": since(4), "reverse": true }), backwards(3, 0)),
+        (json!({ "limit": 9, "since": since(1), "reverse": true }), backwards(0, 0)),
+        (json!({ "limit": 1, "since": since(21) }), lost.clone()),
+        (json!({ "limit": 1, "since": since(21), "reverse": true }), lost.clone()),
+        (json!({ "limit": 0, "since": { "epoch": "1", "offset": 3 } }), lost.clone()),
+        (json!({ "limit": 1, "since": { "epoch": "x", "offset": 3 } }), lost.clone()),
+        (json!({ "limit": 1, "since": { "epoch": "x", "offset": 3 }, "reverse": true }), lost),
+    ] {
+        ensure!(session.history(asked.clone()).await? == expected, "{asked}");
+    }
+    // A room without a history.
+    ensure!(session.ask("history", json!({ "channel": "lobby" })).await? == 108);
+    ensure!(session.ask("history", json!({ "channel": "else" })).await? == 103);
+    node.ensure_sound()
+}
+
+/// Whoever has published something finds it, whatever is under way.
+#[tokio::test]
+async fn a_history_holds_what_was_acknowledged_before_it_was_asked_for() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let node = on(&redis).await?;
+    let last = json!({ "limit": 1, "reverse": true });
+    let mut sessions = futures_util::future::try_join_all((0..40).map(|_| Session::open(&node))).await?;
+    for round in 1..=20_u64 {
+        publish(&node, &anywhere("alice"), u32::try_from(round)?..u32::try_from(round)? + 1).await?;
+        let reads = sessions.iter_mut().map(|session| session.history(last.clone()));
+        for read in futures_util::future::try_join_all(reads).await? {
+            let read = read.map_err(|code| anyhow::anyhow!("error {code}"))?;
+            ensure!(read == [round], "{read:?} in round {round}");
+        }
+    }
+    node.ensure_sound()
+}
+
+/// A client asks for far more than its queue holds, and does not read. It gets everything in the end, and nobody takes it
+/// for slow.
+#[tokio::test]
+async fn a_client_that_asks_for_much_history_gets_it_one_after_the_other() -> Result<()> {
+    const ASKS: u32 = 100;
+    const TEXTS: u64 = 100;
+    let node =
+        recording().set("limits.outbound", "64KiB").set("limits.message_size", "16KiB").start().await?;
+    for number in 0..TEXTS {
+        let text = format!("{number:03}{}", "x".repeat(997));
+        node.post("kept:a", &anywhere("alice"), "text/plain", text.as_bytes()).await?;
+    }
+    let mut session = Session::open(&node).await?;
+    session.subscribe(json!({})).await?;
+    let ask = |id: u32| json!({ "id": id, "history": { "channel": "kept:a", "limit": TEXTS } }).to_string();
+    let all: Vec<_> = (1000..1000 + ASKS).map(ask).collect();
+    session.socket.send(&Frame::text(all.join("\n"))).await?;
+    for id in 1000..1000 + ASKS {
+        let reply = session.receive().await?;
+        let publications = reply["history"]["publications"].as_array().context("publications")?;
+        ensure!(reply["id"] == id && reply["history"]["offset"] == TEXTS, "{reply:.100}");
+        ensure!((1..=16).contains(&publications.len()), "{} publications fit", publications.len());
+        ensure!(publications[0]["offset"] == 1);
+    }
+    node.ensure_sound()
+}
+
+#[tokio::test]
+async fn an_sdk_reads_a_history_in_pages() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let node = on(&redis).await?;
+    let url = format!("ws://{}{PATH}", node.public);
+    let sdk = Client::node_centrifuge_history(&url, "kept:a", &anywhere("alice")).await?;
+    let heard = sdk.heard(4).await?;
+    let told = |event: &str, value: Value| Message {
+        event: event.to_owned(),
+        ..Message::plain(Payload::text(value.to_string()))
+    };
+    let expected = [
+        told("forwards", (0..20).collect()),
+        told("backwards", (0..20).rev().collect()),
+        told("position", json!([0, 20])),
+        told("unknown", json!(112)),
+    ];
+    ensure!(heard == expected, "{heard:?}");
     node.ensure_sound()
 }

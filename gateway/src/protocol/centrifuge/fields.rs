@@ -18,7 +18,10 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::protocol::{Recover, json::present};
+use crate::protocol::{
+    HistoryQuery, Recover,
+    json::{Object, present},
+};
 
 /// Begin the session.
 #[derive(Deserialize)]
@@ -123,6 +126,48 @@ impl Publish<'_> {
     pub(super) fn asks_for_more(&self) -> bool {
         let Self { channel: _, data: _, kind, key, removed } = self;
         [kind, key, removed].into_iter().any(|asked| asked.0)
+    }
+}
+
+/// Read a part of a channel's history.
+#[derive(Deserialize)]
+pub(super) struct History {
+    pub(super) channel: String,
+    /// The most publications. 0: only the position. A negative number: as many as there are.
+    #[serde(default, deserialize_with = "or_default")]
+    limit: i32,
+    /// After this position, or before it.
+    #[serde(default)]
+    since: Option<Object<StreamPosition>>,
+    /// From the newest to the oldest.
+    #[serde(default, deserialize_with = "or_default")]
+    reverse: bool,
+}
+
+#[derive(Deserialize)]
+struct StreamPosition {
+    #[serde(default, deserialize_with = "or_default")]
+    offset: u64,
+    #[serde(default, deserialize_with = "or_default")]
+    epoch: String,
+}
+
+impl History {
+    /// The most publications in one reply.
+    const MAX: usize = 1000;
+
+    /// What it asks for. `None` if the protocol refuses that: nothing is before the beginning.
+    pub(super) fn query(&self) -> Option<HistoryQuery> {
+        let limit = usize::try_from(self.limit).map_or(Self::MAX, |limit| limit.min(Self::MAX));
+        let is_reversed = self.reverse;
+        let since = match &self.since {
+            Some(Object(StreamPosition { offset: 0, .. })) if is_reversed => return None,
+            // From the beginning.
+            Some(Object(StreamPosition { offset: 0, epoch })) if epoch.is_empty() => None,
+            Some(Object(StreamPosition { offset, epoch })) => Some(position(epoch, *offset)),
+            None => None,
+        };
+        Some(HistoryQuery { since, limit, is_reversed })
     }
 }
 

@@ -8,7 +8,7 @@
 //! Publications that are JSON ([`Data::json`]) are sent unchanged. Other text is sent as a JSON string, and
 //! binary data as a base64 string with the tag `"encoding":"base64"`. An event's name is the tag `"event"`.
 //!
-//! Not supported, and answered with error 108: presence, history, RPC, refresh of single subscriptions, and
+//! Not supported, and answered with error 108: presence, RPC, refresh of single subscriptions, and
 //! options of supported commands that are not implemented ([`fields`]).
 
 use std::{io::Write as _, sync::Arc, time::Duration};
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{json, value::RawValue};
 
-use self::fields::{Connect, Publish, Refresh, Subscribe, Unsubscribe};
+use self::fields::{Connect, History, Publish, Refresh, Subscribe, Unsubscribe};
 use super::{
     Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route,
     Subscribed, Then, Timing, json::Object,
@@ -117,7 +117,7 @@ struct WireCommand<'a> {
     send: Option<IgnoredAny>,
     presence: Option<IgnoredAny>,
     presence_stats: Option<IgnoredAny>,
-    history: Option<IgnoredAny>,
+    history: Option<Object<History>>,
     rpc: Option<IgnoredAny>,
     sub_refresh: Option<IgnoredAny>,
 }
@@ -132,22 +132,16 @@ struct Numbered {
 impl WireCommand<'_> {
     /// How many methods it contains.
     fn methods(&self) -> usize {
-        let Self { id: _, connect, refresh, subscribe, unsubscribe, publish, .. } = self;
-        let ignored = [
-            &self.ping,
-            &self.send,
-            &self.presence,
-            &self.presence_stats,
-            &self.history,
-            &self.rpc,
-            &self.sub_refresh,
-        ];
+        let Self { id: _, connect, refresh, subscribe, unsubscribe, publish, history, .. } = self;
+        let ignored =
+            [&self.ping, &self.send, &self.presence, &self.presence_stats, &self.rpc, &self.sub_refresh];
         let served = [
             connect.is_some(),
             refresh.is_some(),
             subscribe.is_some(),
             unsubscribe.is_some(),
             publish.is_some(),
+            history.is_some(),
         ];
         served.into_iter().chain(ignored.map(Option::is_some)).filter(|named| *named).count()
     }
@@ -160,7 +154,7 @@ impl WireCommand<'_> {
         let with_room = |name: &str, command: &dyn Fn(RoomName) -> Command| {
             RoomName::new(name).map_or_else(|_| fail(ReplyError::BadRequest), command)
         };
-        let unserved = [self.presence, self.presence_stats, self.history, self.rpc, self.sub_refresh];
+        let unserved = [self.presence, self.presence_stats, self.rpc, self.sub_refresh];
         let command = if self.send.is_some() {
             // The one method without a reply.
             return Some(Command::Break(CloseReason::NotAvailable));
@@ -177,6 +171,11 @@ impl WireCommand<'_> {
             }
         } else if let Some(Object(Unsubscribe { channel })) = self.unsubscribe {
             with_room(&channel, &|room| Command::Unsubscribe { request, room })
+        } else if let Some(Object(history)) = self.history {
+            match history.query() {
+                Some(query) => with_room(&history.channel, &|room| Command::History { request, room, query }),
+                None => fail(ReplyError::BadRequest),
+            }
         } else if let Some(Object(publish)) = self.publish {
             let json = |data: &RawValue| Data::json(message.slice_ref(data.get().as_bytes())).ok();
             if publish.asks_for_more() {
@@ -253,6 +252,10 @@ impl Protocol for Centrifuge {
         let (reply, held) = recovery::reply(id, subscribed);
         out.text(&reply);
         held
+    }
+
+    fn history(&mut self, id: RequestId, history: &super::History<'_>, out: &mut Packets) {
+        out.text(&recovery::history(id, history));
     }
 
     fn news(&mut self, news: &News<'_>, out: &mut Packets) -> Then {

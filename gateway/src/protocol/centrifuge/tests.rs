@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{Centrifuge, Subscribed, recovery};
 use crate::{
     framing::{Encoding, Framing, Packets, Transport},
-    protocol::{News, Protocol as _, Then},
+    protocol::{History, News, Protocol as _, Then},
 };
 
 // Duplicate or unknown fields are errors.
@@ -178,4 +178,28 @@ fn a_client_subscribes_again_when_the_epoch_has_changed() {
     assert_eq!(then, Then::Leave);
     let push = r#"{"push":{"channel":"lobby","unsubscribe":{"code":2500,"reason":"insufficient state"}}}"#;
     assert_eq!(out.bytes(), push.as_bytes());
+}
+
+#[test]
+fn a_part_of_a_history_holds_what_fits_and_at_least_one_publication() {
+    let publications = [1, 2].map(|number| Publication::new(Data::text(number.to_string())));
+    let publications: Vec<_> =
+        (5..).map(at).zip(&publications).map(|(at, publication)| (publication, at)).collect();
+    let reply = |publications, most| {
+        String::from_utf8(recovery::history(7, &History { position: at(6), publications, most })).unwrap()
+    };
+    let position = r#""epoch":"12345678901234567","offset":6"#;
+    assert_eq!(reply(&[], 0), format!(r#"{{"id":7,"history":{{"publications":[],{position}}}}}"#));
+    let one = r#"{"data":1,"offset":5}"#;
+    for most in [0, 300] {
+        assert_eq!(
+            reply(&publications, most),
+            format!(r#"{{"id":7,"history":{{"publications":[{one}],{position}}}}}"#)
+        );
+    }
+    let two = r#"{"data":2,"offset":6}"#;
+    assert_eq!(
+        reply(&publications, 400),
+        format!(r#"{{"id":7,"history":{{"publications":[{one},{two}],{position}}}}}"#)
+    );
 }

@@ -82,6 +82,7 @@ impl<T: Transport> Connection<T> {
         let frame = self.outbound.pop();
         self.count_outbound(shard);
         self.resume_catching_up(shard);
+        self.read_next(shard);
         match (frame, self.phase) {
             (Some(frame), _) => Output::Bytes(frame),
             (None, Phase::Closing(_)) => Output::End,
@@ -99,9 +100,7 @@ impl<T: Transport> Connection<T> {
     pub fn received(&mut self, shard: &mut State, bytes: &mut [u8]) {
         self.note_received(shard.now);
         self.consume(shard, bytes);
-        if self.has_output() && !self.wants_write {
-            self.flush(shard);
-        }
+        self.flush_unless_full(shard);
     }
 
     /// A token that the session's client has sent is verified, see [`Action::Verify`](crate::shard::Action).
@@ -111,10 +110,15 @@ impl<T: Transport> Connection<T> {
         }
         self.with_session(shard, |session, around, effects| session.verified(outcome, around, effects));
         self.count_behind(shard);
+        self.flush_unless_full(shard);
+        self.wake();
+    }
+
+    /// Writes what is queued, unless the socket is known to take nothing.
+    pub(in crate::shard) fn flush_unless_full(&mut self, shard: &mut State) {
         if self.has_output() && !self.wants_write {
             self.flush(shard);
         }
-        self.wake();
     }
 
     fn consume(&mut self, shard: &mut State, bytes: &mut [u8]) {
@@ -240,6 +244,7 @@ impl<T: Transport> Connection<T> {
             && (self.in_flight >= MAX_IN_FLIGHT
                 || self.is_blocked()
                 || self.session.is_verifying()
+                || self.reads.as_ref().is_some_and(|reads| reads.is_waiting())
                 || self.outbound.replies() > MAX_REPLIES)
     }
 }

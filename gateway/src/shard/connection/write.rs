@@ -95,6 +95,7 @@ impl<T: Transport> Connection<T> {
                     self.note_holding(shard);
                 }
                 self.resume_catching_up(shard);
+                self.read_next(shard);
                 self.shut_if_done();
             }
             Err(error) => self.lost(shard, Some(&error)),
