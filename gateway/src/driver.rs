@@ -11,6 +11,7 @@
 //! | [`admission`] | HTTP on an accepted socket, and from a request to a session |
 //! | [`connection`] | a session's socket, or the response that carries it |
 //! | [`body`] | response bodies |
+//! | [`readings`], [`repairs`] | readings of rooms' histories, for sessions and after interruptions |
 //! | [`stream`] | a client's socket, plain or with TLS |
 //! | [`proxy_protocol`] | the header of a proxy that announces its client |
 

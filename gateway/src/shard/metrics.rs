@@ -27,6 +27,10 @@ pub struct ShardMetrics {
     pub dropped_oldest: IntCounter,
     /// Publications dropped for newer ones, `overflow = "latest"`.
     pub dropped_for_latest: IntCounter,
+    /// Subscriptions that asked for what the session has missed, and continue where it left off.
+    pub recovered: IntCounter,
+    /// Subscriptions that asked for what the session has missed, where something may be missing.
+    pub unrecovered: IntCounter,
     /// Sessions times the rooms each is in.
     pub subscriptions: IntGauge,
     /// How late a shard's regular tick ran.
@@ -41,6 +45,12 @@ impl ShardMetrics {
             "tidegate_outbound_dropped_total",
             "Publications that waited for a slow session and made way for newer ones of their room, by the room's policy.",
             &["overflow"],
+        )?;
+        let recoveries = counter_family(
+            registry,
+            "tidegate_history_recoveries_total",
+            "Subscriptions of the Centrifuge protocol that asked for missed publications, by whether nothing is missing.",
+            &["recovered"],
         )?;
         let metrics = Self {
             connections: gauge_family(
@@ -90,6 +100,8 @@ impl ShardMetrics {
             )?,
             dropped_oldest: dropped.with_label_values(&["drop_oldest"]),
             dropped_for_latest: dropped.with_label_values(&["latest"]),
+            recovered: recoveries.with_label_values(&["true"]),
+            unrecovered: recoveries.with_label_values(&["false"]),
             subscriptions: gauge(registry, "tidegate_subscriptions", "Sessions times the rooms each is in.")?,
             lag_seconds: histogram(
                 registry,

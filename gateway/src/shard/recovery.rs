@@ -52,13 +52,25 @@ impl<T: Transport> Core<T> {
             }
         };
         let most = share.saturating_sub(connection.queued()).min(MAX_REPLY);
-        let missed = begin.filter(|begin| begin.gap.is_none()).zip(recover).and_then(|(begin, _)| {
-            Missed::find(&self.state.context.hub, room, &begin, connection.id(), most.saturating_sub(AROUND))
+        let hub = &self.state.context.hub;
+        let missed = begin.filter(|begin| begin.gap.is_none()).zip(recover).and_then(|(begin, recover)| {
+            if begin.is_snapshot {
+                return Missed::newest(hub, room, &begin, recover.since);
+            }
+            Missed::find(hub, room, &begin, connection.id(), most.saturating_sub(AROUND))
         });
         let recovered = recover.map(|_| missed.is_some());
+        match recovered.filter(|_| begin.is_some()) {
+            Some(true) => self.state.context.metrics.recovered.inc(),
+            Some(false) => self.state.context.metrics.unrecovered.inc(),
+            None => {}
+        }
         if recover.is_some_and(|recover| recover.or_fail) && missed.is_none() {
-            let has_history = begin.is_some_and(|begin| begin.top.is_some());
-            let error = if has_history { ReplyError::Unrecoverable } else { ReplyError::NotAvailable };
+            let error = match begin.map(|begin| begin.top) {
+                None => ReplyError::NotAvailable,
+                Some(None) => ReplyError::NotNow,
+                Some(Some(_)) => ReplyError::Unrecoverable,
+            };
             connection.joined(&mut self.state, request, room, Err(error));
             return None;
         }
@@ -117,14 +129,36 @@ impl Missed {
                             missed.publications.push((number, broadcast, cursor));
                         }
                     }
-                    // Published after the session has joined: not missed.
-                    Item::Publication(..) if number >= begin.live => return Some(missed),
+                    // Since the session has joined: not missed.
+                    _ if number >= begin.live => return Some(missed),
                     Item::Publication(..) | Item::Gap(_) => return missed.if_proven(),
                 }
             }
             if is_last || bytes >= most {
                 return Some(missed);
             }
+        }
+    }
+
+    /// Finds the newest publication, unless the client has it. `None` if there is none, and the client has received others.
+    fn newest(hub: &Hub, room: &RoomName, begin: &Begin, since: Cursor) -> Option<Self> {
+        let nothing = Self { publications: Vec::new(), before: None, next: begin.live };
+        if begin.from == begin.live {
+            return (begin.top == Some(since)).then_some(nothing);
+        }
+        match hub.piece(room, begin.from, 0)?.items.into_iter().next()? {
+            (number, Item::Publication(broadcast, Some(cursor))) if number == begin.from => {
+                if cursor == since {
+                    return Some(nothing);
+                }
+                let before = Cursor { offset: cursor.offset.saturating_sub(1), ..cursor };
+                Some(Self {
+                    publications: vec![(number, broadcast, cursor)],
+                    before: Some(before),
+                    ..nothing
+                })
+            }
+            _ => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the connections of a shard share.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, num::NonZeroU32, sync::Arc};
 
 use broker_bridge::{Affinity, PublishRequest, Retention, RoomName, SessionId};
 
@@ -157,6 +157,12 @@ impl State {
     /// Announces a member to the hub, and waits for the broker.
     pub fn join(&mut self, join: Join, beginning: impl Into<Beginning>) -> JoinKey {
         let history = self.settings.history.of(&join.room);
+        // A history of one publication keeps a value: nobody needs those before it.
+        let keeps_value = history.is_some_and(|retention| retention.size.get() == 1);
+        let beginning = match beginning.into() {
+            Beginning::After(_) if keeps_value && join.recover.is_some() => Beginning::Last(NonZeroU32::MIN),
+            beginning => beginning,
+        };
         let joining = self.context.hub.join(&join.room, self.index, history, beginning);
         let deadline = self.now.after(self.settings.subscribe_timeout);
         let key = self.joins.begin(join, deadline);

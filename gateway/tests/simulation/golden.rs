@@ -209,6 +209,14 @@ impl Stage {
                     };
                     self.in_flight.push_back((request, publication.to_owned()));
                 }
+                "read" => {
+                    // No room here has a history.
+                    let (_, request) = rest.rsplit_once(" for ").unwrap();
+                    let error = r#"{"code":108,"message":"not available","temporary":false}"#;
+                    let reply = format!(r#"{{"error":{error},"id":{request}}}"#);
+                    let frame = [&[0x81, reply.len() as u8], reply.as_bytes()].concat();
+                    self.expected += &frame.escape_ascii().to_string();
+                }
                 "join" => {
                     let (_, request) = rest.split_once(" for ").unwrap();
                     self.joining.push(request.split(' ').next().unwrap().parse().unwrap());

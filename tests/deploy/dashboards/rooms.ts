@@ -187,6 +187,16 @@ export const rooms = dashboard(
             { stacked: true },
           ),
           graph(
+            "Recoveries",
+            "Subscriptions of Centrifuge clients that asked for what they have missed, per second. Those that are not recovered load their state anew.",
+            "cps",
+            [
+              [total("tidegate_history_recoveries_total", ', recovered="true"'), "recovered"],
+              [total("tidegate_history_recoveries_total", ', recovered="false"'), "not recovered"],
+            ],
+            { stacked: true },
+          ),
+          graph(
             "Repairs",
             "Readings of rooms' logs per second: to find out what an interruption has cost, and checks of silent rooms (one a minute for each).",
             "cps",

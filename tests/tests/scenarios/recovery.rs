@@ -1,5 +1,7 @@
 //! Rooms with a history in the Centrifuge protocol: clients that come back recover what they have missed.
 
+#![allow(clippy::indexing_slicing, reason = "a panic is a failed test")]
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tidegate_tests::{
@@ -225,12 +227,17 @@ impl Session {
         Ok(if reply.get("error").is_some() { reply["error"]["code"].take() } else { reply[method].take() })
     }
 
+    /// Subscribes, and returns the reply without who has published what is in it.
     async fn subscribe(&mut self, more: Value) -> Result<Value> {
         let mut what = json!({ "channel": "kept:a" });
         if let (Some(what), Value::Object(more)) = (what.as_object_mut(), more) {
             what.extend(more);
         }
-        self.ask("subscribe", what).await
+        let mut reply = self.ask("subscribe", what).await?;
+        for publication in reply.get_mut("publications").and_then(Value::as_array_mut).into_iter().flatten() {
+            publication.as_object_mut().and_then(|publication| publication.remove("info"));
+        }
+        Ok(reply)
     }
 }
 
@@ -461,5 +468,68 @@ async fn an_sdk_reads_a_history_in_pages() -> Result<()> {
         told("unknown", json!(112)),
     ];
     ensure!(heard == expected, "{heard:?}");
+    node.ensure_sound()
+}
+
+/// A history of one publication keeps a value: whoever comes back gets the newest, and nobody is told of those before it.
+#[tokio::test]
+async fn a_value_is_recovered_whatever_was_missed() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let builder = || Builder::new().set(r#"rooms."kept:*".history.size"#, "1");
+    let builder = || builder().set(r#"rooms."kept:*".history.ttl"#, "none").set("broker.url", &redis.url());
+    let node = builder().start().await?;
+    let token = anywhere("alice");
+    let unknown = json!({ "recover": true, "epoch": "", "offset": 0 });
+
+    // Before there is a value, a client has missed nothing only if it knows that.
+    let begun = Session::open(&node).await?.subscribe(unknown.clone()).await?;
+    let epoch = begun["epoch"].clone();
+    ensure!(begun["recovered"] == false && begun["offset"] == 0, "{begun}");
+    let known = |offset: u64| json!({ "recover": true, "epoch": epoch, "offset": offset });
+    ensure!(Session::open(&node).await?.subscribe(known(0)).await?["recovered"] == true);
+
+    publish(&node, &token, 0..5).await?;
+    let recovered = |offset: u64, publications: Option<Value>| {
+        let mut reply = json!({
+            "recoverable": true, "positioned": true, "epoch": epoch, "offset": offset,
+            "was_recovering": true, "recovered": true,
+        });
+        if let (Some(reply), Some(publications)) = (reply.as_object_mut(), publications) {
+            reply.insert("publications".to_owned(), publications);
+        }
+        reply
+    };
+    let value = |number: u64| recovered(number, Some(json!([{ "data": number, "offset": number + 1 }])));
+    // The second node has to read it.
+    let other = builder().start().await?;
+    for node in [&node, &other] {
+        for asked in
+            [unknown.clone(), known(0), known(4), known(17), json!({ "recover": true, "epoch": "1" })]
+        {
+            let reply = Session::open(node).await?.subscribe(asked.clone()).await?;
+            ensure!(reply == value(4), "{reply} for {asked}");
+        }
+        let reply = Session::open(node).await?.subscribe(known(5)).await?;
+        ensure!(reply == recovered(5, None), "{reply}");
+        // Who does not ask for it gets what comes.
+        let reply = Session::open(node).await?.subscribe(json!({})).await?;
+        ensure!(reply["offset"] == 5 && reply.get("publications").is_none(), "{reply}");
+    }
+    let reads = other.samples().await?.sum("tidegate_history_resumptions_total", &[r#"from="log""#]);
+    ensure!(reads == 1, "{reads} readings");
+
+    // From the value on, nothing is missing.
+    let mut sessions = futures_util::future::try_join_all([&node, &other].map(Session::open)).await?;
+    for session in &mut sessions {
+        ensure!(session.subscribe(known(2)).await? == value(4));
+    }
+    publish(&node, &token, 5..8).await?;
+    for session in &mut sessions {
+        for number in 5..8 {
+            let push = session.receive().await?["push"]["pub"].take();
+            ensure!(push["data"] == number && push["offset"] == number + 1, "{push}");
+        }
+    }
+    other.ensure_sound()?;
     node.ensure_sound()
 }
