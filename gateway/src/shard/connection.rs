@@ -34,6 +34,7 @@ use super::{
     reads::Reads,
     rooms::Memberships,
     state::{Action, NotAdmitted, State},
+    tally::Tally,
     transport::{Response as _, Socket as _, Transport},
 };
 use crate::{
@@ -580,6 +581,11 @@ impl<T: Transport> Connection<T> {
     fn close_with(&mut self, shard: &mut State, reason: CloseReason, words: Option<Bytes>) {
         if matches!(self.phase, Phase::Closing(_)) {
             return;
+        }
+        // A reason that waits for the end of the turn was the first.
+        let (reason, words) = self.close_after_turn.take().map_or((reason, words), |first| (first, None));
+        if reason == CloseReason::SlowConsumer {
+            Tally::add(&shard.tally.slow_consumers, 1);
         }
         let admitting = std::mem::replace(&mut self.phase, Phase::Closing(reason)) == Phase::Admitting;
         if admitting {

@@ -139,6 +139,9 @@ impl<T: Transport> Connection<T> {
     }
 
     fn queue_within(&mut self, shard: &mut State, frame: Frame, lane: Lane, limit: usize) -> bool {
+        if self.close_after_turn.is_some() {
+            return false; // It would follow what did not fit.
+        }
         let pushed = self.outbound.push(frame, lane, limit);
         if pushed == Err(Full) {
             self.close_after_turn(shard, CloseReason::SlowConsumer);

@@ -13,7 +13,6 @@ use crate::{
     shard::{
         outbound::{Lane, Outbound},
         state::State,
-        tally::Tally,
         transport::{Response as _, Socket as _, Transport},
     },
     vocabulary::CloseReason,
@@ -63,9 +62,6 @@ impl<T: Transport> Connection<T> {
     /// was too slow. If the socket does not take everything, the rest is written once it is writable.
     pub fn flush(&mut self, shard: &mut State) {
         if let Some(reason) = self.close_after_turn.take() {
-            if reason == CloseReason::SlowConsumer {
-                Tally::add(&shard.tally.slow_consumers, 1);
-            }
             self.begin_close(shard, reason);
         }
         if self.is_answered(shard.now) {
