@@ -61,8 +61,7 @@ pub struct RoomLog<P> {
     behind_until: Option<Instant>,
     /// Positions that somebody has come back with and that the log did not know, the latest first.
     unknown: VecDeque<(Cursor, GapCause)>,
-    /// Whether members are served although the log was not opened.
-    is_blind: bool,
+    opening: Opening,
     /// Whether publications without a place arrive in the room, which no log has.
     has_unrecorded: bool,
     /// When something last arrived, or was found in the log.
@@ -71,6 +70,17 @@ pub struct RoomLog<P> {
     /// while the ring begins there, the log has no more to give.
     read_back: Option<(u64, usize)>,
     repair: Option<Repair<P>>,
+}
+
+/// Whether there may be members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    /// Nobody is let in before the log is open, and nothing has arrived.
+    Awaited,
+    /// It is open, or something has arrived.
+    Over,
+    /// Members are served although it is not open.
+    Refused,
 }
 
 /// The bounds of a ring.
@@ -173,7 +183,7 @@ impl<P: Clone> RoomLog<P> {
             is_unproven: true,
             behind_until: None,
             unknown: VecDeque::new(),
-            is_blind: false,
+            opening: Opening::Awaited,
             has_unrecorded: false,
             active: None,
             read_back: None,
@@ -209,8 +219,8 @@ impl<P: Clone> RoomLog<P> {
     /// The broker says that this is the position of the newest publication. The subscription was acknowledged before,
     /// so everything after it arrives.
     pub fn opened(&mut self, top: Cursor) {
-        if self.seen.is_none() && !self.is_blind {
-            self.seen = Some(top);
+        if self.seen.is_none() && self.opening != Opening::Refused {
+            (self.seen, self.opening) = (Some(top), Opening::Over);
             if self.ring.is_empty() {
                 self.ring.begin(Some(top));
             }
@@ -220,7 +230,7 @@ impl<P: Clone> RoomLog<P> {
     /// The log cannot be opened, and members are served without a position. A position that is learned later says nothing
     /// about what is on its way to them, so the next one is that of the next publication.
     pub fn not_opened(&mut self) {
-        self.is_blind = true;
+        self.opening = Opening::Refused;
     }
 
     /// A publication has arrived.
@@ -324,7 +334,9 @@ impl<P: Clone> RoomLog<P> {
         if let Some(seen) = self.seen {
             return Next::Read(seen);
         }
-        self.gap(cause, out);
+        if self.opening != Opening::Awaited {
+            self.gap(cause, out);
+        }
         self.finish(true, now, out)
     }
 
@@ -490,7 +502,8 @@ impl<P: Clone> RoomLog<P> {
             }
         }
         if self.ring.is_empty() {
-            self.ring.begin(before);
+            let is_proven = !matches!(at.follows, Follows::Unproven(_));
+            self.ring.begin(before.filter(|_| is_proven));
         }
         (self.is_unproven, self.behind_until) = (false, None);
         self.append(publication, bytes, place, out);
@@ -498,6 +511,9 @@ impl<P: Clone> RoomLog<P> {
     }
 
     fn append(&mut self, publication: P, bytes: usize, place: Option<Place>, out: Out<'_, P>) {
+        if self.opening == Opening::Awaited {
+            self.opening = Opening::Over;
+        }
         let cursor = place.map(|place| place.cursor);
         if cursor.is_some() {
             (self.seen, self.newest) = (cursor, cursor);
@@ -584,20 +600,24 @@ impl<P: Clone> RoomLog<P> {
         if is_continuous && !self.ring.is_before(cursor) {
             // The ring has a gap there, but whoever comes back has been told what was before it.
             let first = page.entries.first().map(|entry| entry.place.cursor);
-            let number = first.map_or(Some(self.ring.next()), |first| self.ring.number_of(first));
+            // If nothing followed, something may have since, with a gap before it.
+            let number = first.map_or(Some(self.ring.past(cursor)), |first| self.ring.number_of(first));
             if let Some(number) = number {
                 return (number, None);
             }
         }
-        let before_first = page.entries.first().and_then(|entry| entry.place.follows.cursor());
+        // Where that is not proven, whoever stands there has to be told.
+        let before_first = page.entries.first().map(|entry| entry.place.follows);
+        let before_first =
+            before_first.filter(|follows| !matches!(follows, Follows::Unproven(_))).and_then(Follows::cursor);
         let mut items = Vec::new();
         let mut reaches = is_continuous.then_some(cursor);
-        let mut has_newer = false;
+        let mut newer = None;
         for entry in page.entries {
             let at = entry.place.cursor;
             // What the ring has, and what arrives on the topic.
             if !self.ring.is_before(at) {
-                has_newer = true;
+                newer = newer.or(Some(entry.place));
                 continue;
             }
             if matches!(entry.place.follows, Follows::Unproven(_)) && (!items.is_empty() || is_continuous) {
@@ -607,8 +627,15 @@ impl<P: Clone> RoomLog<P> {
             items.push((Item::Publication(publication, Some(at)), bytes));
             reaches = Some(at);
         }
+        if let Some(newer) = newer
+            && reaches != self.ring.start()
+            && !self.ring.is_begun_by(newer)
+        {
+            // The server went back in time: it no longer has what came right before the ring.
+            items.push((Item::Gap(GapCause::Failover), 0));
+        }
         let is_older = self.ring.is_before(cursor) || !is_continuous;
-        if is_older && (has_newer || (reaches.is_some() && reaches == self.ring.start())) {
+        if is_older && (newer.is_some() || (reaches.is_some() && reaches == self.ring.start())) {
             let start = if is_continuous { Some(cursor) } else { before_first };
             self.ring.prepend(items.into_iter(), start);
             self.ring.trim(self.bounds.items, self.bounds.bytes);

@@ -46,10 +46,13 @@ pub struct Recorded {
     state: Mutex<State>,
 }
 
+/// The opening of a log, which all wait for who join meanwhile.
+type Opening = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
+
 struct State {
     log: RoomLog<Arc<Broadcast>>,
     /// The opening of the log, while it is under way or once it has succeeded.
-    opening: Option<Shared<BoxFuture<'static, Result<(), BrokerError>>>>,
+    opening: Option<Opening>,
     /// A reading for somebody who comes back.
     reading: Option<Shared<BoxFuture<'static, ()>>>,
     /// The reading that waits for what is on its way to this node.
@@ -310,8 +313,19 @@ impl Recorded {
 
     /// Opens the log, once for all who join.
     async fn open(&self, room: &Arc<Room>) -> Result<(), BrokerError> {
+        let (opening, is_own) = self.opening(room);
+        match opening.await {
+            // That one may have failed long ago, for somebody who has left since.
+            Err(error) if !is_own && error.is_retryable() => self.opening(room).0.await,
+            outcome => outcome,
+        }
+    }
+
+    /// The opening under way, or a new one. Also whether it is new.
+    fn opening(&self, room: &Arc<Room>) -> (Opening, bool) {
+        let mut state = self.state.lock();
+        let is_own = state.opening.is_none();
         let opening = {
-            let mut state = self.state.lock();
             let begin = || {
                 let positioning = self.broker.open(&room.name, self.retention);
                 let room = Arc::downgrade(room);
@@ -336,7 +350,7 @@ impl Recorded {
             };
             state.opening.get_or_insert_with(begin).clone()
         };
-        opening.await
+        (opening, is_own)
     }
 
     /// Where somebody continues who has received everything up to `cursor`.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use broker_bridge::{Cursor, GapCause};
+use broker_bridge::{Cursor, Follows, GapCause, Place};
 
 /// One item of a room, in the order in which its members receive them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,14 @@ impl<P: Clone> Ring<P> {
         self.start
     }
 
+    /// Whether its first publication with a position is the one at this place, and nothing was lost before it that is
+    /// not told.
+    pub fn is_begun_by(&self, place: Place) -> bool {
+        let begins_with_gap = matches!(self.items.front(), Some((Item::Gap(_), _)));
+        self.items.iter().find_map(|(item, _)| item.cursor()) == Some(place.cursor)
+            && (begins_with_gap || !matches!(place.follows, Follows::Unproven(_)))
+    }
+
     /// Says which position comes right before the first item, which is the next to be appended. Only while it is empty.
     pub fn begin(&mut self, start: Option<Cursor>) {
         debug_assert!(self.items.is_empty(), "the first item is known");
@@ -159,6 +167,12 @@ impl<P: Clone> Ring<P> {
     pub fn later_than(&self, cursor: Cursor) -> u64 {
         let found = self.items.iter().position(|(item, _)| item.cursor().is_some_and(|at| at > cursor));
         found.map_or(self.next(), |index| self.first + index as u64)
+    }
+
+    /// The number right after the last item whose position is not later than this one.
+    pub fn past(&self, cursor: Cursor) -> u64 {
+        let found = self.items.iter().rposition(|(item, _)| item.cursor().is_some_and(|at| at <= cursor));
+        found.map_or(self.first, |index| self.first + index as u64 + 1)
     }
 
     /// The items from number `from` on, until they hold `bytes`, and at most [`PIECE`]: at least one, if there is any. Also the number of the

@@ -282,6 +282,14 @@ impl World {
         Ok(())
     }
 
+    /// Nobody is let in before the log is open, unless that is refused.
+    fn enter(&mut self, node: usize) {
+        let log = &mut self.nodes[node].log;
+        if log.seen().is_none() {
+            log.not_opened();
+        }
+    }
+
     fn apply(&mut self, step: Step) -> Result<(), TestCaseError> {
         let now = self.now;
         match step {
@@ -362,6 +370,7 @@ impl World {
             }
             Step::Join(node) => {
                 if self.nodes[node].is_up && self.members.len() < 8 {
+                    self.enter(node);
                     self.members.push(Member {
                         node: Some(node),
                         from: self.nodes[node].log.ring().next(),
