@@ -2,7 +2,7 @@
 //! gaps that it must tell.
 //!
 //! Nothing happens by itself. The simulation says when a node's connection accepts a publication, confirms a
-//! subscription or delivers something.
+//! subscription, answers what a node wants to know of a room's history, or delivers something.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,21 +10,55 @@ use std::{
 };
 
 use broker_bridge::{
-    Accepted, Affinity, Broker, BrokerError, BrokerStatus, GapCause, Publication, PublishRequest, RoomName,
-    Sink, Subscribing,
+    Accepted, Affinity, Broker, BrokerError, BrokerStatus, Cursor, GapCause, Place, Positioning, Publication,
+    PublishRequest, Reading, Retention, RoomName, Sink, Subscribing,
+    history::{Page, ReadFrom},
 };
 use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
+use crate::server::{Restart, Server};
+
 /// Something on its way to a node: a publication for a subscription, or a gap.
-type Arrival = (Arc<dyn Sink>, Result<Publication, GapCause>);
+type Arrival = (Arc<dyn Sink>, Result<(Publication, Option<Place>), GapCause>);
 
 /// What all nodes share.
 #[derive(Default)]
 pub struct Bus {
-    /// Every publication that was accepted, by room and in order.
-    pub log: BTreeMap<RoomName, Vec<Publication>>,
+    /// Every publication that was accepted, by room and in order, and its position in the room's history.
+    pub log: BTreeMap<RoomName, Vec<(Publication, Option<Cursor>)>>,
+    pub server: Server,
     pub links: Vec<Link>,
+}
+
+/// What a node wants to know of a room's history.
+enum Question {
+    Open(oneshot::Sender<Result<Cursor, BrokerError>>),
+    Read(ReadFrom, usize, oneshot::Sender<Result<Page, BrokerError>>),
+}
+
+/// What the server has said to that, on its way to the node.
+enum Answer {
+    Open(oneshot::Sender<Result<Cursor, BrokerError>>, Result<Cursor, BrokerError>),
+    Read(oneshot::Sender<Result<Page, BrokerError>>, Result<Page, BrokerError>),
+}
+
+impl Question {
+    fn refused(self, error: BrokerError) -> Answer {
+        match self {
+            Self::Open(sender) => Answer::Open(sender, Err(error)),
+            Self::Read(_, _, sender) => Answer::Read(sender, Err(error)),
+        }
+    }
+}
+
+impl Answer {
+    fn send(self) {
+        match self {
+            Self::Open(sender, answer) => drop(sender.send(answer)),
+            Self::Read(sender, answer) => drop(sender.send(answer)),
+        }
+    }
 }
 
 /// A node's connection to the bus.
@@ -36,6 +70,9 @@ pub struct Link {
     publishing: VecDeque<PublishRequest>,
     /// How many publications the node may hand over before one is accepted.
     queue: usize,
+    /// What the node has asked, and what it was answered.
+    asked: Vec<(RoomName, Question)>,
+    answers: Vec<Answer>,
     pub is_up: bool,
 }
 
@@ -51,17 +88,26 @@ struct Subscription {
 pub type SharedBus = Arc<Mutex<Bus>>;
 
 impl Bus {
-    /// Accepts a publication: it is delivered to all nodes whose subscription is confirmed.
-    pub fn accept(&mut self, room: &RoomName, publication: Publication) {
+    /// Accepts a publication, and records it if so much is to be kept: it is delivered to all nodes whose
+    /// subscription is confirmed.
+    pub fn accept(
+        &mut self,
+        room: &RoomName,
+        publication: Publication,
+        history: Option<Retention>,
+    ) -> Option<Cursor> {
+        let place = history.map(|retention| self.server.record(room, publication.clone(), retention));
+        let cursor = place.map(|place| place.cursor);
         for link in &mut self.links {
             if link.is_up
                 && let Some(subscription) = link.rooms.get(room)
                 && subscription.is_confirmed
             {
-                link.arriving.push_back((Arc::clone(&subscription.sink), Ok(publication.clone())));
+                link.arriving.push_back((Arc::clone(&subscription.sink), Ok((publication.clone(), place))));
             }
         }
-        self.log.entry(room.clone()).or_default().push(publication);
+        self.log.entry(room.clone()).or_default().push((publication, cursor));
+        cursor
     }
 
     /// Accepts the next publication of a node, or refuses it. Returns whether there was any.
@@ -69,11 +115,12 @@ impl Bus {
         if refuse || !self.links[link].is_up {
             return self.settle_next(link, Err(BrokerError::NotNow("busy".into())));
         }
-        if let Some(PublishRequest { room, publication, .. }) = self.links[link].publishing.front() {
-            let (room, publication) = (room.clone(), publication.clone());
-            self.accept(&room, publication);
+        let mut cursor = None;
+        if let Some(PublishRequest { room, publication, history, .. }) = self.links[link].publishing.front() {
+            let (room, publication, history) = (room.clone(), publication.clone(), *history);
+            cursor = self.accept(&room, publication, history);
         }
-        self.settle_next(link, Ok(Accepted::default()))
+        self.settle_next(link, Ok(Accepted { cursor, duplicate: false }))
     }
 
     /// Answers the next publication of a node, which nobody gets by that. Returns whether there was any.
@@ -150,7 +197,7 @@ impl Bus {
     pub fn interrupt(&mut self, link: usize, accepted: usize) {
         for _ in 0..accepted {
             let Some(request) = self.links[link].publishing.pop_front() else { break };
-            self.accept(&request.room, request.publication);
+            self.accept(&request.room, request.publication, request.history);
             request.receipt.settle(Err(BrokerError::Unknown));
         }
         let link = &mut self.links[link];
@@ -178,6 +225,55 @@ impl Bus {
         }
     }
 
+    /// The server starts again: all connections are lost, and what was asked.
+    pub fn restart(&mut self, with: Restart) {
+        for link in 0..self.links.len() {
+            self.interrupt(link, 0);
+            self.fail_questions(link);
+        }
+        self.server.restart(with);
+    }
+
+    /// The connection is lost on which a node has asked.
+    pub fn fail_questions(&mut self, link: usize) {
+        let Link { asked, answers, .. } = &mut self.links[link];
+        for answer in answers.iter_mut() {
+            match answer {
+                Answer::Open(_, answer) => *answer = Err(BrokerError::Unavailable),
+                Answer::Read(_, answer) => *answer = Err(BrokerError::Unavailable),
+            }
+        }
+        answers.extend(asked.drain(..).map(|(_, question)| question.refused(BrokerError::Unavailable)));
+    }
+
+    /// The server answers one of a node's questions, or refuses to. Returns whether there was any.
+    pub fn answer_next(&mut self, link: usize, which: usize, refusal: Option<BrokerError>) -> bool {
+        let Link { asked, answers, .. } = &mut self.links[link];
+        if asked.is_empty() {
+            return false;
+        }
+        let (room, question) = asked.remove(which % asked.len());
+        answers.push(match (question, refusal) {
+            (question, Some(error)) => question.refused(error),
+            (Question::Open(sender), None) => Answer::Open(sender, Ok(self.server.open(&room))),
+            (Question::Read(from, limit, sender), None) => {
+                Answer::Read(sender, Ok(self.server.read(&room, from, limit)))
+            }
+        });
+        true
+    }
+
+    /// One of the answers reaches the node. Returns whether there was any.
+    pub fn pass_answer(&mut self, link: usize, which: usize) -> bool {
+        let answers = &mut self.links[link].answers;
+        if answers.is_empty() {
+            return false;
+        }
+        let which = which % answers.len();
+        answers.remove(which).send();
+        true
+    }
+
     /// Whether nothing is under way on these connections.
     pub fn is_quiet_for(&self, mut links: impl Iterator<Item = usize>) -> bool {
         links.all(|link| {
@@ -185,6 +281,8 @@ impl Bus {
             link.is_up
                 && link.arriving.is_empty()
                 && link.publishing.is_empty()
+                && link.asked.is_empty()
+                && link.answers.is_empty()
                 && link.rooms.values().all(|room| room.is_confirmed)
         })
     }
@@ -192,8 +290,11 @@ impl Bus {
     /// The node is gone.
     pub fn remove(&mut self, link: usize) {
         self.interrupt(link, 0);
-        self.links[link].rooms.clear();
-        self.links[link].is_up = true;
+        let link = &mut self.links[link];
+        link.rooms.clear();
+        link.asked.clear();
+        link.answers.clear();
+        link.is_up = true;
     }
 
     /// The rooms that a node is subscribed to.
@@ -207,7 +308,7 @@ pub fn deliver(bus: &SharedBus, link: usize) -> bool {
     let next = lock(bus).next_arrival(link);
     let Some((sink, what)) = next else { return false };
     match what {
-        Ok(publication) => sink.publication(publication, None),
+        Ok((publication, place)) => sink.publication(publication, place),
         Err(cause) => sink.gap(cause),
     }
     true
@@ -233,6 +334,8 @@ impl ModelBroker {
             arriving: VecDeque::new(),
             publishing: VecDeque::new(),
             queue,
+            asked: Vec::new(),
+            answers: Vec::new(),
             is_up: true,
         });
         Self {
@@ -245,6 +348,17 @@ impl ModelBroker {
     /// The number of the node's connection.
     pub fn link(&self) -> usize {
         self.link
+    }
+
+    /// Asks the server.
+    fn ask<T: Send + 'static>(
+        &self,
+        room: &RoomName,
+        question: impl FnOnce(oneshot::Sender<Result<T, BrokerError>>) -> Question,
+    ) -> BoxFuture<'static, Result<T, BrokerError>> {
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.bus).links[self.link].asked.push((room.clone(), question(sender)));
+        Box::pin(async move { receiver.await.unwrap_or(Err(BrokerError::Closed)) })
     }
 }
 
@@ -280,6 +394,14 @@ impl Broker for ModelBroker {
 
     fn publish(&self, _: PublishRequest) -> BoxFuture<'_, ()> {
         unreachable!("the simulation waits for space by itself")
+    }
+
+    fn open(&self, room: &RoomName, _: Retention) -> Positioning {
+        self.ask(room, Question::Open)
+    }
+
+    fn read(&self, room: &RoomName, from: ReadFrom, limit: usize) -> Reading {
+        self.ask(room, |sender| Question::Read(from, limit, sender))
     }
 
     fn status(&self) -> watch::Receiver<BrokerStatus> {

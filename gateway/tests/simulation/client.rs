@@ -1,6 +1,8 @@
 //! Clients of every protocol: what they send, and what they understand of what they get.
 
-use broker_bridge::RoomName;
+use std::collections::BTreeMap;
+
+use broker_bridge::{Cursor, RoomName};
 use serde_json::{Value, json};
 use tidegate::framing::Transport;
 
@@ -19,14 +21,16 @@ pub enum Kind {
 /// What a client has understood.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// The number of a publication.
-    Publication(RoomName, u64),
-    /// Publications may be missing.
-    Gap(RoomName),
+    /// The number of a publication, and its position.
+    Publication(RoomName, u64, Option<Cursor>),
+    /// Where the session begins in a room's history.
+    Position(RoomName, Cursor),
+    /// Publications may be missing, for this reason.
+    Gap(RoomName, String),
     /// The session has begun.
     Connected,
-    /// The client is in the room.
-    Joined(RoomName),
+    /// The client is in the room. If it has asked for what it has missed: whether it gets all of it.
+    Joined(RoomName, Option<bool>),
     /// It is not, or not any more.
     Left(RoomName),
     /// It has been told to leave the room, and why.
@@ -57,11 +61,13 @@ pub struct Client {
     input: Vec<u8>,
     next_request: u64,
     waiting: Vec<(u64, Request)>,
-    /// The room of the event that is being read, and its name and data.
-    event: (Option<RoomName>, String, String),
+    /// The `id` of the event that is being read, its name and its data.
+    event: (Option<String>, String, Option<String>),
     mask: Random,
     /// Whether compression was agreed.
     pub deflate: bool,
+    /// The epochs of subscriptions.
+    epochs: BTreeMap<RoomName, u64>,
 }
 
 impl Kind {
@@ -116,6 +122,16 @@ impl Kind {
         !matches!(self, Self::Plain { echo: false, .. } | Self::Json { echo: false, .. })
     }
 
+    /// Whether it is told positions with which it can come back.
+    pub fn can_resume(self) -> bool {
+        matches!(
+            self,
+            Self::Json { several: false, .. }
+                | Self::Lines { several: false }
+                | Self::Events { several: false }
+        )
+    }
+
     pub fn is_web_socket(self) -> bool {
         self.request().1 == Transport::WebSocket
     }
@@ -130,9 +146,10 @@ impl Client {
             input: Vec::new(),
             next_request: 1,
             waiting: Vec::new(),
-            event: (None, String::new(), String::new()),
+            event: (None, String::new(), None),
             mask: Random::new(random.next()),
             deflate: false,
+            epochs: BTreeMap::new(),
         }
     }
 
@@ -142,8 +159,14 @@ impl Client {
         self.request(Request::Connect, &json!({ "connect": { "token": token } }));
     }
 
-    pub fn subscribe(&mut self, room: &RoomName) {
-        let message = json!({ "subscribe": { "channel": room.as_str() } });
+    pub fn subscribe(&mut self, room: &RoomName, since: Option<Cursor>) {
+        let mut subscribe = json!({ "channel": room.as_str() });
+        if let Some(Cursor { epoch, offset }) = since {
+            subscribe["recover"] = true.into();
+            subscribe["epoch"] = epoch.to_string().into();
+            subscribe["offset"] = offset.into();
+        }
+        let message = json!({ "subscribe": subscribe });
         self.request(Request::Subscribe(room.clone()), &message);
     }
 
@@ -253,7 +276,7 @@ impl Client {
     fn message(&mut self, payload: &[u8], heard: &mut Vec<Heard>) {
         let text = String::from_utf8(payload.to_vec()).unwrap();
         match self.kind {
-            Kind::Plain { .. } => heard.push(Heard::Publication(self.room.clone(), number(&text))),
+            Kind::Plain { .. } => heard.push(Heard::Publication(self.room.clone(), number(&text), None)),
             Kind::Json { .. } => Self::object(&text, heard),
             Kind::Centrifuge => text.lines().for_each(|line| self.push(line, heard)),
             Kind::Lines { .. } | Kind::Events { .. } => unreachable!("no WebSocket"),
@@ -265,12 +288,15 @@ impl Client {
         let object: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("no JSON: {text}"));
         if object.get("close").is_some() {
             heard.push(Heard::Closed);
-        } else if object.get("gap").is_some() {
-            heard.push(Heard::Gap(room(&object["room"])));
+        } else if let Some(cause) = object.get("gap") {
+            heard.push(Heard::Gap(room(&object["room"]), text_of(cause)));
         } else if let Some(data) = object.get("data") {
-            heard.push(Heard::Publication(room(&object["room"]), data.as_str().map_or(0, number)));
+            let number = data.as_str().map_or(0, number);
+            heard.push(Heard::Publication(room(&object["room"]), number, cursor(&object["id"])));
         } else if object.get("base64").is_some() {
-            heard.push(Heard::Publication(room(&object["room"]), 0)); // junk
+            heard.push(Heard::Publication(room(&object["room"]), 0, None)); // junk
+        } else if let Some(cursor) = cursor(&object["id"]) {
+            heard.push(Heard::Position(room(&object["room"]), cursor));
         } else if object.get("error").is_none() && object != json!({}) {
             panic!("an unknown object: {text}");
         }
@@ -279,19 +305,26 @@ impl Client {
     /// A field of an event stream.
     fn field(&mut self, line: &str, heard: &mut Vec<Heard>) {
         if let Some(id) = line.strip_prefix("id: ") {
-            self.event.0 = Some(RoomName::new(id).unwrap());
+            self.event.0 = Some(id.to_owned());
         } else if let Some(name) = line.strip_prefix("event: ") {
             name.clone_into(&mut self.event.1);
         } else if let Some(data) = line.strip_prefix("data: ") {
-            data.clone_into(&mut self.event.2);
+            self.event.2 = Some(data.to_owned());
         } else if line.is_empty() {
             let (id, name, data) = std::mem::take(&mut self.event);
-            if name == "tidegate.gap" {
-                let data: Value = serde_json::from_str(&data).unwrap();
-                heard.push(Heard::Gap(room(&data["room"])));
-            } else {
-                let room = id.unwrap_or_else(|| self.room.clone());
-                heard.push(Heard::Publication(room, number(&data)));
+            let several = self.kind == Kind::Events { several: true };
+            let cursor = id.as_deref().filter(|_| !several).map(|id| id.parse().unwrap());
+            // In several rooms the positions in all of them follow.
+            let of = id.as_deref().filter(|_| several).map(|id| id.split(';').next().unwrap());
+            let of = of.map_or_else(|| self.room.clone(), |of| RoomName::new(of).unwrap());
+            match data {
+                None if several => {}
+                None => heard.push(Heard::Position(of, cursor.unwrap())),
+                Some(data) if name == "tidegate.gap" => {
+                    let data: Value = serde_json::from_str(&data).unwrap();
+                    heard.push(Heard::Gap(room(&data["room"]), text_of(&data["cause"])));
+                }
+                Some(data) => heard.push(Heard::Publication(of, number(&data), cursor)),
             }
         } else {
             assert!(line.starts_with("retry: ") || line == ":", "an unknown field: {line}");
@@ -307,11 +340,14 @@ impl Client {
         if let Some(push) = object.get("push") {
             let data = &push["pub"]["data"];
             if push.get("pub").is_some() {
-                heard.push(Heard::Publication(room(&push["channel"]), data.as_str().map_or(0, number)));
+                let (room, number) = (room(&push["channel"]), data.as_str().map_or(0, number));
+                let cursor = self.position(&room, &push["pub"]["offset"]);
+                heard.push(Heard::Publication(room, number, cursor));
             } else if let Some(code) = push["unsubscribe"]["code"].as_u64() {
                 heard.push(Heard::Unsubscribed(room(&push["channel"]), code));
             } else {
-                heard.push(Heard::Gap(room(&push["message"]["data"]["tidegate.gap"]["room"])));
+                let gap = &push["message"]["data"]["tidegate.gap"];
+                heard.push(Heard::Gap(room(&gap["room"]), text_of(&gap["cause"])));
             }
             return;
         }
@@ -324,10 +360,30 @@ impl Client {
             Request::Connect | Request::Unsubscribe(_) if failed => {}
             Request::Connect => heard.push(Heard::Connected),
             Request::Subscribe(room) if failed => heard.push(Heard::Left(room)),
-            Request::Subscribe(room) => heard.push(Heard::Joined(room)),
+            Request::Subscribe(room) => self.subscribed(room, &object["subscribe"], heard),
             Request::Unsubscribe(room) => heard.push(Heard::Left(room)),
             Request::Publish => heard.push(Heard::Published),
         }
+    }
+
+    fn subscribed(&mut self, room: RoomName, reply: &Value, heard: &mut Vec<Heard>) {
+        if let Some(epoch) = reply["epoch"].as_str() {
+            self.epochs.insert(room.clone(), epoch.parse().unwrap());
+        }
+        heard.push(Heard::Joined(room.clone(), reply["recovered"].as_bool()));
+        let missed = reply["publications"].as_array().map_or(&[][..], Vec::as_slice);
+        for publication in missed {
+            let number = publication["data"].as_str().map_or(0, number);
+            let cursor = self.position(&room, &publication["offset"]);
+            heard.push(Heard::Publication(room.clone(), number, cursor));
+        }
+        if let Some(cursor) = self.position(&room, &reply["offset"]).filter(|_| missed.is_empty()) {
+            heard.push(Heard::Position(room, cursor));
+        }
+    }
+
+    fn position(&self, room: &RoomName, offset: &Value) -> Option<Cursor> {
+        Some(Cursor { epoch: *self.epochs.get(room)?, offset: offset.as_u64()? })
     }
 
     /// Whether it has sent a request for this room that has not been answered.
@@ -346,6 +402,14 @@ impl Client {
 
 fn room(value: &Value) -> RoomName {
     RoomName::new(value.as_str().unwrap_or_else(|| panic!("no room: {value}"))).unwrap()
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
+}
+
+fn cursor(value: &Value) -> Option<Cursor> {
+    value.as_str().map(|id| id.parse().unwrap_or_else(|_| panic!("no position: {id}")))
 }
 
 /// The number of a publication, which its data contains between `#`. Zero for what junk has published.

@@ -116,7 +116,7 @@ impl Stage {
         let pipe = Pipe::new(random.between(1, 300));
         let (start, is_web_socket, rooms) = start(&node, opened, SESSION, time.unix().into());
         let kind = if is_web_socket { Carrier::Socket { tls: random.one_in(2) } } else { Carrier::Response };
-        let key = node.shards[shard].open(start, &rooms, kind, &pipe);
+        let key = node.shards[shard].open(start, &rooms, &[], kind, &pipe);
         let mut stage = Self {
             random,
             time,
@@ -155,7 +155,7 @@ impl Stage {
             let (start, ..) = start(&self.node, &opened, SessionId(1000 + number as u128), now);
             let pipe = Pipe::new(self.random.between(64, 4096));
             let kind = Carrier::Socket { tls: self.random.one_in(2) };
-            self.node.shards[self.shard].open(start, &[room("others")], kind, &pipe);
+            self.node.shards[self.shard].open(start, &[room("others")], &[], kind, &pipe);
             self.others.push(pipe);
         }
     }
@@ -175,11 +175,13 @@ impl Stage {
         self.cause(input);
         self.is_over = ends;
         // A client need not wait for answers. The broker does.
+        // Nor does the node answer a history in its turn.
+        let waits = waits || effects.iter().any(|effect| effect.starts_with("read "));
         if waits || ends || self.random.one_in(2) {
             self.rest();
             self.compare(name, step);
         }
-        if effects.iter().any(|effect| effect.starts_with("leave ")) {
+        if effects.iter().any(|effect| effect.starts_with("leave ") || effect == "no member") {
             self.rest();
             self.time.advance(LINGER);
             self.node.hub.forget_rooms();
@@ -244,7 +246,7 @@ impl Stage {
                 let data = if is_text { Data::detect(payload) } else { Data::binary(payload) };
                 let event = event.map(|event| EventName::new(&event).unwrap());
                 self.rest();
-                lock(&self.bus).accept(&room(&name), Publication { event, ..Publication::new(data) });
+                lock(&self.bus).accept(&room(&name), Publication { event, ..Publication::new(data) }, None);
             }
             Input::Gap { room: name, cause } => {
                 let causes =
@@ -312,7 +314,7 @@ impl Stage {
     fn rest(&mut self) {
         if self.random.one_in(3) {
             let data = Data::text("x".repeat(self.random.below(300)));
-            lock(&self.bus).accept(&room("others"), Publication::new(data));
+            lock(&self.bus).accept(&room("others"), Publication::new(data), None);
         }
         loop {
             let mut is_quiet = !broker::deliver(&self.bus, self.node.link);
@@ -374,7 +376,7 @@ impl Stage {
         }
         while lock(&self.bus).settle_next(self.node.link, Ok(Accepted::default())) {}
         self.rest();
-        self.node.check_empty();
+        self.node.check_empty(true);
     }
 }
 

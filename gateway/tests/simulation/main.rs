@@ -4,7 +4,8 @@
 //! of a seed, that everything has arrived and is accounted for.
 //!
 //! `cargo test -p tidegate --test simulation` runs for ten seconds, or for as long as `SIMULATION_SECONDS`
-//! says. A seed that fails is printed with the command that runs it again, and the fewest steps with which it
+//! says. With `SIMULATION_HISTORIES=1` some rooms have a history, on a server that starts again with all it had, with what
+//! it had a while ago or with nothing. A seed that fails is printed with the command that runs it again, and the fewest steps with which it
 //! fails.
 
 #![allow(
@@ -23,7 +24,9 @@ mod client;
 mod golden;
 mod node;
 mod random;
+mod server;
 mod service;
+mod task;
 #[path = "../../src/session/transcript.rs"]
 mod transcript;
 mod transport;

@@ -1,16 +1,9 @@
 //! A simulated node: the real hub, settings, limits and shard cores, driven one step at a time.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, sync::Arc, task::Context, time::Duration};
 
-use broker_bridge::{Broker, PublishRequest, RoomName};
-use futures_util::task::noop_waker;
+use broker_bridge::{Broker, BrokerError, PublishRequest, RoomName};
+use futures_util::{future::BoxFuture, task::noop_waker};
 use prometheus::{Registry, proto::MetricFamily};
 use tidegate::{
     auth::{Algorithm, Key, Keyring, Token},
@@ -18,7 +11,8 @@ use tidegate::{
     clock::{Clock, Tick, Time},
     config::{Config, Sources},
     drain::Pace,
-    hub::{FanOut, Hub, HubMetrics, Joining, Mailbox},
+    history::Beginning,
+    hub::{FanOut, Hub, HubMetrics, Joining, Mailbox, Repair},
     protocol,
     settings::{LiveSettings, Settings},
     shard::{
@@ -33,6 +27,7 @@ use crate::{
     broker::{ModelBroker, SharedBus},
     random::Random,
     service::{SLICE, Service},
+    task::Task,
     transport::{self, Shared, SimResponse, SimSocket, Simulated},
 };
 
@@ -59,6 +54,10 @@ pub struct Node {
     pub hub: Arc<Hub>,
     pub budget: Arc<Budget>,
     pub is_draining: bool,
+    /// The next reading that the hub wants.
+    next_repair: Task<BoxFuture<'static, Repair>>,
+    /// Readings under way.
+    repairing: Vec<Repairing>,
     registry: Registry,
     time: Time,
 }
@@ -72,7 +71,7 @@ pub struct Shard {
     /// The most sockets that a turn has written to.
     pub most_written: usize,
     /// Subscriptions that wait for the broker.
-    subscribing: BTreeMap<JoinKey, Joining>,
+    subscribing: BTreeMap<JoinKey, Task<Joining>>,
     polls_at_once: bool,
     /// Publications that wait for space in the broker's queue, in order.
     publishing: Vec<(ConnectionKey, PublishRequest, usize)>,
@@ -109,6 +108,24 @@ enum Waits {
         read: bool,
         write: bool,
     },
+}
+
+/// A reading of a room's history.
+type Repairing = Task<BoxFuture<'static, (Repair, Result<(), BrokerError>)>>;
+
+/// How many rooms' histories are read at a time.
+const MOST_REPAIRS: usize = 3;
+
+fn next_repair(hub: &Arc<Hub>) -> Task<BoxFuture<'static, Repair>> {
+    let hub = Arc::clone(hub);
+    Task::new(Box::pin(async move { hub.next_repair().await }))
+}
+
+fn attempt(repair: Repair) -> Repairing {
+    Task::new(Box::pin(async move {
+        let outcome = repair.attempt().await;
+        (repair, outcome)
+    }))
 }
 
 /// The settings of a node.
@@ -170,7 +187,45 @@ impl Node {
             })
             .collect();
         let ids = SessionIds::new(link as u64 + 1);
-        Self { link, shards, settings, ids, hub, budget, is_draining: false, registry, time: time.clone() }
+        Self {
+            link,
+            shards,
+            settings,
+            ids,
+            next_repair: next_repair(&hub),
+            repairing: Vec::new(),
+            hub,
+            budget,
+            is_draining: false,
+            registry,
+            time: time.clone(),
+        }
+    }
+
+    /// Goes on with one of the readings of rooms' histories. Returns whether there was anything to do.
+    pub fn repair(&mut self, random: &mut Random) -> bool {
+        if self.repairing.len() < MOST_REPAIRS
+            && let Some(repair) = self.next_repair.run()
+        {
+            self.next_repair = next_repair(&self.hub);
+            self.repairing.push(attempt(repair));
+            return true;
+        }
+        let woken: Vec<_> =
+            (0..self.repairing.len()).filter(|index| self.repairing[*index].is_woken()).collect();
+        let Some(index) = woken.get(random.below(woken.len())).copied() else { return false };
+        if let Some((repair, outcome)) = self.repairing[index].run() {
+            self.repairing.swap_remove(index);
+            if outcome.is_err() {
+                self.repairing.push(attempt(repair));
+            }
+        }
+        true
+    }
+
+    /// Whether no history is being read.
+    pub fn has_repaired(&self) -> bool {
+        self.repairing.is_empty() && !self.next_repair.is_woken()
     }
 
     pub fn limit_memory(&self, bytes: usize) {
@@ -214,15 +269,17 @@ impl Node {
         family.map_or_else(Vec::new, |family| samples(family).collect())
     }
 
-    /// A node without connections has nothing left of them.
-    pub fn check_empty(&self) {
+    /// A node without connections has nothing left of them. What it keeps of rooms' histories goes when it forgets
+    /// the rooms.
+    pub fn check_empty(&self, has_forgotten: bool) {
         for shard in &self.shards {
             assert!(shard.core.is_empty(), "{} connections are left", shard.core.len());
         }
         for name in ["tidegate_connections", "tidegate_subscriptions", "tidegate_outbound_bytes"] {
             assert_eq!(self.metric(name), 0, "{name}");
         }
-        let held = self.metrics("tidegate_memory_held_bytes");
+        let mut held = self.metrics("tidegate_memory_held_bytes");
+        held.retain(|(consumer, _)| has_forgotten || !["history", "outbound"].contains(&&**consumer));
         assert!(held.iter().all(|(_, count)| *count == 0), "memory is counted that nobody holds: {held:?}");
         let (opened, closed) = (
             self.metric("tidegate_connections_opened_total"),
@@ -241,8 +298,15 @@ fn samples(family: &MetricFamily) -> impl Iterator<Item = (String, i64)> {
 
 impl Shard {
     /// Opens a connection whose client is at the other end of the pipe.
-    pub fn open(&mut self, start: Start, rooms: &[RoomName], kind: Carrier, pipe: &Shared) -> ConnectionKey {
-        let key = self.core.open(start, rooms, &[]);
+    pub fn open(
+        &mut self,
+        start: Start,
+        rooms: &[RoomName],
+        begin: &[Beginning],
+        kind: Carrier,
+        pipe: &Shared,
+    ) -> ConnectionKey {
+        let key = self.core.open(start, rooms, begin);
         let service = Service::default();
         self.links.push(Link { key, pipe: Shared::clone(pipe), kind, waits: Waits::Admission, service });
         self.perform();
@@ -474,11 +538,8 @@ impl Shard {
     }
 
     fn poll(&mut self, key: JoinKey) -> bool {
-        let waker = noop_waker();
-        let Some(subscribing) = self.subscribing.get_mut(&key) else { return false };
-        let Poll::Ready(outcome) = Pin::new(subscribing).poll(&mut Context::from_waker(&waker)) else {
-            return false;
-        };
+        let outcome = self.subscribing.get_mut(&key).and_then(Task::run);
+        let Some(outcome) = outcome else { return false };
         self.subscribing.remove(&key);
         self.core.subscribed(key, outcome);
         true
@@ -517,7 +578,7 @@ impl Shard {
         while let Some(action) = self.core.next_action() {
             match action {
                 Action::Subscribe(key, Subscription(subscribing)) => {
-                    self.subscribing.insert(key, subscribing);
+                    self.subscribing.insert(key, Task::new(subscribing));
                     // A driver may look at once, or later.
                     if self.polls_at_once {
                         self.poll(key);

@@ -5,12 +5,13 @@ mod clients;
 mod rest;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use broker_bridge::{Data, Publication, RoomName};
+use broker_bridge::{BrokerError, Cursor, Data, Publication, Retention, RoomName};
 use tidegate::clock::{Tick, Time};
 
 use crate::{
@@ -18,9 +19,12 @@ use crate::{
     client::{Client, Kind},
     node::{Node, STEP, Shard, settings},
     random::Random,
+    server::Restart,
 };
 
-const ROOMS: [&str; 6] = ["one", "two", "three", "four", "drop", "last"];
+const ROOMS: [&str; 8] = ["one", "two", "three", "four", "drop", "last", "kept", "short"];
+/// The rooms with a history, and how many publications it keeps.
+const HISTORIES: [(&str, u32); 2] = [("kept", 200), ("short", 5)];
 /// Small queues, so that they overflow.
 const SETTINGS: &str = r#"
 limits.outbound = "4KiB"
@@ -37,6 +41,12 @@ overflow = "drop_oldest"
 [rooms."last"]
 overflow = "latest"
 priority = true
+
+[rooms."kept"]
+history.size = 200
+
+[rooms."short"]
+history.size = 5
 "#;
 /// How many rooms there are for clients that are in more than they can leave at once.
 const MANY: usize = 600;
@@ -56,6 +66,12 @@ overflow = "drop_oldest"
 
 [rooms."drop"]
 priority = true
+
+[rooms."kept"]
+history.size = 200
+
+[rooms."short"]
+history.size = 5
 "#;
 /// The most bytes that a connection may hold beyond its queue: an incomplete message, a frame that is written
 /// whole, what TLS holds, and publications that wait for the broker.
@@ -85,10 +101,19 @@ struct Peer {
     expires: u64,
     /// Since when it has, and for how many ticks nothing has been on its way to the client.
     expired: Option<(Tick, u32)>,
+    /// What it knew of its room when it was here the last time.
+    came_back_with: Option<Membership>,
+}
+
+/// Somebody who has gone and may come back.
+struct Absent {
+    kind: Kind,
+    room: RoomName,
+    known: Membership,
 }
 
 /// What a client knows of a room.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Membership {
     is_member: bool,
     /// The position in the room's log from which everything has to come. After a join, earlier publications
@@ -98,6 +123,12 @@ struct Membership {
     unseen: usize,
     /// Whether it has been told of a gap since the last publication.
     has_gap: bool,
+    /// The position that it was told last.
+    cursor: Option<Cursor>,
+    /// It has come with a position that the room never had, and must be told of a gap before anything else.
+    is_lost: bool,
+    /// What it has received that is in no history, although the room has one.
+    unrecorded: BTreeSet<u64>,
 }
 
 /// Everything.
@@ -116,6 +147,12 @@ pub struct World {
     publishers: BTreeMap<u64, u64>,
     /// The last publication of each publisher in each room.
     last_of: BTreeMap<(u64, RoomName), u64>,
+    absent: Vec<Absent>,
+    /// Whether there are rooms with a history (`SIMULATION_HISTORIES=1`). The server that keeps it fails in ways that this
+    /// node does not survive from every seed yet.
+    has_histories: bool,
+    /// Whether nothing fails for which a room with a history has to tell a gap.
+    is_exact: bool,
     next_number: u64,
     next_peer: u64,
     most_peers: usize,
@@ -139,6 +176,8 @@ pub struct Counts {
     pub gaps: u64,
     pub closed: u64,
     pub interruptions: u64,
+    pub restarts: u64,
+    pub returns: u64,
 }
 
 impl Counts {
@@ -152,6 +191,8 @@ impl Counts {
             gaps: self.gaps + other.gaps,
             closed: self.closed + other.closed,
             interruptions: self.interruptions + other.interruptions,
+            restarts: self.restarts + other.restarts,
+            returns: self.returns + other.returns,
         }
     }
 }
@@ -169,6 +210,9 @@ impl World {
             known: BTreeMap::new(),
             publishers: BTreeMap::new(),
             last_of: BTreeMap::new(),
+            absent: Vec::new(),
+            has_histories: crate::from_env("SIMULATION_HISTORIES") == Some(1),
+            is_exact: false,
             next_number: 1,
             next_peer: 1,
             most_peers: 40,
@@ -177,6 +221,7 @@ impl World {
             traced: crate::from_env("SIMULATION_TRACE"),
             counts: Counts::default(),
         };
+        world.is_exact = world.random.one_in(3);
         let is_crowded = world.random.one_in(8);
         let is_alone = is_crowded && world.random.one_in(2);
         for _ in 0..if is_alone { 1 } else { world.random.between(1, 3) } {
@@ -219,6 +264,7 @@ impl World {
             self.step();
         }
         self.come_to_rest();
+        self.conclude();
         self.check_complete();
         self.check_one_gap();
         self.check_calm();
@@ -234,9 +280,11 @@ impl World {
             550..800 => self.clients_work(),
             800..850 => self.client_acts(),
             850..880 => self.publish_from_backend(),
-            880..910 => self.open(),
+            880..900 => self.open(),
+            900..910 => self.come_back(),
             910..960 => self.tick(),
             960..985 => self.client_misbehaves(),
+            985 | 986 if self.has_histories => self.server_fails(),
             985..993 => self.broker_fails(),
             993..997 => self.reload(),
             997 => self.drain_or_stop(),
@@ -260,6 +308,9 @@ impl World {
         let shard = self.random.below(self.nodes[node].shards.len());
         for _ in 0..self.pace() {
             self.nodes[node].shards[shard].step(self.now, &mut self.random);
+        }
+        if self.random.one_in(2) {
+            self.nodes[node].repair(&mut self.random);
         }
     }
 
@@ -288,7 +339,7 @@ impl World {
         for index in 0..self.nodes.len() {
             let node = &self.nodes[index];
             if node.is_draining && node.shards.iter().all(Shard::is_drained) {
-                self.nodes[index].check_empty();
+                self.nodes[index].check_empty(false);
                 self.replace_node(index);
             }
         }
@@ -349,6 +400,7 @@ impl World {
             0 => drop(lock(&self.bus).accept_next(link, refuse)),
             1 if self.random.one_in(10) => lock(&self.bus).confirm_all(link),
             1 => drop(lock(&self.bus).confirm_next(link, self.random.below(8), refuse)),
+            2 if self.random.one_in(2) => self.server_answers(link),
             _ => {
                 for _ in 0..self.random.between(1, 6) {
                     broker::deliver(&self.bus, link);
@@ -357,30 +409,76 @@ impl World {
         }
     }
 
+    /// What a node has asked is answered, at the server or at the node.
+    fn server_answers(&mut self, link: usize) {
+        let refusal = match self.random.below(40) {
+            0 => Some(BrokerError::Unavailable),
+            1 if !self.is_exact => Some(BrokerError::NotNow("busy".into())),
+            2 if !self.is_exact => Some(BrokerError::Refused("no".into())),
+            _ => None,
+        };
+        let mut bus = lock(&self.bus);
+        bus.answer_next(link, self.random.below(8), refusal);
+        if self.random.one_in(2) {
+            bus.pass_answer(link, self.random.below(8));
+        }
+    }
+
     fn broker_fails(&mut self) {
         let link = self.nodes[self.random.below(self.nodes.len())].link;
         let accepted = self.random.below(3);
         let mut bus = lock(&self.bus);
-        if bus.links[link].is_up {
-            self.counts.interruptions += 1;
-            bus.interrupt(link, accepted);
-        } else {
-            bus.restore(link);
+        if !bus.links[link].is_up {
+            return bus.restore(link);
+        }
+        self.counts.interruptions += 1;
+        bus.interrupt(link, accepted);
+        if self.random.one_in(2) {
+            bus.fail_questions(link);
+        }
+    }
+
+    /// Something happens to the histories of rooms.
+    fn server_fails(&mut self) {
+        let (room, _) = HISTORIES[self.random.below(HISTORIES.len())];
+        let room = RoomName::new(room).unwrap();
+        let mut bus = lock(&self.bus);
+        match self.random.below(8) {
+            0 => bus.server.relocate(&room),
+            1..4 => bus.server.save(),
+            _ if self.is_exact => {}
+            4 => bus.server.delete(&room),
+            5 => bus.server.clear(&room),
+            _ => {
+                let restarts = [Restart::Everything, Restart::Snapshot, Restart::Nothing];
+                self.counts.restarts += 1;
+                bus.restart(restarts[self.random.below(3)]);
+            }
         }
     }
 
     fn publish_from_backend(&mut self) {
         let room = self.any_room();
         let data = self.data(0);
-        lock(&self.bus).accept(&room, Publication::new(Data::text(data)));
+        self.accept(&room, data);
+    }
+
+    /// The broker accepts a backend's publication.
+    fn accept(&mut self, room: &RoomName, data: String) {
+        // Some backends do not know that a room has a history.
+        let history = history_of(room).filter(|_| self.is_exact || self.is_calm || !self.random.one_in(30));
+        lock(&self.bus).accept(room, Publication::new(Data::text(data)), history);
     }
 
     /// A backend publishes faster than anybody reads.
     fn burst(&mut self) {
         let room = self.any_room();
+        if self.is_exact && history_of(&room).is_some() {
+            return;
+        }
         for _ in 0..self.random.between(50, 600) {
             let data = self.data(0);
-            lock(&self.bus).accept(&room, Publication::new(Data::text(data)));
+            self.accept(&room, data);
             if self.random.one_in(2) {
                 let node = self.random.below(self.nodes.len());
                 broker::deliver(&self.bus, self.nodes[node].link);
@@ -393,7 +491,11 @@ impl World {
             return many(self.random.below(MANY));
         }
         let is_crowded = self.most_peers > 40 && self.random.one_in(2);
-        let room = if is_crowded { 0 } else { self.random.below(ROOMS.len()) };
+        let room = if is_crowded {
+            0
+        } else {
+            self.random.below(if self.has_histories { ROOMS.len() } else { ROOMS.len() - HISTORIES.len() })
+        };
         RoomName::new(ROOMS[room]).unwrap()
     }
 
@@ -408,6 +510,12 @@ impl World {
         };
         format!("#{number}#{}", "x".repeat(length))
     }
+}
+
+/// How much of a room's publications is kept.
+fn history_of(room: &RoomName) -> Option<Retention> {
+    let (_, size) = HISTORIES.iter().find(|(name, _)| *name == room.as_str())?;
+    Some(Retention { size: NonZeroU32::new(*size).unwrap(), ..Retention::default() })
 }
 
 /// One of many rooms.

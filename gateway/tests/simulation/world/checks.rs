@@ -1,12 +1,12 @@
 //! What must be true after each step.
 
-use broker_bridge::RoomName;
+use broker_bridge::{Cursor, RoomName};
 use tidegate::auth::UnixSeconds;
 
-use super::{BESIDES_BOUND, BESIDES_QUEUE, World};
+use super::{BESIDES_BOUND, BESIDES_QUEUE, World, history_of};
 use crate::{
     broker::lock,
-    client::{Heard, number},
+    client::{Heard, Kind, number},
     service::PATIENCE,
 };
 
@@ -25,7 +25,7 @@ impl World {
         let bus = lock(&self.bus);
         for (room, log) in &bus.log {
             let known = self.known.entry(room.clone()).or_default();
-            for publication in log.iter().skip(*known) {
+            for (publication, _) in log.iter().skip(*known) {
                 let number = number(publication.data.as_text().unwrap_or_default());
                 let place = (room.clone(), *known);
                 *known += 1;
@@ -57,18 +57,36 @@ impl World {
         }
         assert!(peer.is_open, "client {} hears {heard:?} before it is answered", peer.number);
         assert!(!peer.is_closed, "client {} hears {heard:?} after the end", peer.number);
-        if let (Some(told), Heard::Gap(room) | Heard::Unsubscribed(room, _)) = (&mut self.told, &heard) {
+        if let (Some(told), Heard::Gap(room, _) | Heard::Unsubscribed(room, _)) = (&mut self.told, &heard) {
             *told.entry((peer.number, room.clone())).or_default() += 1;
         }
         match heard {
-            Heard::Publication(room, number @ 1..) => self.check_publication(index, &room, number),
-            Heard::Gap(room) => {
+            Heard::Publication(room, number @ 1.., cursor) => {
+                self.check_publication(index, &room, number, cursor);
+            }
+            Heard::Position(room, cursor) => {
+                let known = peer.rooms.get_mut(&room).unwrap();
+                // After a gap, a server may have gone back.
+                let is_later = known.has_gap || known.cursor.is_none_or(|last| last <= cursor);
+                assert!(is_later, "{cursor} in {room} after {known:?}");
+                known.cursor = Some(cursor);
+            }
+            Heard::Gap(room, cause) => {
                 self.counts.gaps += 1;
+                let allowed: &[&str] = match room.as_str() {
+                    "kept" => &["overflow"],
+                    // It is soon trimmed past what somebody has seen, and past a link.
+                    "short" => &["overflow", "trimmed", "expired"],
+                    _ => &[&*cause],
+                };
+                let may_be = allowed.contains(&&*cause) || peer.rooms[&room].is_lost;
+                assert!(!self.is_exact || may_be, "client {}: {cause} in {room}", peer.number);
                 let known = peer.rooms.get_mut(&room).filter(|known| known.is_member);
                 let known = known.unwrap_or_else(|| panic!("a gap in {room}, where the client is not"));
                 known.has_gap = true;
+                known.is_lost = false;
             }
-            Heard::Joined(room) => self.join(index, room),
+            Heard::Joined(room, recovered) => self.rejoin(index, &room, recovered),
             Heard::Left(room) => {
                 if let Some(known) = peer.rooms.get_mut(&room) {
                     known.is_member = false;
@@ -82,7 +100,7 @@ impl World {
                 known.is_member = false;
                 let rejoins = self.told.is_some() || self.random.one_in(2);
                 if rejoins && !peer.client.is_asking(&room) {
-                    peer.client.subscribe(&room);
+                    peer.subscribe(&room);
                 }
             }
             Heard::Closed => peer.is_closed = true,
@@ -92,11 +110,29 @@ impl World {
                 }
             }
             Heard::Connected => peer.has_begun = true,
-            Heard::Published | Heard::Publication(_, 0) => {}
+            Heard::Published | Heard::Publication(_, 0, _) => {}
         }
     }
 
-    fn check_publication(&mut self, index: usize, room: &RoomName, number: u64) {
+    /// A client has subscribed again. It goes on where it was, unless it is told that it has missed something.
+    fn rejoin(&mut self, index: usize, room: &RoomName, recovered: Option<bool>) {
+        match self.peers[index].rooms.get_mut(room) {
+            Some(known) if recovered == Some(true) => (known.is_member, known.has_gap) = (true, false),
+            _ => {
+                let may_be = !self.is_exact || room.as_str() != "kept" || recovered != Some(false);
+                assert!(may_be, "client {} has not recovered {room}", self.peers[index].number);
+                self.join(index, room.clone());
+                if recovered == Some(false)
+                    && let Some(known) = self.peers[index].rooms.get_mut(room)
+                {
+                    // Its user begins anew, at a position from which a server may have gone back.
+                    known.unseen = 0;
+                }
+            }
+        }
+    }
+
+    fn check_publication(&mut self, index: usize, room: &RoomName, number: u64, cursor: Option<Cursor>) {
         self.counts.deliveries += 1;
         let peer = &self.peers[index];
         let who = format!("client {} ({:?}) in {room}", peer.number, peer.client.kind);
@@ -106,6 +142,22 @@ impl World {
         let place = *place;
         let known = peer.rooms.get(room).unwrap_or_else(|| panic!("{who}: it is not there"));
         assert!(known.is_member, "{who}: it has left, and gets {number}");
+        assert!(!known.is_lost, "{who}: {number} comes before the gap");
+        let recorded = lock(&self.bus).log[room][place].1;
+        if peer.client.kind == Kind::Centrifuge && cursor.is_some() {
+            // Its epoch is that of the subscription.
+            let offsets = [cursor, recorded].map(|cursor| cursor.map(|cursor| cursor.offset));
+            assert_eq!(offsets[0], offsets[1], "{who}: the offset of {number}");
+        }
+        if peer.client.kind.can_resume() || (cursor.is_some() && peer.client.kind != Kind::Centrifuge) {
+            assert_eq!(cursor, recorded, "{who}: the position of {number}");
+        }
+        if history_of(room).is_some() && recorded.is_none() {
+            // After an interruption its place among the others is not known.
+            let known = self.peers[index].rooms.get_mut(room).unwrap();
+            assert!(known.unrecorded.insert(number), "{who}: {number} comes twice");
+            return;
+        }
         assert!(place >= known.unseen, "{who}: {number} comes twice or out of order");
         let own = self.publishers[&number] == peer.number;
         assert!(!own || peer.client.kind.has_echo(), "{who}: its own {number}");
@@ -114,6 +166,7 @@ impl World {
         }
         let known = self.peers[index].rooms.get_mut(room).unwrap();
         known.unseen = place + 1;
+        known.cursor = cursor.or(known.cursor);
         if place >= known.next {
             (known.next, known.has_gap) = (place + 1, false);
         }
@@ -129,7 +182,11 @@ impl World {
     ) {
         let peer = &self.peers[index];
         let bus = lock(&self.bus);
-        for publication in &bus.log[room][part] {
+        for (publication, cursor) in &bus.log[room][part] {
+            if cursor.is_none() && history_of(room).is_some() {
+                // A node that has seen none cannot know that it misses any.
+                continue;
+            }
             let number = number(publication.data.as_text().unwrap_or_default());
             let is_own = number == 0 || self.publishers[&number] == peer.number;
             assert!(

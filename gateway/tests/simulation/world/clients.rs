@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use broker_bridge::RoomName;
+use broker_bridge::{Cursor, RoomName};
 use http::Request;
 use tidegate::{
     auth::{Grant, Identity, Subject, Token, UnixSeconds, mint},
     framing::{Framing, Transport},
+    history::Beginning,
     limits::Decision,
     protocol::{Ask, On, TABLE},
     session::Session,
@@ -14,12 +15,20 @@ use tidegate::{
     websocket::Deflate,
 };
 
-use super::{MANY, Membership, Peer, ROOMS, World, many};
+use super::{Absent, MANY, Membership, Peer, ROOMS, World, history_of, many};
 use crate::{
     client::{Client, Kind},
     node::{Carrier, SECRET},
     transport::Pipe,
 };
+
+impl Peer {
+    /// Asks for a room, and for what has been missed there since the last time, as SDKs do.
+    pub(super) fn subscribe(&mut self, room: &RoomName) {
+        let cursor = self.rooms.get(room).and_then(|known| known.cursor);
+        self.client.subscribe(room, cursor);
+    }
+}
 
 impl World {
     pub(super) fn open(&mut self) {
@@ -58,6 +67,39 @@ impl World {
     }
 
     pub(super) fn open_in(&mut self, node: usize, shard: usize, kind: Kind, rooms: Vec<RoomName>) {
+        self.open_since(node, shard, kind, rooms, None);
+    }
+
+    /// Somebody who has been here continues where it was, on any node.
+    pub(super) fn come_back(&mut self) {
+        if self.absent.is_empty() || self.peers.len() >= self.most_peers {
+            return;
+        }
+        let node = self.random.below(self.nodes.len());
+        if self.nodes[node].is_draining {
+            return;
+        }
+        let shard = self.random.below(self.nodes[node].shards.len());
+        let Absent { kind, room, mut known } = self.absent.swap_remove(self.random.below(self.absent.len()));
+        if self.random.one_in(20) {
+            // With a position that this room never had.
+            let bogus = Cursor { epoch: self.random.below(3) as u64 * 1_000_000, offset: 7 };
+            known = Membership { cursor: None, is_lost: true, unseen: 0, ..known };
+            return self.open_since(node, shard, kind, vec![room], Some((bogus, known)));
+        }
+        let Some(cursor) = known.cursor else { return };
+        self.counts.returns += 1;
+        self.open_since(node, shard, kind, vec![room], Some((cursor, known)));
+    }
+
+    fn open_since(
+        &mut self,
+        node: usize,
+        shard: usize,
+        kind: Kind,
+        rooms: Vec<RoomName>,
+        came_back_with: Option<(Cursor, Membership)>,
+    ) {
         let number = self.next_peer;
         self.next_peer += 1;
         let capacity = self.random.between(64, 4096);
@@ -65,7 +107,14 @@ impl World {
         let first = rooms.first().cloned().unwrap_or_else(|| RoomName::new(ROOMS[0]).unwrap());
         let mut client = Client::new(kind, &pipe, first, &mut self.random);
         let (token, expires) = self.token(number);
-        let mut start = self.start(node, kind, &rooms, &token);
+        let (since, came_back_with) = came_back_with.unzip();
+        if self.traced == Some(number) {
+            println!(
+                "step {}: client {} ({kind:?}) comes to {rooms:?} with {since:?}",
+                self.counts.steps, number
+            );
+        }
+        let (mut start, begin) = self.start(node, kind, &rooms, since, &token);
         if kind.is_web_socket() && self.random.one_in(3) {
             start.deflate = Some(if self.random.one_in(2) { Deflate::Wide } else { Deflate::Narrow });
             client.deflate = true;
@@ -75,7 +124,7 @@ impl World {
         if kind == Kind::Centrifuge && (self.is_calm || !self.random.one_in(20)) {
             client.connect(token.expose());
         }
-        self.nodes[node].shards[shard].open(start, &rooms, carrier, &pipe);
+        self.nodes[node].shards[shard].open(start, &rooms, &begin, carrier, &pipe);
         self.counts.sessions += 1;
         self.peers.push(Peer {
             client,
@@ -89,6 +138,7 @@ impl World {
             has_begun: kind != Kind::Centrifuge,
             expires,
             expired: None,
+            came_back_with,
         });
     }
 
@@ -101,7 +151,15 @@ impl World {
         (mint::mint(&SECRET, &subject, &grants, ttl, now).unwrap(), now.0 + ttl.as_secs())
     }
 
-    fn start(&mut self, node: usize, kind: Kind, rooms: &[RoomName], token: &Token) -> Start {
+    /// A request that has been checked, and the position that it names.
+    fn start(
+        &mut self,
+        node: usize,
+        kind: Kind,
+        rooms: &[RoomName],
+        since: Option<Cursor>,
+        token: &Token,
+    ) -> (Start, Vec<Beginning>) {
         let (name, transport, query) = kind.request();
         let endpoint = TABLE.iter().find(|endpoint| endpoint.name.as_str() == name).unwrap();
         let open = endpoint.routes.iter().find_map(|route| match route.on {
@@ -113,6 +171,7 @@ impl World {
             .iter()
             .map(|room| format!("room={room}"))
             .chain([query])
+            .chain(since.map(|cursor| format!("since={cursor}")))
             .filter(|part| !part.is_empty())
             .collect();
         let request = Request::get(format!("/?{}", query.join("&"))).body(()).unwrap();
@@ -133,7 +192,8 @@ impl World {
         let address = IpAddr::from([192, 0, 2, self.random.below(5) as u8]);
         let decision = self.nodes[node].settings.limiters().admit(address, Some(usize::MAX));
         let Decision::Accept(permit) = decision else { panic!("not admitted: {decision:?}") };
-        Start { session, name: endpoint.name, deflate: None, permit: permit.map(Arc::new) }
+        let start = Start { session, name: endpoint.name, deflate: None, permit: permit.map(Arc::new) };
+        (start, opening.begin)
     }
 
     fn any_peer(&mut self) -> Option<usize> {
@@ -170,7 +230,20 @@ impl World {
         if is_over {
             peer.client.pipe.borrow_mut().client_ended = true;
             self.counts.closed += 1;
-            self.peers.swap_remove(index);
+            let peer = self.peers.swap_remove(index);
+            self.leave(peer);
+        }
+    }
+
+    /// A client has gone. It may come back if it knows where it was.
+    fn leave(&mut self, mut peer: Peer) {
+        let room = peer.client.room.clone();
+        if self.is_calm || peer.is_wild || !peer.client.kind.can_resume() || history_of(&room).is_none() {
+            return;
+        }
+        let known = peer.rooms.remove(&room).or(peer.came_back_with);
+        if let Some(known) = known.filter(|known| known.cursor.is_some() && !known.is_lost) {
+            self.absent.push(Absent { kind: peer.client.kind, room, known });
         }
     }
 
@@ -189,8 +262,13 @@ impl World {
     pub(super) fn join(&mut self, index: usize, room: RoomName) {
         let next = self.known.get(&room).copied().unwrap_or(0);
         let peer = &mut self.peers[index];
+        if let Some(known) = peer.came_back_with.take() {
+            let known = if known.is_lost { Membership { next, ..known } } else { known };
+            peer.rooms.insert(room, Membership { is_member: true, ..known });
+            return;
+        }
         let unseen = peer.rooms.get(&room).map_or(0, |known| known.unseen);
-        let fresh = Membership { is_member: true, next, unseen, has_gap: false };
+        let fresh = Membership { is_member: true, next, unseen, ..Membership::default() };
         peer.rooms.insert(room, fresh);
     }
 
@@ -219,7 +297,7 @@ impl World {
                 match is_member {
                     true if self.random.one_in(2) => peer.client.unsubscribe(&room),
                     true => {}
-                    false => peer.client.subscribe(&room),
+                    false => peer.subscribe(&room),
                 }
             }
             (Kind::Plain { .. } | Kind::Json { .. } | Kind::Centrifuge, 4..8) => {

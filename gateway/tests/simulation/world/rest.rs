@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use broker_bridge::{Data, Publication, RoomName};
+use broker_bridge::RoomName;
 
-use super::{ROOMS, SETTINGS, World};
+use super::{HISTORIES, ROOMS, SETTINGS, World, history_of};
 use crate::{
     broker::{self, lock},
     client::Kind,
@@ -24,10 +24,12 @@ impl World {
                     }
                     while bus.accept_next(node.link, false) {}
                     bus.confirm_all(node.link);
+                    while bus.answer_next(node.link, 0, None) || bus.pass_answer(node.link, 0) {}
                 }
             }
             for node in 0..self.nodes.len() {
                 while broker::deliver(&self.bus, self.nodes[node].link) {}
+                while self.nodes[node].repair(&mut self.random) {}
                 for shard in 0..self.nodes[node].shards.len() {
                     let mut steps = 0;
                     while self.nodes[node].shards[shard].step(self.now, &mut self.random) {
@@ -56,7 +58,23 @@ impl World {
     fn is_quiet(&self) -> bool {
         lock(&self.bus).is_quiet_for(self.nodes.iter().map(|node| node.link))
             && self.nodes.iter().flat_map(|node| &node.shards).all(Shard::is_quiet)
+            && self.nodes.iter().all(Node::has_repaired)
             && self.peers.iter().all(|peer| peer.client.pipe.borrow().to_client.is_empty())
+    }
+
+    /// A last publication in each room with a history: that a server has started again, and may have lost something,
+    /// is told with the next.
+    pub(super) fn conclude(&mut self) {
+        self.is_calm = true;
+        // Histories take memory too, and a node that is short of it refuses newcomers.
+        self.nodes.iter().for_each(|node| node.limit_memory(usize::MAX));
+        self.tick();
+        let rooms: &[_] = if self.has_histories { &HISTORIES } else { &[] };
+        for (room, _) in rooms {
+            let data = self.data(0);
+            self.accept(&RoomName::new(room).unwrap(), data);
+        }
+        self.come_to_rest();
     }
 
     /// Everybody who is in a room has got everything.
@@ -94,7 +112,7 @@ impl World {
         for peer in self.peers.iter_mut().filter(|peer| peer.is_open && !peer.is_closed) {
             let is_member = peer.rooms.get(&room).is_some_and(|known| known.is_member);
             if peer.client.kind == Kind::Centrifuge && !is_member && !peer.client.is_asking(&room) {
-                peer.client.subscribe(&room);
+                peer.subscribe(&room);
             }
         }
         self.come_to_rest();
@@ -116,7 +134,9 @@ impl World {
         }
         self.come_to_rest();
         for ((client, room), gaps) in self.told.take().unwrap() {
-            assert_eq!(gaps, 1, "client {client} is told {gaps} gaps in {room} for one interruption");
+            // A history bridges it, unless something was published that is not in there.
+            let is_right = if history_of(&room).is_some() { !self.is_exact && gaps == 1 } else { gaps == 1 };
+            assert!(is_right, "client {client} is told {gaps} gaps in {room} for one interruption");
         }
     }
 
@@ -145,7 +165,12 @@ impl World {
         self.come_to_rest();
         let stayed = self.peers.iter().filter(|peer| peer.number >= first && !peer.is_closed && peer.is_open);
         let opened = usize::try_from(self.next_peer - first).unwrap();
-        assert_eq!(stayed.count(), opened, "somebody who does nothing wrong is closed");
+        let stayed: Vec<_> = stayed.map(|peer| peer.number).collect();
+        assert_eq!(
+            stayed.len(),
+            opened,
+            "somebody from {first} on is closed who does nothing wrong: {stayed:?} stay"
+        );
         self.check_complete();
     }
 
@@ -168,7 +193,7 @@ impl World {
         self.come_to_rest();
         for room in &rooms {
             let data = self.data(0);
-            lock(&self.bus).accept(room, Publication::new(Data::text(data)));
+            self.accept(room, data);
         }
         // Without a tick, which pings some of them.
         while broker::deliver(&self.bus, self.nodes[node].link) {}
@@ -186,12 +211,12 @@ impl World {
             peer.client.pipe.borrow_mut().is_reset = true;
         }
         self.come_to_rest();
-        for _ in 0..150 {
+        for _ in 0..350 {
             self.tick();
         }
         self.come_to_rest();
         for node in 0..self.nodes.len() {
-            self.nodes[node].check_empty();
+            self.nodes[node].check_empty(true);
             for shard in &self.nodes[node].shards {
                 assert_eq!(shard.core.joining(), 0, "subscriptions are left");
             }
