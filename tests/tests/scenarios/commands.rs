@@ -136,7 +136,6 @@ fn methods() -> Vec<Row> {
         (r#"{"send":{}}"#.into(), Closed(3508)),
         (r#"{"id":2,"presence":{"channel":"a"}}"#.into(), Error(108)),
         (r#"{"id":2,"presence_stats":[]}"#.into(), Error(108)),
-        (r#"{"id":2,"history":1}"#.into(), Error(108)),
         (r#"{"id":2,"sub_refresh":""}"#.into(), Error(108)),
         (rpc, Error(108)),
     ]
@@ -162,6 +161,7 @@ fn fields() -> Vec<Row> {
         (r#"{"id":2,"subscribe":{"channel":"a\u0000"}}"#.into(), Error(107)),
         (long, Error(107)),
         (r#"{"id":2,"unsubscribe":[]}"#.into(), Error(107)),
+        (r#"{"id":2,"history":1}"#.into(), Error(107)),
         (r#"{"id":2,"unsubscribe":{"channel":7}}"#.into(), Error(107)),
         (r#"{"id":2,"unsubscribe":{"channel":"{}"}}"#.into(), Error(107)),
         (r#"{"id":2,"unsubscribe":{"channel":"never"}}"#.into(), Done),
