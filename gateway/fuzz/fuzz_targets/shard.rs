@@ -17,8 +17,12 @@ mod broker;
 mod node;
 #[path = "../../tests/simulation/random.rs"]
 mod random;
+#[path = "../../tests/simulation/server.rs"]
+mod server;
 #[path = "../../tests/simulation/service.rs"]
 mod service;
+#[path = "../../tests/simulation/task.rs"]
+mod task;
 #[path = "../../tests/simulation/transport.rs"]
 mod transport;
 #[path = "../../tests/simulation/wire.rs"]
@@ -245,7 +249,7 @@ impl Stage {
             9 => {
                 let room = script.room()?;
                 let data = script.bytes()?;
-                lock(&self.bus).accept(&room, Publication::new(Data::detect(data.to_vec().into())));
+                lock(&self.bus).accept(&room, Publication::new(Data::detect(data.to_vec().into())), None);
             }
             10 => {
                 // A flood.
@@ -253,7 +257,7 @@ impl Stage {
                 let (count, length) = (script.number()?, script.number()?);
                 for _ in 0..count {
                     let data = Data::text("x".repeat(length));
-                    lock(&self.bus).accept(&room, Publication::new(data));
+                    lock(&self.bus).accept(&room, Publication::new(data), None);
                 }
             }
             11 => {
@@ -357,7 +361,7 @@ impl Stage {
             if is_web_socket { Carrier::Socket { tls: self.random.one_in(2) } } else { Carrier::Response };
         let pipe = Pipe::new(1024);
         let start = Start { session, name: endpoint.name, deflate: kind.deflate, permit: None };
-        let key = self.node.shards[0].open(start, &rooms, carrier, &pipe);
+        let key = self.node.shards[0].open(start, &rooms, &[], carrier, &pipe);
         let sent = (kind.name == "plain").then(|| {
             let mut decoder = Decoder::new();
             if kind.deflate.is_some() {
@@ -443,7 +447,7 @@ impl Stage {
                 let log = bus.log.get(&room(client.kind.rooms[0])).map_or(&[][..], Vec::as_slice);
                 let mut rest = log.iter().skip(client.seen);
                 let is_binary = |publication: &Publication| publication.data.kind() == DataKind::Binary;
-                let place = rest.position(|publication| {
+                let place = rest.position(|(publication, _)| {
                     publication.data.bytes() == &payload && is_binary(publication) == (opcode == 2)
                 });
                 client.seen += 1 + place.expect("a publication of the room, after those before");
@@ -530,7 +534,7 @@ impl Stage {
             self.work();
             self.tick();
         }
-        self.node.check_empty();
+        self.node.check_empty(true);
         assert_eq!(self.node.shards[0].core.joining(), 0, "subscriptions are left");
         assert_eq!(lock(&self.bus).subscribed(link).count(), 0, "subscriptions are left at the broker");
     }
