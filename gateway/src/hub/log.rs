@@ -234,8 +234,15 @@ impl<P: Clone> RoomLog<P> {
     }
 
     /// A publication has arrived.
-    pub fn arrived(&mut self, arrival: Arrival<P>, now: Instant, out: Out<'_, P>) -> Next {
+    pub fn arrived(&mut self, mut arrival: Arrival<P>, now: Instant, out: Out<'_, P>) -> Next {
         self.active = Some(now);
+        if self.repair.as_ref().is_some_and(|repair| repair.is_check && repair.waiting.is_empty()) {
+            // What follows the last publication needs no check.
+            match self.pass(arrival, now, out) {
+                None => return Next::Wait,
+                Some(hole) => arrival = hole,
+            }
+        }
         if let Some(repair) = &mut self.repair {
             repair.bytes += arrival.bytes;
             repair.waiting.push_back(Waiting::Publication(arrival));
@@ -352,6 +359,10 @@ impl<P: Clone> RoomLog<P> {
         let Some(repair) = &mut self.repair else { return Next::Wait };
         let Some(seen) = self.seen else { return self.finish(true, now, out) };
         if after != seen {
+            if repair.is_check && !repair.again {
+                // Something has arrived that follows what was to be checked.
+                return self.pass_waiting(true, now, out);
+            }
             return Next::Read(seen);
         }
         let again = std::mem::take(&mut repair.again);
@@ -359,7 +370,7 @@ impl<P: Clone> RoomLog<P> {
         if std::mem::take(&mut repair.has_dropped_unrecorded) {
             self.gap(GapCause::Unrecorded, out);
         }
-        if is_check && page.entries.is_empty() && page.start != Start::Trimmed {
+        if is_check && page.entries.is_empty() && self.has_nothing_after(seen, &page) {
             // Nothing was lost on its way. That the log is gone does not concern members that have received all of it.
             return self.pass_waiting(true, now, out);
         }
@@ -418,6 +429,15 @@ impl<P: Clone> RoomLog<P> {
             }
             _ => self.finish(has_progress || is_told || is_check, now, out),
         }
+    }
+
+    /// Whether an empty page is the end of what there was. A log may be gone, or older than what members have received.
+    fn has_nothing_after(&self, seen: Cursor, page: &Page) -> bool {
+        page.start == Start::Continuous
+            || page.top.is_none_or(|top| {
+                let is_older = top.epoch == seen.epoch && top <= seen;
+                is_older || top.offset == 0 || self.ring.number_of(top).is_some()
+            })
     }
 
     /// The log cannot be read: what is missing stays missing. After a check, nothing is known to be missing.
@@ -480,6 +500,10 @@ impl<P: Clone> RoomLog<P> {
             return None;
         }
         let before = at.follows.cursor();
+        // Even if nobody knows what comes next, and however late it is: a node may have been suspended.
+        if self.seen.is_none() && self.ring.after(at.cursor).is_some() {
+            return None;
+        }
         if let Some(seen) = self.seen
             && before != Some(seen)
         {
@@ -495,7 +519,8 @@ impl<P: Clone> RoomLog<P> {
         if self.is_unproven && self.seen.is_some() {
             match at.follows {
                 Follows::Unproven(_) => self.gap(GapCause::Failover, out),
-                Follows::Nothing if self.seen.is_some_and(|seen| seen.offset > 0) => {
+                // Even an empty log: it may have been lost with what came first.
+                Follows::Nothing if self.seen.is_some_and(|seen| seen.epoch != at.cursor.epoch) => {
                     self.gap(GapCause::Expired, out);
                 }
                 Follows::Nothing | Follows::Previous(_) | Follows::Moved(_) => {}
@@ -615,10 +640,11 @@ impl<P: Clone> RoomLog<P> {
         let mut newer = None;
         for entry in page.entries {
             let at = entry.place.cursor;
-            // What the ring has, and what arrives on the topic.
-            if !self.ring.is_before(at) {
-                newer = newer.or(Some(entry.place));
-                continue;
+            // What the ring has, and what arrives on the topic. The ring may begin later than what it has, if the server
+            // went back in time and its clock, too.
+            if !self.ring.is_before(at) || self.ring.number_of(at).is_some() {
+                newer = Some(entry.place);
+                break;
             }
             if matches!(entry.place.follows, Follows::Unproven(_)) && (!items.is_empty() || is_continuous) {
                 items.push((Item::Gap(GapCause::Failover), 0));

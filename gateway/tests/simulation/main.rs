@@ -4,9 +4,9 @@
 //! of a seed, that everything has arrived and is accounted for.
 //!
 //! `cargo test -p tidegate --test simulation` runs for ten seconds, or for as long as `SIMULATION_SECONDS`
-//! says. With `SIMULATION_HISTORIES=1` some rooms have a history, on a server that starts again with all it had, with what
-//! it had a while ago or with nothing. A seed that fails is printed with the command that runs it again, and the fewest steps with which it
-//! fails.
+//! says. From three of four seeds some rooms have a history, on a server that starts again with all it had, with what it
+//! had a while ago or with nothing. A seed that fails is printed with the command that runs it again, and the fewest steps
+//! with which it fails.
 
 #![allow(
     clippy::unwrap_used,

@@ -148,9 +148,10 @@ pub struct World {
     /// The last publication of each publisher in each room.
     last_of: BTreeMap<(u64, RoomName), u64>,
     absent: Vec<Absent>,
-    /// Whether there are rooms with a history (`SIMULATION_HISTORIES=1`). The server that keeps it fails in ways that this
-    /// node does not survive from every seed yet.
+    /// Whether there are rooms with a history.
     has_histories: bool,
+    /// Whether the server that keeps it fails often.
+    is_stormy: bool,
     /// Whether nothing fails for which a room with a history has to tell a gap.
     is_exact: bool,
     next_number: u64,
@@ -211,7 +212,8 @@ impl World {
             publishers: BTreeMap::new(),
             last_of: BTreeMap::new(),
             absent: Vec::new(),
-            has_histories: crate::from_env("SIMULATION_HISTORIES") == Some(1),
+            has_histories: true,
+            is_stormy: false,
             is_exact: false,
             next_number: 1,
             next_peer: 1,
@@ -222,6 +224,8 @@ impl World {
             counts: Counts::default(),
         };
         world.is_exact = world.random.one_in(3);
+        world.has_histories = !world.random.one_in(4);
+        world.is_stormy = world.has_histories && world.random.one_in(4);
         let is_crowded = world.random.one_in(8);
         let is_alone = is_crowded && world.random.one_in(2);
         for _ in 0..if is_alone { 1 } else { world.random.between(1, 3) } {
@@ -282,6 +286,7 @@ impl World {
             850..880 => self.publish_from_backend(),
             880..900 => self.open(),
             900..910 => self.come_back(),
+            910..915 if self.is_stormy => self.server_fails(),
             910..960 => self.tick(),
             960..985 => self.client_misbehaves(),
             985 | 986 if self.has_histories => self.server_fails(),

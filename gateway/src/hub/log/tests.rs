@@ -546,3 +546,193 @@ fn the_newest_are_in_the_ring_or_at_the_end_of_the_log() {
     empty.opened(at(0));
     assert_eq!(newest(&empty, 5), Some(vec![]), "there is nothing before its beginning");
 }
+
+/// A log of numbers, and what its members have received.
+struct Scene {
+    log: RoomLog<Id>,
+    heard: Vec<String>,
+    now: Instant,
+}
+
+fn cursor(epoch: u64, offset: u64) -> Cursor {
+    Cursor { epoch, offset }
+}
+
+/// A place in epoch 1, or in a later one that begins there without a proof that nothing was lost before.
+fn unproven(epoch: u64, offset: u64) -> Place {
+    Place { cursor: cursor(epoch, offset), follows: Follows::Unproven(at(offset - 1)) }
+}
+
+fn name(item: &Item<Id>) -> String {
+    match item {
+        Item::Publication(id, _) => id.to_string(),
+        Item::Gap(cause) => cause.as_str().to_owned(),
+    }
+}
+
+fn page(start: Start, places: &[Place], top: Option<Cursor>) -> Page {
+    let entry = |place: &Place| Entry {
+        place: *place,
+        publication: Publication::new(Data::text(place.cursor.offset.to_string())),
+    };
+    Page { entries: places.iter().map(entry).collect(), start, top }
+}
+
+impl Scene {
+    fn opened(top: Cursor) -> Self {
+        let mut log = RoomLog::new(Bounds { items: 100, bytes: 1000 });
+        log.opened(top);
+        Self { log, heard: Vec::new(), now: Instant::now() }
+    }
+
+    fn run(&mut self, act: impl FnOnce(&mut RoomLog<Id>, Instant, Out<'_, Id>) -> Next) -> Next {
+        let heard = &mut self.heard;
+        act(&mut self.log, self.now, &mut |_, item| heard.push(name(item)))
+    }
+
+    /// Its number is the offset of its place.
+    fn arrives(&mut self, place: Place) -> Next {
+        let publication = usize::try_from(place.cursor.offset).unwrap();
+        self.run(|log, now, out| log.arrived(Arrival { publication, bytes: 1, place: Some(place) }, now, out))
+    }
+
+    fn interrupt(&mut self) -> Next {
+        self.run(|log, now, out| log.interrupted(GapCause::Interrupted, now, out))
+    }
+
+    fn check(&mut self) -> Next {
+        self.run(|log, now, _| log.check(Duration::ZERO, now))
+    }
+
+    fn read(&mut self, after: Cursor, page: Page) -> Next {
+        self.run(|log, now, out| log.read(after, page, make, now, out))
+    }
+
+    /// What somebody receives who comes back, with what was read, if that is needed.
+    fn come_back(&mut self, cursor: Cursor, page: Page) -> Vec<String> {
+        let (from, gap) = match self.log.resume(cursor) {
+            Resume::At(number) => (number, None),
+            Resume::After(number, cause) => (number, Some(cause)),
+            Resume::Read => self.log.backfill(cursor, page, make),
+        };
+        let (_, items) = self.log.ring().slice(from, usize::MAX);
+        gap.map(|cause| cause.as_str().to_owned()).into_iter().chain(items.iter().map(|(_, item)| name(item))).collect()
+    }
+}
+
+#[test]
+fn a_check_finds_another_log_whose_publications_are_gone() {
+    let mut scene = Scene::opened(at(3));
+    assert_eq!(scene.check(), Next::Read(at(3)));
+    assert_eq!(scene.read(at(3), page(Start::Lost, &[], Some(cursor(2, 1)))), Next::Wait);
+    assert_eq!((scene.heard, scene.log.seen()), (vec!["expired".to_owned()], Some(cursor(2, 1))));
+}
+
+#[test]
+fn a_check_tells_nothing_of_a_log_that_has_nothing_new() {
+    for top in [None, Some(at(2)), Some(cursor(2, 0))] {
+        let mut scene = Scene::opened(at(3));
+        assert_eq!(scene.check(), Next::Read(at(3)));
+        assert_eq!(scene.read(at(3), page(Start::Lost, &[], top)), Next::Wait);
+        assert_eq!((scene.heard, scene.log.seen()), (vec![], Some(at(3))), "{top:?}");
+    }
+}
+
+#[test]
+fn what_follows_the_last_publication_ends_a_check() {
+    let mut scene = Scene::opened(at(1));
+    assert_eq!(scene.check(), Next::Read(at(1)));
+    assert_eq!(scene.arrives(place(2)), Next::Wait);
+    assert_eq!(scene.heard, ["2"], "it does not wait");
+    // The answer comes late, when the log has been trimmed.
+    assert_eq!(scene.read(at(1), page(Start::Trimmed, &[], Some(at(2)))), Next::Wait);
+    assert!(!scene.log.is_repairing());
+    // What does not follow it waits for the answer.
+    assert_eq!(scene.check(), Next::Read(at(2)));
+    assert_eq!(scene.arrives(place(4)), Next::Wait);
+    assert_eq!(scene.read(at(2), page(Start::Continuous, &[place(3), place(4)], Some(at(4)))), Next::Wait);
+    assert_eq!(scene.heard, ["2", "3", "4"]);
+}
+
+#[test]
+fn an_empty_log_that_was_lost_in_an_interruption_may_have_had_something() {
+    let mut scene = Scene::opened(at(0));
+    assert_eq!(scene.interrupt(), Next::Read(at(0)));
+    assert_eq!(scene.read(at(0), page(Start::Continuous, &[], Some(at(0)))), Next::Wait);
+    assert_eq!(scene.heard, [""; 0]);
+    assert_eq!(scene.arrives(Place { cursor: cursor(2, 1), follows: Follows::Nothing }), Next::Wait);
+    assert_eq!(scene.heard, ["expired", "1"]);
+}
+
+#[test]
+fn a_gap_stands_where_the_server_has_lost_what_came_right_before_the_ring() {
+    let mut scene = Scene::opened(at(7));
+    let _ = scene.arrives(place(8));
+    // A server reigns that lacks the last three, and accepts another.
+    assert_eq!(scene.arrives(unproven(2, 6)), Next::Read(at(8)));
+    let kept = [place(4), place(5), unproven(2, 6)];
+    let _ = scene.read(at(8), page(Start::Lost, &kept, Some(cursor(2, 6))));
+    assert_eq!(scene.heard, ["8", "expired", "6"]);
+    let back = scene.come_back(at(3), page(Start::Continuous, &kept, Some(cursor(2, 6))));
+    assert_eq!(back, ["4", "5", "failover", "8", "expired", "6"]);
+}
+
+#[test]
+fn the_beginning_of_a_page_is_proven_only_if_its_first_entry_says_so() {
+    let mut scene = Scene::opened(cursor(2, 6));
+    let kept = [unproven(2, 5), Place { cursor: cursor(2, 6), follows: Follows::Previous(cursor(2, 5)) }];
+    let top = Some(cursor(2, 6));
+    assert_eq!(scene.come_back(cursor(1, 1), page(Start::Lost, &kept, top)), ["expired", "5", "6"]);
+    assert_eq!(scene.come_back(at(4), page(Start::Continuous, &kept, top)), ["failover", "5", "6"]);
+}
+
+#[test]
+fn a_ring_begins_after_a_position_only_if_that_is_proven() {
+    let mut scene = Scene::opened(at(1));
+    scene.log = RoomLog::new(Bounds { items: 100, bytes: 1000 });
+    scene.log.not_opened();
+    let _ = scene.arrives(unproven(2, 5));
+    assert_eq!(scene.heard, ["5"]);
+    let top = Some(cursor(2, 5));
+    assert_eq!(scene.come_back(at(4), page(Start::Continuous, &[unproven(2, 5)], top)), ["failover", "5"]);
+}
+
+#[test]
+fn somebody_whose_page_is_empty_gets_what_has_come_since() {
+    let mut scene = Scene::opened(at(5));
+    let _ = scene.interrupt();
+    let _ = scene.run(|log, now, out| log.unreadable(GapCause::Interrupted, now, out));
+    let _ = scene.arrives(place(9));
+    assert_eq!(scene.heard, ["interrupted", "9"]);
+    // Read before the eighth and the ninth were published.
+    assert_eq!(scene.come_back(at(7), page(Start::Continuous, &[], Some(at(7)))), ["interrupted", "9"]);
+}
+
+#[test]
+fn what_the_ring_has_is_not_put_before_it_again() {
+    // The server and its clock went back: the ring has an earlier epoch behind a later one.
+    let mut scene = Scene::opened(cursor(3, 1));
+    let _ = scene.arrives(Place { cursor: cursor(3, 2), follows: Follows::Previous(cursor(3, 1)) });
+    let first = Place { cursor: cursor(2, 1), follows: Follows::Nothing };
+    let second = Place { cursor: cursor(2, 2), follows: Follows::Previous(cursor(2, 1)) };
+    let third = Place { cursor: cursor(4, 3), follows: Follows::Moved(cursor(2, 2)) };
+    for place in [first, second, third] {
+        let _ = scene.arrives(place);
+    }
+    assert_eq!(scene.heard, ["2", "1", "2", "3"]);
+    let back = scene.come_back(at(1), page(Start::Lost, &[first, second, third], Some(cursor(4, 3))));
+    assert_eq!(back, ["expired", "2", "1", "2", "3"]);
+}
+
+#[test]
+fn what_the_ring_has_is_never_passed_on_again_however_late_it_arrives() {
+    let mut scene = Scene::opened(at(1));
+    let _ = scene.interrupt();
+    let _ = scene.read(at(1), page(Start::Continuous, &[place(2)], Some(at(2))));
+    // The log is deleted, and the node suspended while the publication is on its way.
+    let _ = scene.interrupt();
+    let _ = scene.read(at(2), page(Start::Lost, &[], None));
+    scene.now += LAG * 2;
+    let _ = scene.arrives(place(2));
+    assert_eq!(scene.heard, ["2", "expired"]);
+}

@@ -1,6 +1,11 @@
 //! What clients do, and what they should not do.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use broker_bridge::{Cursor, RoomName};
 use http::Request;
@@ -84,10 +89,12 @@ impl World {
         if self.random.one_in(20) {
             // With a position that this room never had.
             let bogus = Cursor { epoch: self.random.below(3) as u64 * 1_000_000, offset: 7 };
-            known = Membership { cursor: None, is_lost: true, unseen: 0, ..known };
+            known = Membership { cursor: None, is_lost: true, unseen: 0, unrecorded: BTreeSet::new(), ..known };
             return self.open_since(node, shard, kind, vec![room], Some((bogus, known)));
         }
         let Some(cursor) = known.cursor else { return };
+        // What has no position may come again at another node.
+        known.unrecorded.clear();
         self.counts.returns += 1;
         self.open_since(node, shard, kind, vec![room], Some((cursor, known)));
     }
