@@ -68,7 +68,7 @@ const STRIPES: usize = 64;
 
 /// Where the hub posts events for the rooms of a shard.
 pub trait Mailbox: Send + Sync {
-    /// Posts a broadcast. Returns whether there was space for it; if not, a gap has been posted in its place.
+    /// Posts a broadcast. Returns whether there was space for it; if not, that has been posted in its place.
     fn post_broadcast(&self, broadcast: &Arc<Broadcast>) -> bool;
 
     /// Posts that the positions of a room have another epoch from the item with this number on.
@@ -99,6 +99,8 @@ struct Interest {
     affinity: Affinity,
     /// Whether the room has an entry in [`Hub::lingering`].
     lingering: bool,
+    /// When the last member left.
+    left: Instant,
 }
 
 impl Hub {
@@ -143,7 +145,7 @@ impl Hub {
             if room.recorded.is_some() {
                 self.silence.watch(&room);
             }
-            Interest { room, affinity: Affinity(shard), lingering }
+            Interest { room, affinity: Affinity(shard), lingering, left: self.fan_out.time.now() }
         });
         interest.room.enter(shard);
         let known = Arc::clone(&interest.room);
@@ -159,6 +161,12 @@ impl Hub {
     pub fn piece(&self, room: &RoomName, from: u64, bytes: usize) -> Option<Piece> {
         let room = Arc::clone(&self.stripe(room.as_str()).lock().get(room)?.room);
         Some(room.recorded.as_ref()?.piece(from, bytes))
+    }
+
+    /// The epoch of the last position before item `number` of a room with a history, if it is known.
+    pub fn epoch_before(&self, room: &RoomName, number: u64) -> Option<u64> {
+        let room = Arc::clone(&self.stripe(room.as_str()).lock().get(room)?.room);
+        room.recorded.as_ref()?.epoch_before(number)
     }
 
     /// Takes the next thing that has to be read from a room's log, once there is one.
@@ -183,13 +191,17 @@ impl Hub {
             debug_assert!(false, "left a room that nobody had joined");
             return;
         };
-        let is_last = interest.room.exit(shard);
-        if is_last && !interest.lingering {
+        if !interest.room.exit(shard) {
+            return;
+        }
+        interest.left = self.fan_out.time.now();
+        if !interest.lingering {
             interest.lingering = true;
+            let left = interest.left;
             let [live, recorded] = &self.lingering;
             let queue = if interest.room.recorded.is_some() { recorded } else { live };
             drop(rooms);
-            queue.lock().push_back((self.fan_out.time.now(), room.clone()));
+            queue.lock().push_back((left, room.clone()));
         }
     }
 
@@ -218,21 +230,28 @@ impl Hub {
         now: Instant,
     ) {
         loop {
-            let room = {
+            let next = {
                 let mut lingering = queue.lock();
                 let is_full = lingering.len() > most;
                 match lingering.front() {
                     Some((left, _)) if is_full || now.duration_since(*left) >= after => {
                         let next = lingering.pop_front();
                         shrink::queue(&mut lingering);
-                        next
+                        next.map(|(_, room)| (room, is_full))
                     }
                     _ => None,
                 }
             };
-            let Some((_, room)) = room else { return };
+            let Some((room, is_full)) = next else { return };
             let mut rooms = self.stripe(room.as_str()).lock();
             let Some(interest) = rooms.get_mut(&room) else { continue };
+            if interest.room.is_empty() && !is_full && now.duration_since(interest.left) < after {
+                // Somebody was here again since.
+                let left = interest.left;
+                drop(rooms);
+                queue.lock().push_back((left, room));
+                continue;
+            }
             interest.lingering = false;
             if interest.room.is_empty() {
                 let affinity = interest.affinity;
@@ -373,7 +392,9 @@ impl Room {
         for mailbox in fan_out.mailboxes(shards) {
             if !mailbox.post_broadcast(broadcast) {
                 fan_out.metrics.inbox_overflows.inc();
-                fan_out.metrics.gap(GapCause::Overflow);
+                if self.recorded.is_none() {
+                    fan_out.metrics.gap(GapCause::Overflow);
+                }
                 broadcast.written();
             }
         }
@@ -610,6 +631,20 @@ mod tests {
         bench.forget_rooms_after(LINGER);
         assert_eq!(bench.rooms(), 0);
         assert!(capacity(&bench) <= (STRIPES + 1) * 64, "{} places are kept", capacity(&bench));
+    }
+
+    #[tokio::test]
+    async fn a_room_lingers_from_when_its_last_member_has_left() {
+        let bench = Bench::new(1);
+        for pause in [Duration::ZERO, LINGER * 3 / 4] {
+            bench.join("a", 0).await;
+            bench.time.advance(pause);
+            bench.hub.leave(&room("a"), 0);
+        }
+        bench.forget_rooms_after(LINGER / 2);
+        assert_eq!((bench.rooms(), bench.lingering()), (1, 1));
+        bench.forget_rooms_after(LINGER / 2);
+        assert_eq!((bench.rooms(), bench.lingering()), (0, 0));
     }
 
     #[tokio::test]

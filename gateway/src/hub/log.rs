@@ -247,16 +247,7 @@ impl<P: Clone> RoomLog<P> {
             repair.bytes += arrival.bytes;
             repair.waiting.push_back(Waiting::Publication(arrival));
             if repair.bytes > MOST_WAITING {
-                // The log has them, or else nobody has.
-                repair.has_dropped_unrecorded |= self.has_unrecorded
-                    || repair
-                        .waiting
-                        .iter()
-                        .any(|waiting| matches!(waiting, Waiting::Publication(Arrival { place: None, .. })));
-                repair.waiting.clear();
-                repair.bytes = 0;
-                self.is_unproven = true;
-                repair.again = true;
+                self.drop_waiting();
             }
             return Next::Wait;
         }
@@ -273,9 +264,26 @@ impl<P: Clone> RoomLog<P> {
         }
     }
 
+    /// What waits for a reading of the log, in bytes.
+    pub fn waiting_bytes(&self) -> usize {
+        self.repair.as_ref().map_or(0, |repair| repair.bytes)
+    }
+
+    /// Gives up what waits for a reading of the log: the log has it, or else nobody has. It is read once more.
+    pub fn drop_waiting(&mut self) {
+        let Some(repair) = &mut self.repair else { return };
+        let is_unrecorded =
+            |waiting: &Waiting<P>| matches!(waiting, Waiting::Publication(Arrival { place: None, .. }));
+        repair.has_dropped_unrecorded |= self.has_unrecorded || repair.waiting.iter().any(is_unrecorded);
+        repair.waiting.clear();
+        (repair.bytes, repair.again, repair.is_check) = (0, true, false);
+        self.is_unproven = true;
+    }
+
     /// Publications may be missing before what arrives next.
     pub fn interrupted(&mut self, cause: GapCause, now: Instant, out: Out<'_, P>) -> Next {
         if let Some(repair) = &mut self.repair {
+            repair.is_check = false;
             if !matches!(repair.waiting.back(), Some(Waiting::Interrupted(last)) if *last == cause) {
                 repair.waiting.push_back(Waiting::Interrupted(cause));
             }
@@ -299,12 +307,10 @@ impl<P: Clone> RoomLog<P> {
         self.repair.is_some()
     }
 
-    /// Something should have arrived that has not: whoever comes back has received it elsewhere, or the log has it.
-    pub fn suspect(&mut self, now: Instant, out: Out<'_, P>) -> Next {
-        if self.repair.is_some() || self.seen.is_none() {
-            return Next::Wait;
-        }
-        self.begin_repair(GapCause::Interrupted, VecDeque::new(), now, out)
+    /// Something should have arrived that has not: whoever comes back has received it elsewhere, or the log has it. Maybe
+    /// it is only late, so nothing is told unless something is found.
+    pub fn suspect(&mut self, now: Instant) -> Next {
+        self.check(Duration::ZERO, now)
     }
 
     /// If nothing has arrived for `idle`, the log has to be read to find out whether the last publication was lost on its
@@ -359,14 +365,14 @@ impl<P: Clone> RoomLog<P> {
         let Some(repair) = &mut self.repair else { return Next::Wait };
         let Some(seen) = self.seen else { return self.finish(true, now, out) };
         if after != seen {
-            if repair.is_check && !repair.again {
+            if repair.is_check {
                 // Something has arrived that follows what was to be checked.
                 return self.pass_waiting(true, now, out);
             }
             return Next::Read(seen);
         }
         let again = std::mem::take(&mut repair.again);
-        let is_check = std::mem::take(&mut repair.is_check) && !again;
+        let is_check = std::mem::take(&mut repair.is_check);
         if std::mem::take(&mut repair.has_dropped_unrecorded) {
             self.gap(GapCause::Unrecorded, out);
         }
@@ -670,7 +676,9 @@ impl<P: Clone> RoomLog<P> {
             return (number, None);
         }
         let cause = if page.start == Start::Lost { GapCause::Expired } else { GapCause::Trimmed };
-        if !is_continuous {
+        // A position of this epoch that is yet to come may be somebody's later.
+        let is_to_come = page.top.is_some_and(|top| cursor.epoch == top.epoch && cursor > top);
+        if !is_continuous && !is_to_come {
             self.unknown.truncate(UNKNOWN - 1);
             self.unknown.push_front((cursor, cause));
         }

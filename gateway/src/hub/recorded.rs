@@ -21,7 +21,7 @@ use broker_bridge::{
 };
 use futures_util::{
     FutureExt as _,
-    future::{BoxFuture, Shared},
+    future::{self, BoxFuture, Shared, WeakShared},
 };
 use parking_lot::Mutex;
 
@@ -38,6 +38,8 @@ const SLACK: usize = 512;
 /// How much is read at once to find out what an interruption has cost: the first publication that is not missing, and
 /// as many as a moment brings.
 const REPAIR_PAGE: usize = 128;
+/// How often it is read what should have arrived.
+const TRIES: usize = 3;
 
 /// What a room with a history has besides others.
 pub struct Recorded {
@@ -47,18 +49,29 @@ pub struct Recorded {
 }
 
 /// The opening of a log, which all wait for who join meanwhile.
-type Opening = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
+type Opening = BoxFuture<'static, Result<(), BrokerError>>;
+/// A reading of a log, which all wait for who join meanwhile.
+type Reading = BoxFuture<'static, ()>;
 
 struct State {
     log: RoomLog<Arc<Broadcast>>,
-    /// The opening of the log, while it is under way or once it has succeeded.
-    opening: Option<Opening>,
-    /// A reading for somebody who comes back.
-    reading: Option<Shared<BoxFuture<'static, ()>>>,
+    /// Whether the log has been opened.
+    is_open: bool,
+    /// The opening of the log, and a reading for somebody who joins, while somebody waits for them. Nobody else drives
+    /// them: if they were kept for longer, they would keep their connection to Redis.
+    opening: Option<WeakShared<Opening>>,
+    reading: Option<WeakShared<Reading>>,
     /// The reading that waits for what is on its way to this node.
     waiting: Option<Waker>,
     /// What the ring held when it was last counted.
     counted: usize,
+}
+
+impl State {
+    /// The reading under way for somebody who joins.
+    fn reading(&self) -> Option<Shared<Reading>> {
+        self.reading.as_ref().and_then(WeakShared::upgrade)
+    }
 }
 
 /// How a member of a room begins.
@@ -198,6 +211,7 @@ impl Recorded {
         let items = usize::try_from(retention.size.get()).unwrap_or(usize::MAX).saturating_add(SLACK);
         let state = State {
             log: RoomLog::new(Bounds { items, bytes: RING }),
+            is_open: false,
             opening: None,
             reading: None,
             waiting: None,
@@ -271,6 +285,11 @@ impl Recorded {
         fan_out.count_history(&mut state);
     }
 
+    /// The epoch of the last position before item `number`, if it is known.
+    pub fn epoch_before(&self, number: u64) -> Option<u64> {
+        self.state.lock().log.ring().epoch_before(number)
+    }
+
     /// Items from number `from` on, of about this many bytes.
     pub fn piece(&self, from: u64, bytes: usize) -> Piece {
         let state = self.state.lock();
@@ -301,8 +320,9 @@ impl Recorded {
                 Beginning::Live => {
                     let state = recorded.state.lock();
                     let next = state.log.ring().next();
-                    let (position, top) = (state.log.seen(), state.log.position());
-                    Begin { from: next, live: next, gap: None, position, top, is_snapshot: false }
+                    // If something was missed after it, whoever comes back with it is told.
+                    let position = state.log.position();
+                    Begin { from: next, live: next, gap: None, position, top: position, is_snapshot: false }
                 }
                 Beginning::After(cursor) => recorded.resume(&room, cursor).await?,
                 Beginning::Last(count) => recorded.last(&room, count).await?,
@@ -322,35 +342,31 @@ impl Recorded {
     }
 
     /// The opening under way, or a new one. Also whether it is new.
-    fn opening(&self, room: &Arc<Room>) -> (Opening, bool) {
+    fn opening(&self, room: &Arc<Room>) -> (Shared<Opening>, bool) {
         let mut state = self.state.lock();
-        let is_own = state.opening.is_none();
-        let opening = {
-            let begin = || {
-                let positioning = self.broker.open(&room.name, self.retention);
-                let room = Arc::downgrade(room);
-                let opening = async move {
-                    let top = positioning.await;
-                    let Some(room) = room.upgrade() else { return top.map(drop) };
-                    let Some(recorded) = &room.recorded else { return top.map(drop) };
-                    let mut state = recorded.state.lock();
-                    match top {
-                        Ok(top) => {
-                            state.log.opened(top);
-                            Ok(())
-                        }
-                        Err(error) => {
-                            // Whoever joins next tries again.
-                            state.opening = None;
-                            Err(error)
-                        }
-                    }
-                };
-                opening.boxed().shared()
-            };
-            state.opening.get_or_insert_with(begin).clone()
+        if state.is_open {
+            return (future::ready(Ok(())).boxed().shared(), true);
+        }
+        if let Some(opening) = state.opening.as_ref().and_then(WeakShared::upgrade) {
+            return (opening, false);
+        }
+        let positioning = self.broker.open(&room.name, self.retention);
+        let room = Arc::downgrade(room);
+        let opening = async move {
+            let top = positioning.await?;
+            if let Some(room) = room.upgrade()
+                && let Some(recorded) = &room.recorded
+            {
+                let mut state = recorded.state.lock();
+                state.log.opened(top);
+                state.is_open = true;
+            }
+            Ok(())
         };
-        (opening, is_own)
+        let opening = opening.boxed().shared();
+        // If it fails, whoever joins next tries again.
+        state.opening = opening.downgrade();
+        (opening, true)
     }
 
     /// Where somebody continues who has received everything up to `cursor`.
@@ -372,7 +388,7 @@ impl Recorded {
                     room.fan_out.metrics.resumed_from_memory.inc();
                     return Ok(Self::begin(room, &state, from, gap));
                 }
-                state.reading.clone()
+                state.reading()
             };
             match others {
                 Some(reading) => reading.await,
@@ -395,7 +411,7 @@ impl Recorded {
                     room.fan_out.metrics.resumed_from_memory.inc();
                     return Ok(Self::begin(room, &state, from, None).snapshot());
                 }
-                state.reading.clone()
+                state.reading()
             };
             match others {
                 Some(reading) => reading.await,
@@ -413,7 +429,7 @@ impl Recorded {
         let begin = Arc::new(Mutex::new(None));
         let reading = {
             let mut state = self.state.lock();
-            if state.reading.is_some() {
+            if state.reading().is_some() {
                 return None;
             }
             room.fan_out.metrics.resumed_from_log.inc();
@@ -425,12 +441,18 @@ impl Recorded {
                     Wanted::Last(count) => read_page(&room, ReadFrom::Last, count).await,
                 };
                 let top = page.as_ref().map_or(None, |page| page.top);
-                reached(&room, top).await;
+                for _ in 0..TRIES {
+                    if reached(&room, top).await {
+                        break;
+                    }
+                }
                 let Some(room) = room.upgrade() else { return };
                 let Some(recorded) = &room.recorded else { return };
                 let mut state = recorded.state.lock();
                 state.reading = None;
                 *found.lock() = Some(match page {
+                    // What has not arrived by now could come again.
+                    Ok(page) if !state.log.has_reached(page.top) => Err(BrokerError::Unavailable),
                     Ok(page) => Ok(Self::backfill(&room, &mut state, wanted, page)),
                     // What was missed is still there: the client may try again.
                     Err(error) if error.is_retryable() => Err(error),
@@ -442,7 +464,7 @@ impl Recorded {
                 });
             };
             let reading = reading.boxed().shared();
-            state.reading = Some(reading.clone());
+            state.reading = reading.downgrade();
             reading
         };
         reading.await;
@@ -469,7 +491,7 @@ impl Recorded {
             room.fan_out.metrics.gap(cause);
         }
         let live = state.log.ring().next();
-        let position = if from == live { state.log.seen() } else { None };
+        let position = if from == live { state.log.position() } else { None };
         Begin { from, live, gap, position, top: state.log.position(), is_snapshot: false }
     }
 }
@@ -514,25 +536,26 @@ fn wants_more(room: &Weak<Room>, last: Cursor, page: &Page) -> bool {
 }
 
 /// Waits until everything up to this position has arrived on the topic. It should have by now: if not, it is read.
-async fn reached(room: &Weak<Room>, top: Option<Cursor>) {
+/// Returns false if that failed.
+async fn reached(room: &Weak<Room>, top: Option<Cursor>) -> bool {
     let mut has_asked = false;
     poll_fn(|cx| {
-        let Some(room) = room.upgrade() else { return Poll::Ready(()) };
-        let Some(recorded) = &room.recorded else { return Poll::Ready(()) };
+        let Some(room) = room.upgrade() else { return Poll::Ready(true) };
+        let Some(recorded) = &room.recorded else { return Poll::Ready(true) };
         if !recorded.is_waiting_for(top) {
-            return Poll::Ready(());
+            return Poll::Ready(true);
         }
         if !std::mem::replace(&mut has_asked, true) {
-            recorded.change(&room, |log, now, out| log.suspect(now, out));
+            recorded.change(&room, |log, now, _| log.suspect(now));
         }
         let mut state = recorded.state.lock();
         if state.log.has_reached(top) || !state.log.is_repairing() {
-            return Poll::Ready(());
+            return Poll::Ready(state.log.has_reached(top));
         }
         state.waiting = Some(cx.waker().clone());
         Poll::Pending
     })
-    .await;
+    .await
 }
 
 impl Room {

@@ -87,7 +87,9 @@ impl<T: Transport> Core<T> {
         let Some(piece) = self.state.context.hub.piece(&room, next, space) else {
             return self.end_catching_up(key, &room, 0);
         };
-        if piece.has_lost && !is_past(next) {
+        let first = piece.items.first().map_or(piece.next, |(number, _)| *number);
+        // All up to the first live one may be missing in a snapshot, but no more.
+        if piece.has_lost && !(is_snapshot && first <= live) {
             self.tell(key, &room, GapCause::Trimmed);
         }
         let mut batch = Batch::default();

@@ -160,6 +160,8 @@ impl<T: Transport> Core<T> {
         self.depart();
         let has_late_joins = self.end_late_joins();
         if self.is_drained() {
+            // The last turn, maybe: what has left by now counts.
+            self.state.settle_tally();
             return Turn::Drained;
         }
         if self.is_relieving || has_late_joins || !self.rounds.is_empty() || !self.departures.is_empty() {
@@ -196,6 +198,7 @@ impl<T: Transport> Core<T> {
     fn handle(&mut self, event: ShardEvent) {
         match event {
             ShardEvent::Gap(room, cause, number) => self.report_gap(&room, cause, number),
+            ShardEvent::Overflow(room, number) => self.report_overflow(&room, number),
             ShardEvent::NewEpoch(room, number) => self.report_new_epoch(&room, number),
             ShardEvent::CatchUp(key) => self.catch_up(key),
             ShardEvent::Settled(ticket, outcome) => {

@@ -7,6 +7,7 @@ use broker_bridge::{GapCause, RoomName};
 use super::{
     Core,
     batch::Batch,
+    catchup::Place,
     connection::BatchDelivery,
     outbound::{Outbound, RoomLane},
     rooms::{Member, Traits},
@@ -95,6 +96,19 @@ impl<T: Transport> Core<T> {
         }
     }
 
+    /// Begins a round after which every member gets what did not fit into the inbox from the room's history, or a gap if
+    /// the room has none.
+    pub(super) fn report_overflow(&mut self, room: &RoomName, number: u64) {
+        if number == 0 {
+            return self.report_gap(room, GapCause::Overflow, 0);
+        }
+        let (first, last) = (number, number);
+        match self.rounds.get_mut(room) {
+            Some(round) => round.wait(Waiting::Overflow { first, last }),
+            None => self.rounds.begin(room, Step::Overflow { first, last }),
+        }
+    }
+
     /// Begins a round that tells every member that positions have another epoch from the item with this number on.
     pub(super) fn report_new_epoch(&mut self, room: &RoomName, number: u64) {
         match self.rounds.get_mut(room) {
@@ -117,7 +131,7 @@ impl<T: Transport> Core<T> {
     /// What one step of a round costs per member, in deliveries.
     fn weight(&self, room: &RoomName, round: &Round) -> usize {
         match &round.step {
-            Step::Gap(..) | Step::NewEpoch(_) => PER_GAP,
+            Step::Gap(..) | Step::Overflow { .. } | Step::NewEpoch(_) => PER_GAP,
             Step::Publications(batch) => {
                 self.rooms.get(room).map_or(1, |known| delivery(&self.state, batch, known.traits()).frames())
             }
@@ -163,7 +177,11 @@ impl<T: Transport> Core<T> {
     fn serve_slice(&mut self, room: &RoomName, round: &Round, slice: &[Member], traits: Traits) {
         let delivery = match &round.step {
             Step::Publications(batch) => Some(delivery(&self.state, batch, traits)),
-            Step::Gap(..) | Step::NewEpoch(_) => None,
+            Step::Gap(..) | Step::Overflow { .. } | Step::NewEpoch(_) => None,
+        };
+        let epoch = match round.step {
+            Step::Overflow { first, .. } => self.state.context.hub.epoch_before(room, first),
+            _ => None,
         };
         for member in slice {
             let Some(connection) = self.connections.get_mut(member.connection) else { continue };
@@ -185,6 +203,14 @@ impl<T: Transport> Core<T> {
                     if before_join == 0 && connection.receives_gap(room, *number) =>
                 {
                     connection.gap(&mut self.state, room, *cause);
+                }
+                (&Step::Overflow { first, last }, _)
+                    if before_join == 0 && connection.receives_gap(room, last) =>
+                {
+                    let next = first.max(connection.from(room));
+                    self.rooms.catch_up_again(room, connection);
+                    let place = Place { room: room.clone(), next, live: next, epoch, is_snapshot: false };
+                    connection.catch_up_from(&mut self.state, place);
                 }
                 (Step::NewEpoch(number), _) if before_join == 0 && connection.receives_gap(room, *number) => {
                     connection.new_epoch(&mut self.state, room);

@@ -5,9 +5,9 @@
 //!
 //! Bound: broadcasts may hold a fixed number of payload bytes, plus a fixed cost for each. This includes
 //! broadcasts that the shard has taken but not delivered yet. A broadcast that does not fit is dropped and
-//! replaced by a gap event, because blocking the broker's reader would delay every room of the node. All
+//! replaced by an overflow event, because blocking the broker's reader would delay every room of the node. All
 //! other events are bounded by their causes: settled publications by the sessions' publications in flight,
-//! gaps by the number of rooms.
+//! gaps and overflows by the number of rooms.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -31,6 +31,9 @@ pub enum ShardEvent {
     Broadcast(Arc<Broadcast>),
     /// Publications of the room may be missing at this point. In a room with a history it has a number, otherwise 0.
     Gap(RoomName, GapCause, u64),
+    /// Broadcasts from this number on have not fitted into the inbox. In a room with a history, members get them from
+    /// there; in others the number is 0, and this is a gap.
+    Overflow(RoomName, u64),
     /// The positions of the room have another epoch from the item with this number on.
     NewEpoch(RoomName, u64),
     /// The connection continues to catch up.
@@ -55,7 +58,7 @@ struct State {
     /// Bytes that broadcasts count against the capacity: those among the events, and those that the shard has
     /// taken and not finished.
     bytes: usize,
-    /// Rooms whose last event is an overflow gap, of those posted since the shard last took events.
+    /// Rooms whose last event is an overflow, of those posted since the shard last took events.
     overflowed: HashSet<RoomName>,
     waker: Option<Waker>,
 }
@@ -116,12 +119,12 @@ impl Mailbox for Inbox {
             if state.bytes == 0 || state.bytes + size <= self.capacity.load(Ordering::Relaxed) {
                 state.bytes += size;
                 if !state.overflowed.is_empty() {
-                    // A smaller one may fit behind a gap. What is dropped after it needs a gap of its own.
+                    // A smaller one may fit behind an overflow. What is dropped after it needs one of its own.
                     state.overflowed.remove(broadcast.room());
                 }
                 (true, state.push(ShardEvent::Broadcast(Arc::clone(broadcast))))
             } else if state.overflowed.insert(broadcast.room().clone()) {
-                (false, state.push(ShardEvent::Gap(broadcast.room().clone(), GapCause::Overflow, 0)))
+                (false, state.push(ShardEvent::Overflow(broadcast.room().clone(), broadcast.number())))
             } else {
                 (false, None)
             }
@@ -177,7 +180,7 @@ mod tests {
         inbox.take(&mut events, done);
         let name = |event: &ShardEvent| match event {
             ShardEvent::Broadcast(broadcast) => broadcast.room().to_string(),
-            ShardEvent::Gap(room, cause, _) => format!("{room}:{}", cause.as_str()),
+            ShardEvent::Overflow(room, _) => format!("{room}:overflow"),
             other => format!("{other:?}"),
         };
         events.iter().map(name).collect()

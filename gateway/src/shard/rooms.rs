@@ -213,6 +213,17 @@ impl Rooms {
         membership.is_some()
     }
 
+    /// This member gets no broadcasts any more until it has caught up.
+    pub fn catch_up_again<T: Transport>(&mut self, room: &RoomName, connection: &mut Connection<T>) {
+        if let Some(membership) = connection.memberships.get_mut(room)
+            && let Some(known) = self.by_name.get(room).and_then(|key| self.by_key.get_mut(*key))
+            && membership.from != NEVER
+        {
+            membership.from = NEVER;
+            known.catching_up += 1;
+        }
+    }
+
     /// This member, which caught up, receives broadcasts from number `from` on.
     pub fn end_catching_up<T: Transport>(
         &mut self,

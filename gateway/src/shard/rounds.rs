@@ -59,6 +59,9 @@ pub enum Step {
     Publications(Box<Batch>),
     /// A notice that publications may be missing at this point, with its number in a room with a history.
     Gap(GapCause, u64),
+    /// Broadcasts did not fit into the inbox: members that have not received `first` and should have `last` get them
+    /// from the room's history.
+    Overflow { first: u64, last: u64 },
     /// The positions have another epoch from the item with this number on.
     NewEpoch(u64),
 }
@@ -68,6 +71,7 @@ pub enum Step {
 pub enum Waiting {
     Publication(Arc<Broadcast>),
     Gap(GapCause, u64),
+    Overflow { first: u64, last: u64 },
     NewEpoch(u64),
 }
 
@@ -133,6 +137,13 @@ impl Round {
             *before = *number;
             return; // All members that would get this gap are about to get that one.
         }
+        if let (Waiting::Overflow { last, .. }, Some(Waiting::Overflow { last: before, .. })) =
+            (&what, self.waiting.back_mut())
+            && !newcomers
+        {
+            *before = *last;
+            return; // Nothing was delivered in between.
+        }
         self.waiting.push_back(what);
     }
 
@@ -164,6 +175,7 @@ impl Round {
     fn next(&mut self, outbound: usize) -> Option<Step> {
         let notice = match self.waiting.front() {
             Some(&Waiting::Gap(cause, number)) => Some(Step::Gap(cause, number)),
+            Some(&Waiting::Overflow { first, last }) => Some(Step::Overflow { first, last }),
             Some(&Waiting::NewEpoch(number)) => Some(Step::NewEpoch(number)),
             _ => None,
         };
@@ -187,7 +199,7 @@ impl Step {
     fn length(&self) -> u64 {
         match self {
             Self::Publications(batch) => batch.len() as u64,
-            Self::Gap(..) | Self::NewEpoch(_) => 1,
+            Self::Gap(..) | Self::Overflow { .. } | Self::NewEpoch(_) => 1,
         }
     }
 }

@@ -175,6 +175,13 @@ impl<P: Clone> Ring<P> {
         found.map_or(self.first, |index| self.first + index as u64 + 1)
     }
 
+    /// The epoch of the last position before the item with this number.
+    pub fn epoch_before(&self, number: u64) -> Option<u64> {
+        let before = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.items.len());
+        let found = self.items.range(..before).rev().find_map(|(item, _)| item.cursor());
+        found.or(self.start).map(|cursor| cursor.epoch)
+    }
+
     /// The items from number `from` on, until they hold `bytes`, and at most [`PIECE`]: at least one, if there is any. Also the number of the
     /// first item that the ring still has, if that is later than `from`.
     pub fn slice(&self, from: u64, bytes: usize) -> (Option<u64>, Vec<(u64, Item<P>)>) {

@@ -408,7 +408,7 @@ impl World {
                 }
                 if !self.nodes[node].log.has_reached(page.top) {
                     let now = self.now;
-                    return self.at(node, |log, out| log.suspect(now, out)); // It waits.
+                    return self.at(node, |log, _| log.suspect(now)); // It waits.
                 }
                 // Nobody can tell what is on its way from a log that was deleted: it comes after the gap, maybe again.
                 if page.top.is_none() && !self.nodes[node].coming.is_empty() {
@@ -592,8 +592,12 @@ impl Scene {
 
     /// Its number is the offset of its place.
     fn arrives(&mut self, place: Place) -> Next {
+        self.arrives_with(place, 1)
+    }
+
+    fn arrives_with(&mut self, place: Place, bytes: usize) -> Next {
         let publication = usize::try_from(place.cursor.offset).unwrap();
-        self.run(|log, now, out| log.arrived(Arrival { publication, bytes: 1, place: Some(place) }, now, out))
+        self.run(|log, now, out| log.arrived(Arrival { publication, bytes, place: Some(place) }, now, out))
     }
 
     fn interrupt(&mut self) -> Next {
@@ -735,4 +739,83 @@ fn what_the_ring_has_is_never_passed_on_again_however_late_it_arrives() {
     scene.now += LAG * 2;
     let _ = scene.arrives(place(2));
     assert_eq!(scene.heard, ["2", "expired"]);
+}
+
+#[test]
+fn what_no_log_has_may_be_missing_after_an_interruption() {
+    let mut scene = Scene::opened(at(1));
+    let unrecorded = Arrival { publication: 7, bytes: 1, place: None };
+    let _ = scene.run(|log, now, out| log.arrived(unrecorded, now, out));
+    let _ = scene.interrupt();
+    let _ = scene.read(at(1), page(Start::Continuous, &[], Some(at(1))));
+    assert_eq!(scene.heard, ["7", "unrecorded"]);
+}
+
+#[test]
+fn a_failover_is_told_to_those_who_come_back_from_before_it() {
+    let mut scene = Scene::opened(cursor(2, 7));
+    let last = Place { cursor: cursor(2, 7), follows: Follows::Previous(cursor(2, 6)) };
+    let kept = page(Start::Continuous, &[place(5), unproven(2, 6), last], Some(cursor(2, 7)));
+    assert_eq!(scene.come_back(at(4), kept), ["5", "failover", "6", "7"]);
+}
+
+#[test]
+fn what_is_too_much_to_wait_is_read_again() {
+    let mut scene = Scene::opened(at(1));
+    assert_eq!(scene.interrupt(), Next::Read(at(1)));
+    assert_eq!(scene.arrives_with(place(2), MOST_WAITING + 1), Next::Wait);
+    // As of a moment before it was published.
+    assert_eq!(scene.read(at(1), page(Start::Continuous, &[], Some(at(1)))), Next::Read(at(1)));
+    assert_eq!(scene.read(at(1), page(Start::Continuous, &[place(2)], Some(at(2)))), Next::Wait);
+    assert_eq!(scene.heard, ["2"]);
+}
+
+#[test]
+fn what_has_waited_does_not_come_after_the_gap_that_stands_for_it() {
+    let mut scene = Scene::opened(at(1));
+    let _ = scene.interrupt();
+    let _ = scene.arrives(place(2));
+    let _ = scene.read(at(1), page(Start::Lost, &[], None));
+    let _ = scene.arrives(Place { cursor: cursor(2, 1), follows: Follows::Nothing });
+    assert_eq!(scene.heard, ["expired", "1"]);
+}
+
+#[test]
+fn an_interruption_during_a_check_is_not_forgotten_if_the_check_fails() {
+    for waits in [false, true] {
+        let mut scene = Scene::opened(at(1));
+        assert_eq!(scene.check(), Next::Read(at(1)));
+        if waits {
+            let _ = scene.arrives_with(place(3), MOST_WAITING + 1);
+        } else {
+            assert_eq!(scene.interrupt(), Next::Wait);
+        }
+        assert!(!scene.log.is_checking(), "it has to be read now");
+    }
+}
+
+#[test]
+fn nothing_is_told_if_the_topic_is_only_late() {
+    let mut scene = Scene::opened(at(1));
+    let _ = scene.run(|log, now, out| log.arrived(Arrival { publication: 7, bytes: 1, place: None }, now, out));
+    // Somebody comes back who has received the second elsewhere.
+    assert_eq!(scene.run(|log, now, _| log.suspect(now)), Next::Read(at(1)));
+    assert_eq!(scene.read(at(1), page(Start::Continuous, &[place(2)], Some(at(2)))), Next::Wait);
+    let _ = scene.arrives(place(2));
+    assert_eq!(scene.heard, ["7", "2"]);
+}
+
+#[test]
+fn a_position_that_is_yet_to_come_is_not_remembered_as_unknown() {
+    let mut scene = Scene::opened(at(1));
+    let lost = || page(Start::Lost, &[], Some(at(1)));
+    assert_eq!(scene.come_back(at(2), lost()), ["expired"]);
+    let _ = scene.arrives(place(2));
+    let _ = scene.arrives(place(3));
+    scene.log.shrink(0);
+    let kept = page(Start::Continuous, &[place(3)], Some(at(3)));
+    assert_eq!(scene.come_back(at(2), kept), ["3"]);
+    // One that was never used is.
+    assert_eq!(scene.come_back(cursor(9, 9), lost()), ["expired"]);
+    assert_eq!(scene.log.resume(cursor(9, 9)), Resume::After(scene.log.ring().next(), GapCause::Expired));
 }

@@ -74,9 +74,9 @@ impl World {
             Heard::Gap(room, cause) => {
                 self.counts.gaps += 1;
                 let allowed: &[&str] = match room.as_str() {
-                    "kept" => &["overflow"],
+                    "kept" => &[],
                     // It is soon trimmed past what somebody has seen, and past a link.
-                    "short" => &["overflow", "trimmed", "expired"],
+                    "short" => &["trimmed", "expired"],
                     _ => &[&*cause],
                 };
                 let may_be = allowed.contains(&&*cause) || peer.rooms[&room].is_lost;
