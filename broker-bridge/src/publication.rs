@@ -89,6 +89,12 @@ impl Data {
         Ok(Self::of(DataKind::Json, bytes))
     }
 
+    /// The same in memory of its own: bytes that arrived may be a part of a larger block.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self.clone() }
+    }
+
     /// How deep the arrays and objects of a JSON payload may be nested. Common parsers stop at 128 levels, and
     /// protocols wrap a few of their own around the payload.
     pub const MAX_DEPTH: usize = 120;

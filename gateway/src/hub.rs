@@ -30,7 +30,8 @@ use std::{
 };
 
 use broker_bridge::{
-    Affinity, Broker, BrokerError, GapCause, Place, Publication, Retention, RoomName, Sink, Subscribing,
+    Affinity, Broker, BrokerError, Cursor, GapCause, Place, Publication, Retention, RoomName, Sink,
+    Subscribing,
 };
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -139,8 +140,9 @@ impl Hub {
         }
         let interest = rooms.entry(room.clone()).or_insert_with(|| {
             self.fan_out.metrics.rooms.inc();
-            let recorded =
-                history.map(|retention| Box::new(Recorded::new(Arc::clone(&self.broker), retention)));
+            let recorded = history.map(|retention| {
+                Box::new(Recorded::new(Arc::clone(&self.broker), retention, self.fan_out.time.now()))
+            });
             let room = Room::new(room.clone(), Arc::clone(&self.fan_out), recorded);
             if room.recorded.is_some() {
                 self.silence.watch(&room);
@@ -160,13 +162,30 @@ impl Hub {
     /// Items of a room with a history, from number `from` on, of about this many bytes. `None` if it has none.
     pub fn piece(&self, room: &RoomName, from: u64, bytes: usize) -> Option<Piece> {
         let room = Arc::clone(&self.stripe(room.as_str()).lock().get(room)?.room);
-        Some(room.recorded.as_ref()?.piece(from, bytes))
+        Some(room.recorded.as_ref()?.piece(&room, from, bytes))
     }
 
-    /// The epoch of the last position before item `number` of a room with a history, if it is known.
-    pub fn epoch_before(&self, room: &RoomName, number: u64) -> Option<u64> {
+    /// The last position before item `number` of a room with a history, if it is known.
+    pub fn position_before(&self, room: &RoomName, number: u64) -> Option<Cursor> {
         let room = Arc::clone(&self.stripe(room.as_str()).lock().get(room)?.room);
-        room.recorded.as_ref()?.epoch_before(number)
+        room.recorded.as_ref()?.position_before(number)
+    }
+
+    /// Finds out where a member of a room with a history continues that has received everything up to `cursor`. `None` if
+    /// the room has none.
+    pub fn resume(
+        &self,
+        room: &RoomName,
+        cursor: Cursor,
+    ) -> Option<BoxFuture<'static, Result<Begin, BrokerError>>> {
+        let room = Arc::clone(&self.stripe(room.as_str()).lock().get(room)?.room);
+        room.recorded.as_ref()?;
+        Some(Box::pin(async move {
+            match &room.recorded {
+                Some(recorded) => recorded.resume(&room, cursor).await,
+                None => Ok(Begin::without_history(Some(cursor))),
+            }
+        }))
     }
 
     /// Takes the next thing that has to be read from a room's log, once there is one.
@@ -213,6 +232,9 @@ impl Hub {
     pub fn forget_rooms(&self) {
         if self.fan_out.history_bytes() > RINGS / 4 * 3 || self.fan_out.budget.is_short() {
             self.shrink_rings();
+        }
+        for room in self.fan_out.take_encoded() {
+            room.recorded.iter().for_each(|recorded| recorded.forget_frames());
         }
         let now = self.fan_out.time.now();
         self.silence.check(now);
@@ -264,14 +286,18 @@ impl Hub {
         }
     }
 
-    /// Halves all rings: those of busy rooms fill up again.
+    /// Empties rings until they hold half of what they may, or do: first those in which nothing has arrived and for which
+    /// nobody has come for the longest time.
     fn shrink_rings(&self) {
-        for stripe in &self.stripes {
-            let rooms: Vec<_> = stripe.lock().values().map(|interest| Arc::clone(&interest.room)).collect();
-            rooms
-                .iter()
-                .filter_map(|room| room.recorded.as_deref())
-                .for_each(|recorded| recorded.halve(&self.fan_out));
+        let most = self.fan_out.history_bytes().min(RINGS) / 2;
+        let mut rooms = self.silence.rooms();
+        // Sorted by name as well, for a simulation that can be repeated.
+        rooms.sort_by_cached_key(|room| (room.recorded.as_deref().map(Recorded::used), room.name.clone()));
+        for recorded in rooms.iter().filter_map(|room| room.recorded.as_deref()) {
+            if self.fan_out.history_bytes() <= most {
+                return;
+            }
+            recorded.shrink(&self.fan_out);
         }
     }
 
@@ -292,10 +318,16 @@ pub struct FanOut {
     repairs: Repairs,
     /// What all rings hold, in bytes.
     history: AtomicUsize,
+    /// What waits for readings of logs in all rooms, in bytes.
+    waiting: AtomicUsize,
+    /// Rooms with publications in their rings that somebody who catches up has had encoded.
+    encoded: Mutex<Vec<Weak<Room>>>,
 }
 
 /// What the rings of all rooms may hold together, in bytes.
 const RINGS: usize = 64 * 1024 * 1024;
+/// What may wait for readings of logs in all rooms together, in bytes.
+const WAITING: usize = 16 * 1024 * 1024;
 
 impl FanOut {
     /// A fan-out to these shards.
@@ -305,8 +337,20 @@ impl FanOut {
         budget: Arc<Budget>,
         time: Time,
     ) -> Self {
-        let (repairs, history) = (Repairs::default(), AtomicUsize::new(0));
-        Self { mailboxes, metrics, budget, time, repairs, history }
+        Self {
+            mailboxes,
+            metrics,
+            budget,
+            time,
+            repairs: Repairs::default(),
+            history: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            encoded: Mutex::default(),
+        }
+    }
+
+    fn take_encoded(&self) -> Vec<Arc<Room>> {
+        std::mem::take(&mut *self.encoded.lock()).iter().filter_map(Weak::upgrade).collect()
     }
 
     fn history_bytes(&self) -> usize {
@@ -317,6 +361,12 @@ impl FanOut {
     fn add_history(&self, now: usize, before: usize) {
         // Wraps around where it has shrunk.
         self.history.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// So many bytes wait in a room, and so many did before. Returns whether too many do in all rooms.
+    fn add_waiting(&self, now: usize, before: usize) -> bool {
+        let added = now.wrapping_sub(before);
+        self.waiting.fetch_add(added, Ordering::Relaxed).wrapping_add(added) > WAITING
     }
 
     fn mailboxes(&self, shards: ShardSet) -> impl Iterator<Item = &dyn Mailbox> {
@@ -755,6 +805,79 @@ mod tests {
             pass(&bench, Duration::from_secs(10)).await;
         }
         assert_eq!(lossy.reads.load(Ordering::Relaxed), before);
+    }
+
+    /// A broker that answers nothing about histories, and counts who still waits.
+    struct Silent {
+        broker: MemoryBroker,
+        asked: Arc<()>,
+        opens: bool,
+    }
+
+    impl Silent {
+        fn ask<T: Send + 'static>(&self) -> BoxFuture<'static, T> {
+            let asked = Arc::clone(&self.asked);
+            Box::pin(async move {
+                std::future::pending::<()>().await;
+                drop(asked);
+                unreachable!("it is never answered")
+            })
+        }
+    }
+
+    impl Broker for Silent {
+        fn subscribe(&self, room: &RoomName, sink: Arc<dyn Sink>, affinity: Affinity) -> Subscribing {
+            self.broker.subscribe(room, sink, affinity)
+        }
+
+        fn unsubscribe(&self, room: &RoomName, affinity: Affinity) {
+            self.broker.unsubscribe(room, affinity);
+        }
+
+        fn try_publish(&self, request: PublishRequest) -> Result<(), PublishRequest> {
+            self.broker.try_publish(request)
+        }
+
+        fn publish(&self, request: PublishRequest) -> BoxFuture<'_, ()> {
+            self.broker.publish(request)
+        }
+
+        fn open(&self, room: &RoomName, retention: Retention) -> broker_bridge::Positioning {
+            if self.opens { self.broker.open(room, retention) } else { self.ask() }
+        }
+
+        fn read(&self, _: &RoomName, _: ReadFrom, _: usize) -> broker_bridge::Reading {
+            self.ask()
+        }
+
+        fn status(&self) -> tokio::sync::watch::Receiver<broker_bridge::BrokerStatus> {
+            self.broker.status()
+        }
+
+        fn close(&self) -> BoxFuture<'_, ()> {
+            self.broker.close()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_of_the_broker_ends_with_the_last_who_waits_for_it() {
+        for opens in [true, false] {
+            let (broker, asked) = (MemoryBroker::new(&MemoryBus::new()), Arc::new(()));
+            let silent = Silent { broker, asked: Arc::clone(&asked), opens };
+            let bench = Bench::on(1, Arc::new(silent));
+            let come = |beginning| bench.hub.join(&room("a"), 0, Some(KEEP), beginning);
+            let member = if opens { Some(come(Beginning::Live).await.unwrap()) } else { None };
+            let since = Beginning::After("1-1".parse().unwrap());
+            let (mut first, mut second) = (come(since), come(since));
+            for waiting in [&mut first, &mut second] {
+                assert!(futures_util::FutureExt::now_or_never(waiting).is_none());
+            }
+            assert_eq!(Arc::strong_count(&asked), 3, "asked once for both");
+            drop(first);
+            assert_eq!(Arc::strong_count(&asked), 3);
+            drop(second);
+            assert_eq!(Arc::strong_count(&asked), 2, "nobody waits: {member:?}");
+        }
     }
 
     #[tokio::test]

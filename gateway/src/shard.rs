@@ -67,7 +67,7 @@ pub use self::{
     inbox::{Inbox, ShardEvent},
     joins::JoinKey,
     metrics::ShardMetrics,
-    state::{Action, NotAdmitted, Subscription},
+    state::{Action, NotAdmitted, Resuming, Subscription},
     transport::Transport,
 };
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::Router;
-use broker_bridge::{PublishRequest, Retention, RoomName};
+use broker_bridge::{Cursor, PublishRequest, Retention, RoomName};
 use futures_util::FutureExt as _;
 use slotmap::SparseSecondaryMap;
 use tokio::{
@@ -27,7 +27,9 @@ use crate::{
     protocol::{HistoryQuery, RequestId},
     request::{refusals, verify},
     settings::Settings,
-    shard::{Action, ConnectionKey, Core as ShardCore, Inbox, JoinKey, NotAdmitted, Subscription, Turn},
+    shard::{
+        Action, ConnectionKey, Core as ShardCore, Inbox, JoinKey, NotAdmitted, Resuming, Subscription, Turn,
+    },
     timeout,
 };
 
@@ -183,6 +185,7 @@ impl Worker {
             Action::ReadHistory(key, request, room, retention, query) => {
                 self.read_history(key, request, room, retention, query);
             }
+            Action::Resume(key, room, cursor, resuming) => self.resume(key, room, cursor, resuming),
             Action::Verify(key, token) => self.verify(key, token),
             Action::Admitted(key, outcome) => {
                 if let Some(applicant) = self.applicants.borrow_mut().remove(key) {
@@ -244,6 +247,14 @@ impl Worker {
                 None => None,
             };
             worker.with_core(|core| core.history_read(key, request, outcome.as_ref()));
+        });
+    }
+
+    fn resume(&self, key: ConnectionKey, room: RoomName, cursor: Cursor, Resuming(resuming): Resuming) {
+        let Some(worker) = self.this.upgrade() else { return };
+        self.tasks.spawn_local(async move {
+            let outcome = resuming.await;
+            worker.with_core(|core| core.resumed(key, &room, cursor, outcome));
         });
     }
 

@@ -109,6 +109,39 @@ impl Broadcast {
         self
     }
 
+    /// The same for members of `shards` shards. What is encoded for them is not kept for longer than they need it,
+    /// unlike this broadcast, which a history keeps.
+    #[must_use]
+    pub fn to_deliver(&self, shards: usize) -> Self {
+        Self { pending: AtomicUsize::new(shards), ..self.with_payload_counted_elsewhere() }
+    }
+
+    /// Whether it has been encoded.
+    pub fn has_frames(&self) -> bool {
+        !self.frames.is_empty()
+    }
+
+    /// The same, as if it had not been encoded.
+    #[must_use]
+    pub fn without_frames(&self) -> Self {
+        let held = self.held.as_ref().map(|held| held.budget().hold(Consumer::History, self.cost()));
+        Self { held, ..self.with_payload_counted_elsewhere() }
+    }
+
+    fn with_payload_counted_elsewhere(&self) -> Self {
+        Self {
+            room: self.room.clone(),
+            places: self.places.clone(),
+            publication: self.publication.clone(),
+            cursor: self.cursor,
+            number: AtomicU64::new(self.number()),
+            received: self.received,
+            frames: Cache::default(),
+            pending: AtomicUsize::new(0),
+            held: self.held.as_ref().map(|held| held.budget().hold(Consumer::Inbox, OVERHEAD)),
+        }
+    }
+
     /// The room that it was published to.
     pub fn room(&self) -> &RoomName {
         &self.room

@@ -27,6 +27,11 @@ impl Cache {
     /// How many encodings are cached. Beyond that, the bytes are encoded again for each member.
     pub const MAX: usize = 16;
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.first.get().is_none()
+    }
+
     /// The bytes for an encoding, if they have been created.
     pub fn get(&self, encoding: Encoding) -> Option<&Bytes> {
         let entries = std::iter::successors(self.first.get(), |entry| entry.next.get().map(Box::as_ref));

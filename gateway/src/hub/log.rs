@@ -196,6 +196,11 @@ impl<P: Clone> RoomLog<P> {
         self.ring.trim(self.bounds.items, bytes);
     }
 
+    /// Puts other publications in the place of those for which there are any.
+    pub fn renew(&mut self, other: impl Fn(&P) -> Option<P>) {
+        self.ring.renew(other);
+    }
+
     /// The ring.
     pub fn ring(&self) -> &Ring<P> {
         &self.ring

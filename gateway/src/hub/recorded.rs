@@ -11,7 +11,7 @@ use std::{
     num::NonZeroU32,
     sync::{Arc, Weak},
     task::{Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use broker_bridge::{
@@ -32,7 +32,9 @@ use super::{
 use crate::{budget::Consumer, framing::Broadcast, history::Beginning};
 
 /// How much one room's ring holds, in bytes, with what each publication costs besides its payload.
-const RING: usize = 8 * 1024 * 1024;
+const RING: usize = 16 * 1024 * 1024;
+/// Payloads of this size may be part of a larger block, which a ring must not keep.
+const SHARED: usize = 4 * 1024;
 /// How many items a ring holds beyond the size of the history: a log may keep a few hundred more than its size.
 const SLACK: usize = 512;
 /// How much is read at once to find out what an interruption has cost: the first publication that is not missing, and
@@ -63,8 +65,13 @@ struct State {
     reading: Option<WeakShared<Reading>>,
     /// The reading that waits for what is on its way to this node.
     waiting: Option<Waker>,
-    /// What the ring held when it was last counted.
+    /// What the ring held when it was last counted, and what waited for a reading.
     counted: usize,
+    waited: usize,
+    /// When something last arrived, or somebody came for something.
+    used: Instant,
+    /// Whether the ring may hold encoded frames, for those who catch up.
+    has_frames: bool,
 }
 
 impl State {
@@ -90,6 +97,8 @@ pub struct Begin {
     pub live: u64,
     /// To be told first.
     pub gap: Option<GapCause>,
+    /// The position up to which it has received everything, if it is known.
+    pub after: Option<Cursor>,
     /// The position before that item, if the member does not know it and something is known of it.
     pub position: Option<Cursor>,
     /// The position before the item with the number [`live`](Self::live), if it is known.
@@ -109,6 +118,7 @@ impl Begin {
             from: 0,
             live: 0,
             gap: since.map(|_| GapCause::Unrecorded),
+            after: None,
             position: None,
             top: None,
             is_snapshot: false,
@@ -207,7 +217,7 @@ impl Repair {
 }
 
 impl Recorded {
-    pub fn new(broker: Arc<dyn Broker>, retention: Retention) -> Self {
+    pub fn new(broker: Arc<dyn Broker>, retention: Retention, now: Instant) -> Self {
         let items = usize::try_from(retention.size.get()).unwrap_or(usize::MAX).saturating_add(SLACK);
         let state = State {
             log: RoomLog::new(Bounds { items, bytes: RING }),
@@ -216,6 +226,9 @@ impl Recorded {
             reading: None,
             waiting: None,
             counted: 0,
+            waited: 0,
+            used: now,
+            has_frames: false,
         };
         Self { broker, retention, state: Mutex::new(state) }
     }
@@ -235,8 +248,10 @@ impl Recorded {
             let mut state = self.state.lock();
             // Of what members have received last.
             let mut epoch = state.log.position().map(|position| position.epoch);
+            state.used = now;
             let next = change(&mut state.log, now, &mut |number, item| room.post(number, item, &mut epoch));
             room.fan_out.count_history(&mut state);
+            room.fan_out.count_waiting(&mut state);
             if let Next::Read(after) = next {
                 let metrics = &room.fan_out.metrics;
                 if state.log.is_checking() { &metrics.checks } else { &metrics.repairs }.inc();
@@ -250,7 +265,10 @@ impl Recorded {
     }
 
     /// A publication has arrived on the topic.
-    pub fn arrived(&self, room: &Room, publication: Publication, place: Option<Place>) {
+    pub fn arrived(&self, room: &Room, mut publication: Publication, place: Option<Place>) {
+        if publication.data.bytes().len() >= SHARED {
+            publication.data = publication.data.copied();
+        }
         let broadcast = room.broadcast(publication, place.map(|place| place.cursor));
         let bytes = broadcast.cost();
         let arrival = Arrival { publication: Arc::new(broadcast), bytes, place };
@@ -277,22 +295,37 @@ impl Recorded {
         self.retention
     }
 
-    /// Gives up half of the ring.
-    pub fn halve(&self, fan_out: &super::FanOut) {
+    /// When something last arrived, or somebody came for something.
+    pub fn used(&self) -> Instant {
+        self.state.lock().used
+    }
+
+    /// Gives up all of the ring but the newest item.
+    pub fn shrink(&self, fan_out: &super::FanOut) {
         let mut state = self.state.lock();
-        let half = state.log.ring().bytes() / 2;
-        state.log.shrink(half);
+        state.log.shrink(0);
         fan_out.count_history(&mut state);
     }
 
-    /// The epoch of the last position before item `number`, if it is known.
-    pub fn epoch_before(&self, number: u64) -> Option<u64> {
-        self.state.lock().log.ring().epoch_before(number)
+    /// Gives up what was encoded for those who catch up.
+    pub fn forget_frames(&self) {
+        let mut state = self.state.lock();
+        state.has_frames = false;
+        state.log.renew(|broadcast| broadcast.has_frames().then(|| Arc::new(broadcast.without_frames())));
+    }
+
+    /// The last position before item `number`, if it is known.
+    pub fn position_before(&self, number: u64) -> Option<Cursor> {
+        self.state.lock().log.ring().position_before(number)
     }
 
     /// Items from number `from` on, of about this many bytes.
-    pub fn piece(&self, from: u64, bytes: usize) -> Piece {
-        let state = self.state.lock();
+    pub fn piece(&self, room: &Room, from: u64, bytes: usize) -> Piece {
+        let mut state = self.state.lock();
+        state.used = room.fan_out.time.now();
+        if !std::mem::replace(&mut state.has_frames, true) {
+            room.fan_out.encoded.lock().push(Weak::clone(&room.this));
+        }
         let ring = state.log.ring();
         let (later, items) = ring.slice(from, bytes);
         let next = items.last().map_or(later.unwrap_or(from), |(number, _)| number + 1);
@@ -322,7 +355,15 @@ impl Recorded {
                     let next = state.log.ring().next();
                     // If something was missed after it, whoever comes back with it is told.
                     let position = state.log.position();
-                    Begin { from: next, live: next, gap: None, position, top: position, is_snapshot: false }
+                    Begin {
+                        from: next,
+                        live: next,
+                        gap: None,
+                        after: position,
+                        position,
+                        top: position,
+                        is_snapshot: false,
+                    }
                 }
                 Beginning::After(cursor) => recorded.resume(&room, cursor).await?,
                 Beginning::Last(count) => recorded.last(&room, count).await?,
@@ -370,7 +411,12 @@ impl Recorded {
     }
 
     /// Where somebody continues who has received everything up to `cursor`.
-    async fn resume(&self, room: &Arc<Room>, cursor: Cursor) -> Result<Begin, BrokerError> {
+    pub async fn resume(&self, room: &Arc<Room>, cursor: Cursor) -> Result<Begin, BrokerError> {
+        let begin = self.find(room, cursor).await?;
+        Ok(Begin { after: Some(cursor), ..begin })
+    }
+
+    async fn find(&self, room: &Arc<Room>, cursor: Cursor) -> Result<Begin, BrokerError> {
         if cursor.epoch == 0 {
             // Not a position that ever was: nothing to read.
             let state = self.state.lock();
@@ -481,7 +527,10 @@ impl Recorded {
             Wanted::After(cursor) => state.log.backfill(cursor, page, make),
             Wanted::Last(count) => (state.log.backfill_last(count, page, make), None),
         };
-        room.fan_out.count_history(state);
+        // Whoever asked for it has to have a chance to get it: there is time to shrink.
+        room.fan_out.add_history(state.log.ring().bytes(), state.counted);
+        state.counted = state.log.ring().bytes();
+        state.used = room.fan_out.time.now();
         Self::begin(room, state, from, gap)
     }
 
@@ -492,7 +541,7 @@ impl Recorded {
         }
         let live = state.log.ring().next();
         let position = if from == live { state.log.position() } else { None };
-        Begin { from, live, gap, position, top: state.log.position(), is_snapshot: false }
+        Begin { from, live, gap, after: None, position, top: state.log.position(), is_snapshot: false }
     }
 }
 
@@ -593,8 +642,9 @@ impl Room {
                 broadcast.set_number(number);
                 let (shards, _) = self.shards();
                 // Lingering interest has no members, but those who come back will want it.
-                broadcast.set_pending(shards.len());
-                self.post_broadcast(broadcast, shards);
+                if shards.len() > 0 {
+                    self.post_broadcast(&Arc::new(broadcast.to_deliver(shards.len())), shards);
+                }
             }
             Item::Gap(cause) => self.post_gap(*cause, number),
         }
@@ -616,10 +666,29 @@ impl super::FanOut {
     }
 }
 
+impl super::FanOut {
+    /// Counts what waits for a reading. If too much does in all rooms, what waits here is read later.
+    fn count_waiting(&self, state: &mut State) {
+        let waits = state.log.waiting_bytes();
+        if waits == state.waited {
+            return;
+        }
+        let is_too_much = self.add_waiting(waits, state.waited);
+        state.waited = waits;
+        if is_too_much && waits > 0 {
+            state.log.drop_waiting();
+            self.add_waiting(0, waits);
+            state.waited = 0;
+        }
+    }
+}
+
 impl Drop for Room {
     fn drop(&mut self) {
         if let Some(recorded) = &self.recorded {
-            self.fan_out.add_history(0, recorded.state.lock().counted);
+            let state = recorded.state.lock();
+            self.fan_out.add_history(0, state.counted);
+            self.fan_out.add_waiting(0, state.waited);
         }
     }
 }

@@ -50,6 +50,11 @@ impl Silence {
         }
     }
 
+    /// All of them.
+    pub fn rooms(&self) -> Vec<Arc<Room>> {
+        self.0.lock().parts.iter().flatten().filter_map(Weak::upgrade).collect()
+    }
+
     /// Checks the rooms of the parts that are due.
     pub fn check(&self, now: Instant) {
         for _ in 0..PARTS {

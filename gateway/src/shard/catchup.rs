@@ -5,10 +5,13 @@
 //! instead, each at most a quarter of what its queue may hold, and the next when there is space again. So a client that
 //! has missed much and reads slowly costs no more memory than others, and does not look slow.
 //!
+//! A ring gives up its oldest items when it is full, or the node's memory is. Whoever has not received them by then has
+//! them read from the log once more, and is told of a gap if it has given them up, too.
+//!
 //! When a piece reaches the end of the ring, the member receives what comes after it: broadcasts carry the number of
 //! their item, so what is on its way to this shard already is neither lost nor doubled.
 
-use broker_bridge::{GapCause, RoomName};
+use broker_bridge::{BrokerError, Cursor, GapCause, RoomName};
 
 use super::{
     Core, ShardEvent,
@@ -17,7 +20,7 @@ use super::{
     fanout::delivery,
     joined_text,
     rooms::Membership,
-    state::State,
+    state::{Action, Resuming, State},
     transport::Transport,
 };
 use crate::{
@@ -46,8 +49,24 @@ pub struct Place {
     pub live: u64,
     /// The epoch of its position, if it knows one.
     pub epoch: Option<u64>,
+    /// The position up to which it has received everything, if it is known.
+    pub position: Option<Cursor>,
     /// Whether what is missing before that item does not count.
     pub is_snapshot: bool,
+    /// Whether the ring has given up what comes next, and where that has led.
+    pub lost: Lost,
+}
+
+/// Whether the ring has given up what a member has to receive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lost {
+    /// No.
+    #[default]
+    Not,
+    /// It is being read from the log.
+    Awaited,
+    /// It was read from the log, or cannot be.
+    Read,
 }
 
 impl<T: Transport> Core<T> {
@@ -57,7 +76,7 @@ impl<T: Transport> Core<T> {
         if connection.memberships.get(room).is_none_or(|membership| membership.from != NEVER) {
             return;
         }
-        let Begin { from, live, gap, position, top: _, is_snapshot } =
+        let Begin { from, live, gap, after, position, top: _, is_snapshot } =
             begin.unwrap_or(Begin::without_history(None));
         if let Some(cause) = gap {
             self.tell(key, room, cause);
@@ -70,17 +89,17 @@ impl<T: Transport> Core<T> {
             connection.positioned(&mut self.state, room, position);
         }
         let epoch = position.map(|position| position.epoch);
-        self.begin_at(key, Place { room: room.clone(), next: from, live, epoch, is_snapshot });
+        let position = after.filter(|_| gap.is_none()).or(position);
+        let (room, lost) = (room.clone(), Lost::Not);
+        self.begin_at(key, Place { room, next: from, live, epoch, position, is_snapshot, lost });
     }
 
     /// Continues with the next piece.
     pub(super) fn catch_up(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let share = self.state.settings.limits.outbound.get() / 4;
-        let Some(Place { room, next, live, mut epoch, is_snapshot }) = connection.next_to_catch_up(share)
-        else {
-            return;
-        };
+        let Some(place) = connection.next_to_catch_up(share) else { return };
+        let Place { room, next, live, mut epoch, mut position, is_snapshot, lost } = place;
         // A snapshot is as much of the past as there is, with whatever may be missing in it.
         let is_past = |number| is_snapshot && number < live;
         let space = share.saturating_sub(connection.queued());
@@ -90,6 +109,13 @@ impl<T: Transport> Core<T> {
         let first = piece.items.first().map_or(piece.next, |(number, _)| *number);
         // All up to the first live one may be missing in a snapshot, but no more.
         if piece.has_lost && !(is_snapshot && first <= live) {
+            if lost == Lost::Not
+                && let Some(cursor) = position
+                && let Some(resuming) = self.state.context.hub.resume(&room, cursor)
+            {
+                connection.set_catch_up(&room, |place| place.lost = Lost::Awaited);
+                return self.state.actions.push_back(Action::Resume(key, room, cursor, Resuming(resuming)));
+            }
             self.tell(key, &room, GapCause::Trimmed);
         }
         let mut batch = Batch::default();
@@ -102,6 +128,8 @@ impl<T: Transport> Core<T> {
             let gap = match item {
                 Item::Publication(broadcast, cursor) if cursor.is_some() || number >= live => {
                     has_unrecorded = false;
+                    let before = position;
+                    position = cursor.or(position);
                     if let Some(cursor) = cursor
                         && epoch.replace(cursor.epoch).is_some_and(|before| before != cursor.epoch)
                     {
@@ -112,7 +140,7 @@ impl<T: Transport> Core<T> {
                         self.deliver_to(key, &room, &mut batch);
                         // Encoded it may be several times as much.
                         if self.connections.get(key).is_some_and(|connection| connection.queued() >= share) {
-                            reached = number;
+                            (reached, position) = (number, before);
                             break;
                         }
                     }
@@ -133,7 +161,9 @@ impl<T: Transport> Core<T> {
         }
         self.deliver_to(key, &room, &mut batch);
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.set_catch_up(&room, reached, epoch);
+        connection.set_catch_up(&room, |place| {
+            (place.next, place.epoch, place.position, place.lost) = (reached, epoch, position, Lost::Not);
+        });
         if piece.is_end && reached == piece.next {
             self.end_catching_up(key, &room, reached);
         }
@@ -142,6 +172,38 @@ impl<T: Transport> Core<T> {
             if connection.is_catching_up() {
                 self.state.inbox.post(ShardEvent::CatchUp(key));
             }
+        }
+    }
+
+    /// It is known where a member continues that had not received what the ring has given up, see [`Action::Resume`].
+    pub fn resumed(
+        &mut self,
+        key: ConnectionKey,
+        room: &RoomName,
+        cursor: Cursor,
+        outcome: Result<Begin, BrokerError>,
+    ) {
+        let is_awaited = |place: &Place| place.lost == Lost::Awaited && place.position == Some(cursor);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if !connection.catches_up(room, is_awaited) {
+            return; // It has left since.
+        }
+        let begin =
+            outcome.inspect_err(|error| tracing::debug!(%room, %error, "cannot read a history again"));
+        let gap = begin.as_ref().ok().and_then(|begin| begin.gap);
+        connection.set_catch_up(room, |place| {
+            place.lost = Lost::Read;
+            if let Ok(begin) = &begin {
+                place.next = begin.from;
+            }
+        });
+        if let Some(cause) = gap {
+            self.tell(key, room, cause);
+        }
+        if let Some(connection) = self.connections.get_mut(key)
+            && connection.is_catching_up()
+        {
+            self.state.inbox.post(ShardEvent::CatchUp(key));
         }
     }
 
@@ -205,14 +267,20 @@ impl<T: Transport> Connection<T> {
         let has_space = self.queued() < share;
         let catching_up = self.catching_up.as_mut()?;
         catching_up.waits = !has_space;
-        catching_up.rooms.first().filter(|_| has_space).cloned()
+        catching_up.rooms.first().filter(|place| has_space && place.lost != Lost::Awaited).cloned()
     }
 
-    fn set_catch_up(&mut self, room: &RoomName, next: u64, epoch: Option<u64>) {
+    fn set_catch_up(&mut self, room: &RoomName, set: impl FnOnce(&mut Place)) {
         let mut rooms = self.catching_up.iter_mut().flat_map(|catching_up| &mut catching_up.rooms);
         if let Some(place) = rooms.find(|place| place.room == *room) {
-            (place.next, place.epoch) = (next, epoch);
+            set(place);
         }
+    }
+
+    /// Whether it catches up in a room, at such a place.
+    fn catches_up(&self, room: &RoomName, is_there: impl Fn(&Place) -> bool) -> bool {
+        let mut rooms = self.catching_up.iter().flat_map(|catching_up| &catching_up.rooms);
+        rooms.any(|place| place.room == *room && is_there(place))
     }
 
     /// Whether there is a room to continue in.

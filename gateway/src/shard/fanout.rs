@@ -7,7 +7,7 @@ use broker_bridge::{GapCause, RoomName};
 use super::{
     Core,
     batch::Batch,
-    catchup::Place,
+    catchup::{Lost, Place},
     connection::BatchDelivery,
     outbound::{Outbound, RoomLane},
     rooms::{Member, Traits},
@@ -179,8 +179,8 @@ impl<T: Transport> Core<T> {
             Step::Publications(batch) => Some(delivery(&self.state, batch, traits)),
             Step::Gap(..) | Step::Overflow { .. } | Step::NewEpoch(_) => None,
         };
-        let epoch = match round.step {
-            Step::Overflow { first, .. } => self.state.context.hub.epoch_before(room, first),
+        let before = match round.step {
+            Step::Overflow { first, .. } => self.state.context.hub.position_before(room, first),
             _ => None,
         };
         for member in slice {
@@ -209,7 +209,16 @@ impl<T: Transport> Core<T> {
                 {
                     let next = first.max(connection.from(room));
                     self.rooms.catch_up_again(room, connection);
-                    let place = Place { room: room.clone(), next, live: next, epoch, is_snapshot: false };
+                    let position = before.filter(|_| next == first);
+                    let place = Place {
+                        room: room.clone(),
+                        next,
+                        live: next,
+                        epoch: before.map(|before| before.epoch),
+                        position,
+                        is_snapshot: false,
+                        lost: Lost::Not,
+                    };
                     connection.catch_up_from(&mut self.state, place);
                 }
                 (Step::NewEpoch(number), _) if before_join == 0 && connection.receives_gap(room, *number) => {

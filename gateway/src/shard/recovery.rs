@@ -8,7 +8,13 @@ use std::sync::Arc;
 
 use broker_bridge::{Cursor, RoomName, SessionId};
 
-use super::{Core, catchup::Place, connection::ConnectionKey, tally::Tally, transport::Transport};
+use super::{
+    Core,
+    catchup::{Lost, Place},
+    connection::ConnectionKey,
+    tally::Tally,
+    transport::Transport,
+};
 use crate::{
     framing::Broadcast,
     hub::{Begin, Hub, log::Item},
@@ -90,7 +96,9 @@ impl<T: Transport> Core<T> {
         let live = begin.map_or(0, |begin| begin.live);
         let next = rest.or(missed.as_ref().map(|missed| missed.next)).unwrap_or(live);
         let epoch = position.map(|position| position.epoch);
-        Some(Place { room: room.clone(), next, live, epoch, is_snapshot: false })
+        let last = publications.iter().take(held).next_back().map(|(.., cursor)| *cursor);
+        let (room, position) = (room.clone(), last.or(position));
+        Some(Place { room, next, live, epoch, position, is_snapshot: false, lost: Lost::Not })
     }
 
     /// A member that has got its reply catches up from here.

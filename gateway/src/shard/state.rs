@@ -2,7 +2,8 @@
 
 use std::{collections::VecDeque, num::NonZeroU32, sync::Arc};
 
-use broker_bridge::{Affinity, PublishRequest, Retention, RoomName, SessionId};
+use broker_bridge::{Affinity, BrokerError, Cursor, PublishRequest, Retention, RoomName, SessionId};
+use futures_util::future::BoxFuture;
 
 use super::{
     Context, Inbox,
@@ -18,7 +19,7 @@ use crate::{
     clock::Tick,
     framing::Packets,
     history::Beginning,
-    hub::Joining,
+    hub::{Begin, Joining},
     limits::bucket::SessionMeters,
     protocol::{Command, HistoryQuery, RequestId},
     session::Effects,
@@ -44,6 +45,9 @@ pub enum Action {
     /// Read this part of a room's history, then call [`Core::history_read`](super::Core::history_read) with the key and
     /// the request. Nothing can be read if the room has no retention.
     ReadHistory(ConnectionKey, RequestId, RoomName, Option<Retention>, HistoryQuery),
+    /// Find out where a member continues in a room, then call [`Core::resumed`](super::Core::resumed) with the key, the
+    /// room and the position.
+    Resume(ConnectionKey, RoomName, Cursor, Resuming),
     /// Verify this token, then call [`Core::verified`](super::Core::verified). It may take a while: do it where
     /// no session waits for it.
     Verify(ConnectionKey, Token),
@@ -59,6 +63,15 @@ pub struct Subscription(pub Joining);
 impl std::fmt::Debug for Subscription {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Subscription")
+    }
+}
+
+/// Resolves when it is known where a member continues.
+pub struct Resuming(pub BoxFuture<'static, Result<Begin, BrokerError>>);
+
+impl std::fmt::Debug for Resuming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resuming")
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, sync::Arc, task::Context, time::Duration};
 
-use broker_bridge::{Broker, BrokerError, PublishRequest, RoomName};
+use broker_bridge::{Broker, BrokerError, Cursor, PublishRequest, RoomName};
 use futures_util::{future::BoxFuture, task::noop_waker};
 use prometheus::{Registry, proto::MetricFamily};
 use tidegate::{
@@ -12,12 +12,12 @@ use tidegate::{
     config::{Config, Sources},
     drain::Pace,
     history::Beginning,
-    hub::{FanOut, Hub, HubMetrics, Joining, Mailbox, Repair},
+    hub::{Begin, FanOut, Hub, HubMetrics, Joining, Mailbox, Repair},
     protocol,
     settings::{LiveSettings, Settings},
     shard::{
         Action, ConnectionKey, Context as ShardContext, Core, Inbox, Interest, JoinKey, NotAdmitted, Output,
-        ShardEvent, ShardMetrics, Start, Subscription, Turn, transport::Socket as _,
+        Resuming, ShardEvent, ShardMetrics, Start, Subscription, Turn, transport::Socket as _,
     },
     traffic::Traffic,
     vocabulary::{CloseReason, SessionIds},
@@ -44,6 +44,9 @@ bdTrE90RXLwcD0qjw6Whw3J6YWkLX4Lvk6viHfh244Q4Qi836uniU2ja5A==
 const SOCKETS_PER_TURN: usize = 2 * SLICE;
 /// What is in a full inbox is handled within so many turns.
 const MOST_TURNS_TO_STOP: usize = 2_000;
+
+/// Finds out where a member continues.
+type Resumption = BoxFuture<'static, Result<Begin, BrokerError>>;
 
 /// One node.
 pub struct Node {
@@ -72,6 +75,8 @@ pub struct Shard {
     pub most_written: usize,
     /// Subscriptions that wait for the broker.
     subscribing: BTreeMap<JoinKey, Task<Joining>>,
+    /// Members that wait to know where they continue.
+    resuming: Vec<(ConnectionKey, RoomName, Cursor, Task<Resumption>)>,
     polls_at_once: bool,
     /// Publications that wait for space in the broker's queue, in order.
     publishing: Vec<(ConnectionKey, PublishRequest, usize)>,
@@ -178,6 +183,7 @@ impl Node {
                 turn: Turn::Idle,
                 most_written: 0,
                 subscribing: BTreeMap::new(),
+                resuming: Vec::new(),
                 polls_at_once: random.one_in(2),
                 publishing: Vec::new(),
                 verifying: Vec::new(),
@@ -526,6 +532,14 @@ impl Shard {
 
     fn poll_subscription(&mut self, random: &mut Random) -> bool {
         let keys: Vec<_> = self.subscribing.keys().copied().collect();
+        if let Some(index) = (0..self.resuming.len()).find(|_| random.one_in(2))
+            && let Some(outcome) = self.resuming[index].3.run()
+        {
+            let (key, room, cursor, _) = self.resuming.remove(index);
+            self.core.resumed(key, &room, cursor, outcome);
+            self.perform();
+            return true;
+        }
         let first = random.below(keys.len());
         for offset in 0..keys.len() {
             let key = keys[(first + offset) % keys.len()];
@@ -588,6 +602,9 @@ impl Shard {
                 Action::Publish(key, request, cost) => self.publishing.push((key, request, cost)),
                 Action::Admitted(key, outcome) => drop(self.admitted.insert(key, outcome)),
                 Action::Verify(key, token) => self.verifying.push((key, token)),
+                Action::Resume(key, room, cursor, Resuming(resuming)) => {
+                    self.resuming.push((key, room, cursor, Task::new(resuming)));
+                }
                 Action::ReadHistory(key, request, ..) => self.core.history_read(key, request, None),
                 Action::TokenRefused(..) => {}
             }
@@ -598,6 +615,7 @@ impl Shard {
     pub fn is_quiet(&self) -> bool {
         let waker = noop_waker();
         self.subscribing.is_empty()
+            && self.resuming.is_empty()
             && self.publishing.is_empty()
             && self.verifying.is_empty()
             && matches!(self.turn, Turn::Idle | Turn::Drained)

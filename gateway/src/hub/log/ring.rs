@@ -128,6 +128,17 @@ impl<P: Clone> Ring<P> {
         }
     }
 
+    /// Puts other publications, of the same size, in the place of those for which there are any.
+    pub fn renew(&mut self, other: impl Fn(&P) -> Option<P>) {
+        for (item, _) in &mut self.items {
+            if let Item::Publication(publication, _) = item
+                && let Some(other) = other(publication)
+            {
+                *publication = other;
+            }
+        }
+    }
+
     /// The number of the first item after this position. `None` if the ring does not know what follows it.
     pub fn after(&self, cursor: Cursor) -> Option<u64> {
         match self.number_of(cursor) {
@@ -175,11 +186,12 @@ impl<P: Clone> Ring<P> {
         found.map_or(self.first, |index| self.first + index as u64 + 1)
     }
 
-    /// The epoch of the last position before the item with this number.
-    pub fn epoch_before(&self, number: u64) -> Option<u64> {
-        let before = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.items.len());
+    /// The last position before the item with this number.
+    pub fn position_before(&self, number: u64) -> Option<Cursor> {
+        let before =
+            usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.items.len());
         let found = self.items.range(..before).rev().find_map(|(item, _)| item.cursor());
-        found.or(self.start).map(|cursor| cursor.epoch)
+        found.or(self.start)
     }
 
     /// The items from number `from` on, until they hold `bytes`, and at most [`PIECE`]: at least one, if there is any. Also the number of the

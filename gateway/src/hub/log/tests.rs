@@ -620,7 +620,10 @@ impl Scene {
             Resume::Read => self.log.backfill(cursor, page, make),
         };
         let (_, items) = self.log.ring().slice(from, usize::MAX);
-        gap.map(|cause| cause.as_str().to_owned()).into_iter().chain(items.iter().map(|(_, item)| name(item))).collect()
+        gap.map(|cause| cause.as_str().to_owned())
+            .into_iter()
+            .chain(items.iter().map(|(_, item)| name(item)))
+            .collect()
     }
 }
 
@@ -797,7 +800,8 @@ fn an_interruption_during_a_check_is_not_forgotten_if_the_check_fails() {
 #[test]
 fn nothing_is_told_if_the_topic_is_only_late() {
     let mut scene = Scene::opened(at(1));
-    let _ = scene.run(|log, now, out| log.arrived(Arrival { publication: 7, bytes: 1, place: None }, now, out));
+    let _ =
+        scene.run(|log, now, out| log.arrived(Arrival { publication: 7, bytes: 1, place: None }, now, out));
     // Somebody comes back who has received the second elsewhere.
     assert_eq!(scene.run(|log, now, _| log.suspect(now)), Next::Read(at(1)));
     assert_eq!(scene.read(at(1), page(Start::Continuous, &[place(2)], Some(at(2)))), Next::Wait);

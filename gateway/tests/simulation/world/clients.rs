@@ -89,7 +89,8 @@ impl World {
         if self.random.one_in(20) {
             // With a position that this room never had.
             let bogus = Cursor { epoch: self.random.below(3) as u64 * 1_000_000, offset: 7 };
-            known = Membership { cursor: None, is_lost: true, unseen: 0, unrecorded: BTreeSet::new(), ..known };
+            known =
+                Membership { cursor: None, is_lost: true, unseen: 0, unrecorded: BTreeSet::new(), ..known };
             return self.open_since(node, shard, kind, vec![room], Some((bogus, known)));
         }
         let Some(cursor) = known.cursor else { return };
