@@ -5,10 +5,18 @@
 //! and one fault. The counts are exact: each session is notified of so many gaps and no more, an acknowledged message
 //! is received or covered by a gap, and a refused one is never received. Each fault happens over TCP, and
 //! `tests/run --long` repeats them over TLS and Unix sockets. Nodes always use the documented ACL user.
+//!
+//! Each fault happens in a room without a history and in one with a history. There, clients that come back afterwards with
+//! the position of the first message, at the other node, receive the same.
 
 mod faults;
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::{StreamExt as _, stream};
@@ -32,7 +40,8 @@ use tokio_util::sync::CancellationToken;
 use self::faults::Fault;
 
 const GAP: &str = "tidegate.gap";
-const ROOM: &str = "faults";
+/// A room without a history, and one with a history.
+const ROOMS: [&str; 2] = ["faults", "kept"];
 /// The interval between publications.
 const PACE: Duration = Duration::from_millis(20);
 /// How many rows run at a time: they mostly wait.
@@ -49,6 +58,7 @@ enum Transport {
 /// One row, set up.
 struct Row {
     fault: Fault,
+    room: &'static str,
     redis: RedisServer,
     /// A replica, or the other server.
     second: Option<RedisServer>,
@@ -61,17 +71,26 @@ struct Row {
 }
 
 impl Row {
-    async fn set(fault: Fault, transport: Transport) -> Result<Self> {
+    fn has_history(&self) -> bool {
+        self.room != ROOMS[0]
+    }
+
+    async fn set(fault: Fault, room: &'static str, transport: Transport) -> Result<Self> {
         let mut builder = RedisServer::builder()
             .setting("enable-debug-command yes")
             .setting("busy-reply-threshold 100")
             .setting("loading-process-events-interval-bytes 1024")
             .setting("repl-diskless-sync-delay 0")
             .setting("client-output-buffer-limit pubsub 256kb 0 0")
-            .setting(
+            .setting(if room == ROOMS[0] {
                 "user tidegate on >secret resetchannels &room:* &tidegate:canary:* \
-                 -@all +subscribe +unsubscribe +publish",
-            );
+                 -@all +subscribe +unsubscribe +publish"
+            } else {
+                "user tidegate on >secret resetchannels &room:* &tidegate:canary:* ~{room:*}:* \
+                 -@all +subscribe +unsubscribe +publish +fcall +function|load \
+                 +xadd +xrange +xrevrange +xinfo +xgroup +xsetid +xtrim +xdel +pexpire +persist +get +set \
+                 +info +time +client|kill"
+            });
         if transport == Transport::Tls {
             builder = builder.tls();
         }
@@ -111,18 +130,19 @@ impl Row {
             .set("broker.connect_timeout", "1s")
             .set("broker.publish_timeout", "1s")
             .set("broker.subscribe_timeout", "1s")
-            .set("limits.outbound", "64MiB");
+            .set("limits.outbound", "64MiB")
+            .set(&format!("rooms.\"{}\".history.size", ROOMS[1]), "10000");
         if transport == Transport::Tls {
             node = node.set("broker.ca_file", &redis.ca_file().display().to_string());
         }
         let (a, b) = tokio::try_join!(node.start(), node.start())?;
         let token = anywhere("alice");
         let streams = [
-            Client::events(&a.url(ROOM, &token, "")).await?,
-            Client::events(&b.url(ROOM, &token, "")).await?,
+            Client::events(&a.url(room, &token, "")).await?,
+            Client::events(&b.url(room, &token, "")).await?,
         ];
         let statuses = Arc::default();
-        Ok(Self { fault, redis, second, proxy, admin, nodes: [a, b], streams, statuses })
+        Ok(Self { fault, room, redis, second, proxy, admin, nodes: [a, b], streams, statuses })
     }
 
     async fn admin(&mut self, command: &str) -> Result<redis::Value> {
@@ -150,9 +170,19 @@ impl Row {
         Ok(())
     }
 
-    async fn until_interrupted(&self, times: usize) -> Result<()> {
+    /// Waits until each node has lost its place in the room. In one with a history, nobody is told.
+    async fn until_interrupted(&self) -> Result<()> {
+        if self.has_history() {
+            for node in &self.nodes {
+                node.until_samples("a reading of the history", |samples| {
+                    samples.sum("tidegate_history_repairs_total", &[]) > 0
+                })
+                .await?;
+            }
+            return Ok(());
+        }
         for stream in &self.streams {
-            stream.until("gap", |journal| journal.events(GAP) >= times).await?;
+            stream.until("gap", |journal| journal.events(GAP) > 0).await?;
         }
         Ok(())
     }
@@ -194,15 +224,32 @@ impl Row {
     }
 }
 
-async fn post(node: &Node, text: &str) -> Result<u16> {
+async fn post(node: &Node, room: &str, text: &str) -> Result<u16> {
     let request =
-        Request::post(&format!("/rooms/{ROOM}"), "text/plain", text.as_bytes()).bearer(&anywhere("alice"));
+        Request::post(&format!("/rooms/{room}"), "text/plain", text.as_bytes()).bearer(&anywhere("alice"));
     Ok(request.send(node.public).await?.status)
 }
 
 /// An acknowledged message is received or covered by a gap; a refused one is not received. Returns the number of gaps.
 fn audit(journal: &Journal, posted: &[u16]) -> Result<usize> {
-    let mut next = 0;
+    audit_from(0, journal, posted)
+}
+
+/// The causes of the gaps.
+fn causes(journal: &Journal) -> Vec<String> {
+    let gaps = journal.messages.iter().filter(|message| message.event == GAP);
+    gaps.map(|gap| String::from_utf8_lossy(gap.payload.bytes()).into_owned()).collect()
+}
+
+/// The epochs of the positions.
+fn epochs(journal: &Journal) -> BTreeSet<String> {
+    let ids = journal.messages.iter().map(|message| message.id.split('-').next().unwrap_or_default());
+    ids.map(str::to_owned).collect()
+}
+
+/// The same for what comes from this number on.
+fn audit_from(first: usize, journal: &Journal, posted: &[u16]) -> Result<usize> {
+    let mut next = first;
     let mut gaps = 0;
     let mut excused = false;
     for message in &journal.messages {
@@ -233,8 +280,8 @@ fn audit(journal: &Journal, posted: &[u16]) -> Result<usize> {
 }
 
 /// Plays one row and returns its line of the table.
-async fn play(fault: Fault, transport: Transport) -> Result<String> {
-    let mut row = Row::set(fault, transport).await?;
+async fn play(fault: Fault, room: &'static str, transport: Transport) -> Result<String> {
+    let mut row = Row::set(fault, room, transport).await?;
     let stop = CancellationToken::new();
     // Publish before, during and after the fault.
     let recovered = {
@@ -257,21 +304,37 @@ async fn play(fault: Fault, transport: Transport) -> Result<String> {
         recovered
     };
     let posted = std::mem::take(&mut *row.statuses.lock());
-    eventually("the last message is taken", async || match post(&row.nodes[1], "last").await {
+    eventually("the last message is taken", async || match post(&row.nodes[1], room, "last").await {
         Ok(202) => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await?;
-    for stream in &row.streams {
+    let expected = fault.gaps(row.has_history());
+    for (index, stream) in row.streams.iter().enumerate() {
         let journal = stream.hears(&Payload::text("last")).await?;
         let gaps = audit(&journal, &posted)?;
-        ensure!(gaps == fault.gaps(), "{} gap notifications, not {}", gaps, fault.gaps());
+        ensure!(
+            expected.contains(&gaps),
+            "{gaps} gap notifications, not {expected:?}: {:?}, epochs {:?}",
+            causes(&journal),
+            epochs(&journal)
+        );
+        if row.has_history() {
+            let first = journal.messages.first().context("the first message")?;
+            let since = format!("&since={}", first.id);
+            let other = row.nodes.get(1 - index).context("two nodes")?;
+            let back = Client::events(&other.url(room, &anywhere("alice"), &since)).await?;
+            let journal = back.hears(&Payload::text("last")).await?;
+            audit_from(1, &journal, &posted).context("somebody who comes back")?;
+            let told = causes(&journal);
+            ensure!(told.is_empty() || *expected.end() > 0, "somebody who comes back is told of {told:?}");
+        }
     }
     let mut heard = BTreeMap::<u16, usize>::new();
     for status in &posted {
         *heard.entry(*status).or_default() += 1;
     }
-    let (required, allowed) = fault.statuses();
+    let (required, allowed) = fault.statuses(row.has_history());
     for status in heard.keys() {
         ensure!(
             *status == 202 || required.contains(status) || allowed.contains(status),
@@ -287,13 +350,13 @@ async fn play(fault: Fault, transport: Transport) -> Result<String> {
     }
     let heard: Vec<_> = heard.iter().map(|(status, count)| format!("{count} × {status}")).collect();
     Ok(format!(
-        "| {} | {transport:?} | {} | {} | {:.1} s |",
+        "| {} | {room} | {transport:?} | {} | {} | {:.1} s |",
         fault.name(),
         heard.join(", "),
-        match fault.gaps() {
-            0 => "nothing".to_owned(),
-            1 => "1 gap each".to_owned(),
-            count => format!("{count} gaps each"),
+        match (*expected.start(), *expected.end()) {
+            (0, 0) => "nothing".to_owned(),
+            (1, 1) => "1 gap each".to_owned(),
+            (least, most) => format!("{least} to {most} gaps each"),
         },
         recovered.as_secs_f64()
     ))
@@ -306,6 +369,7 @@ impl Publisher {
     fn start(row: &Row, stop: CancellationToken) -> Self {
         let addresses = [row.nodes[0].public, row.nodes[1].public];
         let statuses = Arc::clone(&row.statuses);
+        let room = row.room;
         let mut publishing = JoinSet::new();
         publishing.spawn(async move {
             let token = anywhere("alice");
@@ -313,7 +377,7 @@ impl Publisher {
                 if stop.is_cancelled() {
                     break;
                 }
-                let request = Request::post(&format!("/rooms/{ROOM}"), "text/plain", format!("n{number}"))
+                let request = Request::post(&format!("/rooms/{room}"), "text/plain", format!("n{number}"))
                     .bearer(&token);
                 let address = addresses.get(number % 2).context("two nodes")?;
                 let status = request.send(*address).await?.status;
@@ -330,23 +394,23 @@ impl Publisher {
     }
 }
 
-async fn table(transports: &[Transport]) -> Result<()> {
+async fn table(room: &'static str, transports: &[Transport]) -> Result<()> {
     let rows = transports
         .iter()
         .flat_map(|transport| Fault::ALL.into_iter().map(move |fault| (fault, *transport)))
         .filter(|(fault, transport)| fault.happens_over(*transport));
-    play_all(rows.collect()).await
+    play_all(room, rows.collect()).await
 }
 
 #[allow(clippy::print_stdout, reason = "the table is what this test is for")]
-async fn play_all(rows: Vec<(Fault, Transport)>) -> Result<()> {
+async fn play_all(room: &'static str, rows: Vec<(Fault, Transport)>) -> Result<()> {
     let played: Vec<_> = stream::iter(rows)
-        .map(async |(fault, transport)| (fault, transport, play(fault, transport).await))
+        .map(async |(fault, transport)| (fault, transport, play(fault, room, transport).await))
         .buffered(AT_ONCE)
         .collect()
         .await;
     let mut text = String::from(
-        "| fault | over | publishers get | gaps per session | recovery time |\n|---|---|---|---|---|\n",
+        "| fault | room | over | publishers get | gaps per session | recovery time |\n|---|---|---|---|---|---|\n",
     );
     let mut failed = 0;
     for (fault, transport, row) in played {
@@ -354,7 +418,7 @@ async fn play_all(rows: Vec<(Fault, Transport)>) -> Result<()> {
             Ok(line) => writeln!(text, "{line}")?,
             Err(error) => {
                 failed += 1;
-                writeln!(text, "| {} | {transport:?} | FAILED: {error:#} | | |", fault.name())?;
+                writeln!(text, "| {} | {room} | {transport:?} | FAILED: {error:#} | | |", fault.name())?;
             }
         }
     }
@@ -367,11 +431,19 @@ async fn play_all(rows: Vec<(Fault, Transport)>) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_fault_over_tcp() -> Result<()> {
-    table(&[Transport::Tcp]).await
+    table(ROOMS[0], &[Transport::Tcp]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_in_a_room_with_a_history() -> Result<()> {
+    table(ROOMS[1], &[Transport::Tcp]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes"]
 async fn each_fault_over_tls_and_unix_sockets() -> Result<()> {
-    table(&[Transport::Tls, Transport::Unix]).await
+    for room in ROOMS {
+        table(room, &[Transport::Tls, Transport::Unix]).await?;
+    }
+    Ok(())
 }

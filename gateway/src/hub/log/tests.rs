@@ -814,11 +814,12 @@ fn a_position_that_is_yet_to_come_is_not_remembered_as_unknown() {
     let mut scene = Scene::opened(at(1));
     let lost = || page(Start::Lost, &[], Some(at(1)));
     assert_eq!(scene.come_back(at(2), lost()), ["expired"]);
-    let _ = scene.arrives(place(2));
-    let _ = scene.arrives(place(3));
+    for offset in 2..=4 {
+        let _ = scene.arrives(place(offset));
+    }
     scene.log.shrink(0);
-    let kept = page(Start::Continuous, &[place(3)], Some(at(3)));
-    assert_eq!(scene.come_back(at(2), kept), ["3"]);
+    let kept = page(Start::Continuous, &[place(3), place(4)], Some(at(4)));
+    assert_eq!(scene.come_back(at(2), kept), ["3", "4"]);
     // One that was never used is.
     assert_eq!(scene.come_back(cursor(9, 9), lost()), ["expired"]);
     assert_eq!(scene.log.resume(cursor(9, 9)), Resume::After(scene.log.ring().next(), GapCause::Expired));

@@ -1,6 +1,6 @@
 //! The faults: their names, the expected results of publishers and sessions, and how each is caused and undone.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
@@ -10,7 +10,7 @@ use tidegate_tests::{
 };
 use tokio::time::sleep;
 
-use super::{ROOM, Row, Transport};
+use super::{Row, Transport};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -85,22 +85,36 @@ impl Fault {
         }
     }
 
-    /// Gap notifications per session.
-    pub(super) fn gaps(self) -> usize {
+    /// Gap notifications per session, if the room has a history or not.
+    pub(super) fn gaps(self, has_history: bool) -> RangeInclusive<usize> {
+        if has_history {
+            return match self {
+                // The server has lost the log, or may have lost the newest.
+                Self::Killed | Self::ShutDown | Self::Loading | Self::OtherServer => 1..=1,
+                // As above, for sessions whose node has noticed it: a refused publication may end the fault before the
+                // receiving connections are asked for their server's role, and they have missed nothing.
+                Self::Demoted => 0..=1,
+                Self::Failover => 0..=2,
+                _ => 0..=0,
+            };
+        }
         match self {
             Self::PublishersKilled
             | Self::ShortPause
             | Self::ShortSleep
             | Self::PasswordChanged
             | Self::Busy
-            | Self::NodeStopped => 0,
-            _ => 1,
+            | Self::NodeStopped => 0..=0,
+            _ => 1..=1,
         }
     }
 
     /// The statuses besides 202 that publishers must get, and those that they may get.
-    pub(super) fn statuses(self) -> (&'static [u16], &'static [u16]) {
+    pub(super) fn statuses(self, has_history: bool) -> (&'static [u16], &'static [u16]) {
         match self {
+            // What became of it is found out.
+            Self::PublishersKilled if has_history => (&[], &[]),
+            Self::LongPause | Self::LongSleep | Self::Blackholed if has_history => (&[], &[503, 504]),
             Self::PubSubKilled
             | Self::ShortPause
             | Self::ShortSleep
@@ -148,7 +162,7 @@ impl Row {
             }
             Fault::PubSubKilled => {
                 self.admin("CLIENT KILL TYPE pubsub").await?;
-                self.until_interrupted(1).await
+                self.until_interrupted().await
             }
             Fault::PublishersKilled => {
                 self.admin("CLIENT KILL TYPE normal SKIPME yes").await?;
@@ -166,7 +180,7 @@ impl Row {
             Fault::ShortSleep => self.redis.cli(&["DEBUG", "SLEEP", "0.4"], b"").await.map(drop),
             Fault::LongSleep => {
                 self.redis.cli(&["DEBUG", "SLEEP", "3"], b"").await?;
-                self.until_interrupted(1).await
+                self.until_interrupted().await
             }
             Fault::MaxClients => {
                 self.admin("CONFIG SET maxclients 1").await?;
@@ -212,7 +226,7 @@ impl Row {
                 self.redis.cli(&["SAVE"], b"").await?;
                 self.redis.set("key-load-delay 300");
                 self.redis.restart_loading().await?;
-                self.until_interrupted(1).await?;
+                self.until_interrupted().await?;
                 self.until_up().await?;
                 self.until_proven(20).await?;
                 ensure!(self.redis.is_loading().await?, "all this while it loads");
@@ -234,13 +248,19 @@ impl Row {
                     node.signal(Signal::STOP)?;
                 }
                 let payload = "x".repeat(64 * 1024);
+                let channel = format!("room:{}", self.room);
+                let mut publish = redis::cmd(if self.has_history() { "FCALL" } else { "PUBLISH" });
+                if self.has_history() {
+                    publish.arg("tidegate_publish").arg(1).arg(format!("{{{channel}}}:log")).arg(&payload);
+                    publish.arg("size").arg(10_000);
+                } else {
+                    publish.arg(&channel).arg(&payload);
+                }
                 loop {
-                    let mut publish = redis::cmd("PUBLISH");
-                    let heard: i64 = publish
-                        .arg(format!("room:{ROOM}"))
-                        .arg(&payload)
-                        .query_async(&mut self.admin)
-                        .await?;
+                    let _: redis::Value = publish.query_async(&mut self.admin).await?;
+                    let mut heard = redis::cmd("PUBSUB");
+                    heard.arg("NUMSUB").arg(&channel);
+                    let (_, heard): (String, i64) = heard.query_async(&mut self.admin).await?;
                     if heard == 0 {
                         break;
                     }
@@ -248,7 +268,7 @@ impl Row {
                 for node in &self.nodes {
                     node.signal(Signal::CONT)?;
                 }
-                self.until_interrupted(1).await
+                self.until_interrupted().await
             }
             Fault::NodeStopped => {
                 for node in &self.nodes {
@@ -274,7 +294,7 @@ impl Row {
                 let proxy = self.proxy.as_ref().context("a proxy")?;
                 proxy.retarget(Target::Tcp(([127, 0, 0, 1], second).into()));
                 self.admin("CLIENT KILL TYPE pubsub").await?;
-                self.until_interrupted(1).await
+                self.until_interrupted().await
             }
         }
     }
