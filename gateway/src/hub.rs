@@ -790,6 +790,7 @@ mod tests {
         assert_eq!(bench.posted(), [[""; 0]]);
         pass(&bench, Duration::from_secs(90)).await;
         assert_eq!(bench.posted(), [["a"]], "without a gap");
+        assert_eq!(bench.hub.fan_out.metrics.repaired.get(), 1);
 
         // Nothing is told while nothing is lost, and a check costs one reading a minute.
         let before = lossy.reads.load(Ordering::Relaxed);
@@ -805,6 +806,30 @@ mod tests {
             pass(&bench, Duration::from_secs(10)).await;
         }
         assert_eq!(lossy.reads.load(Ordering::Relaxed), before);
+    }
+
+    #[tokio::test]
+    async fn the_time_of_a_repair_is_measured() {
+        let bench = Bench::new(1);
+        bench.hub.join(&room("a"), 0, Some(KEEP), Beginning::Live).await.unwrap();
+        let metrics = &bench.hub.fan_out.metrics;
+        let interest = Arc::clone(&bench.hub.stripe("a").lock()["a"].room);
+        interest.gap(GapCause::Interrupted);
+        interest.gap(GapCause::Interrupted);
+        assert_eq!((metrics.repairing.get(), metrics.repair_seconds.get_sample_count()), (1, 0));
+        bench.time.advance(Duration::from_secs(3));
+        while let Some(repair) = futures_util::FutureExt::now_or_never(bench.hub.next_repair()) {
+            repair.attempt().await.unwrap();
+        }
+        assert_eq!((metrics.repairing.get(), metrics.repair_seconds.get_sample_count()), (0, 1));
+        assert!((metrics.repair_seconds.get_sample_sum() - 3.0).abs() < 0.01);
+        // A room that is forgotten meanwhile does not count for ever.
+        interest.gap(GapCause::Interrupted);
+        assert_eq!(metrics.repairing.get(), 1);
+        drop(interest);
+        bench.hub.leave(&room("a"), 0);
+        bench.forget_rooms_after(LINGER_RECORDED);
+        assert_eq!(metrics.repairing.get(), 0);
     }
 
     /// A broker that answers nothing about histories, and counts who still waits.

@@ -212,6 +212,15 @@ def test_documented_cargo_commands_exist(packages):
     assert seen == {"build", "test", "bench", "clippy"}
 
 
+def test_tests_that_show_a_guarantee_exist(packages):
+    known = names_in(Path(packages["tidegate-tests"]["manifest_path"]).parent)
+    text = (ROOT / "gateway/docs/delivery.md").read_text()
+    shown = re.findall(r"`(\w+)::(\w+)`", text)
+    assert len(shown) > 15
+    for module, function in shown:
+        assert {f"{module}::", function} <= known, f"{module}::{function}"
+
+
 def test_documented_test_names_exist():
     here = ROOT / "tests" / "deploy"
     named = [path.stem for path in here.glob("test_*.py")]

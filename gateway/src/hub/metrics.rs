@@ -1,9 +1,9 @@
 //! The hub's metrics.
 
 use broker_bridge::GapCause;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
-use crate::vocabulary::metrics::{counter, counter_family, gauge};
+use crate::vocabulary::metrics::{counter, counter_family, gauge, histogram};
 
 /// The causes of gaps that concern a whole room; [`GapCause::Dropped`] concerns one session.
 const ROOM_GAPS: [GapCause; 7] = [
@@ -15,6 +15,9 @@ const ROOM_GAPS: [GapCause; 7] = [
     GapCause::Expired,
     GapCause::Unrecorded,
 ];
+
+/// The bounds of the times of repairs, in seconds.
+const REPAIRS: [f64; 9] = [0.001, 0.004, 0.016, 0.064, 0.256, 1.0, 4.0, 16.0, 64.0];
 
 /// The hub's metrics.
 #[derive(Debug)]
@@ -29,6 +32,12 @@ pub struct HubMetrics {
     pub repairs: IntCounter,
     /// Readings of a silent room's log.
     pub checks: IntCounter,
+    /// Rooms that wait for a reading that finds out what an interruption has cost.
+    pub repairing: IntGauge,
+    /// How long they waited.
+    pub repair_seconds: Histogram,
+    /// Publications that did not arrive, and were read from a log.
+    pub repaired: IntCounter,
     /// Members that came back and found what they had missed in this node's memory.
     pub resumed_from_memory: IntCounter,
     /// Readings of a room's log for members that came back.
@@ -79,6 +88,22 @@ impl HubMetrics {
                 registry,
                 "tidegate_history_checks_total",
                 "Readings of the history of rooms in which nothing has arrived for a while.",
+            )?,
+            repairing: gauge(
+                registry,
+                "tidegate_history_repairing_rooms",
+                "Rooms with a history that wait for a reading to find out what an interruption has cost; what is published meanwhile waits, too.",
+            )?,
+            repair_seconds: histogram(
+                registry,
+                "tidegate_history_repair_seconds",
+                "Time from when a room is known to miss something until all that its log has is on its way to its members.",
+                REPAIRS.to_vec(),
+            )?,
+            repaired: counter(
+                registry,
+                "tidegate_history_repaired_messages_total",
+                "Messages that had not arrived from the broker, and were read from a room's history.",
             )?,
             resumed_from_memory: resumptions.with_label_values(&["memory"]),
             resumed_from_log: resumptions.with_label_values(&["log"]),

@@ -68,6 +68,8 @@ struct State {
     /// What the ring held when it was last counted, and what waited for a reading.
     counted: usize,
     waited: usize,
+    /// Since when something is known to be missing.
+    missing: Option<Instant>,
     /// When something last arrived, or somebody came for something.
     used: Instant,
     /// Whether the ring may hold encoded frames, for those who catch up.
@@ -192,7 +194,11 @@ impl Repair {
         let Some(recorded) = &room.recorded else { return Ok(()) };
         match outcome {
             Ok(page) => recorded.change(&room, |log, now, out| {
-                log.read(self.after, page, |entry| room.recorded_broadcast(entry), now, out)
+                let make = |entry| {
+                    room.fan_out.metrics.repaired.inc();
+                    room.recorded_broadcast(entry)
+                };
+                log.read(self.after, page, make, now, out)
             }),
             // Nothing is known to be missing, and what arrives must not wait: the next check comes soon.
             Err(error) if recorded.end_check(&room) => {
@@ -227,6 +233,7 @@ impl Recorded {
             waiting: None,
             counted: 0,
             waited: 0,
+            missing: None,
             used: now,
             has_frames: false,
         };
@@ -252,6 +259,7 @@ impl Recorded {
             let next = change(&mut state.log, now, &mut |number, item| room.post(number, item, &mut epoch));
             room.fan_out.count_history(&mut state);
             room.fan_out.count_waiting(&mut state);
+            room.fan_out.time_repair(&mut state, now);
             if let Next::Read(after) = next {
                 let metrics = &room.fan_out.metrics;
                 if state.log.is_checking() { &metrics.checks } else { &metrics.repairs }.inc();
@@ -667,6 +675,23 @@ impl super::FanOut {
 }
 
 impl super::FanOut {
+    /// Measures how long it takes to find out what was missing.
+    fn time_repair(&self, state: &mut State, now: Instant) {
+        let is_missing = state.log.is_repairing() && !state.log.is_checking();
+        match state.missing {
+            None if is_missing => {
+                state.missing = Some(now);
+                self.metrics.repairing.inc();
+            }
+            Some(since) if !is_missing => {
+                state.missing = None;
+                self.metrics.repairing.dec();
+                self.metrics.repair_seconds.observe(now.saturating_duration_since(since).as_secs_f64());
+            }
+            _ => {}
+        }
+    }
+
     /// Counts what waits for a reading. If too much does in all rooms, what waits here is read later.
     fn count_waiting(&self, state: &mut State) {
         let waits = state.log.waiting_bytes();
@@ -689,6 +714,9 @@ impl Drop for Room {
             let state = recorded.state.lock();
             self.fan_out.add_history(0, state.counted);
             self.fan_out.add_waiting(0, state.waited);
+            if state.missing.is_some() {
+                self.fan_out.metrics.repairing.dec();
+            }
         }
     }
 }

@@ -207,6 +207,31 @@ export const rooms = dashboard(
             { stacked: true },
           ),
         ),
+        graphs(
+          graph(
+            "Time to repair",
+            "How long rooms with a history wait to know what an interruption has cost. What is published meanwhile waits, too.",
+            "s",
+            [
+              [quantile(0.5, "tidegate_history_repair_seconds"), "p50"],
+              [quantile(0.99, "tidegate_history_repair_seconds"), "p99"],
+            ],
+          ),
+          graph(
+            "Rooms under repair",
+            "Rooms that wait for a reading of their history to find out what an interruption has cost.",
+            "short",
+            [[`sum by (pod) (tidegate_history_repairing_rooms{${these}})`, "{{pod}}"]],
+            { stacked: true },
+          ),
+          graph(
+            "Repaired messages",
+            "Messages per second that had not arrived from the broker, and were read from the rooms' histories.",
+            "cps",
+            [[`sum by (pod) (${rate("tidegate_history_repaired_messages_total")})`, "{{pod}}"]],
+            { stacked: true },
+          ),
+        ),
       ],
     },
   ],
