@@ -153,7 +153,7 @@ impl World {
     /// A token for any room, and when it expires. Some expire soon.
     fn token(&mut self, number: u64) -> (Token, u64) {
         let subject = Subject::new(&format!("user-{}", number % 7)).unwrap();
-        let grants: [Grant; 1] = ["*=subscribe,publish".parse().unwrap()];
+        let grants: [Grant; 1] = ["*=subscribe,publish,history".parse().unwrap()];
         let ttl = Duration::from_secs(if !self.is_calm && self.random.one_in(4) { 20 } else { 100_000 });
         let now = UnixSeconds::from(self.time.unix());
         (mint::mint(&SECRET, &subject, &grants, ttl, now).unwrap(), now.0 + ttl.as_secs())
@@ -175,11 +175,16 @@ impl World {
             On::Stream { open, .. } if transport == Transport::Body => Some(open),
             _ => None,
         });
+        // The newest that there are, and then what comes.
+        let has_history = kind != Kind::Centrifuge && rooms.iter().any(|room| history_of(room).is_some());
+        let asks_for_last = since.is_none() && has_history && self.random.one_in(3);
+        let last = asks_for_last.then(|| format!("last={}", self.random.between(1, 300)));
         let query: Vec<_> = rooms
             .iter()
             .map(|room| format!("room={room}"))
             .chain([query])
             .chain(since.map(|cursor| format!("since={cursor}")))
+            .chain(last)
             .filter(|part| !part.is_empty())
             .collect();
         let request = Request::get(format!("/?{}", query.join("&"))).body(()).unwrap();
