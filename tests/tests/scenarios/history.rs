@@ -202,6 +202,35 @@ async fn a_lost_connection_to_redis_costs_nothing() -> Result<()> {
     node.ensure_sound()
 }
 
+/// Whoever is connected has received what is cleared or deleted.
+#[tokio::test]
+async fn a_history_that_is_cleared_or_deleted_costs_connected_clients_nothing() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let node = on(&redis).await?;
+    let token = anywhere("alice");
+    let client = Client::events(&node.url("kept:a", &token, "")).await?;
+    let log = "{room:kept:a}:log";
+    let removed = async {
+        for command in [&["FCALL", "tidegate_clear", "1", log][..], &["DEL", log], &["UNLINK", log]] {
+            let heard = client.now().messages.len();
+            client.until("more", |journal| journal.messages.len() > heard + 30).await?;
+            redis.cli(command, b"").await?;
+        }
+        let heard = client.now().messages.len();
+        client.until("more", |journal| journal.messages.len() > heard + 30).await?;
+        Ok(())
+    };
+    let (sent, ()) = publishing(&node, &token, removed).await?;
+    let journal = client
+        .until("the last", |journal| journal.messages.iter().filter_map(data).any(|n| n + 1 == sent))
+        .await?;
+    ensure!(gaps(&journal.messages).is_empty(), "{:?}", gaps(&journal.messages));
+    ensure!(journal.messages.iter().filter_map(data).eq(0..sent), "{client:?}");
+    let epochs = journal.messages.chunk_by(|a, b| a.id.split('-').next() == b.id.split('-').next()).count();
+    ensure!(epochs == 3, "{epochs} epochs: clearing counts on, deleting begins anew");
+    node.ensure_sound()
+}
+
 /// Redis dies and comes back with everything that it had acknowledged: nothing is missing, and the failover is told.
 #[tokio::test]
 async fn a_restart_of_redis_with_its_data_is_one_gap_and_no_loss() -> Result<()> {

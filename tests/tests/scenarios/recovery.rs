@@ -100,6 +100,54 @@ async fn sdks_of_a_node_that_dies_recover_on_another_one() -> Result<()> {
     second.ensure_sound()
 }
 
+/// Each of three nodes is drained and replaced, one after the other, while messages are published.
+#[tokio::test]
+async fn a_rolling_restart_of_all_nodes_costs_nothing() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let builder = recording()
+        .set("broker.url", &redis.url())
+        .set("drain.pause", "0s")
+        .set("drain.window", "200ms")
+        .set("sse.retry", "50ms");
+    let mut nodes = vec![builder.start().await?, builder.start().await?, builder.start().await?];
+    let publisher = builder.start().await?;
+    let token = anywhere("alice");
+    let door = FaultProxy::to(Target::Tcp(nodes[0].public)).await?;
+    let events = nodes[0].url("kept:a", &token, "");
+    let events = events.replace(&nodes[0].public.to_string(), &door.address().to_string());
+    let clients = sdks(door.address(), &token).await?;
+    let sources = [
+        Client::node_events(&events, &["tidegate.gap"]).await?,
+        Client::node_events(&events, &["tidegate.gap"]).await?,
+    ];
+    let everybody: Vec<_> = clients.iter().chain(&sources).collect();
+    let count = nodes.len();
+    let rolling = async {
+        for index in 0..count {
+            let before = heard(&clients[0].now().messages).count();
+            clients[0].until("more", |journal| heard(&journal.messages).count() > before + 20).await?;
+            door.retarget(Target::Tcp(nodes[(index + 1) % count].public));
+            nodes[index].terminate()?;
+            let status = nodes[index].exited().await?;
+            ensure!(status.success(), "{status}");
+            nodes[index] = builder.start().await?;
+            for client in &everybody {
+                client.until("the next session", |journal| journal.opened > index + 1).await?;
+            }
+        }
+        Ok(())
+    };
+    let (sent, ()) = publishing(&publisher, &token, rolling).await?;
+    ensure_exact(&clients, sent, count).await?;
+    for source in &sources {
+        let journal =
+            source.until("the last", |journal| heard(&journal.messages).any(|n| n + 1 == sent)).await?;
+        ensure!(journal.messages.len() == sent as usize, "a gap: {source:?}");
+        ensure!(heard(&journal.messages).eq(0..sent), "{source:?}");
+    }
+    publisher.ensure_sound()
+}
+
 /// The node reads from the log what its clients have missed: they notice nothing.
 #[tokio::test]
 async fn lost_receiving_connections_cost_sdks_nothing() -> Result<()> {
