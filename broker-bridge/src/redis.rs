@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | [`subscribers`](RedisConfig::subscribers) pub/sub connections, own reader | receiving; the [affinity](Affinity) of a subscription chooses one of them | no queue: the sink is called in line |
 //! | [`publishers`](RedisConfig::publishers) connections, own writer | `PUBLISH`, and calls of the function that also records, in pipelines; the affinity of a publication chooses one of them | [`publish_queue_bytes`](RedisConfig::publish_queue_bytes), shared out |
-//! | a small pool | requests and their answers: positions and parts of rooms' histories, health checks | [`POOL`] connections |
+//! | a small pool | requests and their answers in batches: positions and parts of rooms' histories; health checks | [`POOL`] connections, 64 requests in flight on each |
 //!
 //! The tasks of the first two are handed out as [`Part`]s: a part has one connection of each kind, or of one if there
 //! are fewer of the other, and whoever gets it polls its tasks. So a gateway's shard reads and writes Redis on its own
@@ -65,6 +65,7 @@ mod log;
 mod part;
 mod pool;
 mod publisher;
+mod requests;
 mod resp;
 mod status;
 mod subscriber;
@@ -87,7 +88,9 @@ use self::{
     keys::Topics,
     log::Logs,
     part::Tasks,
+    pool::Pool,
     publisher::{Publisher, Queue},
+    requests::Requests,
     status::StatusTracker,
     subscriber::{DesiredRooms, Subscriber},
 };
@@ -233,7 +236,9 @@ impl RedisBroker {
         )
         .map_err(|error| RedisStartError::Pool(error.to_string()))?;
         let starting = format!("{}: connecting", config.url);
-        let logs = Logs::new(pool.clone(), topics.clone(), config.max_publication, Arc::clone(&metrics));
+        let requests = Requests::new(pool.clone(), config.canary_timeout, &tracker, &closing, &metrics);
+        let logs =
+            Logs::new(pool.clone(), requests, topics.clone(), config.max_publication, Arc::clone(&metrics));
         let mut broker = Self {
             desired: Vec::with_capacity(subscribers),
             queues: Vec::with_capacity(publishers),
@@ -307,15 +312,19 @@ impl RedisBroker {
             });
             part.push(tasks.task(subscribers + index, begin));
         }
-        let (status, last) = (Arc::clone(&broker.status), subscribers + publishers);
-        let of = format!("{}: requests", config.url);
-        let interval = config.canary_interval;
-        let begin = Arc::new(move || -> BoxFuture<'static, ()> {
-            Box::pin(pool::watch(pool.clone(), interval, last, Arc::clone(&status), of.clone()))
-        });
-        let watch = tasks.run(last, begin);
-        broker.tracker.spawn(broker.closing.clone().run_until_cancelled_owned(watch));
+        broker.watch(pool, &tasks, subscribers + publishers, &config);
         Ok((broker, parts))
+    }
+
+    /// Checks the pool for as long as the broker is open, and reports it as `part` of the status.
+    fn watch(&self, pool: Pool, tasks: &Tasks, part: usize, config: &RedisConfig) {
+        let status = Arc::clone(&self.status);
+        let (of, interval) = (format!("{}: requests", config.url), config.canary_interval);
+        let begin = Arc::new(move || -> BoxFuture<'static, ()> {
+            Box::pin(pool::watch(pool.clone(), interval, part, Arc::clone(&status), of.clone()))
+        });
+        let watch = tasks.clone().run(part, begin);
+        self.tracker.spawn(self.closing.clone().run_until_cancelled_owned(watch));
     }
 
     /// Settles a request that must not be queued, and returns any other.

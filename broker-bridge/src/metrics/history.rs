@@ -1,8 +1,8 @@
 //! The metrics of rooms' histories.
 
-use prometheus::{Error, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{Error, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use super::{counter, register};
+use super::{counter, gauge, register};
 use crate::{
     Accepted, BrokerError, Cursor,
     history::{Page, Start},
@@ -11,6 +11,8 @@ use crate::{
 /// What a broker counts of histories.
 #[derive(Debug)]
 pub(crate) struct HistoryMetrics {
+    pub(crate) requests_waiting: IntGauge,
+    pub(crate) requests_in_flight: IntGauge,
     pub(crate) functions_loaded: IntCounter,
     pub(crate) functions_failed: IntCounter,
     /// Of publications whose connection was lost before the answer.
@@ -54,6 +56,16 @@ impl HistoryMetrics {
             "Publications for rooms with history whose connection was lost before the answer: found in the history; missing there, and sent again unless a later one of the room was accepted; or nobody can tell.",
         )?;
         Ok(Self {
+            requests_waiting: gauge(
+                registry,
+                "requests_waiting",
+                "Requests for positions in rooms' histories, and for parts of them, that wait to be sent to the broker.",
+            )?,
+            requests_in_flight: gauge(
+                registry,
+                "requests_in_flight",
+                "Requests for positions in rooms' histories, and for parts of them, that wait for the broker's answer.",
+            )?,
             verified_recorded: verified.with_label_values(&["recorded"]),
             verified_missing: verified.with_label_values(&["missing"]),
             verified_unknown: verified.with_label_values(&["unknown"]),

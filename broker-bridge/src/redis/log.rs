@@ -1,4 +1,4 @@
-//! Opens and reads the logs of rooms, over the pool.
+//! Opens and reads the logs of rooms.
 //!
 //! A log is a stream; see `functions.lua` for its entries. Owns the meaning of what is read: pages, and what they prove.
 //!
@@ -17,7 +17,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redis::{Cmd, Value, cmd};
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use parking_lot::Mutex;
+use redis::{Value, cmd};
 
 use super::{
     answer::Answer,
@@ -25,8 +30,9 @@ use super::{
     functions::{self, LoadError, Loaded},
     head,
     keys::Topics,
-    pool::{self, Pool, Pooled},
+    pool::{self, Pool},
     publisher::LoadFunctions,
+    requests::Requests,
 };
 use crate::{
     BrokerError, Cursor, Place, Retention, RoomName,
@@ -56,26 +62,34 @@ pub(super) fn policy(retention: Retention) -> [String; 4] {
 /// The logs on one server. Cloning shares the pool.
 #[derive(Clone)]
 pub(super) struct Logs {
-    pool: Pool,
+    requests: Requests,
+    functions: Functions,
+    /// The loading of the functions that all wait for whose calls did not find them.
+    loading: Arc<Mutex<Option<LoadingAll>>>,
     topics: Topics,
     max_publication: usize,
     metrics: Arc<BrokerMetrics>,
 }
 
+/// The loading of the library of functions, for all who wait for it.
+type LoadingAll = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
+
 impl Logs {
-    /// The logs that `pool` reaches. A larger payload than `max_publication` bytes is not read.
+    /// The logs that `pool` reaches, and `requests` over it. A larger payload than `max_publication` bytes is not read.
     pub(super) fn new(
         pool: Pool,
+        requests: Requests,
         topics: Topics,
         max_publication: usize,
         metrics: Arc<BrokerMetrics>,
     ) -> Self {
-        Self { pool, topics, max_publication, metrics }
+        let functions = Functions { pool, metrics: Arc::clone(&metrics) };
+        Self { requests, functions, loading: Arc::default(), topics, max_publication, metrics }
     }
 
     /// Closes the pool.
     pub(super) fn close(&self) {
-        self.pool.close();
+        self.functions.pool.close();
     }
 
     /// See [`Broker::open`](crate::Broker::open).
@@ -105,17 +119,84 @@ impl Logs {
     /// What loads the library of functions, for publishers.
     pub(super) fn loader(self) -> LoadFunctions {
         Arc::new(move || {
-            let logs = self.clone();
-            Box::pin(async move { logs.load().await })
+            let functions = self.functions.clone();
+            Box::pin(async move { functions.load().await })
         })
     }
 
-    /// Loads the library of functions unless the server has it.
+    /// Loads the library of functions, once for all who wait for it.
     async fn load(&self) -> Result<(), BrokerError> {
-        self.load_through(&mut *pool::get(&self.pool).await?).await
+        let loading = {
+            let mut loading = self.loading.lock();
+            match &*loading {
+                Some(loading) if loading.peek().is_none() => loading.clone(),
+                _ => {
+                    let functions = self.functions.clone();
+                    // A task: it must not keep its connection for as long as nobody waits.
+                    let task = self.requests.spawn(async move { functions.load().await });
+                    let new = task.map(|done| done.unwrap_or(Err(BrokerError::Closed))).boxed().shared();
+                    loading.insert(new).clone()
+                }
+            }
+        };
+        loading.await
     }
 
-    async fn load_through(&self, pooled: &mut Pooled) -> Result<(), BrokerError> {
+    /// Calls a function that answers a position. It has no effect the second time.
+    async fn call(&self, function: &str, room: &RoomName, options: &[String]) -> Result<Cursor, BrokerError> {
+        let mut call = cmd("FCALL");
+        call.arg(function).arg(1).arg(self.topics.log(room).concat()).arg(options);
+        let answer = match self.requests.ask(call.clone()).await? {
+            Err(answer) if answer.lacks_functions() => {
+                self.load().await?;
+                self.requests.ask(call).await?
+            }
+            answer => answer,
+        };
+        let value = answer.map_err(|answer| answer.error())?;
+        text(&value).and_then(position).ok_or_else(malformed)
+    }
+
+    async fn read_page(&self, room: &RoomName, from: ReadFrom, limit: usize) -> Result<Page, BrokerError> {
+        let key = self.topics.log(room).concat();
+        let mut reading = Reading::new(from, limit, self.max_publication);
+        self.read_batches(&key, &mut reading).await?;
+        let mut top = reading.top;
+        if top.is_none() {
+            top = top_of(&self.requests, &key).await?;
+            if reading.is_overtaken_by(top) {
+                // A publication that was recorded in between is not one that was removed.
+                reading = Reading::new(from, limit, self.max_publication);
+                self.read_batches(&key, &mut reading).await?;
+                top = top.max(reading.top);
+            }
+        }
+        Ok(reading.page(top))
+    }
+
+    async fn read_batches(&self, key: &[u8], reading: &mut Reading) -> Result<(), BrokerError> {
+        while let Some(count) = reading.next_batch() {
+            let mut command = cmd(if reading.is_backwards() { "XREVRANGE" } else { "XRANGE" });
+            let [start, end] = reading.range();
+            command.arg(key).arg(start).arg(end).arg("COUNT").arg(count);
+            let batch = self.requests.ask(command).await?.map_err(|answer| answer.error())?;
+            reading.take(entries(batch)?, count);
+        }
+        Ok(())
+    }
+}
+
+/// Loads the library of functions.
+#[derive(Clone)]
+struct Functions {
+    pool: Pool,
+    metrics: Arc<BrokerMetrics>,
+}
+
+impl Functions {
+    /// Loads the library of functions unless the server has it.
+    async fn load(&self) -> Result<(), BrokerError> {
+        let mut pooled = pool::checked(&self.pool).await.map_err(pool::no_connection)?;
         let mut loaded = functions::load(pooled.connection()).await;
         for _ in 1..LOADS {
             if !matches!(loaded, Err(LoadError::Stranger(_))) {
@@ -152,65 +233,19 @@ impl Logs {
             }
         }
     }
-
-    /// Calls a function that answers a position. It has no effect the second time.
-    async fn call(&self, function: &str, room: &RoomName, options: &[String]) -> Result<Cursor, BrokerError> {
-        let mut call = cmd("FCALL");
-        call.arg(function).arg(1).arg(self.topics.log(room).concat()).arg(options);
-        let mut pooled = pool::get(&self.pool).await?;
-        let answer = match ask(&mut pooled, &call).await? {
-            Err(answer) if answer.lacks_functions() => {
-                self.load_through(&mut pooled).await?;
-                ask(&mut pooled, &call).await?
-            }
-            answer => answer,
-        };
-        let value = answer.map_err(|answer| answer.error())?;
-        text(&value).and_then(position).ok_or_else(malformed)
-    }
-
-    async fn read_page(&self, room: &RoomName, from: ReadFrom, limit: usize) -> Result<Page, BrokerError> {
-        let key = self.topics.log(room).concat();
-        let mut pooled = pool::get(&self.pool).await?;
-        let mut reading = Reading::new(from, limit, self.max_publication);
-        while let Some(count) = reading.next_batch() {
-            let mut command = cmd(if reading.is_backwards() { "XREVRANGE" } else { "XRANGE" });
-            let [start, end] = reading.range();
-            command.arg(&key).arg(start).arg(end).arg("COUNT").arg(count);
-            let batch = ask(&mut pooled, &command).await?.map_err(|answer| answer.error())?;
-            reading.take(entries(batch)?, count);
-        }
-        let top = match reading.top {
-            Some(top) => Some(top),
-            None => top(&mut pooled, &key).await?,
-        };
-        Ok(reading.page(top))
-    }
 }
 
 /// The position of the newest publication, kept or not; `None` if there is no log.
-async fn top(pooled: &mut Pooled, key: &[u8]) -> Result<Option<Cursor>, BrokerError> {
+async fn top_of(requests: &Requests, key: &[u8]) -> Result<Option<Cursor>, BrokerError> {
     let mut command = cmd("XINFO");
     command.arg("STREAM").arg(key);
-    let value = match ask(pooled, &command).await? {
+    let value = match requests.ask(command).await? {
         Ok(value) => value,
         Err(answer) if answer.text.contains("no such key") => return Ok(None),
         Err(answer) => return Err(answer.error()),
     };
     let last = field(&value, b"last-generated-id").and_then(text).and_then(position);
     last.map(Some).ok_or_else(malformed)
-}
-
-/// Sends a command that may be repeated, and returns the server's answer.
-async fn ask(pooled: &mut Pooled, command: &Cmd) -> Result<Result<Value, Answer>, BrokerError> {
-    match pooled.connection().send_packed_command(command).await {
-        Ok(Value::ServerError(error)) => Ok(Err(Answer::to_server_error(&error))),
-        Ok(value) => Ok(Ok(value)),
-        Err(error) => {
-            tracing::debug!(%error, "a request to Redis failed");
-            Err(BrokerError::Unavailable)
-        }
-    }
 }
 
 /// An entry of a stream.
@@ -276,6 +311,16 @@ impl Reading {
             }
         };
         Some(self.batch)
+    }
+
+    /// Whether nothing was found, although the newest publication, which was asked for later, is at `top`.
+    fn is_overtaken_by(&self, top: Option<Cursor>) -> bool {
+        let is_newer = |top: Cursor| match self.from {
+            ReadFrom::After(asked) => asked < top,
+            ReadFrom::Last => top.offset > 0,
+            ReadFrom::Before(_) => false,
+        };
+        self.entries.is_empty() && top.is_some_and(is_newer)
     }
 
     /// Where the next batch begins, and where it ends at the latest.

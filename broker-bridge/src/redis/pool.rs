@@ -1,8 +1,11 @@
-//! The pool of connections for requests and their answers, such as a part of a room's history.
+//! The pool of connections for requests and their answers.
 //!
-//! Opens connections like all others, and checks the server's role before a connection is lent again. Every interval
-//! it also checks that the pool works; that request keeps a connection from being idle. A demotion that it detects
-//! is reported to all connections ([`Canaries::demoted`]).
+//! Opens connections like all others, when they are needed. A connection is lent without asking the server anything
+//! first. Whoever borrows one asks for the server's role, and believes no answer unless the server says that it is the
+//! master ([`Pooled::vouch`]): [`requests`](super::requests) send that question behind the requests themselves, others
+//! borrow by [`checked`]. A demotion that is detected here is reported to all connections ([`Canaries::demoted`]).
+//!
+//! Every interval the pool is checked, so that its status is known and a connection is not idle.
 //!
 //! Uses `deadpool`, but not the manager of `deadpool-redis`, which opens connections by itself, without this
 //! crate's TLS trust and address racing.
@@ -11,7 +14,9 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use deadpool::managed::{self, RecycleError, RecycleResult};
 use deadpool_redis::{Metrics, Runtime};
-use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, Value, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Cmd, ProtocolVersion, RedisConnectionInfo, Value, aio::MultiplexedConnection,
+};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -29,11 +34,14 @@ pub(super) type Pool = managed::Pool<Manager>;
 /// The maximum number of connections in the pool.
 pub(super) const SIZE: usize = 4;
 
-/// The maximum number of requests in flight on one connection.
-const IN_FLIGHT: usize = 8;
+/// The number of messages that may wait for a connection's driver. A pipeline is one message.
+const BUFFERED: usize = 2;
 
 /// Reads and writes a connection's bytes.
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A borrowed connection. Goes back to the pool when it is dropped.
+pub(super) type Lent = managed::Object<Manager>;
 
 /// Opens connections, and decides whether one may be reused.
 pub(super) struct Manager {
@@ -48,6 +56,7 @@ pub(super) struct Manager {
 /// A connection of the pool.
 pub(super) struct Pooled {
     connection: MultiplexedConnection,
+    canaries: Arc<Canaries>,
     /// How many demotions had been detected when it began.
     demotions: u64,
 }
@@ -56,6 +65,40 @@ impl Pooled {
     pub(super) fn connection(&mut self) -> &mut MultiplexedConnection {
         &mut self.connection
     }
+
+    /// Whether answers on this connection may be believed that came before `hello`, the answer to [`hello`]: the server
+    /// is still the master, and nobody has found out anything else. If not, the connection must be closed.
+    pub(super) fn vouch(&self, hello: &Value) -> Result<(), PoolError> {
+        if self.is_left() {
+            return Err(PoolError::Demoted);
+        }
+        match hello {
+            Value::ServerError(error) => {
+                let answer = Answer::to_server_error(error);
+                match answer.link {
+                    Link::Keep => Ok(()),
+                    Link::Renew => Err(PoolError::Refused(answer.text)),
+                }
+            }
+            value if role_of(value).is_some_and(|role| role != b"master") => {
+                self.canaries.demoted(self.demotions);
+                Err(PoolError::Demoted)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a demotion has been detected since this connection began, on whichever connection.
+    fn is_left(&self) -> bool {
+        *self.canaries.demotions().borrow() != self.demotions
+    }
+}
+
+/// Asks for the server's role. Needs no permission.
+pub(super) fn hello() -> Cmd {
+    let mut hello = redis::cmd("HELLO");
+    hello.arg(3);
+    hello
 }
 
 /// Why the pool has no connection to lend.
@@ -82,29 +125,11 @@ impl managed::Manager for Manager {
         let (connection, driver) = hand_over(stream, self.time_limit).await?;
         // Ends with its connection, or with the broker.
         self.tracker.spawn(self.closing.clone().run_until_cancelled_owned(driver));
-        Ok(Pooled { connection, demotions })
+        Ok(Pooled { connection, canaries: Arc::clone(&self.canaries), demotions })
     }
 
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<PoolError> {
-        if *self.canaries.demotions().borrow() != pooled.demotions {
-            return Err(RecycleError::Backend(PoolError::Demoted));
-        }
-        let mut hello = redis::cmd("HELLO");
-        hello.arg(3);
-        let answer = pooled.connection.send_packed_command(&hello).await;
-        let server_error = match answer {
-            Ok(Value::ServerError(error)) => Answer::to_server_error(&error),
-            Ok(value) if role_of(&value).is_some_and(|role| role != b"master") => {
-                self.canaries.demoted(pooled.demotions);
-                return Err(RecycleError::Backend(PoolError::Demoted));
-            }
-            Ok(_) => return Ok(()),
-            Err(error) => return Err(RecycleError::Backend(error.into())),
-        };
-        match server_error.link {
-            Link::Keep => Ok(()),
-            Link::Renew => Err(RecycleError::Backend(PoolError::Refused(server_error.text))),
-        }
+        if pooled.is_left() { Err(RecycleError::Backend(PoolError::Demoted)) } else { Ok(()) }
     }
 }
 
@@ -125,15 +150,32 @@ pub(super) fn pool(
         .build()
 }
 
-/// A connection for a request; [`BrokerError::Unavailable`] if there is none within the time limit.
-pub(super) async fn get(pool: &Pool) -> Result<managed::Object<Manager>, BrokerError> {
-    pool.get().await.map_err(|error| match error {
+/// A connection whose server has just said that it is the master. Tries the next one if the server has closed a
+/// connection that was idle.
+pub(super) async fn checked(pool: &Pool) -> Result<Lent, managed::PoolError<PoolError>> {
+    loop {
+        let mut lent = pool.get().await?;
+        let answer = lent.connection().send_packed_command(&hello()).await;
+        let Err(error) = answer.map_err(PoolError::from).and_then(|answer| lent.vouch(&answer)) else {
+            return Ok(lent);
+        };
+        let is_new = Lent::metrics(&lent).recycle_count == 0;
+        drop(Lent::take(lent));
+        if is_new {
+            return Err(managed::PoolError::Backend(error));
+        }
+    }
+}
+
+/// What the failure to borrow a connection means for a request.
+pub(super) fn no_connection(error: managed::PoolError<PoolError>) -> BrokerError {
+    match error {
         managed::PoolError::Closed => BrokerError::Closed,
         error => {
             tracing::debug!(%error, "no connection for a request");
             BrokerError::Unavailable
         }
-    })
+    }
 }
 
 /// Borrows a connection every interval, and reports the result as `part`. A single failure is not reported, because
@@ -148,7 +190,7 @@ pub(super) async fn watch(
     let mut failures = 0_u32;
     loop {
         let next = Instant::now() + interval;
-        match pool.get().await {
+        match checked(&pool).await {
             Ok(_) => {
                 failures = 0;
                 status.up(part);
@@ -173,7 +215,7 @@ async fn hand_over(
     let greeted = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
     let config = AsyncConnectionConfig::new()
         .set_response_timeout(Some(time_limit))
-        .set_pipeline_buffer_size(IN_FLIGHT);
+        .set_pipeline_buffer_size(BUFFERED);
     let (connection, driver) = MultiplexedConnection::new_with_config(&greeted, stream, config)
         .await
         .map_err(|error| ConnectError::Refused(error.to_string()))?;

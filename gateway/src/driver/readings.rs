@@ -93,12 +93,17 @@ impl Readings {
             None => ReadFrom::After(BEGINNING),
         };
         let mut page = self.broker.read(room, from, limit).await?;
+        if page.top.is_none() {
+            let opened = self.broker.open(room, retention).await?;
+            if opened.offset > 0 {
+                // Somebody has published since, and nobody may be told a position beyond what was read.
+                page = self.broker.read(room, from, limit).await?;
+            }
+            page.top = page.top.or(Some(opened));
+        }
         page.entries.truncate(limit);
         if since.is_none() {
             page.start = Start::Continuous;
-        }
-        if page.top.is_none() {
-            page.top = Some(self.broker.open(room, retention).await?);
         }
         if is_reversed {
             page.entries.reverse();

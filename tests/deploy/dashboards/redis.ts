@@ -155,6 +155,15 @@ export const redis = dashboard("tidegate-redis", "Tidegate / Redis", "Redis as s
           [`sum by (result) (${rate("log_opens_total")})`, "{{result}}"],
         ]),
         graph(
+          "Requests for histories",
+          "Requests for positions and for parts of histories. At most 256 of a node are in flight; the others wait for their turn.",
+          "short",
+          [
+            [`sum by (pod) (tidegate_broker_requests_waiting{${these}})`, "{{pod}} waiting"],
+            [`sum by (pod) (tidegate_broker_requests_in_flight{${these}})`, "{{pod}} in flight"],
+          ],
+        ),
+        graph(
           "Outcomes looked up",
           "Publications per second whose connection was lost before the answer. recorded: found in the history. missing: not there, and sent again. unknown: Redis was restarted, the history was shortened, or the nodes' user may not close connections (client|kill).",
           "cps",

@@ -4,6 +4,7 @@
 //! - `connections`: pub/sub connections that are lost, stuck, blackholed, or not there yet
 //! - `health`: connections that answer but are useless, and errors that are not faults
 //! - `publishing`: what happens to publications when their connection fails
+//! - `requests`: many requests at once, on connections that are lost, at servers that have been demoted
 //! - `history`: rooms with history: what a log survives, and what is told when it does not
 //! - `outcomes`: publications into such rooms whose answer is lost
 //! - `access`: TLS, users, permissions, and that secrets are never logged
@@ -23,4 +24,5 @@ mod outcomes;
 mod payloads;
 mod publishing;
 mod reigns;
+mod requests;
 mod stage;
