@@ -76,6 +76,13 @@ impl Place {
         Self { cursor, follows }
     }
 
+    /// If it is the first of an epoch in a log that has had others: the position before it, in the same epoch, which no
+    /// publication has.
+    fn begins_after(&self) -> Option<Cursor> {
+        let before = self.follows.cursor().filter(|before| before.epoch != self.cursor.epoch);
+        before.map(|_| Cursor { offset: self.cursor.offset.saturating_sub(1), ..self.cursor })
+    }
+
     /// Whether it is the first that was published after `cursor`, so that nothing is in between that the log knows of.
     pub(crate) fn comes_after(&self, cursor: Cursor) -> bool {
         match self.follows.cursor() {
@@ -168,8 +175,8 @@ pub enum Start {
     Continuous,
     /// Later in the same log: publications in between have been removed, or are larger than this node accepts.
     Trimmed,
-    /// The position is not known in this log: it belongs to another room, the log was deleted or has expired, or it was
-    /// lost together with a server. Nothing is known of what was in between.
+    /// The position is not known in this log: it belongs to another room, the log was deleted or has expired, it was lost
+    /// together with a server, or no publication ever had it. Nothing is known of what was in between.
     Lost,
 }
 
@@ -177,22 +184,29 @@ impl Start {
     /// How a page begins that was read after `asked`: with a publication at the place `first`, or empty. `top` is the
     /// position of the newest publication, if there is a log.
     pub(crate) fn after(asked: Cursor, first: Option<Place>, top: Option<Cursor>) -> Self {
-        let (reaches, next) = match first {
-            Some(first) => (first.comes_after(asked), Some(first.cursor)),
-            None => (top == Some(asked), top),
-        };
-        match next {
-            _ if reaches => Self::Continuous,
-            Some(next) if next.epoch == asked.epoch && next > asked => Self::Trimmed,
+        let is_earlier = |later: Cursor| later.epoch == asked.epoch && asked < later;
+        match first {
+            Some(first) if first.comes_after(asked) => Self::Continuous,
+            Some(first) if is_earlier(first.cursor) => match first.begins_after() {
+                None => Self::Trimmed,
+                // Clients are told this position when an epoch begins and nothing is missing before it.
+                Some(before) if before == asked && !matches!(first.follows, Follows::Unproven(_)) => {
+                    Self::Continuous
+                }
+                // The epoch has nothing before `first`. What another epoch has there is not in the page.
+                Some(_) => Self::Lost,
+            },
+            None if top == Some(asked) => Self::Continuous,
+            None if top.is_some_and(is_earlier) => Self::Trimmed,
             _ => Self::Lost,
         }
     }
 
-    /// What a page proves that ends before `asked`. Whether the log has the publication there says `is_kept`, its top says
-    /// `top`.
-    pub(crate) fn before(asked: Cursor, is_kept: bool, top: Option<Cursor>) -> Self {
-        // Without the publication itself: it may have been removed, and everything before it, too.
-        let may_have_been = top.is_some_and(|top| top.epoch == asked.epoch && asked <= top);
+    /// How a page begins that ends before `asked`. `is_kept` says whether the log has an entry at that position, and
+    /// `has_older` whether it has any before it. `top` is the position of the newest publication, if there is a log.
+    pub(crate) fn before(asked: Cursor, is_kept: bool, has_older: bool, top: Option<Cursor>) -> Self {
+        // The oldest entries are removed first. So an entry that is gone while an older one is kept never existed.
+        let may_have_been = !has_older && top.is_some_and(|top| top.epoch == asked.epoch && asked <= top);
         if is_kept || may_have_been { Self::Continuous } else { Self::Lost }
     }
 }
@@ -247,6 +261,17 @@ mod tests {
             (at(5, 5), Some(linked(Follows::Moved(at(5, 5)))), at(7, 6), Start::Continuous),
             (at(5, 6), Some(linked(Follows::Unproven(at(5, 5)))), at(7, 6), Start::Lost),
             (at(5, 4), Some(linked(Follows::Unproven(at(5, 5)))), at(7, 6), Start::Lost),
+            // Before the first of an epoch, in the same epoch: only the position right before it is ever told, and only
+            // where nothing is missing. The log has what an earlier epoch had at those offsets.
+            (at(7, 5), Some(linked(Follows::Moved(at(5, 5)))), at(7, 9), Start::Continuous),
+            (at(7, 5), Some(linked(Follows::Previous(at(5, 5)))), at(7, 9), Start::Continuous),
+            (at(7, 5), Some(linked(Follows::Unproven(at(5, 5)))), at(7, 9), Start::Lost),
+            (at(7, 3), Some(linked(Follows::Moved(at(5, 5)))), at(7, 9), Start::Lost),
+            (at(7, 3), Some(linked(Follows::Unproven(at(5, 5)))), at(7, 9), Start::Lost),
+            (at(6, 5), Some(linked(Follows::Moved(at(5, 5)))), at(7, 9), Start::Lost),
+            // Within an epoch that follows another one.
+            (at(7, 6), Some(place(7, 7)), at(7, 9), Start::Continuous),
+            (at(7, 3), Some(place(7, 8)), at(7, 9), Start::Trimmed),
             // A log that began anew.
             (at(5, 0), Some(place(6, 1)), at(6, 1), Start::Lost),
             (at(5, 3), Some(place(6, 4)), at(6, 4), Start::Lost),
@@ -254,5 +279,24 @@ mod tests {
             assert_eq!(Start::after(asked, first, Some(top)), start, "{asked} {first:?} {top}");
         }
         assert_eq!(Start::after(at(5, 0), None, None), Start::Lost);
+    }
+
+    #[test]
+    fn a_position_that_is_gone_while_older_ones_are_kept_never_existed() {
+        let at = |epoch, offset| Cursor { epoch, offset };
+        let top = Some(at(7, 9));
+        for (asked, is_kept, has_older, start) in [
+            (at(7, 6), true, true, Start::Continuous),
+            (at(5, 6), true, false, Start::Continuous),
+            (at(7, 6), false, false, Start::Continuous),
+            (at(7, 9), false, false, Start::Continuous),
+            (at(7, 6), false, true, Start::Lost),
+            (at(7, 10), false, false, Start::Lost),
+            (at(5, 6), false, false, Start::Lost),
+            (at(5, 6), false, true, Start::Lost),
+        ] {
+            assert_eq!(Start::before(asked, is_kept, has_older, top), start, "{asked} {is_kept} {has_older}");
+        }
+        assert_eq!(Start::before(at(7, 6), false, false, None), Start::Lost);
     }
 }

@@ -296,9 +296,11 @@ pub struct HistoryQuery {
 /// A part of a room's history.
 #[derive(Clone, Copy, Debug)]
 pub struct History<'a> {
-    /// The position of the newest publication in the room.
+    /// The epoch of the [publications](Self::publications), and the offset of the newest publication in the room. Both
+    /// together are the newest's position if the room's epoch has not changed since, or if there are no publications.
     pub position: Cursor,
-    /// The publications, in the order that was asked for.
+    /// The publications, in the order that was asked for, with positions of one epoch. The client continues after the last
+    /// to get those of the next epoch.
     pub publications: &'a [(&'a Publication, Cursor)],
     /// How many bytes the reply may have.
     pub most: usize,

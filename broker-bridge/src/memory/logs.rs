@@ -160,7 +160,8 @@ impl Logs {
                 let is_kept = older.next_if(|(place, _)| place.cursor == asked).is_some();
                 let mut entries = page(older, limit);
                 entries.reverse();
-                (entries, Start::before(asked, is_kept, top))
+                let start = Start::before(asked, is_kept, !entries.is_empty(), top);
+                (entries, start)
             }
             ReadFrom::After(asked) => {
                 let newer: Vec<_> = kept.take_while(|(place, _)| place.cursor > asked).collect();

@@ -266,7 +266,7 @@ struct Reading {
     bytes: usize,
     /// The number of entries that the last batch asked for.
     batch: usize,
-    /// Where the next batch goes on.
+    /// The last entry that was read, after which the next batch goes on.
     last: Option<Cursor>,
     /// The position of the newest publication, if that has been seen.
     top: Option<Cursor>,
@@ -390,7 +390,7 @@ impl Reading {
         }
         let start = match self.from {
             ReadFrom::Last => Start::Continuous,
-            ReadFrom::Before(asked) => Start::before(asked, self.is_kept, top),
+            ReadFrom::Before(asked) => Start::before(asked, self.is_kept, self.last.is_some(), top),
             ReadFrom::After(asked) => Start::after(asked, entries.first().map(|entry| entry.place), top),
         };
         // It may have been deleted since its publications were read.

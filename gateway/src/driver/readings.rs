@@ -10,7 +10,7 @@ use std::{
 
 use broker_bridge::{
     Broker, BrokerError, Cursor, Retention, RoomName,
-    history::{Page, ReadFrom, Start},
+    history::{Entry, Page, ReadFrom, Start},
 };
 use futures_util::{
     FutureExt as _,
@@ -49,8 +49,8 @@ impl Readings {
     }
 
     /// Reads a part of a room's history, which is kept as `retention` says. Contains everything that was accepted before
-    /// the call. Publications come in the order that was asked for, and [`Page::top`] is known. If the position at which
-    /// it begins is not known, the page [starts](Page::start) as [`Lost`](Start::Lost).
+    /// the call. Publications come in the order that was asked for, all of one epoch, and [`Page::top`] is known. If the
+    /// position at which it begins is not known, the page [starts](Page::start) as [`Lost`](Start::Lost).
     pub fn read(
         &self,
         room: &RoomName,
@@ -108,6 +108,11 @@ impl Readings {
         if is_reversed {
             page.entries.reverse();
         }
+        // Clients are told one epoch for all offsets of a page, and continue after the last with both.
+        let epoch = |entry: &Entry| entry.place.cursor.epoch;
+        let first = page.entries.first().map(epoch);
+        let same = page.entries.iter().take_while(|entry| Some(epoch(entry)) == first).count();
+        page.entries.truncate(same);
         Ok(page)
     }
 }

@@ -7,7 +7,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use broker_bridge::{
-    BrokerError, RoomName,
+    BrokerError, Cursor, RoomName,
     history::{Page, Start},
 };
 
@@ -89,7 +89,9 @@ impl<T: Transport> Connection<T> {
                 shown = entries.map(|entry| (&entry.publication, entry.place.cursor)).collect();
                 let space = shard.settings.limits.outbound.get() / 4;
                 let most = space.saturating_sub(self.queued()).min(MAX_REPLY);
-                page.top.map_or(Err(ReplyError::Internal), |position| {
+                page.top.map_or(Err(ReplyError::Internal), |top| {
+                    let epoch = shown.first().map_or(top.epoch, |(_, cursor)| cursor.epoch);
+                    let position = Cursor { epoch, ..top };
                     Ok(History { position, publications: &shown, most })
                 })
             }

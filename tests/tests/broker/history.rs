@@ -204,6 +204,63 @@ async fn a_log_from_an_older_snapshot_goes_on_in_an_epoch_of_its_own() -> Result
     Ok(())
 }
 
+/// A log that was moved to another server in its second epoch, and whose third began with a failover. Read after each
+/// position, and before it.
+#[tokio::test]
+async fn a_log_of_three_epochs_knows_its_positions_and_no_others() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let node = Node::up(&redis.url()).await?;
+    let room = room("epochs");
+    let log = log_of(&room);
+    let at = |epoch, offset| Cursor { epoch, offset };
+    for (id, link) in [
+        ("5-1", ""),
+        ("5-2", ""),
+        ("5-3", ""),
+        ("7-4", "m 5-3"),
+        ("7-5", ""),
+        ("7-6", ""),
+        ("9-7", "u 7-6"),
+        ("9-8", ""),
+    ] {
+        let mut entry = vec!["XADD", &log, id, "d", id];
+        if !link.is_empty() {
+            entry.extend(["p", link]);
+        }
+        redis.cli(&entry, b"").await?;
+    }
+    let all = ["5-1", "5-2", "5-3", "7-4", "7-5", "7-6", "9-7", "9-8"];
+    for epoch in [5, 7, 9] {
+        for offset in 0..=9 {
+            let asked = at(epoch, offset);
+            let known = all.iter().position(|id| *id == asked.to_string());
+            let page = read(&node, &room, ReadFrom::Before(asked)).await?;
+            match known {
+                Some(index) => ensure!(
+                    (page.start, texts(&page).as_slice()) == (Start::Continuous, &all[..index]),
+                    "before {asked}: {page:?}"
+                ),
+                None => ensure!(page.start == Start::Lost, "before {asked}: {page:?}"),
+            }
+            let page = read(&node, &room, ReadFrom::After(asked)).await?;
+            let known = match (epoch, offset) {
+                // The beginning of the log, and of an epoch before which nothing is missing.
+                (5, 0) => Some(0),
+                (7, 3) => Some(3),
+                _ => known.map(|index| index + 1),
+            };
+            match known {
+                Some(index) => ensure!(
+                    (page.start, texts(&page).as_slice()) == (Start::Continuous, &all[index..]),
+                    "after {asked}: {page:?}"
+                ),
+                None => ensure!(page.start == Start::Lost, "after {asked}: {page:?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_deleted_log_begins_anew_even_within_a_millisecond() -> Result<()> {
     let redis = RedisServer::start().await?;

@@ -23,6 +23,7 @@ mod forgery;
 mod haproxy;
 mod heartbeat;
 mod history;
+mod history_pages;
 mod history_reads;
 mod history_rooms;
 mod idempotency;

@@ -243,13 +243,13 @@ async fn a_log_that_begins_anew_costs_sdks_nothing() -> Result<()> {
 }
 
 /// A session by hand, with its next request.
-struct Session {
+pub struct Session {
     socket: RawSocket,
     next: u32,
 }
 
 impl Session {
-    async fn open(node: &Node) -> Result<Self> {
+    pub async fn open(node: &Node) -> Result<Self> {
         Self::open_as(node, &Token::new("alice").room("*", &["subscribe", "history"]).sign()).await
     }
 
@@ -264,12 +264,17 @@ impl Session {
         serde_json::from_slice(&received.payload).with_context(|| format!("{received:?}"))
     }
 
+    /// Sends a command and does not wait for its reply.
+    pub async fn send(&mut self, command: &Value) -> Result<()> {
+        self.socket.send(&Frame::text(command.to_string())).await
+    }
+
     /// Sends a command, and returns its reply.
-    async fn ask(&mut self, method: &str, what: Value) -> Result<Value> {
+    pub async fn ask(&mut self, method: &str, what: Value) -> Result<Value> {
         let id = self.next;
         self.next += 1;
         let command = json!({ "id": id, method: what });
-        self.socket.send(&Frame::text(command.to_string())).await?;
+        self.send(&command).await?;
         let mut reply = self.receive().await?;
         ensure!(reply["id"] == id, "{reply} for {command}");
         Ok(if reply.get("error").is_some() { reply["error"]["code"].take() } else { reply[method].take() })
@@ -391,7 +396,7 @@ async fn what_does_not_fit_into_the_reply_follows_it() -> Result<()> {
 
 impl Session {
     /// The numbers in a part of the history, or the code of the error.
-    async fn history(&mut self, more: Value) -> Result<Result<Vec<u64>, Value>> {
+    pub async fn history(&mut self, more: Value) -> Result<Result<Vec<u64>, Value>> {
         let mut what = json!({ "channel": "kept:a" });
         if let (Some(what), Value::Object(more)) = (what.as_object_mut(), more) {
             what.extend(more);
