@@ -24,6 +24,7 @@ use super::{
     transport::Transport,
 };
 use crate::{
+    delivery::Overflow,
     history::Join,
     hub::{Begin, log::Item},
 };
@@ -171,6 +172,8 @@ impl<T: Transport> Core<T> {
             connection.touch(&mut self.state);
             if connection.is_catching_up() {
                 self.state.inbox.post(ShardEvent::CatchUp(key));
+                // Sockets and responses take what is queued between two pieces.
+                self.must_yield = true;
             }
         }
     }
@@ -235,7 +238,12 @@ impl<T: Transport> Core<T> {
             && let Some(place) = connection.memberships.get(room).map(Membership::place)
             && let Some(member) = known.members.get(place)
         {
-            let delivery = delivery(&self.state, batch, known.traits());
+            let mut delivery = delivery(&self.state, batch, known.traits());
+            if delivery.overflow == Overflow::Latest {
+                // The client has asked for what it has missed, so all of it counts, not only the newest. What is queued
+                // of it is no sign that the client reads slowly. Only drop what does not fit.
+                delivery.overflow = Overflow::DropOldest;
+            }
             connection.deliver(&mut self.state, member, &delivery);
             connection.touch(&mut self.state);
             self.written.add(batch);

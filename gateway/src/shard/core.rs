@@ -59,6 +59,8 @@ pub struct Core<T: Transport> {
     pub(super) done: usize,
     /// Whether the turn has come to its writes.
     is_writing: bool,
+    /// Whether everything else must have its turn before the next one, although the inbox has events.
+    pub(super) must_yield: bool,
     /// Whether the last turn closed sessions to free memory.
     is_relieving: bool,
     /// Rooms that connections have yet to leave, because there were too many for one turn.
@@ -102,6 +104,7 @@ impl<T: Transport> Core<T> {
             written: Written::default(),
             done: 0,
             is_writing: false,
+            must_yield: false,
             is_relieving: false,
             departures: VecDeque::new(),
             drain: None,
@@ -164,7 +167,13 @@ impl<T: Transport> Core<T> {
             self.state.settle_tally();
             return Turn::Drained;
         }
-        if self.is_relieving || has_late_joins || !self.rounds.is_empty() || !self.departures.is_empty() {
+        let must_yield = mem::take(&mut self.must_yield);
+        if self.is_relieving
+            || has_late_joins
+            || must_yield
+            || !self.rounds.is_empty()
+            || !self.departures.is_empty()
+        {
             return Turn::More;
         }
         Turn::Idle

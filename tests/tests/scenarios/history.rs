@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
+use serde_json::Value;
 use tidegate_tests::{
     client::Client,
     http::Request,
@@ -12,7 +13,7 @@ use tidegate_tests::{
     token::anywhere,
 };
 
-use crate::stage::payloads;
+use crate::{ndjson::Lines, stage::payloads};
 
 pub fn recording() -> Builder {
     Builder::new().set(r#"rooms."kept:*".history.size"#, "1000")
@@ -82,11 +83,21 @@ async fn an_event_source_misses_nothing_while_it_reconnects() -> Result<()> {
     Ok(())
 }
 
-/// A history of sixteen times what a queue may hold, to a client that reads slowly.
+/// A history of sixteen times what a queue may hold, to a client that reads slowly. Nothing of it is dropped, whatever the
+/// room does for slow clients.
 #[tokio::test]
 async fn a_slow_client_catches_up_without_being_taken_for_slow() -> Result<()> {
+    try_join_all(["close", "drop_oldest", "latest"].map(catches_up_slowly)).await.map(drop)
+}
+
+async fn catches_up_slowly(overflow: &str) -> Result<()> {
     const ALL: u32 = 256;
-    let node = recording().set("limits.outbound", "64KiB").set("limits.message_size", "8KiB").start().await?;
+    let node = recording()
+        .set(r#"rooms."kept:*".overflow"#, overflow)
+        .set("limits.outbound", "64KiB")
+        .set("limits.message_size", "8KiB")
+        .start()
+        .await?;
     let token = anywhere("alice");
     let text = |number: u32| format!("{number:04}{}", "x".repeat(4092));
     let witness = Client::events(&node.url("kept:a", &token, "")).await?;
@@ -100,8 +111,30 @@ async fn a_slow_client_catches_up_without_being_taken_for_slow() -> Result<()> {
     let mut slow = RawSocket::connect_narrow(node.public, &target).await?;
     for number in 1..ALL {
         let received = slow.receive().await?.context("a message")?;
-        ensure!(received.payload == text(number).as_bytes(), "{number}: {received:.20?}");
+        ensure!(received.payload == text(number).as_bytes(), "{overflow}, {number}: {received:.20?}");
     }
+    node.ensure_sound()
+}
+
+/// Many small messages, to a client that reads at once. They come in several pieces, and its response takes each before
+/// the next one. So nothing is dropped in a room that keeps only the latest for slow clients.
+#[tokio::test]
+async fn what_was_missed_is_not_dropped_for_the_latest() -> Result<()> {
+    const ALL: u32 = 1000;
+    let node = recording().set(r#"rooms."kept:*".overflow"#, "latest").start().await?;
+    let token = anywhere("alice");
+    let witness = Client::events(&node.url("kept:a", &token, "")).await?;
+    publish(&node, &token, 0..1).await?;
+    let since = witness.heard(1).await?.remove(0).id;
+    publish(&node, &token, 1..ALL).await?;
+    let mut lines = Lines::open_as(&node, &format!("/rooms/kept:a?since={since}"), &token).await?;
+    let mut heard = Vec::new();
+    while heard.len() + 1 < ALL as usize {
+        let object = lines.next().await?.context("another line")?;
+        ensure!(object.get("gap").is_none(), "{object} after {}", heard.len());
+        heard.extend(object.get("data").and_then(Value::as_u64));
+    }
+    ensure!(heard.iter().copied().eq(1..ALL.into()), "{heard:?}");
     node.ensure_sound()
 }
 
