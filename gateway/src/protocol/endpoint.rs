@@ -73,7 +73,7 @@ pub type Refuse = fn(&Parts, &Problem) -> Option<Response<Body>>;
 pub type Answer = fn(Call) -> Answering;
 
 /// Decides which kind of session a request asks for, or refuses it. Authentication and authorization come
-/// after that, the same for all protocols.
+/// after that, the same for all protocols. So what it refuses must not depend on the policies of rooms.
 pub type Open = fn(&Ask<'_>) -> Result<Opening, Problem>;
 
 /// A pending response.
@@ -142,7 +142,8 @@ impl Ask<'_> {
     }
 
     /// Where the client begins in each of `rooms`, the [rooms](Self::rooms) of the request: [after](Self::since) a position,
-    /// with the newest publications (`?last=`), or live.
+    /// with the newest publications (`?last=`), or live. [`Opening::check_policies`] refuses `?last=` where no room has a
+    /// history.
     pub fn begin(&self, rooms: &[RoomName]) -> Result<Vec<Beginning>, Problem> {
         let since = self.since(rooms)?;
         let Some(last) = self.last()? else { return Ok(since.into_iter().map(Beginning::from).collect()) };
@@ -153,9 +154,6 @@ impl Ask<'_> {
         // The client has come back by itself, with what it has received in the meantime.
         if !since.is_empty() {
             return Ok(since.into_iter().map(Beginning::from).collect());
-        }
-        if !rooms.iter().any(|room| self.has_history(room)) {
-            return Err(needs_history());
         }
         Ok(vec![Beginning::Last(last); rooms.len()])
     }
@@ -191,7 +189,7 @@ pub const UNKNOWN: Cursor = Cursor { epoch: 0, offset: 0 };
 const MAX_LAST: u32 = 1000;
 
 /// The room keeps nothing that could be read.
-pub fn needs_history() -> Problem {
+fn needs_history() -> Problem {
     Problem::new(Refusal::NeedsHistory, "needs history: the configuration gives this room none")
 }
 
@@ -242,12 +240,33 @@ pub struct Opening {
     pub rooms: Vec<RoomName>,
     /// Where the client begins in each of the rooms. Empty if it begins live in all of them.
     pub begin: Vec<Beginning>,
-    /// Whether the session is one answer, and counts as a command of its user.
+    /// Whether the session is one answer. It counts as a command of its user, and all rooms need a history.
     pub is_answer: bool,
+    /// Whether the client is told its positions in all rooms together, which are at most [`MAX_POSITIONS`].
+    pub has_all_positions: bool,
     /// Whether the client authenticates within the session, and the request needs no token.
     pub signs_in_later: bool,
     /// Creates its protocol state.
     pub protocol: MakeProtocol,
+}
+
+impl Opening {
+    /// Refuses what the policies of the rooms do not allow. Tells which rooms have a history, so only for clients that may
+    /// enter the rooms.
+    pub fn check_policies(&self, settings: &Settings) -> Result<(), Problem> {
+        let recorded = self.rooms.iter().filter(|room| settings.history.of(room).is_some()).count();
+        let asks_for_last = self.begin.iter().any(|begin| matches!(begin, Beginning::Last(_)));
+        if (self.is_answer && recorded < self.rooms.len()) || (asks_for_last && recorded == 0) {
+            return Err(needs_history());
+        }
+        if self.has_all_positions && recorded > MAX_POSITIONS {
+            let detail = format!(
+                "an event stream may have at most {MAX_POSITIONS} rooms with a history, found {recorded}: open several"
+            );
+            return Err(Problem::new(Refusal::TooManyRooms, detail));
+        }
+        Ok(())
+    }
 }
 
 /// Creates the protocol state of one session.

@@ -221,6 +221,7 @@ async fn admit(
         if opening.begin.iter().any(|begin| matches!(begin, Beginning::Last(_))) {
             gate.check_grant(identity, Operation::History, &opening.rooms)?;
         }
+        opening.check_policies(&settings)?;
         if opening.is_answer && request.method == Method::GET {
             gate.check_user(identity, None)?;
         }

@@ -191,6 +191,50 @@ async fn polls_are_refused_with_a_reason() -> Result<()> {
     Ok(())
 }
 
+/// A refusal that depends on which rooms have a history comes after those for lack of access.
+#[tokio::test]
+async fn nobody_without_access_learns_which_rooms_have_a_history() -> Result<()> {
+    const JSON: &str = "application/json";
+    const LINES: &str = "application/x-ndjson";
+    const EVENTS: &str = "text/event-stream";
+    let node = recording().start().await?;
+    let stranger = Token::new("mallory").room("else", &["subscribe", "publish", "history"]).sign();
+    let many =
+        |room: &str| (0..17).map(|number| format!("room={room}{number}&")).collect::<Vec<_>>().concat();
+    let requests = |room: &str| {
+        [
+            Request::get(&format!("/rooms/{room}a")).header("Accept", JSON),
+            Request::get(&format!("/rooms/{room}a?since=1-1&wait=5")).header("Accept", JSON),
+            Request::get(&format!("/rooms/{room}a?last=5")).header("Accept", JSON),
+            Request::get(&format!("/rooms/{room}a?last=5")).header("Accept", LINES),
+            Request::get(&format!("/rooms/{room}a?last=5")).header("Accept", EVENTS),
+            Request::get(&format!("/rooms?{}last=5", many(room))).header("Accept", LINES),
+            Request::get(&format!("/rooms?{}", many(room))).header("Accept", EVENTS),
+            Request::post(&format!("/rooms/{room}a"), "text/plain", b"hi").header("Idempotency-Key", "1"),
+        ]
+    };
+    for room in ["kept:", "live:"] {
+        for (number, request) in requests(room).into_iter().enumerate() {
+            let refused = request.clone().send(node.public).await?;
+            ensure!(refused.status == 401, "{room} {number}: {refused:?}");
+            let refused = request.bearer(&stranger).send(node.public).await?;
+            ensure!(refused.status == 403, "{room} {number}: {refused:?}");
+        }
+    }
+    // Who has access is told.
+    let expected = [409, 409, 409, 409, 409, 409, 200, 400];
+    for (request, status) in requests("live:").into_iter().zip(expected) {
+        if status != 200 {
+            let refused = request.bearer(&reader()).send(node.public).await?;
+            ensure!(refused.status == status, "{refused:?}");
+        }
+    }
+    let [.., streams, _] = requests("kept:");
+    let refused = streams.bearer(&reader()).send(node.public).await?;
+    ensure!(refused.status == 400 && refused.text().contains("at most 16 rooms"), "{refused:?}");
+    Ok(())
+}
+
 /// On the node that has the messages in memory, and on one that reads them.
 #[tokio::test]
 async fn the_newest_messages_come_first_and_then_what_is_published() -> Result<()> {

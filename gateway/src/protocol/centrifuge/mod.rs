@@ -71,7 +71,14 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let ping_seconds = ask.settings.heartbeat.interval.as_secs().max(1);
     let protocol = Arc::new(move || Box::new(Centrifuge { ping_seconds }) as _);
     // The token is usually in the connect command.
-    Ok(Opening { rooms: Vec::new(), begin: Vec::new(), is_answer: false, signs_in_later: true, protocol })
+    Ok(Opening {
+        rooms: Vec::new(),
+        begin: Vec::new(),
+        is_answer: false,
+        has_all_positions: false,
+        signs_in_later: true,
+        protocol,
+    })
 }
 
 /// Reads the commands of one frame.

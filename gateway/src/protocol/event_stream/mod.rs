@@ -23,13 +23,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
-    endpoint::{MAX_POSITIONS, UNKNOWN},
+    endpoint::UNKNOWN,
 };
 use crate::{
     framing::{Format, MemberState, Packets, Positions, Writer},
     history::Beginning,
     request::Problem,
-    vocabulary::{CloseReason, ProtocolName, Refusal},
+    vocabulary::{CloseReason, ProtocolName},
 };
 
 mod endpoint;
@@ -59,41 +59,35 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let rooms = ask.rooms()?;
     let begin = ask.begin(&rooms)?;
     let (several_rooms, retry_millis) = (rooms.len() > 1, ask.settings.retry_millis);
-    let start = if several_rooms { first_positions(ask, &rooms, &begin)? } else { None };
+    let start = several_rooms.then(|| first_positions(ask, &rooms, &begin)).flatten();
     let all: Arc<[_]> = rooms.clone().into();
     let protocol = Arc::new(move || {
         let positions = start.as_ref().map(|start| Rc::new(Positions::new(start.iter().copied())));
         let several = several_rooms.then(|| Several { rooms: Arc::clone(&all), positions });
         Box::new(EventStream { several, retry_millis }) as _
     });
-    Ok(Opening { rooms, begin, is_answer: false, signs_in_later: false, protocol })
+    Ok(Opening {
+        rooms,
+        begin,
+        is_answer: false,
+        has_all_positions: several_rooms,
+        signs_in_later: false,
+        protocol,
+    })
 }
 
 /// What a client of several rooms has received before the stream begins. `None` if no room has a history.
 ///
 /// A room whose position is not known yet has one that nobody knows: a client that is cut off before it learns the
 /// position is told a gap when it comes back.
-fn first_positions(
-    ask: &Ask<'_>,
-    rooms: &[RoomName],
-    begin: &[Beginning],
-) -> Result<Option<Arc<[Option<Cursor>]>>, Problem> {
+fn first_positions(ask: &Ask<'_>, rooms: &[RoomName], begin: &[Beginning]) -> Option<Arc<[Option<Cursor>]>> {
     let since = begin.iter().map(|begin| begin.since()).chain(std::iter::repeat(None));
     let positions: Arc<[_]> = rooms
         .iter()
         .zip(since)
         .map(|(room, since)| ask.has_history(room).then(|| since.unwrap_or(UNKNOWN)))
         .collect();
-    match positions.iter().flatten().count() {
-        0 => Ok(None),
-        1..=MAX_POSITIONS => Ok(Some(positions)),
-        found => {
-            let detail = format!(
-                "an event stream may have at most {MAX_POSITIONS} rooms with a history, found {found}: open several"
-            );
-            Err(Problem::new(Refusal::TooManyRooms, detail))
-        }
-    }
+    positions.iter().any(Option::is_some).then_some(positions)
 }
 
 /// The event that reports a gap.

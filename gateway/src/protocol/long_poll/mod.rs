@@ -24,7 +24,7 @@ use http::{HeaderMap, HeaderValue, header};
 
 use super::{
     Ask, Command, Endpoint, Message, News, On, Opening, Protocol, Reply, RequestId, RoomFormat, Route, Then,
-    endpoint::needs_history, ndjson,
+    ndjson,
 };
 use crate::{
     framing::{Format, MemberState, Packets, Positions, Writer},
@@ -64,9 +64,6 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     let rooms = ask.rooms()?;
     let begin = ask.begin(&rooms)?;
     let wait = wait(ask)?;
-    if !rooms.iter().all(|room| ask.has_history(room)) {
-        return Err(needs_history());
-    }
     let beginning = begin.first().copied().unwrap_or_default();
     let since = beginning.since();
     let wait = if since.is_some() { wait } else { Duration::ZERO };
@@ -76,7 +73,7 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
         let state = Rc::new(MemberState { positions, ..MemberState::default() });
         Box::new(Answer { state, gap: None, wait, asks_for_position }) as _
     });
-    Ok(Opening { rooms, begin, is_answer: true, signs_in_later: false, protocol })
+    Ok(Opening { rooms, begin, is_answer: true, has_all_positions: false, signs_in_later: false, protocol })
 }
 
 fn wait(ask: &Ask<'_>) -> Result<Duration, Problem> {

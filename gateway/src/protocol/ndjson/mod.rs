@@ -85,7 +85,7 @@ fn opening(ask: &Ask<'_>, lines: bool, echo: bool) -> Result<Opening, Problem> {
     let begin = ask.begin(&rooms)?;
     let all: Arc<[_]> = rooms.clone().into();
     let protocol = Arc::new(move || Box::new(Ndjson { rooms: Arc::clone(&all), lines, echo }) as _);
-    Ok(Opening { rooms, begin, is_answer: false, signs_in_later: false, protocol })
+    Ok(Opening { rooms, begin, is_answer: false, has_all_positions: false, signs_in_later: false, protocol })
 }
 
 /// As for an event stream: a proxy must neither compress nor buffer lines.

@@ -46,6 +46,7 @@ fn open(ask: &Ask<'_>) -> Result<Opening, Problem> {
     Ok(Opening {
         begin: ask.begin(&rooms)?,
         is_answer: false,
+        has_all_positions: false,
         rooms,
         signs_in_later: false,
         protocol: Arc::new(move || Box::new(Plain { room: room.clone(), echo, close_on_gap })),
