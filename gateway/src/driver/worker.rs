@@ -68,6 +68,8 @@ pub struct Worker {
     subscribing: RefCell<SparseSecondaryMap<JoinKey, AbortHandle>>,
     /// The tasks that wait for the verification of a session's token.
     verifying: RefCell<SparseSecondaryMap<ConnectionKey, AbortHandle>>,
+    /// The tasks that read a part of a history. A session has one reading under way at most.
+    reading: RefCell<SparseSecondaryMap<ConnectionKey, AbortHandle>>,
 }
 
 impl Worker {
@@ -101,6 +103,7 @@ impl Worker {
             applicants: RefCell::default(),
             subscribing: RefCell::default(),
             verifying: RefCell::default(),
+            reading: RefCell::default(),
         });
         let tasks = LocalSet::new();
         tasks.block_on(runtime, Rc::clone(&worker).run_turns());
@@ -241,13 +244,16 @@ impl Worker {
         query: HistoryQuery,
     ) {
         let Some(worker) = self.this.upgrade() else { return };
-        self.tasks.spawn_local(async move {
+        let task = self.tasks.spawn_local(async move {
             let outcome = match retention {
                 Some(retention) => Some(worker.context.readings.read(&room, retention, query).await),
                 None => None,
             };
+            // Before the core hears of it: it may begin the session's next reading at once.
+            worker.reading.borrow_mut().remove(key);
             worker.with_core(|core| core.history_read(key, request, outcome.as_ref()));
         });
+        self.reading.borrow_mut().insert(key, task.abort_handle());
     }
 
     fn resume(&self, key: ConnectionKey, room: RoomName, cursor: Cursor, Resuming(resuming): Resuming) {
@@ -268,11 +274,13 @@ impl Worker {
         self.verifying.borrow_mut().insert(key, task.abort_handle());
     }
 
-    /// Lets go of a connection that has ended. Nobody waits for its token's verification any more: otherwise the
-    /// tokens of sessions that gave up would hold up those of the sessions that came after them.
+    /// Lets go of a connection that has ended. Nobody waits for its token's verification or its reading any more:
+    /// otherwise those of sessions that gave up would hold up the sessions that came after them.
     pub fn forget(&self, key: ConnectionKey) {
-        if let Some(task) = self.verifying.borrow_mut().remove(key) {
-            task.abort();
+        for tasks in [&self.verifying, &self.reading] {
+            if let Some(task) = tasks.borrow_mut().remove(key) {
+                task.abort();
+            }
         }
         self.with_core(|core| core.forget(key));
     }

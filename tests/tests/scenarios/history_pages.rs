@@ -4,10 +4,14 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tidegate_tests::{redis_server::RedisServer, token::anywhere};
+use tidegate_tests::{
+    fault_proxy::{Direction, FaultProxy, Flow, Target, Which},
+    redis_server::RedisServer,
+    token::anywhere,
+};
 
 use crate::{
-    history::{on, publish},
+    history::{on, publish, recording},
     recovery::Session,
 };
 
@@ -76,5 +80,40 @@ async fn a_history_of_three_epochs_is_read_exactly_in_pages() -> Result<()> {
             }
         }
     }
+    node.ensure_sound()
+}
+
+/// Sessions ask for parts of a history while Redis does not answer, and go. Nothing is read for them, so they hold up
+/// nobody who comes after them.
+#[tokio::test]
+async fn nothing_is_read_for_sessions_that_have_gone() -> Result<()> {
+    const GONE: u64 = 40;
+    let requests = Which::NotSaying("tidegate-");
+    let redis = RedisServer::start().await?;
+    let proxy = FaultProxy::to(Target::Unix(redis.socket())).await?;
+    let node = recording().set("broker.url", &proxy.redis_url()).start().await?;
+    publish(&node, &anywhere("alice"), 0..20).await?;
+    let mut witness = Session::open(&node).await?;
+    let position = witness.ask("history", json!({ "channel": "kept:a" })).await?;
+    let reads = async || anyhow::Ok(node.samples().await?.sum("tidegate_broker_log_reads_total", &[]));
+    let before = reads().await?;
+    proxy.set(requests, Direction::ToClient, Flow::Stall);
+    for number in 0..GONE {
+        let mut session = Session::open(&node).await?;
+        // Each asks for something else, so no two share a reading.
+        let since = json!({ "epoch": position["epoch"], "offset": 1 + number % 20 });
+        let query = json!({ "channel": "kept:a", "limit": 1 + number, "since": since });
+        session.send(&json!({ "id": 7, "history": query })).await?;
+    }
+    node.until_samples("all of them gone", |samples| {
+        samples.sum("tidegate_connections_closed_total", &["protocol=\"centrifuge\""]) >= GONE
+    })
+    .await?;
+    proxy.resume();
+    let read =
+        witness.history(json!({ "limit": 2, "since": { "epoch": position["epoch"], "offset": 18 } })).await?;
+    ensure!(read == Ok(vec![18, 19]), "{read:?}");
+    let after = reads().await?;
+    ensure!(after == before + 1, "{} readings for one session", after - before);
     node.ensure_sound()
 }
