@@ -49,9 +49,11 @@ pub mod log;
 mod metrics;
 mod recorded;
 mod silence;
+mod warnings;
 
 use self::recorded::{Recorded, Repairs};
 use self::silence::Silence;
+use self::warnings::Warnings;
 pub use self::{
     metrics::HubMetrics,
     recorded::{Begin, Joined, Piece, Repair},
@@ -316,6 +318,7 @@ pub struct FanOut {
     budget: Arc<Budget>,
     time: Time,
     repairs: Repairs,
+    warnings: Warnings,
     /// What all rings hold, in bytes.
     history: AtomicUsize,
     /// What waits for readings of logs in all rooms, in bytes.
@@ -343,6 +346,7 @@ impl FanOut {
             budget,
             time,
             repairs: Repairs::default(),
+            warnings: Warnings::default(),
             history: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             encoded: Mutex::default(),

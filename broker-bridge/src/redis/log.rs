@@ -83,7 +83,7 @@ impl Logs {
         max_publication: usize,
         metrics: Arc<BrokerMetrics>,
     ) -> Self {
-        let functions = Functions { pool, metrics: Arc::clone(&metrics) };
+        let functions = Functions { pool, metrics: Arc::clone(&metrics), failure: Arc::default() };
         Self { requests, functions, loading: Arc::default(), topics, max_publication, metrics }
     }
 
@@ -191,6 +191,8 @@ impl Logs {
 struct Functions {
     pool: Pool,
     metrics: Arc<BrokerMetrics>,
+    /// Why the functions could not be loaded, if the last attempt failed and the log says so.
+    failure: Arc<Mutex<Option<Arc<str>>>>,
 }
 
 impl Functions {
@@ -206,6 +208,7 @@ impl Functions {
         }
         match loaded {
             Ok(loaded) => {
+                *self.failure.lock() = None;
                 if let Loaded::Now { replaced } = loaded {
                     self.metrics.history.functions_loaded.inc();
                     tracing::info!(
@@ -222,8 +225,11 @@ impl Functions {
             }
             Err(error) => {
                 self.metrics.history.functions_failed.inc();
-                tracing::warn!(%error, "cannot load the functions into Redis, which record publications");
-                let text = error.to_string().into();
+                let text: Arc<str> = error.to_string().into();
+                // Each client that joins a room with a history causes another attempt.
+                if self.failure.lock().replace(Arc::clone(&text)).as_ref() != Some(&text) {
+                    tracing::warn!(%error, "cannot load the functions into Redis, which record publications");
+                }
                 Err(match error {
                     LoadError::Forbidden { .. } => BrokerError::Forbidden(text),
                     LoadError::TooOld | LoadError::Stranger(_) => BrokerError::Refused(text),

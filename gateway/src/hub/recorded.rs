@@ -206,7 +206,7 @@ impl Repair {
             }
             Err(error) if error.is_retryable() => return Err(error),
             Err(error) => {
-                tracing::warn!(room = %room.name, %error, "cannot read the history of a room");
+                room.fan_out.warnings.cannot_read(&room.name, &error, room.fan_out.time.now());
                 recorded.change(&room, |log, now, out| log.unreadable(GapCause::Interrupted, now, out));
             }
         }
@@ -355,7 +355,7 @@ impl Recorded {
                 }
                 // It answers, and cannot, such as for lack of memory: the members are served live.
                 recorded.state.lock().log.not_opened();
-                tracing::warn!(room = %room.name, %error, "cannot open the history of a room");
+                room.fan_out.warnings.cannot_open(&room.name, &error, room.fan_out.time.now());
             }
             let begin = match beginning {
                 Beginning::Live => {
@@ -511,7 +511,7 @@ impl Recorded {
                     // What was missed is still there: the client may try again.
                     Err(error) if error.is_retryable() => Err(error),
                     Err(error) => {
-                        tracing::warn!(room = %room.name, %error, "cannot read the history of a room");
+                        room.fan_out.warnings.cannot_read(&room.name, &error, room.fan_out.time.now());
                         let next = state.log.ring().next();
                         Ok(Self::begin(&room, &state, next, Some(GapCause::Interrupted)))
                     }

@@ -138,6 +138,25 @@ async fn what_was_missed_is_not_dropped_for_the_latest() -> Result<()> {
     node.ensure_sound()
 }
 
+/// Each client that joins tries to open a history that cannot be opened. The log tells it once.
+#[tokio::test]
+async fn a_history_that_cannot_be_opened_is_logged_once_however_many_join() -> Result<()> {
+    const JOINS: u64 = 20;
+    let redis = RedisServer::start().await?;
+    redis.cli(&["SET", "{room:kept:a}:log", "no log"], b"").await?;
+    let node = on(&redis).await?;
+    for _ in 0..JOINS {
+        Lines::open_as(&node, "/rooms/kept:a", &anywhere("alice")).await?;
+    }
+    let failed = &["result=\"failed\""];
+    let failures = node.samples().await?.sum("tidegate_broker_log_opens_total", failed);
+    ensure!(failures == JOINS, "{failures} attempts");
+    // Another warning comes after a minute, which no test takes.
+    let warnings = node.output().matches("cannot open the history of a room").count();
+    ensure!(warnings == 1, "{warnings} warnings");
+    node.ensure_sound()
+}
+
 /// Positions that nobody knows are a gap, never an error, and the client hears what comes.
 #[tokio::test]
 async fn an_unknown_position_is_a_gap_and_then_life_goes_on() -> Result<()> {
