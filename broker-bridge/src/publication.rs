@@ -104,6 +104,12 @@ impl Data {
         Self::of(DataKind::Text, Bytes::from(text.into()))
     }
 
+    /// A text payload that is a string even if it could be read as JSON: [`is_json`](Self::is_json) is false. This is not
+    /// kept when it is published.
+    pub fn string(text: impl Into<String>) -> Self {
+        Self { json: OnceLock::from(false), ..Self::text(text) }
+    }
+
     /// A binary payload.
     pub fn binary(bytes: impl Into<Bytes>) -> Self {
         Self::of(DataKind::Binary, bytes.into())

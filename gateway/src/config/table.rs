@@ -699,8 +699,8 @@ table! {
         reload: Live,
         doc: "Which consecutive publications arrive as one at a client that catches up.",
         more: "`text`: texts with the same event and user, up to 16 KiB together, with the position of the last: \
-               pieces of one longer text, such as the tokens of an answer. JSON that is declared as such and binary data \
-               are never joined.",
+               pieces of one longer text, such as the tokens of an answer. JSON, declared as such or not (`1`, `true`), and \
+               binary data are never joined. What is joined is a string, even if together it could be read as JSON.",
     };
 }
 

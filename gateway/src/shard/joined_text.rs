@@ -28,6 +28,9 @@ struct Run {
 /// Joins consecutive texts with a position, the same event and the same publisher. Each result has the number of its
 /// first publication and the position of its last. Nothing is joined across a gap, or across a publication without a
 /// position.
+///
+/// Some protocols pass text that is JSON as a JSON value and other text as a string. What is joined arrives as its parts
+/// do live. So text that is JSON by itself, such as `1`, is not joined, and joined text is always a string.
 pub fn join(items: Vec<Numbered>, budget: &Arc<Budget>) -> Vec<Numbered> {
     let mut joined = Vec::new();
     let mut run: Option<Run> = None;
@@ -57,7 +60,8 @@ pub fn join(items: Vec<Numbered>, budget: &Arc<Budget>) -> Vec<Numbered> {
 }
 
 fn may_join(broadcast: &Broadcast) -> bool {
-    broadcast.publication().data.kind() == DataKind::Text && broadcast.exclude().is_none()
+    let data = &broadcast.publication().data;
+    data.kind() == DataKind::Text && broadcast.exclude().is_none() && !data.is_json()
 }
 
 /// Whether both are the same user. Each request over HTTP has a session of its own, so the session counts only where
@@ -88,7 +92,7 @@ impl Run {
         let texts = broadcasts.iter().filter_map(|broadcast| broadcast.publication().data.as_text());
         let Publication { event, publisher, .. } = first.publication().clone();
         let publication =
-            Publication { event, publisher, ..Publication::new(Data::text(texts.collect::<String>())) };
+            Publication { event, publisher, ..Publication::new(Data::string(texts.collect::<String>())) };
         let whole = Broadcast::new(first.room().clone(), publication, 0)
             .recorded_at(Some(position))
             .counted(budget, Consumer::History);
@@ -169,6 +173,35 @@ mod tests {
             (14, "él".to_owned(), Some(15)),
         ];
         assert_eq!(arrives(items), expected);
+    }
+
+    /// What arrives as JSON live does so by itself, and what arrives as a string is part of one.
+    #[test]
+    fn joined_texts_are_strings_as_their_parts_are() {
+        let texts = [r#"{"a":"#, "1}", "1", "2", "[", "]", "true", " ", "null", r#"""#, r#"x""#];
+        let items = (0..).zip(texts).map(|(number, part)| item(number, text(part))).collect();
+        let budget = Budget::register(&Registry::new(), 1).unwrap();
+        let arrived: Vec<_> = join(items, &budget)
+            .into_iter()
+            .map(|(_, item)| match item {
+                Item::Publication(broadcast, _) => {
+                    let data = &broadcast.publication().data;
+                    (data.as_text().unwrap().to_owned(), data.is_json())
+                }
+                Item::Gap(cause) => panic!("{cause:?}"),
+            })
+            .collect();
+        let expected = [
+            (r#"{"a":1}"#, false),
+            ("1", true),
+            ("2", true),
+            ("[]", false),
+            ("true", true),
+            (" ", false),
+            ("null", true),
+            (r#""x""#, false),
+        ];
+        assert_eq!(arrived, expected.map(|(text, is_json)| (text.to_owned(), is_json)));
     }
 
     #[test]
