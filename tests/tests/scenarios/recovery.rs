@@ -109,7 +109,7 @@ async fn a_rolling_restart_of_all_nodes_costs_nothing() -> Result<()> {
         .set("drain.pause", "0s")
         .set("drain.window", "200ms")
         .set("sse.retry", "50ms");
-    let mut nodes = vec![builder.start().await?, builder.start().await?, builder.start().await?];
+    let mut nodes = [builder.start().await?, builder.start().await?, builder.start().await?];
     let publisher = builder.start().await?;
     let token = anywhere("alice");
     let door = FaultProxy::to(Target::Tcp(nodes[0].public)).await?;
