@@ -813,6 +813,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_published_past_a_history_is_delivered_and_counted() {
+        let bench = Bench::new(1);
+        bench.hub.join(&room("a"), 0, Some(KEEP), Beginning::Live).await.unwrap();
+        bench.join("b", 0).await;
+        bench.record("a", "1");
+        bench.publish("a", "2");
+        bench.publish("b", "3");
+        assert_eq!(bench.posted(), [["a", "a", "b"]]);
+        assert_eq!(bench.hub.fan_out.metrics.unrecorded.get(), 1);
+    }
+
+    #[tokio::test]
     async fn the_time_of_a_repair_is_measured() {
         let bench = Bench::new(1);
         bench.hub.join(&room("a"), 0, Some(KEEP), Beginning::Live).await.unwrap();

@@ -32,6 +32,8 @@ pub struct HubMetrics {
     pub repairs: IntCounter,
     /// Readings of a silent room's log.
     pub checks: IntCounter,
+    /// Messages in rooms with a history that are not in it.
+    pub unrecorded: IntCounter,
     /// Rooms that wait for a reading that finds out what an interruption has cost.
     pub repairing: IntGauge,
     /// How long they waited.
@@ -88,6 +90,11 @@ impl HubMetrics {
                 registry,
                 "tidegate_history_checks_total",
                 "Readings of the history of rooms in which nothing has arrived for a while.",
+            )?,
+            unrecorded: counter(
+                registry,
+                "tidegate_history_unrecorded_total",
+                "Messages received in rooms with a history that were published past it: clients that come back do not get them.",
             )?,
             repairing: gauge(
                 registry,

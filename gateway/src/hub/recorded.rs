@@ -274,6 +274,10 @@ impl Recorded {
 
     /// A publication has arrived on the topic.
     pub fn arrived(&self, room: &Room, mut publication: Publication, place: Option<Place>) {
+        if place.is_none() {
+            room.fan_out.metrics.unrecorded.inc();
+            room.fan_out.warnings.unrecorded(&room.name, room.fan_out.time.now());
+        }
         if publication.data.bytes().len() >= SHARED {
             publication.data = publication.data.copied();
         }

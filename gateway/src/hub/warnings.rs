@@ -1,4 +1,4 @@
-//! Warnings about histories that the broker refuses to open or to read.
+//! Warnings about histories that the broker refuses to open or to read, and about messages that are published past them.
 //!
 //! Each client that joins causes another attempt, so clients would decide how much is logged. One of a kind is logged per
 //! minute, whatever the room, with the number of failures since the last; level `debug` has all of them.
@@ -16,6 +16,7 @@ const EVERY: Duration = Duration::from_secs(60);
 pub struct Warnings {
     opening: Mutex<Repeated>,
     reading: Mutex<Repeated>,
+    unrecorded: Mutex<Repeated>,
 }
 
 impl Warnings {
@@ -34,6 +35,20 @@ impl Warnings {
             tracing::warn!(%room, %error, failures, "cannot read the history of a room");
         } else {
             tracing::debug!(%room, %error, "cannot read the history of a room");
+        }
+    }
+}
+
+impl Warnings {
+    /// Something arrived in a room with a history that is not in it.
+    pub fn unrecorded(&self, room: &RoomName, now: Instant) {
+        if let Some(messages) = self.unrecorded.lock().note(now) {
+            tracing::warn!(
+                %room,
+                messages,
+                "a message was published past the history of its room: a backend should publish with FCALL tidegate_publish \
+                 or POST /rooms, or clients that come back miss it"
+            );
         }
     }
 }

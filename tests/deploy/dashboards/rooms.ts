@@ -225,11 +225,13 @@ export const rooms = dashboard(
             { stacked: true },
           ),
           graph(
-            "Repaired messages",
-            "Messages per second that had not arrived from the broker, and were read from the rooms' histories.",
+            "Repaired and unrecorded messages",
+            "Messages per second that had not arrived from the broker and were read from the rooms' histories, and those that were published past a history by a plain PUBLISH.",
             "cps",
-            [[`sum by (pod) (${rate("tidegate_history_repaired_messages_total")})`, "{{pod}}"]],
-            { stacked: true },
+            [
+              [total("tidegate_history_repaired_messages_total"), "repaired"],
+              [total("tidegate_history_unrecorded_total"), "unrecorded"],
+            ],
           ),
         ),
       ],
