@@ -330,7 +330,7 @@ pub struct FanOut {
 /// What the rings of all rooms may hold together, in bytes.
 const RINGS: usize = 64 * 1024 * 1024;
 /// What may wait for readings of logs in all rooms together, in bytes.
-const WAITING: usize = 16 * 1024 * 1024;
+const WAITING: usize = 64 * 1024 * 1024;
 
 impl FanOut {
     /// A fan-out to these shards.
