@@ -1,5 +1,5 @@
 //! Requests and their answers, such as parts of rooms' histories, in batches over the connections of the
-//! [pool](super::pool).
+//! [pool].
 //!
 //! Owns the requests that wait, in the order in which they came. A request is one command, which may be sent more than
 //! once: a batch whose connection was lost, or whose server is no longer the master, is sent again on another one.
