@@ -24,7 +24,7 @@ async def generate(question: str) -> AsyncIterator[str]:
     yield f"{question}: "
     for number in range(1, TOKENS):
         await asyncio.sleep(PAUSE)
-        yield f"{number} "
+        yield f"{number}, "
 
 
 async def publish(client: redis.Redis, room: str, number: int, text: str, *options: str) -> None:

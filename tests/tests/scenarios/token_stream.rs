@@ -70,7 +70,7 @@ fn text(journal: &Journal) -> String {
 }
 
 fn answer(tokens: usize) -> String {
-    let numbers = (1..tokens).map(|number| format!("{number} "));
+    let numbers = (1..tokens).map(|number| format!("{number}, "));
     std::iter::once("Count: ".to_owned()).chain(numbers).collect()
 }
 
