@@ -210,11 +210,11 @@ export const rooms = dashboard(
         graphs(
           graph(
             "Time to repair",
-            "How long rooms with a history wait to know what an interruption has cost. What is published meanwhile waits, too.",
+            "How long rooms with a history wait to know what an interruption has cost; 0 while nothing is repaired. What is published meanwhile waits, too.",
             "s",
             [
-              [quantile(0.5, "tidegate_history_repair_seconds"), "p50"],
-              [quantile(0.99, "tidegate_history_repair_seconds"), "p99"],
+              [`(${quantile(0.5, "tidegate_history_repair_seconds")} >= 0) or vector(0)`, "p50"],
+              [`(${quantile(0.99, "tidegate_history_repair_seconds")} >= 0) or vector(0)`, "p99"],
             ],
           ),
           graph(
