@@ -180,8 +180,10 @@ async fn an_unknown_position_is_a_gap_and_then_life_goes_on() -> Result<()> {
 }
 
 /// A node on this Redis that keeps histories.
+/// It keeps more than a fast machine publishes while a node reconnects.
 pub async fn on(redis: &RedisServer) -> Result<Node> {
-    recording().set("broker.url", &redis.url()).start().await
+    let node = Builder::new().set(r#"rooms."kept:*".history.size"#, "10000");
+    node.set("broker.url", &redis.url()).start().await
 }
 
 /// Publishes numbers from one on, until `over` is done. Returns how many were accepted. Whoever is refused tries again.
